@@ -1,0 +1,1 @@
+"""Yaml files of datasets and methods, installed as package data."""

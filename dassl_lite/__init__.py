@@ -1,0 +1,3 @@
+"""Few-shot adaptation of CLIP: trainers, datasets, one protocol. See README.md."""
+
+__version__ = "0.1.0"

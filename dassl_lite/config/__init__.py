@@ -1,0 +1,16 @@
+"""Configuration: defaults with Dassl's names, merging with helpful errors, and range checks."""
+
+from dassl_lite.config.check import check_ranges
+from dassl_lite.config.defaults import CN, get_cfg_default
+from dassl_lite.config.load import add_keys, merge_file, merge_mapping, merge_options, to_dict
+
+__all__ = [
+    "CN",
+    "add_keys",
+    "check_ranges",
+    "get_cfg_default",
+    "merge_file",
+    "merge_mapping",
+    "merge_options",
+    "to_dict",
+]

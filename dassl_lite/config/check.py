@@ -1,0 +1,66 @@
+"""Range checks on a merged config, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dassl_lite.config.defaults import CN
+from dassl_lite.utils.errors import UserError, unknown
+
+
+def _positive(value: Any) -> bool:
+    return value > 0
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "DATASET.NUM_SHOTS": (lambda v: v == -1 or v >= 1, "at least 1, or -1 for all images"),
+    "DATASET.FEATURES.VIEWS": (lambda v: v >= 0, "0 (no cache) or more"),
+    "DATASET.FEATURES.BATCH_SIZE": (_positive, "at least 1"),
+    "DATALOADER.NUM_WORKERS": (lambda v: v >= 0, "0 or more"),
+    "DATALOADER.K_TRANSFORMS": (_positive, "at least 1"),
+    "DATALOADER.TRAIN_X.BATCH_SIZE": (_positive, "at least 1"),
+    "DATALOADER.TRAIN_U.BATCH_SIZE": (_positive, "at least 1"),
+    "DATALOADER.TEST.BATCH_SIZE": (_positive, "at least 1"),
+    "OPTIM.LR": (lambda v: math.isfinite(v) and v > 0, "a number above 0"),
+    "OPTIM.WEIGHT_DECAY": (lambda v: math.isfinite(v) and v >= 0, "0 or more"),
+    "OPTIM.MAX_EPOCH": (_positive, "at least 1"),
+    "TRAIN.CHECKPOINT_FREQ": (lambda v: v >= 0, "0 (only the last) or more"),
+    "TRAIN.PRINT_FREQ": (_positive, "at least 1"),
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
+    "DATASET.ON_ERROR": ("stop", "skip"),
+    "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
+    "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
+    "OPTIM.WARMUP_TYPE": ("linear", "constant"),
+    "TEST.FINAL_MODEL": ("last_step", "best_val"),
+    "TEST.SPLIT": ("test", "val"),
+}
+
+
+def check_ranges(cfg: CN) -> None:
+    """Raise a UserError for the first engine key whose value is out of range or none of its choices."""
+    for key, (holds, expected) in _RANGES.items():
+        value = lookup(cfg, key)
+        if not holds(value):
+            raise UserError(f"{key} is {value}; it must be {expected}")
+    for key, choices in _CHOICES.items():
+        value = lookup(cfg, key)
+        if value not in choices:
+            raise unknown(f"value of {key}", value, choices)
+    template = cfg.DATASET.TEMPLATE
+    if template and "{}" not in template:
+        raise UserError(f"DATASET.TEMPLATE is '{template}'; it needs {{}} where the class name goes")
+    if cfg.INPUT.SIZE and (len(cfg.INPUT.SIZE) != 2 or min(cfg.INPUT.SIZE) < 1):
+        raise UserError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; it must be (height, width) in pixels")
+
+
+def lookup(cfg: CN, key: str) -> Any:
+    """The value under a dotted key."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node

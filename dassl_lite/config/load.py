@@ -1,0 +1,145 @@
+"""Merging yaml files and command-line options into a config, with errors that say what was meant.
+
+yacs keeps the tree; this module adds ``_BASE_`` (a yaml file inherits from others), names the nearest key for a
+misspelt one, says which file a wrong value came from, and takes an integer where a float stands.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dassl_lite.config.defaults import CN
+from dassl_lite.utils.errors import UserError, nearest
+
+BASE_KEY = "_BASE_"
+
+
+def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
+    """Let a method or plug-in declare its own keys: ``declare`` gets the unfrozen config and adds to it."""
+    cfg.defrost()
+    declare(cfg)
+
+
+def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> None:
+    """Merge a yaml file, and before it whatever its ``_BASE_`` names (relative to the file).
+
+    Raises:
+        UserError: no such file, not yaml, a ``_BASE_`` that goes round in a circle, an unknown key, a wrong type.
+    """
+    for source in _with_bases(Path(path), ()):
+        values = _read_yaml(source)
+        values.pop(BASE_KEY, None)
+        merge_mapping(cfg, values, str(source), allow_new_keys=allow_new_keys)
+
+
+def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = False) -> None:
+    """Merge trailing ``KEY VALUE`` pairs of the command line."""
+    if len(options) % 2:
+        raise UserError(f"options come as KEY VALUE pairs; '{options[-1]}' has no value")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        merge_mapping(cfg, nested, "the command line", allow_new_keys=allow_new_keys)
+
+
+def merge_mapping(cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_keys: bool = False) -> None:
+    """Merge nested ``values`` into ``cfg`` in place; ``source`` says in errors where they came from."""
+    _merge(cfg, values, cfg, (), source, allow_new_keys)
+
+
+def to_dict(cfg: CN) -> dict[str, Any]:
+    """The config as plain nested dicts and lists, fit for JSON."""
+    return {k: to_dict(v) if isinstance(v, CN) else list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
+
+
+def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[Path]:
+    path = path.resolve()
+    if path in chain:
+        raise UserError(f"{path}: its {BASE_KEY} goes round in a circle: " + " -> ".join(p.name for p in (*chain, path)))
+    bases = _read_yaml(path).get(BASE_KEY, [])
+    names = [bases] if isinstance(bases, str) else bases
+    return [p for name in names for p in _with_bases(path.parent / name, (*chain, path))] + [path]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"config file {path} is not valid yaml{where}: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} must hold KEY: value lines, not a {type(values).__name__}")
+    return values
+
+
+def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...], source: str, new: bool) -> None:
+    for key, value in values.items():
+        name = ".".join((*path, str(key)))
+        if key not in node:
+            if not new:
+                raise _unknown_key(root, node, path, name, source)
+            node[key] = CN(value) if isinstance(value, Mapping) else _decode(value)
+        elif isinstance(node[key], CN):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{source}: {name} is a group of keys, not a value (got {value!r})")
+            _merge(node[key], value, root, (*path, key), source, new)
+        else:
+            node[key] = _cast(_decode(value), node[key], name, source)
+
+
+def _decode(value: Any) -> Any:
+    """A string that reads as a Python literal is one: "(224, 224)", "1e-5", "True"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _cast(value: Any, default: Any, name: str, source: str) -> Any:
+    if default is None or isinstance(value, type(default)) and not (isinstance(value, bool) ^ isinstance(default, bool)):
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        return list(value)
+    if isinstance(default, tuple | list) and isinstance(value, str):
+        return type(default)(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # a folder or a name of digits
+    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {value!r}")
+
+
+def _kind(default: Any) -> str:
+    names = {bool: "boolean (True or False)", int: "whole number", float: "number", str: "string"}
+    return names.get(type(default), "list") + f", like {default!r}"
+
+
+def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> UserError:
+    siblings = [".".join((*path, key)) for key in node]
+    likely = nearest(name, siblings) or nearest(name, _leaves(root))
+    hint = f"did you mean '{likely}'?" if likely else f"known here: {', '.join(siblings)}"
+    return UserError(f"{source}: unknown config key '{name}'; {hint}")
+
+
+def _leaves(node: CN, path: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for key, value in node.items():
+        found += _leaves(value, (*path, key)) if isinstance(value, CN) else [".".join((*path, key))]
+    return found

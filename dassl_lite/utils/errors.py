@@ -1,0 +1,26 @@
+"""A user's mistakes: told in one line, with what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's; the command line prints its one line and exits with code 2."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice most like ``word`` (case does not count), or None if nothing is close."""
+    by_lower = {str(choice).lower(): str(choice) for choice in choices}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def unknown(kind: str, name: object, choices: Iterable[str], hint: str = "") -> UserError:
+    """An error for a name that is none of ``choices``: lists them and names the likely meant one."""
+    options = sorted(map(str, choices))
+    likely = nearest(str(name), options)
+    meant = f" Did you mean '{likely}'?" if likely else ""
+    listed = ", ".join(options) if options else "none"
+    return UserError(f"unknown {kind} '{name}'.{meant} Choices: {listed}.{' ' + hint if hint else ''}")

@@ -1,0 +1,97 @@
+"""Files: written whole or not at all, read as plain JSON; where the caches live."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+
+def mkdir_if_missing(dirname: PathLike) -> None:
+    """Make a folder and its parents; an existing one is fine."""
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
+def listdir_nohidden(path: PathLike, sort: bool = False) -> list[str]:
+    """Names in ``path`` that do not start with a dot; ``sort`` for an order that does not depend on the disk."""
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def check_isfile(fpath: PathLike) -> bool:
+    """Whether ``fpath`` is a file; warns if not (Dassl's contract)."""
+    found = Path(fpath).is_file()
+    if not found:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return found
+
+
+def read_json(fpath: PathLike) -> Any:
+    """Read a JSON file (UTF-8)."""
+    return json.loads(Path(fpath).read_text(encoding="utf-8"))
+
+
+def write_json(obj: Any, fpath: PathLike, indent: int | None = 4) -> None:
+    """Write a JSON file whole or not at all; makes its folder."""
+    with atomic_path(fpath) as temporary:
+        temporary.write_text(json.dumps(obj, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place once it is written and synced.
+
+    Killed or failed before that, ``path`` is what it was before. Makes the folder.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, final)
+        _sync_folder(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` last through a power cut, where the platform lets a folder be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cache_root() -> Path:
+    """Where features and drawn datasets are kept: $DASSL_LITE_CACHE, $XDG_CACHE_HOME/dassl_lite, ~/.cache/dassl_lite."""
+    if own := os.environ.get("DASSL_LITE_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "dassl_lite"
+
+
+def digest_of(obj: Any) -> str:
+    """SHA-256 (hex) of ``obj`` as canonical JSON: equal for equal content, whatever the key order."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

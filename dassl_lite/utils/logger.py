@@ -1,0 +1,55 @@
+"""Logging: bare messages on the console and in ``log.txt``, from rank 0 only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+ROOT_NAME = "dassl_lite"
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes to whatever ``sys.stdout`` (warnings: ``sys.stderr``) is now, so that captured output stays captured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        super().emit(record)
+
+
+class _BareFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
+
+
+def setup_logger(output: str | os.PathLike[str] | None = None) -> logging.Logger:
+    """Send the package's messages to the console and, if given, to a file.
+
+    Args:
+        output: a folder (the file is its ``log.txt``, as the field's parsers expect) or a ``.txt``/``.log`` file;
+            an existing file is continued, so that a resumed run keeps its history.
+
+    Returns:
+        The package's logger. Calling again replaces the handlers, it never doubles them. Other than rank 0 of a
+        distributed run log warnings only, and to no file.
+    """
+    logger = logging.getLogger(ROOT_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    rank_zero = int(os.environ.get("RANK", "0")) == 0
+    logger.setLevel(logging.INFO if rank_zero else logging.WARNING)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [_ConsoleHandler(sys.stdout)]
+    if output is not None and rank_zero:
+        path = Path(output)
+        if path.suffix not in (".txt", ".log"):
+            path = path / "log.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, encoding="utf-8", delay=True))
+    for handler in handlers:
+        handler.setFormatter(_BareFormatter("%(message)s"))
+        logger.addHandler(handler)
+    return logger

@@ -1,0 +1,1 @@
+"""Datasets, one per file; every module here is imported when the datasets are looked up."""

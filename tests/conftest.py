@@ -1,0 +1,84 @@
+"""Fixtures for every test: an isolated cache, the reference's golden numbers, optional real data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Golden:
+    """Numbers printed by the reference code; see tests/golden/README.md."""
+
+    root = REPOSITORY / "tests" / "golden"
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.root / f"{name}.json").read_text(encoding="utf-8"))
+
+    def npz(self, name: str) -> Any:
+        return np.load(self.root / f"{name}.npz", allow_pickle=False)
+
+    @property
+    def tiny_clip(self) -> ModuleType:
+        """The module that regenerates the tiny models and inputs."""
+        spec = importlib.util.spec_from_file_location("golden_tiny_clip", self.root / "tiny_clip.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden()
+
+
+@pytest.fixture(scope="session")
+def golden_backbone(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``golden_backbone("vit0")``: path of that tiny model as a state-dict file in OpenAI's format."""
+    folder = tmp_path_factory.mktemp("golden_backbones")
+
+    def make(tag: str) -> Path:
+        path = folder / f"{tag}.pt"
+        if not path.exists():
+            torch.save(golden.tiny_clip.state_dict(tag.rstrip("0123456789"), int(tag.lstrip("vitrn"))), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data that stands beside the project on some machines; the test is skipped elsewhere."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("the shared real data is not on this machine")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No test reads or writes the user's cache; one cache serves the session. Logging is as at import."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("DASSL_LITE_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    logger = logging.getLogger("dassl_lite")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)

@@ -1,0 +1,1 @@
+"""Command-line tools: thin scripts over the engine."""
