@@ -53,3 +53,8 @@ def setup_logger(output: str | os.PathLike[str] | None = None) -> logging.Logger
         handler.setFormatter(_BareFormatter("%(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module, below the package's, also for modules whose folder is mapped or loaded by path."""
+    return logging.getLogger(name if name.split(".")[0] == ROOT_NAME else f"{ROOT_NAME}.{name}")

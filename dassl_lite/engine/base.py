@@ -1,0 +1,278 @@
+"""TrainerBase: a trainer's named models with their optimisers, schedules, files and training loop (Dassl's contract).
+
+The loop, with the hooks that a trainer may override::
+
+    before_train()
+    for epoch in range(start_epoch, max_epoch):
+        before_epoch()
+        run_epoch()         # forward_backward(batch) for every batch
+        after_epoch()       # validation, checkpoint
+    after_train()           # test
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dassl_lite.engine import checkpoint
+from dassl_lite.engine.classes import ClassRows
+from dassl_lite.utils import torchtools
+from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+class TrainerBase:
+    """Registered models and what happens to all of them alike."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: Any = None
+        self.epoch = self.start_epoch = self.max_epoch = 0
+        self.best_result = float("-inf")
+        self.history: list[dict[str, Any]] = []  # one row per evaluation: epoch, split and metrics
+
+    # ---- models -------------------------------------------------------------------------------------------------
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        sched: Any = None,
+    ) -> None:
+        """Name a model; its folder of checkpoints has the same name. ``optim`` and ``sched`` may be None (frozen)."""
+        if "_models" not in self.__dict__:
+            raise AttributeError("call super().__init__() before register_model()")
+        if name in self._models:
+            raise ValueError(f"a model named '{name}' is registered already; names must differ")
+        if model is None:
+            raise ValueError(f"register_model('{name}') got no model")
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+
+    def get_model_names(self, names: str | Iterable[str] | None = None) -> list[str]:
+        """All registered names, or ``names`` as a list after checking that each is registered."""
+        if names is None:
+            return list(self._models)
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in self._models:
+                raise unknown("registered model", name, self._models)
+        return wanted
+
+    def set_model_mode(self, mode: str = "train", names: str | Iterable[str] | None = None) -> None:
+        """Put models into "train" or "eval" (also called "test") mode."""
+        if mode not in ("train", "eval", "test"):
+            raise unknown("model mode", mode, ("train", "eval", "test"))
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def update_lr(self, names: str | Iterable[str] | None = None) -> None:
+        """Step the schedules; call it after an epoch's last batch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names: str | Iterable[str] | None = None) -> float:
+        """Learning rate of the first parameter group of the first model that has an optimiser."""
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        return next((optim.param_groups[0]["lr"] for optim in optims if optim is not None), 0.0)
+
+    def model_zero_grad(self, names: str | Iterable[str] | None = None) -> None:
+        """Clear the gradients."""
+        for optim in self._optimisers(names):
+            optim.zero_grad()
+
+    def model_backward(self, loss: torch.Tensor) -> None:
+        """Back-propagate a finite loss."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: str | Iterable[str] | None = None) -> None:
+        """Step the optimisers."""
+        for optim in self._optimisers(names):
+            optim.step()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: str | Iterable[str] | None = None) -> None:
+        """Clear gradients, back-propagate, step."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Stop at a loss that is infinite or not a number; what was saved before stays."""
+        if not torch.isfinite(loss).all():
+            step = f"epoch {self.epoch + 1}, batch {getattr(self, 'batch_idx', 0) + 1}"
+            raise UserError(
+                f"the loss is infinite or NaN at {step}; lower OPTIM.LR (now {self.get_current_lr():g}) "
+                "or use a wider precision. Checkpoints written before stay as they are."
+            )
+
+    def _optimisers(self, names: str | Iterable[str] | None) -> list[torch.optim.Optimizer]:
+        return [optim for name in self.get_model_names(names) if (optim := self._optims[name]) is not None]
+
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str | Path,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model."""
+        run_state = checkpoint.run_state(self.best_result, self.history)
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": val_result,
+                "run_state": run_state,
+                "meta": self.checkpoint_meta(),
+            }
+            torchtools.save_checkpoint(state, str(Path(directory) / name), is_best=is_best, model_name=model_name)
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, as plain values: method, classes, backbone, config ..."""
+        return {"trainer": type(self).__name__}
+
+    def resume_model_if_exist(self, directory: str | Path) -> int:
+        """Go on from the newest checkpoint that every registered model has; returns the epoch to start with."""
+        names = self.get_model_names()
+        newest = checkpoint.newest_common_epoch(directory, names)
+        if newest is None:
+            logger.info("No checkpoint found, train from scratch")
+            return 0
+        logger.info(f"Found checkpoint at {directory} (will resume training)")
+        for name in names:
+            path = checkpoint.find_file(directory, name, newest)
+            state = torchtools.load_checkpoint(str(path))
+            self._check_meta(state, path)
+            checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
+        self.best_result, self.history = checkpoint.restore_run_state(state)
+        return int(state["epoch"])
+
+    def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
+        """Load weights from a run's folder.
+
+        Args:
+            directory: holds one folder per registered model.
+            epoch: which file; None means the best one, and where a run kept none, the last one.
+
+        Raises:
+            UserError: no such file, or one of another method, backbone or class count.
+        """
+        if not directory:
+            logger.info("Note that load_model() is skipped as no pretrained model is given")
+            return
+        for name in self.get_model_names():
+            path = checkpoint.find_file(directory, name, epoch)
+            state = torchtools.load_checkpoint(str(path))
+            self._check_meta(state, path)
+            logger.info(f'Loading weights to {name} from "{path}" (epoch = {state.get("epoch")})')
+            weights = self.adapt_state_dict(self._models[name], dict(state["state_dict"]), state.get("meta") or {}, path)
+            checkpoint.load_weights(self._models[name], weights, path)
+
+    def adapt_state_dict(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], meta: dict[str, Any], path: Path
+    ) -> dict[str, torch.Tensor]:
+        """Fit loaded weights to this run: drop what is computed anew, pick the rows of this dataset's classes."""
+        weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
+        return ClassRows.of(model).pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
+
+    strict_classes = False  # whether a class that the checkpoint lacks is an error
+
+    def target_classes(self) -> Any:
+        """The ClassList of the dataset at hand, or None where there is none."""
+        return None
+
+    def _check_meta(self, state: dict[str, Any], path: Path) -> None:
+        """A checkpoint of another method or backbone is refused; one that does not say (the reference's) is taken."""
+        meta, mine = state.get("meta") or {}, self.checkpoint_meta()
+        for key in ("trainer", "backbone", "backbone_digest"):
+            theirs = meta.get(key)
+            if theirs is not None and mine.get(key) is not None and theirs != mine[key]:
+                what = key.replace("_", " ")
+                raise UserError(f"{path} was saved with {what} '{theirs}', but this run has {what} '{mine[key]}'")
+
+    # ---- TensorBoard --------------------------------------------------------------------------------------------
+
+    def init_writer(self, log_dir: str | Path) -> None:
+        """Open a TensorBoard event file (once)."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
+
+            logger.info(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=str(log_dir))
+
+    def close_writer(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write one value, if there is a writer."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Run epochs ``start_epoch`` to ``max_epoch`` - 1; ``before_train`` may move ``self.start_epoch``."""
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.before_train()
+        for self.epoch in range(self.start_epoch, self.max_epoch):
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self) -> None:
+        """Before the first epoch."""
+
+    def after_train(self) -> None:
+        """After the last epoch."""
+
+    def before_epoch(self) -> None:
+        """Before each epoch."""
+
+    def after_epoch(self) -> None:
+        """After each epoch."""
+
+    def run_epoch(self) -> None:
+        """One pass over the training data."""
+        raise NotImplementedError
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate; returns the main metric."""
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """What ``forward_backward`` needs of a training batch, on the device."""
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
+        """(input, label) of a test batch, on the device."""
+        raise NotImplementedError
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One training step; returns the values to log, by name."""
+        raise NotImplementedError
+
+    def model_inference(self, input: Any) -> torch.Tensor:  # noqa: A002 (Dassl's name)
+        """Logits (B, K) for an input as ``parse_batch_test`` gives it."""
+        raise NotImplementedError

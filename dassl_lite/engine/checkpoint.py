@@ -1,0 +1,113 @@
+"""A run's files: which checkpoint to load, what a resumed run needs besides weights, and loading without loss.
+
+Layout (the reference's): ``<output>/<model>/model.pth.tar-<epoch>``, ``model-best.pth.tar`` and a text file
+``checkpoint`` that names the newest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import random_states, restore_random_states
+
+BEST = "model-best.pth.tar"
+_NUMBERED = re.compile(r"model\.pth\.tar-(\d+)$")
+# Embeddings of the class names, which a prompt learner computes for the classes at hand.
+_RECOMPUTED = ("token_prefix", "token_suffix")
+
+
+def is_recomputed(key: str) -> bool:
+    """Whether a state-dict entry is computed from the classes at hand and so never loaded."""
+    return key.rpartition(".")[2] in _RECOMPUTED
+
+
+def epochs_saved(folder: str | Path) -> list[int]:
+    """Epoch numbers of the checkpoints in a model's folder, in ascending order."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NUMBERED.match(path.name)))
+
+
+def newest_common_epoch(directory: str | Path, names: Iterable[str]) -> int | None:
+    """The newest epoch that every model has a checkpoint of, whatever was being written when a run was killed."""
+    saved = [set(epochs_saved(Path(directory) / name)) for name in names]
+    common = set.intersection(*saved) if saved else set()
+    return max(common) if common else None
+
+
+def find_file(directory: str | Path, name: str, epoch: int | None) -> Path:
+    """The checkpoint of model ``name``: of ``epoch``, else the best, else the last.
+
+    Raises:
+        UserError: it is not there; says what is.
+    """
+    folder = Path(directory) / name
+    saved = epochs_saved(folder)
+    if epoch is not None:
+        path = folder / f"model.pth.tar-{epoch}"
+    elif (folder / BEST).is_file() or not saved:
+        path = folder / BEST
+    else:
+        path = folder / f"model.pth.tar-{saved[-1]}"
+    if not path.is_file():
+        found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
+        raise UserError(f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}")
+    return path
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load ``weights`` into ``model``: the same names and shapes, but for entries that are computed anew.
+
+    Raises:
+        UserError: names or shapes differ; says the first few.
+    """
+    own = {key: value for key, value in model.state_dict().items() if not is_recomputed(key)}
+    if missing := sorted(own.keys() - weights.keys()):
+        raise UserError(f"{path} lacks {_some(missing)}: was it saved by another method?")
+    if extra := sorted(weights.keys() - own.keys()):
+        raise UserError(f"{path} holds {_some(extra)}, which this method does not have: was it saved by another one?")
+    for key, value in own.items():
+        if weights[key].shape != value.shape:
+            raise UserError(
+                f"{path}: {key} is {tuple(weights[key].shape)}, but this run needs {tuple(value.shape)} "
+                "(another backbone, or other classes?)"
+            )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(weights[key])
+
+
+def run_state(best_result: float, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a resumed run needs besides models and optimisers, as tensors and plain values."""
+    return {"best_result": best_result, "history": list(history), "random_states": random_states()}
+
+
+def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, sched: Any) -> None:
+    """Put a checkpoint's weights, optimiser and schedule back, to go on as if never stopped."""
+    load_weights(model, {k: v for k, v in state["state_dict"].items() if not is_recomputed(k)}, path)
+    for what, target in (("optimizer", optim), ("scheduler", sched)):
+        if target is None:
+            continue
+        if not state.get(what):
+            raise UserError(f"{path} holds no {what} state, so the run cannot be resumed from it")
+        target.load_state_dict(state[what])
+
+
+def restore_run_state(state: Mapping[str, Any]) -> tuple[float, list[dict[str, Any]]]:
+    """Restore the random states; returns the best result and the history so far."""
+    saved = state.get("run_state") or {}
+    if "random_states" in saved:
+        restore_random_states(saved["random_states"])
+    return saved.get("best_result", float("-inf")), list(saved.get("history", []))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
