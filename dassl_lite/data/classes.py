@@ -1,0 +1,98 @@
+"""Class identity: which class of one dataset is which class of another.
+
+Labels are positions and say nothing outside their dataset. What a class *is* is said by its id (ImageNet's
+wnid) where the world gives one, else by its name.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a dataset in label order.
+
+    Attributes:
+        names: K class names, as given.
+        ids: K class ids, "" where a class has none.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "ids", tuple(self.ids) or ("",) * len(self.names))
+        if len(self.ids) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names, but {len(self.ids)} class ids")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """Where each class of a target is found in a source.
+
+    Attributes:
+        rows: for each target class the source's row, -1 where the source has no such class.
+        by_id: number of classes matched by id.
+        by_name: number of classes matched by normalised name.
+    """
+
+    rows: tuple[int, ...]
+    by_id: int
+    by_name: int
+
+    @property
+    def matched(self) -> int:
+        return self.by_id + self.by_name
+
+    def describe(self) -> str:
+        """One line for the log: ``matched 200 of 200 classes (by id)``."""
+        ways = [(self.by_id, "by id"), (self.by_name, "by name")]
+        used = [(count, way) for count, way in ways if count]
+        how = ", ".join(way if len(used) == 1 else f"{count} {way}" for count, way in used)
+        return f"matched {self.matched} of {len(self.rows)} classes" + (f" ({how})" if how else "")
+
+
+def normalise_name(name: str) -> str:
+    """A class name without what differs between spellings of it: case, width, ``_``, ``-``, ``/``, spaces.
+
+    Other signs are kept: ``c`` and ``c++`` are two classes.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(re.sub(r"[\s_\-/]+", " ", folded).split())
+
+
+def match_classes(source: ClassList, target: ClassList) -> ClassMatch:
+    """Find each of the target's classes among the source's.
+
+    An id decides where there is one. A name counts only if it is the only one of its kind among the source's
+    names and among the target's (ImageNet has ``missile`` twice), and never ties two classes whose ids differ.
+    """
+    row_of_id = _unique_positions(source.ids)
+    row_of_name = _unique_positions(map(normalise_name, source.names))
+    target_names = [normalise_name(name) for name in target.names]
+    only_once = _unique_positions(target_names)
+    rows = [row_of_id.get(identity, -1) for identity in target.ids]
+    taken = {row for row in rows if row >= 0}
+    by_id = sum(row >= 0 for row in rows)
+    for i, (identity, name) in enumerate(zip(target.ids, target_names, strict=True)):
+        row = row_of_name.get(name, -1) if rows[i] < 0 and name in only_once else -1
+        if row < 0 or row in taken or (identity and source.ids[row]):  # two ids that are not the same
+            continue
+        rows[i] = row
+    return ClassMatch(tuple(rows), by_id, sum(row >= 0 for row in rows) - by_id)
+
+
+def _unique_positions(values: Iterable[str]) -> dict[str, int]:
+    """Position of each value that occurs once; the empty one never counts."""
+    listed = list(values)
+    count = Counter(listed)
+    return {value: i for i, value in enumerate(listed) if value and count[value] == 1}

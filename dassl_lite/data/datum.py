@@ -1,0 +1,70 @@
+"""One image of a dataset: where it lies and which class it shows."""
+
+from __future__ import annotations
+
+import os
+
+
+class Datum:
+    """An image with its label; read-only, so that splits and draws can share it.
+
+    Args:
+        impath: path of the image file.
+        label: class label, from 0.
+        domain: domain label (domain adaptation and generalisation; else 0).
+        classname: the class as a prompt should call it.
+        classid: identity of the class across datasets (ImageNet's family: the wnid), or "".
+    """
+
+    __slots__ = ("_classid", "_classname", "_domain", "_impath", "_label")
+
+    def __init__(
+        self,
+        impath: str | os.PathLike[str] = "",
+        label: int = 0,
+        domain: int = 0,
+        classname: str = "",
+        classid: str = "",
+    ) -> None:
+        self._impath = os.fspath(impath)
+        self._label = label
+        self._domain = domain
+        self._classname = classname
+        self._classid = classid
+
+    @property
+    def impath(self) -> str:
+        return self._impath
+
+    @property
+    def label(self) -> int:
+        return self._label
+
+    @property
+    def domain(self) -> int:
+        return self._domain
+
+    @property
+    def classname(self) -> str:
+        return self._classname
+
+    @property
+    def classid(self) -> str:
+        return self._classid
+
+    def relabelled(self, label: int) -> Datum:
+        """The same image under another label; name and id stay."""
+        return Datum(self._impath, label, self._domain, self._classname, self._classid)
+
+    def _fields(self) -> tuple[str, int, int, str, str]:
+        return self._impath, self._label, self._domain, self._classname, self._classid
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Datum) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        identity = f", classid={self._classid!r}" if self._classid else ""
+        return f"Datum({self._impath!r}, label={self._label}, classname={self._classname!r}{identity})"

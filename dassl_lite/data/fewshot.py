@@ -1,0 +1,139 @@
+"""The few-shot draw: as the reference makes it, kept as JSON, recognised by its digest.
+
+The draw takes ``num_shots`` images of each class with Python's global ``random``: train first, then val with
+at most four per class; classes in the order in which they first appear; without replacement; nothing is drawn
+for a class that has too few. Read back from its file it consumes no random numbers, as in the reference.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dassl_lite.data.datum import Datum
+from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import digest_of
+
+logger = logging.getLogger(__name__)
+
+MAX_VAL_SHOTS = 4
+
+
+class Draw(NamedTuple):
+    """Drawn images; ``val`` is empty for a dataset that validates on other images than its own val list."""
+
+    train: list[Datum]
+    val: list[Datum]
+
+
+def group_by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
+    """Items per label, labels in the order in which they first appear."""
+    groups: dict[int, list[Datum]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    return groups
+
+
+def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> list[Datum]:
+    """Draw ``num_shots`` images per class.
+
+    Args:
+        repeat: draw with replacement where a class has fewer images; else it gives all that it has.
+    """
+    drawn: list[Datum] = []
+    for images in group_by_label(items).values():
+        if len(images) >= num_shots:
+            drawn += random.sample(images, num_shots)
+        elif repeat:
+            drawn += random.choices(images, k=num_shots)
+        else:
+            drawn += images
+    return drawn
+
+
+def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:
+    """Name, in one line, the classes that have fewer than ``num_shots`` training images."""
+    small = [group for group in group_by_label(items).values() if len(group) < num_shots]
+    if small:
+        named = ", ".join(f"'{group[0].classname}' ({len(group)})" for group in small[:5])
+        logger.warning(
+            "Fewer than %d training images, all of them are used: %s%s",
+            num_shots,
+            named,
+            f" and {len(small) - 5} more classes" if len(small) > 5 else "",
+        )
+
+
+def draw_digest(draw: Draw, image_dir: str) -> str:
+    """SHA-256 (hex) of a draw: relative paths and labels in order. Equal means the same images."""
+    parts = {name: rows_from_items(getattr(draw, name), image_dir) for name in Draw._fields}
+    return digest_of({name: [row[:2] for row in rows] for name, rows in parts.items()})
+
+
+class DrawFile:
+    """Reads and writes draws of one dataset as JSON with relative paths.
+
+    Args:
+        dataset: registered name of the dataset.
+        image_dir: folder that the paths are relative to.
+        source: the whole dataset's train and val lists; a draw that names other images is refused.
+    """
+
+    def __init__(self, dataset: str, image_dir: str, source: Draw) -> None:
+        self.dataset = dataset
+        self.image_dir = image_dir
+        self.source = source
+
+    def save(self, draw: Draw, num_shots: int, seed: int, path: Path) -> None:
+        content = {
+            "dataset": self.dataset,
+            "num_shots": num_shots,
+            "seed": seed,
+            "digest": draw_digest(draw, self.image_dir),
+            "train": rows_from_items(draw.train, self.image_dir),
+            "val": rows_from_items(draw.val, self.image_dir),
+        }
+        write_listing(content, path)
+
+    def load(self, path: Path, expected: dict[str, Any], remedy: str) -> Draw:
+        """Read a draw back, in its order.
+
+        Args:
+            expected: what the file must say of itself (``num_shots``, ``seed``), beside the dataset's name.
+            remedy: what the user should do with a file that does not fit.
+
+        Raises:
+            UserError: corrupt, of another dataset, shot count or seed, or not a draw from this split.
+        """
+        try:
+            content = read_listing(path)
+        except UserError as error:
+            raise UserError(f"{error}. {remedy}") from error
+        for key, wanted in {"dataset": self.dataset, **expected}.items():
+            if content.get(key, wanted) != wanted:
+                raise UserError(f"few-shot file '{path}' says {key} {content[key]!r}, not {wanted!r}. {remedy}")
+        try:
+            draw = Draw(*(self._pick(content.get(part), getattr(self.source, part)) for part in Draw._fields))
+        except (LookupError, TypeError, ValueError) as error:
+            what = f"names '{error.args[0]}'" if isinstance(error, LookupError) else f"is corrupt: {error}"
+            raise UserError(f"few-shot file '{path}' does not fit this split: it {what}. {remedy}") from error
+        digest = draw_digest(draw, self.image_dir)
+        if content.get("digest", digest) != digest:
+            raise UserError(f"few-shot file '{path}' was changed: its digest does not fit its images. {remedy}")
+        return draw
+
+    def _pick(self, rows: Any, items: Sequence[Datum]) -> list[Datum]:
+        """The items that the rows name; LookupError with the first path that is none of them."""
+        known = {os.path.normpath(item.impath): item for item in items}
+        picked = []
+        for relative, label, _ in rows:
+            item = known.get(os.path.normpath(os.path.join(self.image_dir, relative)))
+            if item is None or item.label != label:
+                raise LookupError(relative)
+            picked.append(item)
+        return picked

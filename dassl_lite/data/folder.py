@@ -1,0 +1,180 @@
+"""Datasets in the field's layout: a folder under the root, a folder of images in it, a split file.
+
+A dataset file declares; this does the work. The smallest one::
+
+    @DATASET_REGISTRY.register()
+    class EuroSAT(FolderDataset):
+        dataset_dir = "eurosat"
+        image_dir = "2750"
+        split_file = "split_zhou_EuroSAT.json"
+        template = "a centered satellite photo of {}."
+        homepage = "https://github.com/phelber/eurosat"
+
+        def make_split(self) -> Split:
+            return split_folders(self.image_dir)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dassl_lite.data.dataset import DatasetBase
+from dassl_lite.data.datum import Datum
+from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, warn_of_small_classes
+from dassl_lite.data.keep import Keeper
+from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+class FolderDataset(DatasetBase):
+    """A dataset of image files under ``cfg.DATASET.ROOT``, with few-shot draws and base/new classes.
+
+    Declared by a subclass (on an instance the two folders are absolute paths):
+
+    Attributes:
+        dataset_dir: folder under the root.
+        image_dir: folder of images in it; split files name images relative to it.
+        split_file: split file in ``dataset_dir``, read if present, else made and saved.
+        classes_file: JSON list of ``{"name": ..., "id": ...}`` in label order, in ``dataset_dir``, if the
+            classes have ids that the split file does not tell.
+        homepage: where to get the dataset.
+        val_is_test: validation uses the test images, and is not drawn from (ImageNet).
+        test_only: there is no training set; the test images stand in for it, to tell the classes, and shots
+            do not apply (ImageNet's variants).
+
+    Hooks, in the order in which they are called: :meth:`find_root`, :meth:`prepare`, :meth:`load` (which
+    calls :meth:`make_split` if there is no split file).
+    """
+
+    image_dir: str = "images"
+    split_file: str = ""
+    classes_file: str = ""
+    homepage: str = ""
+    val_is_test: bool = False
+    test_only: bool = False
+
+    def __init__(self, cfg: Any) -> None:
+        self.dataset_dir = os.path.normpath(os.path.join(self.find_root(cfg), self.dataset_dir))
+        self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.image_dir))
+        self.keeper = Keeper(type(self).__name__, self.dataset_dir)
+        self.prepare()
+        self._check_layout()
+        split = self._with_class_ids(self.load())
+        if self.test_only:
+            split = Split(split.test, split.val, split.test)
+        self._check(split, cfg.DATASET.ON_ERROR)
+        if not self.test_only:
+            split = self._few_shots(split, cfg)
+        split = subsample_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=split.train, val=split.val, test=split.test)
+
+    # What a subclass may replace.
+
+    def find_root(self, cfg: Any) -> str:
+        """Folder that ``dataset_dir`` is in, absolute."""
+        if not cfg.DATASET.ROOT:
+            raise UserError(
+                f"dataset {type(self).__name__} needs --root (DATASET.ROOT): the folder that holds '{self.dataset_dir}'"
+            )
+        return os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+
+    def prepare(self) -> None:
+        """Called before anything is read; the place to draw or unpack what is not there yet."""
+
+    def load(self) -> Split:
+        """The whole dataset: from the split file, or made and saved. Replace it where there is no such file."""
+        kept = self.keeper.find(self.split_file)
+        if kept is not None:
+            return read_split(kept, self.image_dir)
+        split = self.make_split()
+        self.keeper.write(self.split_file, partial(save_split, split, image_dir=self.image_dir))
+        return split
+
+    def make_split(self) -> Split:
+        """The split as the reference makes it, where there is no split file."""
+        raise UserError(
+            f"dataset {type(self).__name__}: no split file '{os.path.join(self.dataset_dir, self.split_file)}'"
+            f"{self._where_to_get()}"
+        )
+
+    # The rest is the same for all.
+
+    def _where_to_get(self) -> str:
+        return f"; get the dataset from {self.homepage}" if self.homepage else ""
+
+    def _check_layout(self) -> None:
+        if not os.path.isdir(self.image_dir):
+            raise UserError(
+                f"dataset {type(self).__name__} is not there: looked for the folder '{self.image_dir}'"
+                f"{self._where_to_get()}, and set --root to the folder that holds '{Path(self.dataset_dir).name}'"
+            )
+
+    def _check(self, split: Split, on_error: str) -> None:
+        kept = self.keeper.find(self.split_file) if self.split_file else None
+        source = f"split file '{kept}'" if kept else f"dataset {type(self).__name__}"
+        check_labels(split, source)
+        hint = f"Check the folder{f', or delete {kept} to split anew' if kept else ''}."
+        try:
+            check_files(split, source, hint)
+        except UserError as error:
+            if on_error != "skip":
+                raise
+            logger.warning("%s They are skipped (DATASET.ON_ERROR).", error)
+
+    def _with_class_ids(self, split: Split) -> Split:
+        """The split with the ids of ``classes_file`` on its items."""
+        if not self.classes_file:
+            return split
+        path = os.path.join(self.dataset_dir, self.classes_file)
+        try:
+            classes = [(entry["name"], entry.get("id", "")) for entry in read_json(path)]
+            return Split(*([_identified(item, *classes[item.label]) for item in part] for part in split))
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise UserError(f"class table '{path}' does not fit the split: {error}") from error
+
+    def _few_shots(self, split: Split, cfg: Any) -> Split:
+        """The split with its few-shot draw in place of train and val: given, kept from before, or drawn now."""
+        num_shots, seed, given = cfg.DATASET.NUM_SHOTS, cfg.SEED, cfg.DATASET.FEWSHOT_FILE
+        if num_shots == 0 or num_shots < -1:
+            raise UserError(f"DATASET.NUM_SHOTS {num_shots} is out of range: 1 or more, or -1 for all images")
+        if num_shots == -1 and not given:
+            return split
+        source = Draw(split.train, [] if self.val_is_test else split.val)
+        file = DrawFile(type(self).__name__, self.image_dir, source)
+        name = os.path.join("split_fewshot", f"shot_{num_shots}-seed_{seed}.json")
+        kept = Path(given).expanduser() if given else self.keeper.find(name)
+        if kept is not None:
+            logger.info("Loading preprocessed few-shot data from %s", kept)
+            expected = {"num_shots": num_shots} if num_shots > 0 else {}
+            remedy = "Check DATASET.FEWSHOT_FILE." if given else "Delete it to draw anew."
+            draw = file.load(kept, expected if given else {**expected, "seed": seed}, remedy)
+        else:
+            draw = self._draw(source, num_shots)
+            kept = self.keeper.write(name, lambda path: file.save(draw, num_shots, seed, path))
+            if kept is not None:
+                logger.info("Saving preprocessed few-shot data to %s", kept)
+        self.fewshot_digest = draw_digest(draw, self.image_dir)
+        return Split(draw.train, split.val if self.val_is_test else draw.val, split.test)
+
+    def _draw(self, source: Draw, num_shots: int) -> Draw:
+        """Train first, then val: the order is part of the protocol."""
+        train = self.generate_fewshot_dataset(source.train, num_shots=num_shots)
+        if self.val_is_test:
+            val = []
+        else:
+            val = self.generate_fewshot_dataset(source.val, num_shots=min(num_shots, MAX_VAL_SHOTS))
+        warn_of_small_classes(source.train, num_shots)
+        return Draw(train, val)
+
+
+def _identified(item: Datum, name: str, identity: str) -> Datum:
+    if name != item.classname:
+        raise ValueError(f"label {item.label} is '{name}' there, but '{item.classname}' in the split")
+    return Datum(item.impath, item.label, item.domain, item.classname, identity)
