@@ -27,12 +27,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "OPTIM.WEIGHT_DECAY": (lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     "OPTIM.MAX_EPOCH": (_positive, "at least 1"),
     "TRAIN.CHECKPOINT_FREQ": (lambda v: v >= 0, "0 (only the last) or more"),
+    "TRAIN.CHECKPOINT_SECONDS": (lambda v: v >= 0, "0 (after every epoch) or more seconds"),
     "TRAIN.PRINT_FREQ": (_positive, "at least 1"),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "DATASET.ON_ERROR": ("stop", "skip"),
+    "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
     "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
     "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),

@@ -143,6 +143,7 @@ def _add_optim(cfg: CN) -> None:
 def _add_train_and_test(cfg: CN) -> None:
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: only the last
+    cfg.TRAIN.CHECKPOINT_SECONDS = 60.0  # ours: a checkpoint to resume from, at an epoch's end; replaced by the next
     cfg.TRAIN.PRINT_FREQ = 10  # batches between log lines
     cfg.TRAIN.COUNT_ITER = "train_x"  # what an epoch's length is counted by: train_x | train_u | smaller_one
     cfg.TEST = CN()

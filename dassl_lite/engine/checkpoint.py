@@ -19,6 +19,7 @@ from dassl_lite.utils.seeding import random_states, restore_random_states
 
 BEST = "model-best.pth.tar"
 _NUMBERED = re.compile(r"model\.pth\.tar-(\d+)$")
+_ROLLING = ".rolling"  # text file: epoch of a checkpoint that only serves resuming
 # Embeddings of the class names, which a prompt learner computes for the classes at hand.
 _RECOMPUTED = ("token_prefix", "token_suffix")
 
@@ -61,6 +62,25 @@ def find_file(directory: str | Path, name: str, epoch: int | None) -> Path:
         found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
         raise UserError(f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}")
     return path
+
+
+def mark_rolling(directory: str | Path, names: Iterable[str], epoch: int) -> None:
+    """Say that the checkpoint of ``epoch`` may go once there is a newer one, and drop the one said so before."""
+    names = list(names)
+    drop_rolling(directory, names, keep=epoch)
+    for name in names:
+        (Path(directory) / name / _ROLLING).write_text(str(epoch), encoding="utf-8")
+
+
+def drop_rolling(directory: str | Path, names: Iterable[str], keep: int | None = None) -> None:
+    """Remove checkpoints that were only kept to resume from, now that a newer one stands."""
+    for name in names:
+        marker = Path(directory) / name / _ROLLING
+        if marker.is_file():
+            epoch = marker.read_text(encoding="utf-8").strip()
+            if epoch.isdigit() and int(epoch) != keep:
+                (marker.parent / f"model.pth.tar-{epoch}").unlink(missing_ok=True)
+            marker.unlink()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:

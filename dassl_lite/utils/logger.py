@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 ROOT_NAME = "dassl_lite"
+# logger.info(text, extra=FILE_ONLY): for log.txt, not for the console.
+FILE_ONLY = {"file_only": True}
 
 
 class _ConsoleHandler(logging.StreamHandler):
     """Writes to whatever ``sys.stdout`` (warnings: ``sys.stderr``) is now, so that captured output stays captured."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
         self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         super().emit(record)
 

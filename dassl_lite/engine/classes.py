@@ -1,0 +1,121 @@
+"""Loading a checkpoint into a dataset with other classes: rows are picked by class identity.
+
+A module whose parameters have one row per class says so in an attribute ``class_rows``, the names of those
+parameters and buffers (or, where classes do not lie along the first dimension, a dict of name -> dimension).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dassl_lite.data.classes import ClassList, ClassMatch, match_classes
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+IMAGENET_CLASSES = 1000
+
+
+class ClassRows:
+    """The entries of a model's state dict that have one row per class.
+
+    Args:
+        dims: state-dict key -> dimension along which the classes lie.
+        current: state-dict key -> the model's own value, whose rows stay where the source lacks a class.
+    """
+
+    def __init__(self, dims: Mapping[str, int], current: Mapping[str, torch.Tensor]) -> None:
+        self.dims, self.current = dict(dims), dict(current)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ClassRows:
+        """Collect what ``model`` and its submodules declare."""
+        dims: dict[str, int] = {}
+        for prefix, module in model.named_modules():
+            declared = getattr(module, "class_rows", ())
+            named = declared if isinstance(declared, Mapping) else dict.fromkeys(declared, 0)
+            dims.update({f"{prefix}.{name}" if prefix else name: dim for name, dim in named.items()})
+        own = model.state_dict()
+        return cls(dims, {key: own[key] for key in dims})
+
+    def pick(
+        self,
+        weights: dict[str, torch.Tensor],
+        meta: Mapping[str, Any],
+        target: ClassList | None,
+        path: Path,
+        *,
+        strict: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """``weights`` with the rows of the target's classes, in the target's order.
+
+        A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a
+        zero residual); ``strict`` makes that a UserError.
+        """
+        keys = [key for key in self.dims if key in weights]
+        if not keys or target is None:
+            return weights
+        source = _source_classes(meta, weights[keys[0]].shape[self.dims[keys[0]]], target, path)
+        match = match_classes(source, target) if source != target else _identity(target)
+        self._report(match, source, target, path, strict)
+        picked = dict(weights)
+        for key in keys:
+            picked[key] = _pick_rows(weights[key], self.current[key], match.rows, self.dims[key])
+        return picked
+
+    @staticmethod
+    def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:
+        logger.info(match.describe())
+        if match.matched == len(target):
+            return
+        lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
+        if strict or not match.matched:
+            raise UserError(
+                f"{path} knows {match.matched} of this dataset's {len(target)} classes; it lacks "
+                f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''} (its {len(source)} classes: "
+                f"{', '.join(source.names[:3])} ...)"
+            )
+        logger.warning(f"{len(lacking)} classes are not in the checkpoint and stay zero-shot: {', '.join(lacking[:3])}")
+
+
+def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path: Path) -> ClassList:
+    """The classes that a checkpoint's rows stand for; the reference's files do not say, so they are worked out."""
+    if meta.get("classnames"):
+        return ClassList(tuple(meta["classnames"]), tuple(meta.get("classids") or ()))
+    if rows == IMAGENET_CLASSES and any(target.ids):
+        return imagenet_classes()
+    if rows == len(target):
+        logger.warning(f"{path} does not name its {rows} classes; they are taken to be this dataset's, in order")
+        return target
+    raise UserError(f"{path} holds {rows} classes without their names, but this dataset has {len(target)}")
+
+
+def imagenet_classes() -> ClassList:
+    """ImageNet-1k's classes in the field's order (by wnid), from timm's bundled table."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    wnids = info.label_names()
+    return ClassList(tuple(info.label_name_to_description(w) for w in wnids), tuple(wnids))
+
+
+def _identity(target: ClassList) -> ClassMatch:
+    by_id = sum(bool(identity) for identity in target.ids)
+    return ClassMatch(tuple(range(len(target))), by_id, len(target) - by_id)
+
+
+def _pick_rows(source: torch.Tensor, own: torch.Tensor, rows: tuple[int, ...], dim: int) -> torch.Tensor:
+    wanted = torch.tensor(rows, dtype=torch.long)
+    if not len(own.shape) or own.shape[dim] != len(rows):
+        raise AssertionError("a class-row entry must have one row per class of the dataset")
+    result = own.detach().cpu().clone()
+    if source.shape[:dim] + source.shape[dim + 1 :] != own.shape[:dim] + own.shape[dim + 1 :]:
+        return source  # another feature width: load_weights says so
+    known = (wanted >= 0).nonzero().flatten()
+    return result.index_copy(dim, known, source.detach().cpu().to(result.dtype).index_select(dim, wanted[known]))

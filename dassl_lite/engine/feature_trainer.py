@@ -1,0 +1,220 @@
+"""FeatureTrainer: methods that leave CLIP's image encoder frozen train on features that are extracted once.
+
+A method is a head: a module that maps image features (B, D) to logits (B, K). It gives ``build_head`` and, where it
+differs, ``loss``; everything else (CLIP, precision, cache, batches, schedule, files, remapping) happens here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl_lite.data import describe, is_random
+from dassl_lite.data.datum import Datum
+from dassl_lite.data.feature_loader import FeatureLoader
+from dassl_lite.data.features import Features, FeatureSpec, FeatureStore
+from dassl_lite.engine.precision import PRECISIONS, precision_for
+from dassl_lite.engine.trainer import TrainerX
+from dassl_lite.metrics import compute_accuracy
+from dassl_lite.models.clip import load_clip
+from dassl_lite.models.heads import cosine_logits
+from dassl_lite.models.prompts import class_weights
+from dassl_lite.optim import build_lr_scheduler, build_optimizer
+from dassl_lite.utils.errors import unknown
+from dassl_lite.utils.files import cache_root
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+class FeatureModel(nn.Module):
+    """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K)."""
+
+    def __init__(self, clip: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.clip, self.head = clip, head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.clip.encode_image(images))
+
+
+class FeatureTrainer(TrainerX):
+    """A trainer whose model is a head over frozen image features."""
+
+    model_name = "model"  # name the head is registered under: its folder of checkpoints
+    config_node = ""  # node of cfg.TRAINER with the method's keys; empty: the class's name
+
+    # ---- what a method gives ------------------------------------------------------------------------------------
+
+    def build_head(self) -> nn.Module:
+        """The head, in float32 on any device; may use ``self.clip``, ``self.classnames``, ``self.templates()``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build_head()")
+
+    def loss(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Training loss, a scalar, of logits (B, K) and labels (B,)."""
+        return F.cross_entropy(logits, label)
+
+    # ---- building -----------------------------------------------------------------------------------------------
+
+    @property
+    def method_cfg(self) -> CfgNode:
+        """The method's own config keys."""
+        return self.cfg.TRAINER[self.config_node or type(self).__name__]
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        wanted = cfg.TRAINER[self.config_node or type(self).__name__].get("PREC", "fp32")
+        if wanted not in PRECISIONS:
+            raise unknown("precision", wanted, PRECISIONS)
+
+    def build_model(self) -> None:
+        self.precision = precision_for(self.method_cfg.get("PREC", "fp32"), self.device)
+        name = self.cfg.MODEL.BACKBONE.NAME
+        logger.info(f"Loading CLIP (backbone: {name})")
+        self.clip = load_clip(name, precision=self.precision, device=self.device).requires_grad_(False).eval()
+        self.head = self.build_head().to(self.device)
+        self.model = FeatureModel(self.clip, self.head)
+        trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
+        self.optim = self.sched = None
+        if trainable:
+            logger.info(f"Trainable: {', '.join(trainable)}")
+            self.optim = build_optimizer(self.head, self.cfg.OPTIM)
+            self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self._needs_scaler() else None
+        self.register_model(self.model_name, self.head, self.optim, self.sched)
+        self._use_features()
+
+    @property
+    def classnames(self) -> list[str]:
+        """K class names in label order, as the dataset gives them."""
+        return list(self.dm.dataset.classnames)
+
+    @property
+    def template(self) -> str:
+        """The dataset's own prompt template, with {} for the class name."""
+        return self.cfg.DATASET.TEMPLATE or self.dm.dataset.template
+
+    def _needs_scaler(self) -> bool:
+        return self.precision == "amp" and self.device.type == "cuda"
+
+    # ---- features -----------------------------------------------------------------------------------------------
+
+    def _use_features(self) -> None:
+        """Put feature loaders in the place of the image loaders, unless VIEWS is 0."""
+        views = self.cfg.DATASET.FEATURES.VIEWS
+        if views == 0:
+            return
+        data, dm = self.dm.dataset, self.dm
+        train_views = views if is_random(dm.tfm_train) else 1
+        self.train_loader_x = self._feature_loader(dm.train_loader_x, data.train_x, dm.tfm_train, train_views)
+        self.test_loader = self._feature_loader(dm.test_loader, data.test, dm.tfm_test, 1)
+        if dm.val_loader is not None:
+            self.val_loader = self._feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
+
+    def _feature_loader(self, loader: Any, items: Sequence[Datum], transform: Any, views: int) -> FeatureLoader:
+        config = self.cfg.DATASET.FEATURES
+        spec = FeatureSpec(
+            backbone=self.clip.name,
+            digest=f"{self.clip.digest}-{self.precision}",
+            transform=transform,
+            transform_text=describe(transform),
+            views=views,
+            seed=config.SEED,
+        )
+        store = FeatureStore(spec, config.DIR or cache_root() / "features")
+
+        def fetch() -> Features:
+            start = time.perf_counter()
+            features = store.fetch(
+                [item.impath for item in items],
+                self.encode_image,
+                device=self.device,
+                batch_size=config.BATCH_SIZE,
+                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                on_error=self.cfg.DATASET.ON_ERROR,
+            )
+            self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
+            return features
+
+        return FeatureLoader(loader, items, fetch, self.device)
+
+    @torch.no_grad()
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Un-normalised image features (B, D) of images (B, 3, H, W), in the run's precision."""
+        with self.autocast():
+            return self.clip.encode_image(images.to(self.device))
+
+    def autocast(self) -> Any:
+        """The mixed-precision context of PREC amp; does nothing otherwise."""
+        if self.precision != "amp":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+
+    # ---- training and inference ---------------------------------------------------------------------------------
+
+    def before_epoch(self) -> None:
+        if isinstance(self.train_loader_x, FeatureLoader):
+            self.train_loader_x.epoch = self.epoch
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+        features, label = self.parse_batch_train(batch)
+        with self.autocast():
+            logits = self.head(features)
+            loss = self.loss(logits.float(), label)
+        self.model_backward_and_update(loss)
+        summary = {"loss": loss.item(), "acc": compute_accuracy(logits, label)[0].item()}
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Any = None) -> None:
+        if self.scaler is None:
+            super().model_backward_and_update(loss, names)
+            return
+        self.detect_anomaly(loss)
+        self.model_zero_grad(names)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """(image features (B, D) in float32, labels (B,)); images are encoded where the batch holds images."""
+        features = batch["feature"] if "feature" in batch else self.encode_image(batch["img"])
+        return features.float(), batch["label"].to(self.device)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
+        return self.parse_batch_train(batch)
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        """Logits (B, K) for image features (B, D)."""
+        with self.autocast():
+            return self.head(input).float()
+
+    @torch.no_grad()
+    def zero_shot(self, split: str | None = None) -> float:
+        """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity."""
+        loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
+        weights = class_weights(self.clip, self.classnames, [self.template]).float().to(self.device)
+        correct = total = 0
+        for batch in loader:
+            features, label = self.parse_batch_test(batch)
+            correct += int((cosine_logits(features, weights, 1.0).argmax(-1) == label).sum())
+            total += len(label)
+        return 100.0 * correct / max(total, 1)
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        return {
+            **super().checkpoint_meta(),
+            "backbone": self.clip.name,
+            "backbone_digest": self.clip.digest,
+            "template": self.template,
+            "transform": describe(self.dm.tfm_test),
+        }

@@ -1,0 +1,247 @@
+"""SimpleTrainer, TrainerX and TrainerXU: what every trainer does with a config (Dassl's contract)."""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+import dassl_lite
+from dassl_lite.config import to_dict
+from dassl_lite.data import DataManager
+from dassl_lite.data.classes import ClassList
+from dassl_lite.engine import checkpoint
+from dassl_lite.engine.base import TrainerBase
+from dassl_lite.engine.run_log import RunLog
+from dassl_lite.evaluation import build_evaluator
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+class SimpleTrainer(TrainerBase):
+    """A trainer built from a frozen config: data, model, evaluator, checkpoints, test.
+
+    A subclass gives ``build_model`` (which registers its models) and ``forward_backward``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        self.device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.results: dict[str, dict[str, Any]] = {}  # split -> metrics of its last evaluation
+        self.seconds: dict[str, float] = {}  # phase -> wall time
+        self._saved_at = time.monotonic()
+        self._stop_signal = 0
+        self.build_data_loader()
+        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise UserError(
+                f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation set; use last_step"
+            )
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise a UserError for values that this method cannot take; called before anything is built."""
+
+    def build_data_loader(self) -> None:
+        """Build the dataset and its loaders."""
+        dm = DataManager(self.cfg)
+        self.dm = dm
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+
+    def build_model(self) -> None:
+        """Build the models, their optimisers and schedules, and register them."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build_model()")
+
+    def target_classes(self) -> ClassList | None:
+        return getattr(self.dm.dataset, "classes", None)
+
+    def checkpoint_meta(self) -> dict[str, Any]:
+        classes = self.target_classes()
+        return {
+            **super().checkpoint_meta(),
+            "version": dassl_lite.__version__,
+            "dataset": self.cfg.DATASET.NAME,
+            "classnames": list(classes.names) if classes else [],
+            "classids": list(classes.ids) if classes else [],
+            "config": to_dict(self.cfg),
+        }
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the range comes from the config
+        """Train from the start, or from where a resumed run stopped, then test."""
+        with self._graceful_stop():
+            super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        self.init_writer(Path(self.output_dir) / "tensorboard")
+        self.time_start = time.time()
+        self.run_log = RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ)
+
+    def after_epoch(self) -> None:
+        self.run_log.end_epoch(self.get_current_lr())
+        last = self.epoch + 1 == self.max_epoch
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
+        if last or (frequency and (self.epoch + 1) % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+            checkpoint.drop_rolling(self.output_dir, self.get_model_names())
+        elif self._stop_signal or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
+            self._save_rolling()
+        if self._stop_signal and not last:
+            raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; go on with --resume")
+
+    def after_train(self) -> None:
+        self.run_log.close()
+        self.seconds["train"] = time.time() - self.time_start
+        logger.info("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                logger.info("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                logger.info("Deploy the last-epoch model")
+            self.test()
+        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
+        logger.info(f"Elapsed: {elapsed}")
+        self.close_writer()
+
+    def _save_rolling(self) -> None:
+        """A checkpoint to resume from, which the next one replaces."""
+        self.save_model(self.epoch, self.output_dir)
+        checkpoint.mark_rolling(self.output_dir, self.get_model_names(), self.epoch + 1)
+        self._saved_at = time.monotonic()
+
+    @contextmanager
+    def _graceful_stop(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM let the epoch end and a checkpoint be written; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if self._stop_signal:
+                raise KeyboardInterrupt("stopped")
+            self._stop_signal = number
+            logger.warning("stopping after this epoch, with a checkpoint; once more to stop at once")
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "val" or "test" (``cfg.TEST.SPLIT`` if not given); returns the evaluator's first metric."""
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
+        logger.info(f"Evaluate on the *{split}* set")
+        start = time.perf_counter()
+        for batch in tqdm(loader, desc=f"Evaluating {split}", unit="batch", file=sys.stderr, leave=False):
+            input, label = self.parse_batch_test(batch)  # noqa: A001
+            self.evaluator.process(self.model_inference(input), label)
+        results = self.evaluator.evaluate()
+        self.seconds[f"evaluate {split}"] = time.perf_counter() - start
+        self.results[split] = dict(results)
+        self.history.append({"epoch": self.epoch + 1, "split": split, **results})
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, input: Any) -> torch.Tensor:  # noqa: A002
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    # ---- what TrainerX and TrainerXU share ----------------------------------------------------------------------
+
+    def _run_batches(self, batches: Iterable[Any]) -> None:
+        """``forward_backward`` for each batch, with log lines and scalars; expects ``self.num_batches``."""
+        self.set_model_mode("train")
+        log = self.run_log
+        log.start_epoch(self.epoch, self.num_batches)
+        for self.batch_idx, batch in enumerate(batches):
+            log.data_ready()
+            summary = self._step(batch)
+            log.batch_done(self.batch_idx, summary, self.get_current_lr())
+            step = self.epoch * self.num_batches + self.batch_idx
+            for name, meter in log.losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+
+    def _step(self, batch: Any) -> dict[str, float]:
+        return self.forward_backward(batch)
+
+    num_batches = 0
+    batch_idx = 0
+    model: Any = None
+
+
+class TrainerX(SimpleTrainer):
+    """A trainer on labelled data."""
+
+    def run_epoch(self) -> None:
+        self.num_batches = len(self.train_loader_x)
+        self._run_batches(self.train_loader_x)
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """(image, label, domain) on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)
+
+
+class TrainerXU(SimpleTrainer):
+    """A trainer on labelled and unlabelled data: ``forward_backward(batch_x, batch_u)``."""
+
+    def run_epoch(self) -> None:
+        len_x, len_u = len(self.train_loader_x), len(self.train_loader_u)
+        counted = self.cfg.TRAIN.COUNT_ITER
+        lengths = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
+        self.num_batches = lengths[counted]
+        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
+        self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
+
+    def _step(self, batch: Any) -> dict[str, float]:
+        return self.forward_backward(*batch)  # type: ignore[call-arg]
+
+    def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:  # type: ignore[override]
+        """(labelled image, its label, unlabelled image) on the device."""
+        return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches of ``loader``, which starts over when it ends."""
+    while True:
+        yield from loader
