@@ -1,0 +1,44 @@
+"""Random streams: seeded together, kept and restored together."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every global generator, as tensors and plain values that a checkpoint can hold safely."""
+    version, internal, gauss_next = random.getstate()
+    mersenne: dict[str, Any] = np.random.get_state(legacy=False)
+    key = torch.from_numpy(mersenne["state"]["key"].astype(np.int64))
+    return {
+        "python": (version, torch.tensor(internal, dtype=torch.int64), gauss_next),
+        "numpy": (key, int(mersenne["state"]["pos"]), int(mersenne["has_gauss"]), float(mersenne["gauss"])),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put every generator where ``random_states`` found it.
+
+    States of GPUs are restored as far as this machine has as many; a run moved to other devices draws on them anew.
+    """
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss_next))
+    key, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state(("MT19937", key.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(states["torch"].cpu())
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state.cpu(), device)
