@@ -1,0 +1,115 @@
+"""From a config to a trainer: the registry, the merge order, what is taken from the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dassl_lite.config import add_keys, check_ranges, get_cfg_default, merge_file, merge_mapping, merge_options
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.models.clip import preprocessing
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import Registry
+
+logger = get_logger(__name__)
+
+TRAINER_REGISTRY = Registry("trainer")
+CONFIGS = "dassl_lite.configs"
+
+
+def full_config() -> CfgNode:
+    """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
+    cfg = get_cfg_default()
+    for name in TRAINER_REGISTRY:
+        declare = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
+        if declare is not None:
+            add_keys(cfg, declare)
+    return cfg
+
+
+def make_config(
+    *,
+    trainer: str = "",
+    dataset_file: str | Path | None = None,
+    method_file: str | Path | None = None,
+    flags: dict[str, Any] | None = None,
+    options: Sequence[str] = (),
+    base: dict[str, Any] | None = None,
+    allow_new_keys: bool = False,
+) -> CfgNode:
+    """The frozen config of a run.
+
+    Merge order (the reference's): engine defaults, the methods' own keys, ``base`` (a stored run's config), dataset
+    yaml, method yaml, flags, trailing options. A yaml that is not found as given is looked for among those that
+    come with the package (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
+    """
+    load_plugins()
+    cfg = full_config()
+    if base:
+        merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=allow_new_keys)
+    if dataset_file:
+        merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
+    if method_file:
+        merge_file(cfg, find_yaml(method_file, f"trainers/{trainer}"), allow_new_keys=allow_new_keys)
+    merge_mapping(cfg, flags or {}, "the command line")
+    merge_options(cfg, options, allow_new_keys=allow_new_keys)
+    if trainer:
+        cfg.TRAINER.NAME = trainer
+    check_ranges(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def build_trainer(cfg: CfgNode) -> Any:
+    """The trainer that ``cfg.TRAINER.NAME`` names, built."""
+    load_plugins()
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return trainer(with_backbone_inputs(cfg))
+
+
+def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with image size, mean, std and interpolation taken from the backbone where they are not set."""
+    keys = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")
+    if all(cfg.INPUT[key] for key in keys):
+        return cfg
+    own = preprocessing(cfg.MODEL.BACKBONE.NAME)
+    values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation)
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in zip(keys, values, strict=True):
+        cfg.INPUT[key] = cfg.INPUT[key] or value
+    cfg.freeze()
+    return cfg
+
+
+def find_yaml(name: str | Path, folder: str) -> Path:
+    """A yaml file: as given, else among the package's in ``folder`` ("datasets", "trainers/TaskRes").
+
+    Raises:
+        UserError: not found; lists the package's files in that folder.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    root = configs_root()
+    candidates = [root / folder / given.name, root / folder / f"{given.name}.yaml"]
+    if given.parts and given.parts[0] == "configs":  # the path in a checkout, used from elsewhere
+        candidates.append(root.joinpath(*given.parts[1:]))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in (root / folder).glob("*.yaml"))
+    listed = f"; the package has {', '.join(known)}" if known else ""
+    raise UserError(f"config file {given} does not exist{listed}")
+
+
+def configs_root() -> Path:
+    """Folder of the yaml files that come with the package."""
+    import dassl_lite.configs
+
+    return Path(dassl_lite.configs.__path__[0])

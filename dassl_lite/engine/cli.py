@@ -1,0 +1,89 @@
+"""What the command-line tools share: one line for a user's mistake, folders of runs, common flags."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dassl_lite.engine.results import FILE_NAME as RESULTS
+from dassl_lite.utils.errors import UserError
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a tool's ``main`` and turn its ending into an exit code.
+
+    A user's mistake is one line on stderr and code 2, Ctrl-C one line and code 130; ``--debug`` shows the traceback.
+    """
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            raise
+        print(f"\nInterrupted: {interrupt or 'stopped'}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that every tool with a config takes."""
+    parser.add_argument("--root", default="", help="folder that holds the datasets' folders")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="import this first")
+    parser.add_argument("--allow-new-keys", action="store_true", help="take config keys that nothing declares")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, last")
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a folder holds a training run, finished or not."""
+    folder = Path(folder)
+    return folder.is_dir() and ((folder / RESULTS).exists() or bool(_model_folders(folder)))
+
+
+def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path:
+    """Make a run's folder, or say why it cannot be used; ``overwrite`` removes the run in it (and nothing else)."""
+    folder = Path(folder)
+    if holds_run(folder) and not resume:
+        if not overwrite:
+            raise UserError(
+                f"output folder {folder} holds another run; choose another --output-dir, or give --resume to go on "
+                "with it or --overwrite to replace it"
+            )
+        _remove_run(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be written: {error.strerror or error}") from None
+    return folder
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder``, or the first of ``folder-2``, ``folder-3`` ... that holds no run yet."""
+    number, candidate = 1, folder
+    while holds_run(candidate):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _model_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and any(path.glob("model*.pth.tar*"))]
+
+
+def _remove_run(folder: Path) -> None:
+    for path in _model_folders(folder) + [folder / "tensorboard"]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (RESULTS, "log.txt", "cmat.pt"):
+        (folder / name).unlink(missing_ok=True)

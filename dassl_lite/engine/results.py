@@ -1,0 +1,89 @@
+"""``results.json``: what a run was, what it found and what it cost, in full precision."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+import dassl_lite
+from dassl_lite.config import to_dict
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import read_json, write_json
+
+FILE_NAME = "results.json"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    import open_clip
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "dassl_lite": dassl_lite.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+    }
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak resident memory of the process and, with a GPU, of the device, in MiB."""
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    memory = {"host_mib": kib / 1024}
+    if torch.cuda.is_available():
+        memory["device_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return memory
+
+
+def collect(trainer: Any, **more: Any) -> dict[str, Any]:
+    """Everything worth keeping of a trainer's run; ``more`` adds to it or overrides."""
+    data = trainer.dm.dataset
+    splits = {"train": data.train_x, "val": data.val, "test": data.test}
+    return {
+        "trainer": trainer.cfg.TRAINER.NAME,
+        "dataset": trainer.cfg.DATASET.NAME,
+        "backbone": trainer.cfg.MODEL.BACKBONE.NAME,
+        "num_shots": trainer.cfg.DATASET.NUM_SHOTS,
+        "seed": trainer.cfg.SEED,
+        "num_classes": trainer.num_classes,
+        "split_sizes": {name: len(items) if items else 0 for name, items in splits.items()},
+        "fewshot_digest": getattr(data, "fewshot_digest", ""),
+        "metrics": trainer.results,
+        "history": trainer.history,
+        "seconds": trainer.seconds,
+        "peak_memory": peak_memory(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "environment": environment(),
+        "config": to_dict(trainer.cfg),
+        **more,
+    }
+
+
+def write_results(trainer: Any, folder: str | Path, **more: Any) -> Path:
+    """Write ``results.json`` into ``folder``, whole or not at all; returns its path."""
+    path = Path(folder) / FILE_NAME
+    write_json(collect(trainer, **more), path)
+    return path
+
+
+def read_results(folder: str | Path) -> dict[str, Any] | None:
+    """A run's results, or None where it has not finished."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; delete it and run again") from None

@@ -1,0 +1,184 @@
+"""Train a method, or evaluate one with --eval-only.
+
+    python tools/train.py --trainer TaskRes
+    python tools/train.py --trainer TaskRes --root DATA --dataset-config-file caltech101 --shots 16 --seed 1
+
+Without a dataset it takes the embedded default, which needs no download. Flags are the reference's, with ours
+beside them; trailing KEY VALUE pairs set config keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from yacs.config import CfgNode
+
+from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, find_yaml, make_config
+from dassl_lite.engine.cli import add_common_flags, free_folder, prepare_output, run_tool
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.engine.results import write_results
+from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
+
+logger = get_logger(__name__)
+
+DEFAULT_DATASET = "demo"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--trainer", default="", help="registered name of the method, such as TaskRes")
+    add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
+    add("--dataset-config-file", default="", help="the dataset's yaml or its name (default: the embedded dataset)")
+    add("--data", default="", metavar="FOLDER", help="a folder of your own images, one sub-folder per class")
+    add("--output-dir", default="", help="where the run is kept (default: output/<trainer>/<dataset>-...)")
+    add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
+    add("--seed", type=int, help="of the draw and the training; 0 is a seed too")
+    add("--backbone", default="", help="CLIP backbone: ViT-B/16, ViT-B-16:laion2b_s34b_b88k, a file, demo ...")
+    add("--head", default="", help="name of the head (MODEL.HEAD.NAME)")
+    add("--transforms", nargs="+", help="training transforms (INPUT.TRANSFORMS)")
+    add("--source-domains", nargs="+", help="source domains")
+    add("--target-domains", nargs="+", help="target domains")
+    add("--enhanced-base", default="", help="TaskRes: checkpoint of an enhanced base")
+    add("--resume", nargs="?", const=True, default="", metavar="DIR", help="go on with the run in DIR or --output-dir")
+    add("--overwrite", action="store_true", help="replace the run in --output-dir")
+    add("--eval-only", action="store_true", help="load --model-dir and evaluate")
+    add("--model-dir", default="", help="run to load with --eval-only")
+    add("--load-epoch", type=int, help="which checkpoint of it (default: the best, else the last)")
+    add("--no-train", action="store_true", help="build everything, train nothing")
+    add("--list", action="store_true", help="list the registered trainers and stop")
+    add_common_flags(parser)
+    return parser.parse_args(argv)
+
+
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """The run's config: files, then flags, then options."""
+    named = "DATASET.NAME" in args.options[::2]
+    dataset_file = args.dataset_config_file or ("" if named or args.data else DEFAULT_DATASET)
+    method_file = args.config_file
+    if not method_file:
+        try:
+            method_file = find_yaml("default.yaml", f"trainers/{args.trainer}")
+        except UserError:  # a method without a recipe of its own runs on the engine's defaults
+            method_file = ""
+    flags = {
+        "DATASET.ROOT": args.data or args.root,
+        "DATASET.NAME": "ImageFolder" if args.data else "",
+        "DATASET.NUM_SHOTS": args.shots,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume if isinstance(args.resume, str) else "",
+        "SEED": args.seed,
+        "TRAINER.TaskRes.ENHANCED_BASE": args.enhanced_base,
+    }
+    return make_config(
+        trainer=args.trainer,
+        dataset_file=dataset_file,
+        method_file=method_file,
+        flags=_nested({key: value for key, value in flags.items() if value not in ("", None)}),
+        options=args.options,
+        allow_new_keys=args.allow_new_keys,
+    )
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """``cfg`` with the folder of the run made and, where none was named, chosen."""
+    if args.output_dir or "OUTPUT_DIR" in args.options[::2]:
+        folder = Path(cfg.OUTPUT_DIR)
+    elif cfg.RESUME:
+        folder = Path(cfg.RESUME)
+    elif args.resume is True:
+        raise UserError("--resume needs the run's folder: --resume DIR, or --output-dir DIR --resume")
+    else:
+        shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else "all"
+        folder = free_folder(Path("output") / cfg.TRAINER.NAME / f"{cfg.DATASET.NAME}-{shots}-seed{cfg.SEED}")
+    writes = not args.no_train and not args.eval_only
+    prepare_output(folder, overwrite=args.overwrite and writes, resume=bool(args.resume) or not writes)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    return cfg
+
+
+def report(trainer: Any, zero_shot: float | None, results_file: Path) -> None:
+    """The closing table."""
+    split = trainer.cfg.TEST.SPLIT
+    if split not in trainer.results:
+        return
+    accuracy = trainer.results[split]["accuracy"]
+    shots = trainer.cfg.DATASET.NUM_SHOTS
+    rows = [[trainer.cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]
+    if zero_shot is not None:
+        rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
+        rows.append(["gain", "", f"{accuracy - zero_shot:+.2f}"])
+    headers = [trainer.cfg.DATASET.NAME, "shots per class", f"{split} accuracy %"]
+    logger.info("\n" + tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))
+    logger.info(f"\nResults: {results_file}")
+
+
+def list_trainers() -> None:
+    """Print what is registered, from where, with its first docstring line."""
+    rows = []
+    for name in sorted(TRAINER_REGISTRY):
+        trainer = TRAINER_REGISTRY.get(name)
+        rows.append([name, trainer.__module__, (trainer.__doc__ or "").strip().partition("\n")[0]])
+    print(tabulate(rows, headers=["trainer", "module", "what it is"]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    setup_logger()
+    load_plugins(args.plugin)
+    if args.list:
+        list_trainers()
+        return 0
+    if not args.trainer:
+        raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
+    TRAINER_REGISTRY.get(args.trainer)  # a misspelt name is told before anything is made
+    if args.eval_only and not args.model_dir and getattr(TRAINER_REGISTRY.get(args.trainer), "trains", True):
+        raise UserError("--eval-only needs --model-dir, the folder of the run to evaluate")
+    cfg = with_output(config_of(args), args)
+    setup_logger(cfg.OUTPUT_DIR)
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        if args.model_dir:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        trainer.test()
+        return 0
+    if args.no_train:
+        return 0
+    zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
+    if zero_shot is not None:
+        logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
+    trainer.train()
+    report(trainer, zero_shot, write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

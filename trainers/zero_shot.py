@@ -1,0 +1,52 @@
+"""Zero-shot CLIP, with one prompt per class or an ensemble.
+
+Paper: Learning Transferable Visual Models From Natural Language Supervision, https://arxiv.org/abs/2103.00020
+
+    logits = exp(logit_scale) * normalise(image) @ normalise(text).T
+
+Templates as in CoOp's trainers: the dataset's own; the ensemble is the seven that CLIP's authors selected for
+ImageNet, and for other datasets their own beside them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dassl_lite.data.templates import IMAGENET_TEMPLATES_SELECT
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.models.heads import CosineHead
+from dassl_lite.models.prompts import class_weights
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(FeatureTrainer):
+    """CLIP as it is, with the dataset's own prompt."""
+
+    trains = False
+
+    @staticmethod
+    def extend_cfg(cfg) -> None:
+        pass
+
+    def templates(self) -> list[str]:
+        """Prompt templates whose text features are averaged."""
+        return [self.template]
+
+    def build_head(self) -> nn.Module:
+        with torch.no_grad():
+            weights = class_weights(self.clip, self.classnames, self.templates())
+        return CosineHead(weights.float(), self.clip.logit_scale.detach())
+
+    def train(self) -> None:
+        """There is nothing to train: evaluate."""
+        self.test()
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """CLIP as it is, with an ensemble of prompts."""
+
+    def templates(self) -> list[str]:
+        ensemble = list(IMAGENET_TEMPLATES_SELECT)
+        return ensemble if self.dm.dataset.ensemble_templates else [*ensemble, self.template]
