@@ -1,0 +1,210 @@
+"""The evaluator's numbers, log lines and files against the reference's and scikit-learn's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+
+from dassl_lite.config import CN, get_cfg_default
+from dassl_lite.evaluation import (
+    EVALUATOR_REGISTRY,
+    Classification,
+    build_evaluator,
+    expected_calibration_error,
+)
+from dassl_lite.utils.errors import UserError
+
+CASES = ["plain", "perclass_cmat", "missing_class", "ties"]
+NAMES = {label: f"name {label}" for label in range(6)}
+
+
+def config(tmp_path: Path, per_class: bool = False, cmat: bool = False) -> CN:
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.PER_CLASS_RESULT = per_class
+    cfg.TEST.COMPUTE_CMAT = cmat
+    return cfg
+
+
+def case_of(golden: Any, name: str) -> tuple[dict[str, Any], torch.Tensor]:
+    """A case with its logits; the largest case has predictions only, from which logits are made."""
+    case, arrays = golden.json("dassl_protocol")["evaluator"][name], golden.npz("dassl_protocol")
+    key = f"eval.{name}.logits"
+    if key in arrays.files:
+        return case, torch.from_numpy(arrays[key])
+    return case, torch.nn.functional.one_hot(torch.tensor(case["preds"]), 6).float()
+
+
+def evaluate(evaluator: Any, logits: torch.Tensor, labels: list[int], batch: int = 10) -> Any:
+    for outputs, targets in zip(logits.split(batch), torch.tensor(labels).split(batch), strict=True):
+        evaluator.process(outputs, targets)
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_are_the_references_in_its_order(golden: Any, tmp_path: Path, name: str) -> None:
+    case, logits = case_of(golden, name)
+    evaluator = Classification(config(tmp_path, per_class="perclass_accuracy" in case["order"]), NAMES)
+    results = evaluate(evaluator, logits, case["labels"])
+    assert list(results) == [*case["order"], "ece"]
+    for metric, expected in case["results"].items():
+        assert results[metric] == pytest.approx(expected, rel=1e-12), metric
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_lines_are_the_references(golden: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    case, logits = case_of(golden, name)
+    cfg = config(tmp_path, per_class="perclass_accuracy" in case["order"], cmat="cmat" in case)
+    with caplog.at_level(logging.INFO):
+        evaluate(Classification(cfg, NAMES), logits, case["labels"])
+    text = "".join(f"{record.getMessage()}\n" for record in caplog.records)
+    assert text.replace(str(tmp_path), "<output_dir>") == case["stdout"]
+
+
+@pytest.mark.parametrize("name", ["perclass_cmat", "missing_class"])
+def test_the_confusion_matrix_file_is_the_references_and_loads_safely(golden: Any, tmp_path: Path, name: str) -> None:
+    case, logits = case_of(golden, name)
+    evaluator = Classification(config(tmp_path, cmat=True), NAMES)
+    evaluate(evaluator, logits, case["labels"])
+    saved = torch.load(tmp_path / "cmat.pt", weights_only=True)
+    np.testing.assert_allclose(saved.numpy(), case["cmat"], rtol=1e-14)
+    assert evaluator.confusion is not None
+    assert torch.equal(saved, evaluator.confusion)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predictions_are_the_references_for_ties_too(golden: Any, tmp_path: Path, name: str) -> None:
+    case, logits = case_of(golden, name)
+    evaluator = Classification(config(tmp_path))
+    evaluate(evaluator, logits, case["labels"])
+    assert torch.cat(evaluator._predicted).tolist() == case["preds"]
+
+
+def test_random_results_are_scikit_learns(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 20, generator=generator)
+    labels = torch.randint(3, 17, (500,), generator=generator)  # labels 0-2 and 17-19 never occur
+    predicted = logits.argmax(1)
+    evaluator = Classification(config(tmp_path, cmat=True))
+    results = evaluate(evaluator, logits, labels.tolist(), batch=64)
+    f1 = f1_score(labels, predicted, average="macro", labels=np.unique(labels))
+    assert results["macro_f1"] == pytest.approx(100 * f1, rel=1e-12)
+    matrix = confusion_matrix(labels, predicted, labels=range(20))
+    expected = matrix / matrix.sum(1, keepdims=True).clip(1)
+    np.testing.assert_allclose(evaluator.confusion, expected, rtol=1e-12)
+
+
+def test_the_table_per_class_is_there_without_being_asked_for(tmp_path: Path) -> None:
+    evaluator = Classification(config(tmp_path), {0: "cat", 2: "dog"})
+    evaluate(evaluator, torch.eye(3)[[0, 0, 1, 2]], [0, 2, 2, 2])
+    assert evaluator.per_class == [
+        {"label": 0, "classname": "cat", "total": 1, "correct": 1, "accuracy": 100.0},
+        {"label": 2, "classname": "dog", "total": 3, "correct": 1, "accuracy": pytest.approx(100 / 3)},
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_batch_size_changes_nothing(golden: Any, tmp_path: Path, batch: int) -> None:
+    case, logits = case_of(golden, "plain")
+    evaluator = Classification(config(tmp_path), NAMES)
+    assert evaluate(evaluator, logits, case["labels"], batch) == evaluate(
+        Classification(config(tmp_path), NAMES), logits, case["labels"], 10
+    )
+
+
+def test_reset_forgets_the_former_split(tmp_path: Path) -> None:
+    evaluator = Classification(config(tmp_path))
+    evaluate(evaluator, torch.eye(3), [1, 2, 0])
+    evaluator.reset()
+    assert evaluate(evaluator, torch.eye(3), [0, 1, 2])["accuracy"] == 100.0
+
+
+def test_half_precision_logits_are_taken(tmp_path: Path) -> None:
+    logits = 60 * torch.eye(3, dtype=torch.float16)
+    results = evaluate(Classification(config(tmp_path)), logits, [0, 1, 2])
+    assert (results["accuracy"], results["ece"]) == (100.0, 0.0)
+
+
+def test_a_label_that_the_model_has_no_column_for_counts_as_wrong(tmp_path: Path) -> None:
+    results = evaluate(Classification(config(tmp_path, cmat=True)), torch.eye(3), [0, 1, 7])
+    assert results["accuracy"] == pytest.approx(200 / 3)
+
+
+def test_logits_that_are_not_finite_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logits = torch.eye(3)
+    logits[1, 2] = float("nan")
+    evaluate(Classification(config(tmp_path)), logits, [0, 1, 2])
+    assert "1 of 3 rows of logits are not finite" in caplog.text
+
+
+def test_nothing_processed_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        Classification(config(tmp_path)).evaluate()
+
+
+def test_calibration_error_by_hand() -> None:
+    """Bins of width 0.5: two right of two at 0.25 and 0.5, one right of two at 0.75 and 1.0."""
+    confidence = torch.tensor([0.25, 0.5, 0.75, 1.0])
+    correct = torch.tensor([True, True, False, True])
+    expected = 0.5 * abs(1.0 - 0.375) + 0.5 * abs(0.5 - 0.875)
+    assert expected_calibration_error(confidence, correct, num_bins=2) == pytest.approx(expected)
+
+
+def test_a_calibrated_classifier_has_a_small_error_and_an_overconfident_one_its_gap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(100_000, generator=generator)
+    correct = torch.rand(100_000, generator=generator) < confidence
+    assert expected_calibration_error(confidence, correct) < 0.01
+    assert expected_calibration_error(torch.ones(100_000), correct) == pytest.approx(0.5, abs=0.01)
+
+
+def test_ece_is_computed_on_the_softmax_of_the_logits(tmp_path: Path) -> None:
+    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.randint(0, 5, (200,), generator=torch.Generator().manual_seed(1))
+    confidence, predicted = logits.softmax(1).max(1)
+    expected = 100 * expected_calibration_error(confidence, predicted == labels)
+    results = evaluate(Classification(config(tmp_path)), logits, labels.tolist())
+    assert results["ece"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_batch_on_the_gpu_costs_no_wait(golden: Any, tmp_path: Path) -> None:
+    case, logits = case_of(golden, "perclass_cmat")
+    evaluator = Classification(config(tmp_path, cmat=True), NAMES)
+    logits, labels = logits.cuda(), torch.tensor(case["labels"]).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        evaluator.process(logits, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert evaluator.evaluate()["accuracy"] == pytest.approx(case["results"]["accuracy"], rel=1e-12)
+
+
+def test_building_logs_the_name_and_lists_choices_for_a_wrong_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(tmp_path)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(build_evaluator(cfg, lab2cname=NAMES), Classification)
+    assert caplog.messages == ["Loading evaluator: Classification"]
+    cfg.TEST.EVALUATOR = "Clasification"
+    with pytest.raises(UserError, match=r"unknown evaluator 'Clasification'\. Did you mean 'Classification'"):
+        build_evaluator(cfg)
+
+
+def test_a_plugin_registers_its_own_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EVALUATOR_REGISTRY, "_table", dict(EVALUATOR_REGISTRY._table))
+
+    @EVALUATOR_REGISTRY.register()
+    class Own(Classification):
+        pass
+
+    cfg = config(tmp_path)
+    cfg.TEST.EVALUATOR = "Own"
+    assert isinstance(build_evaluator(cfg), Own)
