@@ -1,0 +1,58 @@
+"""TaskResEnhance: tunes CLIP's text projection on the task, to serve as TaskRes' enhanced base.
+
+Paper: Task Residual for Tuning Vision-Language Models, https://arxiv.org/abs/2211.10277, section on the enhanced
+base classifier, which the authors ship as files without the code.
+
+    t = mean over templates of h @ W.T,   logits = exp(logit_scale) * normalise(image) @ normalise(t).T
+
+h (W wide) is the frozen text encoder's output before its projection; W (D x W) starts as CLIP's projection and is
+trained for 50 epochs. The checkpoint (``state_dict.weight``) is what TRAINER.TaskRes.ENHANCED_BASE takes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.models.heads import cosine_logits
+from dassl_lite.models.prompts import template_means
+
+
+class TextProjection(nn.Linear):
+    """Cosine logits with a learned text projection; the only state is ``weight`` (D, W).
+
+    Args:
+        hidden: (K, W) text features before the projection, averaged over templates.
+        projection: (W, D) CLIP's own.
+        logit_scale: CLIP's, before exp.
+    """
+
+    def __init__(self, hidden: torch.Tensor, projection: torch.Tensor, logit_scale: torch.Tensor) -> None:
+        super().__init__(projection.shape[0], projection.shape[1], bias=False)
+        self.weight.data.copy_(projection.t())
+        self.register_buffer("hidden", hidden, persistent=False)
+        self.register_buffer("scale", logit_scale.exp(), persistent=False)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) for image features (B, D)."""
+        return cosine_logits(image_features, super().forward(self.hidden), self.scale)
+
+
+@TRAINER_REGISTRY.register()
+class TaskResEnhance(FeatureTrainer):
+    """Trains the enhanced base of TaskRes: CLIP's text projection, tuned on the task."""
+
+    model_name = "enhanced_base"
+
+    @staticmethod
+    def extend_cfg(cfg: CfgNode) -> None:
+        node = cfg.TRAINER.TaskResEnhance = CfgNode()
+        node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
+
+    def build_head(self) -> nn.Module:
+        templates = [*self.dm.dataset.ensemble_templates, self.template]
+        with torch.no_grad():  # the projection is linear, so it can follow the mean over templates
+            hidden = template_means(self.clip, self.classnames, templates, project=False, replace_underscore=False)
+        return TextProjection(hidden.float(), self.clip.text.projection.detach().float(), self.clip.logit_scale.detach().float())
