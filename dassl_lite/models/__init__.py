@@ -1,0 +1,1 @@
+"""CLIP: loading, the text tower, prompts, and the heads that methods share."""

@@ -1,0 +1,118 @@
+"""What a backbone's name means: which architecture, which weights, from where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import open_clip
+
+from dassl_lite.utils.errors import UserError, unknown
+
+# OpenAI's names and what open_clip calls the same architecture.
+OPENAI_NAMES = {
+    "RN50": "RN50",
+    "RN101": "RN101",
+    "RN50x4": "RN50x4",
+    "RN50x16": "RN50x16",
+    "RN50x64": "RN50x64",
+    "ViT-B/32": "ViT-B-32",
+    "ViT-B/16": "ViT-B-16",
+    "ViT-L/14": "ViT-L-14",
+    "ViT-L/14@336px": "ViT-L-14-336",
+}
+DEMO = "demo"
+DEMO_FILE = Path(__file__).parent / "weights" / "demo.safetensors"
+_FILE_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".safetensors")
+_HINT = (
+    "Or an open_clip name with its tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, "
+    "or a file of weights."
+)
+
+
+@dataclass(frozen=True)
+class BackboneName:
+    """A backbone's name, taken apart.
+
+    Attributes:
+        text: the name as the user wrote it.
+        kind: "file" (OpenAI's layout; the architecture is read off the tensors), "tag" (open_clip's
+            architecture with published weights), "checkpoint" (open_clip's architecture with a local file),
+            "hub" (a repository on the Hugging Face hub), "random" (an architecture, drawn weights).
+        architecture: open_clip's name of it, or the repository for "hub"; "" for "file".
+        tag: the published weights' name, for "tag".
+        path: the file, for "file" and "checkpoint".
+        seed: of the weights, for "random".
+    """
+
+    text: str
+    kind: str
+    architecture: str = ""
+    tag: str = ""
+    path: Path | None = None
+    seed: int = 0
+
+    @property
+    def file(self) -> Path:
+        """The path, of a kind that has one."""
+        assert self.path is not None, self
+        return self.path
+
+    def at(self, path: Path) -> BackboneName:
+        """The same name with the file in which its weights were found."""
+        return replace(self, path=path)
+
+
+def parse(text: str) -> BackboneName:
+    """Take a backbone's name apart. Raises UserError for an unknown one, with the choices and the nearest."""
+    if text == DEMO:
+        return BackboneName(text, "file", path=DEMO_FILE)
+    if text.startswith("random:"):
+        return _parse_random(text)
+    if text.startswith("hf-hub:"):
+        return BackboneName(text, "hub", architecture=text)
+    if text in OPENAI_NAMES:
+        return BackboneName(text, "tag", OPENAI_NAMES[text], "openai")
+    if text.endswith(_FILE_SUFFIXES) and _split(text)[0] not in architectures():
+        return BackboneName(text, "file", path=_existing(text))
+    architecture, tag = _split(text)
+    if architecture not in architectures():
+        raise unknown("backbone", text, [DEMO, *OPENAI_NAMES], _HINT)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if open_clip.is_pretrained_cfg(architecture, tag):
+        return BackboneName(text, "tag", architecture, tag.lower().replace("-", "_"))
+    if not tag and "openai" in tags:  # the names of OpenAI's models, written with a dash
+        return BackboneName(text, "tag", architecture, "openai")
+    if tag.endswith(_FILE_SUFFIXES):
+        return BackboneName(text, "checkpoint", architecture, path=_existing(tag))
+    raise unknown(f"weights for backbone {architecture}:", tag, tags, f"Or a file: {architecture}:/path/to/file.pt.")
+
+
+def _parse_random(text: str) -> BackboneName:
+    """`random:ARCHITECTURE` or `random:ARCHITECTURE:SEED`."""
+    architecture, _, seed = text.removeprefix("random:").partition(":")
+    architecture = OPENAI_NAMES.get(architecture, architecture)
+    if architecture not in architectures():
+        raise unknown("architecture", architecture, OPENAI_NAMES, "Or any architecture of open_clip's.")
+    if seed and not seed.isdecimal():
+        raise UserError(f"backbone '{text}': the seed '{seed}' is not a number")
+    return BackboneName(text, "random", architecture, seed=int(seed or 0))
+
+
+def _split(text: str) -> tuple[str, str]:
+    architecture, _, tag = text.partition(":")
+    return OPENAI_NAMES.get(architecture, architecture), tag
+
+
+@lru_cache(maxsize=1)
+def architectures() -> frozenset[str]:
+    """open_clip's architectures."""
+    return frozenset(open_clip.list_models())
+
+
+def _existing(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(f"no such file of weights: {path} (MODEL.BACKBONE.NAME names a model or an existing file)")
+    return path

@@ -1,0 +1,153 @@
+"""CLIP weights in OpenAI's layout: the keys and shapes tell the architecture.
+
+The layout is a flat dictionary: `visual.*`, `transformer.resblocks.*`, `token_embedding.weight` and so on.
+Files of ours may also hold metadata (image size, heads) and a token table of which only some rows are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
+
+# Entries that describe the model; they are no parameters of it.
+_DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
+_REQUIRED = ("visual.conv1.weight", "positional_embedding", "token_embedding.weight", "ln_final.weight", "text_projection")
+_HEAD_WIDTH = 64  # every model of OpenAI's has heads of this width, in both encoders
+ROWS_SEED, ROWS_STD = 2021, 0.02
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file: safetensors, a TorchScript archive or what torch.save wrote.
+
+    Raises:
+        UserError: the file is missing or broken, or holds no CLIP in OpenAI's layout.
+    """
+    if path.suffix != ".safetensors":
+        loaded = load_file(path)
+        return unwrap(tensors_of(loaded) if is_torchscript(loaded) else loaded, str(path)), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
+    return unwrap(state, str(path)), metadata
+
+
+def unwrap(state: Any, source: str) -> dict[str, Tensor]:
+    """The flat dictionary of tensors in a file's content, whatever a training script wrapped around it.
+
+    Raises:
+        UserError: the content is no CLIP in OpenAI's layout; `source` is named.
+    """
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{source} holds no dictionary of tensors, so no CLIP weights")
+    tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if missing := [key for key in _REQUIRED if key not in tensors]:
+        raise UserError(
+            f"{source} is no CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); "
+            "weights in open_clip's own layouts need their architecture: ARCHITECTURE:FILE"
+        )
+    return tensors
+
+
+def architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Arguments for `open_clip.CLIP`, read off the shapes; `metadata` decides what shapes leave open."""
+    metadata = metadata or {}
+    text_width = tensors["ln_final.weight"].shape[0]
+    vision = _vision_transformer(tensors) if "visual.proj" in tensors else _resnet(tensors)
+    if "input_resolution" in tensors:
+        vision["image_size"] = int(tensors["input_resolution"])
+    if "image_size" in metadata:
+        vision["image_size"] = int(metadata["image_size"])
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "quick_gelu": bool(int(metadata.get("quick_gelu", 1))),  # all of OpenAI's use it
+        "vision_cfg": {**vision, "head_width": int(metadata.get("vision_head_width", _HEAD_WIDTH))},
+        "text_cfg": {
+            "context_length": tensors["positional_embedding"].shape[0],
+            "vocab_size": _vocabulary(tensors),
+            "width": text_width,
+            "heads": int(metadata.get("text_heads", max(1, text_width // _HEAD_WIDTH))),
+            "layers": _count(tensors, "transformer.resblocks."),
+        },
+    }
+
+
+def _vision_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    width, _, patch, _ = tensors["visual.conv1.weight"].shape
+    grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    layers = _count(tensors, "visual.transformer.resblocks.")
+    return {"layers": layers, "width": width, "patch_size": patch, "image_size": patch * grid}
+
+
+def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The image size is that of the largest picture for the pooled grid; metadata may know a smaller one."""
+    grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "layers": [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
+        "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
+        "patch_size": None,
+        "image_size": 32 * grid,
+    }
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered children stand under `prefix`."""
+    return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
+
+
+def _vocabulary(tensors: Mapping[str, Tensor]) -> int:
+    if "token_embedding.rows" in tensors:
+        return open_clip.SimpleTokenizer().vocab_size
+    return tensors["token_embedding.weight"].shape[0]
+
+
+def token_table(width: int, rows: int = 49408) -> Tensor:
+    """The start (rows, width) of a token table, from a documented seed: what a file need not store."""
+    drawn = np.random.default_rng(ROWS_SEED).standard_normal((rows, width), dtype=np.float32)
+    return torch.from_numpy(drawn * np.float32(ROWS_STD))
+
+
+def build(tensors: Mapping[str, Tensor], architecture: dict[str, Any], dtype: torch.dtype, source: str) -> open_clip.CLIP:
+    """The model with these weights, on the CPU, in eval mode, its matrices in `dtype`.
+
+    Raises:
+        UserError: the tensors do not fit the architecture; `source` and the first keys are named.
+    """
+    state = {key: value for key, value in tensors.items() if key not in _DESCRIPTIONS}
+    if (rows := state.pop("token_embedding.rows", None)) is not None:
+        table = token_table(architecture["text_cfg"]["width"], architecture["text_cfg"]["vocab_size"])
+        table[rows.long()] = state["token_embedding.weight"].float()
+        state["token_embedding.weight"] = table
+    with torch.device("meta"):  # drawing weights that are overwritten takes seconds, and random numbers
+        model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
+    model.to_empty(device="cpu")
+    length = architecture["text_cfg"]["context_length"]
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file holds
+    _load(model, state, source)
+    if dtype != torch.float32:
+        open_clip.convert_weights_to_lp(model, dtype)
+    return model.eval()
+
+
+def _load(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    if wrong or len(state) != len(own):
+        wrong += [key for key in state if key not in own]
+        raise UserError(f"{source} does not fit the CLIP that its shapes describe: {', '.join(wrong[:3])}")
+    model.load_state_dict(state)

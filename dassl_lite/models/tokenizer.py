@@ -1,0 +1,72 @@
+"""CLIP's tokenizer: text to token ids, with the lengths checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from open_clip import SimpleTokenizer
+from torch import Tensor
+
+from dassl_lite.utils.errors import UserError
+
+CONTEXT_LENGTH = 77
+
+
+class Tokenizer:
+    """Texts to (N, L) token ids: start token, the text, end token, zeros.
+
+    Args:
+        context_length: L.
+        tokenizer: an open_clip tokenizer; CLIP's own byte-pair encoding if None.
+    """
+
+    def __init__(self, context_length: int = CONTEXT_LENGTH, tokenizer: Callable[..., Any] | None = None) -> None:
+        self.context_length = context_length
+        self._tokenizer: Any = tokenizer if tokenizer is not None else _byte_pairs()
+
+    def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
+        """Token ids (N, L), int64.
+
+        Raises:
+            UserError: a text does not fit and `truncate` is False; names the text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not isinstance(self._tokenizer, SimpleTokenizer):
+            return self._tokenizer(texts, context_length=self.context_length)  # cuts what is too long itself
+        rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start, *self.encode(text), self.end]
+            if len(ids) > self.context_length:
+                if not truncate:
+                    raise UserError(
+                        f"a text has {len(ids)} tokens where {self.context_length} fit, start and end included; "
+                        f"shorten it: '{text[:60]}...'"
+                    )
+                ids = [*ids[: self.context_length - 1], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text alone, without start and end: their number is how much of the context it takes."""
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, lowercased and with a space after each word, as CLIP's decoder gives it."""
+        return self._tokenizer.decode([int(i) for i in ids])
+
+    @property
+    def start(self) -> int:
+        return self._tokenizer.sot_token_id
+
+    @property
+    def end(self) -> int:
+        return self._tokenizer.eot_token_id
+
+
+@lru_cache(maxsize=1)
+def _byte_pairs() -> SimpleTokenizer:
+    """Reading the merges takes a third of a second, so it is done once."""
+    return SimpleTokenizer()
