@@ -80,9 +80,7 @@ class FolderDataset(DatasetBase):
     def find_root(self, cfg: Any) -> str:
         """Folder that ``dataset_dir`` is in, absolute."""
         if not cfg.DATASET.ROOT:
-            raise UserError(
-                f"dataset {type(self).__name__} needs --root (DATASET.ROOT): the folder that holds '{self.dataset_dir}'"
-            )
+            raise UserError(f"dataset {type(self).__name__} needs --root (DATASET.ROOT): {self._root_holds()}")
         return os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
 
     def prepare(self) -> None:
@@ -109,17 +107,21 @@ class FolderDataset(DatasetBase):
     def _where_to_get(self) -> str:
         return f"; get the dataset from {self.homepage}" if self.homepage else ""
 
+    def _root_holds(self) -> str:
+        """What the root should be, for error messages."""
+        folder = type(self).dataset_dir
+        return f"the folder that holds '{folder}'" if folder else "the folder of the dataset itself"
+
     def _check_layout(self) -> None:
         if not os.path.isdir(self.image_dir):
             raise UserError(
                 f"dataset {type(self).__name__} is not there: looked for the folder '{self.image_dir}'"
-                f"{self._where_to_get()}, and set --root to the folder that holds '{Path(self.dataset_dir).name}'"
+                f"{self._where_to_get()}; --root (DATASET.ROOT) should be {self._root_holds()}"
             )
 
     def _check(self, split: Split, on_error: str) -> None:
         kept = self.keeper.find(self.split_file) if self.split_file else None
         source = f"split file '{kept}'" if kept else f"dataset {type(self).__name__}"
-        check_labels(split, source)
         hint = f"Check the folder{f', or delete {kept} to split anew' if kept else ''}."
         try:
             check_files(split, source, hint)
@@ -127,6 +129,7 @@ class FolderDataset(DatasetBase):
             if on_error != "skip":
                 raise
             logger.warning("%s They are skipped (DATASET.ON_ERROR).", error)
+        check_labels(split, source)
 
     def _with_class_ids(self, split: Split) -> Split:
         """The split with the ids of ``classes_file`` on its items."""

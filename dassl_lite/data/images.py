@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dassl_lite.utils.errors import UserError
 
 
-class UnreadableImage(UserError):
+class UnreadableImageError(UserError):
     """An image file that cannot be read; ``path`` names it.
 
     Args:
@@ -23,7 +23,7 @@ class UnreadableImage(UserError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
         return type(self), (self.path, self.reason)  # an exception is pickled by its message alone otherwise
 
 
@@ -35,7 +35,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     reference clips them to white.
 
     Raises:
-        UnreadableImage: missing, not an image, truncated, or too large (PIL's limit against bombs).
+        UnreadableImageError: missing, not an image, truncated, or too large (PIL's limit against bombs).
     """
     name = os.fspath(path)
     try:
@@ -45,10 +45,12 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             with Image.open(name) as image:
                 return _to_eight_bits(image).convert("RGB")
     except FileNotFoundError as error:
-        raise UnreadableImage(name, "there is no such file") from error
-    except Exception as error:  # noqa: BLE001  PIL's decoders raise nearly anything on broken files
-        reason = str(error).replace(f" {name!r}", " this file") or type(error).__name__
-        raise UnreadableImage(name, reason) from error
+        raise UnreadableImageError(name, "there is no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(name, "not an image in a format that PIL knows") from error
+    except Exception as error:  # PIL's decoders raise nearly anything on broken files
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise UnreadableImageError(name, reason) from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -56,4 +58,4 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     wide = image.convert("I")  # 32 bits, values of 0..65535 from every 16-bit file
-    return wide.point(lambda value: value * (1 / 257)).convert("L")
+    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")

@@ -1,0 +1,97 @@
+"""DataManager: the dataset that the config names, with its transforms and loaders (Dassl's contract)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tabulate import tabulate
+from torch.utils.data import Dataset
+
+from dassl_lite.data.dataset import build_dataset
+from dassl_lite.data.loaders import ImageLoader, Transform, build_data_loader
+from dassl_lite.data.transforms import build_transform
+
+logger = logging.getLogger(__name__)
+
+
+class DataManager:
+    """Builds everything of the data's side, and starts nothing: a loader costs nothing until it is read.
+
+    Args:
+        custom_tfm_train: transform for training in place of the config's.
+        custom_tfm_test: the same for validation and test.
+        dataset_wrapper: class in place of DatasetWrapper.
+
+    Attributes:
+        dataset: the dataset.
+        train_loader_x, train_loader_u, val_loader, test_loader: loaders; None where there are no such items.
+        tfm_train, tfm_test: transforms from a PIL image to a tensor (3, H, W).
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        custom_tfm_train: Transform | None = None,
+        custom_tfm_test: Transform | None = None,
+        dataset_wrapper: Callable[..., Dataset[dict[str, Any]]] | None = None,
+    ) -> None:
+        self.dataset = build_dataset(cfg)
+        self.tfm_train = _transform(cfg, True, custom_tfm_train)
+        self.tfm_test = _transform(cfg, False, custom_tfm_test)
+        self._dataset_wrapper = dataset_wrapper
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        node_x, node_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
+        self.train_loader_x = self._loader(cfg, self.dataset.train_x, node_x)
+        self.train_loader_u = self._optional(cfg, self.dataset.train_u, node_x if node_u.SAME_AS_X else node_u)
+        self.val_loader = self._optional(cfg, self.dataset.val)
+        self.test_loader = self._optional(cfg, self.dataset.test)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def _optional(self, cfg: Any, items: Any, node: Any = None) -> ImageLoader | None:
+        return self._loader(cfg, items, node) if items else None
+
+    def _loader(self, cfg: Any, items: Any, node: Any = None) -> ImageLoader:
+        """A training loader as ``node`` (of cfg.DATALOADER) says, or without one a test loader."""
+        if node is None:
+            test = cfg.DATALOADER.TEST
+            kwargs = {"sampler_type": test.SAMPLER, "batch_size": test.BATCH_SIZE, "tfm": self.tfm_test}
+        else:
+            kwargs = {"sampler_type": node.SAMPLER, "batch_size": node.BATCH_SIZE, "tfm": self.tfm_train}
+            kwargs |= {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS}
+        kwargs |= {"is_train": node is not None, "dataset_wrapper": self._dataset_wrapper}
+        return build_data_loader(cfg, data_source=items, **kwargs)
+
+    @property
+    def num_classes(self) -> int:
+        return self.dataset.num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self.dataset.lab2cname
+
+    def show_dataset_summary(self, cfg: Any) -> None:
+        """Log what was loaded as a table."""
+        rows: list[list[Any]] = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        for name in ("train_x", "train_u", "val", "test"):
+            if items := getattr(self.dataset, name):
+                rows.append([f"# {name}", f"{len(items):,}"])
+        logger.info("%s", tabulate(rows))
+
+
+def _transform(cfg: Any, is_train: bool, custom: Transform | None) -> Transform | None:
+    if custom is None:
+        return build_transform(cfg, is_train=is_train)
+    logger.info("* Using custom transform for %s", "training" if is_train else "testing")
+    return custom

@@ -1,0 +1,207 @@
+"""RandAugment in the three forms of Dassl's list: a few operations, drawn at random, one after the other.
+
+torchvision's own has another set of operations (no inversion, no cutout) and another scale of magnitudes.
+
+- RandAugment: Cubuk et al. (arXiv 1909.13719), one magnitude for all operations.
+- RandAugment2: a magnitude drawn per operation, each applied with probability ``p``.
+- RandAugmentFixMatch: Sohn et al. (arXiv 2001.07685), Table 12: milder enhancements, no inversion.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+from dassl_lite.utils.errors import UserError
+
+# (operation, magnitude at 0, magnitude at 1)
+Operation = tuple[Callable[[Image.Image, float], Image.Image], float, float]
+
+_GREY = (125, 123, 114)  # ImageNet's mean colour, with which cutout fills
+
+
+def _random_sign(value: float) -> float:
+    return -value if random.random() > 0.5 else value
+
+
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def shear_x(image: Image.Image, v: float) -> Image.Image:
+    return _affine(image, 1, _random_sign(v), 0, 0, 1, 0)
+
+
+def shear_y(image: Image.Image, v: float) -> Image.Image:
+    return _affine(image, 1, 0, 0, _random_sign(v), 1, 0)
+
+
+def translate_x(image: Image.Image, v: float) -> Image.Image:
+    """``v`` in image widths."""
+    return translate_x_pixels(image, v * image.width)
+
+
+def translate_y(image: Image.Image, v: float) -> Image.Image:
+    """``v`` in image heights."""
+    return translate_y_pixels(image, v * image.height)
+
+
+def translate_x_pixels(image: Image.Image, v: float) -> Image.Image:
+    return _affine(image, 1, 0, _random_sign(v), 0, 1, 0)
+
+
+def translate_y_pixels(image: Image.Image, v: float) -> Image.Image:
+    return _affine(image, 1, 0, 0, 0, 1, _random_sign(v))
+
+
+def rotate(image: Image.Image, v: float) -> Image.Image:
+    """``v`` in degrees."""
+    return image.rotate(_random_sign(v))
+
+
+def autocontrast(image: Image.Image, _: float) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def invert(image: Image.Image, _: float) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def equalize(image: Image.Image, _: float) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def identity(image: Image.Image, _: float) -> Image.Image:
+    return image
+
+
+def solarize(image: Image.Image, v: float) -> Image.Image:
+    """Invert what is ``v`` or brighter."""
+    return ImageOps.solarize(image, int(v))
+
+
+def solarize_add(image: Image.Image, v: float) -> Image.Image:
+    """Brighten by ``v``, then invert what is 128 or brighter."""
+    brighter = np.clip(np.asarray(image, dtype=np.int64) + int(v), 0, 255).astype(np.uint8)
+    return ImageOps.solarize(Image.fromarray(brighter), 128)
+
+
+def posterize(image: Image.Image, v: float) -> Image.Image:
+    """Keep ``v`` bits per channel."""
+    return ImageOps.posterize(image, int(v))
+
+
+def contrast(image: Image.Image, v: float) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(v)
+
+
+def color(image: Image.Image, v: float) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(v)
+
+
+def brightness(image: Image.Image, v: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(v)
+
+
+def sharpness(image: Image.Image, v: float) -> Image.Image:
+    return ImageEnhance.Sharpness(image).enhance(v)
+
+
+def cutout(image: Image.Image, v: float) -> Image.Image:
+    """Fill a square of side ``v`` pixels, centred anywhere, with grey."""
+    x, y = (max(0.0, np.random.uniform(side) - v / 2) for side in image.size)
+    filled = image.copy()
+    corner = (min(image.width, int(x) + v), min(image.height, int(y) + v))
+    ImageDraw.Draw(filled).rectangle((int(x), int(y), *corner), _GREY)
+    return filled
+
+
+ORIGINAL: tuple[Operation, ...] = (
+    (autocontrast, 0, 1),
+    (equalize, 0, 1),
+    (invert, 0, 1),
+    (rotate, 0, 30),
+    (posterize, 4, 8),
+    (solarize, 0, 256),
+    (solarize_add, 0, 110),
+    (color, 0.1, 1.9),
+    (contrast, 0.1, 1.9),
+    (brightness, 0.1, 1.9),
+    (sharpness, 0.1, 1.9),
+    (shear_x, 0.0, 0.3),
+    (shear_y, 0.0, 0.3),
+    (cutout, 0, 40),
+    (translate_x_pixels, 0.0, 100),
+    (translate_y_pixels, 0.0, 100),
+)
+
+
+def _per_operation(lowest: float, highest: float) -> tuple[Operation, ...]:
+    """Operations whose magnitude is drawn each time; the enhancements' factors lie between the two numbers."""
+    return (
+        (autocontrast, 0, 1),
+        (brightness, lowest, highest),
+        (color, lowest, highest),
+        (contrast, lowest, highest),
+        (equalize, 0, 1),
+        (identity, 0, 1),
+        (posterize, 4, 8),
+        (rotate, -30, 30),
+        (sharpness, lowest, highest),
+        (shear_x, -0.3, 0.3),
+        (shear_y, -0.3, 0.3),
+        (solarize, 0, 256),
+        (translate_x, -0.3, 0.3),
+        (translate_y, -0.3, 0.3),
+    )
+
+
+FIXMATCH = _per_operation(0.05, 0.95)
+SECOND: tuple[Operation, ...] = (*_per_operation(0.1, 1.9), (invert, 0, 1))
+
+
+@dataclass
+class RandAugment:
+    """``n`` operations at magnitude ``m`` of 30."""
+
+    n: int = 2
+    m: float = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.m <= 30:
+            raise UserError(f"INPUT.RANDAUGMENT_M {self.m} is out of range: 0 to 30")
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for operation, low, high in random.choices(ORIGINAL, k=self.n):
+            image = operation(image, low + (high - low) * self.m / 30)
+        return image
+
+
+@dataclass
+class RandAugment2:
+    """``n`` operations, each with probability ``p`` and at a magnitude drawn for it."""
+
+    n: int = 2
+    p: float = 0.6
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for operation, low, high in random.choices(SECOND, k=self.n):
+            if random.random() <= self.p:
+                image = operation(image, low + (high - low) * random.random())
+        return image
+
+
+@dataclass
+class RandAugmentFixMatch:
+    """``n`` operations, each at a magnitude drawn for it."""
+
+    n: int = 2
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for operation, low, high in random.choices(FIXMATCH, k=self.n):
+            image = operation(image, low + (high - low) * random.random())
+        return image
