@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.features import Features
+from dassl_lite.data.samplers import SeededSampler
 
 
 class FeatureLoader:
@@ -28,8 +29,12 @@ class FeatureLoader:
     def __init__(
         self, loader: DataLoader, items: Sequence[Datum], fetch: Callable[[], Features], device: torch.device
     ) -> None:
-        self.loader, self.items, self.device = loader, items, device
+        self.items, self.device = items, device
         self.dataset, self.batch_size = loader.dataset, loader.batch_size
+        sampler = loader.sampler
+        if isinstance(sampler, SeededSampler):  # no worker reads an image here, so none needs a seed
+            sampler = sampler.sampler
+        self._batches = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
         self._fetch = fetch
         self._views: torch.Tensor | None = None
         self.epoch = 0  # selects the view: epoch mod V
@@ -46,16 +51,14 @@ class FeatureLoader:
         return self._views
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,)."""
         view = self.views[self.epoch % len(self.views)]
         torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws its workers' base seed here
-        batches = self.loader.batch_sampler
-        assert batches is not None
-        for indices in batches:
-            index = torch.tensor(list(indices))
+        for indices in self._batches:
+            index = torch.tensor(indices)
             index = index[self.kept[index]].to(self.device)  # corrupt images that were passed over have no feature
             if len(index):
                 yield {
