@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.models.heads import cosine_logits
-from dassl_lite.models.prompts import class_weights, load_text_projection
+from dassl_lite.models.prompts import load_text_projection, template_means
 from dassl_lite.utils import UserError, get_logger, unknown
 
 logger = get_logger(__name__)
@@ -91,12 +91,6 @@ class TaskRes(FeatureTrainer):
             logger.info(f">> Use enhanced base from {node.ENHANCED_BASE}")
             projection = load_text_projection(node.ENHANCED_BASE, self.clip)
         with torch.no_grad():
-            base = class_weights(
-                self.clip,
-                self.classnames,
-                self.templates(),
-                normalise=False,
-                replace_underscore=False,
-                projection=projection,
-            )
-        return TaskResidual(base.float(), node.RESIDUAL_SCALE, self.clip.logit_scale.detach().float(), node.RESIDUAL_ON == "image")
+            base = template_means(self.clip, self.classnames, self.templates(), projection)
+        on_image = node.RESIDUAL_ON == "image"
+        return TaskResidual(base.float(), node.RESIDUAL_SCALE, self.clip.logit_scale.detach().float(), on_image)

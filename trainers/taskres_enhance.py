@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.models.heads import cosine_logits
-from dassl_lite.models.prompts import template_means
+from dassl_lite.models.prompts import hidden_means
 
 
 class TextProjection(nn.Linear):
@@ -46,13 +45,8 @@ class TaskResEnhance(FeatureTrainer):
 
     model_name = "enhanced_base"
 
-    @staticmethod
-    def extend_cfg(cfg: CfgNode) -> None:
-        node = cfg.TRAINER.TaskResEnhance = CfgNode()
-        node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
-
     def build_head(self) -> nn.Module:
         templates = [*self.dm.dataset.ensemble_templates, self.template]
-        with torch.no_grad():  # the projection is linear, so it can follow the mean over templates
-            hidden = template_means(self.clip, self.classnames, templates, project=False, replace_underscore=False)
-        return TextProjection(hidden.float(), self.clip.text.projection.detach().float(), self.clip.logit_scale.detach().float())
+        with torch.no_grad():
+            hidden = hidden_means(self.clip, self.classnames, templates).float()
+        return TextProjection(hidden, self.clip.text.projection.detach().float(), self.clip.logit_scale.detach().float())

@@ -24,10 +24,7 @@ class ZeroshotCLIP(FeatureTrainer):
     """CLIP as it is, with the dataset's own prompt."""
 
     trains = False
-
-    @staticmethod
-    def extend_cfg(cfg) -> None:
-        pass
+    config_node = "ZeroshotCLIP"
 
     def templates(self) -> list[str]:
         """Prompt templates whose text features are averaged."""
@@ -36,7 +33,7 @@ class ZeroshotCLIP(FeatureTrainer):
     def build_head(self) -> nn.Module:
         with torch.no_grad():
             weights = class_weights(self.clip, self.classnames, self.templates())
-        return CosineHead(weights.float(), self.clip.logit_scale.detach())
+        return CosineHead(weights.float(), self.clip.logit_scale.detach().float())
 
     def train(self) -> None:
         """There is nothing to train: evaluate."""

@@ -61,6 +61,12 @@ class FeatureTrainer(TrainerX):
         """Training loss, a scalar, of logits (B, K) and labels (B,)."""
         return F.cross_entropy(logits, label)
 
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Declare the method's own config keys under its node of ``cfg.TRAINER``; a method with more overrides it."""
+        node = cfg.TRAINER[cls.config_node or cls.__name__] = CfgNode()
+        node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
+
     # ---- building -----------------------------------------------------------------------------------------------
 
     @property
@@ -69,12 +75,12 @@ class FeatureTrainer(TrainerX):
         return self.cfg.TRAINER[self.config_node or type(self).__name__]
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        wanted = cfg.TRAINER[self.config_node or type(self).__name__].get("PREC", "fp32")
+        wanted = cfg.TRAINER[self.config_node or type(self).__name__].PREC
         if wanted not in PRECISIONS:
             raise unknown("precision", wanted, PRECISIONS)
 
     def build_model(self) -> None:
-        self.precision = precision_for(self.method_cfg.get("PREC", "fp32"), self.device)
+        self.precision = precision_for(self.method_cfg.PREC, self.device)
         name = self.cfg.MODEL.BACKBONE.NAME
         logger.info(f"Loading CLIP (backbone: {name})")
         self.clip = load_clip(name, precision=self.precision, device=self.device).requires_grad_(False).eval()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.engine import TRAINER_REGISTRY, plugins
+from dassl_lite.utils import UserError
+
+PLUGIN = """
+from dassl_lite.engine import TRAINER_REGISTRY, TrainerX
+
+@TRAINER_REGISTRY.register()
+class {name}(TrainerX):
+    '''From a plug-in.'''
+"""
+
+
+def test_a_plug_in_file_registers_and_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_plugin.py").write_text("NAME = 'x'\n")
+    path = tmp_path / "plugin_by_file.py"
+    path.write_text("import neighbour_of_plugin\n" + PLUGIN.format(name="TrainerFromFile"))
+    plugins.load_plugin(str(path))
+    plugins.load_plugin(str(path))  # asked for twice: imported once, no clash
+    assert TRAINER_REGISTRY.get("TrainerFromFile").__doc__ == "From a plug-in."
+
+
+def test_a_plug_in_module_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugin_package").mkdir()
+    (tmp_path / "plugin_package" / "__init__.py").touch()
+    (tmp_path / "plugin_package" / "method.py").write_text(PLUGIN.format(name="TrainerFromModule"))
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.load_plugin("plugin_package.method")
+    assert "TrainerFromModule" in TRAINER_REGISTRY
+    assert "plugin_package.method" in sys.modules
+
+
+def test_a_broken_plug_in_that_was_asked_for_is_told_with_its_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken_plugin.py"
+    path.write_text("1 / 0\n")
+    with pytest.raises(UserError, match="broken_plugin.py cannot be imported: ZeroDivisionError: division by zero"):
+        plugins.load_plugin(str(path))
+    assert "dassl_lite_plugin_broken_plugin" not in sys.modules
+
+
+def test_a_missing_plug_in_is_told() -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        plugins.load_plugin("nowhere/x.py")
+    with pytest.raises(UserError, match="ModuleNotFoundError"):
+        plugins.load_plugin("no_such_package.module")
+
+
+def test_our_own_methods_and_datasets_are_found_without_a_list() -> None:
+    from dassl_lite.data import DATASET_REGISTRY
+
+    assert plugins.load_plugins() == {}
+    assert {"TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2", "TaskResEnhance"} <= set(TRAINER_REGISTRY)
+    assert {"ImageFolder", "Caltech101", "ShapesNet"} <= set(DATASET_REGISTRY)

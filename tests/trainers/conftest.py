@@ -1,0 +1,96 @@
+"""Trainers on the golden inputs: tiny CLIPs, five class names, batches drawn from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, DatasetBase, Datum
+from dassl_lite.engine.build import build_trainer, make_config
+
+CLASSNAMES = ["american_bulldog", "Annual Crop Land", "golden retriever", "Boeing 737-800", "yo-yo"]
+# Own template and ensemble of the golden cases' datasets, as PROTOCOL.md lists them.
+TEMPLATES = {
+    "ImageNet": ("a photo of a {}.", IMAGENET_TEMPLATES_SELECT),
+    "OxfordPets": ("a photo of a {}, a type of pet.", ()),
+    "EuroSAT": ("a centered satellite photo of {}.", ()),
+    "DescribableTextures": ("{} texture.", ()),
+    "FGVCAircraft": ("a photo of a {}, a type of aircraft.", ()),
+    "UCF101": ("a photo of a person doing {}.", ()),
+}
+
+
+class _GoldenDataset(DatasetBase):
+    """Five classes whose images come from seeds, not from files."""
+
+    def __init__(self, cfg: Any) -> None:
+        items = [Datum(f"{name}.png", label, classname=name) for label, name in enumerate(CLASSNAMES)]
+        super().__init__(train_x=items, val=items, test=items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _golden_datasets() -> Iterator[None]:
+    for name, (template, ensemble) in TEMPLATES.items():
+        fields = {"template": template, "ensemble_templates": tuple(ensemble), "__module__": __name__}
+        DATASET_REGISTRY.register(type(f"Golden{name}", (_GoldenDataset,), fields), name=f"Golden{name}")
+    yield
+
+
+@pytest.fixture
+def golden_trainer(golden_backbone: Any, tmp_path: Path) -> Callable[..., Any]:
+    """``golden_trainer("TaskRes", "vit0", "OxfordPets", "TRAINER.TaskRes.RESIDUAL_SCALE", "0.5")``: a built trainer
+    that encodes the images of its batches (VIEWS 0)."""
+
+    def make(method: str, backbone: str, dataset: str, *options: str, method_file: str | None = None) -> Any:
+        cfg = make_config(
+            trainer=method,
+            method_file=method_file,
+            flags={
+                "DATASET": {"NAME": f"Golden{dataset}", "FEATURES": {"VIEWS": 0}},
+                "MODEL": {"BACKBONE": {"NAME": str(golden_backbone(backbone))}},
+                "OUTPUT_DIR": str(tmp_path / "run"),
+            },
+            options=options,
+        )
+        torch.manual_seed(0)
+        return build_trainer(cfg)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_inputs(golden: Any) -> Any:
+    """Evaluation images and training batches of the golden runs."""
+    params, tiny = golden.json("meta")["params"], golden.tiny_clip
+
+    class Inputs:
+        @staticmethod
+        def images(backbone: str) -> torch.Tensor:
+            return tiny.images(backbone.rstrip("0123456789"), params["eval_seed"], params["n_eval"])
+
+        @staticmethod
+        def batch(backbone: str, step: int, size: int = params["bs"]) -> dict[str, torch.Tensor]:
+            labels = np.random.RandomState(params["label_seed"] + step).randint(0, len(CLASSNAMES), size=size)
+            images = tiny.images(backbone.rstrip("0123456789"), params["batch_seed"] + step, size)
+            return {"img": images, "label": torch.from_numpy(labels)}
+
+        array = staticmethod(tiny.array)
+
+    return Inputs
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Largest difference relative to the largest magnitude expected."""
+    found = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(scope="session")
+def error() -> Callable[[Any, Any], float]:
+    return relative_error
