@@ -31,7 +31,7 @@ class AverageMeter:
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
         """Take in a value that stands for ``n`` items; a tensor must hold one number."""
-        if isinstance(val, Tensor) and val.device.type != "cpu":
+        if isinstance(val, Tensor) and _is_costly_to_read(val):
             self._pending.append((val.detach().clone(), n))
             if len(self._pending) >= _HELD:
                 self._settle()
@@ -101,3 +101,7 @@ class MetricMeter:
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
+
+
+def _is_costly_to_read(value: Tensor) -> bool:
+    return value.device.type != "cpu"

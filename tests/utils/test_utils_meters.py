@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from dassl_lite.utils import meters
 from dassl_lite.utils.meters import AverageMeter, MetricMeter
 
 
@@ -47,16 +48,22 @@ def test_reset_forgets_everything() -> None:
     assert (meter.val, meter.avg, meter.sum, meter.count) == (0.0, 0.0, 0.0, 0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_scalars_on_a_device_are_averaged_in_their_order() -> None:
-    on_device, on_host = AverageMeter(ema=True), AverageMeter(ema=True)
-    loss = torch.zeros((), device="cuda")
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_scalars_read_in_groups_are_averaged_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, device: str, ema: bool
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    monkeypatch.setattr(meters, "_is_costly_to_read", lambda value: True)
+    grouped, single = AverageMeter(ema), AverageMeter(ema)
+    loss = torch.zeros((), device=device)
     for step in range(300):
-        loss += step  # changed in place afterwards: the meter must have kept the value
-        on_device.update(loss if step % 7 else float(loss), n=step % 3 + 1)
-        on_host.update(float(loss), n=step % 3 + 1)
-    assert (on_device.val, on_device.avg, on_device.count) == (on_host.val, on_host.avg, on_host.count)
-    assert on_device.sum == on_host.sum
+        loss += 0.1 * step  # changed in place afterwards: the meter must have kept the value
+        grouped.update(loss if step % 7 else float(loss), n=step % 3 + 1)
+        single.update(float(loss), n=step % 3 + 1)
+    assert (grouped.val, grouped.avg, grouped.count) == (single.val, single.avg, single.count)
+    assert grouped.sum == single.sum
 
 
 def test_nothing_is_taken_in_for_none_and_a_wrong_type_is_named() -> None:

@@ -1,0 +1,41 @@
+"""The contract of a backbone, and how it gets pretrained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+
+from dassl_lite.utils.errors import UserError
+
+
+class Backbone(nn.Module):
+    """Images (B, 3, H, W) to features (B, out_features). A subclass sets ``_out_features``."""
+
+    _out_features: int | None = None
+
+    @property
+    def out_features(self) -> int | None:
+        """Width of the features."""
+        return self._out_features
+
+
+def pretrained_weights(name: str) -> dict[str, Any]:
+    """torchvision's ImageNet weights (its first set) of the model ``name``, from its cache or its server.
+
+    Raises:
+        UserError: they are neither; the line says where the file was looked for and where it comes from.
+    """
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"pretrained weights of {name} are not at {path} and cannot be fetched ({error}): put {weights.url} there, "
+            "or set MODEL.BACKBONE.PRETRAINED False"
+        ) from error

@@ -1,0 +1,53 @@
+"""Layers and losses of domain adaptation and generalisation, under Dassl's names."""
+
+from dassl_lite.modeling.ops.cross_entropy import cross_entropy
+from dassl_lite.modeling.ops.dsbn import DSBN1d, DSBN2d
+from dassl_lite.modeling.ops.efdmix import (
+    EFDMix,
+    activate_efdmix,
+    crossdomain_efdmix,
+    deactivate_efdmix,
+    random_efdmix,
+    run_with_efdmix,
+    run_without_efdmix,
+)
+from dassl_lite.modeling.ops.mixstyle import (
+    MixStyle,
+    activate_mixstyle,
+    crossdomain_mixstyle,
+    deactivate_mixstyle,
+    random_mixstyle,
+    run_with_mixstyle,
+    run_without_mixstyle,
+)
+from dassl_lite.modeling.ops.mixup import mixup
+from dassl_lite.modeling.ops.mmd import MaximumMeanDiscrepancy
+from dassl_lite.modeling.ops.reverse_grad import ReverseGrad
+from dassl_lite.modeling.ops.sequential2 import Sequential2
+from dassl_lite.modeling.ops.transnorm import TransNorm1d, TransNorm2d
+
+__all__ = [
+    "DSBN1d",
+    "DSBN2d",
+    "EFDMix",
+    "MaximumMeanDiscrepancy",
+    "MixStyle",
+    "ReverseGrad",
+    "Sequential2",
+    "TransNorm1d",
+    "TransNorm2d",
+    "activate_efdmix",
+    "activate_mixstyle",
+    "cross_entropy",
+    "crossdomain_efdmix",
+    "crossdomain_mixstyle",
+    "deactivate_efdmix",
+    "deactivate_mixstyle",
+    "mixup",
+    "random_efdmix",
+    "random_mixstyle",
+    "run_with_efdmix",
+    "run_with_mixstyle",
+    "run_without_efdmix",
+    "run_without_mixstyle",
+]
