@@ -7,8 +7,8 @@ differs, ``loss``; everything else (CLIP, precision, cache, batches, schedule, f
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
+
+SMALL_STEP = 2**24  # multiplications in a head's forward pass below which one thread is faster than several
 
 
 class FeatureModel(nn.Module):
@@ -167,6 +169,23 @@ class FeatureTrainer(TrainerX):
     def before_epoch(self) -> None:
         if isinstance(self.train_loader_x, FeatureLoader):
             self.train_loader_x.epoch = self.epoch
+
+    def run_epoch(self) -> None:
+        with self._threads_for_head():
+            super().run_epoch()
+
+    @contextmanager
+    def _threads_for_head(self) -> Iterator[None]:
+        """One thread where a step on cached features is so small that waking the others costs more than it saves."""
+        weights = sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
+        small = weights * self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE < SMALL_STEP
+        threads = torch.get_num_threads()
+        if small and isinstance(self.train_loader_x, FeatureLoader):
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         features, label = self.parse_batch_train(batch)

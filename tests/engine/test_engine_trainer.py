@@ -1,0 +1,171 @@
+"""The training loop on a toy model: order of hooks, files, best model, resuming without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import ToyTrainer, make_images, toy_trainer
+
+from dassl_lite.engine import TRAINER_REGISTRY, checkpoint
+from dassl_lite.utils import UserError, set_random_seed
+from dassl_lite.utils.safe_load import load_file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("toy_images"))
+
+
+def test_hooks_run_in_dassls_order(data: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+    hooks = ("before_train", "before_epoch", "run_epoch", "after_epoch", "after_train", "test")
+
+    def traced(name: str) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return getattr(ToyTrainer, name)(self, *args, **kwargs)
+
+        return call
+
+    traced_trainer = type("TracedToy", (ToyTrainer,), {name: traced(name) for name in hooks})
+    TRAINER_REGISTRY.register(traced_trainer, force=True)
+    toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "2", trainer="TracedToy").train()
+    epoch = ["before_epoch", "run_epoch", "after_epoch"]
+    assert calls == ["before_train", *epoch, *epoch, "after_train", "test"]
+
+
+def test_a_run_leaves_the_references_files_and_learns(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "2")
+    trainer.train()
+    assert sorted(p.name for p in (tmp_path / "toy").iterdir()) == ["checkpoint", "model.pth.tar-2", "model.pth.tar-4"]
+    assert (tmp_path / "toy" / "checkpoint").read_text().strip() == "model.pth.tar-4"
+    state = torch.load(tmp_path / "toy" / "model.pth.tar-4", weights_only=True)
+    assert state["epoch"] == 4
+    assert {"state_dict", "optimizer", "scheduler", "val_result"} <= state.keys()
+    assert state["meta"]["classnames"] == ["blue", "green", "red"]
+    assert trainer.results["test"]["accuracy"] > 60  # chance is 33
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("final", ["last_step", "best_val"])
+def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
+    data: Path, tmp_path: Path, stop: int, final: str
+) -> None:
+    options = ("TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL", final)
+    whole = toy_trainer(data, tmp_path / "whole", *options)
+    whole.train()
+    killed = toy_trainer(data, tmp_path / "parts", *options)
+
+    class Killed(BaseException): ...
+
+    def after_epoch(original: Any = killed.after_epoch) -> None:
+        original()
+        if killed.epoch + 1 == stop:
+            raise Killed
+
+    killed.after_epoch = after_epoch
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = toy_trainer(data, tmp_path / "parts", *options)
+    set_random_seed(77)  # whatever the new process has drawn before, the run goes on as it was
+    resumed.train()
+    assert resumed.start_epoch == stop
+    states = [load_file(tmp_path / run / "toy" / "model.pth.tar-4") for run in ("whole", "parts")]
+    for key in ("state_dict", "optimizer", "scheduler", "run_state", "val_result", "epoch"):
+        assert repr(states[0][key]) == repr(states[1][key])
+    for key, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][key])
+    assert resumed.results == whole.results
+    assert resumed.best_result == whole.best_result
+    assert resumed.get_current_lr() == whole.get_current_lr()
+
+
+def test_ctrl_c_keeps_a_checkpoint_of_the_epoch_and_the_run_goes_on_from_it(data: Path, tmp_path: Path) -> None:
+    whole = toy_trainer(data, tmp_path / "whole")
+    whole.train()
+    trainer = toy_trainer(data, tmp_path / "run")
+
+    def before_epoch() -> None:
+        if trainer.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.before_epoch = before_epoch
+    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 2; go on with --resume"):
+        trainer.train()
+    assert checkpoint.epochs_saved(tmp_path / "run" / "toy") == [2]
+    resumed = toy_trainer(data, tmp_path / "run")
+    resumed.train()
+    assert torch.equal(resumed.model[2].weight, whole.model[2].weight)
+    assert checkpoint.epochs_saved(tmp_path / "run" / "toy") == [4]  # what only served resuming is gone
+
+
+def test_best_val_deploys_the_best_epoch_not_the_last(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", "3")
+    accuracies = iter([50.0, 80.0, 60.0])
+    weights: list[torch.Tensor] = []
+    original = trainer.test
+
+    def test(split: str | None = None) -> float:
+        result = original(split)
+        weights.append(trainer.model[2].weight.detach().clone())
+        return next(accuracies) if split == "val" else result
+
+    trainer.test = test
+    trainer.train()
+    assert torch.equal(weights[-1], weights[1])
+    assert not torch.equal(weights[-1], weights[2])
+    assert trainer.best_result == 80.0
+
+
+def test_best_val_without_a_validation_set_is_an_error(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", {"train": 2, "test": 2})
+    with pytest.raises(UserError, match="best_val, but ImageFolder has no validation set"):
+        toy_trainer(data, tmp_path / "run", "TEST.FINAL_MODEL", "best_val")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "1")
+
+    def before_epoch() -> None:
+        if trainer.epoch == 1:
+            trainer.model[2].weight.data.fill_(float("nan"))
+
+    trainer.before_epoch = before_epoch
+    with pytest.raises(UserError, match=r"NaN at epoch 2, batch 1; lower OPTIM.LR"):
+        trainer.train()
+    assert checkpoint.epochs_saved(tmp_path / "toy") == [1]
+
+
+def test_loading_says_what_is_wrong_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1")
+    with pytest.raises(UserError, match="no checkpoint at .*model-best.pth.tar; there is no folder"):
+        trainer.load_model(tmp_path)
+    trainer.train()
+    with pytest.raises(UserError, match=r"no checkpoint at .*model.pth.tar-7; epochs there: 1"):
+        trainer.load_model(tmp_path, epoch=7)
+    path = tmp_path / "toy" / "model.pth.tar-1"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.pth.tar-1"):
+        trainer.load_model(tmp_path)
+    path.write_bytes(whole)
+    TRAINER_REGISTRY.register(type("OtherToy", (ToyTrainer,), {}), force=True)
+    other = toy_trainer(data, tmp_path / "other", trainer="OtherToy")
+    with pytest.raises(UserError, match="saved with trainer 'ToyTrainer', but this run has trainer 'OtherToy'"):
+        other.load_model(tmp_path)
+
+
+def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path)
+    with pytest.raises(ValueError, match="'toy' is registered already"):
+        trainer.register_model("toy", trainer.model)
+    with pytest.raises(ValueError, match="got no model"):
+        trainer.register_model("empty")
+    with pytest.raises(UserError, match="unknown registered model 'tox'"):
+        trainer.set_model_mode("eval", "tox")
