@@ -8,7 +8,6 @@ for a class that has too few. Read back from its file it consumes no random numb
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -129,10 +128,10 @@ class DrawFile:
 
     def _pick(self, rows: Any, items: Sequence[Datum]) -> list[Datum]:
         """The items that the rows name; LookupError with the first path that is none of them."""
-        known = {os.path.normpath(item.impath): item for item in items}
+        known = {row[0]: item for row, item in zip(rows_from_items(items, self.image_dir), items, strict=True)}
         picked = []
         for relative, label, _ in rows:
-            item = known.get(os.path.normpath(os.path.join(self.image_dir, relative)))
+            item = known.get(relative)
             if item is None or item.label != label:
                 raise LookupError(relative)
             picked.append(item)

@@ -66,7 +66,10 @@ class FolderDataset(DatasetBase):
         self.keeper = Keeper(type(self).__name__, self.dataset_dir)
         self.prepare()
         self._check_layout()
-        split = self._with_class_ids(self.load())
+        try:
+            split = self._with_class_ids(self.load())
+        except OSError as error:
+            raise UserError(f"dataset {type(self).__name__} cannot be read: {error}") from error
         if self.test_only:
             split = Split(split.test, split.val, split.test)
         self._check(split, cfg.DATASET.ON_ERROR)

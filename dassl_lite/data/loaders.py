@@ -145,6 +145,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
             unreadable = batch.pop(_UNREADABLE, ()) if isinstance(batch, dict) else ()
             for path, reason in unreadable:
                 if self.on_error == "stop":
+                    del batches  # or the error's traceback keeps the workers until garbage is collected: 5 s
                     raise UnreadableImageError(path, f"{reason} (DATASET.ON_ERROR skip passes it over)")
                 if path not in self.skipped:
                     self.skipped[path] = reason

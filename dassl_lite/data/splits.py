@@ -12,7 +12,6 @@ import math
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dassl_lite.data.datum import Datum
@@ -217,7 +216,10 @@ def find_missing(paths: Iterable[str]) -> list[str]:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in listing:
-            listing[folder] = set(os.listdir(folder)) if Path(folder).is_dir() else set()
+            try:
+                listing[folder] = set(os.listdir(folder))
+            except OSError:  # no such folder, or none that we may look into
+                listing[folder] = set()
         if name not in listing[folder]:
             missing[path] = None
     return list(missing)

@@ -1,0 +1,233 @@
+"""Datum, DatasetBase and the declarative base: contract, order of the hooks, mistakes of the user's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dassl_lite.config import get_cfg_default
+from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, FolderDataset, build_dataset, read_split
+from dassl_lite.data import datasets as dassl_path
+from dassl_lite.utils.errors import UserError
+
+ROWS = [(f"{name}/{i}.png", label, name) for label, name in enumerate(("ant", "bee", "cat")) for i in range(4)]
+
+
+class Toy(FolderDataset):
+    dataset_dir = "toy"
+    split_file = "split_Toy.json"
+    homepage = "https://example.org/toy"
+
+
+def lay_out(root: Path, rows: list[Any] = ROWS, **parts: Any) -> None:
+    """The toy dataset as files; ``parts`` replaces lists of the split file."""
+    for name, _, _ in rows:
+        path = root / "toy" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    split = {"train": rows, "val": rows[::4], "test": rows[1::4], **parts}
+    (root / "toy" / "split_Toy.json").write_text(json.dumps(split))
+
+
+def config(root: Path, **dataset: Any) -> Any:
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "Toy", str(root)
+    for key, value in dataset.items():
+        cfg.DATASET[key] = value
+    return cfg
+
+
+def test_datum_is_not_what_dassl_promises() -> None:
+    datum = Datum("a/b.png", 3, classname="cat", classid="n1")
+    assert (datum.impath, datum.label, datum.domain, datum.classname, datum.classid) == ("a/b.png", 3, 0, "cat", "n1")
+    assert datum == copy.deepcopy(datum)  # the way a worker gets it
+    assert datum != Datum("a/b.png", 3, classname="cat")
+    with pytest.raises(AttributeError):
+        datum.label = 4  # type: ignore[misc]
+    assert datum.relabelled(0) == Datum("a/b.png", 0, classname="cat", classid="n1")
+
+
+def test_dassls_import_path_is_missing_a_name() -> None:
+    assert dassl_path.DatasetBase is DatasetBase
+    assert dassl_path.Datum is Datum
+    assert dassl_path.DATASET_REGISTRY is DATASET_REGISTRY
+
+
+def test_base_does_not_take_its_classes_from_the_training_items() -> None:
+    items = [Datum("1", 2, classname="c", classid="n2"), Datum("2", 0, domain=1, classname="a")]
+    dataset = DatasetBase(train_x=items, test=[Datum("3", 9, classname="other")])
+    assert dataset.num_classes == 3  # the largest label + 1
+    assert dataset.lab2cname == {0: "a", 2: "c"}
+    assert dataset.classnames == ["a", "c"]
+    assert dataset.classes.ids == ("", "n2")
+    assert list(dataset.split_dataset_by_domain(items)) == [0, 1]
+    assert list(dataset.split_dataset_by_label(items)) == [2, 0]
+    assert dataset.val is None
+
+
+def test_wrong_domain_is_accepted() -> None:
+    class Domains(DatasetBase):
+        domains = ("art", "photo")
+
+    with pytest.raises(UserError, match=r"unknown domain 'foto'\. Did you mean 'photo'"):
+        Domains(train_x=[Datum()]).check_input_domains(["art"], ["foto"])
+
+
+def test_unknown_dataset_is_not_told_with_the_nearest() -> None:
+    cfg = config(Path())
+    cfg.DATASET.NAME = "Toi"
+    DATASET_REGISTRY.register(Toy, force=True)
+    try:
+        with pytest.raises(UserError, match=r"unknown dataset 'Toi'\. Did you mean 'Toy'\? Choices: "):
+            build_dataset(cfg)
+    finally:
+        del DATASET_REGISTRY._table["Toy"]
+
+
+@pytest.mark.parametrize("template", ["a photo.", "{} and {}"])
+def test_template_without_exactly_one_place_is_accepted(tmp_path: Path, template: str) -> None:
+    lay_out(tmp_path)
+    DATASET_REGISTRY.register(Toy, force=True)
+    try:
+        assert build_dataset(config(tmp_path, TEMPLATE="art of {}.")).template == "art of {}."
+        assert build_dataset(config(tmp_path)).template == "a photo of a {}."
+        with pytest.raises(UserError, match=r"must contain \{\} once"):
+            build_dataset(config(tmp_path, TEMPLATE=template))
+    finally:
+        del DATASET_REGISTRY._table["Toy"]
+
+
+def test_prepare_is_not_called_before_anything_is_read(tmp_path: Path) -> None:
+    class Drawn(Toy):
+        def prepare(self) -> None:
+            assert os.path.isabs(self.image_dir)
+            lay_out(tmp_path)
+
+    assert len(Drawn(config(tmp_path)).train_x) == len(ROWS)
+
+
+def test_class_ids_are_lost_on_the_way_to_new_classes(tmp_path: Path) -> None:
+    class WithIds(Toy):
+        classes_file = "classes.json"
+
+    lay_out(tmp_path)
+    table = [{"name": "ant", "id": "i0"}, {"name": "bee", "id": "i1"}, {"name": "cat"}]
+    (tmp_path / "toy" / "classes.json").write_text(json.dumps(table))
+    assert WithIds(config(tmp_path)).classes.ids == ("i0", "i1", "")
+    assert WithIds(config(tmp_path, SUBSAMPLE_CLASSES="base", NUM_SHOTS=1)).classes.ids == ("i0", "i1")
+    (tmp_path / "toy" / "classes.json").write_text(json.dumps(table[::-1]))
+    with pytest.raises(UserError, match=r"classes\.json' does not fit the split: label 0 is 'cat' there, but 'ant'"):
+        WithIds(config(tmp_path))
+
+
+def test_a_test_only_dataset_has_no_classes_or_is_drawn_from(tmp_path: Path) -> None:
+    class Variant(Toy):
+        test_only = True
+
+    lay_out(tmp_path, train=[], val=[])
+    dataset = Variant(config(tmp_path, NUM_SHOTS=1))
+    assert dataset.num_classes == 3
+    assert dataset.train_x == dataset.test
+    assert not (tmp_path / "toy" / "split_fewshot").exists()
+
+
+def test_val_is_drawn_from_where_it_is_the_test_set(tmp_path: Path) -> None:
+    class Imagenet(Toy):
+        val_is_test = True
+
+    lay_out(tmp_path, val=ROWS[1::4])
+    dataset = Imagenet(config(tmp_path, NUM_SHOTS=2))
+    assert dataset.val == dataset.test
+    content = json.loads((tmp_path / "toy" / "split_fewshot" / "shot_2-seed_1.json").read_text())
+    assert (len(content["train"]), content["val"]) == (6, [])
+    assert Imagenet(config(tmp_path, NUM_SHOTS=2)).train_x == dataset.train_x  # read back
+
+
+def test_missing_root_or_folder_is_not_told_with_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Toy needs --root \(DATASET\.ROOT\): the folder that holds 'toy'"):
+        Toy(config(Path(), ROOT=""))
+    with pytest.raises(
+        UserError, match=r"looked for the folder '.*toy/images'; get .* https://example.org/toy; --root"
+    ):
+        Toy(config(tmp_path))
+    (tmp_path / "toy" / "images").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no split file '.*split_Toy\.json'; get the dataset from https"):
+        Toy(config(tmp_path))
+
+
+def test_missing_images_are_not_counted_or_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lay_out(tmp_path)
+    for i in range(4):
+        (tmp_path / "toy" / "images" / "bee" / f"{i}.png").unlink()
+    with pytest.raises(UserError) as raised:
+        Toy(config(tmp_path))
+    message = str(raised.value)
+    assert "names 4 of 12 images that are not there" in message
+    assert message.count(".png'") == 3
+    assert "or delete" in message
+    with caplog.at_level(logging.WARNING):
+        assert len(Toy(config(tmp_path, ON_ERROR="skip")).train_x) == 12  # the draw stays what it is
+    assert "They are skipped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": [row for row in ROWS if row[1] != 1]}, "no training image has label 1"),
+        ({"train": [[row[0], row[1] - 1, row[2]] for row in ROWS]}, "label -1 is negative"),
+        ({"test": [["ant/0.png", 7, "ant"]]}, r"ant/0\.png' has label 7, which no training image has"),
+        ({"train": [*ROWS, ["cat/0.png", 0, "cat"]]}, "label 0 is both 'ant' and 'cat'"),
+        ({"train": [["ant/0.png", 0]]}, r"rows should be \[path, label, class name\]"),
+        ({"train": [["ant/0.png", "zero", "ant"]]}, r"rows should be \[path, label, class name\]"),
+        ({"train": [], "val": [], "test": []}, "no training image"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_accepted(tmp_path: Path, parts: Any, message: str) -> None:
+    lay_out(tmp_path, **parts)
+    with pytest.raises(UserError, match=message):
+        Toy(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot read .* as JSON"),
+        ("[1]", "should hold a JSON object, not a list"),
+        ('{"train": []}', "has no list named val or test"),
+    ],
+)
+def test_a_split_file_that_is_none_is_accepted(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_split(path, "images")
+
+
+def test_unknown_subsample_is_accepted(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    with pytest.raises(UserError, match=r"unknown DATASET\.SUBSAMPLE_CLASSES 'bas'\. Did you mean 'base'"):
+        Toy(config(tmp_path, SUBSAMPLE_CLASSES="bas"))
+
+
+@pytest.mark.parametrize("num_shots", [0, -2])
+def test_shots_out_of_range_are_accepted(tmp_path: Path, num_shots: int) -> None:
+    lay_out(tmp_path)
+    with pytest.raises(UserError, match=f"NUM_SHOTS {num_shots} is out of range"):
+        Toy(config(tmp_path, NUM_SHOTS=num_shots))
+
+
+def test_names_with_spaces_slashes_and_foreign_bytes_are_lost(tmp_path: Path) -> None:
+    # A file name that is not UTF-8: Python holds its byte as a lone surrogate.
+    rows = [["F-16A B/a b.png", 0, "F-16A/B"], ["ä/\udcff é.png", 1, "ä"], ["ä/'q\".png", 1, "ä"]]
+    lay_out(tmp_path, rows, val=[], test=rows)
+    dataset = Toy(config(tmp_path, NUM_SHOTS=1))
+    assert dataset.classnames == ["F-16A/B", "ä"]
+    again = Toy(config(tmp_path, NUM_SHOTS=1))
+    assert again.train_x == dataset.train_x
+    assert all(os.path.isfile(item.impath) for item in again.test)

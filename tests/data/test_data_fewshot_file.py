@@ -1,0 +1,140 @@
+"""The kept few-shot draw: found again, recognised, refused when it does not fit, kept elsewhere when it must be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_data_dataset import ROWS, Toy, config, lay_out
+
+from dassl_lite.data import keep, splits
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import cache_root
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Any:
+    lay_out(tmp_path)
+    random.seed(1)
+    return lambda **options: Toy(config(tmp_path, **{"NUM_SHOTS": 2, **options}))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "toy" / "split_fewshot" / "shot_2-seed_1.json"
+
+
+def test_draw_is_not_kept_with_relative_paths_and_its_digest(toy: Any, kept: Path, tmp_path: Path) -> None:
+    dataset = toy()
+    content = json.loads(kept.read_text())
+    assert str(tmp_path) not in kept.read_text()
+    assert content["digest"] == dataset.fewshot_digest
+    assert (content["dataset"], content["num_shots"], content["seed"]) == ("Toy", 2, 1)
+    assert len(content["train"]) == 6
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # nothing half-written is left
+
+
+def test_another_draw_has_the_same_digest(toy: Any, kept: Path) -> None:
+    first = toy().fewshot_digest
+    assert toy().fewshot_digest == first
+    kept.unlink()
+    random.seed(7)
+    assert toy().fewshot_digest != first
+    assert toy(NUM_SHOTS=-1).fewshot_digest == ""
+
+
+def test_digest_depends_on_where_the_dataset_lies(toy: Any, tmp_path: Path) -> None:
+    first = toy().fewshot_digest
+    lay_out(tmp_path / "elsewhere")
+    random.seed(1)
+    assert Toy(config(tmp_path / "elsewhere", NUM_SHOTS=2)).fewshot_digest == first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 9}, "says seed 9, not 1"),
+        ({"num_shots": 3}, "says num_shots 3, not 2"),
+        ({"dataset": "Other"}, "says dataset 'Other', not 'Toy'"),
+        ({"train": [["ant/99.png", 0, "ant"]]}, r"it names 'ant/99\.png'"),
+        ({"train": [["ant/0.png", 1, "ant"]]}, r"it names 'ant/0\.png'"),
+        ({"train": [list(ROWS[0])]}, "was changed: its digest does not fit"),
+        ({"train": "all"}, "is corrupt"),
+        ({"train": None}, "is corrupt"),
+    ],
+)
+def test_foreign_or_changed_draw_is_used(toy: Any, kept: Path, change: Any, message: str) -> None:
+    toy()
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), **change}))
+    with pytest.raises(UserError, match=f"{message}.*Delete it to draw anew") as raised:
+        toy()
+    assert str(kept) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_draw_is_used(toy: Any, kept: Path) -> None:
+    toy()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot read .* as JSON.*Delete it to draw anew"):
+        toy()
+
+
+def test_given_draw_is_not_used(toy: Any, kept: Path, tmp_path: Path) -> None:
+    random.seed(5)
+    expected = toy().train_x
+    given = tmp_path / "mine.json"
+    kept.rename(given)
+    assert toy(FEWSHOT_FILE=str(given)).train_x == expected
+    assert toy(FEWSHOT_FILE=str(given), NUM_SHOTS=-1).train_x == expected
+    assert not kept.exists()
+    with pytest.raises(UserError, match=r"says num_shots 2, not 4\. Check DATASET\.FEWSHOT_FILE"):
+        toy(FEWSHOT_FILE=str(given), NUM_SHOTS=4)
+    with pytest.raises(UserError, match=r"cannot read .*none\.json.* Check DATASET\.FEWSHOT_FILE"):
+        toy(FEWSHOT_FILE=str(tmp_path / "none.json"))
+
+
+def test_draw_written_by_hand_is_refused(toy: Any, tmp_path: Path) -> None:
+    given = tmp_path / "mine.json"
+    given.write_text(json.dumps({"train": [ROWS[0], ROWS[4], ROWS[8]], "val": []}))
+    dataset = toy(FEWSHOT_FILE=str(given))
+    assert [item.label for item in dataset.train_x] == [0, 1, 2]
+
+
+def test_read_only_folder_stops_the_run(
+    toy: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = splits.write_listing
+
+    def refuse(content: Any, path: Path) -> None:
+        if tmp_path in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        write(content, path)
+
+    monkeypatch.setattr("dassl_lite.data.fewshot.write_listing", refuse)
+    first = toy()
+    elsewhere = [path for path in cache_root().rglob(kept.name) if "Toy-" in str(path)]
+    assert elsewhere
+    assert not kept.exists()
+    random.seed(99)
+    assert toy().train_x == first.train_x  # found again in the cache
+
+    monkeypatch.setattr("dassl_lite.data.fewshot.write_listing", lambda *_: refuse(None, tmp_path / "x"))
+    with caplog.at_level(logging.WARNING):
+        toy(NUM_SHOTS=1)
+    assert "the run goes on without" in caplog.text
+
+
+def test_two_folders_of_one_dataset_share_a_draw_in_the_cache(tmp_path: Path) -> None:
+    keepers = [keep.Keeper("Toy", str(tmp_path / name)) for name in ("full", "reduced")]
+    assert keepers[0].folders[1] != keepers[1].folders[1]
+
+
+def test_small_classes_are_not_named_once(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        dataset = toy(NUM_SHOTS=8)
+    assert len(dataset.train_x) == 12
+    assert caplog.messages == ["Fewer than 8 training images, all of them are used: 'ant' (4), 'bee' (4), 'cat' (4)"]

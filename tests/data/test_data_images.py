@@ -1,0 +1,96 @@
+"""Reading images: every kind becomes 8-bit RGB, and a broken file is named in one line."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl_lite.data import UnreadableImageError, read_image
+from dassl_lite.utils.errors import UserError
+
+RED = (200, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "ending", "expected"),
+    [
+        ("RGB", RED, "png", RED),
+        ("RGBA", (*RED, 0), "png", RED),  # the alpha channel is dropped, not blended
+        ("CMYK", (0, 255, 255, 0), "tif", (255, 0, 0)),
+        ("L", 77, "png", (77, 77, 77)),
+        ("LA", (77, 3), "png", (77, 77, 77)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("P", 0, "gif", (0, 0, 0)),
+    ],
+)
+def test_a_kind_of_image_is_not_rgb(tmp_path: Path, mode: str, colour: object, ending: str, expected: object) -> None:
+    path = tmp_path / f"image.{ending}"
+    Image.new(mode, (4, 3), colour).save(path)  # type: ignore[arg-type]
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (4, 3))
+    assert image.getpixel((2, 1)) == expected
+
+
+def test_sixteen_bits_are_clipped_to_white(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    assert np.asarray(read_image(tmp_path / "wide.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_exif_rotation_is_applied_although_the_reference_does_not(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    Image.new("RGB", (6, 4), RED).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (6, 4)
+
+
+def test_of_an_animation_another_than_the_first_frame_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, (0, 255, 0))]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "moving.png").getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not an image in a format that PIL knows"),
+        (b"<html>over quota</html>", "not an image in a format that PIL knows"),
+        (None, "there is no such file"),
+        ("cut", "."),
+    ],
+)
+def test_a_broken_image_is_not_named_in_one_line(tmp_path: Path, content: bytes | str | None, reason: str) -> None:
+    path = tmp_path / "broken image.png"
+    if content == "cut":
+        Image.effect_noise((64, 64), 50).save(path)
+        path.write_bytes(path.read_bytes()[:-200])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as raised:
+        read_image(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_is_read_as_an_image(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError, match="directory"):
+        read_image(tmp_path)
+
+
+def test_the_error_does_not_come_back_from_a_worker() -> None:
+    error = copy.copy(UnreadableImageError("a.png", "torn"))  # as pickling does
+    assert (error.path, error.reason, str(error)) == ("a.png", "torn", "cannot read image 'a.png': torn")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root reads everything")
+def test_an_image_without_permission_is_not_named(tmp_path: Path) -> None:
+    path = tmp_path / "locked.png"
+    Image.new("RGB", (4, 4)).save(path)
+    path.chmod(0)
+    with pytest.raises(UnreadableImageError, match="Permission denied"):
+        read_image(path)

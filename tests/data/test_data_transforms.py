@@ -1,0 +1,193 @@
+"""Transforms: every choice of Dassl's list runs, wrong settings are told, cache keys are stable."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.transforms import v2
+
+from dassl_lite.config import get_cfg_default
+from dassl_lite.data.transforms import (
+    AVAI_CHOICES,
+    Cutout,
+    GaussianNoise,
+    InstanceNormalization,
+    RandAugment,
+    Random2DTranslation,
+    build_transform,
+    describe,
+    is_random,
+    randaugment,
+)
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import set_random_seed
+
+DASSL = [
+    *("random_flip", "random_resized_crop", "normalize", "instance_norm", "random_crop", "random_translation"),
+    *("center_crop", "cutout", "imagenet_policy", "cifar10_policy", "svhn_policy", "randaugment"),
+    *("randaugment_fixmatch", "randaugment2", "gaussian_noise", "colorjitter", "randomgrayscale", "gaussian_blur"),
+]
+
+
+@pytest.fixture
+def cfg() -> Any:
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (24, 32), "bicubic"
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = [0.5] * 3, [0.25] * 3
+    return cfg
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    pixels = np.random.RandomState(0).randint(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_choice_of_dassl_is_missing() -> None:
+    assert set(AVAI_CHOICES) == set(DASSL)
+
+
+@pytest.mark.parametrize("choice", DASSL)
+def test_a_choice_gives_another_size_or_is_not_logged_or_not_repeatable(
+    cfg: Any, image: Image.Image, choice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        transform = build_transform(cfg, choices=[choice])
+    # The size is made by a line of its own unless a crop makes it.
+    assert len(caplog.messages) == (3 if choice in ("random_crop", "random_resized_crop") else 4)
+    if choice == "random_crop":
+        image = image.resize((32, 24))  # crops what it gets, as the reference
+    for seed in range(8):
+        set_random_seed(seed)
+        first = transform(image)
+        assert (first.shape, first.dtype) == ((3, 24, 32), torch.float32)
+        set_random_seed(seed)
+        assert torch.equal(transform(image), first)
+    assert is_random(transform) == (choice not in ("normalize", "instance_norm", "center_crop"))
+
+
+def test_all_choices_together_do_not_run(cfg: Any, image: Image.Image) -> None:
+    transform = build_transform(cfg, choices=DASSL)
+    for seed in range(30):
+        set_random_seed(seed)
+        assert torch.isfinite(transform(image)).all()
+
+
+def test_testing_augments(cfg: Any) -> None:
+    assert not is_random(build_transform(cfg, is_train=False, choices=DASSL))
+
+
+def test_no_transform_is_one(cfg: Any) -> None:
+    cfg.INPUT.NO_TRANSFORM = True
+    assert build_transform(cfg) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRANSFORMS", ("random_flap",), r"unknown transform 'random_flap'\. Did you mean 'random_flip'"),
+        ("SIZE", (), r"INPUT\.SIZE \(\) should be"),
+        ("SIZE", (0, 4), r"INPUT\.SIZE \(0, 4\) should be"),
+        ("INTERPOLATION", "cubic", r"unknown INPUT\.INTERPOLATION 'cubic'\. Did you mean 'bicubic'"),
+        ("PIXEL_MEAN", [0.5], "should have three numbers"),
+        ("PIXEL_STD", [0.5, 0.0, 0.5], "no deviation of 0"),
+    ],
+)
+def test_wrong_input_settings_are_accepted(cfg: Any, key: str, value: Any, message: str) -> None:
+    cfg.INPUT[key] = value
+    with pytest.raises(UserError, match=message):
+        build_transform(cfg)
+
+
+def test_randaugment_takes_any_magnitude() -> None:
+    with pytest.raises(UserError, match="RANDAUGMENT_M 31 is out of range"):
+        RandAugment(2, 31)
+
+
+@pytest.mark.parametrize("table", [randaugment.ORIGINAL, randaugment.SECOND, randaugment.FIXMATCH])
+def test_an_operation_fails_at_an_end_of_its_range(table: Any, image: Image.Image) -> None:
+    for operation, *ends in table:
+        for value in ends:
+            assert operation(image, value).size == image.size
+
+
+def test_cutout_cuts_more_than_its_square() -> None:
+    np.random.seed(0)
+    whole = torch.ones(3, 20, 20)
+    cut = Cutout(1, 6)(whole)
+    assert 0 < int((cut[0] == 0).sum()) <= 36
+    assert whole.min() == 1  # the input is left alone
+
+
+def test_instance_norm_does_not_normalise() -> None:
+    image = InstanceNormalization()(torch.rand(3, 16, 16) * 5)
+    assert torch.allclose(image.mean((1, 2)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(image.std((1, 2)), torch.ones(3), atol=1e-5)
+
+
+def test_probabilities_are_not_kept(image: Image.Image) -> None:
+    never, always = GaussianNoise(p=0.0), GaussianNoise(p=1.0)
+    tensor = torch.zeros(3, 4, 4)
+    assert torch.equal(never(tensor), tensor)
+    assert not torch.equal(always(tensor), tensor)
+    random.seed(0)
+    assert Random2DTranslation(8, 12, p=0.0)(image).size == (12, 8)
+    assert Random2DTranslation(8, 12, p=1.0)(image).size == (12, 8)
+
+
+def other_code(image: Any) -> Any:
+    return image + 1
+
+
+DESCRIBED = [
+    T.Compose([T.Resize(8), T.ToTensor()]),
+    T.Compose([T.Resize(9), T.ToTensor()]),
+    T.Compose([T.ToTensor(), T.Resize(8)]),
+    T.Resize(8, interpolation=T.InterpolationMode.BICUBIC),
+    T.RandomResizedCrop(8, scale=(0.08, 1.0)),
+    T.RandomResizedCrop(8, scale=(0.08001, 1.0)),  # equal in torchvision's own text, which rounds
+    T.RandomApply([T.GaussianBlur(3)], p=0.5),
+    T.RandomApply([T.GaussianBlur(5)], p=0.5),
+    v2.Resize(8),
+    Cutout(1, 4),
+    Cutout(1, 5),
+    T.Lambda(lambda image: image),
+    T.Lambda(lambda image: image + 1),
+    functools.partial(other_code, image=1),
+    functools.partial(other_code, image=2),
+    [T.Resize(8), T.Resize(9)],
+]
+
+
+def test_different_transforms_share_a_description() -> None:
+    texts = [describe(transform) for transform in DESCRIBED]
+    assert len(set(texts)) == len(DESCRIBED)
+    assert not any(" at 0x" in text for text in texts)
+
+
+def test_a_description_follows_the_order_of_a_set() -> None:
+    """That order differs from process to process, as it does here between two equal sets."""
+    one, other = frozenset([0, 8]), frozenset([8, 0])
+    assert (one, list(one)) == (other, list(other)[::-1])
+    assert describe(functools.partial(other_code, image=one)) == describe(functools.partial(other_code, image=other))
+
+
+def test_what_is_not_known_is_taken_to_be_deterministic() -> None:
+    class Mine:
+        deterministic = True
+
+        def __call__(self, image: Any) -> Any:
+            return image
+
+    assert is_random(other_code)
+    assert is_random([T.Resize(8), T.RandomErasing()])
+    assert not is_random(T.Compose([T.Resize(8), v2.ToImage()]))
+    assert not is_random(Mine())

@@ -1,0 +1,87 @@
+"""The data's side of the reference's end-to-end run: its log lines, its files, its images (golden/e2e_taskres)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl_lite.config import get_cfg_default
+from dassl_lite.data import DATASET_REGISTRY, DataManager, FolderDataset
+from dassl_lite.utils.seeding import set_random_seed
+
+
+class GoldenPets(FolderDataset):
+    dataset_dir = "oxford_pets"
+    split_file = "split_zhou_OxfordPets.json"
+
+
+@pytest.fixture
+def golden_pets() -> Iterator[None]:
+    held = DATASET_REGISTRY._table.get("OxfordPets")
+    DATASET_REGISTRY.register(GoldenPets, name="OxfordPets", force=True)
+    yield
+    del DATASET_REGISTRY._table["OxfordPets"]
+    if held is not None:
+        DATASET_REGISTRY.register(held, name="OxfordPets", force=True)
+
+
+def draw_dataset(spec: Any, root: Path) -> None:
+    """The generated folder of the golden run: its rule stands in the file."""
+    folder = root / "oxford_pets"
+    (folder / "images").mkdir(parents=True)
+    names, counts, seed = spec["classnames"], spec["n_per_class"], spec["seed0"]
+    prototypes = np.random.RandomState(seed - 1).randint(0, 256, (len(names), 4, 4, 3))
+    counter = 0
+    for part in ("train", "val", "test"):
+        for label, name in enumerate(names):
+            for i in range(counts[part]):
+                noise = np.random.RandomState(seed + counter).randint(0, 256, (4, 4, 3))
+                grid = ((prototypes[label] + noise) // 2).astype(np.uint8)
+                image = Image.fromarray(grid.repeat(10, axis=0).repeat(9, axis=1))
+                image.save(folder / "images" / f"{name}_{part}{i}.png")
+                counter += 1
+    (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(spec["split"]))
+
+
+def config(root: Path) -> Any:
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = "OxfordPets", str(root), 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE = 3, 5
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (32, 32), "bicubic", ("normalize",)
+    cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
+    cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+    return cfg
+
+
+def test_log_files_or_images_differ_from_the_reference_run(
+    golden: Any, golden_pets: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, run = golden.json("e2e_taskres")["dataset"], golden.json("e2e_taskres")["last_step"]
+    draw_dataset(spec, tmp_path)
+    set_random_seed(1)
+    with caplog.at_level(logging.INFO):
+        manager = DataManager(config(tmp_path))
+    logged = "\n".join(caplog.messages).replace(str(tmp_path), "<root>").splitlines()
+    start = run["log"].index("Loading dataset: OxfordPets")
+    # We deviate in one word: draws are JSON.
+    expected = [line.replace("seed_1.pkl", "seed_1.json") for line in run["log"][start : start + len(logged)]]
+    assert logged == expected
+    assert run["log"][start + len(logged)].startswith("Loading CLIP")
+
+    assert [Path(item.impath).name for item in manager.dataset.train_x] == run["train_files"]
+    assert [Path(item.impath).name for item in manager.dataset.val or []] == run["val_files"]
+    wrapper = manager.train_loader_x.dataset
+    for step in run["steps"]:
+        items = [wrapper[index] for index in step["index"]]
+        assert [Path(item["impath"]).name for item in items] == step["files"]
+        assert [item["label"] for item in items] == step["label"]
+        total = sum(float(item["img"].double().sum()) for item in items)
+        assert total == pytest.approx(step["img_sum"], rel=1e-5)
