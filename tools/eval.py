@@ -41,7 +41,8 @@ def show(rows: Sequence[Evaluation]) -> None:
     """The table, with the mean where there are several rows."""
     table = [[r.dataset, r.images, r.classes, r.accuracy, r.macro_f1, r.seconds] for r in rows]
     if len(rows) > 1:
-        table.append(["mean", "", "", *(sum(column) / len(rows) for column in zip(*(t[3:5] for t in table)))])
+        means = [sum(getattr(row, metric) for row in rows) / len(rows) for metric in ("accuracy", "macro_f1")]
+        table.append(["mean", "", "", *means])
     headers = ["dataset", "images", "classes", "accuracy %", "macro-F1 %", "seconds"]
     logger.info("\n" + tabulate(table, headers=headers, floatfmt=("", "d", "d", ".2f", ".2f", ".1f")))
 

@@ -36,6 +36,8 @@ class TaskResidual(nn.Module):
     """
 
     class_rows: tuple[str, ...] = ("base_text_features", "text_feature_residuals")
+    base_text_features: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, base: torch.Tensor, alpha: float, logit_scale: torch.Tensor, on_image: bool = False) -> None:
         super().__init__()

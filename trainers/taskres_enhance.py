@@ -28,6 +28,9 @@ class TextProjection(nn.Linear):
         logit_scale: CLIP's, before exp.
     """
 
+    hidden: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, hidden: torch.Tensor, projection: torch.Tensor, logit_scale: torch.Tensor) -> None:
         super().__init__(projection.shape[0], projection.shape[1], bias=False)
         self.weight.data.copy_(projection.t())
@@ -48,5 +51,6 @@ class TaskResEnhance(FeatureTrainer):
     def build_head(self) -> nn.Module:
         templates = [*self.dm.dataset.ensemble_templates, self.template]
         with torch.no_grad():
-            hidden = hidden_means(self.clip, self.classnames, templates).float()
-        return TextProjection(hidden, self.clip.text.projection.detach().float(), self.clip.logit_scale.detach().float())
+            hidden = hidden_means(self.clip, self.classnames, templates)
+        projection, logit_scale = self.clip.text.projection.detach(), self.clip.logit_scale.detach()
+        return TextProjection(hidden.float(), projection.float(), logit_scale.float())

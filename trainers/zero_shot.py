@@ -35,10 +35,6 @@ class ZeroshotCLIP(FeatureTrainer):
             weights = class_weights(self.clip, self.classnames, self.templates())
         return CosineHead(weights.float(), self.clip.logit_scale.detach().float())
 
-    def train(self) -> None:
-        """There is nothing to train: evaluate."""
-        self.test()
-
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):

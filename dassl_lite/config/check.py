@@ -35,8 +35,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "DATASET.ON_ERROR": ("stop", "skip"),
     "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
-    "OPTIM.NAME": ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
-    "OPTIM.LR_SCHEDULER": ("single_step", "multi_step", "cosine"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "TEST.FINAL_MODEL": ("last_step", "best_val"),
     "TEST.SPLIT": ("test", "val"),

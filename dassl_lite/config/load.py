@@ -61,7 +61,9 @@ def to_dict(cfg: CN) -> dict[str, Any]:
 def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[Path]:
     path = path.resolve()
     if path in chain:
-        raise UserError(f"{path}: its {BASE_KEY} goes round in a circle: " + " -> ".join(p.name for p in (*chain, path)))
+        raise UserError(
+            f"{path}: its {BASE_KEY} goes round in a circle: " + " -> ".join(p.name for p in (*chain, path))
+        )
     bases = _read_yaml(path).get(BASE_KEY, [])
     names = [bases] if isinstance(bases, str) else bases
     return [p for name in names for p in _with_bases(path.parent / name, (*chain, path))] + [path]
@@ -111,7 +113,9 @@ def _decode(value: Any) -> Any:
 
 
 def _cast(value: Any, default: Any, name: str, source: str) -> Any:
-    if default is None or isinstance(value, type(default)) and not (isinstance(value, bool) ^ isinstance(default, bool)):
+    if default is None or (
+        isinstance(value, type(default)) and not (isinstance(value, bool) ^ isinstance(default, bool))
+    ):
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -161,6 +161,8 @@ class TrainerBase:
             path = checkpoint.find_file(directory, name, newest)
             state = torchtools.load_checkpoint(str(path))
             self._check_meta(state, path)
+            stored, now = (state.get("meta") or {}).get("config", {}), self.checkpoint_meta().get("config", {})
+            checkpoint.check_same_run(stored, now, path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         self.best_result, self.history = checkpoint.restore_run_state(state)
         return int(state["epoch"])
@@ -183,7 +185,9 @@ class TrainerBase:
             state = torchtools.load_checkpoint(str(path))
             self._check_meta(state, path)
             logger.info(f'Loading weights to {name} from "{path}" (epoch = {state.get("epoch")})')
-            weights = self.adapt_state_dict(self._models[name], dict(state["state_dict"]), state.get("meta") or {}, path)
+            weights = self.adapt_state_dict(
+                self._models[name], torchtools.strip_module_prefix(state["state_dict"]), state.get("meta") or {}, path
+            )
             checkpoint.load_weights(self._models[name], weights, path)
 
     def adapt_state_dict(
@@ -235,7 +239,7 @@ class TrainerBase:
         """Run epochs ``start_epoch`` to ``max_epoch`` - 1; ``before_train`` may move ``self.start_epoch``."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
-        for self.epoch in range(self.start_epoch, self.max_epoch):
+        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
@@ -273,6 +277,6 @@ class TrainerBase:
         """One training step; returns the values to log, by name."""
         raise NotImplementedError
 
-    def model_inference(self, input: Any) -> torch.Tensor:  # noqa: A002 (Dassl's name)
+    def model_inference(self, input: Any) -> torch.Tensor:
         """Logits (B, K) for an input as ``parse_batch_test`` gives it."""
         raise NotImplementedError

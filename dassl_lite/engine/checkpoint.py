@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import random_states, restore_random_states
 
@@ -87,22 +88,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     """Load ``weights`` into ``model``: the same names and shapes, but for entries that are computed anew.
 
     Raises:
-        UserError: names or shapes differ; says the first few.
+        UserError: names or shapes differ.
     """
-    own = {key: value for key, value in model.state_dict().items() if not is_recomputed(key)}
-    if missing := sorted(own.keys() - weights.keys()):
-        raise UserError(f"{path} lacks {_some(missing)}: was it saved by another method?")
-    if extra := sorted(weights.keys() - own.keys()):
-        raise UserError(f"{path} holds {_some(extra)}, which this method does not have: was it saved by another one?")
-    for key, value in own.items():
-        if weights[key].shape != value.shape:
-            raise UserError(
-                f"{path}: {key} is {tuple(weights[key].shape)}, but this run needs {tuple(value.shape)} "
-                "(another backbone, or other classes?)"
-            )
-    with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(weights[key])
+    own = torchtools.unwrap(model).state_dict()
+    kept = {key: value for key, value in own.items() if is_recomputed(key)}
+    stored = {key: value for key, value in weights.items() if not is_recomputed(key)}
+    torchtools.load_weights(model, {**stored, **kept}, path)
 
 
 def run_state(best_result: float, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,13 +103,10 @@ def run_state(best_result: float, history: list[dict[str, Any]]) -> dict[str, An
 
 def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, sched: Any) -> None:
     """Put a checkpoint's weights, optimiser and schedule back, to go on as if never stopped."""
-    load_weights(model, {k: v for k, v in state["state_dict"].items() if not is_recomputed(k)}, path)
-    for what, target in (("optimizer", optim), ("scheduler", sched)):
-        if target is None:
-            continue
-        if not state.get(what):
-            raise UserError(f"{path} holds no {what} state, so the run cannot be resumed from it")
-        target.load_state_dict(state[what])
+    load_weights(model, state["state_dict"], path)
+    for what, part in (("optimizer", optim), ("scheduler", sched)):
+        if part is not None:
+            torchtools.restore_part(part, what, state, path)
 
 
 def restore_run_state(state: Mapping[str, Any]) -> tuple[float, list[dict[str, Any]]]:
@@ -129,5 +117,32 @@ def restore_run_state(state: Mapping[str, Any]) -> tuple[float, list[dict[str, A
     return saved.get("best_result", float("-inf")), list(saved.get("history", []))
 
 
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+# Config keys that may change between a run and its continuation: they say where and how fast, not what.
+_FREE_ON_RESUME = (
+    *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "TRAIN", "TEST"),
+    *("DATASET.ROOT", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.TEST"),
+)
+
+
+def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with a run under other settings: the result would be neither's.
+
+    Raises:
+        UserError: names the first key that differs, with both values.
+    """
+    before, after = _flat(stored), _flat(now)
+    for key in sorted(before.keys() & after.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
+        if not free and before[key] != after[key]:
+            raise UserError(
+                f"{path} is of a run with {key} {before[key]}, but it is {after[key]} now; go on with the same "
+                "settings, or start anew in another folder (or with --overwrite)"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

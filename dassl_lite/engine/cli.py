@@ -26,12 +26,12 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     except UserError as error:
         if debug:
             raise
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        print(f"\nInterrupted: {interrupt or 'stopped'}", file=sys.stderr)
+        sys.stderr.write(f"\nInterrupted: {interrupt or 'stopped'}\n")
         return EXIT_INTERRUPTED
 
 
@@ -83,7 +83,7 @@ def _model_folders(folder: Path) -> list[Path]:
 
 
 def _remove_run(folder: Path) -> None:
-    for path in _model_folders(folder) + [folder / "tensorboard"]:
+    for path in [*_model_folders(folder), folder / "tensorboard"]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (RESULTS, "log.txt", "cmat.pt"):
         (folder / name).unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine import checkpoint
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.results import read_results
 from dassl_lite.utils import UserError, set_random_seed
@@ -76,9 +75,7 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
         set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     trainer.strict_classes = strict_classes
-    if any(checkpoint.epochs_saved(Path(model_dir) / name) for name in trainer.get_model_names()) or getattr(
-        trainer, "trains", True
-    ):
+    if trainer.has_state():
         trainer.load_model(model_dir, epoch=epoch)
     trainer.test()
     return trainer

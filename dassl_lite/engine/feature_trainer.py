@@ -23,7 +23,7 @@ from dassl_lite.data.features import Features, FeatureSpec, FeatureStore
 from dassl_lite.engine.precision import PRECISIONS, precision_for
 from dassl_lite.engine.trainer import TrainerX
 from dassl_lite.metrics import compute_accuracy
-from dassl_lite.models.clip import load_clip
+from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
@@ -39,7 +39,7 @@ SMALL_STEP = 2**24  # multiplications in a head's forward pass below which one t
 class FeatureModel(nn.Module):
     """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K)."""
 
-    def __init__(self, clip: nn.Module, head: nn.Module) -> None:
+    def __init__(self, clip: CLIPBackbone, head: nn.Module) -> None:
         super().__init__()
         self.clip, self.head = clip, head
 
@@ -89,7 +89,8 @@ class FeatureTrainer(TrainerX):
         self.head = self.build_head().to(self.device)
         self.model = FeatureModel(self.clip, self.head)
         trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
-        self.optim = self.sched = None
+        self.optim: Any = None
+        self.sched: Any = None
         if trainable:
             logger.info(f"Trainable: {', '.join(trainable)}")
             self.optim = build_optimizer(self.head, self.cfg.OPTIM)
@@ -122,10 +123,13 @@ class FeatureTrainer(TrainerX):
         train_views = views if is_random(dm.tfm_train) else 1
         self.train_loader_x = self._feature_loader(dm.train_loader_x, data.train_x, dm.tfm_train, train_views)
         self.test_loader = self._feature_loader(dm.test_loader, data.test, dm.tfm_test, 1)
-        if dm.val_loader is not None:
-            self.val_loader = self._feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
+        self.val_loader = self._feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
 
-    def _feature_loader(self, loader: Any, items: Sequence[Datum], transform: Any, views: int) -> FeatureLoader:
+    def _feature_loader(
+        self, loader: Any, items: Sequence[Datum] | None, transform: Any, views: int
+    ) -> FeatureLoader | None:
+        if not items:
+            return None
         config = self.cfg.DATASET.FEATURES
         spec = FeatureSpec(
             backbone=self.clip.name,
@@ -216,7 +220,7 @@ class FeatureTrainer(TrainerX):
     def parse_batch_test(self, batch: dict[str, Any]) -> Any:
         return self.parse_batch_train(batch)
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) for image features (B, D)."""
         with self.autocast():
             return self.head(input).float()

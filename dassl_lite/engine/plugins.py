@@ -54,7 +54,7 @@ def load_plugin(plugin: str) -> ModuleType:
         return importlib.import_module(plugin)
     except FileNotFoundError:
         raise UserError(f"plug-in {plugin}: there is no such file") from None
-    except Exception as error:  # noqa: BLE001 (whatever a stranger's module raises is told in one line)
+    except Exception as error:
         raise UserError(f"plug-in {plugin} cannot be imported: {type(error).__name__}: {error}") from error
 
 

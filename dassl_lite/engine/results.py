@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 
-import dassl_lite
 from dassl_lite.config import to_dict
+from dassl_lite.utils.env import environment
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import read_json, write_json
 
 FILE_NAME = "results.json"
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine."""
-    import open_clip
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "dassl_lite": dassl_lite.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "open_clip": open_clip.__version__,
-        "numpy": numpy.__version__,
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-    }
 
 
 def peak_memory() -> dict[str, float]:
@@ -61,6 +41,7 @@ def collect(trainer: Any, **more: Any) -> dict[str, Any]:
         "split_sizes": {name: len(items) if items else 0 for name, items in splits.items()},
         "fewshot_digest": getattr(data, "fewshot_digest", ""),
         "metrics": trainer.results,
+        "per_class": getattr(trainer.evaluator, "per_class", []),
         "history": trainer.history,
         "seconds": trainer.seconds,
         "peak_memory": peak_memory(),

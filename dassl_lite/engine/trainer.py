@@ -36,6 +36,8 @@ class SimpleTrainer(TrainerBase):
     A subclass gives ``build_model`` (which registers its models) and ``forward_backward``.
     """
 
+    trains = True  # False: there are no epochs; what there is to learn, fit() learns at once
+
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.check_cfg(cfg)
@@ -47,6 +49,7 @@ class SimpleTrainer(TrainerBase):
         self.seconds: dict[str, float] = {}  # phase -> wall time
         self._saved_at = time.monotonic()
         self._stop_signal = 0
+        self.run_log: Any = None
         self.build_data_loader()
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise UserError(
@@ -62,8 +65,10 @@ class SimpleTrainer(TrainerBase):
         """Build the dataset and its loaders."""
         dm = DataManager(self.cfg)
         self.dm = dm
-        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
-        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.train_loader_x: Any = dm.train_loader_x
+        self.train_loader_u: Any = dm.train_loader_u
+        self.val_loader: Any = dm.val_loader
+        self.test_loader: Any = dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname = dm.lab2cname
 
@@ -89,8 +94,21 @@ class SimpleTrainer(TrainerBase):
 
     def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the range comes from the config
         """Train from the start, or from where a resumed run stopped, then test."""
+        if not self.trains:
+            self.fit()
+            if self.has_state():
+                self.save_model(0, self.output_dir)
+            self.test()
+            return
         with self._graceful_stop():
             super().train(self.start_epoch, self.max_epoch)
+
+    def fit(self) -> None:
+        """Make a model that needs no epochs (``trains`` is False) out of the training set."""
+
+    def has_state(self) -> bool:
+        """Whether there is anything to save and load."""
+        return any(model.state_dict() for model in self._models.values())
 
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
@@ -153,6 +171,8 @@ class SimpleTrainer(TrainerBase):
         try:
             yield
         finally:
+            if self.run_log is not None:
+                self.run_log.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -170,7 +190,7 @@ class SimpleTrainer(TrainerBase):
         logger.info(f"Evaluate on the *{split}* set")
         start = time.perf_counter()
         for batch in tqdm(loader, desc=f"Evaluating {split}", unit="batch", file=sys.stderr, leave=False):
-            input, label = self.parse_batch_test(batch)  # noqa: A001
+            input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
         results = self.evaluator.evaluate()
         self.seconds[f"evaluate {split}"] = time.perf_counter() - start
@@ -180,7 +200,7 @@ class SimpleTrainer(TrainerBase):
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(results.values()))
 
-    def model_inference(self, input: Any) -> torch.Tensor:  # noqa: A002
+    def model_inference(self, input: Any) -> torch.Tensor:
         return self.model(input)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> Any:
@@ -234,7 +254,7 @@ class TrainerXU(SimpleTrainer):
         self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
 
     def _step(self, batch: Any) -> dict[str, float]:
-        return self.forward_backward(*batch)  # type: ignore[call-arg]
+        return self.forward_backward(*batch)
 
     def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:  # type: ignore[override]
         """(labelled image, its label, unlabelled image) on the device."""

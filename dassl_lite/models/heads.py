@@ -31,7 +31,7 @@ class CosineHead(nn.Module):
 
     def __init__(self, prototypes: torch.Tensor, logit_scale: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("prototypes", F.normalize(prototypes, dim=-1))
+        self.register_buffer("prototypes", F.normalize(prototypes, dim=-1), persistent=False)
         self.register_buffer("scale", logit_scale.exp(), persistent=False)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:

@@ -102,14 +102,15 @@ def resume_from_checkpoint(fdir: PathLike, model: nn.Module, optimizer: Any = No
     logger.info("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
         if part is not None:
-            _restore_part(part, name, checkpoint, path)
+            restore_part(part, name, checkpoint, path)
             logger.info("Loaded %s", name)
     epoch = checkpoint["epoch"]
     logger.info("Previous epoch: %s", epoch)
     return epoch
 
 
-def _restore_part(part: Any, name: str, checkpoint: Mapping[str, Any], path: Path) -> None:
+def restore_part(part: Any, name: str, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Load an optimiser's or a schedule's state, ``checkpoint[name]``, in place; UserError if it is absent or odd."""
     if checkpoint.get(name) is None:
         raise UserError(f'checkpoint "{path}" holds no {name} state: it can be evaluated, but not resumed')
     try:

@@ -169,3 +169,13 @@ def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: P
         trainer.register_model("empty")
     with pytest.raises(UserError, match="unknown registered model 'tox'"):
         trainer.set_model_mode("eval", "tox")
+
+
+def test_a_run_is_not_continued_under_other_settings(data: Path, tmp_path: Path) -> None:
+    toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1").train()
+    longer = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "9")
+    with pytest.raises(UserError, match="is of a run with OPTIM.MAX_EPOCH 1, but it is 9 now"):
+        longer.train()
+    same = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", "TRAIN.PRINT_FREQ", "3")
+    same.train()
+    assert same.start_epoch == 1

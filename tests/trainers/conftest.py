@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ class _GoldenDataset(DatasetBase):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _golden_datasets() -> Iterator[None]:
+def _golden_datasets() -> None:
     for name, (template, ensemble) in TEMPLATES.items():
         fields = {"template": template, "ensemble_templates": tuple(ensemble), "__module__": __name__}
         DATASET_REGISTRY.register(type(f"Golden{name}", (_GoldenDataset,), fields), name=f"Golden{name}")
-    yield
+    return
 
 
 @pytest.fixture
