@@ -28,13 +28,14 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
     if backbone.kind == "file":
         return _openai(backbone, dtype)
     with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+        if backbone.kind == "hub":
+            weights.hub_config(backbone.architecture)  # a repository out of reach is told here, in one line
         tokenizer = _tokenizer(backbone)
         if backbone.kind == "random":
             logger.warning("Backbone %s: weights drawn with seed %d, it knows nothing", backbone.text, backbone.seed)
             torch.manual_seed(backbone.seed)
             return _create(backbone, dtype, None, {}), tokenizer
         if backbone.kind == "hub":
-            weights.hub_config(backbone.architecture)  # a repository out of reach is told here, in one line
             return _create(backbone, dtype, None, {}), tokenizer
         if backbone.kind == "checkpoint":
             return _create(backbone, dtype, str(backbone.file), {}), tokenizer

@@ -1,22 +1,266 @@
-"""CLIP's text encoder (first version: the plain way)."""
+"""CLIP's text encoder, exact and fast.
+
+What open_clip computes for K prompts of 77 tokens is mostly wasted: positions behind the end token reach
+nothing, the first tokens are the same in every prompt, and in the last layer only the end token's state is
+read. `TextTower` computes the rest, over the modules of the model itself, with the same result.
+
+    tower.encode_tokens(tokens)                       (N, L) ids  ->  (N, D): zero-shot prompts, templates
+    tower.encode_prompts(prefix, suffix, lengths)     embeddings  ->  (K, D) or (B, K, D): learned prompts
+
+    CoOp, class token at the end:   prefix = [start, context] (P, W),     suffix = [name, ".", end, 0...] (K, S, W)
+    CoOp, middle or front:          prefix = [start, first half], [start] suffix = [name, context, ".", end, 0...]
+    CoOp, a context per class:      prefix = [start],                     suffix = [context, name, ".", end, 0...]
+    CoCoOp, B images:               prefix = [start, context] (B, P, W),  suffix as in CoOp
+
+Shapes: N texts, L tokens, K classes, B images, P and S tokens of prefix and suffix, W width of the encoder,
+D width of the features.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from dassl_lite.models import text_layers
+from dassl_lite.models.packing import Pack, pack, share_prefixes
+from dassl_lite.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What a separate pass, or a separate block in the attention, costs in rows of a layer, by kind of device: on a
+# CPU a row takes a tenth of a millisecond, on a GPU it is nothing beside the launch of a kernel.
+_PASS_ROWS = {"cpu": 32}
+_BLOCK_ROWS = {"cpu": 4}
+_ROWS_ON_GPU = 4096
+_MAX_ROWS = {"cpu": 16384}  # rows in one go where no chunk is asked for: the transient memory
+_MAX_ROWS_ON_GPU = 262144
+_CHECKPOINT_SHARE = 8  # with checkpointing, the rows in one go are what memory holds: fewer of them
 
 
 class TextTower:
-    """Reads the modules of an open_clip model."""
+    """Not a module: it has no parameters of its own and reads those of `model`, so a module that was replaced
+    there (LoRA), moved or changed counts at once.
+
+    Args:
+        model: open_clip's `CLIP` or `CustomTextCLIP`. A text encoder that is not causal, or not open_clip's
+            own, still encodes tokens, through its own `encode_text`.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        text = getattr(model, "text", None)
+        self._text: Any = model if text is None else text
+        pool = getattr(self._text, "text_pool_type", None) or getattr(self._text, "pool_type", None)
+        self._pool = pool or "argmax"
+        causal = getattr(self._text, "attn_mask", None) is not None and getattr(self._text, "cls_emb", None) is None
+        own = text is None or isinstance(text, TextTransformer)
+        self.is_causal: bool = own and causal and self._pool in ("argmax", "eos")
+        if not self.is_causal:
+            logger.info("The text encoder is not CLIP's own kind: it runs as it is, and takes no learned prompts")
+        self._told = False
+
+    @property
+    def blocks(self) -> Any:
+        """The layers, an `nn.ModuleList`."""
+        return self._text.transformer.resblocks
+
+    @property
+    def width(self) -> int:
+        """W, the width of token embeddings."""
+        return self._text.token_embedding.weight.shape[1]
 
     @property
     def embed_dim(self) -> int:
-        return self.model.text_projection.shape[1]
+        """D, the width of the features."""
+        return self.model.visual.output_dim if not self.is_causal else self._projection_width()
 
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Features (N, D) of token ids (N, L)."""
-        return self.model.encode_text(tokens.to(self.model.logit_scale.device))
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt can have, start and end included."""
+        return self._text.context_length
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the layers compute."""
+        return self._text.transformer.get_cast_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (..., W) of ids (...), without positions: what prefix and suffix are made of."""
+        self._require_prompts()
+        return self._text.token_embedding(tokens.to(self.device)).to(self.dtype)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Where the end token of each text stands: (N,) from ids (N, L)."""
+        if self._pool == "argmax":
+            return tokens.argmax(dim=-1)
+        end = getattr(self._text, "text_eos_id", None) or getattr(self._text, "eos_id", None)
+        return (tokens == end).int().argmax(dim=-1)
+
+    def encode_tokens(
+        self, tokens: Tensor, *, projection: Tensor | None = None, chunk: int = 0, checkpoint: bool = False
+    ) -> Tensor:
+        """Features (N, D), not normalised, of token ids (N, L).
+
+        Args:
+            projection: (W, D) in place of the model's own last matrix.
+            chunk: texts in one go, at most; 0 chooses by memory.
+            checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
+        """
+        if not self.is_causal:
+            if projection is not None:
+                raise UserError("another text projection needs a text encoder of CLIP's own kind")
+            return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
+        ends = self.ends(tokens).tolist()
+        prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), ends, strict=True)]
+        features: list[Tensor] = []
+        order: list[int] = []
+        for shared, members in share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU)):
+            lengths = [len(prompts[i]) - shared for i in members]
+            suffix = tokens[members, shared : shared + max(lengths)]
+            prefix = self.embed(tokens[members[0], :shared])
+            features.append(
+                self.encode_prompts(
+                    prefix, self.embed(suffix), lengths, projection=projection, chunk=chunk, checkpoint=checkpoint
+                )
+            )
+            order += members
+        if not features:
+            return torch.empty(0, self.embed_dim, device=self.device, dtype=self.dtype)
+        return torch.cat(features)[_inverse(order, self.device)]
+
+    def encode_prompts(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        lengths: Sequence[int],
+        *,
+        projection: Tensor | None = None,
+        chunk: int = 0,
+        checkpoint: bool = False,
+    ) -> Tensor:
+        """Features, not normalised, of prompts given as embeddings without positions.
+
+        Args:
+            prefix: (P, W) first tokens of every prompt; or (B, P, W), each image's own. P may be 0.
+            suffix: (K, S, W) the tokens that follow; what stands behind a length is not read.
+            lengths: K numbers: tokens of each suffix up to and with its end token.
+            projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
+
+        Returns:
+            (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
+            parameters of the model require gradients.
+        """
+        self._require_prompts()
+        lengths = tuple(int(length) for length in lengths)
+        self._check(prefix, suffix, lengths)
+        images = prefix if prefix.dim() == 3 else prefix[None]
+        if self._is_plain():
+            states = self._shared(images, suffix, lengths, chunk, checkpoint)
+        else:
+            states = self._plain(images, suffix, lengths)
+        features = self._project(self._text.ln_final(states), projection)
+        return features if prefix.dim() == 3 else features[0]
+
+    def _shared(
+        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
+    ) -> Tensor:
+        """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
+        memory = self._prefix(prefix)
+        kind = self.device.type
+        if not chunk:
+            rows = _MAX_ROWS.get(kind, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
+            chunk = max(1, rows // (max(lengths) * prefix.shape[0]))
+        slack = _BLOCK_ROWS.get(kind, _ROWS_ON_GPU)
+        flat = suffix.to(self.dtype).flatten(0, 1)
+        states, classes = [], []
+        for part in pack(lengths, suffix.shape[1], chunk, slack, self.device):
+            rows = flat[part.source] + self._positions(prefix.shape[1] + part.offset)
+            if checkpoint and torch.is_grad_enabled():
+                states.append(recompute(self._suffixes, rows[None], memory, part, use_reentrant=False))
+            else:
+                states.append(self._suffixes(rows[None], memory, part))
+            classes.append(part.classes)
+        return torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
+
+    def _prefix(self, prefix: Tensor) -> list[text_layers.KeysValues] | None:
+        """Keys and values of the prefix (B, P, W) in every layer; None for an empty one."""
+        if not prefix.shape[1]:
+            return None
+        x = prefix.to(self.dtype) + self._positions(torch.arange(prefix.shape[1], device=self.device))
+        memory = []
+        for block in self.blocks[:-1]:
+            x, keys_values = text_layers.prefix_layer(block, x)
+            memory.append(keys_values)
+        return [*memory, text_layers.prefix_keys_values(self.blocks[-1], x)]
+
+    def _suffixes(self, x: Tensor, memory: list[text_layers.KeysValues] | None, part: Pack) -> Tensor:
+        """End states (B, n, W) of packed rows (1, R, W)."""
+        layers = list(self.blocks)
+        per_layer = memory if memory is not None else [None] * len(layers)
+        for block, prefix in zip(layers[:-1], per_layer[:-1], strict=True):
+            x = text_layers.suffix_layer(block, x, prefix, part)
+        return text_layers.last_layer(layers[-1], x, per_layer[-1], part)
+
+    def _plain(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """End states (B, K, W) through the model's own transformer, cut after the longest end token: for
+        layers that somebody replaced, hooked or built in another way."""
+        if not self._told:
+            logger.info("The text encoder's layers are not CLIP's own: prompts run whole, without a shared prefix")
+            self._told = True
+        length = prefix.shape[1] + max(lengths)
+        ends = torch.tensor(lengths, device=self.device) - 1 + prefix.shape[1]
+        mask = self._text.attn_mask[:length, :length]
+        states = []
+        for image in prefix:
+            rows = torch.cat([image.expand(len(suffix), -1, -1), suffix[:, : max(lengths)]], dim=1).to(self.dtype)
+            rows = rows + self._positions(torch.arange(length, device=self.device))
+            states.append(self._text.transformer(rows, attn_mask=mask)[torch.arange(len(suffix)), ends])
+        return torch.stack(states)
+
+    def _positions(self, places: Tensor) -> Tensor:
+        return self._text.positional_embedding[places].to(self.dtype)
+
+    def _project(self, states: Tensor, projection: Tensor | None) -> Tensor:
+        own = self._text.text_projection
+        if projection is not None:
+            return states @ projection.to(states)
+        if own is None:
+            return states
+        return own(states) if isinstance(own, torch.nn.Linear) else states @ own
+
+    def _projection_width(self) -> int:
+        own = self._text.text_projection
+        if own is None:
+            return self.width
+        return own.out_features if isinstance(own, torch.nn.Linear) else own.shape[1]
+
+    def _is_plain(self) -> bool:
+        return all(text_layers.is_plain(block) for block in self.blocks)
+
+    def _require_prompts(self) -> None:
+        if not self.is_causal:
+            raise UserError("this backbone's text encoder is not CLIP's own kind, so it cannot take learned prompts")
+
+    def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> None:
+        if len(lengths) != len(suffix) or not lengths or not 0 < min(lengths) <= max(lengths) <= suffix.shape[1]:
+            raise ValueError(f"lengths {lengths[:5]}... do not fit a suffix of shape {tuple(suffix.shape)}")
+        if prefix.shape[-2] + max(lengths) > self.context_length:
+            raise UserError(
+                f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {self.context_length} fit: "
+                "fewer context tokens or shorter class names"
+            )
+
+
+def _inverse(order: Sequence[int], device: torch.device) -> Tensor:
+    """Where each index stands in `order`."""
+    return torch.tensor(order, device=device).argsort()

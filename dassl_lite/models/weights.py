@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from tqdm import tqdm
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import atomic_path, cache_root
+from dassl_lite.utils.files import atomic_path, cache_root, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,8 @@ def locate(architecture: str, tag: str) -> Path:
     """
     published = open_clip.get_pretrained_cfg(architecture, tag)
     url, hub = published.get("url", ""), published.get("hf_hub", "")
-    folders = [cache_root() / "clip", Path.home() / ".cache" / "clip"]
-    name = url.rsplit("/", 1)[-1]
-    for path in [folder / name for folder in folders] if name else []:
+    own = [folder / url.rsplit("/", 1)[-1] for folder in _folders()] if url else []
+    for path in own:
         if path.is_file():
             _check_digest(path, url)
             return path
@@ -46,32 +45,53 @@ def locate(architecture: str, tag: str) -> Path:
         if isinstance(found, str):
             return Path(found)
     problems = []
-    if url:
+    for address, fetch in _sources(url, own, hub):
         try:
-            return _download(url, folders[0] / name)
-        except OSError as error:
-            problems.append(f"{url} ({_reason(error)})")
-    for repository, filename in _hub_files(hub):
-        try:
-            return Path(hf_hub_download(repository, filename))
-        except (OSError, ValueError, RuntimeError) as error:
-            problems.append(f"{_hub_url(repository, filename)} ({_reason(error)})")
-    looked = [*(str(folder / name) for folder in folders if name), *([f"{HF_HUB_CACHE}"] if hub else [])]
-    put = str(folders[0] / name) if name else f"a file of your own and name it {architecture}:FILE"
+            return fetch()
+        except (OSError, ValueError) as error:
+            problems.append(f"{address} ({_reason(error)})")
+    looked = [*map(str, own), *([HF_HUB_CACHE] if hub else [])]
+    put = f"put it at {own[0]}" if own else f"name it {architecture}:/path/to/file"
     raise UserError(
         f"no weights for {architecture}:{tag}: not in {', '.join(looked)}; not fetched from {'; '.join(problems)}. "
-        f"Fetch the file elsewhere and put it at {put}, or use MODEL.BACKBONE.NAME demo"
+        f"Fetch it elsewhere and {put}; 'demo' needs no file"
     )
+
+
+def _folders() -> list[Path]:
+    """Where weights are looked for by their file's name; the first is ours, the second OpenAI's and open_clip's."""
+    return [cache_root() / "clip", Path.home() / ".cache" / "clip"]
+
+
+def _sources(url: str, own: list[Path], hub: str) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """(address, function that fetches from it) in the order in which to try them."""
+    if url:
+        yield url, partial(_download, url, own[0])
+    for repository, filename in _hub_files(hub):
+        yield _hub_url(repository, filename), partial(_fetch_from_hub, repository, filename)
+
+
+def _fetch_from_hub(repository: str, filename: str) -> Path:
+    """Through the hub's own client and into its cache. Raises OSError or ValueError if it is out of reach.
+
+    The client tries again for 20 s and logs each time before it gives up, so one short request goes first.
+    """
+    if HF_HUB_OFFLINE:
+        return Path(hf_hub_download(repository, filename))
+    request = urllib.request.Request(_hub_url(repository, filename), method="HEAD")
+    with urllib.request.urlopen(request, timeout=_TIMEOUT):
+        return Path(hf_hub_download(repository, filename))
 
 
 def hub_config(name: str) -> dict[str, Any]:
     """A hub repository's description of its model. Raises UserError if it is out of reach or no open_clip model."""
     repository = name.removeprefix("hf-hub:")
     try:
-        with open(hf_hub_download(repository, "open_clip_config.json"), encoding="utf-8") as file:
-            config = json.load(file)
+        cached = try_to_load_from_cache(repository, "open_clip_config.json")
+        path = cached if isinstance(cached, str) else _fetch_from_hub(repository, "open_clip_config.json")
+        config = read_json(path)
         config["model_cfg"]["vision_cfg"]["image_size"]
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"backbone '{name}': no open_clip model in {HF_HUB_CACHE}, nor fetched from "
             f"{_hub_url(repository, 'open_clip_config.json')} ({_reason(error)}); "
@@ -89,7 +109,7 @@ def _hub_files(hub: str) -> Iterator[tuple[str, str]]:
 
 
 def _hub_url(repository: str, filename: str) -> str:
-    return f"https://huggingface.co/{repository}/resolve/main/{filename}"
+    return f"{ENDPOINT}/{repository}/resolve/main/{filename}"
 
 
 def _reason(error: Exception) -> str:
