@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from open_clip.transformer import TextTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from dassl_lite.models import text_layers
@@ -78,7 +78,29 @@ class TextTower:
     @property
     def embed_dim(self) -> int:
         """D, the width of the features."""
-        return self.model.visual.output_dim if not self.is_causal else self._projection_width()
+        own = self._text.text_projection if self.is_causal else None
+        if own is None:
+            return self._text.output_dim if not self.is_causal else self.width
+        return own.out_features if isinstance(own, nn.Linear) else own.shape[1]
+
+    @property
+    def projection(self) -> Tensor:
+        """The text projection (W, D). Raises UserError for an encoder that does not end in one matrix."""
+        self._require_prompts()
+        own = self._text.text_projection
+        if own is None or (isinstance(own, nn.Linear) and own.bias is not None):
+            raise UserError("this backbone's text encoder does not end in one projection matrix")
+        return own.weight.t() if isinstance(own, nn.Linear) else own
+
+    @property
+    def projection(self) -> Tensor:
+        """(W, D), the matrix that makes features of states; the identity where a model has none."""
+        own = self._text.text_projection
+        if isinstance(own, torch.nn.Linear):
+            if own.bias is not None:
+                raise UserError("this backbone's text projection has a bias, so another matrix cannot replace it")
+            return own.weight.t()
+        return torch.eye(self.width, device=self.device) if own is None else own
 
     @property
     def context_length(self) -> int:
@@ -107,18 +129,18 @@ class TextTower:
         return (tokens == end).int().argmax(dim=-1)
 
     def encode_tokens(
-        self, tokens: Tensor, *, projection: Tensor | None = None, chunk: int = 0, checkpoint: bool = False
+        self, tokens: Tensor, *, project: bool = True, chunk: int = 0, checkpoint: bool = False
     ) -> Tensor:
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
-            projection: (W, D) in place of the model's own last matrix.
+            project: False gives (N, W), before the text projection.
             chunk: texts in one go, at most; 0 chooses by memory.
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
         if not self.is_causal:
-            if projection is not None:
-                raise UserError("another text projection needs a text encoder of CLIP's own kind")
+            if not project:
+                self._require_prompts()
             return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
         ends = self.ends(tokens).tolist()
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), ends, strict=True)]
@@ -130,7 +152,7 @@ class TextTower:
             prefix = self.embed(tokens[members[0], :shared])
             features.append(
                 self.encode_prompts(
-                    prefix, self.embed(suffix), lengths, projection=projection, chunk=chunk, checkpoint=checkpoint
+                    prefix, self.embed(suffix), lengths, project=project, chunk=chunk, checkpoint=checkpoint
                 )
             )
             order += members
@@ -144,7 +166,7 @@ class TextTower:
         suffix: Tensor,
         lengths: Sequence[int],
         *,
-        projection: Tensor | None = None,
+        project: bool = True,
         chunk: int = 0,
         checkpoint: bool = False,
     ) -> Tensor:
@@ -154,7 +176,7 @@ class TextTower:
             prefix: (P, W) first tokens of every prompt; or (B, P, W), each image's own. P may be 0.
             suffix: (K, S, W) the tokens that follow; what stands behind a length is not read.
             lengths: K numbers: tokens of each suffix up to and with its end token.
-            projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
+            project, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
 
         Returns:
             (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
@@ -168,7 +190,8 @@ class TextTower:
             states = self._shared(images, suffix, lengths, chunk, checkpoint)
         else:
             states = self._plain(images, suffix, lengths)
-        features = self._project(self._text.ln_final(states), projection)
+        features = self._text.ln_final(states)
+        features = self._project(features) if project else features
         return features if prefix.dim() == 3 else features[0]
 
     def _shared(
@@ -230,19 +253,11 @@ class TextTower:
     def _positions(self, places: Tensor) -> Tensor:
         return self._text.positional_embedding[places].to(self.dtype)
 
-    def _project(self, states: Tensor, projection: Tensor | None) -> Tensor:
+    def _project(self, states: Tensor) -> Tensor:
         own = self._text.text_projection
-        if projection is not None:
-            return states @ projection.to(states)
         if own is None:
             return states
-        return own(states) if isinstance(own, torch.nn.Linear) else states @ own
-
-    def _projection_width(self) -> int:
-        own = self._text.text_projection
-        if own is None:
-            return self.width
-        return own.out_features if isinstance(own, torch.nn.Linear) else own.shape[1]
+        return own(states) if isinstance(own, nn.Linear) else states @ own
 
     def _is_plain(self) -> bool:
         return all(text_layers.is_plain(block) for block in self.blocks)
