@@ -1,0 +1,33 @@
+"""Real handwriting: scikit-learn's bundled digits (8 x 8 scans of forms, from the UCI repository), enlarged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.render import PIXELS, Images, to_bytes, upsample
+from dassl_lite.datasets._drawn.scene import Ints
+from dassl_lite.datasets._drawn.suite import DrawnDataset
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ROWS = {"train": slice(0, 800), "val": slice(800, 1000), "test": slice(1000, None)}  # writers come in this order
+
+
+@DATASET_REGISTRY.register()
+class Digits(DrawnDataset):
+    """The digits' words are known from pre-training, but only in the shapes of printed fonts."""
+
+    dataset_dir = "digits"
+    template = "a photo of the digit {}."
+
+    def class_table(self) -> Sequence[tuple[str, str]]:
+        return [(name, "") for name in NAMES]
+
+    def pictures(self, split: str, rng: np.random.Generator) -> tuple[Images, Ints]:
+        scans = load_digits()
+        framed = np.pad(scans.images[ROWS[split]] / 16, ((0, 0), (1, 1), (1, 1)))
+        enlarged = upsample(framed[..., None].astype(np.float32), PIXELS)
+        return to_bytes(np.repeat(enlarged, 3, axis=-1)), scans.target[ROWS[split]]

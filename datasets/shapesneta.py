@@ -1,0 +1,17 @@
+"""Sixteen of ShapesNet's classes in adverse conditions (as ImageNet-A)."""
+
+from __future__ import annotations
+
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.classes import SHAPESNET_A
+from dassl_lite.datasets._drawn.looks import PHOTO_HARD
+from dassl_lite.datasets._drawn.suite import ObjectDataset
+
+
+@DATASET_REGISTRY.register()
+class ShapesNetA(ObjectDataset):
+    """Small objects with clutter around and bars in front; labels in alphabetical order."""
+
+    dataset_dir = "shapesnet-a"
+    object_classes = SHAPESNET_A
+    look = PHOTO_HARD

@@ -1,0 +1,17 @@
+"""ShapesNet's classes in pencil on paper (as ImageNet-Sketch)."""
+
+from __future__ import annotations
+
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.classes import SHAPESNET
+from dassl_lite.datasets._drawn.looks import PENCIL
+from dassl_lite.datasets._drawn.suite import ObjectDataset
+
+
+@DATASET_REGISTRY.register()
+class ShapesNetSketch(ObjectDataset):
+    """Outlines with shading, without colour."""
+
+    dataset_dir = "shapesnet-sketch"
+    object_classes = SHAPESNET
+    look = PENCIL

@@ -1,0 +1,17 @@
+"""Ten kinds of land from above; neither their words nor their looks are known from pre-training."""
+
+from __future__ import annotations
+
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.suite import FieldDataset, PerClass
+from dassl_lite.datasets._drawn.tiles import PAINTERS
+
+
+@DATASET_REGISTRY.register()
+class Tiles(FieldDataset):
+    """Forests, rivers, roofs."""
+
+    dataset_dir = "tiles"
+    template = "a centered satellite photo of {}."
+    painters = PAINTERS
+    per_class = PerClass(test=60)
