@@ -40,7 +40,13 @@ class CLIPBackbone(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, name: str, precision: str, digest: str, preprocessing: Preprocessing, tokenizer: Tokenizer
+        self,
+        model: nn.Module,
+        name: str,
+        precision: str,
+        digest: str,
+        preprocessing: Preprocessing,
+        tokenizer: Tokenizer,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -69,11 +75,11 @@ class CLIPBackbone(nn.Module):
         return self.preprocessing.size
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> tuple[float, ...]:
         return self.preprocessing.mean
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> tuple[float, ...]:
         return self.preprocessing.std
 
     @property
@@ -141,4 +147,4 @@ def digest_of_weights(model: nn.Module) -> str:
 
 def _digest_of_tensor(tensor: Tensor) -> str:
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy()).hexdigest()
+    return hashlib.sha256(raw.numpy().data).hexdigest()

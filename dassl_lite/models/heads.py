@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def cosine_logits(
-    image_features: torch.Tensor, prototypes: torch.Tensor, scale: torch.Tensor | float
-) -> torch.Tensor:
+def cosine_logits(image_features: torch.Tensor, prototypes: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     """Logits (B, K): cosine similarity of image features (B, D) and prototypes (K, D), times ``scale``.
 
     Args:

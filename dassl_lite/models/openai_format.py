@@ -21,7 +21,13 @@ from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
 # Entries that describe the model; they are no parameters of it.
 _DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
-_REQUIRED = ("visual.conv1.weight", "positional_embedding", "token_embedding.weight", "ln_final.weight", "text_projection")
+_REQUIRED = (
+    "visual.conv1.weight",
+    "positional_embedding",
+    "token_embedding.weight",
+    "ln_final.weight",
+    "text_projection",
+)
 _HEAD_WIDTH = 64  # every model of OpenAI's has heads of this width, in both encoders
 ROWS_SEED, ROWS_STD = 2021, 0.02
 
@@ -122,7 +128,9 @@ def token_table(width: int, rows: int = 49408) -> Tensor:
     return torch.from_numpy(drawn * np.float32(ROWS_STD))
 
 
-def build(tensors: Mapping[str, Tensor], architecture: dict[str, Any], dtype: torch.dtype, source: str) -> open_clip.CLIP:
+def build(
+    tensors: Mapping[str, Tensor], architecture: dict[str, Any], dtype: torch.dtype, source: str
+) -> open_clip.CLIP:
     """The model with these weights, on the CPU, in eval mode, its matrices in `dtype`.
 
     Raises:

@@ -68,9 +68,7 @@ def pack(lengths: tuple[int, ...], stride: int, chunk: int, slack: int, device: 
     return tuple(_pack(classes, lengths, stride, slack, device) for classes in chunks)
 
 
-def _pack(
-    classes: list[int], lengths: Sequence[int], stride: int, slack: int, device: torch.device
-) -> Pack:
+def _pack(classes: list[int], lengths: Sequence[int], stride: int, slack: int, device: torch.device) -> Pack:
     source, offset, ends = [], [], []
     blocks = []
     for length, members in _blocks(classes, lengths, slack):

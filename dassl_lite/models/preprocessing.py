@@ -47,7 +47,10 @@ def preprocessing_of(backbone: names.BackboneName) -> Preprocessing:
 def _published(config: Mapping[str, Any], size: Any) -> Preprocessing:
     """From open_clip's description of published weights; what that leaves out is as OpenAI has it."""
     height, width = (size, size) if isinstance(size, int) else size
-    known = {key: tuple(config[key]) for key in ("mean", "std") if config.get(key)}
-    if config.get("interpolation"):
-        known["interpolation"] = config["interpolation"]
-    return Preprocessing((int(height), int(width)), **known)
+    own = Preprocessing((int(height), int(width)))
+    return Preprocessing(
+        own.size,
+        tuple(config.get("mean") or own.mean),
+        tuple(config.get("std") or own.std),
+        config.get("interpolation") or own.interpolation,
+    )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,14 +41,15 @@ def template_means(
     Args:
         projection: (W, D) text projection in the place of CLIP's.
     """
-    texts = fill_templates(classnames, templates, replace_underscore=False)
-    features = clip.text.encode_tokens(clip.tokenize(texts), projection=projection)
-    return features.view(len(classnames), len(templates), -1).mean(dim=1)
+    hidden = hidden_means(clip, classnames, templates)
+    return hidden @ (clip.text.projection if projection is None else projection.to(hidden))
 
 
 def hidden_means(clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
     """The same before the text projection (which is linear, so it may follow the mean): (K, W)."""
-    return template_means(clip, classnames, templates, torch.eye(clip.text.width))
+    texts = fill_templates(classnames, templates, replace_underscore=False)
+    hidden = clip.text.encode_tokens(clip.tokenize(texts), project=False)
+    return hidden.view(len(classnames), len(templates), -1).mean(dim=1)
 
 
 def load_text_projection(path: str | Path, clip: CLIPBackbone) -> Tensor:

@@ -93,12 +93,14 @@ def _attend(
     if prefix is not None:
         images = prefix[0].shape[0]
         shared = (rows[:, None].expand(-1, count, -1, -1, -1) for rows in prefix)
-        k, v = (torch.cat([s, rows.expand(images, -1, -1, -1, -1)], dim=3) for s, rows in zip(shared, (k, v), strict=True))
+        k, v = (
+            torch.cat([s, rows.expand(images, -1, -1, -1, -1)], dim=3) for s, rows in zip(shared, (k, v), strict=True)
+        )
         q = q.expand(images, -1, -1, -1, -1)
     if mask is not None and mask.dim() == 4:  # one per suffix: the same for every image
         mask = mask.repeat(q.shape[0], 1, 1, 1)
     # The fused kernels want four dimensions: images and suffixes in one.
-    out = scaled_dot_product_attention(*(rows.flatten(0, 1) for rows in (q, k, v)), attn_mask=mask)
+    out = scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
     return out.transpose(1, 2).reshape(q.shape[0], -1, q.shape[2] * q.shape[4])
 
 

@@ -85,18 +85,10 @@ class TextTower:
 
     @property
     def projection(self) -> Tensor:
-        """The text projection (W, D). Raises UserError for an encoder that does not end in one matrix."""
+        """(W, D), the matrix that makes features of end states; the identity where a model has none."""
         self._require_prompts()
         own = self._text.text_projection
-        if own is None or (isinstance(own, nn.Linear) and own.bias is not None):
-            raise UserError("this backbone's text encoder does not end in one projection matrix")
-        return own.weight.t() if isinstance(own, nn.Linear) else own
-
-    @property
-    def projection(self) -> Tensor:
-        """(W, D), the matrix that makes features of states; the identity where a model has none."""
-        own = self._text.text_projection
-        if isinstance(own, torch.nn.Linear):
+        if isinstance(own, nn.Linear):
             if own.bias is not None:
                 raise UserError("this backbone's text projection has a bias, so another matrix cannot replace it")
             return own.weight.t()
@@ -126,24 +118,23 @@ class TextTower:
         if self._pool == "argmax":
             return tokens.argmax(dim=-1)
         end = getattr(self._text, "text_eos_id", None) or getattr(self._text, "eos_id", None)
-        return (tokens == end).int().argmax(dim=-1)
+        return tokens.eq(end).int().argmax(dim=-1)
 
     def encode_tokens(
-        self, tokens: Tensor, *, project: bool = True, chunk: int = 0, checkpoint: bool = False
+        self, tokens: Tensor, *, projection: Tensor | None = None, chunk: int = 0, checkpoint: bool = False
     ) -> Tensor:
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
-            project: False gives (N, W), before the text projection.
+            projection: (W, D) in place of the model's own last matrix.
             chunk: texts in one go, at most; 0 chooses by memory.
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
         if not self.is_causal:
-            if not project:
+            if projection is not None:
                 self._require_prompts()
             return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
-        ends = self.ends(tokens).tolist()
-        prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), ends, strict=True)]
+        prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         features: list[Tensor] = []
         order: list[int] = []
         for shared, members in share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU)):
@@ -152,7 +143,7 @@ class TextTower:
             prefix = self.embed(tokens[members[0], :shared])
             features.append(
                 self.encode_prompts(
-                    prefix, self.embed(suffix), lengths, project=project, chunk=chunk, checkpoint=checkpoint
+                    prefix, self.embed(suffix), lengths, projection=projection, chunk=chunk, checkpoint=checkpoint
                 )
             )
             order += members
@@ -166,7 +157,7 @@ class TextTower:
         suffix: Tensor,
         lengths: Sequence[int],
         *,
-        project: bool = True,
+        projection: Tensor | None = None,
         chunk: int = 0,
         checkpoint: bool = False,
     ) -> Tensor:
@@ -176,27 +167,24 @@ class TextTower:
             prefix: (P, W) first tokens of every prompt; or (B, P, W), each image's own. P may be 0.
             suffix: (K, S, W) the tokens that follow; what stands behind a length is not read.
             lengths: K numbers: tokens of each suffix up to and with its end token.
-            project, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
+            projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
 
         Returns:
             (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
             parameters of the model require gradients.
         """
         self._require_prompts()
-        lengths = tuple(int(length) for length in lengths)
-        self._check(prefix, suffix, lengths)
+        sizes = tuple(int(length) for length in lengths)
+        self._check(prefix, suffix, sizes)
         images = prefix if prefix.dim() == 3 else prefix[None]
         if self._is_plain():
-            states = self._shared(images, suffix, lengths, chunk, checkpoint)
+            states = self._shared(images, suffix, sizes, chunk, checkpoint)
         else:
-            states = self._plain(images, suffix, lengths)
-        features = self._text.ln_final(states)
-        features = self._project(features) if project else features
+            states = self._plain(images, suffix, sizes)
+        features = self._project(self._text.ln_final(states), projection)
         return features if prefix.dim() == 3 else features[0]
 
-    def _shared(
-        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
-    ) -> Tensor:
+    def _shared(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
         memory = self._prefix(prefix)
         kind = self.device.type
@@ -213,7 +201,8 @@ class TextTower:
             else:
                 states.append(self._suffixes(rows[None], memory, part))
             classes.append(part.classes)
-        return torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
+        joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
+        return joined.expand(len(prefix), -1, -1)  # an empty prefix leaves nothing that is an image's own
 
     def _prefix(self, prefix: Tensor) -> list[text_layers.KeysValues] | None:
         """Keys and values of the prefix (B, P, W) in every layer; None for an empty one."""
@@ -253,8 +242,10 @@ class TextTower:
     def _positions(self, places: Tensor) -> Tensor:
         return self._text.positional_embedding[places].to(self.dtype)
 
-    def _project(self, states: Tensor) -> Tensor:
+    def _project(self, states: Tensor, projection: Tensor | None) -> Tensor:
         own = self._text.text_projection
+        if projection is not None:
+            return states @ projection.to(states)
         if own is None:
             return states
         return own(states) if isinstance(own, nn.Linear) else states @ own
