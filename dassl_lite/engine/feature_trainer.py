@@ -92,12 +92,17 @@ class FeatureTrainer(TrainerX):
         self.optim: Any = None
         self.sched: Any = None
         if trainable:
-            logger.info(f"Trainable: {', '.join(trainable)}")
+            more = f" and {len(trainable) - 4} more" if len(trainable) > 4 else ""
+            logger.info(f"Trainable: {', '.join(trainable[:4])}{more}")
             self.optim = build_optimizer(self.head, self.cfg.OPTIM)
-            self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+            self.sched = self.build_schedule()
         self.scaler = torch.amp.GradScaler(self.device.type) if self._needs_scaler() else None
         self.register_model(self.model_name, self.head, self.optim, self.sched)
         self._use_features()
+
+    def build_schedule(self) -> Any:
+        """The learning-rate schedule of ``self.optim``; a method whose length is not MAX_EPOCH overrides it."""
+        return build_lr_scheduler(self.optim, self.cfg.OPTIM)
 
     @property
     def classnames(self) -> list[str]:
