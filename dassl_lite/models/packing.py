@@ -69,8 +69,10 @@ def pack(lengths: tuple[int, ...], stride: int, chunk: int, slack: int, device: 
 
 
 def _pack(classes: list[int], lengths: Sequence[int], stride: int, slack: int, device: torch.device) -> Pack:
-    source, offset, ends = [], [], []
-    blocks = []
+    source: list[int] = []
+    offset: list[int] = []
+    ends: list[int] = []
+    blocks: list[Block] = []
     for length, members in _blocks(classes, lengths, slack):
         for k in members:
             ends.append(len(source) + lengths[k] - 1)
@@ -81,8 +83,8 @@ def _pack(classes: list[int], lengths: Sequence[int], stride: int, slack: int, d
         own = torch.tensor([lengths[k] for k in members])
         seen = torch.arange(length) < own[:, None]
         blocks.append(Block(len(members), length, None if bool(seen.all()) else seen.to(device)))
-    as_tensor = [torch.tensor(values, device=device) for values in (classes, source, offset, ends)]
-    return Pack(*as_tensor, blocks=tuple(blocks))
+    rows = [torch.tensor(values, device=device) for values in (classes, source, offset, ends)]
+    return Pack(rows[0], rows[1], rows[2], rows[3], tuple(blocks))
 
 
 def _blocks(classes: list[int], lengths: Sequence[int], slack: int) -> list[tuple[int, list[int]]]:

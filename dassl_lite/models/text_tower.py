@@ -117,39 +117,43 @@ class TextTower:
         """Where the end token of each text stands: (N,) from ids (N, L)."""
         if self._pool == "argmax":
             return tokens.argmax(dim=-1)
-        end = getattr(self._text, "text_eos_id", None) or getattr(self._text, "eos_id", None)
+        end: int = getattr(self._text, "text_eos_id", None) or self._text.eos_id
         return tokens.eq(end).int().argmax(dim=-1)
 
     def encode_tokens(
-        self, tokens: Tensor, *, projection: Tensor | None = None, chunk: int = 0, checkpoint: bool = False
+        self,
+        tokens: Tensor,
+        *,
+        project: bool = True,
+        projection: Tensor | None = None,
+        chunk: int = 0,
+        checkpoint: bool = False,
     ) -> Tensor:
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
-            projection: (W, D) in place of the model's own last matrix.
+            project: False gives the states (N, W) before the text projection.
+            projection: (W, D) in place of the model's own.
             chunk: texts in one go, at most; 0 chooses by memory.
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
         if not self.is_causal:
-            if projection is not None:
+            if projection is not None or not project:
                 self._require_prompts()
             return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
-        features: list[Tensor] = []
+        states: list[Tensor] = []
         order: list[int] = []
         for shared, members in share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU)):
             lengths = [len(prompts[i]) - shared for i in members]
             suffix = tokens[members, shared : shared + max(lengths)]
             prefix = self.embed(tokens[members[0], :shared])
-            features.append(
-                self.encode_prompts(
-                    prefix, self.embed(suffix), lengths, projection=projection, chunk=chunk, checkpoint=checkpoint
-                )
-            )
+            states.append(self._states(prefix[None], self.embed(suffix), tuple(lengths), chunk, checkpoint)[0])
             order += members
-        if not features:
-            return torch.empty(0, self.embed_dim, device=self.device, dtype=self.dtype)
-        return torch.cat(features)[_inverse(order, self.device)]
+        if not states:
+            raise ValueError("no texts to encode")
+        ordered = torch.cat(states)[torch.tensor(order, device=self.device).argsort()]
+        return self._project(ordered, projection) if project else ordered
 
     def encode_prompts(
         self,
@@ -157,6 +161,7 @@ class TextTower:
         suffix: Tensor,
         lengths: Sequence[int],
         *,
+        project: bool = True,
         projection: Tensor | None = None,
         chunk: int = 0,
         checkpoint: bool = False,
@@ -167,7 +172,7 @@ class TextTower:
             prefix: (P, W) first tokens of every prompt; or (B, P, W), each image's own. P may be 0.
             suffix: (K, S, W) the tokens that follow; what stands behind a length is not read.
             lengths: K numbers: tokens of each suffix up to and with its end token.
-            projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
+            project, projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
 
         Returns:
             (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
@@ -177,20 +182,25 @@ class TextTower:
         sizes = tuple(int(length) for length in lengths)
         self._check(prefix, suffix, sizes)
         images = prefix if prefix.dim() == 3 else prefix[None]
-        if self._is_plain():
-            states = self._shared(images, suffix, sizes, chunk, checkpoint)
-        else:
-            states = self._plain(images, suffix, sizes)
-        features = self._project(self._text.ln_final(states), projection)
+        states = self._states(images, suffix, sizes, chunk, checkpoint)
+        features = self._project(states, projection) if project else states
         return features if prefix.dim() == 3 else features[0]
+
+    def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
+        """Normed end states (B, K, W)."""
+        if all(text_layers.is_plain(block) for block in self.blocks):
+            states = self._shared(prefix, suffix, lengths, chunk, checkpoint)
+        else:
+            states = self._plain(prefix, suffix, lengths)
+        return self._text.ln_final(states)
 
     def _shared(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
         memory = self._prefix(prefix)
         kind = self.device.type
         if not chunk:
-            rows = _MAX_ROWS.get(kind, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
-            chunk = max(1, rows // (max(lengths) * prefix.shape[0]))
+            fit = _MAX_ROWS.get(kind, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
+            chunk = max(1, fit // (max(lengths) * prefix.shape[0]))
         slack = _BLOCK_ROWS.get(kind, _ROWS_ON_GPU)
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
@@ -209,7 +219,7 @@ class TextTower:
         if not prefix.shape[1]:
             return None
         x = prefix.to(self.dtype) + self._positions(torch.arange(prefix.shape[1], device=self.device))
-        memory = []
+        memory: list[text_layers.KeysValues] = []
         for block in self.blocks[:-1]:
             x, keys_values = text_layers.prefix_layer(block, x)
             memory.append(keys_values)
@@ -250,9 +260,6 @@ class TextTower:
             return states
         return own(states) if isinstance(own, nn.Linear) else states @ own
 
-    def _is_plain(self) -> bool:
-        return all(text_layers.is_plain(block) for block in self.blocks)
-
     def _require_prompts(self) -> None:
         if not self.is_causal:
             raise UserError("this backbone's text encoder is not CLIP's own kind, so it cannot take learned prompts")
@@ -265,8 +272,3 @@ class TextTower:
                 f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {self.context_length} fit: "
                 "fewer context tokens or shorter class names"
             )
-
-
-def _inverse(order: Sequence[int], device: torch.device) -> Tensor:
-    """Where each index stands in `order`."""
-    return torch.tensor(order, device=device).argsort()

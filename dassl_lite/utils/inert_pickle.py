@@ -66,12 +66,15 @@ class Inert:
     """
 
     name: str = ""
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Any
+    items: list[Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         self = super().__new__(cls)
         self.args, self.kwargs = args, kwargs
-        self.state: Any = None
-        self.items: list[Any] = []
+        self.state, self.items = None, []
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
