@@ -55,7 +55,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("--list", action="store_true", help="list the registered trainers and stop")
     add_common_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if isinstance(args.resume, str) and len(args.options) % 2:  # "--resume KEY VALUE": that was no folder
+        args.options.insert(0, args.resume)
+        args.resume = True
+    return args
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:

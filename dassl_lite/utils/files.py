@@ -40,9 +40,9 @@ def read_json(fpath: PathLike) -> Any:
 
 
 def write_json(obj: Any, fpath: PathLike, indent: int | None = 4) -> None:
-    """Write a JSON file whole or not at all; makes its folder."""
+    """Write a JSON file whole or not at all; makes its folder. Pure ASCII, so any file name can stand in it."""
     with atomic_path(fpath) as temporary:
-        temporary.write_text(json.dumps(obj, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(obj, indent=indent) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

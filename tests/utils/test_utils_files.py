@@ -32,10 +32,11 @@ def test_written_files_follow_the_umask_not_the_temporary_files_mode(tmp_path: P
     assert stat.S_IMODE(atomic.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_json_keeps_unicode_and_makes_its_folder(tmp_path: Path) -> None:
+def test_json_keeps_every_file_name_and_makes_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "n.json"
-    write_json({"name": "café"}, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "café"}
+    names = {"name": "café", "not utf-8": "\udcff"}
+    write_json(names, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == names
 
 
 def test_hidden_names_are_left_out(tmp_path: Path) -> None:
