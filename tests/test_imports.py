@@ -1,0 +1,81 @@
+"""Imports go one way: utils <- config <- data, models, optim, metrics, ... <- engine <- trainers <- tools."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Package -> what it may import of dassl_lite, besides itself.
+MAY_IMPORT = {
+    "utils": set(),
+    "config": {"utils"},
+    "data": {"utils", "config"},
+    "models": {"utils", "config"},
+    "optim": {"utils", "config"},
+    "metrics": {"utils", "config"},
+    "evaluation": {"utils", "config"},
+    "modeling": {"utils", "config", "metrics"},
+}
+MAY_IMPORT["engine"] = set(MAY_IMPORT) | {"configs"}
+MAY_IMPORT["compat"] = set(MAY_IMPORT) | {"engine", "configs"}
+MAY_IMPORT["trainers"] = set(MAY_IMPORT) | {"engine"}
+MAY_IMPORT["datasets"] = {"data"}
+MAY_IMPORT["tools"] = set(MAY_IMPORT) | {"datasets", "trainers"}
+# Errors and logging are of the house, not of a layer above: a dataset may raise a UserError.
+EVERYWHERE = {"utils"}
+PLUGIN_FOLDERS = {("engine", "trainers"), ("engine", "datasets")}  # found by name at run time, never imported
+
+
+def modules() -> list[Path]:
+    folders = ["dassl_lite", "trainers", "datasets", "tools"]
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).parts
+    return parts[1].removesuffix(".py") if parts[0] == "dassl_lite" else parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """First-level packages of dassl_lite that a file imports anywhere but under TYPE_CHECKING."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dassl_lite."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "dassl_lite":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {n.name.split(".")[1] for n in node.names if n.name.startswith("dassl_lite.")}
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_no_package_imports_what_stands_above_it(package: str) -> None:
+    allowed = MAY_IMPORT[package] | EVERYWHERE | {package}
+    files = [path for path in modules() if package_of(path) == package]
+    wrong = {str(path.relative_to(REPOSITORY)): sorted(imported(path) - allowed) for path in files}
+    assert {path: extra for path, extra in wrong.items() if extra} == {}
+    assert files or package == "compat"
+
+
+def test_every_package_has_a_rule() -> None:
+    known = set(MAY_IMPORT) | {"__init__"}
+    assert {package_of(path) for path in modules()} <= known
+
+
+def test_finding_the_plug_ins_imports_no_slow_library() -> None:
+    slow = ("sklearn", "matplotlib", "torch.utils.tensorboard")
+    code = (
+        "import sys; from dassl_lite.engine.plugins import load_plugins; load_plugins();"
+        f"print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
