@@ -61,13 +61,13 @@ class FolderDataset(DatasetBase):
     test_only: bool = False
 
     def __init__(self, cfg: Any) -> None:
-        self.dataset_dir = os.path.normpath(os.path.join(self.find_root(cfg), self.dataset_dir))
-        self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.image_dir))
-        self.keeper = Keeper(type(self).__name__, self.dataset_dir)
+        self.locate(cfg)
         self.prepare()
         self._check_layout()
         try:
             split = self._with_class_ids(self.load())
+        except FileNotFoundError as error:
+            raise UserError(f"dataset {type(self).__name__}: {self._lacking(error)}") from error
         except OSError as error:
             raise UserError(f"dataset {type(self).__name__} cannot be read: {error}") from error
         if self.test_only:
@@ -107,8 +107,19 @@ class FolderDataset(DatasetBase):
 
     # The rest is the same for all.
 
+    def locate(self, cfg: Any) -> None:
+        """Make the folders absolute; nothing is read. The doctor looks at a dataset that it does not build."""
+        self.dataset_dir = os.path.normpath(os.path.join(self.find_root(cfg), self.dataset_dir))
+        self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.image_dir))
+        self.keeper = Keeper(type(self).__name__, self.dataset_dir)
+
     def _where_to_get(self) -> str:
         return f"; get the dataset from {self.homepage}" if self.homepage else ""
+
+    def _lacking(self, error: FileNotFoundError) -> str:
+        """What is not there, and what could stand in for it, for error messages."""
+        instead = f", nor is the split file '{self.split_file}'" if self.split_file else ""
+        return f"'{error.filename}' is not there{instead}{self._where_to_get()}"
 
     def _root_holds(self) -> str:
         """What the root should be, for error messages."""
