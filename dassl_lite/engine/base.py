@@ -206,11 +206,20 @@ class TrainerBase:
     def _check_meta(self, state: dict[str, Any], path: Path) -> None:
         """A checkpoint of another method or backbone is refused; one that does not say (the reference's) is taken."""
         meta, mine = state.get("meta") or {}, self.checkpoint_meta()
-        for key in ("trainer", "backbone", "backbone_digest"):
-            theirs = meta.get(key)
-            if theirs is not None and mine.get(key) is not None and theirs != mine[key]:
-                what = key.replace("_", " ")
-                raise UserError(f"{path} was saved with {what} '{theirs}', but this run has {what} '{mine[key]}'")
+        if meta.get("trainer") not in (None, mine["trainer"]):
+            raise UserError(
+                f"{path} was saved with trainer '{meta['trainer']}', but this run has trainer '{mine['trainer']}'"
+            )
+        if meta.get("backbone") is None or mine.get("backbone") is None:
+            return
+        # The digest is of the weights as they are held, so it tells a backbone only within one precision.
+        key = "backbone_digest" if meta.get("precision") == mine.get("precision") else "backbone"
+        if meta[key] != mine[key]:
+            weights = "" if meta["backbone"] != mine["backbone"] else " with other weights"
+            raise UserError(
+                f"{path} was saved with backbone '{meta['backbone']}', but this run has backbone "
+                f"'{mine['backbone']}'{weights}"
+            )
 
     # ---- TensorBoard --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dassl_lite.data.classes import ClassList, ClassMatch, match_classes
+from dassl_lite.data.wnids import imagenet_classes
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -88,21 +89,12 @@ def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path:
     """The classes that a checkpoint's rows stand for; the reference's files do not say, so they are worked out."""
     if meta.get("classnames"):
         return ClassList(tuple(meta["classnames"]), tuple(meta.get("classids") or ()))
-    if rows == IMAGENET_CLASSES and any(target.ids):
+    if rows == IMAGENET_CLASSES and (any(target.ids) or len(target) != rows):
         return imagenet_classes()
     if rows == len(target):
         logger.warning(f"{path} does not name its {rows} classes; they are taken to be this dataset's, in order")
         return target
     raise UserError(f"{path} holds {rows} classes without their names, but this dataset has {len(target)}")
-
-
-def imagenet_classes() -> ClassList:
-    """ImageNet-1k's classes in the field's order (by wnid), from timm's bundled table."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    wnids = info.label_names()
-    return ClassList(tuple(info.label_name_to_description(w) for w in wnids), tuple(wnids))
 
 
 def _identity(target: ClassList) -> ClassMatch:

@@ -102,7 +102,12 @@ class FeatureTrainer(TrainerX):
 
     def build_schedule(self) -> Any:
         """The learning-rate schedule of ``self.optim``; a method whose length is not MAX_EPOCH overrides it."""
-        return build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        return build_lr_scheduler(self.optim, self.cfg.OPTIM, len(self.train_loader_x) if self.steps_by_batch else 1)
+
+    @property
+    def steps_by_batch(self) -> bool:
+        """Whether the learning rate changes after every batch, not only after an epoch's last."""
+        return self.cfg.OPTIM.SCHEDULE_UNIT == "batch"
 
     @property
     def classnames(self) -> list[str]:
@@ -126,13 +131,14 @@ class FeatureTrainer(TrainerX):
             return
         data, dm = self.dm.dataset, self.dm
         train_views = views if is_random(dm.tfm_train) else 1
-        self.train_loader_x = self._feature_loader(dm.train_loader_x, data.train_x, dm.tfm_train, train_views)
-        self.test_loader = self._feature_loader(dm.test_loader, data.test, dm.tfm_test, 1)
-        self.val_loader = self._feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
+        self.train_loader_x = self.feature_loader(dm.train_loader_x, data.train_x, dm.tfm_train, train_views)
+        self.test_loader = self.feature_loader(dm.test_loader, data.test, dm.tfm_test, 1)
+        self.val_loader = self.feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
 
-    def _feature_loader(
+    def feature_loader(
         self, loader: Any, items: Sequence[Datum] | None, transform: Any, views: int
     ) -> FeatureLoader | None:
+        """Features of ``items`` in the order of ``loader``'s batches; kept on disk, unless VIEWS is 0."""
         if not items:
             return None
         config = self.cfg.DATASET.FEATURES
@@ -144,7 +150,7 @@ class FeatureTrainer(TrainerX):
             views=views,
             seed=config.SEED,
         )
-        store = FeatureStore(spec, config.DIR or cache_root() / "features")
+        store = FeatureStore(spec, (config.DIR or cache_root() / "features") if config.VIEWS else None)
 
         def fetch() -> Features:
             start = time.perf_counter()
@@ -203,7 +209,7 @@ class FeatureTrainer(TrainerX):
             loss = self.loss(logits.float(), label)
         self.model_backward_and_update(loss)
         summary = {"loss": loss.item(), "acc": compute_accuracy(logits, label)[0].item()}
-        if self.batch_idx + 1 == self.num_batches:
+        if self.steps_by_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
 
@@ -249,6 +255,7 @@ class FeatureTrainer(TrainerX):
             **super().checkpoint_meta(),
             "backbone": self.clip.name,
             "backbone_digest": self.clip.digest,
+            "precision": self.precision,
             "template": self.template,
             "transform": describe(self.dm.tfm_test),
         }

@@ -95,13 +95,20 @@ class SimpleTrainer(TrainerBase):
     def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the range comes from the config
         """Train from the start, or from where a resumed run stopped, then test."""
         if not self.trains:
-            self.fit()
-            if self.has_state():
-                self.save_model(0, self.output_dir)
-            self.test()
+            self._train_at_once()
             return
         with self._graceful_stop():
             super().train(self.start_epoch, self.max_epoch)
+
+    def _train_at_once(self) -> None:
+        start = time.time()
+        self.fit()
+        if self.has_state():
+            self.save_model(0, self.output_dir)
+            self.seconds["train"] = time.time() - start
+            logger.info("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            self.test()
 
     def fit(self) -> None:
         """Make a model that needs no epochs (``trains`` is False) out of the training set."""

@@ -1,0 +1,142 @@
+"""Training on cached features: the same as on images, views by epoch, precisions, corrupt images."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import make_images
+
+from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.utils import UserError, set_random_seed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("feature_images"))
+
+
+@pytest.fixture
+def build(data: Path, tmp_path: Path, golden_backbone: Any) -> Any:
+    """``build("0", *options)``: TaskRes on the toy images with that many cached views."""
+
+    runs = itertools.count()
+
+    def make(views: str, *options: str, backbone: str = "vit0", root: Path = data) -> Any:
+        flags = {
+            "DATASET": {"ROOT": str(root), "NAME": "ImageFolder", "FEATURES": {"DIR": str(tmp_path / "features")}},
+            "MODEL": {"BACKBONE": {"NAME": str(golden_backbone(backbone))}},
+            "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
+            "OPTIM": {"MAX_EPOCH": 3, "LR": 0.01},
+            "OUTPUT_DIR": str(tmp_path / f"run-{next(runs)}"),
+        }
+        cfg = make_config(trainer="TaskRes", flags=flags, options=["DATASET.FEATURES.VIEWS", views, *options])
+        set_random_seed(3)
+        return build_trainer(cfg)
+
+    return make
+
+
+def test_a_run_on_cached_features_equals_one_on_images_where_nothing_is_random(build: Any) -> None:
+    options = ("INPUT.TRANSFORMS", "('normalize',)")
+    images, features = build("0", *options), build("5", *options)
+    batches = {"img": 0, "feature": 0}
+    for trainer in (images, features):
+        original = trainer.parse_batch_train
+
+        def parse(batch: dict, original: Any = original) -> Any:
+            batches["img" if "img" in batch else "feature"] += 1
+            return original(batch)
+
+        trainer.parse_batch_train = parse
+        set_random_seed(4)
+        trainer.train()
+    assert batches["img"] == batches["feature"] > 12
+    assert features.train_loader_x.views.shape[0] == 1  # a transform without chance needs one view
+    residuals = [t.head.text_feature_residuals for t in (images, features)]
+    assert torch.allclose(residuals[0], residuals[1], atol=1e-5)  # batches of 4 and of 256 through the encoder
+    assert images.results["test"] == pytest.approx(features.results["test"], abs=1e-3)
+
+
+def test_epoch_e_reads_view_e_mod_v(build: Any) -> None:
+    trainer = build("2", "OPTIM.MAX_EPOCH", "5")
+    seen: list[int] = []
+    views = trainer.train_loader_x.views
+    assert views.shape[0] == 2
+    assert not torch.equal(views[0], views[1])
+    original = trainer.forward_backward
+
+    def forward_backward(batch: dict) -> Any:
+        if trainer.batch_idx == 0:
+            equal = [torch.equal(batch["feature"], view[batch["index"]]) for view in views]
+            seen.append(equal.index(True))
+        return original(batch)
+
+    trainer.forward_backward = forward_backward
+    trainer.train()
+    assert seen == [0, 1, 0, 1, 0]
+
+
+def test_a_second_run_encodes_nothing(build: Any) -> None:
+    build("2").train()
+    trainer = build("2", "SEED", "5", "DATASET.NUM_SHOTS", "2")  # other seed, fewer shots: the same images' rows
+    trainer.encode_image = lambda images: pytest.fail("an image was encoded again")
+    trainer.train()
+    assert trainer.results["test"]["accuracy"] >= 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "amp", "fp16"])
+def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
+    build: Any, precision: str, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact, rough = build("1"), build("1", "TRAINER.TaskRes.PREC", precision)
+    for trainer in (exact, rough):
+        trainer.train()
+    rough.load_model(exact.output_dir)  # a checkpoint is not tied to the precision it was trained in
+    features = [trainer.test_loader.views[0].float() for trainer in (exact, rough)]
+    assert (features[0] - features[1]).abs().max() < 0.05 * features[0].abs().max()
+    assert torch.isfinite(rough.head.text_feature_residuals).all()
+    assert rough.head.text_feature_residuals.dtype == torch.float32
+    if precision == "fp16":
+        assert rough.precision == "fp32"  # said in the log, not silently
+        assert "PREC fp16 needs a GPU" in caplog.text
+    else:
+        assert not torch.equal(features[0], features[1])
+
+
+def test_a_corrupt_image_stops_the_run_by_name_or_is_passed_over_with_a_count(build: Any, tmp_path: Path) -> None:
+    root = make_images(tmp_path / "with_corrupt")
+    corrupt = root / "train" / "red" / "3.png"
+    corrupt.write_bytes(corrupt.read_bytes()[:40])
+    with pytest.raises(UserError, match=str(corrupt)):
+        build("1", root=root).train()
+    trainer = build("1", "DATASET.ON_ERROR", "skip", root=root)
+    trainer.train()
+    assert int((~trainer.train_loader_x.kept).sum()) == 1
+    indices = torch.cat([batch["index"] for batch in trainer.train_loader_x])
+    assert str(corrupt) not in {trainer.train_loader_x.items[i].impath for i in indices.tolist()}
+
+
+def test_zero_shot_accuracy_is_that_of_the_zero_shot_trainer(build: Any, data: Path, golden_backbone: Any) -> None:
+    trainer = build("1")
+    flags = {
+        "DATASET": {"ROOT": str(data), "NAME": "ImageFolder"},
+        "MODEL": {"BACKBONE": {"NAME": str(golden_backbone("vit0"))}},
+        "OUTPUT_DIR": trainer.cfg.OUTPUT_DIR,
+    }
+    zero_shot = build_trainer(make_config(trainer="ZeroshotCLIP", flags=flags))
+    zero_shot.train()
+    assert trainer.zero_shot() == zero_shot.results["test"]["accuracy"]
+
+
+def test_the_backbone_gives_the_preprocessing_unless_the_config_does(build: Any) -> None:
+    trainer = build("1")
+    assert trainer.cfg.INPUT.SIZE == (32, 32)
+    assert trainer.cfg.INPUT.INTERPOLATION == "bicubic"
+    assert trainer.cfg.INPUT.PIXEL_MEAN[0] == pytest.approx(0.48145466)
+    other = build("1", "INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]")
+    assert other.cfg.INPUT.PIXEL_MEAN == [0.5, 0.5, 0.5]
+    assert other.cfg.INPUT.SIZE == (32, 32)
