@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # What a separate pass, or a separate block in the attention, costs in rows of a layer, by kind of device: on a
 # CPU a row takes a tenth of a millisecond, on a GPU it is nothing beside the launch of a kernel.
 _PASS_ROWS = {"cpu": 32}
-_BLOCK_ROWS = {"cpu": 4}
+_BLOCK_ROWS = {"cpu": 16}
 _ROWS_ON_GPU = 4096
 _MAX_ROWS = {"cpu": 16384}  # rows in one go where no chunk is asked for: the transient memory
 _MAX_ROWS_ON_GPU = 262144
