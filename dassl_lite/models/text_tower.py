@@ -144,7 +144,10 @@ class TextTower:
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         states: list[Tensor] = []
         order: list[int] = []
-        for shared, members in share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU)):
+        groups = [(0, list(range(len(prompts))))] if prompts else []  # whole prompts share no prefix: one pass
+        if self._is_plain():
+            groups = share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU))
+        for shared, members in groups:
             lengths = [len(prompts[i]) - shared for i in members]
             suffix = tokens[members, shared : shared + max(lengths)]
             prefix = self.embed(tokens[members[0], :shared])
