@@ -2,15 +2,16 @@
 
 ``<root>/<class>/*`` is split as the field splits (50 % train, 20 % val, 30 % test of each class), and the split is
 kept as ``split_ImageFolder.json``; ``<root>/{train,val,test}/<class>/*`` is used as it is. Classes are called as
-their folders, or as ``<root>/classnames.json`` says.
+their folders, ImageNet's wnids as ImageNet calls them, or as ``<root>/classnames.json`` says.
 """
 
 from __future__ import annotations
 
-import os
 import random
+from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset, Split
+from dassl_lite.data.class_folders import ClassFolder, name_folders
 from dassl_lite.data.listing import find_parts, list_classes, list_folders, list_parts, refreshed
 from dassl_lite.data.splits import split_classes
 
@@ -26,7 +27,7 @@ class ImageFolder(FolderDataset):
     def load(self) -> Split:
         parts = find_parts(self.image_dir)
         if parts:
-            return list_parts(parts, self.names_file)
+            return list_parts(parts, self.class_folders(parts["train"]))
         kept = self.keeper.find(self.split_file)
         split = super().load()
         return refreshed(split, self.list_images(), str(kept)) if kept else split
@@ -35,9 +36,8 @@ class ImageFolder(FolderDataset):
         # Its own generator: which images are for testing must not depend on the seed of the first run.
         return split_classes(self.list_images(), random.Random(1))
 
-    @property
-    def names_file(self) -> str:
-        return os.path.join(self.image_dir, "classnames.json")
+    def class_folders(self, place: str) -> list[ClassFolder]:
+        return name_folders(list_folders(place), Path(self.dataset_dir, "classnames.json"))
 
     def list_images(self) -> list[list[Datum]]:
-        return list_classes(self.image_dir, list_folders(self.image_dir), self.names_file)
+        return list_classes(self.image_dir, self.class_folders(self.image_dir))

@@ -11,12 +11,12 @@ import logging
 import math
 import os
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import atomic_path, listdir_nohidden, read_json
+from dassl_lite.utils.files import atomic_path, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -115,29 +115,6 @@ def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[list[
         val += [trainval[position] for position in positions[:n_val]]
         train += [trainval[position] for position in positions[n_val:]]
     return train, val
-
-
-def split_folders(
-    image_dir: str,
-    ignored: Collection[str] = (),
-    new_names: Mapping[str, str] | None = None,
-    p_train: float = 0.5,
-    p_val: float = 0.2,
-) -> Split:
-    """Split ``image_dir/<class>/*`` at random, as the reference does for DTD and Caltech101.
-
-    Labels follow the sorted folder names. ``new_names`` renames folders for the prompt. Draws from Python's
-    global ``random``; the reference shuffles an unsorted listing, we deviate: sorted, so that a seed gives
-    the same split on every disk.
-    """
-    folders = [name for name in listdir_nohidden(image_dir, sort=True) if name not in ignored]
-    classes = []
-    for label, folder in enumerate(folders):
-        directory = os.path.join(image_dir, folder)
-        name = (new_names or {}).get(folder, folder)
-        files = listdir_nohidden(directory, sort=True)
-        classes.append([Datum(os.path.join(directory, file), label, classname=name) for file in files])
-    return split_classes(classes, random, p_train, p_val)
 
 
 def split_classes(classes: Iterable[list[Datum]], rng: Any = random, p_train: float = 0.5, p_val: float = 0.2) -> Split:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dassl_lite.datasets import caltech101  # noqa: F401  registers
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DataManager, build_dataset
+from dassl_lite.datasets import caltech101  # noqa: F401  registers
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
 

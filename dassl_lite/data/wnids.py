@@ -1,0 +1,51 @@
+"""ImageNet's classes: the wnids that identify them and the names that prompts use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+
+from dassl_lite.data.classes import ClassList
+from dassl_lite.utils.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+
+
+@functools.cache
+def imagenet_classes() -> ClassList:
+    """ImageNet-1k's classes in label order (by wnid), under the names that CLIP's authors chose.
+
+    Wnids are timm's bundled table, names open_clip's. Two names occur twice: ``missile`` and ``sunglasses``.
+    """
+    from open_clip import IMAGENET_CLASSNAMES  # slow to import, so only where it is used
+    from timm.data import ImageNetInfo
+
+    return ClassList(tuple(IMAGENET_CLASSNAMES), tuple(ImageNetInfo("imagenet-1k").label_names()))
+
+
+@functools.cache
+def imagenet_names() -> dict[str, str]:
+    """Class name of each of ImageNet-1k's wnids."""
+    classes = imagenet_classes()
+    return dict(zip(classes.ids, classes.names, strict=True))
+
+
+def read_classnames(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Class name of each wnid, from a ``classnames.txt`` (``n01440764 tench`` in each line).
+
+    Raises:
+        UserError: a line that is not a wnid and a name, or a wnid that comes twice.
+        OSError: the file cannot be read.
+    """
+    names: dict[str, str] = {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            wnid, _, name = line.strip().partition(" ")
+            if not wnid:
+                continue
+            if not WNID.fullmatch(wnid) or not name.strip() or wnid in names:
+                wrong = "comes twice" if wnid in names else "should be a wnid and a class name"
+                raise UserError(f"'{path}', line {number}: '{line.strip()}' {wrong}")
+            names[wnid] = name.strip()
+    return names
