@@ -1,0 +1,18 @@
+"""DescribableTextures: 47 textures in words (DTD; Cimpoi et al., 2014), split as CoOp splits them."""
+
+from __future__ import annotations
+
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset, Split, split_folders
+
+
+@DATASET_REGISTRY.register()
+class DescribableTextures(FolderDataset):
+    """``<root>/dtd/images/<class>/*.jpg``."""
+
+    dataset_dir = "dtd"
+    split_file = "split_zhou_DescribableTextures.json"
+    template = "{} texture."
+    homepage = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
+
+    def make_split(self) -> Split:
+        return split_folders(self.image_dir)
