@@ -121,6 +121,20 @@ def test_a_torn_tail_is_not_trusted_and_the_rest_is(tmp_path: Path, name: str, c
     assert encoder.seen == []
 
 
+@pytest.mark.parametrize("name", ["rows-00000.bin", "index.jsonl"])
+def test_what_a_killed_writer_left_is_cut_off(tmp_path: Path, name: str) -> None:
+    paths = draw_images(tmp_path / "a", 3)
+    run = store(tmp_path / "cache")
+    run.fetch(paths[:2], CountingEncoder())
+    assert run.folder is not None
+    with open(run.folder / name, "ab") as file:
+        file.write(b"x" * 1000)
+    store(tmp_path / "cache").fetch(paths, CountingEncoder())
+    assert b"xx" not in (run.folder / name).read_bytes()
+    assert (run.folder / "rows-00000.bin").stat().st_size == 3 * 16
+    assert len((run.folder / "index.jsonl").read_bytes().splitlines()) == 2
+
+
 @pytest.mark.parametrize("rows", [[2], [0, 1, 5]])
 def test_a_row_whose_bytes_changed_on_disk_is_extracted_again(
     tmp_path: Path, rows: list[int], caplog: pytest.LogCaptureFixture

@@ -82,7 +82,7 @@ class FeatureStore:
         commit_seconds: how much work a killed process may lose.
     """
 
-    def __init__(self, spec: FeatureSpec, root: Path | None, *, commit_seconds: float = COMMIT_SECONDS) -> None:
+    def __init__(self, spec: FeatureSpec, root: str | Path | None, *, commit_seconds: float = COMMIT_SECONDS) -> None:
         if spec.views < 1:
             raise UserError(f"the number of views must be at least 1, not {spec.views}")
         self.spec = spec

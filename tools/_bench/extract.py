@@ -1,0 +1,143 @@
+"""``bench.py extract``: how much the feature store costs beside the encoder that it feeds.
+
+The bare encoder runs over tensors that are ready in memory; the store decodes the same pictures from files, encodes,
+and writes. Rounds alternate, so that a busy machine slows both. Rates count encoder inputs: images times views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch import Tensor
+from torchvision import transforms
+
+from dassl_lite.data.features import FeatureSpec, FeatureStore
+from dassl_lite.data.features.views import ImageFile, ViewDataset
+from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.utils.errors import UserError
+
+NAME = "extract"
+BARE, FILES, READY, CACHED = "bare encoder", "store, from image files", "store, tensors ready", "store, cached"
+
+_MOST = 65536  # a mark tells its number in two bytes
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the flags of ``bench.py extract``."""
+    parser = subparsers.add_parser(NAME, help="the feature store against the bare encoder", description=__doc__)
+    add = parser.add_argument
+    add("--backbone", default="random:ViT-B-32", help="any backbone; random:ARCHITECTURE needs no download")
+    add("--precision", default="fp32", help="of the backbone")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--images", type=int, default=256, help="pictures of 500 x 375 pixels")
+    add("--views", type=int, default=1, help="augmented views of each")
+    add("--batch-size", type=int, default=64, help="encoder inputs at a time")
+    add("--workers", type=int, default=4, help="at most so many processes decode")
+    add("--rounds", type=int, default=3, help="the median counts")
+    add("--json", metavar="FILE", help="write the rows there")
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure, print a table, and give back its rows: what, inputs_per_second, seconds, of_bare."""
+    for flag in ("images", "views", "batch_size", "rounds"):
+        if not 1 <= getattr(args, flag) <= _MOST:
+            raise UserError(f"--{flag.replace('_', '-')} must be from 1 to {_MOST}, not {getattr(args, flag)}")
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _measure(args, Path(folder))
+    inputs = args.images * args.views
+    medians = {what: statistics.median(values) for what, values in seconds.items()}
+    rows = [
+        {"what": what, "inputs_per_second": inputs / value, "seconds": value, "of_bare": medians[BARE] / value}
+        for what, value in medians.items()
+    ]
+    size = f"{args.images} images x {args.views} views"
+    print(f"{args.backbone} on {args.device}, {size}, {torch.get_num_threads()} threads")
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each round, by what was measured."""
+    clip = load_clip(args.backbone, args.precision, args.device)
+    photos, marks = _draw_photos(folder / "photos", args.images), _draw_marks(folder / "marks", args.images)
+    transform = _transform(clip, args.views)
+    dataset = ViewDataset([ImageFile.of(photo) for photo in photos], transform, args.views, seed=1)
+    views = [dataset[number].views for number in range(args.images)]
+    inputs = torch.stack([view for one in views for view in one])
+
+    def ready(mark: Image.Image) -> Tensor:
+        red, green, _ = mark.getpixel((0, 0))  # type: ignore[misc]
+        return views[red + 256 * green][0]
+
+    def fetch(root: str, paths: list[str], transform: Callable[[Image.Image], Tensor]) -> None:
+        spec = FeatureSpec(args.backbone, clip.digest, transform, "bench", args.views, 1)
+        encode = torch.no_grad()(clip.encode_image)
+        options = {"device": args.device, "batch_size": args.batch_size, "num_workers": args.workers}
+        FeatureStore(spec, folder / root).fetch(paths, encode, **options)
+
+    _bare(clip, inputs[: args.batch_size], args)  # warm-up
+    seconds: dict[str, list[float]] = {BARE: [], FILES: [], READY: [], CACHED: []}
+    for number in range(args.rounds):
+        seconds[BARE].append(_timed(lambda: _bare(clip, inputs, args)))
+        seconds[FILES].append(_timed(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+        seconds[READY].append(_timed(lambda: fetch(f"ready{number}", marks, ready)))  # noqa: B023
+        seconds[CACHED].append(_timed(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+    return seconds
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _bare(clip: CLIPBackbone, inputs: Tensor, args: argparse.Namespace) -> list[Tensor]:
+    batches = inputs.split(args.batch_size)
+    return [clip.encode_image(batch.to(args.device)).cpu() for batch in batches]
+
+
+def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor]:
+    """The field's test transform, or its training transform where there are several views."""
+    bicubic = transforms.InterpolationMode.BICUBIC
+    crop = (
+        [transforms.RandomResizedCrop(clip.image_size, interpolation=bicubic), transforms.RandomHorizontalFlip()]
+        if views > 1
+        else [transforms.Resize(max(clip.image_size), bicubic), transforms.CenterCrop(clip.image_size)]
+    )
+    return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(clip.mean, clip.std)])
+
+
+def _draw_photos(folder: Path, count: int) -> list[str]:
+    """JPEG files with about the detail of photographs."""
+    folder.mkdir()
+    paths = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        picture = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (375, 500, 1))
+        paths.append(str(folder / f"{number}.jpg"))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def _draw_marks(folder: Path, count: int) -> list[str]:
+    """Files of one pixel that tells their number: next to nothing to decode."""
+    folder.mkdir()
+    paths = [str(folder / f"{number}.png") for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (1, 1), (number % 256, number // 256, 0)).save(path)
+    return paths
