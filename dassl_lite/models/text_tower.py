@@ -145,7 +145,7 @@ class TextTower:
         states: list[Tensor] = []
         order: list[int] = []
         groups = [(0, list(range(len(prompts))))] if prompts else []  # whole prompts share no prefix: one pass
-        if self._is_plain():
+        if self._can_share():
             groups = share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU))
         for shared, members in groups:
             lengths = [len(prompts[i]) - shared for i in members]
@@ -191,11 +191,15 @@ class TextTower:
 
     def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
         """Normed end states (B, K, W)."""
-        if all(text_layers.is_plain(block) for block in self.blocks):
+        if self._can_share():
             states = self._shared(prefix, suffix, lengths, chunk, checkpoint)
         else:
             states = self._plain(prefix, suffix, lengths)
         return self._text.ln_final(states)
+
+    def _can_share(self) -> bool:
+        """Whether every layer is one whose arithmetic this module knows."""
+        return all(text_layers.is_plain(block) for block in self.blocks)
 
     def _shared(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
