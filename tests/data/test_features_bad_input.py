@@ -1,0 +1,102 @@
+"""Images that cannot be read, and arguments and encoders that make no sense."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from feature_toys import WIDTH, CountingEncoder, draw_images, expected, plain, store
+from PIL import Image
+
+from dassl_lite.utils.errors import UserError
+
+
+def test_an_image_changed_while_it_is_read_gives_no_row(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 2)
+
+    def meddling(image: Image.Image) -> torch.Tensor:
+        os.utime(paths[1], ns=(0, 0))
+        return plain(image)
+
+    real = os.stat(paths[1])
+    run = store(tmp_path / "cache", transform=meddling)
+    # The dataset is decoded in order: the first image's transform changes the second file after its key was taken.
+    with pytest.raises(UserError, match=r"001\.png was changed while it was read"):
+        run.fetch(paths, CountingEncoder())
+    os.utime(paths[1], ns=(real.st_atime_ns, real.st_mtime_ns))
+    encoder = CountingEncoder()
+    run.fetch(paths[:1], encoder)
+    assert encoder.seen == []  # what was fine before the error is kept
+
+
+def test_a_corrupt_image_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 6)
+    Path(paths[4]).write_bytes(Path(paths[4]).read_bytes()[:40])
+    run = store(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"004\.png"):
+        run.fetch(paths, CountingEncoder(), batch_size=2)
+    encoder = CountingEncoder()
+    run.fetch([*paths[:4], paths[5]], encoder)
+    assert encoder.seen == []  # nothing that was computed is lost
+
+
+def test_a_corrupt_or_missing_image_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [*draw_images(tmp_path / "a", 4), str(tmp_path / "none.png")]
+    Path(paths[1]).write_bytes(b"no picture")
+    run = store(tmp_path / "cache")
+    for _ in range(2):  # also where the others come from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            features = run.fetch(paths, CountingEncoder(), on_error="skip")
+        assert features.kept.tolist() == [True, False, True, True, False]
+        assert torch.equal(features.tensor[:, 1], torch.zeros(1, WIDTH))
+        assert torch.equal(features.tensor[:, [0, 2, 3]], expected([paths[0], *paths[2:4]]))
+        assert len(caplog.records) == 1
+        assert "2 images could not be read" in caplog.text
+        assert "001.png" in caplog.text
+        assert "none.png" in caplog.text
+    with pytest.raises(UserError, match=r"none\.png"):
+        run.fetch(paths[4:], CountingEncoder())
+
+
+def test_an_image_that_was_repaired_is_used(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 3)
+    whole = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(whole[:40])
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder(), on_error="skip")
+    Path(paths[1]).write_bytes(whole)
+    features = run.fetch(paths, CountingEncoder())
+    assert features.kept.all()
+    assert torch.equal(features.tensor, expected(paths))
+
+
+def test_images_none_of_which_can_be_read_are_an_error_even_where_they_may_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png.*1 more"):
+        store(None).fetch([tmp_path / "a.png", tmp_path / "b.png"], CountingEncoder(), on_error="skip")
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 1, not 0"):
+        store(None, views=0)
+    with pytest.raises(UserError, match=r"'skipp'.*Did you mean 'skip'"):
+        store(None).fetch([], CountingEncoder(), on_error="skipp")
+    with pytest.raises(UserError, match="at least 1, not 0"):
+        store(None).fetch([], CountingEncoder(), batch_size=0)
+    paths = draw_images(tmp_path / "a", 1)
+    with pytest.raises(TypeError, match="ToTensor"):
+        store(None, transform=lambda image: image).fetch(paths, CountingEncoder())
+    with pytest.raises(ValueError, match=r"\(B, D\)"):
+        store(None).fetch(paths, lambda inputs: inputs)
+    with pytest.raises(TypeError, match="not int32"):
+        store(None).fetch(paths, lambda inputs: torch.zeros(len(inputs), 3, dtype=torch.int32))
+
+
+def test_an_encoder_that_changes_its_width_is_an_error_not_a_mixture(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 2)
+    store(tmp_path / "cache").fetch(paths[:1], CountingEncoder())
+    with pytest.raises(ValueError, match="width=3"):
+        store(tmp_path / "cache").fetch(paths, lambda inputs: torch.zeros(len(inputs), 3))
