@@ -1,0 +1,25 @@
+"""ImageNet: 1000 kinds of things (ILSVRC 2012; Deng et al., 2009), validated and tested on its val set."""
+
+from __future__ import annotations
+
+import os
+
+from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, Split
+from dassl_lite.data.listing import list_parts
+from dassl_lite.datasets._by_wnid import ByWnid
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(ByWnid):
+    """``<root>/imagenet/images/{train,val}/<wnid>/*.JPEG``, ``classnames.txt``."""
+
+    dataset_dir = "imagenet"
+    ensemble_templates = IMAGENET_TEMPLATES_SELECT
+    homepage = "https://image-net.org/"
+    test_only = False
+    val_is_test = True
+
+    def load(self) -> Split:
+        parts = {"train": os.path.join(self.image_dir, "train"), "test": os.path.join(self.image_dir, "val")}
+        train, _, test = list_parts(parts, self.class_folders(parts["train"]))
+        return Split(train, test, test)

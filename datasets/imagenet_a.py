@@ -1,0 +1,15 @@
+"""ImageNetA: photographs of 200 of ImageNet's classes that ResNet-50 gets wrong (Hendrycks et al., 2021)."""
+
+from __future__ import annotations
+
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._by_wnid import ByWnid
+
+
+@DATASET_REGISTRY.register()
+class ImageNetA(ByWnid):
+    """``<root>/imagenet-adversarial/imagenet-a/<wnid>/*.jpg``, ``classnames.txt``; for testing only."""
+
+    dataset_dir = "imagenet-adversarial"
+    image_dir = "imagenet-a"
+    homepage = "https://github.com/hendrycks/natural-adv-examples"
