@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import regex
 import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
@@ -68,5 +69,17 @@ class Tokenizer:
 
 @lru_cache(maxsize=1)
 def _byte_pairs() -> SimpleTokenizer:
-    """Reading the merges takes a third of a second, so it is done once."""
-    return SimpleTokenizer()
+    """OpenAI's tokenizer, from open_clip's: the two differ in what the special tokens are called in a text.
+
+    Reading the merges takes a third of a second, so it is done once.
+    """
+    tokenizer = SimpleTokenizer()
+    pattern = tokenizer.pat.pattern
+    tokenizer.cache = {}
+    for number, name in ((tokenizer.sot_token_id, "<|startoftext|>"), (tokenizer.eot_token_id, "<|endoftext|>")):
+        theirs = tokenizer.decoder[number]
+        pattern = pattern.replace(theirs, regex.escape(name))
+        del tokenizer.encoder[theirs]
+        tokenizer.encoder[name], tokenizer.decoder[number], tokenizer.cache[name] = number, name, name
+    tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
+    return tokenizer
