@@ -18,13 +18,11 @@ from typing import Any
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, find_yaml, make_config
+from dassl_lite.engine import run
+from dassl_lite.engine.build import TRAINER_REGISTRY, find_yaml, make_config
 from dassl_lite.engine.cli import add_common_flags, free_folder, prepare_output, run_tool
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.engine.results import write_results
-from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
-
-logger = get_logger(__name__)
+from dassl_lite.utils import UserError, setup_logger
 
 DEFAULT_DATASET = "demo"
 
@@ -56,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="list the registered trainers and stop")
     add_common_flags(parser)
     args = parser.parse_args(argv)
-    if isinstance(args.resume, str) and len(args.options) % 2:  # "--resume KEY VALUE": that was no folder
+    if args.resume and args.resume is not True and len(args.options) % 2:  # "--resume KEY VALUE": that was no folder
         args.options.insert(0, args.resume)
         args.resume = True
     return args
@@ -127,22 +125,6 @@ def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def report(trainer: Any, zero_shot: float | None, results_file: Path) -> None:
-    """The closing table."""
-    split = trainer.cfg.TEST.SPLIT
-    if split not in trainer.results:
-        return
-    accuracy = trainer.results[split]["accuracy"]
-    shots = trainer.cfg.DATASET.NUM_SHOTS
-    rows = [[trainer.cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]
-    if zero_shot is not None:
-        rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
-        rows.append(["gain", "", f"{accuracy - zero_shot:+.2f}"])
-    headers = [trainer.cfg.DATASET.NAME, "shots per class", f"{split} accuracy %"]
-    logger.info("\n" + tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))
-    logger.info(f"\nResults: {results_file}")
-
-
 def list_trainers() -> None:
     """Print what is registered, from where, with its first docstring line."""
     rows = []
@@ -165,22 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.eval_only and not args.model_dir and getattr(TRAINER_REGISTRY.get(args.trainer), "trains", True):
         raise UserError("--eval-only needs --model-dir, the folder of the run to evaluate")
     cfg = with_output(config_of(args), args)
-    setup_logger(cfg.OUTPUT_DIR)
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
-    trainer = build_trainer(cfg)
+    if not args.eval_only and not args.no_train:
+        run.train(cfg)
+        return 0
+    trainer = run.build(cfg)
     if args.eval_only:
-        if args.model_dir:
+        if args.model_dir and trainer.has_state():
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.test()
-        return 0
-    if args.no_train:
-        return 0
-    zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
-    if zero_shot is not None:
-        logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
-    trainer.train()
-    report(trainer, zero_shot, write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot))
     return 0
 
 

@@ -93,6 +93,6 @@ class TaskRes(FeatureTrainer):
             logger.info(f">> Use enhanced base from {node.ENHANCED_BASE}")
             projection = load_text_projection(node.ENHANCED_BASE, self.clip)
         with torch.no_grad():
-            base = template_means(self.clip, self.classnames, self.templates(), projection)
+            base = template_means(self.clip, self.classnames, self.templates(), projection, self.text_cache)
         on_image = node.RESIDUAL_ON == "image"
         return TaskResidual(base.float(), node.RESIDUAL_SCALE, self.clip.logit_scale.detach().float(), on_image)

@@ -51,6 +51,6 @@ class TaskResEnhance(FeatureTrainer):
     def build_head(self) -> nn.Module:
         templates = [*self.dm.dataset.ensemble_templates, self.template]
         with torch.no_grad():
-            hidden = hidden_means(self.clip, self.classnames, templates)
+            hidden = hidden_means(self.clip, self.classnames, templates, self.text_cache)
         projection, logit_scale = self.clip.text.projection.detach(), self.clip.logit_scale.detach()
         return TextProjection(hidden.float(), projection.float(), logit_scale.float())

@@ -32,7 +32,7 @@ class ZeroshotCLIP(FeatureTrainer):
 
     def build_head(self) -> nn.Module:
         with torch.no_grad():
-            weights = class_weights(self.clip, self.classnames, self.templates())
+            weights = class_weights(self.clip, self.classnames, self.templates(), self.text_cache)
         return CosineHead(weights.float(), self.clip.logit_scale.detach().float())
 
 

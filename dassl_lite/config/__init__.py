@@ -2,7 +2,7 @@
 
 from dassl_lite.config.check import check_ranges
 from dassl_lite.config.defaults import CN, get_cfg_default
-from dassl_lite.config.load import add_keys, merge_file, merge_mapping, merge_options, to_dict
+from dassl_lite.config.load import add_keys, merge_file, merge_mapping, merge_options, set_epochs, to_dict
 
 __all__ = [
     "CN",
@@ -12,5 +12,6 @@ __all__ = [
     "merge_file",
     "merge_mapping",
     "merge_options",
+    "set_epochs",
     "to_dict",
 ]

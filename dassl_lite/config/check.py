@@ -26,6 +26,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "OPTIM.LR": (lambda v: math.isfinite(v) and v > 0, "a number above 0"),
     "OPTIM.WEIGHT_DECAY": (lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     "OPTIM.MAX_EPOCH": (_positive, "at least 1"),
+    "OPTIM.ADAM_EPS": (lambda v: math.isfinite(v) and v > 0, "a number above 0"),
     "TRAIN.CHECKPOINT_FREQ": (lambda v: v >= 0, "0 (only the last) or more"),
     "TRAIN.CHECKPOINT_SECONDS": (lambda v: v >= 0, "0 (after every epoch) or more seconds"),
     "TRAIN.PRINT_FREQ": (_positive, "at least 1"),
@@ -36,6 +37,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "DATASET.ON_ERROR": ("stop", "skip"),
     "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
+    "OPTIM.SCHEDULE_UNIT": ("epoch", "batch"),
     "TEST.FINAL_MODEL": ("last_step", "best_val"),
     "TEST.SPLIT": ("test", "val"),
 }

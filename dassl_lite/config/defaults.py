@@ -126,13 +126,19 @@ def _add_optim(cfg: CN) -> None:
     node.RMSPROP_ALPHA = 0.99
     node.ADAM_BETA1 = 0.9
     node.ADAM_BETA2 = 0.999
+    node.ADAM_EPS = 1e-8  # ours, torch's default; for adamw and the other relatives of Adam too
     node.STAGED_LR = False  # a smaller rate for all but NEW_LAYERS
     node.NEW_LAYERS = ()
     node.BASE_LR_MULT = 0.1
     node.LR_SCHEDULER = "single_step"  # single_step | multi_step | cosine
+    node.MIN_LR = 0.0  # ours: where cosine ends
     node.STEPSIZE = (-1,)  # epochs between (single_step) or at (multi_step) decays; -1: MAX_EPOCH
     node.GAMMA = 0.1
     node.MAX_EPOCH = 10
+    node.SCHEDULE_UNIT = "epoch"  # ours: epoch | batch, after which the rate changes; all numbers stay in epochs
+    # Ours: pairs (shots, epochs) in ascending order; the first with as many shots as are drawn, else the last, sets
+    # MAX_EPOCH. A MAX_EPOCH that is set after it (a yaml, the command line) wins.
+    node.EPOCHS_BY_SHOTS = ()
     node.WARMUP_EPOCH = -1  # -1: no warm-up
     node.WARMUP_TYPE = "linear"  # linear | constant
     node.WARMUP_CONS_LR = 1e-5

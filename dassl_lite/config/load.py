@@ -51,6 +51,17 @@ def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = Fal
 def merge_mapping(cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_keys: bool = False) -> None:
     """Merge nested ``values`` into ``cfg`` in place; ``source`` says in errors where they came from."""
     _merge(cfg, values, cfg, (), source, allow_new_keys)
+    optim = values.get("OPTIM", {})
+    if "MAX_EPOCH" in optim and "EPOCHS_BY_SHOTS" not in optim:
+        cfg.OPTIM.EPOCHS_BY_SHOTS = ()
+
+
+def set_epochs(cfg: CN) -> None:
+    """Set MAX_EPOCH by the number of shots, where the recipe says so."""
+    pairs, shots = cfg.OPTIM.EPOCHS_BY_SHOTS, cfg.DATASET.NUM_SHOTS
+    if pairs:
+        fitting = [epochs for limit, epochs in pairs if 0 < shots <= limit]
+        cfg.OPTIM.MAX_EPOCH = fitting[0] if fitting else pairs[-1][1]
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:

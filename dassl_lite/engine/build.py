@@ -8,7 +8,15 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.config import add_keys, check_ranges, get_cfg_default, merge_file, merge_mapping, merge_options
+from dassl_lite.config import (
+    add_keys,
+    check_ranges,
+    get_cfg_default,
+    merge_file,
+    merge_mapping,
+    merge_options,
+    set_epochs,
+)
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import preprocessing
 from dassl_lite.utils.errors import UserError
@@ -59,6 +67,7 @@ def make_config(
     merge_options(cfg, options, allow_new_keys=allow_new_keys)
     if trainer:
         cfg.TRAINER.NAME = trainer
+    set_epochs(cfg)
     check_ranges(cfg)
     cfg.freeze()
     return cfg

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +119,11 @@ class FeatureTrainer(TrainerX):
     def template(self) -> str:
         """The dataset's own prompt template, with {} for the class name."""
         return self.cfg.DATASET.TEMPLATE or self.dm.dataset.template
+
+    @property
+    def text_cache(self) -> Path | None:
+        """Where text features of the frozen CLIP are kept; None without a cache (VIEWS 0)."""
+        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS else None
 
     def _needs_scaler(self) -> bool:
         return self.precision == "amp" and self.device.type == "cuda"
@@ -240,7 +246,7 @@ class FeatureTrainer(TrainerX):
     def zero_shot(self, split: str | None = None) -> float:
         """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity."""
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
-        weights = class_weights(self.clip, self.classnames, [self.template]).float().to(self.device)
+        weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
         correct = total = 0
         for batch in loader:
             features, label = self.parse_batch_test(batch)

@@ -1,19 +1,31 @@
-"""Class weights out of prompts: every class name in every template, encoded in batches, averaged per class."""
+"""Class weights out of prompts: every class name in every template, encoded in batches, averaged per class.
+
+Text states of a frozen CLIP depend on nothing but its weights and the texts, so the functions take a folder in which
+to keep them (``cache``); runs that share a backbone and prompts then encode them once. None: nothing is kept, which
+is right where the text encoder is tuned.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import atomic_path, digest_of
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
 
 if TYPE_CHECKING:
     from dassl_lite.models.clip import CLIPBackbone
+
+logger = get_logger(__name__)
 
 
 def fill_templates(classnames: Sequence[str], templates: Sequence[str], replace_underscore: bool = True) -> list[str]:
@@ -22,34 +34,72 @@ def fill_templates(classnames: Sequence[str], templates: Sequence[str], replace_
     return [template.format(name) for name in names for template in templates]
 
 
-def class_weights(clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_weights(
+    clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
+) -> Tensor:
     """Zero-shot class weights (K, D), of length 1.
 
     Every prompt's feature is L2-normalised, averaged over the T templates and normalised again; ``_`` in class
     names becomes a space. (Zero-shot CLIP, Tip-Adapter and CLIP-LoRA; CoOp's fixed prompts have one template.)
     """
-    texts = fill_templates(classnames, templates)
-    features = F.normalize(clip.encode_text(clip.tokenize(texts)), dim=-1)
+    features = F.normalize(text_features(clip, fill_templates(classnames, templates), cache), dim=-1)
     return F.normalize(features.view(len(classnames), len(templates), -1).mean(dim=1), dim=-1)
 
 
 def template_means(
-    clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], projection: Tensor | None = None
+    clip: CLIPBackbone,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    projection: Tensor | None = None,
+    cache: Path | None = None,
 ) -> Tensor:
     """TaskRes' base (K, D): the plain mean over templates of un-normalised features, class names verbatim.
 
     Args:
         projection: (W, D) text projection in the place of CLIP's.
     """
-    hidden = hidden_means(clip, classnames, templates)
-    return hidden @ (clip.text.projection if projection is None else projection.to(hidden))
+    if projection is not None:
+        hidden = hidden_means(clip, classnames, templates, cache)
+        return hidden @ projection.to(hidden)
+    features = text_features(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
+    return features.view(len(classnames), len(templates), -1).mean(dim=1)
 
 
-def hidden_means(clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+def hidden_means(
+    clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
+) -> Tensor:
     """The same before the text projection (which is linear, so it may follow the mean): (K, W)."""
-    texts = fill_templates(classnames, templates, replace_underscore=False)
-    hidden = clip.text.encode_tokens(clip.tokenize(texts), project=False)
-    return hidden.view(len(classnames), len(templates), -1).mean(dim=1)
+    states = text_states(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
+    return states.view(len(classnames), len(templates), -1).mean(dim=1)
+
+
+def text_features(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
+    """Features (N, D), not normalised, of N texts; kept under ``cache`` if given."""
+    return _kept(cache, clip, texts, lambda: clip.encode_text(clip.tokenize(texts)), "features")
+
+
+def text_states(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
+    """States (N, W) of N texts at their end tokens, before the text projection; kept under ``cache`` if given."""
+    return _kept(cache, clip, texts, lambda: clip.text.encode_tokens(clip.tokenize(texts), project=False), "states")
+
+
+def _kept(
+    cache: Path | None, clip: CLIPBackbone, texts: Sequence[str], compute: Callable[[], Tensor], what: str
+) -> Tensor:
+    """What ``compute`` gives, read back from ``cache`` where it was computed before."""
+    if cache is None:
+        return compute()
+    path = cache / f"{digest_of([clip.digest, clip.precision, what, list(texts)])}.safetensors"
+    try:
+        return load_safetensors(path)[what].to(clip.device)
+    except (OSError, SafetensorError, KeyError):  # not there yet, or not readable: compute it
+        result = compute()
+    try:
+        with atomic_path(path) as temporary:
+            save_safetensors({what: result.detach().cpu().contiguous()}, temporary)
+    except OSError as error:
+        logger.warning(f"text features are not kept: {path.parent} cannot be written ({error.strerror})")
+    return result
 
 
 def load_text_projection(path: str | Path, clip: CLIPBackbone) -> Tensor:

@@ -10,6 +10,7 @@ from dassl_lite.config import (
     merge_file,
     merge_mapping,
     merge_options,
+    set_epochs,
     to_dict,
 )
 from dassl_lite.utils import UserError
@@ -103,6 +104,26 @@ def test_values_out_of_range_are_refused_by_key(key: str, value: str) -> None:
     merge_options(cfg, [key, value])
     with pytest.raises(UserError, match=key):
         check_ranges(cfg)
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (32, 200), (-1, 200)])
+def test_a_recipe_may_set_its_epochs_by_the_number_of_shots(tmp_path: Path, shots: int, epochs: int) -> None:
+    recipe = write(tmp_path / "x.yaml", "OPTIM: {EPOCHS_BY_SHOTS: [[1, 50], [4, 100], [16, 200]], MAX_EPOCH: 7}")
+    cfg = get_cfg_default()
+    merge_file(cfg, recipe)
+    merge_options(cfg, ["DATASET.NUM_SHOTS", str(shots)])
+    set_epochs(cfg)
+    assert epochs == cfg.OPTIM.MAX_EPOCH
+
+
+def test_epochs_set_after_the_recipe_win(tmp_path: Path) -> None:
+    write(tmp_path / "x.yaml", "OPTIM: {EPOCHS_BY_SHOTS: [[1, 50], [16, 200]]}")
+    mine = write(tmp_path / "mine.yaml", "_BASE_: x.yaml\nOPTIM: {MAX_EPOCH: 3}")
+    cfg = get_cfg_default()
+    merge_file(cfg, mine)
+    merge_options(cfg, ["DATASET.NUM_SHOTS", "1"])
+    set_epochs(cfg)
+    assert cfg.OPTIM.MAX_EPOCH == 3
 
 
 def test_plain_dict_round_trip() -> None:
