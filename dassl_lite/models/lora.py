@@ -1,0 +1,189 @@
+"""Low-rank adaptation of the attention of CLIP's transformers, as CLIP-LoRA does it.
+
+Papers: LoRA, https://arxiv.org/abs/2106.09685; CLIP-LoRA, https://arxiv.org/abs/2405.18541
+
+    W' x = W x + alpha / sqrt(r) * B A dropout(x)
+
+W (D x D) is a frozen projection of an attention layer (query, key, value or output), A (r x D) starts random, B (D x r)
+at zero. Each projection has a pair of its own and draws its own dropout mask.
+
+Why not a library: peft 0.21 knows torch's ``nn.MultiheadAttention``, but adapts the three input projections with one
+pair together, always the output projection too, and adds B A to W before the layer runs, so that dropout cannot act on
+the branch's input; loralib scales by alpha / r and has no layer for a model that is trained already. Neither gives the
+reference's parameter counts or gradients.
+
+Shapes: N sequences, L tokens, W width, H heads, E = W / H, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from dassl_lite.models import text_layers
+
+# Which projections there are, and the names of their pairs in the reference's files.
+PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
+
+
+class LowRank(nn.Module):
+    """The update of one projection: x (..., inputs) -> scaling * B A dropout(x) (..., outputs).
+
+    Args:
+        inputs, outputs: widths of the projection.
+        rank: r.
+        alpha: scaling is alpha / sqrt(r).
+        dropout: probability with which an element of x is dropped in training.
+
+    The pair is in float32 whatever the model's precision is, and computes in that of x.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.w_lora_A = nn.Parameter(torch.empty(rank, inputs))
+        self.w_lora_B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.w_lora_A, a=math.sqrt(5))  # as nn.Linear starts
+        self.scaling = alpha / math.sqrt(rank)
+        self.dropout = nn.Dropout(dropout)
+        self.active = True
+
+    @property
+    def is_dropping(self) -> bool:
+        return self.active and self.dropout.training and self.dropout.p > 0
+
+    def weight(self) -> Tensor:
+        """What is added to the projection's weight, (outputs, inputs), in float32."""
+        return self.scaling * (self.w_lora_B @ self.w_lora_A)
+
+    def forward(self, x: Tensor) -> Tensor | float:
+        if not self.active:
+            return 0.0
+        low = linear(self.dropout(x), self.w_lora_A.to(x.dtype))
+        return self.scaling * linear(low, self.w_lora_B.to(x.dtype))
+
+
+class LoRAAttention(nn.Module):
+    """Takes the place of a frozen ``nn.MultiheadAttention`` in a block of open_clip.
+
+    Args:
+        base: the attention, left as it is.
+        pairs: by projection ("q", "k", "v", "o"); those not named are not adapted.
+    """
+
+    def __init__(self, base: nn.MultiheadAttention, pairs: Mapping[str, LowRank]) -> None:
+        super().__init__()
+        self.base, self.num_heads = base, base.num_heads
+        for projection, pair in pairs.items():
+            setattr(self, PROJECTIONS[projection], pair)
+
+    def pair(self, projection: str) -> LowRank | None:
+        """The pair of a projection, if it has one."""
+        return getattr(self, PROJECTIONS[projection], None)
+
+    def in_proj(self, x: Tensor, parts: str = "qkv") -> tuple[Tensor, ...]:
+        """Queries, keys and values (..., W) of x (..., W): those that ``parts`` names."""
+        frozen = text_layers.project(self.base, x, parts)
+        pairs = (self.pair(part) for part in parts)
+        return tuple(rows if pair is None else rows + pair(x) for rows, pair in zip(frozen, pairs, strict=True))
+
+    def out_proj(self, x: Tensor) -> Tensor:
+        """The output projection of x (..., W)."""
+        pair = self.pair("o")
+        return self.base.out_proj(x) if pair is None else self.base.out_proj(x) + pair(x)
+
+    @property
+    def project(self) -> Any:
+        """``in_proj`` for the text tower, which runs a prefix that prompts share only once; None while dropout acts,
+        since each prompt then draws its own masks, in the prefix too."""
+        dropping = any(module.is_dropping for module in self.children() if isinstance(module, LowRank))
+        return None if dropping else self.in_proj
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Self-attention as ``nn.MultiheadAttention`` computes it, (N, L, W) -> (N, L, W), and no weights.
+
+        Args:
+            query, key, value: one and the same; (L, N, W) if the base is not batch-first.
+            attn_mask: (L, L) or (N * H, L, L), added to the scores; or bool, True where attention is forbidden.
+        """
+        if key is not query or value is not query or need_weights:
+            raise ValueError("LoRAAttention is self-attention, and does not return its weights")
+        x = query if self.base.batch_first else query.transpose(0, 1)
+        q, k, v = (rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in self.in_proj(x))
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=_mask(attn_mask, q))
+        out = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return (out if self.base.batch_first else out.transpose(0, 1)), None
+
+    @torch.no_grad()
+    def merge(self) -> nn.MultiheadAttention:
+        """The base with the pairs added to its weights: a plain attention, which replaces this module."""
+        inputs = self.base.in_proj_weight.chunk(3)
+        for projection, weight in zip("qkvo", (*inputs, self.base.out_proj.weight), strict=True):
+            if (pair := self.pair(projection)) is not None:
+                weight.copy_(weight + pair.weight().to(weight.device))  # the sum is in the wider of the two types
+        return self.base
+
+
+def _mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """torch's two kinds of mask, as scaled_dot_product_attention takes them for queries (N, H, L, E)."""
+    if mask is None:
+        return None
+    mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
+    return mask.unflatten(0, (q.shape[0], q.shape[1])) if mask.dim() == 3 else mask
+
+
+def add_lora(
+    blocks: Sequence[nn.Module],
+    numbers: Iterable[int],
+    projections: Collection[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+) -> nn.ModuleDict:
+    """Replace the attention of the blocks with these numbers; returns the pairs: block number -> projection -> pair."""
+    adapters = nn.ModuleDict()
+    for number in numbers:
+        base: Any = blocks[number].attn
+        width = base.embed_dim
+        pairs = {p: LowRank(width, width, rank, alpha, dropout) for p in PROJECTIONS if p in projections}
+        blocks[number].attn = LoRAAttention(base, pairs)
+        adapters[str(number)] = nn.ModuleDict({PROJECTIONS[p]: pair for p, pair in pairs.items()})
+    return adapters
+
+
+def merge_lora(model: nn.Module) -> int:
+    """Put plain attention layers with merged weights in the place of all that ``add_lora`` replaced in ``model``.
+
+    The features stay the same (to rounding in the weights' precision), and nothing is left to train.
+
+    Returns:
+        How many there were.
+    """
+    replaced = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoRAAttention):
+                setattr(module, name, child.merge())
+                replaced += 1
+    return replaced
+
+
+@contextmanager
+def without_lora(adapters: nn.Module) -> Iterator[None]:
+    """While this lasts, the pairs in ``adapters`` add nothing: the model is the one it was before."""
+    pairs = [module for module in adapters.modules() if isinstance(module, LowRank)]
+    for pair in pairs:
+        pair.active = False
+    try:
+        yield
+    finally:
+        for pair in pairs:
+            pair.active = True

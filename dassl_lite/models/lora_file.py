@@ -1,0 +1,71 @@
+"""The settings that LoRA weights belong to, and the file in which CLIP-LoRA's authors keep both.
+
+The file (``lora_weights.pt``): ``metadata`` with the keys of ``OPTIONS``, and ``weights``: layer_0, layer_1 ... (the
+adapted blocks, text before vision) -> q_proj, k_proj, v_proj, proj -> w_lora_A, w_lora_B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.safe_load import load_file
+
+FILE_NAME = "lora_weights.pt"
+# A setting's name in the authors' files, and its config key.
+OPTIONS = {"r": "RANK", "alpha": "ALPHA", "encoder": "ENCODER", "params": "PARAMS", "position": "POSITION"}
+
+
+def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights of other settings: some of them would fit, and be scaled or placed wrongly.
+
+    Raises:
+        UserError: names the setting, both values and the config key.
+    """
+    for name, key in OPTIONS.items():
+        if name in saved and _comparable(saved[name]) != _comparable(own[name]):
+            raise UserError(
+                f"{path} holds LoRA weights with {name} = {_text(saved[name])}, but this run has {_text(own[name])}; "
+                f"set TRAINER.CLIPLoRA.{key} {_text(saved[name])}"
+            )
+
+
+def read_reference(path: Path, blocks: Iterable[str], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict out of the authors' file.
+
+    Args:
+        path: the file.
+        blocks: this run's adapted blocks, such as "text.0", in the order of the file's layers.
+        own: this run's settings, with the keys of ``OPTIONS``.
+
+    Raises:
+        UserError: no file of LoRA weights, or one of other settings.
+    """
+    content = load_file(path, strict=True)
+    layers = content.get("weights") if isinstance(content, dict) else None
+    if not isinstance(layers, dict) or not isinstance(content.get("metadata"), dict):
+        raise UserError(f"{path} is no file of CLIP-LoRA's: it lacks 'weights' or 'metadata'")
+    require_same_settings(content["metadata"], own, path)
+    blocks = list(blocks)
+    if len(layers) != len(blocks):
+        raise UserError(
+            f"{path} holds {len(layers)} LoRA layers, but this run has {len(blocks)}: it is of another backbone"
+        )
+    return {
+        f"{block}.{projection}.{name}": tensor
+        for number, block in enumerate(blocks)
+        for projection, pair in layers.get(f"layer_{number}", {}).items()
+        for name, tensor in pair.items()
+    }
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
