@@ -150,19 +150,25 @@ def multi_step(optimizer: Optimizer, cfg: CN) -> LRScheduler:
 
 @LR_SCHEDULER_REGISTRY.register()
 def cosine(optimizer: Optimizer, cfg: CN) -> LRScheduler:
-    """Half a cosine from LR to 0 in MAX_EPOCH epochs, https://arxiv.org/abs/1608.03983 without restarts."""
-    return lr_scheduler.CosineAnnealingLR(optimizer, T_max=float(cfg.MAX_EPOCH))  # type: ignore[arg-type]
+    """Half a cosine from LR to MIN_LR in MAX_EPOCH epochs, https://arxiv.org/abs/1608.03983 without restarts."""
+    floor = cfg.get("MIN_LR", 0.0)  # a trainer written for Dassl may make its own OPTIM node
+    return lr_scheduler.CosineAnnealingLR(optimizer, T_max=float(cfg.MAX_EPOCH), eta_min=floor)  # type: ignore[arg-type]
 
 
-def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN) -> LRScheduler:
+def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int = 1) -> LRScheduler:
     """The schedule that ``optim_cfg`` describes, with its warm-up; call ``step()`` at the end of every epoch.
+
+    Args:
+        epoch_steps: how often ``step()`` is called in an epoch: its number of batches for SCHEDULE_UNIT batch.
 
     Raises:
         UserError: unknown schedule or warm-up, a STEPSIZE that the schedule cannot use, no epochs.
     """
     make = LR_SCHEDULER_REGISTRY.get(optim_cfg.LR_SCHEDULER)
-    if optim_cfg.MAX_EPOCH < 1:
+    if optim_cfg.MAX_EPOCH <= 0:
         raise UserError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; it must be at least 1")
+    if epoch_steps != 1:
+        optim_cfg = _in_steps(optim_cfg, epoch_steps)
     scheduler = make(optimizer, optim_cfg)
     epochs = optim_cfg.WARMUP_EPOCH
     if epochs <= 0:
@@ -176,3 +182,13 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN) -> LRScheduler:
     if optim_cfg.WARMUP_TYPE == "linear":
         return LinearWarmupScheduler(optimizer, scheduler, epochs, optim_cfg.WARMUP_MIN_LR)
     raise unknown("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, ("constant", "linear"))
+
+
+def _in_steps(cfg: CN, epoch_steps: int) -> CN:
+    """``cfg`` with the epochs that a schedule counts turned into steps."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    several = isinstance(cfg.STEPSIZE, Sequence)
+    cfg.STEPSIZE = tuple(n * epoch_steps for n in cfg.STEPSIZE) if several else cfg.STEPSIZE * epoch_steps
+    cfg.MAX_EPOCH, cfg.WARMUP_EPOCH = cfg.MAX_EPOCH * epoch_steps, cfg.WARMUP_EPOCH * epoch_steps
+    return cfg

@@ -28,13 +28,13 @@ Params = list[Any]  # parameters, or param groups as torch takes them
 @OPTIMIZER_REGISTRY.register()
 def adam(params: Params, cfg: CN) -> Optimizer:
     """Adam with L2 weight decay, https://arxiv.org/abs/1412.6980."""
-    return torch.optim.Adam(params, **_rate_and_decay(cfg), betas=_betas(cfg))
+    return torch.optim.Adam(params, **_rate_and_decay(cfg), **_adam(cfg))
 
 
 @OPTIMIZER_REGISTRY.register()
 def amsgrad(params: Params, cfg: CN) -> Optimizer:
     """Adam that keeps the largest second moment seen, https://arxiv.org/abs/1904.09237."""
-    return torch.optim.Adam(params, **_rate_and_decay(cfg), betas=_betas(cfg), amsgrad=True)
+    return torch.optim.Adam(params, **_rate_and_decay(cfg), **_adam(cfg), amsgrad=True)
 
 
 @OPTIMIZER_REGISTRY.register()
@@ -59,13 +59,13 @@ def rmsprop(params: Params, cfg: CN) -> Optimizer:
 def radam(params: Params, cfg: CN) -> Optimizer:
     """Rectified Adam, https://arxiv.org/abs/1908.03265."""
     # Decoupled, because the authors' implementation, which Dassl carries, shrinks the weights themselves.
-    return torch.optim.RAdam(params, **_rate_and_decay(cfg), betas=_betas(cfg), decoupled_weight_decay=True)
+    return torch.optim.RAdam(params, **_rate_and_decay(cfg), **_adam(cfg), decoupled_weight_decay=True)
 
 
 @OPTIMIZER_REGISTRY.register()
 def adamw(params: Params, cfg: CN) -> Optimizer:
     """Adam with decoupled weight decay, https://arxiv.org/abs/1711.05101."""
-    return torch.optim.AdamW(params, **_rate_and_decay(cfg), betas=_betas(cfg))
+    return torch.optim.AdamW(params, **_rate_and_decay(cfg), **_adam(cfg))
 
 
 def build_optimizer(
@@ -101,8 +101,8 @@ def _rate_and_decay(cfg: CN) -> dict[str, Any]:
     return {"lr": cfg.LR, "weight_decay": cfg.WEIGHT_DECAY}
 
 
-def _betas(cfg: CN) -> tuple[float, float]:
-    return cfg.ADAM_BETA1, cfg.ADAM_BETA2
+def _adam(cfg: CN) -> dict[str, Any]:
+    return {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2), "eps": cfg.get("ADAM_EPS", 1e-8)}
 
 
 def _staged_groups(model: nn.Module | Iterable[Any], cfg: CN) -> Params:
