@@ -45,6 +45,7 @@ class FolderDataset(DatasetBase):
         classes_file: JSON list of ``{"name": ..., "id": ...}`` in label order, in ``dataset_dir``, if the
             classes have ids that the split file does not tell.
         homepage: where to get the dataset.
+        fewshot_dir: folder of draws in ``dataset_dir``.
         val_is_test: validation uses the test images, and is not drawn from (ImageNet).
         test_only: there is no training set; the test images stand in for it, to tell the classes, and shots
             do not apply (ImageNet's variants).
@@ -57,6 +58,7 @@ class FolderDataset(DatasetBase):
     split_file: str = ""
     classes_file: str = ""
     homepage: str = ""
+    fewshot_dir: str = "split_fewshot"
     val_is_test: bool = False
     test_only: bool = False
 
@@ -165,7 +167,7 @@ class FolderDataset(DatasetBase):
             return split
         source = Draw(split.train, [] if self.val_is_test else split.val)
         file = DrawFile(type(self).__name__, self.image_dir, source)
-        name = os.path.join("split_fewshot", f"shot_{num_shots}-seed_{seed}.json")
+        name = os.path.join(self.fewshot_dir, f"shot_{num_shots}-seed_{seed}.json")
         kept = Path(given).expanduser() if given else self.keeper.find(name)
         if kept is not None:
             logger.info("Loading preprocessed few-shot data from %s", kept)

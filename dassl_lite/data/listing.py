@@ -13,13 +13,12 @@ from PIL import Image
 
 from dassl_lite.data.class_folders import ClassFolder
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.splits import Split, split_classes
+from dassl_lite.data.splits import PARTS, Split, split_classes
 from dassl_lite.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 OUR_FOLDERS = ("split_fewshot",)  # what runs leave beside the class folders
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Listing(NamedTuple):
@@ -106,9 +105,9 @@ def find_parts(root: str) -> dict[str, str]:
     the test set, and there is none for validation: selection must not see what is tested.
     """
     folders = list_folders(root)
-    if "train" not in folders or len(folders) < 2 or not set(folders) <= {*_PARTS, *OUR_FOLDERS}:
+    if "train" not in folders or len(folders) < 2 or not set(folders) <= {*PARTS, *OUR_FOLDERS}:
         return {}
-    parts = {_PARTS[name]: os.path.join(root, name) for name in folders if name in _PARTS}
+    parts = {PARTS[name]: os.path.join(root, name) for name in folders if name in PARTS}
     if "test" not in parts and "val" in parts:
         logger.info("No test folder in '%s': its val folder is the test set", root)
         parts["test"] = parts.pop("val")
@@ -133,9 +132,23 @@ def list_parts(parts: Mapping[str, str], classes: Sequence[ClassFolder]) -> Spli
 
 
 def refreshed(split: Split, groups: Iterable[Iterable[Datum]], split_file: str) -> Split:
-    """A split read from a file, its items as they are listed now; says how many images came after the split."""
+    """A split read from a file, its items as they are listed now; says how many images came after the split.
+
+    An image whose file is gone stays as it was: what to do about it is for :func:`check_files` to say.
+
+    Raises:
+        UserError: the split names files that are there, but are listed no more; how many, and the first three.
+    """
     known = {item.impath: item for group in groups for item in group}
-    later = known.keys() - {item.impath for part in split for item in part}
+    named = dict.fromkeys(item.impath for part in split for item in part)
+    dropped = [path for path in named if path not in known and os.path.exists(path)]
+    if dropped:
+        first = ", ".join(f"'{path}'" for path in dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+        raise UserError(
+            f"split file '{split_file}' names {len(dropped)} images that are not listed any more: {first}. "
+            f"Put them back, or delete {split_file} to split anew."
+        )
+    later = known.keys() - named.keys()
     if later:
         logger.warning(
             "%d images are left out: they came after the split; delete '%s' to split anew", len(later), split_file

@@ -21,6 +21,10 @@ from dassl_lite.utils.files import atomic_path, read_json
 logger = logging.getLogger(__name__)
 
 
+# What a folder or a table may call its parts.
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
 class Split(NamedTuple):
     """The three lists of a dataset; ``val`` may be empty."""
 
@@ -74,12 +78,14 @@ def write_listing(content: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 def items_from_rows(rows: Any, image_dir: str, path: str | os.PathLike[str]) -> list[Datum]:
     """Datums from ``[relative path, label, class name]`` rows of the file ``path``."""
     try:
-        return [
-            Datum(os.path.join(image_dir, relative), int(label), classname=classname)
-            for relative, label, classname in rows
-        ]
+        return [Datum(_joined(image_dir, relative), int(label), classname=name) for relative, label, name in rows]
     except (TypeError, ValueError) as error:
         raise UserError(f"'{path}': its rows should be [path, label, class name] ({error})") from error
+
+
+def _joined(image_dir: str, relative: str) -> str:
+    path = os.path.join(image_dir, relative)
+    return os.path.normpath(path) if ".." in relative else path  # one path, one spelling
 
 
 def rows_from_items(items: Iterable[Datum], image_dir: str) -> list[list[str | int]]:

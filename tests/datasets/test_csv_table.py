@@ -1,0 +1,210 @@
+"""CSV: a user's table of images, written by hand, by pandas or by a spreadsheet."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from field_layouts import load
+from PIL import Image
+
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import set_random_seed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> None:
+    load_plugins()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Thirty images, ten of each of three classes."""
+    place = tmp_path / "mine"
+    (place / "images").mkdir(parents=True)
+    for i in range(30):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(place / "images" / f"{i:02}.png")
+    return place
+
+
+CLASSES = ("white shark", "ant", "n01440764")
+
+
+def rows(classes: Sequence[Any] = CLASSES) -> list[list[str]]:
+    return [[f"images/{i:02}.png", str(classes[i % len(classes)])] for i in range(30)]
+
+
+def table(folder: Path, header: str, lines: Sequence[Sequence[str]], name: str = "mine.csv", sign: str = ",") -> Path:
+    path = folder / name
+    path.write_text("\n".join([header, *(sign.join(line) for line in lines)]) + "\n", encoding="utf-8")
+    return path
+
+
+def sizes(dataset: Any) -> tuple[int, int, int]:
+    return len(dataset.train_x), len(dataset.val), len(dataset.test)
+
+
+@pytest.mark.parametrize("header", ["path,classname", "Image,Class", "FILE,label"])
+def test_class_names_alone_do_not_make_a_dataset(folder: Path, header: str) -> None:
+    table(folder, header, rows())
+    dataset = load("CSV", folder)
+    assert sizes(dataset) == (15, 6, 9)
+    assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid is called as ImageNet calls it
+    assert dataset.classes.ids == ("", "n01440764", "")
+    assert all(Path(item.impath).is_file() for item in dataset.test)
+
+
+def test_split_is_not_kept_or_depends_on_the_seed(folder: Path) -> None:
+    path = table(folder, "path,classname", rows())
+    first = load("CSV", path)
+    assert (folder / "split_mine.json").is_file()
+    (folder / "split_mine.json").unlink()
+    set_random_seed(7)
+    assert load("CSV", path).test == load("CSV", folder).test == first.test
+
+
+def test_labels_and_names_are_not_taken_as_they_are(folder: Path) -> None:
+    lines = [[*line, ("dog", "Cat", "yak")[int(line[1])], f"id{line[1]}"] for line in rows((2, 0, 1))]
+    dataset = load("CSV", table(folder, "path,label,classname,classid", lines))
+    assert dataset.classnames == ["dog", "Cat", "yak"]
+    assert dataset.classes.ids == ("id0", "id1", "id2")
+    assert load("CSV", folder, NUM_SHOTS=1).classes.ids == ("id0", "id1", "id2")
+
+
+def test_two_classes_of_one_name_are_one(folder: Path) -> None:
+    lines = [[*line, "missile", f"n0{line[1]}"] for line in rows((0, 1))]
+    dataset = load("CSV", table(folder, "path,label,classname,classid", lines))
+    assert (dataset.classnames, dataset.classes.ids) == (["missile", "missile"], ("n00", "n01"))
+
+
+def test_labels_without_names_are_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [[*row, "train" if i < 15 else "test"] for i, row in enumerate(rows(range(11)))]
+    with caplog.at_level(logging.WARNING):
+        dataset = load("CSV", table(folder, "path,label,split", lines))
+    assert dataset.classnames == [str(label) for label in range(11)]
+    assert "prompts call them by their labels" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["ant", "bee", "cat"], {"0": "ant", "1": {"name": "bee", "id": "i1"}, "2": "cat"}])
+def test_class_names_are_not_read(folder: Path, names: Any) -> None:
+    table(folder, "path,label", rows((2, 0, 1)))
+    (folder / "classnames.json").write_text(json.dumps(names))
+    dataset = load("CSV", folder)
+    assert dataset.classnames == ["ant", "bee", "cat"]
+    assert dataset.classes.ids[1] == ("i1" if isinstance(names, dict) else "")
+
+
+def test_given_split_is_not_used(folder: Path) -> None:
+    parts = ["train"] * 15 + ["Valid"] * 6 + ["TEST"] * 9
+    path = table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
+    dataset = load("CSV", path)
+    assert sizes(dataset) == (15, 6, 9)
+    assert dataset.train_x[0].impath.endswith("images/00.png")
+    assert sizes(load("CSV", path, NUM_SHOTS=1)) == (3, 3, 9)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv", "split_fewshot"]
+    parts = ["train"] * 15 + ["val"] * 15
+    table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
+    assert sizes(load("CSV", path)) == (15, 0, 15)  # selection must not see what is tested
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_sign_between_columns_is_not_recognised(folder: Path, sign: str) -> None:
+    path = table(folder, sign.join(("path", "classname", "note")), [[*row, "a"] for row in rows()], "t.tsv", sign)
+    assert load("CSV", path).num_classes == 3
+
+
+def test_a_spreadsheets_file_is_not_read(folder: Path) -> None:
+    text = "path,classname\r\n" + "".join(f'{a},"{b}, ""big"""\r\n' for a, b in rows(("ant", "bee"))) + ",\r\n"
+    (folder / "mine.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load("CSV", folder).classnames == ['ant, "big"', 'bee, "big"']
+
+
+def test_paths_outside_the_folder_are_lost(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "tables"
+    elsewhere.mkdir()
+    lines = [[f"../mine/{path}", name] for path, name in rows()]
+    lines[0][0] = str(folder / "images" / "00.png")  # absolute
+    path = table(elsewhere, "path,classname", lines)
+    first = load("CSV", path, NUM_SHOTS=2)
+    again = load("CSV", path, NUM_SHOTS=2)
+    assert again.train_x == first.train_x
+    assert again.test == first.test
+    assert all(Path(item.impath).is_file() and ".." not in item.impath for item in again.test)
+
+
+def test_two_tables_in_one_folder_share_their_files(folder: Path) -> None:
+    one, two = (
+        table(folder, "path,classname", rows(classes), f"{n}.csv") for n, classes in (("a", "xyz"), ("b", "pq"))
+    )
+    assert load("CSV", one, NUM_SHOTS=1).num_classes == 3
+    assert load("CSV", two, NUM_SHOTS=1).num_classes == 2
+    with pytest.raises(UserError, match=r"the folder '.*mine' has 2: a\.csv, b\.csv"):
+        load("CSV", folder)
+
+
+def test_a_table_that_changed_after_its_split_is_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = table(folder, "path,classname", rows())
+    dataset = load("CSV", path)
+    tested = next(i for i in range(30) if dataset.test[0].impath.endswith(f"{i:02}.png"))
+    table(folder, "path,classname", [row for i, row in enumerate(rows()) if i != tested])
+    with pytest.raises(UserError, match=r"names 1 images that are not listed any more: .*delete .*split_mine\.json"):
+        load("CSV", path)
+    Image.new("RGB", (4, 4)).save(folder / "images" / "30.png")
+    table(folder, "path,classname", [*rows(), ["images/30.png", "ant"]])
+    with caplog.at_level(logging.WARNING):
+        assert sizes(load("CSV", path)) == (15, 6, 9)
+    assert "1 images are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,weight\na,1\n", r"needs a header with path, and label or classname .* first line is: image, weight"),
+        ("", "its first line is: empty"),
+        ("path,label\n", "lists no image"),
+        ("path,image,label\n", "has two columns of the kind 'path': path, image, label"),
+        ("path,classname\nimages/00.png,ant\nimages/01.png\n", r"line 3 has no classname: images/01\.png"),
+        ("path,classname\n,ant\n", "line 2 has no path"),
+        ("path,classname\nimages/00.png,\n", "line 2 has no class name"),
+        ("path,label,classname\nimages/00.png,0,a\nimages/01.png,x,b\n", "line 3: label 'x' is not a whole number"),
+        ("path,label,classname\nimages/00.png,-1,a\n", "line 2: label '-1' is not a whole number"),
+        ("path,label,classname\na,0,a\nb,0,b\n", r"line 3: class '0' has another name or id than in .* line 2"),
+        ("path,classname,classid\na,x,1\nb,x,2\n", r"line 3: class 'x' has another name or id than in .* line 2"),
+        ("path,classname\na,x\n\na,x\n", r"line 4: 'a' is there a second time, after .* line 2"),
+        ("path,classname,split\na,x,train\nb,x,tset\n", r"unknown split in .*line 3: 'tset'\. Did you mean 'test'"),
+        ("path,classname,split\na,x,train\nb,x,\n", r"unknown split in .*line 3: ''"),
+        ("path,classname,split\na,x,train\n", "has the split test or val"),
+        ("path,classname,split\na,x,test\n", "has the split train"),
+        ('path,classname\n"a,x\n', "cannot read the table"),
+        ("path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n", "names 3 of 3 images"),
+    ],
+)
+def test_a_wrong_row_is_not_named(folder: Path, text: str, message: str) -> None:
+    (folder / "mine.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        load("CSV", folder / "mine.csv")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_table_that_cannot_be_read_is_not_named(folder: Path) -> None:
+    (folder / "mine.csv").write_bytes("path,classname\ncaf\xe9.png,x\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"cannot read the table '.*mine\.csv': 'utf-8'"):
+        load("CSV", folder)
+    with pytest.raises(UserError, match=r"cannot read the table '.*other\.csv': .*No such file"):
+        load("CSV", folder / "other.csv")
+    (folder / "mine.csv").unlink()
+    with pytest.raises(UserError, match=r"give the table's file as root; the folder '.*mine' has none"):
+        load("CSV", folder)
+
+
+def test_an_unused_column_is_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(folder, "path,classname,spllit", [[*row, "test"] for row in rows()])
+    with caplog.at_level(logging.INFO):
+        load("CSV", folder)
+    assert "Column 'spllit' of" in caplog.text
+    assert "did you mean 'split'?" in caplog.text
