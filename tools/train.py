@@ -19,7 +19,7 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.engine import run
-from dassl_lite.engine.build import TRAINER_REGISTRY, find_yaml, make_config
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.cli import add_common_flags, free_folder, prepare_output, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
@@ -64,12 +64,6 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     """The run's config: files, then flags, then options."""
     named = "DATASET.NAME" in args.options[::2]
     dataset_file = args.dataset_config_file or ("" if named or args.data else DEFAULT_DATASET)
-    method_file = args.config_file
-    if not method_file:
-        try:
-            method_file = find_yaml("default.yaml", f"trainers/{args.trainer}")
-        except UserError:  # a method without a recipe of its own runs on the engine's defaults
-            method_file = ""
     flags = {
         "DATASET.ROOT": args.data or args.root,
         "DATASET.NAME": "ImageFolder" if args.data else "",
@@ -87,7 +81,7 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     return make_config(
         trainer=args.trainer,
         dataset_file=dataset_file,
-        method_file=method_file,
+        method_file=args.config_file or default_recipe(args.trainer),
         flags=_nested({key: value for key, value in flags.items() if value not in ("", None)}),
         options=args.options,
         allow_new_keys=args.allow_new_keys,

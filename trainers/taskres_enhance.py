@@ -47,6 +47,7 @@ class TaskResEnhance(FeatureTrainer):
     """Trains the enhanced base of TaskRes: CLIP's text projection, tuned on the task."""
 
     model_name = "enhanced_base"
+    standalone = False
 
     def build_head(self) -> nn.Module:
         templates = [*self.dm.dataset.ensemble_templates, self.template]

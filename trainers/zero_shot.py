@@ -24,6 +24,7 @@ class ZeroshotCLIP(FeatureTrainer):
     """CLIP as it is, with the dataset's own prompt."""
 
     trains = False
+    uses_shots = False
     config_node = "ZeroshotCLIP"
 
     def templates(self) -> list[str]:

@@ -117,6 +117,12 @@ def find_yaml(name: str | Path, folder: str) -> Path:
     raise UserError(f"config file {given} does not exist{listed}")
 
 
+def default_recipe(trainer: str) -> Path | None:
+    """The yaml of a method that is taken where none is named, or None where it has none."""
+    path = configs_root() / "trainers" / trainer / "default.yaml"
+    return path if path.is_file() else None
+
+
 def configs_root() -> Path:
     """Folder of the yaml files that come with the package."""
     import dassl_lite.configs

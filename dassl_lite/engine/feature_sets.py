@@ -62,10 +62,10 @@ def selection_set(trainer: FeatureTrainer) -> FeatureSet | None:
     ImageNet's validation set is what the field tests on, so that nothing may be chosen on it.
     """
     data = trainer.dm.dataset
-    if trainer.val_loader is None:
+    if trainer.val_loader is None or not data.val:
         logger.info(f"{trainer.cfg.DATASET.NAME} has no validation set")
         return None
-    if {item.impath for item in data.val} & {item.impath for item in data.test}:
+    if {item.impath for item in data.val} & {item.impath for item in data.test or ()}:
         logger.info(f"{trainer.cfg.DATASET.NAME} has no validation set of its own: its images are test images")
         return None
     batches = [trainer.parse_batch_test(batch) for batch in trainer.val_loader]

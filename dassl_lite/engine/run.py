@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 def build(cfg: CfgNode) -> Any:
     """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
-    setup_logger(cfg.OUTPUT_DIR)
+    setup_logger(cfg.OUTPUT_DIR, console=cfg.VERBOSE)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     return build_trainer(cfg)

@@ -21,13 +21,20 @@ class RunLog:
     Args:
         start_epoch, max_epoch: range of the run.
         print_freq: batches between log lines; an epoch of fewer batches logs each.
+        show: whether there is a progress bar.
     """
 
-    def __init__(self, start_epoch: int, max_epoch: int, print_freq: int) -> None:
+    def __init__(self, start_epoch: int, max_epoch: int, print_freq: int, show: bool = True) -> None:
         self.max_epoch, self.print_freq = max_epoch, print_freq
         self.losses = MetricMeter()  # a trainer with a run_epoch of its own may not fill it
         self._bar = tqdm(
-            total=max_epoch, initial=start_epoch, desc="Training", unit="epoch", file=sys.stderr, mininterval=1.0
+            total=max_epoch,
+            initial=start_epoch,
+            desc="Training",
+            unit="epoch",
+            file=sys.stderr,
+            mininterval=1.0,
+            disable=not show,
         )
 
     def start_epoch(self, epoch: int, num_batches: int) -> None:

@@ -36,6 +36,8 @@ class SimpleTrainer(TrainerBase):
     A subclass gives ``build_model`` (which registers its models) and ``forward_backward``.
     """
 
+    uses_shots = True  # whether the training images make a difference
+    standalone = True  # False: it makes a file that another method takes; sweeps over all methods leave it out
     trains = True  # False: there are no epochs; what there is to learn, fit() learns at once
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -121,7 +123,7 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time()
-        self.run_log = RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ)
+        self.run_log = RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.cfg.VERBOSE)
 
     def after_epoch(self) -> None:
         self.run_log.end_epoch(self.get_current_lr())
@@ -196,7 +198,8 @@ class SimpleTrainer(TrainerBase):
             raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
         logger.info(f"Evaluate on the *{split}* set")
         start = time.perf_counter()
-        for batch in tqdm(loader, desc=f"Evaluating {split}", unit="batch", file=sys.stderr, leave=False):
+        shown = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
+        for batch in tqdm(loader, disable=not self.cfg.VERBOSE, **shown):
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
         results = self.evaluator.evaluate()

@@ -28,12 +28,13 @@ class _BareFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
 
 
-def setup_logger(output: str | os.PathLike[str] | None = None) -> logging.Logger:
+def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool = True) -> logging.Logger:
     """Send the package's messages to the console and, if given, to a file.
 
     Args:
         output: a folder (the file is its ``log.txt``, as the field's parsers expect) or a ``.txt``/``.log`` file;
             an existing file is continued, so that a resumed run keeps its history.
+        console: False keeps everything below a warning off the console.
 
     Returns:
         The package's logger. Calling again replaces the handlers, it never doubles them. Other than rank 0 of a
@@ -47,6 +48,8 @@ def setup_logger(output: str | os.PathLike[str] | None = None) -> logging.Logger
     logger.setLevel(logging.INFO if rank_zero else logging.WARNING)
     logger.propagate = False
     handlers: list[logging.Handler] = [_ConsoleHandler(sys.stdout)]
+    if not console:
+        handlers[0].setLevel(logging.WARNING)
     if output is not None and rank_zero:
         path = Path(output)
         if path.suffix not in (".txt", ".log"):

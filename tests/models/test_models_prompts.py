@@ -1,0 +1,71 @@
+"""Text features are encoded once per backbone and text, and never taken for another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dassl_lite.models.clip import load_clip
+from dassl_lite.models.prompts import class_weights, fill_templates, load_text_projection, template_means, text_features
+from dassl_lite.utils import UserError
+
+
+@pytest.fixture(scope="module")
+def clip(golden_backbone: Any) -> Any:
+    return load_clip(str(golden_backbone("vit0")))
+
+
+def test_prompts_stand_class_by_class_and_keep_underscores_only_where_told() -> None:
+    assert fill_templates(["a_b", "c"], ["x {}.", "{}"]) == ["x a b.", "a b", "x c.", "c"]
+    assert fill_templates(["a_b"], ["{}!"], replace_underscore=False) == ["a_b!"]
+
+
+def test_features_are_computed_once_and_read_back_bit_for_bit(clip: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    first = text_features(clip, ["a cat", "a dog"], tmp_path)
+    monkeypatch.setattr(clip.text, "encode_tokens", lambda *a, **k: pytest.fail("encoded again"))
+    assert torch.equal(text_features(clip, ["a cat", "a dog"], tmp_path), first)
+
+
+def test_other_texts_weights_or_precisions_are_other_entries(clip: Any, golden_backbone: Any, tmp_path: Path) -> None:
+    text_features(clip, ["a cat"], tmp_path)
+    text_features(clip, ["a dog"], tmp_path)
+    text_features(load_clip(str(golden_backbone("vit1"))), ["a cat"], tmp_path)
+    text_features(load_clip(str(golden_backbone("vit0")), precision="bf16"), ["a cat"], tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+def test_a_torn_entry_is_computed_again(clip: Any, tmp_path: Path) -> None:
+    first = text_features(clip, ["a cat"], tmp_path)
+    path = next(tmp_path.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:30])
+    assert torch.equal(text_features(clip, ["a cat"], tmp_path), first)
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_done_without(
+    clip: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    features = text_features(clip, ["a cat"], tmp_path / "file" / "cache")
+    assert features.shape == (1, clip.embed_dim)
+    assert "text features are not kept" in caplog.text
+
+
+def test_class_weights_have_length_one_and_the_base_has_not(clip: Any) -> None:
+    templates = ["a {}.", "the {}."]
+    assert torch.allclose(class_weights(clip, ["cat", "dog"], templates).norm(dim=-1), torch.ones(2), atol=1e-6)
+    base = template_means(clip, ["cat", "dog"], templates)
+    single = [template_means(clip, ["cat", "dog"], [template]) for template in templates]
+    assert torch.allclose(base, (single[0] + single[1]) / 2, atol=1e-6)
+
+
+def test_an_enhanced_base_of_another_shape_or_kind_is_refused(clip: Any, tmp_path: Path) -> None:
+    path = tmp_path / "projection.tar"
+    torch.save({"state_dict": {"weight": torch.zeros(3, 4)}}, path)
+    with pytest.raises(UserError, match=r"shape \(3, 4\), but backbone .* needs \(32, 64\)"):
+        load_text_projection(path, clip)
+    torch.save({"state_dict": {"bias": torch.zeros(3)}}, path)
+    with pytest.raises(UserError, match="holds no state_dict.weight"):
+        load_text_projection(path, clip)

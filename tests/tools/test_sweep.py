@@ -1,0 +1,97 @@
+"""Sweeps go on where they were, name what failed, and are summed up with honest intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.engine import run
+from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.engine.summary import Cell, confidence_interval, gather
+from dassl_lite.engine.sweep import all_methods, tasks
+from dassl_lite.tools import report, sweep
+from dassl_lite.utils import UserError
+
+FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
+
+
+def start(output: Path, *trainers: str, seeds: str = "1 2", options: tuple[str, ...] = ()) -> int:
+    arguments = ["--trainers", *trainers, "--datasets", "gadgets", "--shots", "1", "2", "--seeds", *seeds.split()]
+    return run_tool(sweep.main, [*arguments, "--output-dir", str(output), *FEW, *options])
+
+
+def test_every_combination_is_run_once_and_what_uses_no_shots_only_once() -> None:
+    load_plugins()
+    found = tasks(["TaskRes", "ZeroshotCLIP"], ["a", "b"], [1, 16], [1, 2, 3])
+    assert len(found) == len(set(found)) == 2 * (2 * 3 + 1)
+    assert {(t.shots, t.seed) for t in found if t.trainer == "ZeroshotCLIP"} == {(0, 1)}
+    assert "TaskResEnhance" not in all_methods()
+    assert {"TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2"} <= set(all_methods())
+
+
+def test_a_sweep_skips_finished_runs_and_runs_failed_ones_again(tmp_path, capsys, monkeypatch):
+    trained: list[str] = []
+    original = run.train
+
+    def train(cfg):
+        trained.append(cfg.OUTPUT_DIR)
+        if "2shots-seed1" in cfg.OUTPUT_DIR and len(trained) < 4:
+            raise RuntimeError("the disk was gone")
+        return original(cfg)
+
+    monkeypatch.setattr(run, "train", train)
+    assert start(tmp_path, "TaskRes") == 1
+    shown = capsys.readouterr()
+    assert "3 runs in" in shown.out
+    assert "1 failed" in shown.out
+    assert "RuntimeError: the disk was gone" in shown.err
+    assert len(trained) == 4
+    assert start(tmp_path, "TaskRes") == 0
+    assert len(trained) == 5
+    assert "3 were finished before, 0 failed" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("results.json"))) == 4
+
+
+def test_a_finished_run_under_other_settings_is_not_taken_for_this_one(tmp_path, capsys):
+    assert start(tmp_path, "TaskRes", seeds="1") == 0
+    assert start(tmp_path, "TaskRes", seeds="1", options=("OPTIM.LR", "0.5")) == 1
+    assert "is of a run with OPTIM.LR 0.002, but it is 0.5 now" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, capsys):
+    for seed, accuracy in ((1, 60.0), (2, 62.0), (3, 67.0)):
+        folder = tmp_path / "X" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        results = {"dataset": "D", "trainer": "X", "backbone": "B", "num_shots": 4, "seed": seed}
+        (folder / "results.json").write_text(json.dumps({**results, "metrics": {"test": {"accuracy": accuracy}}}))
+    zero_shot = {"dataset": "D", "trainer": "Z", "backbone": "B", "num_shots": -1, "seed": 1}
+    (tmp_path / "Z").mkdir()
+    (tmp_path / "Z" / "results.json").write_text(json.dumps({**zero_shot, "metrics": {"test": {"accuracy": 50.0}}}))
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    # Student's t for 95 % and 2 degrees of freedom is 4.3027, the standard deviation of 60, 62, 67 is 3.6056.
+    interval = 4.302653 * 3.605551 / math.sqrt(3)
+    out = capsys.readouterr().out
+    assert f"63.00 ± {interval:.2f}" in out
+    assert "50.00" in out
+    assert f"| D         | X        | 63.00 ± {interval:.2f}" in (tmp_path / "report.md").read_text()
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "report.csv").open())}
+    assert float(rows["X"]["mean"]) == 63.0
+    assert float(rows["X"]["ci95"]) == pytest.approx(interval, rel=1e-5)
+    assert rows["Z"]["ci95"] == ""
+
+
+def test_a_single_value_has_no_interval() -> None:
+    assert confidence_interval([5.0]) is None
+    assert str(Cell("D", "X", "B", 1, (5.0,))) == "5.00"
+
+
+def test_a_report_of_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run"):
+        gather(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        gather(tmp_path / "no")
