@@ -129,8 +129,8 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
         logger.warning("fp16 on a CPU is slow and less exact than fp32; bf16 or fp32 serve better there")
     model, tokenizer = assemble(backbone, PRECISIONS[precision])
     digest = digest_of_weights(model)
-    model = model.to(device).requires_grad_(False).eval()
-    return CLIPBackbone(model, name, precision, digest, preprocessing_of(backbone), tokenizer)
+    clip = CLIPBackbone(model, name, precision, digest, preprocessing_of(backbone), tokenizer)
+    return clip.to(device).requires_grad_(False).eval()
 
 
 def digest_of_weights(model: nn.Module) -> str:

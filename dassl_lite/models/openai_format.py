@@ -19,8 +19,8 @@ from torch import Tensor
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
-# Entries that describe the model; they are no parameters of it.
-_DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
+# Entries, by the last part of their names, that describe the model (or, in TorchScript archives, are no state of it).
+_DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _REQUIRED = (
     "visual.conv1.weight",
     "positional_embedding",
@@ -136,7 +136,7 @@ def build(
     Raises:
         UserError: the tensors do not fit the architecture; `source` and the first keys are named.
     """
-    state = {key: value for key, value in tensors.items() if key not in _DESCRIPTIONS}
+    state = {key: value for key, value in tensors.items() if key.split(".")[-1] not in _DESCRIPTIONS}
     if (rows := state.pop("token_embedding.rows", None)) is not None:
         table = token_table(architecture["text_cfg"]["width"], architecture["text_cfg"]["vocab_size"])
         table[rows.long()] = state["token_embedding.weight"].float()

@@ -48,6 +48,8 @@ def locate(architecture: str, tag: str) -> Path:
     for address, fetch in _sources(url, own, hub):
         try:
             return fetch()
+        except UserError:  # it came, and is wrong
+            raise
         except (OSError, ValueError) as error:
             problems.append(f"{address} ({_reason(error)})")
     looked = [*map(str, own), *([HF_HUB_CACHE] if hub else [])]
@@ -127,12 +129,13 @@ def _download(url: str, path: Path) -> Path:
         with temporary.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
             while block := answer.read(_BLOCK):
                 bar.update(file.write(block))
-        _check_digest(temporary, url)
+        _check_digest(temporary, url, path)
     return path
 
 
-def _check_digest(path: Path, url: str) -> None:
-    """Compare a file with the sha256, whole or in its first digits, that its publisher wrote into the URL."""
+def _check_digest(path: Path, url: str, final: Path | None = None) -> None:
+    """Compare a file with the sha256, whole or in its first digits, that its publisher wrote into the URL; an
+    error names `final` if the file is only on its way there."""
     if "openaipublic" in url:
         expected = url.split("/")[-2]
     elif "mlfoundations" in url:
@@ -145,6 +148,6 @@ def _check_digest(path: Path, url: str) -> None:
             sha256.update(block)
     if not sha256.hexdigest().startswith(expected):
         raise UserError(
-            f"{path} is not the file published at {url} (its sha256 starts with {sha256.hexdigest()[:8]}, "
-            f"not {expected[:8]}): delete it, and it is fetched again"
+            f"{final or path} is not the file published at {url} (its sha256 starts with {sha256.hexdigest()[:8]}, "
+            f"not {expected[:8]}): " + ("try again" if final else "delete it, and it is fetched again")
         )

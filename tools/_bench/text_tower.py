@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     add("--classes", type=int, nargs="+", default=[10, 100, 1000])
     add("--context", type=int, nargs="+", default=[4, 16], help="learned tokens before the class name")
     add("--architecture", default="ViT-B-16", help="open_clip's name; its text encoder is used")
-    add("--cocoop-batch", type=int, default=8, help="images with a context each, at 100 classes; 0: leave it out")
+    add("--cocoop-batch", type=int, default=8, help="images with a context each (100 classes at most); 0: leave it out")
     add("--plain-classes", type=int, default=100, help="the most prompts that the plain way runs at once")
     add("--rounds", type=int, default=3, help="the median counts")
     add("--no-memory", action="store_true", help="measure time only")
@@ -72,7 +72,7 @@ def _coop(args: argparse.Namespace, classes: int, context: int) -> dict[str, Any
 
 def _cocoop(args: argparse.Namespace) -> dict[str, Any]:
     """A batch of images, each with its own context: seconds per image, the plain way image by image."""
-    classes, context, images = 100, 4, args.cocoop_batch
+    classes, context, images = min(100, max(args.classes)), 4, args.cocoop_batch
     one, all_images = (make_prompts(classes, context, number, args.architecture) for number in (1, images))
     plain, tower = [], []
     for _ in range(args.rounds):
