@@ -1,7 +1,9 @@
 """Loading a checkpoint into a dataset with other classes: rows are picked by class identity.
 
 A module whose parameters have one row per class says so in an attribute ``class_rows``, the names of those
-parameters and buffers (or, where classes do not lie along the first dimension, a dict of name -> dimension).
+parameters and buffers (or, where classes do not lie along the first dimension, a dict of name -> dimension). For a
+class that the checkpoint lacks its own rows stay, which for a residual method means zero-shot CLIP; a module whose
+untrained rows mean nothing says ``class_rows_required = True``, and a lacking class is an error.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ class ClassRows:
     Args:
         dims: state-dict key -> dimension along which the classes lie.
         current: state-dict key -> the model's own value, whose rows stay where the source lacks a class.
+        required: the source may not lack a class.
     """
 
-    def __init__(self, dims: Mapping[str, int], current: Mapping[str, torch.Tensor]) -> None:
-        self.dims, self.current = dict(dims), dict(current)
+    def __init__(self, dims: Mapping[str, int], current: Mapping[str, torch.Tensor], required: bool = False) -> None:
+        self.dims, self.current, self.required = dict(dims), dict(current), required
 
     @classmethod
     def of(cls, model: nn.Module) -> ClassRows:
@@ -43,7 +46,8 @@ class ClassRows:
             named = declared if isinstance(declared, Mapping) else dict.fromkeys(declared, 0)
             dims.update({f"{prefix}.{name}" if prefix else name: dim for name, dim in named.items()})
         own = model.state_dict()
-        return cls(dims, {key: own[key] for key in dims})
+        required = any(getattr(module, "class_rows_required", False) for module in model.modules())
+        return cls(dims, {key: own[key] for key in dims}, required)
 
     def pick(
         self,
@@ -57,32 +61,33 @@ class ClassRows:
         """``weights`` with the rows of the target's classes, in the target's order.
 
         A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a
-        zero residual); ``strict`` makes that a UserError.
+        zero residual), so that base -> new is zero-shot; ``strict`` makes that a UserError.
         """
         keys = [key for key in self.dims if key in weights]
         if not keys or target is None:
             return weights
         source = _source_classes(meta, weights[keys[0]].shape[self.dims[keys[0]]], target, path)
         match = match_classes(source, target) if source != target else _identity(target)
-        self._report(match, source, target, path, strict)
+        _report(match, source, target, path, strict or self.required)
         picked = dict(weights)
         for key in keys:
             picked[key] = _pick_rows(weights[key], self.current[key], match.rows, self.dims[key])
         return picked
 
-    @staticmethod
-    def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:
-        logger.info(match.describe())
-        if match.matched == len(target):
-            return
-        lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
-        if strict or not match.matched:
-            raise UserError(
-                f"{path} knows {match.matched} of this dataset's {len(target)} classes; it lacks "
-                f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''} (its {len(source)} classes: "
-                f"{', '.join(source.names[:3])} ...)"
-            )
-        logger.warning(f"{len(lacking)} classes are not in the checkpoint and stay zero-shot: {', '.join(lacking[:3])}")
+
+def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:
+    """Say how many classes matched; UserError if ``strict`` and one did not."""
+    logger.info(match.describe())
+    lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
+    named = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
+    if lacking and strict:
+        raise UserError(
+            f"{path} knows {match.matched} of this dataset's {len(target)} classes; it lacks {named} (its "
+            f"{len(source)} classes: {', '.join(source.names[:3])} ...)"
+        )
+    if lacking:
+        count = len(lacking) if match.matched else f"all {len(lacking)}"
+        logger.warning(f"{count} classes are not in the checkpoint and stay zero-shot: {named}")
 
 
 def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path: Path) -> ClassList:

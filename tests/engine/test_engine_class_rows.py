@@ -65,10 +65,23 @@ def test_strict_makes_a_lacking_class_an_error() -> None:
         ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("dog", "newt")), PATH, strict=True)
 
 
-def test_no_class_in_common_is_an_error_even_if_the_counts_agree() -> None:
+def test_classes_are_tied_by_position_where_none_is_in_common(caplog: pytest.LogCaptureFixture) -> None:
     meta = {"classnames": ["cat", "dog"], "classids": []}
-    with pytest.raises(UserError, match="knows 0 of this dataset's 2 classes"):
-        ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("newt", "toad")), PATH)
+    with caplog.at_level(logging.INFO, logger="dassl_lite"):
+        picked = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("newt", "toad")), PATH)
+    assert picked["weight"][:, 0].tolist() == [-1.0, -1.0]
+    assert "all 2 classes are not in the checkpoint and stay zero-shot: newt, toad" in caplog.text
+
+
+def test_a_lacking_class_is_accepted_where_untrained_rows_mean_nothing() -> None:
+    class Layer(Head):
+        class_rows_required = True
+
+    meta = {"classnames": ["cat", "dog"], "classids": []}
+    with pytest.raises(UserError, match="knows 1 of this dataset's 2 classes; it lacks newt"):
+        ClassRows.of(nn.Sequential(Layer(2, -1.0))).pick(
+            {f"0.{key}": value for key, value in numbered(2).items()}, meta, ClassList(("cat", "newt")), PATH
+        )
 
 
 def test_a_nameless_checkpoint_of_another_class_count_is_refused() -> None:
