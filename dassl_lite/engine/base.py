@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dassl_lite.engine import checkpoint
+from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.classes import ClassRows
 from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import UserError, unknown
@@ -96,6 +96,7 @@ class TrainerBase:
         """Back-propagate a finite loss."""
         self.detect_anomaly(loss)
         loss.backward()
+        distributed.average_gradients(self._models.values())
 
     def model_update(self, names: str | Iterable[str] | None = None) -> None:
         """Step the optimisers."""
@@ -130,7 +131,9 @@ class TrainerBase:
         val_result: float | None = None,
         model_name: str = "",
     ) -> None:
-        """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model."""
+        """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model (rank 0)."""
+        if distributed.rank():
+            return
         run_state = checkpoint.run_state(self.best_result, self.history)
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
@@ -225,7 +228,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str | Path) -> None:
         """Open a TensorBoard event file (once)."""
-        if self._writer is None:
+        if self._writer is None and distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
 
             logger.info(f"Initialize tensorboard (log_dir={log_dir})")

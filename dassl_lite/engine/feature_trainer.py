@@ -21,6 +21,7 @@ from dassl_lite.data import describe, is_random
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_loader import FeatureLoader
 from dassl_lite.data.features import Features, FeatureSpec, FeatureStore
+from dassl_lite.engine import distributed
 from dassl_lite.engine.precision import PRECISIONS, precision_for
 from dassl_lite.engine.trainer import TrainerX
 from dassl_lite.metrics import compute_accuracy
@@ -226,6 +227,7 @@ class FeatureTrainer(TrainerX):
         self.detect_anomaly(loss)
         self.model_zero_grad(names)
         self.scaler.scale(loss).backward()
+        distributed.average_gradients(self._models.values())
         self.scaler.step(self.optim)
         self.scaler.update()
 

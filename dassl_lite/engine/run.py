@@ -8,8 +8,9 @@ from typing import Any
 from tabulate import tabulate
 from yacs.config import CfgNode
 
+from dassl_lite.engine import distributed
 from dassl_lite.engine.build import build_trainer
-from dassl_lite.engine.results import write_results
+from dassl_lite.engine.results import FILE_NAME, write_results
 from dassl_lite.utils import get_logger, set_random_seed, setup_logger
 
 logger = get_logger(__name__)
@@ -17,6 +18,7 @@ logger = get_logger(__name__)
 
 def build(cfg: CfgNode) -> Any:
     """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
+    distributed.start()
     setup_logger(cfg.OUTPUT_DIR, console=cfg.VERBOSE)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
@@ -30,7 +32,9 @@ def train(cfg: CfgNode) -> Path:
     if zero_shot is not None:
         logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
     trainer.train()
-    path = write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot)
+    path = Path(cfg.OUTPUT_DIR) / FILE_NAME
+    if distributed.rank() == 0:
+        write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot)
     report(trainer, zero_shot)
     logger.info(f"\nResults: {path}")
     return path

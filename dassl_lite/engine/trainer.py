@@ -20,7 +20,7 @@ import dassl_lite
 from dassl_lite.config import to_dict
 from dassl_lite.data import DataManager
 from dassl_lite.data.classes import ClassList
-from dassl_lite.engine import checkpoint
+from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.base import TrainerBase
 from dassl_lite.engine.run_log import RunLog
 from dassl_lite.evaluation import build_evaluator
@@ -69,6 +69,8 @@ class SimpleTrainer(TrainerBase):
         self.dm = dm
         self.train_loader_x: Any = dm.train_loader_x
         self.train_loader_u: Any = dm.train_loader_u
+        if distributed.world_size() > 1:
+            self.train_loader_x = distributed.shared_loader(dm.train_loader_x)
         self.val_loader: Any = dm.val_loader
         self.test_loader: Any = dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -146,6 +148,7 @@ class SimpleTrainer(TrainerBase):
         self.run_log.close()
         self.seconds["train"] = time.time() - self.time_start
         logger.info("Finish training")
+        distributed.wait()  # for rank 0's files
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 logger.info("Deploy the model with the best val performance")

@@ -1,0 +1,105 @@
+"""Several processes on one run, started by torchrun: the same numbers as one process, in less time.
+
+    torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
+
+Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
+models stay equal. Methods on cached features have next to nothing to share: each process does the same work, and only
+rank 0 writes. Without torchrun nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Sampler
+
+from dassl_lite.data.loaders import ImageLoader
+from dassl_lite.utils.errors import UserError
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number; 0 writes the files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start() -> None:
+    """Join the other processes, if torchrun started several: NCCL on GPUs, gloo on CPUs."""
+    if world_size() == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def average_gradients(models: Iterable[nn.Module]) -> None:
+    """Replace every gradient by its mean over the processes."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for model in models for p in model.parameters() if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+class ShareOfBatches(Sampler[list[int]]):
+    """This process's equal share of every batch that another sampler gives.
+
+    Args:
+        batches: gives the same lists of indices in every process.
+    """
+
+    def __init__(self, batches: Any, rank: int, world: int) -> None:
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            # A last batch that cannot be shared equally would weigh its images unequally.
+            share = len(batch) // self.world * self.world
+            if share:
+                yield batch[self.rank : share : self.world]
+
+
+def shared_loader(loader: ImageLoader) -> ImageLoader:
+    """``loader`` with this process's share of each batch; itself where there is one process.
+
+    Raises:
+        UserError: the batch size is not a multiple of the number of processes.
+    """
+    world = world_size()
+    if world == 1:
+        return loader
+    if (loader.batch_size or 0) % world:
+        raise UserError(
+            f"DATALOADER.TRAIN_X.BATCH_SIZE {loader.batch_size} cannot be shared equally by {world} processes"
+        )
+    return ImageLoader(
+        loader.dataset,
+        on_error=loader.on_error,
+        batch_sampler=ShareOfBatches(loader.batch_sampler, rank(), world),
+        num_workers=loader.num_workers,
+        persistent_workers=loader.persistent_workers,
+        pin_memory=loader.pin_memory,
+    )
