@@ -26,8 +26,8 @@ class Keeper:
         self.folders = (Path(dataset_dir), cache_root() / "splits" / place)
 
     def find(self, name: str) -> Path | None:
-        """Where the file called ``name`` (relative) is, if it is."""
-        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+        """Where the file called ``name`` (relative) is, if it is; a folder closed to us counts as empty."""
+        return next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
 
     def write(self, name: str, writer: Callable[[Path], None]) -> Path | None:
         """Let ``writer`` write the file, beside the dataset if that works; None if it works nowhere."""

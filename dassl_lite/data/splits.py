@@ -179,12 +179,15 @@ def check_labels(split: Split, source: str) -> None:
 
 
 def check_files(split: Split, source: str, hint: str) -> None:
-    """Raise UserError if images are not there: how many, and the first three.
+    """Raise UserError if images are not there (how many, and the first three) or a folder may not be looked into.
 
     Lists each folder once instead of asking for each file: 100,000 names take a second.
     """
     items = [item for part in split for item in part]
-    missing = find_missing(item.impath for item in items)
+    try:
+        missing = find_missing(item.impath for item in items)
+    except OSError as error:
+        raise UserError(f"{source}: cannot look into '{error.filename}': {error.strerror}") from error
     if missing:
         first = ", ".join(f"'{path}'" for path in missing[:3])
         more = ", ..." if len(missing) > 3 else ""
@@ -201,7 +204,7 @@ def find_missing(paths: Iterable[str]) -> list[str]:
         if folder not in listing:
             try:
                 listing[folder] = set(os.listdir(folder))
-            except OSError:  # no such folder, or none that we may look into
+            except (FileNotFoundError, NotADirectoryError):
                 listing[folder] = set()
         if name not in listing[folder]:
             missing[path] = None

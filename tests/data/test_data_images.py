@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,24 @@ def test_a_kind_of_image_is_not_rgb(tmp_path: Path, mode: str, colour: object, e
     image = read_image(path)
     assert (image.mode, image.size) == ("RGB", (4, 3))
     assert image.getpixel((2, 1)) == expected
+
+
+def test_a_cmyk_jpeg_is_inverted(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
+    red, green, blue = read_image(tmp_path / "print.jpg").getpixel((8, 8))  # type: ignore[misc]
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_a_sixteen_bit_colour_image_is_not_scaled(tmp_path: Path) -> None:
+    # PIL cannot write one: PNG's header, one row of one pixel in big-endian 16 bits, and the end, by hand.
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    pixel = zlib.compress(b"\0" + struct.pack(">HHH", 200 * 257, 10 * 257, 20 * 257))
+    (tmp_path / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixel) + chunk(b"IEND", b""))
+    assert read_image(tmp_path / "wide.png").getpixel((0, 0)) == RED
 
 
 def test_sixteen_bits_are_clipped_to_white(tmp_path: Path) -> None:
