@@ -43,8 +43,8 @@ def samples(data: FeatureSet) -> logistic.Samples:
 class LinearProbe(FeatureTrainer):
     """One fully connected layer on the image features, by gradient or by logistic regression."""
 
-    model_name = "linear_probe"
     head: LinearLayer
+    model_name = "linear_probe"
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

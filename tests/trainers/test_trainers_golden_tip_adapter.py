@@ -139,7 +139,9 @@ def test_tip_adapter_f_trains_as_the_reference(golden, build, error, q, name):
     trainer.sched = trainer._scheds["tip_adapter_f"] = trainer.build_schedule()  # for the loader put in
     settings = {**trainer.optim.param_groups[0], "lr": 0.0}
     for key in ("lr", "betas", "eps", "weight_decay", "amsgrad", "initial_lr"):
-        assert settings[key] == pytest.approx(tuple(expected["hyper"][key]) if key == "betas" else expected["hyper"][key])
+        assert settings[key] == pytest.approx(
+            tuple(expected["hyper"][key]) if key == "betas" else expected["hyper"][key]
+        )
     losses, rates, weights, step = [], [], [], trainer.forward_backward
 
     def recorded(batch):

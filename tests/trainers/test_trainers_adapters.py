@@ -1,0 +1,283 @@
+"""CLIP-Adapter, Tip-Adapter(-F) and LinearProbe as runs: files, resuming, other classes, precisions, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.models.clip import load_clip
+from dassl_lite.models.clip_model import CLIPModel
+from dassl_lite.utils import UserError, set_random_seed
+
+LOGISTIC = ("TRAINER.LinearProbe.FIT", "logistic_regression")
+METHODS = {
+    "CLIP_Adapter": ("TRAINER.CLIP_Adapter.SIDE", "both"),
+    "TipAdapter": (),
+    "TipAdapterF": (),
+    "LinearProbe": (),
+    "logistic regression": LOGISTIC,
+}
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def make_folder(root: Path, classes: list[str], parts: tuple[str, ...] = ("train", "val", "test")) -> Path:
+    random = np.random.default_rng(0)
+    for part in parts:
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(5):
+                pixels = np.clip(random.normal(COLOURS[name], 70, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("adapters") / "three", list(COLOURS))
+
+
+@pytest.fixture
+def build(images, tmp_path, golden_backbone):
+    """``build("TipAdapter", *options)``: a trainer on the coloured images, whose files go to ``output``."""
+
+    def make(method, *options, root=images, output="run", backbone="vit0"):
+        flags = {
+            "DATASET": {"ROOT": str(root), "NAME": "ImageFolder", "FEATURES": {"DIR": str(tmp_path / "features")}},
+            "MODEL": {"BACKBONE": {"NAME": str(golden_backbone(backbone))}},
+            "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
+            "OPTIM": {"MAX_EPOCH": 3, "LR": 0.01, "LR_SCHEDULER": "cosine"},
+            "OUTPUT_DIR": str(tmp_path / output),
+        }
+        options = ["DATASET.FEATURES.VIEWS", "2", *METHODS.get(method, ()), *options]
+        cfg = make_config(
+            trainer=method if method in METHODS and " " not in method else "LinearProbe", flags=flags, options=options
+        )
+        set_random_seed(1)
+        return build_trainer(cfg)
+
+    return make
+
+
+def logits(trainer) -> torch.Tensor:
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        return torch.cat([trainer.model_inference(trainer.parse_batch_test(b)[0]) for b in trainer.test_loader])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loaded_run_gives_the_same_logits(build, tmp_path, method):
+    trained = build(method)
+    trained.train()
+    loaded = build(method, output="elsewhere")
+    loaded.load_model(tmp_path / "run")
+    assert torch.equal(logits(loaded), logits(trained))
+    assert loaded.test() == trained.results["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method):
+    trained = build(method)
+    trained.train()
+    two = make_folder(tmp_path / "two", ["red", "blue"])  # labels 0 and 1; 0 and 2 in the source
+    target = build(method, root=two, output="elsewhere")
+    target.load_model(tmp_path / "run")
+    features = torch.randn(7, target.clip.embed_dim)
+    with torch.no_grad():
+        expected, found = trained.model_inference(features), target.model_inference(features)
+    assert found.shape == (7, 2)
+    assert torch.allclose(found, expected[:, [0, 2]], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe"])
+def test_a_resumed_run_ends_as_one_never_stopped(build, tmp_path, method):
+    options = ("TRAIN.CHECKPOINT_FREQ", "1")
+    whole = build(method, *options)
+    whole.train()
+    for path in (tmp_path / "run").rglob("model.pth.tar-[23]"):
+        path.unlink()
+    resumed = build(method, *options)
+    resumed.train()
+    assert resumed.start_epoch == 1
+    for key, value in whole.head.state_dict().items():
+        assert torch.equal(resumed.head.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("precision", ["bf16", "amp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_precision_trains_on_a_cpu(build, method, precision):
+    node = {"TipAdapterF": "TipAdapter", "logistic regression": "LinearProbe"}.get(method, method)
+    exact, rough = build(method), build(method, f"TRAINER.{node}.PREC", precision, output="rough")
+    for trainer in (exact, rough):
+        trainer.train()
+    assert torch.isfinite(logits(rough)).all()
+    assert logits(rough).dtype == torch.float32
+    assert abs(rough.results["test"]["accuracy"] - exact.results["test"]["accuracy"]) <= 35  # five images a class
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_without_a_cache_of_features_works(build, method):
+    trainer = build(method, "DATASET.FEATURES.VIEWS", "0", "TRAINER.TipAdapter.AUGMENT_EPOCH", "2")
+    trainer.train()
+    assert trainer.results["test"]["accuracy"] > 30
+    assert not list(Path(trainer.cfg.DATASET.FEATURES.DIR).glob("*"))
+
+
+def test_the_text_adapter_learns_and_the_image_adapter_is_absent(build):
+    trainer = build("CLIP_Adapter", "TRAINER.CLIP_Adapter.SIDE", "text")
+    before = {key: value.clone() for key, value in trainer.head.state_dict().items()}
+    trainer.train()
+    assert set(before) == {"text_fc.0.weight", "text_fc.2.weight"}
+    assert any(not torch.equal(trainer.head.state_dict()[key], value) for key, value in before.items())
+
+
+def test_adapter_width_follows_backbone_and_reduction(build):
+    trainer = build("CLIP_Adapter", "TRAINER.CLIP_Adapter.REDUCTION", "8", backbone="rn1")
+    assert trainer.head.fc[0].weight.shape == (trainer.clip.embed_dim // 8, trainer.clip.embed_dim)
+
+
+def test_tip_keys_are_the_mean_over_the_cached_views(build):
+    trainer = build("TipAdapter")
+    trainer.fit()
+    views = trainer.train_loader_x.views
+    assert views.shape[:2] == (2, 15)
+    assert torch.allclose(trainer.head.keys, torch.nn.functional.normalize(views.mean(0), dim=-1), atol=1e-6)
+
+
+def test_tip_without_a_validation_set_takes_the_configured_values_and_says_so(build, tmp_path, caplog):
+    root = make_folder(tmp_path / "no-val", ["red", "blue"], ("train", "test"))
+    trainer = build("TipAdapter", "TRAINER.TipAdapter.ALPHA", "2.5", "TRAINER.TipAdapter.BETA", "4", root=root)
+    with caplog.at_level("INFO", "dassl_lite"):
+        trainer.train()
+    assert "no validation set" in caplog.text
+    assert "alpha 2.5 and beta 4 are taken as configured" in caplog.text
+    assert (trainer.head.alpha.item(), trainer.head.beta.item()) == (2.5, 4.0)
+
+
+def test_nothing_is_searched_on_test_images(build, caplog):
+    trainer = build("TipAdapter")
+    trainer.dm.dataset._val = trainer.dm.dataset.test  # as ImageNet's are, in the field's protocol
+    with caplog.at_level("INFO", "dassl_lite"):
+        trainer.fit()
+    assert "its images are test images" in caplog.text
+    assert trainer.head.alpha.item() == pytest.approx(1.17)
+
+
+def test_the_search_never_reads_the_test_set_and_keeps_its_grid(build, tmp_path):
+    trainer = build("TipAdapterF", "TRAINER.TipAdapter.BETA_STEPS", "5", "TRAINER.TipAdapter.ALPHA_STEPS", "4")
+    trainer.test_loader = None
+    trainer.fill_cache()
+    trainer.search()
+    found = json.loads((tmp_path / "run" / "tip_adapter_f" / "search-1.json").read_text())
+    assert np.shape(found["grid"]) == (5, 4)
+    assert np.max(found["grid"]) == found["accuracy"]
+    assert trainer.head.alpha.item() == pytest.approx(found["alpha"])
+
+
+def test_tip_f_keeps_searched_values_in_its_checkpoint_and_trains_with_the_configured_ones(build):
+    trainer = build("TipAdapterF")
+    seen = []
+    step = trainer.forward_backward
+    trainer.forward_backward = lambda batch: (seen.append(trainer.head.alpha.item()), step(batch))[1]
+    trainer.train()
+    saved = torch.load(Path(trainer.output_dir) / "tip_adapter_f" / "model.pth.tar-3", weights_only=True)
+    assert seen == pytest.approx([1.17] * len(seen))
+    assert saved["state_dict"]["alpha"] == trainer.head.alpha
+    assert trainer.head.alpha.item() != pytest.approx(1.17)
+
+
+def test_tip_f_with_best_val_deploys_the_best_epochs_values(build):
+    trainer = build("TipAdapterF", "TEST.FINAL_MODEL", "best_val")
+    trainer.train()
+    best = torch.load(Path(trainer.output_dir) / "tip_adapter_f" / "model-best.pth.tar", weights_only=True)
+    assert torch.equal(best["state_dict"]["keys"], trainer.head.keys)
+    assert best["state_dict"]["alpha"] == trainer.head.alpha
+
+
+def test_an_empty_cache_is_told_in_one_line(build):
+    with pytest.raises(UserError, match="the cache is empty: it needs shots"):
+        build("TipAdapter").test()
+
+
+def test_a_cache_of_unreadable_images_is_told_in_one_line(build, tmp_path):
+    root = make_folder(tmp_path / "broken", ["red", "blue"])
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot read"):
+        build("TipAdapter", "DATASET.ON_ERROR", "skip", root=root).train()
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "message"),
+    [
+        ("CLIP_Adapter", "CLIP_Adapter.SIDE", "picture", "Choices: both, image, text"),
+        ("CLIP_Adapter", "CLIP_Adapter.RATIO", "1.5", "RATIO is 1.5; it must be above 0 and at most 1"),
+        ("CLIP_Adapter", "CLIP_Adapter.REDUCTION", "0", "REDUCTION is 0; it must be at least 1"),
+        ("TipAdapter", "TipAdapter.ALPHA", "-1.0", "ALPHA is -1.0; it must be at least 0"),
+        ("TipAdapterF", "TipAdapter.BETA_STEPS", "0", "BETA_STEPS is 0; it must be at least 1"),
+        ("LinearProbe", "LinearProbe.FIT", "gradients", "gradient"),
+        ("LinearProbe", "LinearProbe.C", "0.0", "C is 0.0"),
+        ("LinearProbe", "LinearProbe.PREC", "fp64", "Choices: amp, bf16, fp16, fp32"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(build, method, key, value, message):
+    with pytest.raises(UserError, match=message):
+        build(method, f"TRAINER.{key}", value)
+
+
+def test_a_checkpoint_of_another_backbone_is_refused(build, tmp_path):
+    build("LinearProbe").train()
+    with pytest.raises(UserError, match="was saved with backbone"):
+        build("LinearProbe", backbone="rn1", output="elsewhere").load_model(tmp_path / "run")
+
+
+def test_a_class_that_a_probe_has_not_seen_is_an_error(build, images, tmp_path):
+    two = make_folder(tmp_path / "two", ["red", "blue"])
+    build("LinearProbe", root=two).train()
+    with pytest.raises(UserError, match="lacks green"):
+        build("LinearProbe", output="elsewhere").load_model(tmp_path / "run")
+
+
+def test_a_class_that_a_cache_has_not_seen_stays_zero_shot(build, tmp_path):
+    two = make_folder(tmp_path / "two", ["red", "blue"])
+    build("TipAdapter", root=two).train()
+    target = build("TipAdapter", output="elsewhere")
+    zero_shot = target.head.text_features[1].clone()
+    target.load_model(tmp_path / "run")
+    assert target.head.values[:, 1].abs().sum() == 0
+    assert torch.equal(target.head.text_features[1], zero_shot)
+    assert len(target.head.keys) == 10
+
+
+def test_logistic_regression_of_two_classes_separates_them(build, tmp_path):
+    two = make_folder(tmp_path / "two", ["red", "blue"])
+    trainer = build("logistic regression", root=two)
+    trainer.train()
+    assert trainer.results["test"]["accuracy"] > 70
+    assert torch.allclose(trainer.head.weight[0], -trainer.head.weight[1])
+
+
+@pytest.mark.parametrize("backbone", ["vit0", "rn1"])
+def test_clip_model_is_the_image_encoder_and_one_layer(golden, golden_backbone, backbone):
+    name = str(golden_backbone(backbone))
+    model = CLIPModel(name)
+    images = golden.tiny_clip.images(backbone[:-1], 5, 3)
+    features = model(images, return_feature=True)
+    assert torch.allclose(features, load_clip(name).encode_image(images), atol=1e-6)
+    assert model(images).shape == (3, 1)
+    assert torch.equal(model(images), model.fc(features))
+    assert CLIPModel(name, num_classes=7)(images).shape == (3, 7)
+    assert [key for key, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
+
+
+def test_clip_models_frozen_encoder_keeps_its_batch_statistics_in_training(golden, golden_backbone):
+    model = CLIPModel(str(golden_backbone("rn1"))).train()
+    before = {key: value.clone() for key, value in model.visual.state_dict().items()}
+    model(golden.tiny_clip.images("rn", 5, 3)).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in model.visual.state_dict().items())
+    assert model.fc.training

@@ -1,0 +1,79 @@
+"""LinearProbe's logistic regression against CoOp's script, printed line by printed line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dassl_lite.engine.feature_sets import FeatureSet
+from dassl_lite.models import logistic_regression as logistic
+from dassl_lite.trainers import linear_probe
+
+SHOTS, SEEDS, STEPS = (1, 2, 4, 8, 16), (1, 2), 4
+
+
+@pytest.fixture(scope="module")
+def data(golden):
+    """split -> (features in float64, labels) of the golden run."""
+    rule = golden.json("linear_probe")
+    prototypes = golden.tiny_clip.array(rule["seed"], rule["n_cls"], rule["dim"])
+
+    def split(part, name):
+        labels = np.arange(rule["n_cls"]).repeat(rule["n"][name])
+        noise = golden.tiny_clip.array(rule["seed"] + part, len(labels), rule["dim"], scale=2.0)
+        return (prototypes[labels] + noise).astype(np.float64), labels
+
+    return {name: split(part, name) for part, name in enumerate(("train", "val", "test"), 1)}
+
+
+def draw(data, name, shots):
+    """The script's own draw, from numpy's global stream."""
+    features, labels = data[name]
+    chosen = [np.random.choice(np.where(labels == label)[0], shots, replace=False) for label in np.unique(labels)]
+    return features[np.concatenate(chosen)], labels[np.concatenate(chosen)]
+
+
+def expected_lines(golden, shots, seed):
+    """What the script printed for one run: accuracies of the first sweep, then four lines per round."""
+    lines = [line for line in golden.json("linear_probe")["stdout"] if line and "Test acc stat" not in line]
+    starts = [i for i, line in enumerate(lines) if line.startswith("-- Seed")]
+    first = starts[SHOTS.index(shots) * len(SEEDS) + SEEDS.index(seed)] + 1
+    return lines[first : first + 1 + 4 * STEPS]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shots", SHOTS)
+def test_c_sweep_prints_what_the_reference_printed(golden, data, shots, seed):
+    np.random.seed(seed)
+    train, val = logistic.Samples(*draw(data, "train", shots)), logistic.Samples(*draw(data, "val", min(shots, 4)))
+    test_features, test_labels = data["test"]
+    sweep = logistic.sweep_c(train, val, STEPS)
+    found = [str([np.float64(accuracy) for accuracy in sweep.first])]
+    for number, step in enumerate(sweep.rounds):
+        weight, bias = logistic.weights_of(logistic.fit(train, step.c), 5)
+        accuracy = ((test_features @ weight.T + bias).argmax(1) == test_labels).mean()
+        found += [
+            f"toy, {shots} Shot, Round {number}: {step.left}/{step.right}",
+            f"Val accuracy (Left): {100 * step.left_accuracy:.2f}",
+            f"Val accuracy (Right): {100 * step.right_accuracy:.2f}",
+            f"Test Accuracy: {100 * accuracy:.2f}",
+        ]
+    assert found == expected_lines(golden, shots, seed)
+
+
+def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, monkeypatch):
+    np.random.seed(2)
+    sets = {}
+    for name in ("train", "val"):
+        features, labels = draw(data, name, 4)
+        sets[name] = FeatureSet(torch.from_numpy(features)[None], torch.from_numpy(labels))
+    monkeypatch.setattr(linear_probe, "training_set", lambda trainer, augmented: sets["train"])
+    monkeypatch.setattr(linear_probe, "selection_set", lambda trainer: sets["val"])
+    options = ["TRAINER.LinearProbe.FIT", "logistic_regression", "TRAINER.LinearProbe.C_STEPS", str(STEPS)]
+    trainer = golden_trainer("LinearProbe", "vit0", "OxfordPets", *options)
+    trainer.head = linear_probe.LinearLayer(16, 5)  # the golden features are 16 wide
+    trainer.fit()
+    test_features, test_labels = (torch.from_numpy(array) for array in data["test"])
+    accuracy = (trainer.model_inference(test_features.float()).argmax(-1) == test_labels).double().mean().item()
+    assert f"Test Accuracy: {100 * accuracy:.2f}" == expected_lines(golden, 4, 2)[-1]
