@@ -1,7 +1,8 @@
 """Evaluate a trained run, on its own dataset or on others.
 
     python tools/eval.py --model-dir output/TaskRes/ShapesNet-16shots-seed1
-    python tools/eval.py --model-dir DIR --dataset-config-file shapesnet_v2 shapesnet_a
+    python tools/eval.py --model-dir RUN --dataset-config-file shapesnetv2 shapesneta
+    python tools/eval.py --model-dir RUN --suite demo
 
 Trainer, backbone and method come from the run. Classes are matched by id, else by name.
 """
@@ -9,18 +10,23 @@ Trainer, backbone and method come from the run. Classes are matched by id, else 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from dassl_lite.engine.cli import add_common_flags, run_tool
-from dassl_lite.engine.evaluate import Evaluation, as_dict, config_for, evaluate, row_of, stored_config
+from dassl_lite.engine.evaluate import Evaluation, config_for, evaluate_row, stored_config, suite
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.utils import UserError, get_logger, setup_logger, write_json
+from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
 
 logger = get_logger(__name__)
+
+FORMATS = (".json", ".csv", ".md")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,41 +37,71 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model-dir", default="", help="the run to evaluate")
     add("--load-epoch", type=int, help="which of its checkpoints (default: the best, else the last)")
     add("--dataset-config-file", nargs="+", default=[], help="yaml files or names of other datasets")
+    add("--suite", default="", help="demo, cross-dataset, domain-generalization, base-to-new or all")
     add("--output-dir", default="", help="where log.txt and evaluation.json go")
+    add("--output", default="", metavar="FILE", help="write the table as .json, .csv or .md")
+    add("--strict", action="store_true", help="a dataset that is not there is an error")
     add("--strict-classes", action="store_true", help="a class that the run does not know is an error")
     add_common_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.model_dir:
+        raise UserError("--model-dir is missing: the folder of the run to evaluate")
+    if args.output and Path(args.output).suffix not in FORMATS:
+        raise UserError(f"--output {args.output} must end in one of {', '.join(FORMATS)}")
+    return args
 
 
-def show(rows: Sequence[Evaluation]) -> None:
-    """The table, with the mean where there are several rows."""
-    table = [[r.dataset, r.images, r.classes, r.accuracy, r.macro_f1, r.seconds] for r in rows]
-    if len(rows) > 1:
-        means = [sum(getattr(row, metric) for row in rows) / len(rows) for metric in ("accuracy", "macro_f1")]
-        table.append(["mean", "", "", *means])
-    headers = ["dataset", "images", "classes", "accuracy %", "macro-F1 %", "seconds"]
-    logger.info("\n" + tabulate(table, headers=headers, floatfmt=("", "d", "d", ".2f", ".2f", ".1f")))
+def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table, with the average where there are several."""
+    table = []
+    for row in rows:
+        if row.missing:
+            table.append([row.dataset, "not there", "", "", "", ""])
+            continue
+        matched = "" if row.matched is None else f"{row.matched} of {row.classes}"
+        found = [f"{row.accuracy:.2f}", f"{row.macro_f1:.2f}", matched, f"{row.images:,}", f"{row.seconds:.1f}"]
+        table.append([row.dataset, *found])
+    there = [row for row in rows if not row.missing]
+    if len(there) > 1:
+        means = [sum(getattr(row, metric) for row in there) / len(there) for metric in ("accuracy", "macro_f1")]
+        table.append(["average", *(f"{mean:.2f}" for mean in means), "", "", f"{sum(r.seconds for r in there):.1f}"])
+    return ["dataset", "accuracy %", "macro-F1 %", "classes matched", "images", "seconds"], table
+
+
+def write(rows: Sequence[Evaluation], model_dir: str, path: Path) -> None:
+    """Write the rows, in full precision but for Markdown."""
+    if path.suffix == ".json":
+        write_json({"model_dir": model_dir, "rows": [asdict(row) for row in rows]}, path)
+        return
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".md":
+            headers, table = table_of(rows)
+            file.write(tabulate(table, headers, tablefmt="github", disable_numparse=True) + "\n")
+        else:
+            writer = csv.DictWriter(file, [field.name for field in fields(Evaluation)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    if not args.model_dir:
-        raise UserError("--model-dir is missing: the folder of the run to evaluate")
     setup_logger(args.output_dir or None)
     load_plugins(args.plugin)
     stored = stored_config(args.model_dir)
-    flags = {"DATASET": {"ROOT": args.root}} if args.root else {}
+    flags: dict[str, Any] = {"DATASET": {"ROOT": args.root}} if args.root else {}
     if args.output_dir:
         flags["OUTPUT_DIR"] = args.output_dir
-    rows = []
-    for dataset in args.dataset_config_file or [None]:
-        cfg = config_for(stored, dataset, flags, args.options)
-        rows.append(row_of(evaluate(cfg, args.model_dir, args.load_epoch, strict_classes=args.strict_classes)))
-    show(rows)
-    if args.output_dir:
-        path = Path(args.output_dir) / "evaluation.json"
-        write_json({"model_dir": str(args.model_dir), "rows": [as_dict(row) for row in rows]}, path)
-        logger.info(f"\nResults: {path}")
+    targets = [*args.dataset_config_file, *(suite(args.suite) if args.suite else [])] or [None]
+    configs = [config_for(stored, target, flags, args.options) for target in targets]
+    strict = {"strict_classes": args.strict_classes, "strict": args.strict or len(targets) == 1}
+    rows = [evaluate_row(cfg, args.model_dir, args.load_epoch, **strict) for cfg in configs]
+    headers, table = table_of(rows)
+    columns = ("left", *["right"] * 5)
+    logger.info("\n" + tabulate(table, headers=headers, disable_numparse=True, colalign=columns))
+    for path in (args.output, args.output_dir and Path(args.output_dir) / "evaluation.json"):
+        if path:
+            write(rows, args.model_dir, Path(path))
+            logger.info(f"\nResults: {path}")
     return 0
 
 

@@ -27,7 +27,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, warn_of_small_classes
 from dassl_lite.data.keep import Keeper
 from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MissingDatasetError, UserError
 from dassl_lite.utils.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class FolderDataset(DatasetBase):
         try:
             split = self._with_class_ids(self.load())
         except FileNotFoundError as error:
-            raise UserError(f"dataset {type(self).__name__}: {self._lacking(error)}") from error
+            raise MissingDatasetError(f"dataset {type(self).__name__}: {self._lacking(error)}") from error
         except OSError as error:
             raise UserError(f"dataset {type(self).__name__} cannot be read: {error}") from error
         if self.test_only:
@@ -85,7 +85,9 @@ class FolderDataset(DatasetBase):
     def find_root(self, cfg: Any) -> str:
         """Folder that ``dataset_dir`` is in, absolute."""
         if not cfg.DATASET.ROOT:
-            raise UserError(f"dataset {type(self).__name__} needs --root (DATASET.ROOT): {self._root_holds()}")
+            raise MissingDatasetError(
+                f"dataset {type(self).__name__} needs --root (DATASET.ROOT): {self._root_holds()}"
+            )
         return os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
 
     def prepare(self) -> None:
@@ -102,7 +104,7 @@ class FolderDataset(DatasetBase):
 
     def make_split(self) -> Split:
         """The split as the reference makes it, where there is no split file."""
-        raise UserError(
+        raise MissingDatasetError(
             f"dataset {type(self).__name__}: no split file '{os.path.join(self.dataset_dir, self.split_file)}'"
             f"{self._where_to_get()}"
         )
@@ -129,11 +131,17 @@ class FolderDataset(DatasetBase):
         return f"the folder that holds '{folder}'" if folder else "the folder of the dataset itself"
 
     def _check_layout(self) -> None:
-        if not os.path.isdir(self.image_dir):
-            raise UserError(
+        try:
+            os.scandir(self.image_dir).close()
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingDatasetError(
                 f"dataset {type(self).__name__} is not there: looked for the folder '{self.image_dir}'"
                 f"{self._where_to_get()}; --root (DATASET.ROOT) should be {self._root_holds()}"
-            )
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"dataset {type(self).__name__}: cannot look into '{self.image_dir}': {error.strerror}"
+            ) from error
 
     def _check(self, split: Split, on_error: str) -> None:
         kept = self.keeper.find(self.split_file) if self.split_file else None

@@ -198,8 +198,12 @@ class TrainerBase:
     ) -> dict[str, torch.Tensor]:
         """Fit loaded weights to this run: drop what is computed anew, pick the rows of this dataset's classes."""
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
-        return ClassRows.of(model).pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
+        rows = ClassRows.of(model)
+        picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
+        self.class_match = match or self.class_match
+        return picked
 
+    class_match: Any = None  # how the loaded checkpoint's classes matched this dataset's, where it has class rows
     strict_classes = False  # whether a class that the checkpoint lacks is an error
 
     def target_classes(self) -> Any:

@@ -57,22 +57,22 @@ class ClassRows:
         path: Path,
         *,
         strict: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        """``weights`` with the rows of the target's classes, in the target's order.
+    ) -> tuple[dict[str, torch.Tensor], ClassMatch | None]:
+        """``weights`` with the rows of the target's classes, in the target's order, and how the classes matched.
 
         A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a
         zero residual), so that base -> new is zero-shot; ``strict`` makes that a UserError.
         """
         keys = [key for key in self.dims if key in weights]
         if not keys or target is None:
-            return weights
+            return weights, None
         source = _source_classes(meta, weights[keys[0]].shape[self.dims[keys[0]]], target, path)
         match = match_classes(source, target) if source != target else _identity(target)
         _report(match, source, target, path, strict or self.required)
         picked = dict(weights)
         for key in keys:
             picked[key] = _pick_rows(weights[key], self.current[key], match.rows, self.dims[key])
-        return picked
+        return picked, match
 
 
 def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.build import build_trainer, configs_root, make_config
 from dassl_lite.engine.results import read_results
-from dassl_lite.utils import UserError, set_random_seed
+from dassl_lite.utils import UserError, set_random_seed, unknown
+from dassl_lite.utils.errors import MissingDatasetError
 from dassl_lite.utils.safe_load import load_file
+
+# A target: a dataset's yaml or name, or options over the run's own dataset.
+Target = str | Mapping[str, Any]
+# What belongs to the source's dataset and does not follow to another one.
+_OWN_DATASET = ("NAME", "TEMPLATE", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of an evaluation's table; metrics in percent, as the evaluator gives them."""
+    """One row of an evaluation's table; metrics in percent, as the evaluator gives them.
+
+    Attributes:
+        matched: how many of the classes the run knows; None for a method without one row per class.
+        missing: why the dataset could not be evaluated, or "".
+    """
 
     dataset: str
-    images: int
-    classes: int
-    accuracy: float
-    macro_f1: float
-    seconds: float
+    images: int = 0
+    classes: int = 0
+    matched: int | None = None
+    accuracy: float = float("nan")
+    macro_f1: float = float("nan")
+    ece: float = float("nan")
+    seconds: float = 0.0
+    missing: str = ""
 
 
 def stored_config(model_dir: str | Path) -> dict[str, Any]:
@@ -51,14 +67,28 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
     raise UserError(f"--model-dir {folder} holds no run: neither results.json nor a model's folder of checkpoints")
 
 
+def suite(name: str) -> list[Target]:
+    """The targets of a suite in configs/suites; "all" is the field's three together."""
+    folder = configs_root() / "suites"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name == "all":
+        return [target for part in known if part != "demo" for target in suite(part)]
+    if name not in known:
+        raise unknown("suite", name, [*known, "all"])
+    return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def config_for(
-    stored: dict[str, Any], dataset_file: str | Path | None, flags: dict[str, Any], options: Sequence[str]
+    stored: dict[str, Any], target: Target | None, flags: dict[str, Any], options: Sequence[str] = ()
 ) -> CfgNode:
-    """The stored run's config, on another dataset if one is given."""
+    """The stored run's config, on another target if one is given."""
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
+    dataset_file = target if isinstance(target, str) else None
     if dataset_file:
-        own = make_config().DATASET  # what belongs to the source's dataset does not follow to another one
-        base = {**base, "DATASET": {**base["DATASET"], "NAME": "", "TEMPLATE": own.TEMPLATE, "FEWSHOT_FILE": ""}}
+        fresh = make_config().DATASET
+        base = {**base, "DATASET": {**base["DATASET"], **{key: fresh[key] for key in _OWN_DATASET if key in fresh}}}
+    elif target:
+        options = [*(str(part) for pair in target.items() for part in pair), *options]  # type: ignore[union-attr]
     return make_config(
         trainer=stored["TRAINER"]["NAME"],
         base=base,
@@ -81,21 +111,28 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
     return trainer
 
 
-def row_of(trainer: Any) -> Evaluation:
-    """What the table says of one evaluation."""
-    split = trainer.cfg.TEST.SPLIT
-    metrics = trainer.results[split]
-    data = trainer.dm.dataset
+def evaluate_row(
+    cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False, strict: bool = False
+) -> Evaluation:
+    """One row of the table; a dataset that is not on this machine gives a row that says so, unless ``strict``."""
+    subset = cfg.DATASET.SUBSAMPLE_CLASSES
+    name = cfg.DATASET.NAME + (f" ({subset})" if subset != "all" else "")
+    start = time.perf_counter()
+    try:
+        trainer = evaluate(cfg, model_dir, epoch, strict_classes=strict_classes)
+    except MissingDatasetError as error:
+        if strict:
+            raise
+        return Evaluation(name, missing=str(error))
+    split = cfg.TEST.SPLIT
+    data, metrics = trainer.dm.dataset, trainer.results[split]
     return Evaluation(
-        dataset=trainer.cfg.DATASET.NAME,
+        dataset=name,
         images=len(data.val if split == "val" else data.test),
         classes=trainer.num_classes,
+        matched=trainer.class_match.matched if trainer.class_match else None,
         accuracy=metrics["accuracy"],
         macro_f1=metrics["macro_f1"],
-        seconds=sum(trainer.seconds.values()),
+        ece=metrics["ece"],
+        seconds=time.perf_counter() - start,
     )
-
-
-def as_dict(row: Evaluation) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(row)

@@ -6,9 +6,9 @@ differs, ``loss``; everything else (CLIP, precision, cache, batches, schedule, f
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from yacs.config import CfgNode
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_loader import FeatureLoader
-from dassl_lite.data.features import Features, FeatureSpec, FeatureStore
 from dassl_lite.engine import distributed
+from dassl_lite.engine.feature_source import fetch_features, holds_features, load_backbone
 from dassl_lite.engine.precision import PRECISIONS, precision_for
 from dassl_lite.engine.trainer import TrainerX
 from dassl_lite.metrics import compute_accuracy
-from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
@@ -52,6 +52,7 @@ class FeatureModel(nn.Module):
 class FeatureTrainer(TrainerX):
     """A trainer whose model is a head over frozen image features."""
 
+    takes_features = True
     model_name = "model"  # name the head is registered under: its folder of checkpoints
     config_node = ""  # node of cfg.TRAINER with the method's keys; empty: the class's name
 
@@ -85,9 +86,7 @@ class FeatureTrainer(TrainerX):
 
     def build_model(self) -> None:
         self.precision = precision_for(self.method_cfg.PREC, self.device)
-        name = self.cfg.MODEL.BACKBONE.NAME
-        logger.info(f"Loading CLIP (backbone: {name})")
-        self.clip = load_clip(name, precision=self.precision, device=self.device).requires_grad_(False).eval()
+        self.clip: CLIPBackbone = load_backbone(self)
         self.head = self.build_head().to(self.device)
         self.model = FeatureModel(self.clip, self.head)
         trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
@@ -123,8 +122,8 @@ class FeatureTrainer(TrainerX):
 
     @property
     def text_cache(self) -> Path | None:
-        """Where text features of the frozen CLIP are kept; None without a cache (VIEWS 0)."""
-        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS else None
+        """Where text features of the frozen CLIP are kept; None without a cache (VIEWS 0) or without a CLIP."""
+        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS and not holds_features(self) else None
 
     def _needs_scaler(self) -> bool:
         return self.precision == "amp" and self.device.type == "cuda"
@@ -132,9 +131,9 @@ class FeatureTrainer(TrainerX):
     # ---- features -----------------------------------------------------------------------------------------------
 
     def _use_features(self) -> None:
-        """Put feature loaders in the place of the image loaders, unless VIEWS is 0."""
+        """Put feature loaders in the place of the image loaders, unless VIEWS is 0 (and there are images)."""
         views = self.cfg.DATASET.FEATURES.VIEWS
-        if views == 0:
+        if views == 0 and not holds_features(self):
             return
         data, dm = self.dm.dataset, self.dm
         train_views = views if is_random(dm.tfm_train) else 1
@@ -148,31 +147,7 @@ class FeatureTrainer(TrainerX):
         """Features of ``items`` in the order of ``loader``'s batches; kept on disk, unless VIEWS is 0."""
         if not items:
             return None
-        config = self.cfg.DATASET.FEATURES
-        spec = FeatureSpec(
-            backbone=self.clip.name,
-            digest=f"{self.clip.digest}-{self.precision}",
-            transform=transform,
-            transform_text=describe(transform),
-            views=views,
-            seed=config.SEED,
-        )
-        store = FeatureStore(spec, (config.DIR or cache_root() / "features") if config.VIEWS else None)
-
-        def fetch() -> Features:
-            start = time.perf_counter()
-            features = store.fetch(
-                [item.impath for item in items],
-                self.encode_image,
-                device=self.device,
-                batch_size=config.BATCH_SIZE,
-                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-                on_error=self.cfg.DATASET.ON_ERROR,
-            )
-            self.seconds["features"] = self.seconds.get("features", 0.0) + time.perf_counter() - start
-            return features
-
-        return FeatureLoader(loader, items, fetch, self.device)
+        return FeatureLoader(loader, items, partial(fetch_features, self, items, transform, views), self.device)
 
     @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
@@ -263,7 +238,7 @@ class FeatureTrainer(TrainerX):
             **super().checkpoint_meta(),
             "backbone": self.clip.name,
             "backbone_digest": self.clip.digest,
-            "precision": self.precision,
+            "precision": self.clip.precision,
             "template": self.template,
             "transform": describe(self.dm.tfm_test),
         }

@@ -34,7 +34,7 @@ def collect(trainer: Any, **more: Any) -> dict[str, Any]:
     return {
         "trainer": trainer.cfg.TRAINER.NAME,
         "dataset": trainer.cfg.DATASET.NAME,
-        "backbone": trainer.cfg.MODEL.BACKBONE.NAME,
+        "backbone": trainer.checkpoint_meta().get("backbone", trainer.cfg.MODEL.BACKBONE.NAME),  # a file says its own
         "num_shots": trainer.cfg.DATASET.NUM_SHOTS,
         "seed": trainer.cfg.SEED,
         "num_classes": trainer.num_classes,

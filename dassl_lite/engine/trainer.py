@@ -20,6 +20,7 @@ import dassl_lite
 from dassl_lite.config import to_dict
 from dassl_lite.data import DataManager
 from dassl_lite.data.classes import ClassList
+from dassl_lite.data.feature_dataset import FeatureDataset
 from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.base import TrainerBase
 from dassl_lite.engine.run_log import RunLog
@@ -36,6 +37,7 @@ class SimpleTrainer(TrainerBase):
     A subclass gives ``build_model`` (which registers its models) and ``forward_backward``.
     """
 
+    takes_features = False  # whether it can do with features in the place of images
     uses_shots = True  # whether the training images make a difference
     standalone = True  # False: it makes a file that another method takes; sweeps over all methods leave it out
     trains = True  # False: there are no epochs; what there is to learn, fit() learns at once
@@ -66,6 +68,9 @@ class SimpleTrainer(TrainerBase):
     def build_data_loader(self) -> None:
         """Build the dataset and its loaders."""
         dm = DataManager(self.cfg)
+        if isinstance(dm.dataset, FeatureDataset) and not self.takes_features:
+            name = self.cfg.TRAINER.NAME
+            raise UserError(f"{name} needs images, but dataset {self.cfg.DATASET.NAME} holds features only")
         self.dm = dm
         self.train_loader_x: Any = dm.train_loader_x
         self.train_loader_u: Any = dm.train_loader_u

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake of the user's; the command line prints its one line and exits with code 2."""
 
 
+class MissingDatasetError(UserError):
+    """A dataset that is not on this machine; a suite of datasets can go on without it."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``word`` (case does not count), or None if nothing is close."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}

@@ -84,7 +84,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Where features and drawn datasets are kept: $DASSL_LITE_CACHE, $XDG_CACHE_HOME/dassl_lite, ~/.cache/dassl_lite."""
+    """Where features and drawings are kept: $DASSL_LITE_CACHE, $XDG_CACHE_HOME/dassl_lite or ~/.cache/dassl_lite."""
     if own := os.environ.get("DASSL_LITE_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")

@@ -37,7 +37,7 @@ def numbered(num_classes: int) -> dict[str, torch.Tensor]:
 def test_reordered_classes_find_their_rows_along_either_dimension() -> None:
     source, target = ClassList(("cat", "dog", "owl")), ClassList(("Owl", "cat"))
     meta = {"classnames": list(source.names), "classids": list(source.ids)}
-    picked = ClassRows.of(Head(2, -1.0)).pick(numbered(3), meta, target, PATH)
+    picked, _ = ClassRows.of(Head(2, -1.0)).pick(numbered(3), meta, target, PATH)
     assert picked["weight"][:, 0].tolist() == [2.0, 0.0]
     assert picked["columns"][0].tolist() == [2.0, 0.0]
     assert picked["other"].tolist() == [9.0] * 4
@@ -46,14 +46,14 @@ def test_reordered_classes_find_their_rows_along_either_dimension() -> None:
 def test_ids_win_over_names() -> None:
     meta = {"classnames": ["crane", "crane"], "classids": ["n1", "n2"]}
     target = ClassList(("heron", "machine"), ("n2", "n1"))
-    picked = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, target, PATH)
+    picked, _ = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, target, PATH)
     assert picked["weight"][:, 0].tolist() == [1.0, 0.0]
 
 
 def test_a_class_that_the_source_lacks_keeps_the_models_own_row(caplog: pytest.LogCaptureFixture) -> None:
     meta = {"classnames": ["cat", "dog"], "classids": []}
     with caplog.at_level(logging.INFO, logger="dassl_lite"):
-        picked = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("dog", "newt")), PATH)
+        picked, _ = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("dog", "newt")), PATH)
     assert picked["weight"][:, 0].tolist() == [1.0, -1.0]
     assert "matched 1 of 2 classes (by name)" in caplog.text
     assert "newt" in caplog.text
@@ -68,7 +68,7 @@ def test_strict_makes_a_lacking_class_an_error() -> None:
 def test_classes_are_tied_by_position_where_none_is_in_common(caplog: pytest.LogCaptureFixture) -> None:
     meta = {"classnames": ["cat", "dog"], "classids": []}
     with caplog.at_level(logging.INFO, logger="dassl_lite"):
-        picked = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("newt", "toad")), PATH)
+        picked, _ = ClassRows.of(Head(2, -1.0)).pick(numbered(2), meta, ClassList(("newt", "toad")), PATH)
     assert picked["weight"][:, 0].tolist() == [-1.0, -1.0]
     assert "all 2 classes are not in the checkpoint and stay zero-shot: newt, toad" in caplog.text
 
@@ -96,7 +96,7 @@ def test_a_nameless_1000_row_checkpoint_gives_the_references_rows_of_imagenet_a_
     assert table is not None
     wnids = table.decode().split()
     target = ClassList(tuple(f"class {w}" for w in wnids), tuple(wnids))
-    picked = ClassRows.of(Head(200, -1.0)).pick(numbered(1000), {}, target, PATH)
+    picked, _ = ClassRows.of(Head(200, -1.0)).pick(numbered(1000), {}, target, PATH)
     assert picked["weight"][:, 0].tolist() == indexes
     assert len(imagenet_classes()) == 1000
 
@@ -104,4 +104,4 @@ def test_a_nameless_1000_row_checkpoint_gives_the_references_rows_of_imagenet_a_
 def test_a_module_without_class_rows_takes_its_weights_as_they_are() -> None:
     model = nn.Linear(2, 2)
     weights = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
-    assert ClassRows.of(model).pick(weights, {}, ClassList(("a",)), PATH) == weights
+    assert ClassRows.of(model).pick(weights, {}, ClassList(("a",)), PATH) == (weights, None)
