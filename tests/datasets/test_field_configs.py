@@ -33,7 +33,7 @@ FIELD = {
 @pytest.mark.parametrize("file", FIELD)
 def test_yaml_does_not_find_its_dataset(file: str) -> None:
     name, folder = FIELD[file]
-    assert make_config(dataset_file=file).DATASET.NAME == name
+    assert name == make_config(dataset_file=file).DATASET.NAME
     dataset = DATASET_REGISTRY.get(name)
     assert f"{dataset.dataset_dir}/{dataset.image_dir}" == folder
     assert dataset.homepage.startswith("https://")
