@@ -28,7 +28,8 @@ def shared_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(shared_server: Server) -> Server:
+def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     shared_server.pages.clear()
     return shared_server
 

@@ -120,6 +120,16 @@ def test_link_out_of_the_folder_is_refused(tmp_path: Path, place: Path, kind: by
     check_refused(archive, place, "link out of the folder")
 
 
+def test_older_pythons_without_the_librarys_own_checks_refuse_as_well(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    check_refused(make_tar(tmp_path / "a.tar", ("../out.txt", b"1")), place, "leads out of the folder")
+    check_refused(make_tar(tmp_path / "b.tar", special("b", tarfile.SYMTYPE, "/etc")), place, "link out of the folder")
+    check_refused(make_tar(tmp_path / "c.tar", special("c", tarfile.CHRTYPE)), place, "neither a file nor a folder")
+    assert unpack(make_tar(tmp_path / "d.tar", ("f", b"1")), place) == 1
+
+
 def test_link_out_of_the_folder_in_a_zip_is_refused(tmp_path: Path, place: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", (zip_special("link", stat.S_IFLNK), b"../outside.txt"))
     check_refused(archive, place, "link out of the folder")

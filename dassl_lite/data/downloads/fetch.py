@@ -54,7 +54,7 @@ class Part:
     def __init__(self, target: Path, url: str) -> None:
         self.path = target.with_name(target.name + ".part")
         self._origin = target.with_name(target.name + ".part.json")
-        self._url = url
+        self.url = url
         try:
             origin = json.loads(self._origin.read_bytes())
         except (OSError, ValueError):
@@ -72,7 +72,7 @@ class Part:
         """Start from nothing with the file as the server has it now."""
         self.path.unlink(missing_ok=True)
         self.version = version
-        write_json({"url": self._url, "version": version}, self._origin)
+        write_json({"url": self.url, "version": version}, self._origin)
 
     def finish(self, target: Path) -> None:
         """Give the whole file its name."""
@@ -138,7 +138,7 @@ def _attempt(url: str, part: Part, size: int, patience: Patience) -> None:
 
 def _begin(response: requests.Response, part: Part, start: int, size: int) -> int | None:
     """Look at the answer's head; leaves ``part`` ready for its body. Returns the file's size, None if not told."""
-    url, status = response.url, response.status_code
+    url, status = part.url, response.status_code  # not response.url: a redirection may be long and soon invalid
     if status in _LATER:
         raise _CutError(f"the server answers {status} {response.reason}")
     if status == 416 and start:  # nothing after ``start``: either we have it all, or it is not what it was

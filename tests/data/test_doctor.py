@@ -1,0 +1,227 @@
+"""The doctor: what is missing, empty, closed or too few is found without decoding, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dassl_lite.config import get_cfg_default
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset
+from dassl_lite.data.dataset import DatasetBase
+from dassl_lite.data.datum import Datum
+from dassl_lite.data.doctor import Report, examine
+from dassl_lite.data.downloads.remote import File, Source
+from dassl_lite.engine.plugins import load_plugins
+
+CLASSES = ("cat", "dog", "emu")
+PER_CLASS = {"train": 4, "val": 1, "test": 2}
+SOURCE = {"ToyPets": Source("pets", (File("split.json"),), (12, 3, 6), 3)}
+
+
+class ToyPets(FolderDataset):
+    dataset_dir = "pets"
+    image_dir = "images"
+    split_file = "split.json"
+
+
+class Plain(DatasetBase):
+    """A dataset as Dassl's users write them."""
+
+    def __init__(self, cfg: Any) -> None:
+        items = [
+            Datum(os.path.join(cfg.DATASET.ROOT, "pets/images/cat", f"train-{i}.jpg"), 0, 0, "cat") for i in (0, 9)
+        ]
+        super().__init__(train_x=items, test=items)
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugins()
+    for dataset in (ToyPets, Plain):
+        monkeypatch.setitem(DATASET_REGISTRY._table, dataset.__name__, dataset)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """The folder of a small dataset that is in order; its images are not images."""
+    folder = tmp_path / "pets"
+    rows: dict[str, list] = {}
+    for split, count in PER_CLASS.items():
+        for label, name in enumerate(CLASSES):
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                (folder / "images" / name / f"{split}-{number}.jpg").write_bytes(b"x")
+                rows.setdefault(split, []).append([f"{name}/{split}-{number}.jpg", label, name])
+    (folder / "split.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Callable[..., Report]:
+    def look(name: str = "ToyPets", sources: dict[str, Source] = SOURCE) -> Report:
+        cfg = get_cfg_default()
+        cfg.DATASET.ROOT = str(tmp_path)
+        return examine(name, cfg, sources)
+
+    return look
+
+
+def counts(report: Report) -> dict[str, tuple]:
+    return {name: (p.expected, p.found, p.missing, p.unreadable) for name, p in report.parts.items()}
+
+
+def everything(folder: Path) -> set[tuple[str, int]]:
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_dataset_in_order_and_nothing_written(pets: Path, look: Callable[..., Report]) -> None:
+    before = everything(pets)
+    report = look()
+    assert report.problems == []
+    assert counts(report) == {"train": (12, 12, 0, 0), "val": (3, 3, 0, 0), "test": (6, 6, 0, 0)}
+    assert (report.classes, report.split_file) == ("3 of 3", "present")
+    assert everything(pets) == before
+    assert [row[:4] for row in report.rows()][1:] == [["", "val", 3, 3], ["", "test", 6, 6]]
+
+
+def test_missing_images_are_counted_and_named(pets: Path, look: Callable[..., Report]) -> None:
+    for number in range(4):
+        (pets / f"images/cat/train-{number}.jpg").unlink()
+    (pets / "images/dog/test-1.jpg").unlink()
+    report = look()
+    assert counts(report)["train"] == (12, 8, 4, 0)
+    assert counts(report)["test"] == (6, 5, 1, 0)
+    assert len(report.problems) == 1
+    assert report.problems[0].startswith("missing: 5 (")
+    assert "cat/train-0.jpg" in report.problems[0]
+    assert "..." in report.problems[0]
+
+
+def test_class_without_an_image_is_named(pets: Path, look: Callable[..., Report]) -> None:
+    shutil.rmtree(pets / "images/emu")
+    report = look()
+    assert report.classes == "2 of 3"
+    assert "classes without an image: 1 ('emu')" in report.problems
+
+
+def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, look: Callable[..., Report]) -> None:
+    (pets / "images/cat/train-0.jpg").write_bytes(b"")
+    (pets / "images/cat/train-1.jpg").unlink()
+    (pets / "images/cat/train-1.jpg").symlink_to("nowhere.jpg")
+    (pets / "images/cat/train-2.jpg").unlink()
+    (pets / "images/cat/train-2.jpg").mkdir()
+    (pets / "images/cat/train-3.jpg").rename(pets / "real.jpg")
+    (pets / "images/cat/train-3.jpg").symlink_to(pets / "real.jpg")
+    report = look()
+    assert counts(report)["train"] == (12, 9, 1, 2)
+    assert sorted(problem.partition(":")[0] for problem in report.problems) == ["empty", "missing", "not a file"]
+
+
+def test_files_without_permission_are_unreadable(
+    pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in for the system's answer, as root may read everything."""
+    monkeypatch.setattr(os, "access", lambda path, mode: "cat/train" not in str(path))
+    report = look()
+    assert counts(report)["train"] == (12, 8, 0, 4)
+    assert report.problems[0].startswith("no permission: 4 (")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_closed_folder_is_unreadable(pets: Path, look: Callable[..., Report]) -> None:
+    (pets / "images/cat").chmod(0)
+    try:
+        assert counts(look())["train"] == (12, 8, 0, 4)
+    finally:
+        (pets / "images/cat").chmod(0o755)
+
+
+def test_split_of_another_size_than_the_fields_is_told(pets: Path, look: Callable[..., Report]) -> None:
+    report = look(sources={"ToyPets": Source("pets", (), (13, 3, 6), 4)})
+    assert "train has 12 images, but should have 13" in report.problems
+    assert "there are 3 classes, but should be 4" in report.problems
+
+
+def test_missing_split_file_is_wrong_where_there_is_an_official_one(pets: Path, look: Callable[..., Report]) -> None:
+    (pets / "split.json").unlink()
+    report = look()
+    assert report.split_file == "missing"
+    assert report.problems[0] == f"no split file '{pets / 'split.json'}'"
+    assert counts(report)["train"] == (12, None, None, None)
+
+
+def test_broken_split_file_is_told(pets: Path, look: Callable[..., Report]) -> None:
+    (pets / "split.json").write_text("{")
+    assert "as JSON" in look().problems[0]
+
+
+def test_dataset_that_is_not_there(look: Callable[..., Report], tmp_path: Path) -> None:
+    report = look()
+    assert report.problems == [f"there is no folder '{tmp_path / 'pets/images'}'"]
+    assert counts(report)["train"] == (12, 0, 12, 0)
+
+
+def test_dataset_in_nobodys_layout_is_looked_at_too(pets: Path, look: Callable[..., Report]) -> None:
+    report = look("Plain")
+    assert counts(report) == {"train": (2, 1, 1, 0), "test": (2, 1, 1, 0)}
+
+
+def test_ones_own_images_before_and_after_the_split(pets: Path, tmp_path: Path) -> None:
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT = str(pets / "images")
+    before = everything(pets)
+    report = examine("ImageFolder", cfg)
+    assert report.problems == []
+    assert (report.split_file, report.classes) == ("none yet", "3 of 3")
+    assert sum(part.found or 0 for part in report.parts.values()) == 21
+    assert everything(pets) == before
+    DATASET_REGISTRY.get("ImageFolder")(cfg)
+    (pets / "images/cat/train-0.jpg").write_bytes(b"")
+    report = examine("ImageFolder", cfg)
+    assert report.split_file == "present"
+    assert [problem.partition(":")[0] for problem in report.problems] == ["empty"]
+
+
+def test_real_images_in_the_real_layout(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "caltech-101"
+    shutil.copytree(shared / "data/caltech101", folder)
+    shutil.copy(folder / "split_reduced_Caltech101.json", folder / "split_zhou_Caltech101.json")
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT = str(tmp_path)
+    report = examine("Caltech101", cfg, sources={})
+    assert report.problems == []
+    assert (report.classes, report.split_file) == ("100 of 100", "present")
+    full = examine("Caltech101", cfg)
+    assert "but should have 4,128" in full.problems[0]
+    shutil.copy(shared / "data/splits/split_zhou_Caltech101.json", folder)
+    official = examine("Caltech101", cfg)
+    assert official.parts["train"].expected == 4128
+    assert official.parts["train"].found == 800
+    assert official.parts["train"].missing == 4128 - 800
+    assert official.problems[0].startswith("missing: ")
+
+
+@pytest.mark.slow
+def test_twenty_thousand_files_take_seconds(tmp_path: Path, look: Callable[..., Report]) -> None:
+    folder = tmp_path / "pets"
+    rows: dict[str, list] = {"train": [], "val": [], "test": []}
+    for label in range(100):
+        place = folder / "images" / f"class{label:03}"
+        place.mkdir(parents=True)
+        for number in range(200):
+            (place / f"{number}.jpg").write_bytes(b"x")
+            part = "train" if number < 100 else "val" if number < 140 else "test"
+            rows[part].append([f"class{label:03}/{number}.jpg", label, f"class{label:03}"])
+    (folder / "split.json").write_text(json.dumps(rows))
+    begun = time.process_time()  # what others do on the machine does not count
+    report = look(sources={})
+    assert time.process_time() - begun < 12  # 100,000 in a minute
+    assert report.problems == []
+    assert sum(part.found or 0 for part in report.parts.values()) == 20_000

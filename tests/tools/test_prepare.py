@@ -1,0 +1,80 @@
+"""The tool: exit codes, one line for what cannot be had, the doctor's table."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.data.downloads import SOURCES
+from dassl_lite.engine.cli import run_tool
+from dassl_lite.tools import prepare
+
+FOLDER = Path(__file__).resolve().parents[2] / "tools"
+
+
+def run(*arguments: str | Path) -> int:
+    return run_tool(prepare.main, [str(argument) for argument in arguments])
+
+
+def test_check_of_a_missing_dataset_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--check", "EuroSAT", "--root", tmp_path) == 1
+    told = capsys.readouterr().out
+    assert "13,500" in told
+    assert f"EuroSAT: there is no folder '{tmp_path / 'eurosat/2750'}'" in told
+    assert "0 of 1 in order" in told
+
+
+def test_check_of_all_has_a_row_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--check", "all", "--root", tmp_path) == 1
+    told = capsys.readouterr().out
+    assert all(f"\n{name}  " in told for name in SOURCES)
+    assert "0 of 15 in order" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--check", "Silhouettes", "--root", tmp_path) == 1
+    assert list(tmp_path.iterdir()) == [], "a check draws nothing"
+    assert run("Silhouettes", "--root", tmp_path) == 0
+    assert "1 of 1 in order" in capsys.readouterr().out
+    next((tmp_path / "silhouettes").rglob("*.png")).write_bytes(b"")
+    assert run("--check", "Silhouettes", "--root", tmp_path) == 1
+    assert "empty: 1 (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["EuroSat", "--root", "X"], "unknown dataset 'EuroSat'. Did you mean 'EuroSAT'?"),
+        (["--check", "Caltech"], "Did you mean 'Caltech101'?"),
+        (["EuroSAT"], "--root is missing"),
+        (["--check", "EuroSAT"], "EuroSAT needs --root"),
+        (["ImageFolder", "--root", "X"], "ImageFolder is not one that can be downloaded"),
+    ],
+)
+def test_users_mistake_is_one_line(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    told = capsys.readouterr().err
+    assert error in told
+    assert told.count("\n") == 1
+
+
+def test_by_hand_listing_ends_in_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "stanford_cars"
+    folder.mkdir()
+    (folder / "split_zhou_StanfordCars.json").write_text('{"train": [], "val": [], "test": []}')
+    assert run("StanfordCars", "--root", tmp_path) == 2
+    told = capsys.readouterr()
+    assert f"to {folder / 'cars_train.tgz'}, or what is in it as {folder / 'cars_train'}/" in told.out
+    assert told.err.count("\n") == 1
+    assert "fetch by hand cars_train.tgz, cars_test.tgz" in told.err
+
+
+def test_runs_as_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["prepare.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / "prepare.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "--keep-archives" in capsys.readouterr().out
