@@ -44,7 +44,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check_ranges(cfg: CN) -> None:
-    """Raise a UserError for the first engine key whose value is out of range or none of its choices."""
+    """Raise a UserError for the first engine key whose value is out of range or none of its choices, and for any
+    key, a method's too, that is NaN or infinite."""
+    for key, value in leaves(cfg).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value}; it must be a finite number")
     for key, (holds, expected) in _RANGES.items():
         value = lookup(cfg, key)
         if not holds(value):
@@ -58,6 +62,14 @@ def check_ranges(cfg: CN) -> None:
         raise UserError(f"DATASET.TEMPLATE is '{template}'; it needs {{}} where the class name goes")
     if cfg.INPUT.SIZE and (len(cfg.INPUT.SIZE) != 2 or min(cfg.INPUT.SIZE) < 1):
         raise UserError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; it must be (height, width) in pixels")
+
+
+def leaves(node: CN, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else {f"{prefix}{key}": value}
+    return found
 
 
 def lookup(cfg: CN, key: str) -> Any:

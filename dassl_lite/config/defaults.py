@@ -72,6 +72,7 @@ def _add_dataset(cfg: CN) -> None:
     # Ours:
     node.TEMPLATE = ""  # prompt with {} for the class name; empty: the dataset's own
     node.FEWSHOT_FILE = ""  # JSON file of a few-shot draw; empty: draw, and keep it beside the dataset
+    node.FILE = ""  # dataset Features: the .npz of features, in place of images
     node.ON_ERROR = "stop"  # stop | skip: what a corrupt image does
     node.FEATURES = CN()
     node.FEATURES.VIEWS = 10  # augmented views per training image; epoch e reads view e mod VIEWS; 0: no cache

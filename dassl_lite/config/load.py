@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dassl_lite.config.check import leaves
 from dassl_lite.config.defaults import CN
 from dassl_lite.utils.errors import UserError, nearest
 
@@ -148,13 +149,7 @@ def _kind(default: Any) -> str:
 
 def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> UserError:
     siblings = [".".join((*path, key)) for key in node]
-    likely = nearest(name, siblings) or nearest(name, _leaves(root))
+    likely = nearest(name, siblings) or nearest(name, leaves(root))
     hint = f"did you mean '{likely}'?" if likely else f"known here: {', '.join(siblings)}"
     return UserError(f"{source}: unknown config key '{name}'; {hint}")
 
-
-def _leaves(node: CN, path: tuple[str, ...] = ()) -> list[str]:
-    found = []
-    for key, value in node.items():
-        found += _leaves(value, (*path, key)) if isinstance(value, CN) else [".".join((*path, key))]
-    return found
