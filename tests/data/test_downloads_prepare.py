@@ -16,13 +16,12 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from download_server import IMPATIENT, Server, serving
 
 from dassl_lite.data.downloads import SOURCES, prepare
-from dassl_lite.data.downloads.remote import File, Source, Unpack, drive
+from dassl_lite.data.downloads.remote import File, Source, Unpack
 from dassl_lite.utils.errors import UserError
 
 FILES = {"pets/images/cat/1.jpg": b"cat", "pets/images/dog/2.jpg": b"dog", "pets/README": b"read me"}
@@ -296,98 +295,6 @@ def test_killed_unpacking_is_never_taken_for_complete(
     get(source)
     assert files_in(tmp_path / "oxford") == {"split.json", "img/cat/1.jpg", "img/dog/2.jpg"}
     assert server.pages["/pets.tar.gz"].asked == [""], "the archive had come whole"
-
-
-# Google Drive, with gdown's answers put in.
-
-
-@pytest.fixture
-def on_drive(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A dataset whose one file is on Drive; ``answer(output)`` plays gdown."""
-    gdown = pytest.importorskip("gdown")
-    state = SimpleNamespace(calls=[], answer=lambda output: Path(output).write_bytes(SPLIT), gdown=gdown)
-
-    def download(id: str, output: str, quiet: bool, resume: bool, use_cookies: bool) -> str | None:
-        state.calls.append((id, resume))
-        return output if state.answer(output) else None
-
-    monkeypatch.setattr(gdown, "download", download)
-    state.source = Source("oxford", (File("split.json", drive("abc123")),), (1, 1, 1), 1)
-    return state
-
-
-def test_file_from_drive(on_drive: SimpleNamespace, get: Callable, tmp_path: Path) -> None:
-    get(on_drive.source)
-    assert files_in(tmp_path) == {"oxford/split.json"}
-    assert on_drive.calls == [("abc123", True)]
-
-
-def test_drive_over_quota_says_so_and_what_to_do(on_drive: SimpleNamespace, get: Callable, tmp_path: Path) -> None:
-    def refuse(output: str) -> bool:
-        raise on_drive.gdown.exceptions.FileURLRetrievalError("Cannot retrieve\nthe public link of the file.")
-
-    page = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>"
-    for answer in (refuse, lambda output: None, lambda output: Path(output).write_bytes(page)):
-        on_drive.answer = answer
-        with pytest.raises(UserError, match=r"too many have asked") as caught:
-            get(on_drive.source)
-        assert "https://drive.google.com/file/d/abc123/view" in str(caught.value)
-        assert f"'{tmp_path / 'oxford/split.json'}'" in str(caught.value)
-        assert files_in(tmp_path) == set()
-
-
-def test_drive_out_of_reach_is_one_line(on_drive: SimpleNamespace, get: Callable) -> None:
-    import requests as http
-
-    def no_network(output: str) -> bool:
-        raise http.ConnectionError(OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)))
-
-    on_drive.answer = no_network
-    with pytest.raises(UserError, match="from Google Drive: Network is unreachable; check the network"):
-        get(on_drive.source)
-
-
-# The table.
-
-
-def test_table_names_each_file_once_and_fits_the_datasets() -> None:
-    assert len(SOURCES) == 15
-    folders = [source.folder for source in SOURCES.values()]
-    assert len(set(folders)) == 15
-    for source in SOURCES.values():
-        names = [file.name for file in source.files]
-        assert len(set(names)) == len(names)
-        for file in source.files:
-            kind, _, digest = file.digest.partition(":")
-            assert len(digest) == {"": 0, "md5": 32, "sha256": 64}[kind]
-            assert all(url.startswith(("https://", "http://", "drive:")) for url in file.urls)
-            if not file.urls and not file.optional:
-                assert source.by_hand
-                assert file.digest
-
-
-def test_table_puts_images_where_the_datasets_look() -> None:
-    from dassl_lite.data import DATASET_REGISTRY, FolderDataset
-    from dassl_lite.engine.plugins import load_plugins
-
-    load_plugins()
-    for name, source in SOURCES.items():
-        dataset = DATASET_REGISTRY.get(name)
-        assert issubclass(dataset, FolderDataset)
-        assert source.folder == dataset.dataset_dir
-        results = [file.result for file in source.files]
-        if dataset.image_dir:
-            assert any(result.split("/")[0] == dataset.image_dir for result in results), name
-        if dataset.split_file:
-            assert dataset.split_file in results
-
-
-def test_table_agrees_with_the_official_splits(shared: Path) -> None:
-    for path in sorted((shared / "data/splits").glob("split_zhou_*.json")):
-        source = SOURCES[path.stem.removeprefix("split_zhou_")]
-        content = json.loads(path.read_text())
-        assert tuple(len(content[part]) for part in ("train", "val", "test")) == source.images
-        assert len({row[1] for row in content["train"]}) == source.classes
 
 
 def test_waiting_is_bounded(source: Source, get: Callable, server: Server) -> None:
