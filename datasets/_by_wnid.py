@@ -17,6 +17,7 @@ class ByWnid(FolderDataset):
     """Folders of test images called by wnid; labels follow the sorted wnids."""
 
     test_only = True
+    lists_files = True
 
     def load(self) -> Split:
         groups: list[list[Datum]] = list_classes(self.image_dir, self.class_folders(self.image_dir))

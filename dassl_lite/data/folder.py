@@ -49,6 +49,7 @@ class FolderDataset(DatasetBase):
         val_is_test: validation uses the test images, and is not drawn from (ImageNet).
         test_only: there is no training set; the test images stand in for it, to tell the classes, and shots
             do not apply (ImageNet's variants).
+        lists_files: :meth:`load` lists the folders each time, so its images need not be looked for.
 
     Hooks, in the order in which they are called: :meth:`find_root`, :meth:`prepare`, :meth:`load` (which
     calls :meth:`make_split` if there is no split file).
@@ -61,6 +62,7 @@ class FolderDataset(DatasetBase):
     fewshot_dir: str = "split_fewshot"
     val_is_test: bool = False
     test_only: bool = False
+    lists_files: bool = False
 
     def __init__(self, cfg: Any) -> None:
         self.locate(cfg)
@@ -148,7 +150,8 @@ class FolderDataset(DatasetBase):
         source = f"split file '{kept}'" if kept else f"dataset {type(self).__name__}"
         hint = f"Check the folder{f', or delete {kept} to split anew' if kept else ''}."
         try:
-            check_files(split, source, hint)
+            if not self.lists_files:
+                check_files(split, source, hint)
         except UserError as error:
             if on_error != "skip":
                 raise
