@@ -27,7 +27,7 @@ from dassl_lite.datasets._drawn.scene import (
 
 Range = tuple[float, float]
 
-TILT = 28.0  # degrees: the lean of PHOTO
+TILT = 30.0  # degrees: the lean of PHOTO
 CLUTTER_SLOTS = 3
 CLUTTER_SHAPES = 16
 

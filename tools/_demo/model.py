@@ -1,0 +1,107 @@
+"""The demo model: a CLIP of OpenAI's kind, as small as its format allows, with only the token rows that occur.
+
+Shapes: B pictures or texts, L tokens, D = 128 features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from dassl_lite.datasets._drawn.render import PIXELS
+from dassl_lite.tools._demo.captions import every_word
+
+EMBED_DIM = 128
+CONTEXT_LENGTH = 77
+VOCABULARY_SIZE = 49408
+VISION_LAYERS = (1, 1, 1, 1)
+VISION_WIDTH = 16
+TEXT_WIDTH = 64
+TEXT_LAYERS = 2
+FIRST_TEMPERATURE = 0.07
+OTHER_ROWS_SEED = 2021
+OTHER_ROWS_SCALE = 0.02
+
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+
+
+class Vocabulary:
+    """The tokens that captions are made of, numbered from 0 in the order of their ids; `rows` (V,) are these ids."""
+
+    def __init__(self) -> None:
+        self._tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
+        self._cache: dict[str, list[int]] = {}
+        self.end = self._tokenizer.eot_token_id
+        self.rows = torch.tensor(sorted({0} | {token for text in every_word() for token in self._tokens(text)}))
+        self._number = {int(row): number for number, row in enumerate(self.rows)}
+
+    def _tokens(self, text: str) -> list[int]:
+        if text not in self._cache:
+            start = self._tokenizer.sot_token_id
+            self._cache[text] = [start, *self._tokenizer.encode(text), self.end]
+        return self._cache[text]
+
+    def __call__(self, texts: Iterable[str]) -> Tensor:
+        """Texts as numbers (B, L), padded with row 0's; L is the longest text's. A word that is not held raises."""
+        tokens = [self._tokens(text) for text in texts]
+        length = max(map(len, tokens))
+        padded = [row + [0] * (length - len(row)) for row in tokens]
+        return torch.tensor([[self._number[token] for token in row] for row in padded])
+
+
+def first_token_rows(width: int = TEXT_WIDTH) -> Tensor:
+    """The token embedding before training (VOCABULARY_SIZE, width): it stays so for every row that is not shipped."""
+    rng = np.random.default_rng(OTHER_ROWS_SEED)
+    rows = rng.standard_normal((VOCABULARY_SIZE, width), dtype=np.float32)
+    return torch.from_numpy(rows * np.float32(OTHER_ROWS_SCALE))
+
+
+def build_model(vocabulary: Vocabulary, seed: int) -> CLIP:
+    """open_clip's CLIP with `vocabulary`'s rows for a token embedding, and the learned temperature's start."""
+    torch.manual_seed(seed)
+    vision = {"image_size": PIXELS, "layers": VISION_LAYERS, "width": VISION_WIDTH, "head_width": 64}
+    text = {
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": len(vocabulary.rows),
+        "width": TEXT_WIDTH,
+        "heads": TEXT_WIDTH // 64,
+        "layers": TEXT_LAYERS,
+    }
+    model = CLIP(EMBED_DIM, vision, text, quick_gelu=True)
+    with torch.no_grad():
+        model.token_embedding.weight.copy_(first_token_rows()[vocabulary.rows])
+        model.logit_scale.fill_(math.log(1 / FIRST_TEMPERATURE))
+    return model
+
+
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+    """Features (B, D), not normalised, of numbered tokens (B, L); the end token has the largest number."""
+    length = tokens.shape[1]
+    hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
+    return hidden[torch.arange(len(hidden)), tokens.argmax(1)] @ model.text_projection
+
+
+def to_input(images: Tensor) -> Tensor:
+    """Pictures (B, S, S, 3) uint8 as the model's input (B, 3, S, S)."""
+    scaled = images.permute(0, 3, 1, 2).float() / 255
+    return ((scaled - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def image_features(model: CLIP, images: np.ndarray, batch_size: int = 256) -> Tensor:
+    """Unit features (B, D) of pictures (B, S, S, 3) uint8."""
+    batches = [to_input(torch.from_numpy(images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    return torch.nn.functional.normalize(torch.cat([model.encode_image(batch) for batch in batches]), dim=-1)
+
+
+@torch.no_grad()
+def text_features(model: CLIP, vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
+    return torch.nn.functional.normalize(encode_text(model, vocabulary(texts)), dim=-1)
