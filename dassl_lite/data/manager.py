@@ -9,7 +9,8 @@ from typing import Any
 from tabulate import tabulate
 from torch.utils.data import Dataset
 
-from dassl_lite.data.dataset import build_dataset
+from dassl_lite.data.dataset import DatasetBase, build_dataset
+from dassl_lite.data.feature_dataset import FeatureDataset
 from dassl_lite.data.loaders import ImageLoader, Transform, build_data_loader
 from dassl_lite.data.transforms import build_transform
 
@@ -38,8 +39,8 @@ class DataManager:
         dataset_wrapper: Callable[..., Dataset[dict[str, Any]]] | None = None,
     ) -> None:
         self.dataset = build_dataset(cfg)
-        self.tfm_train = _transform(cfg, True, custom_tfm_train)
-        self.tfm_test = _transform(cfg, False, custom_tfm_test)
+        self.tfm_train = _transform(cfg, self.dataset, True, custom_tfm_train)
+        self.tfm_test = _transform(cfg, self.dataset, False, custom_tfm_test)
         self._dataset_wrapper = dataset_wrapper
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         node_x, node_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
@@ -90,7 +91,9 @@ class DataManager:
         logger.info("%s", tabulate(rows))
 
 
-def _transform(cfg: Any, is_train: bool, custom: Transform | None) -> Transform | None:
+def _transform(cfg: Any, dataset: DatasetBase, is_train: bool, custom: Transform | None) -> Transform | None:
+    if isinstance(dataset, FeatureDataset):
+        return dataset.transform(is_train)
     if custom is None:
         return build_transform(cfg, is_train=is_train)
     logger.info("* Using custom transform for %s", "training" if is_train else "testing")
