@@ -28,9 +28,10 @@ def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path
     """
     for name, key in OPTIONS.items():
         if name in saved and _comparable(saved[name]) != _comparable(own[name]):
+            key = "BLOCKS" if name == "position" and not isinstance(saved[name], str) else key
             raise UserError(
                 f"{path} holds LoRA weights with {name} = {_text(saved[name])}, but this run has {_text(own[name])}; "
-                f"set TRAINER.CLIPLoRA.{key} {_text(saved[name])}"
+                f"set TRAINER.CLIPLoRA.{key} to that"
             )
 
 
