@@ -37,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     add("--cocoop-batch", type=int, default=8, help="images with a context each (100 classes at most); 0: leave it out")
     add("--plain-classes", type=int, default=100, help="the most prompts that the plain way runs at once")
     add("--rounds", type=int, default=3, help="the median counts")
+    add("--cpu-time", action="store_true", help="compare seconds of CPU time: for a machine that others use too")
     add("--no-memory", action="store_true", help="measure time only")
     add("--json", metavar="FILE", help="write the rows there")
     add("--peak-of", choices=["plain", "tower"], help=argparse.SUPPRESS)  # what the processes for memory are told
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
 def _coop(args: argparse.Namespace, classes: int, context: int) -> dict[str, Any]:
     prompts = make_prompts(classes, context, architecture=args.architecture)
     row = {"method": "CoOp", "classes": classes, "context": context, "images": 1}
-    row |= _times(prompts, min(classes, args.plain_classes), args.rounds)
+    row |= _times(args, prompts, min(classes, args.plain_classes))
     if not args.no_memory:
         plain, measured = _plain_peak(args, classes, context)
         tower = _peak(args, "tower", classes, context)
@@ -76,14 +77,14 @@ def _cocoop(args: argparse.Namespace) -> dict[str, Any]:
     one, all_images = (make_prompts(classes, context, number, args.architecture) for number in (1, images))
     plain, tower = [], []
     for _ in range(args.rounds):
-        plain.append(_timed(one, "plain"))
-        tower.append(_timed(all_images, "tower") / images)
+        plain.append(_timed(args, one, "plain"))
+        tower.append(_timed(args, all_images, "tower") / images)
     seconds = statistics.median(plain), statistics.median(tower)
     row = {"method": "CoCoOp", "classes": classes, "context": context, "images": images}
     return row | {"plain_seconds": seconds[0], "seconds": seconds[1], "speedup": seconds[0] / seconds[1]}
 
 
-def _times(prompts: Prompts, plain_classes: int, rounds: int) -> dict[str, Any]:
+def _times(args: argparse.Namespace, prompts: Prompts, plain_classes: int) -> dict[str, Any]:
     """Seconds of both ways, the plain one's scaled to all classes, and how far their results differ."""
     classes = len(prompts.tokens)
     few = Prompts(prompts.model, prompts.context, prompts.tokens[:plain_classes], prompts.target[:plain_classes])
@@ -91,9 +92,9 @@ def _times(prompts: Prompts, plain_classes: int, rounds: int) -> dict[str, Any]:
     pairs = zip(plain_result, tower_result, strict=True)
     difference = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
     plain, tower = [], []
-    for _ in range(rounds):
-        plain.append(_timed(few, "plain") * classes / plain_classes)
-        tower.append(_timed(prompts, "tower"))
+    for _ in range(args.rounds):
+        plain.append(_timed(args, few, "plain") * classes / plain_classes)
+        tower.append(_timed(args, prompts, "tower"))
     seconds = statistics.median(plain), statistics.median(tower)
     return {
         "plain_seconds": seconds[0],
@@ -104,10 +105,11 @@ def _times(prompts: Prompts, plain_classes: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _timed(prompts: Prompts, way: str) -> float:
-    start = time.perf_counter()
+def _timed(args: argparse.Namespace, prompts: Prompts, way: str) -> float:
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    start = clock()
     prompts.step(getattr(prompts, way))
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _plain_peak(args: argparse.Namespace, classes: int, context: int) -> tuple[float, int]:
