@@ -20,15 +20,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from open_clip.transformer import TextTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from dassl_lite.models import text_layers
 from dassl_lite.models.packing import Pack, pack, share_prefixes
+from dassl_lite.models.text_modules import TextModules
 from dassl_lite.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,82 +42,10 @@ _MAX_ROWS_ON_GPU = 262144
 _CHECKPOINT_SHARE = 8  # with checkpointing, the rows in one go are what memory holds: fewer of them
 
 
-class TextTower:
-    """Not a module: it has no parameters of its own and reads those of `model`, so a module that was replaced
-    there (LoRA), moved or changed counts at once.
+class TextTower(TextModules):
+    """See the module's own text for what it does; `TextModules` for what it takes."""
 
-    Args:
-        model: open_clip's `CLIP` or `CustomTextCLIP`. A text encoder that is not causal, or not open_clip's
-            own, still encodes tokens, through its own `encode_text`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        text = getattr(model, "text", None)
-        self._text: Any = model if text is None else text
-        pool = getattr(self._text, "text_pool_type", None) or getattr(self._text, "pool_type", None)
-        self._pool = pool or "argmax"
-        causal = getattr(self._text, "attn_mask", None) is not None and getattr(self._text, "cls_emb", None) is None
-        own = text is None or isinstance(text, TextTransformer)
-        self.is_causal: bool = own and causal and self._pool in ("argmax", "eos")
-        if not self.is_causal:
-            logger.info("The text encoder is not CLIP's own kind: it runs as it is, and takes no learned prompts")
-        self._told = False
-
-    @property
-    def blocks(self) -> Any:
-        """The layers, an `nn.ModuleList`."""
-        return self._text.transformer.resblocks
-
-    @property
-    def width(self) -> int:
-        """W, the width of token embeddings."""
-        return self._text.token_embedding.weight.shape[1]
-
-    @property
-    def embed_dim(self) -> int:
-        """D, the width of the features."""
-        own = self._text.text_projection if self.is_causal else None
-        if own is None:
-            return self._text.output_dim if not self.is_causal else self.width
-        return own.out_features if isinstance(own, nn.Linear) else own.shape[1]
-
-    @property
-    def projection(self) -> Tensor:
-        """(W, D), the matrix that makes features of end states; the identity where a model has none."""
-        self._require_prompts()
-        own = self._text.text_projection
-        if isinstance(own, nn.Linear):
-            if own.bias is not None:
-                raise UserError("this backbone's text projection has a bias, so another matrix cannot replace it")
-            return own.weight.t()
-        return torch.eye(self.width, device=self.device) if own is None else own
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a prompt can have, start and end included."""
-        return self._text.context_length
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the layers compute."""
-        return self._text.transformer.get_cast_dtype()
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.logit_scale.device
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (..., W) of ids (...), without positions: what prefix and suffix are made of."""
-        self._require_prompts()
-        return self._text.token_embedding(tokens.to(self.device)).to(self.dtype)
-
-    def ends(self, tokens: Tensor) -> Tensor:
-        """Where the end token of each text stands: (N,) from ids (N, L)."""
-        if self._pool == "argmax":
-            return tokens.argmax(dim=-1)
-        end: int = getattr(self._text, "text_eos_id", None) or self._text.eos_id
-        return tokens.eq(end).int().argmax(dim=-1)
+    _told = False
 
     def encode_tokens(
         self,
@@ -139,7 +66,7 @@ class TextTower:
         """
         if not self.is_causal:
             if projection is not None or not project:
-                self._require_prompts()
+                self.require_prompts()
             return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         states: list[Tensor] = []
@@ -156,7 +83,7 @@ class TextTower:
         if not states:
             raise ValueError("no texts to encode")
         ordered = torch.cat(states)[torch.tensor(order, device=self.device).argsort()]
-        return self._project(ordered, projection) if project else ordered
+        return self.project(ordered, projection) if project else ordered
 
     def encode_prompts(
         self,
@@ -181,12 +108,12 @@ class TextTower:
             (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
             parameters of the model require gradients.
         """
-        self._require_prompts()
+        self.require_prompts()
         sizes = tuple(int(length) for length in lengths)
         self._check(prefix, suffix, sizes)
         images = prefix if prefix.dim() == 3 else prefix[None]
         states = self._states(images, suffix, sizes, chunk, checkpoint)
-        features = self._project(states, projection) if project else states
+        features = self.project(states, projection) if project else states
         return features if prefix.dim() == 3 else features[0]
 
     def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
@@ -212,7 +139,7 @@ class TextTower:
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
         for part in pack(lengths, suffix.shape[1], chunk, slack, self.device):
-            rows = flat[part.source] + self._positions(prefix.shape[1] + part.offset)
+            rows = flat[part.source] + self.positions(prefix.shape[1] + part.offset)
             if checkpoint and torch.is_grad_enabled():
                 states.append(recompute(self._suffixes, rows[None], memory, part, use_reentrant=False))
             else:
@@ -225,7 +152,7 @@ class TextTower:
         """Keys and values of the prefix (B, P, W) in every layer; None for an empty one."""
         if not prefix.shape[1]:
             return None
-        x = prefix.to(self.dtype) + self._positions(torch.arange(prefix.shape[1], device=self.device))
+        x = prefix.to(self.dtype) + self.positions(torch.arange(prefix.shape[1], device=self.device))
         memory: list[text_layers.KeysValues] = []
         for block in self.blocks[:-1]:
             x, keys_values = text_layers.prefix_layer(block, x)
@@ -252,24 +179,9 @@ class TextTower:
         states = []
         for image in prefix:
             rows = torch.cat([image.expand(len(suffix), -1, -1), suffix[:, : max(lengths)]], dim=1).to(self.dtype)
-            rows = rows + self._positions(torch.arange(length, device=self.device))
+            rows = rows + self.positions(torch.arange(length, device=self.device))
             states.append(self._text.transformer(rows, attn_mask=mask)[torch.arange(len(suffix)), ends])
         return torch.stack(states)
-
-    def _positions(self, places: Tensor) -> Tensor:
-        return self._text.positional_embedding[places].to(self.dtype)
-
-    def _project(self, states: Tensor, projection: Tensor | None) -> Tensor:
-        own = self._text.text_projection
-        if projection is not None:
-            return states @ projection.to(states)
-        if own is None:
-            return states
-        return own(states) if isinstance(own, nn.Linear) else states @ own
-
-    def _require_prompts(self) -> None:
-        if not self.is_causal:
-            raise UserError("this backbone's text encoder is not CLIP's own kind, so it cannot take learned prompts")
 
     def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> None:
         if len(lengths) != len(suffix) or not lengths or not 0 < min(lengths) <= max(lengths) <= suffix.shape[1]:
