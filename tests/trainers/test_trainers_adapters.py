@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.build import build_trainer, configs_root, make_config
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.clip_model import CLIPModel
 from dassl_lite.utils import UserError, set_random_seed
@@ -281,3 +281,12 @@ def test_clip_models_frozen_encoder_keeps_its_batch_statistics_in_training(golde
     model(golden.tiny_clip.images("rn", 5, 3)).sum().backward()
     assert all(torch.equal(value, before[key]) for key, value in model.visual.state_dict().items())
     assert model.fc.training
+
+
+@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe"])
+def test_every_recipe_of_the_package_is_a_valid_config(method):
+    recipes = sorted(path.name for path in (configs_root() / "trainers" / method).glob("*.yaml"))
+    assert "default.yaml" in recipes
+    epochs = {name: make_config(trainer=method, method_file=name).OPTIM.MAX_EPOCH for name in recipes}
+    assert method != "TipAdapterF" or (epochs["eurosat.yaml"], epochs["dtd.yaml"]) == (100, 20)
+    assert make_config(trainer=method, method_file="default.yaml").MODEL.BACKBONE.NAME == "demo"

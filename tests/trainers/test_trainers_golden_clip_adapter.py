@@ -7,7 +7,16 @@ import pytest
 import torch
 
 FORWARD, GRADIENT, STEPS = 1e-5, 1e-4, 1e-3
-CONSTANT_SGD = ["OPTIM.NAME", "sgd", "OPTIM.LR", "0.002", "OPTIM.LR_SCHEDULER", "single_step", "OPTIM.WARMUP_EPOCH", "-1"]
+CONSTANT_SGD = [
+    "OPTIM.NAME",
+    "sgd",
+    "OPTIM.LR",
+    "0.002",
+    "OPTIM.LR_SCHEDULER",
+    "single_step",
+    "OPTIM.WARMUP_EPOCH",
+    "-1",
+]
 
 
 @pytest.fixture(params=["vit0", "rn1"])
