@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.datasets._drawn.render import PIXELS, Images, to_bytes, upsample
@@ -27,6 +26,8 @@ class Digits(DrawnDataset):
         return [(name, "") for name in NAMES]
 
     def pictures(self, split: str, rng: np.random.Generator) -> tuple[Images, Ints]:
+        from sklearn.datasets import load_digits  # takes seconds, and only drawing needs it
+
         scans = load_digits()
         framed = np.pad(scans.images[ROWS[split]] / 16, ((0, 0), (1, 1), (1, 1)))
         enlarged = upsample(framed[..., None].astype(np.float32), PIXELS)

@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--trainer", default="", help="registered name of the method, such as TaskRes")
     add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
     add("--dataset-config-file", default="", help="the dataset's yaml or its name (default: the embedded dataset)")
-    add("--data", default="", metavar="FOLDER", help="a folder of your own images, one sub-folder per class")
+    add("--data", default="", metavar="PATH", help="your own images: one sub-folder per class, or a .csv")
     add("--output-dir", default="", help="where the run is kept (default: output/<trainer>/<dataset>-...)")
     add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
     add("--seed", type=int, help="of the draw and the training; 0 is a seed too")
@@ -66,7 +66,7 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     dataset_file = args.dataset_config_file or ("" if named or args.data else DEFAULT_DATASET)
     flags = {
         "DATASET.ROOT": args.data or args.root,
-        "DATASET.NAME": "ImageFolder" if args.data else "",
+        "DATASET.NAME": _kind_of(args.data),
         "DATASET.NUM_SHOTS": args.shots,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,
@@ -86,6 +86,11 @@ def config_of(args: argparse.Namespace) -> CfgNode:
         options=args.options,
         allow_new_keys=args.allow_new_keys,
     )
+
+
+def _kind_of(data: str) -> str:
+    """The dataset that --data means: a folder of images or a table of them."""
+    return ("CSV" if Path(data).is_file() else "ImageFolder") if data else ""
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
