@@ -23,6 +23,7 @@ from dassl_lite.datasets._drawn.classes import SHAPESNET
 from dassl_lite.datasets._drawn.suite import ObjectDataset, PerClass
 from dassl_lite.datasets.digits import Digits
 from dassl_lite.datasets.shapesnet import ShapesNet
+from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError
 
 STAMP = {"drawn": "Thing", "edition": 1}
@@ -230,6 +231,7 @@ def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ShapesNetA", "ShapesNetR", "Paints", "Textures", "Tiles", "Gadgets", "Silhouettes"])
 def test_every_dataset_of_the_suite_draws_and_loads(tmp_path: Path, name: str) -> None:
+    load_plugins()
     dataset = build_dataset(config(tmp_path, NAME=name))
     assert isinstance(dataset, DATASET_REGISTRY.get(name))
     counts = np.bincount([item.label for item in dataset.train_x])
