@@ -174,15 +174,18 @@ class FeatureTrainer(TrainerX):
     @contextmanager
     def _threads_for_head(self) -> Iterator[None]:
         """One thread where a step on cached features is so small that waking the others costs more than it saves."""
-        weights = sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
-        small = weights * self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE < SMALL_STEP
         threads = torch.get_num_threads()
-        if small and isinstance(self.train_loader_x, FeatureLoader):
+        if self.step_cost() < SMALL_STEP and isinstance(self.train_loader_x, FeatureLoader):
             torch.set_num_threads(1)
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+
+    def step_cost(self) -> int:
+        """Multiplications in the head's forward pass of a batch, about."""
+        weights = sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
+        return weights * self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         features, label = self.parse_batch_train(batch)
