@@ -1,0 +1,228 @@
+"""A file of features: what is written is read back, and what is wrong with one is said of the array that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dassl_lite.data.feature_convert import convert_features, first_of_each_class
+from dassl_lite.data.feature_file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
+from dassl_lite.utils import UserError
+
+K, D = 3, 4
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    """The arrays of a right file with some replaced; None leaves one out."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(6) % K
+    right = {
+        "classnames": np.array(["cat", "dog", "red fox"]),
+        "text_weights": rng.normal(size=(K, D)).astype(np.float32),
+        "train_features": rng.normal(size=(2, 6, D)).astype(np.float16),
+        "train_labels": labels,
+        "val_features": rng.normal(size=(3, D)),
+        "val_labels": labels[:3].astype(np.int16),
+        "test_features": rng.normal(size=(6, D)).astype(np.float32),
+        "test_labels": labels.astype(np.uint8),
+    }
+    return {name: values for name, values in {**right, **changes}.items() if values is not None}
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    np.savez(folder / "x.npz", **arrays(**changes))
+    return folder / "x.npz"
+
+
+def with_nan(name: str, place: tuple[int, ...], value: float = np.nan) -> np.ndarray:
+    values = arrays()[name].copy()
+    values[place] = value
+    return values
+
+
+def test_arrays_come_back_as_they_were_given(tmp_path):
+    file = read_feature_file(saved(tmp_path))
+    given = arrays()
+    assert (file.parts["train"].views == given["train_features"]).all()
+    assert file.parts["train"].views.dtype == np.float16
+    assert file.parts["val"].views.shape == (1, 3, D)
+    assert file.parts["test"].labels.tolist() == given["test_labels"].tolist()
+    assert (file.text_weights[0] == given["text_weights"]).all()
+    assert (file.templates, file.logit_scale, file.classids, file.width) == (("{}",), 100.0, ("",) * K, D)
+    assert (file.backbone, file.provenance) == ("", ())
+
+
+def test_every_field_survives_writing_and_reading(tmp_path):
+    rng = np.random.default_rng(1)
+    part = FeaturePart(rng.normal(size=(1, 6, D)), np.arange(6) % K)
+    file = FeatureFile(
+        parts={"train": FeaturePart(rng.normal(size=(2, 6, D)), np.arange(6) % K, part.views[0]), "test": part},
+        classnames=("a", "b", "ç 猫"),
+        text_weights=rng.normal(size=(2, K, D)),
+        classids=("n01", "", "n03"),
+        templates=("a {}.", "art of {}."),
+        ensemble_templates=("art of {}.",),
+        logit_scale=50.5,
+        backbone="ViT-B/16",
+        backbone_digest="ab12",
+        precision="fp32",
+        transform="Resize",
+        train_transform="Crop",
+        provenance=(json.dumps({"made_by": "test"}),),
+    )
+    write_feature_file(file, tmp_path / "y.npz")
+    again = read_feature_file(tmp_path / "y.npz")
+    for name in FeatureFile.__dataclass_fields__:
+        if name not in ("parts", "text_weights"):
+            assert getattr(again, name) == getattr(file, name), name
+    assert (again.text_weights == file.text_weights).all()
+    assert set(again.parts) == {"train", "test"}
+    for name, stored in file.parts.items():
+        assert (again.parts[name].views == stored.views).all()
+        assert (again.parts[name].labels == stored.labels).all()
+    assert (again.parts["train"].plain == part.views[0]).all()
+    assert list(tmp_path.iterdir()) == [tmp_path / "y.npz"]  # nothing half-written stays
+
+
+def test_numbers_of_another_byte_order_are_read(tmp_path):
+    swapped = arrays()["test_features"].astype(">f4")
+    file = read_feature_file(saved(tmp_path, test_features=swapped))
+    assert file.parts["test"].views.dtype.isnative
+    assert (file.parts["test"].views[0] == swapped).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classnames": None}, "lacks the array classnames"),
+        ({"test_features": None}, "lacks the array test_features"),
+        ({"test_labels": None, "test_label": np.zeros(6, int)}, "test_labels; did you mean 'test_label'"),
+        ({"train_labels": None}, "lacks the array train_labels"),
+        ({"val_features": None}, "lacks the array val_features"),
+        ({"text_weights": None}, "lacks the array text_weights"),
+        ({"classnames": np.array([])}, "classnames must be a list of texts"),
+        ({"classnames": np.array([], dtype="<U1")}, "classnames is empty"),
+        ({"classnames": np.array(["a", 1], dtype=object)}, "classnames holds Python objects, which are never loaded"),
+        ({"test_features": np.zeros(6)}, r"test_features must be .* \(N, D\) .*shape \(6,\)"),
+        ({"test_features": np.zeros((6, D), int)}, "test_features must be floating-point numbers .* not int64"),
+        ({"test_features": np.zeros((0, D))}, "test_features must be"),
+        ({"test_features": np.zeros((2, 6, D))}, "test_features has 2 views of each image; only train_features may"),
+        ({"test_features": np.zeros((6, 5))}, "test_features is 5 wide, but text_weights is 4 wide"),
+        ({"train_features": np.zeros((2, 2, 6, D))}, r"train_features must be .*\(V, N, D\)"),
+        ({"train_features": np.zeros((2, 5, D))}, "train_labels has 6 entries, but train_features has 5 rows"),
+        ({"train_plain_features": np.zeros((5, D))}, "train_plain_features has 5 rows, but train_features has 6"),
+        ({"train_plain_features": np.zeros((6, 9))}, "train_plain_features is 9 wide"),
+        ({"test_labels": np.zeros(6)}, "test_labels must be whole numbers"),
+        ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test_labels holds the label 3; .* 0 to 2"),
+        ({"val_labels": np.array([0, -1, 2])}, "val_labels holds the label -1"),
+        ({"text_weights": np.zeros((2, D))}, "text_weights has rows for 2 classes, but there are 3 classnames"),
+        ({"text_weights": np.zeros((2, K, D))}, "text_weights is for 2 templates, but there are 1"),
+        ({"templates": np.array(["a photo"])}, "templates holds 'a photo'"),
+        ({"ensemble_templates": np.array(["a {}"])}, "ensemble_templates holds 'a {}'"),
+        ({"classids": np.array(["n1"])}, "classids has 1 entries, but there are 3"),
+        ({"logit_scale": np.array(0.0)}, "logit_scale is 0.0"),
+        ({"logit_scale": np.array([100.0])}, "logit_scale must be a single number"),
+        ({"backbone": np.array(["RN50"])}, "backbone must be a single text"),
+        ({"train_features": with_nan("train_features", (1, 4, 2))}, "train_features holds NaN .* first in row 1, 4"),
+        ({"val_features": with_nan("val_features", (2, 0), np.inf)}, "val_features holds NaN .* first in row 2"),
+        ({"text_weights": with_nan("text_weights", (1, 0))}, "text_weights holds NaN"),
+    ],
+)
+def test_a_wrong_array_is_named_with_its_file(tmp_path, changes, message):
+    path = saved(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        read_feature_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Harm:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "harmed"), "w"))
+
+    for name in ("test_features", "classnames", "provenance"):
+        with pytest.raises(UserError, match=f"{name} holds Python objects"):
+            read_feature_file(saved(tmp_path, **{name: np.array([Harm()], dtype=object)}))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_what_is_no_file_of_features_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_feature_file(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(UserError, match="is not an .npz of arrays"):
+        read_feature_file(tmp_path / "text.npz")
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    with pytest.raises(UserError, match="holds a single array"):
+        read_feature_file(tmp_path / "single.npy")
+    whole = saved(tmp_path).read_bytes()
+    for cut in (10, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "cut.npz").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"cut\.npz"):
+            read_feature_file(tmp_path / "cut.npz")
+
+
+def test_an_array_without_a_meaning_is_told(tmp_path, caplog):
+    read_feature_file(saved(tmp_path, features_val=np.zeros(2), val_features=None, val_labels=None))
+    assert "not used: features_val" in caplog.text
+
+
+def table(folder: Path, **changes: Any) -> Path:
+    rng = np.random.default_rng(2)
+    values = {
+        "image_features": rng.normal(size=(8, D)).astype(np.float16),
+        "labels": np.array([0, 1, 2, 0, 1, 2, 0, 1], np.int16),
+        "suggested_split": np.array([1, 1, 1, 0, 0, 2, 1, 0], np.int8),
+        "classnames": np.array(["cat", "dog", "fox"]),
+        "text_weights": rng.normal(size=(K, D)).astype(np.float16),
+        "backbone": np.array("CLIP RN50"),
+    }
+    np.savez(folder / "table.npz", **{k: v for k, v in {**values, **changes}.items() if v is not None})
+    return folder / "table.npz"
+
+
+def test_a_table_with_a_split_column_is_converted_row_by_row(tmp_path):
+    path = table(tmp_path)
+    file, given = convert_features(path), np.load(path)
+    for part, rows in {"train": [0, 1, 2, 6], "val": [5], "test": [3, 4, 7]}.items():
+        assert (file.parts[part].views[0] == given["image_features"][rows]).all()
+        assert (file.parts[part].labels == given["labels"][rows]).all()
+    assert file.backbone == "CLIP RN50"
+    assert json.loads(file.provenance[0])["converted"] == "table.npz"
+    assert first_of_each_class(file, 1).parts["train"].labels.tolist() == [0, 1, 2]
+    assert (first_of_each_class(file, 2).parts["train"].views == file.parts["train"].views).all()
+
+
+def test_classes_without_text_weights_are_left_out_and_the_others_relabelled(tmp_path):
+    rng = np.random.default_rng(3)
+    values: dict[str, Any] = {
+        "classnames": np.array(["cat", "dog", "fox"]),
+        "text_subset_labels": np.array([2, 0]),
+        "text_subset_weights": rng.normal(size=(2, D)),
+    }
+    for part in ("train16", "val", "test"):
+        values |= {part: rng.normal(size=(4, D)), f"{part}_labels": np.array([0, 1, 2, 2])}
+    np.savez(tmp_path / "split.npz", **values)
+    file = convert_features(tmp_path / "split.npz")
+    assert file.classnames == ("fox", "cat")
+    assert file.parts["test"].labels.tolist() == [1, 0, 0]
+    assert (file.parts["test"].views[0] == values["test"][[0, 2, 3]]).all()
+    assert (file.text_weights[0] == values["text_subset_weights"]).all()
+
+
+def test_a_file_that_cannot_be_converted_is_refused_by_what_it_lacks(tmp_path):
+    with pytest.raises(UserError, match="neither image_features nor train16"):
+        convert_features(table(tmp_path, image_features=None))
+    with pytest.raises(UserError, match="lacks the array suggested_split"):
+        convert_features(table(tmp_path, suggested_split=None))
+    with pytest.raises(UserError, match="suggested_split holds the label 3"):
+        convert_features(table(tmp_path, suggested_split=np.full(8, 3)))
+    only_test = convert_features(table(tmp_path, suggested_split=np.zeros(8, int)))
+    assert set(only_test.parts) == {"test"}
+    with pytest.raises(UserError, match="no training features"):
+        first_of_each_class(only_test, 1)
