@@ -62,7 +62,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("scale", clip.logit_scale.detach().float().exp(), persistent=False)
         self.class_rows = ("ctx",) if class_specific else ()
         self.layout, self.class_specific = layout, class_specific
-        self._text, self._options = clip.text, {"chunk": chunk, "checkpoint": checkpoint}
+        self._text, self.chunk, self.checkpoint = clip.text, chunk, checkpoint
         self._fixed = False
         self._kept: Tensor | None = None
 
@@ -84,7 +84,9 @@ class PromptLearner(nn.Module):
         if self.order is not None:
             rows = torch.cat([own.expand(len(suffix), -1, -1), suffix], dim=1)
             suffix = rows[torch.arange(len(rows), device=rows.device)[:, None], self.order]
-        return self._text.encode_prompts(prefix, suffix, self.layout.lengths, **self._options)
+        return self._text.encode_prompts(
+            prefix, suffix, self.layout.lengths, chunk=self.chunk, checkpoint=self.checkpoint
+        )
 
     def class_features(self) -> Tensor:
         """Text features (K, D) in float32, not normalised, of ``ctx``; within ``fixed``, computed at first use."""
