@@ -70,8 +70,9 @@ class FeatureBackbone(nn.Module):
         classes = self.text_features.shape[1]
         templates = len(texts) // classes
         wanted = [_spaced(texts[number::templates]) for number in range(templates)]
-        if not wanted or len(texts) % classes or any(prompts not in self.prompts for prompts in wanted):
-            unknown = next((prompts[0] for prompts in wanted if prompts not in self.prompts), texts[0])
+        lacking = [prompts[0] for prompts in wanted if prompts not in self.prompts]
+        if lacking or len(texts) != classes * templates:
+            unknown = (lacking or texts)[0]
             known = ", ".join(f"'{prompts[0]}'" for prompts in self.prompts)
             raise UserError(
                 f"{self._method} needs the text encoder, for prompts like '{unknown}', but {self._source} holds "

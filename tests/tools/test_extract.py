@@ -1,0 +1,115 @@
+"""tools/extract.py: the file that it writes trains as the images do; its mistakes end in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl_lite.data.feature_file import read_feature_file
+from dassl_lite.datasets.gadgets import Gadgets
+from dassl_lite.engine.cli import run_tool
+from dassl_lite.tools import extract, train
+
+FEW = ("DATALOADER.NUM_WORKERS", "0")
+TRAINED = ("DATASET.NUM_SHOTS", "4", "OPTIM.MAX_EPOCH", "6", "DATASET.FEATURES.VIEWS", "2", *FEW)
+
+
+def run_extract(*argv: str) -> int:
+    return run_tool(extract.main, list(argv))
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, 12 pictures each, the colour with much noise; one name with an underscore."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, colour in {"red_thing": (160, 90, 90), "green thing": (90, 160, 90), "blue": (90, 90, 160)}.items():
+        (root / name).mkdir()
+        for number in range(12):
+            pixels = rng.normal(colour, 90, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF", "LinearProbe", "ZeroshotCLIP2"])
+def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, method):
+    dataset = ("--dataset-config-file", "gadgets")
+    assert run_extract(*dataset, "--views", "2", "--output", str(tmp_path / "gadgets.npz"), *FEW) == 0
+    ways = {
+        "images": (*dataset, "--output-dir", str(tmp_path / "images"), *TRAINED),
+        "features": (
+            *("--dataset-config-file", "features", "--output-dir", str(tmp_path / "features")),
+            *("DATASET.FILE", str(tmp_path / "gadgets.npz"), *TRAINED),
+        ),
+    }
+    for flags in ways.values():
+        assert run_tool(train.main, ["--trainer", method, *flags]) == 0
+    found = {way: results(tmp_path / way) for way in ways}
+    assert found["features"]["split_sizes"] == found["images"]["split_sizes"]
+    assert found["features"]["backbone"] == found["images"]["backbone"] == "demo"
+    assert found["features"]["zero_shot_accuracy"] == found["images"]["zero_shot_accuracy"]
+    for name, value in found["images"]["metrics"]["test"].items():
+        assert found["features"]["metrics"]["test"][name] == pytest.approx(value, abs=1e-3), name
+
+
+def test_the_file_says_what_it_is(tmp_path, images):
+    path = tmp_path / "mine.npz"
+    assert run_extract("--data", str(images), "--output", str(path), "--views", "2", "--half", *FEW) == 0
+    file = read_feature_file(path)
+    assert file.backbone == "demo"
+    assert len(file.backbone_digest) == 64
+    assert file.precision == "fp32"
+    assert sorted(file.classnames) == ["blue", "green thing", "red_thing"]
+    assert file.templates[0] == "a photo of a {}."
+    assert len(file.templates) == 8
+    assert file.logit_scale > 1
+    train_part, test_part = file.parts["train"], file.parts["test"]
+    assert train_part.views.shape[0] == 2
+    assert train_part.views.dtype == test_part.views.dtype == file.text_weights.dtype == np.float16
+    assert train_part.plain is not None
+    assert not np.array_equal(train_part.plain, train_part.views[0])
+    (made,) = map(json.loads, file.provenance)
+    assert (made["dataset"], made["views"], made["half"]) == ("ImageFolder", 2, True)
+    assert str(images) not in "".join(file.provenance)  # no path of this machine travels along
+
+
+def test_without_views_the_images_are_taken_as_they_are(tmp_path, images):
+    assert run_extract("--data", str(images), "--output", str(tmp_path / "a.npz"), "--views", "0", *FEW) == 0
+    assert run_extract("--data", str(images), "--output", str(tmp_path / "b.npz"), "--views", "1", *FEW) == 0
+    plain, augmented = (read_feature_file(tmp_path / f"{name}.npz").parts["train"] for name in "ab")
+    assert plain.plain is None
+    assert np.array_equal(plain.views[0], augmented.plain)
+
+
+def test_validation_images_that_are_test_images_stay_out_of_the_file(tmp_path, monkeypatch):
+    load = Gadgets.load
+    monkeypatch.setattr(Gadgets, "load", lambda self: load(self)._replace(val=load(self).test))  # as ImageNet is
+    path = tmp_path / "x.npz"
+    assert run_extract("--views", "0", "--output", str(path), "DATASET.NAME", "Gadgets", *FEW) == 0
+    assert set(read_feature_file(path).parts) == {"train", "test"}
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    there = tmp_path / "there.npz"
+    there.write_text("mine")
+    for argv, message in (
+        (("--output", "x.txt"), "--output 'x.txt' must name an .npz file"),
+        (("--output", str(there)), "is there already"),
+        (("--output", str(tmp_path / "x.npz"), "--views", "-1"), "--views is -1"),
+        (("--output", str(tmp_path / "x.npz"), "--first", "1"), "--first goes with --convert"),
+        (("--output", str(tmp_path / "x.npz"), "--convert", str(there)), "is not an .npz"),
+        (("--output", str(tmp_path / "x.npz"), "--precision", "fp8"), "unknown precision 'fp8'"),
+    ):
+        assert run_extract(*argv) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert there.read_text() == "mine"
+    assert not (tmp_path / "x.npz").exists()
