@@ -13,8 +13,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
+from yacs.config import CfgNode
 
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.cli import add_common_flags, run_tool
@@ -45,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
     load_plugins(args.plugin)
 
-    def config(task: Task):
-        flags = {"DATASET": {"NUM_SHOTS": task.shots or -1, **({"ROOT": args.root} if args.root else {})}}
-        flags |= {"SEED": task.seed, **({"MODEL": {"BACKBONE": {"NAME": args.backbone}}} if args.backbone else {})}
+    def config(task: Task) -> CfgNode:
+        flags: dict[str, Any] = {"DATASET": {"NUM_SHOTS": task.shots or -1}, "SEED": task.seed}
+        if args.root:
+            flags["DATASET"]["ROOT"] = args.root
+        if args.backbone:
+            flags["MODEL"] = {"BACKBONE": {"NAME": args.backbone}}
         return make_config(
             trainer=task.trainer,
             dataset_file=task.dataset,

@@ -152,4 +152,3 @@ def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: s
     likely = nearest(name, siblings) or nearest(name, leaves(root))
     hint = f"did you mean '{likely}'?" if likely else f"known here: {', '.join(siblings)}"
     return UserError(f"{source}: unknown config key '{name}'; {hint}")
-

@@ -67,7 +67,10 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
             raise unknown("metric", metric, metrics)
         key = (run["dataset"], run["trainer"], run["backbone"], max(run["num_shots"], 0))
         cells[key][run["seed"]] = metrics[metric]
-    return [Cell(*key, tuple(by_seed[seed] for seed in sorted(by_seed))) for key, by_seed in cells.items()]
+    return [
+        Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)))
+        for (dataset, trainer, backbone, shots), by_seed in cells.items()
+    ]
 
 
 def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:

@@ -21,7 +21,8 @@ from dassl_lite.engine import distributed
 distributed.start()
 trainer = toy.toy_trainer({data!r}, {output!r}, *{options!r})
 trainer.train()
-torch.save({{"weight": trainer.model[2].weight, "results": trainer.results}}, {output!r} + f"-rank{{distributed.rank()}}.pt")
+ended = {{"weight": trainer.model[2].weight, "results": trainer.results}}
+torch.save(ended, {output!r} + f"-rank{{distributed.rank()}}.pt")
 """
 OPTIONS = ("OPTIM.MAX_EPOCH", "3", "INPUT.TRANSFORMS", "('normalize',)")
 

@@ -18,13 +18,12 @@ FEW = ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WO
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory, request):
+def source(tmp_path_factory):
     """A TaskRes run on the embedded source."""
     folder = tmp_path_factory.mktemp("source") / "run"
-    monkeypatch = pytest.MonkeyPatch()
-    request.addfinalizer(monkeypatch.undo)
-    monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    assert run_tool(train.main, ["--trainer", "TaskRes", "--shots", "4", "--output-dir", str(folder), *FEW]) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        assert run_tool(train.main, ["--trainer", "TaskRes", "--shots", "4", "--output-dir", str(folder), *FEW]) == 0
     return folder
 
 
