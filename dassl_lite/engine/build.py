@@ -17,7 +17,7 @@ from dassl_lite.config import (
     merge_options,
     set_epochs,
 )
-from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.engine.plugins import asked_plugins, load_plugins
 from dassl_lite.models.clip import preprocessing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -32,8 +32,10 @@ CONFIGS = "dassl_lite.configs"
 def full_config() -> CfgNode:
     """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
     cfg = get_cfg_default()
-    for name in TRAINER_REGISTRY:
-        declare = getattr(TRAINER_REGISTRY.get(name), "extend_cfg", None)
+    # Another's class may stand where ours was and use its keys, as the forks of CoOp do.
+    ours = TRAINER_REGISTRY.stood_in_for.values()
+    for source in [*ours, *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY), *asked_plugins()]:
+        declare = getattr(source, "extend_cfg", None)
         if declare is not None:
             add_keys(cfg, declare)
     return cfg

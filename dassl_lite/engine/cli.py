@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.engine.results import FILE_NAME as RESULTS
 from dassl_lite.utils.errors import UserError
 
@@ -39,6 +40,13 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that every tool with a config takes."""
     parser.add_argument("--root", default="", help="folder that holds the datasets' folders")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="import this first")
+    parser.add_argument(
+        "--dassl-compat",
+        dest="plugin",
+        action="append_const",
+        const=COMPAT,
+        help="run plug-ins that were written for Dassl: import dassl gives this package",
+    )
     parser.add_argument("--allow-new-keys", action="store_true", help="take config keys that nothing declares")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to set, last")

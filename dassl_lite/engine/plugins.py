@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -18,9 +17,13 @@ logger = get_logger(__name__)
 
 ENTRY_POINTS = "dassl_lite.plugins"
 FOLDERS = ("dassl_lite.trainers", "dassl_lite.datasets")
+FILE_MODULE = "dassl_lite_plugin_"  # a plug-in file x.py is imported as this and x
+
+COMPAT = "dassl_lite.compat"  # a plug-in that others need to be imported at all: comes first
 
 _failed: dict[str, str] = {}  # plug-in -> why it could not be imported
 _done: set[str] = set()
+_asked: dict[str, ModuleType] = {}  # what --plugin named -> its module
 
 
 def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
@@ -41,27 +44,38 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
             _try(module, lambda name=module: importlib.import_module(name))
     for point in entry_points(group=ENTRY_POINTS):
         _try(point.value, point.load)
-    for plugin in asked_for:
+    for plugin in sorted(asked_for, key=lambda name: name != COMPAT):
         load_plugin(plugin)
     return dict(_failed)
 
 
 def load_plugin(plugin: str) -> ModuleType:
     """Import one plug-in by file or module name."""
+    if plugin.endswith(".py") and not Path(plugin).is_file():
+        raise UserError(f"plug-in {plugin}: there is no such file")
     try:
-        if plugin.endswith(".py"):
-            return _import_file(Path(plugin))
-        return importlib.import_module(plugin)
-    except FileNotFoundError:
-        raise UserError(f"plug-in {plugin}: there is no such file") from None
+        module = _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
     except Exception as error:
         raise UserError(f"plug-in {plugin} cannot be imported: {type(error).__name__}: {error}") from error
+    _asked[plugin] = module
+    return module
+
+
+def asked_plugins() -> list[ModuleType]:
+    """The modules that ``--plugin`` named; one may declare config keys in a function ``extend_cfg(cfg)``."""
+    return list(_asked.values())
 
 
 def _modules(package: ModuleType) -> list[str]:
-    """Full names of a package's modules, sub-folders included; a leading underscore hides one."""
-    found = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
-    return [m.name for m in found if not any(part.startswith("_") for part in m.name.split("."))]
+    """Full names of a package's modules, sub-folders included, with or without ``__init__.py``; a leading
+    underscore hides one. Nothing is imported to find them."""
+    found = []
+    for folder in map(Path, package.__path__):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if not any(part.startswith(("_", ".")) or not part.isidentifier() for part in parts):
+                found.append(".".join((package.__name__, *parts)))
+    return found
 
 
 def _try(name: str, load: object) -> None:
@@ -76,15 +90,48 @@ def _try(name: str, load: object) -> None:
 
 
 def _import_file(path: Path) -> ModuleType:
+    """Import a file as what it is to its own code: a module of its package, with the package's folder on the path.
+
+    So in a paper's repository ``trainers/x.py`` finds its neighbours and the ``clip`` beside ``trainers``.
+    """
     path = path.resolve()
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"dassl_lite_plugin_{path.stem}"
+    root = _add_to_path(path)
+    if (path.parent / "__init__.py").is_file():
+        return _import_as_package(path, root)
+    name = f"{FILE_MODULE}{path.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # a plug-in may import its neighbours
+    return _execute(name, path)
+
+
+def _add_to_path(path: Path) -> Path:
+    """Put the folders that a file imports from on ``sys.path``, first; returns the one that its package is in."""
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    folders = [path.parent] if root == path.parent else [root]
+    if root == path.parent and path.parent.name in ("trainers", "datasets"):
+        folders.append(root.parent)  # a repository whose folders are no packages
+    for folder in reversed(folders):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    return root
+
+
+def _import_as_package(path: Path, root: Path) -> ModuleType:
+    """``trainers.x`` of ``<root>/trainers/x.py``; two repositories may both have a package ``trainers``."""
+    name = ".".join(path.relative_to(root).with_suffix("").parts)
+    package = importlib.import_module(name.rpartition(".")[0])
+    if str(path.parent) not in package.__path__:
+        package.__path__.append(str(path.parent))
+    loaded = importlib.import_module(name)
+    if Path(loaded.__file__ or "").resolve() == path:
+        return loaded
+    return _execute(f"{name}_of_{root.name}", path)  # a file of that name in the other repository came first
+
+
+def _execute(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"plug-in {path} is not a Python file")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
 from dassl_lite.utils.errors import unknown
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -23,9 +26,13 @@ class Registry:
         >>> TRAINER_REGISTRY.get("MyTrainer")
     """
 
+    # Set by dassl_lite.compat: a class from elsewhere takes the name of one of ours, as every fork brings its CoOp.
+    others_win = False
+
     def __init__(self, kind: str) -> None:
         self.kind = kind.lower()
         self._table: dict[str, Any] = {}
+        self.stood_in_for: dict[str, Any] = {}  # name -> ours, where another's stands in its place
 
     @overload
     def register(self, obj: None = None, *, name: str | None = None, force: bool = False) -> Callable[[T], T]: ...
@@ -45,11 +52,20 @@ class Registry:
         held = self._table.get(key)
         # The same definition imported again (a reload, a script run by path) replaces itself.
         if held is not None and not force and _origin(held) != _origin(obj):
+            if self.others_win and _is_ours(held) != _is_ours(obj):
+                return self._let_others_win(key, held, obj)
             raise KeyError(
                 f"{self.kind} '{key}' is registered twice: by {held.__module__} and by {obj.__module__}. "
                 "Rename one, or register it with force=True."
             )
         self._table[key] = obj
+        return obj
+
+    def _let_others_win(self, key: str, held: Any, obj: Any) -> Any:
+        """Keep of two definitions the one that is not ours, whichever came first; returns ``obj``."""
+        ours, theirs = (held, obj) if _is_ours(held) else (obj, held)
+        self._table[key], self.stood_in_for[key] = theirs, ours
+        logger.info("%s '%s' is that of %s, in place of ours", self.kind, key, theirs.__module__)
         return obj
 
     def get(self, name: str) -> Any:
@@ -71,3 +87,7 @@ class Registry:
 
 def _origin(obj: Any) -> tuple[str, str]:
     return obj.__module__, obj.__qualname__
+
+
+def _is_ours(obj: Any) -> bool:
+    return obj.__module__.split(".")[0] == __name__.split(".")[0]

@@ -1,0 +1,114 @@
+"""Run code that was written for Dassl: ``import dassl`` and its submodules give this package's.
+
+    import dassl_lite.compat                      # first, then whatever imports dassl
+    python tools/train.py --dassl-compat --plugin their/trainers/x.py ...
+
+Nothing is copied: ``dassl.engine`` *is* ``dassl_lite.engine``, so what registers there registers here. Where Dassl keeps
+a name in another module than we do, ``_PLACES`` says where it is. A trainer or dataset of theirs that has the name of
+one of ours (every fork brings its own CoOp) takes its place, and one line says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import Registry
+
+logger = get_logger(__name__)
+
+THEIRS, OURS = "dassl", "dassl_lite"
+
+# Dassl's module -> ours, where the names differ; of several, the first that has an attribute gives it.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "data.data_manager": ("data.manager", "data.loaders"),
+    "data.datasets.base_dataset": ("data.datasets",),
+    "data.datasets.build": ("data.datasets",),
+    "data.transforms.transforms": ("data.transforms", "data.transforms.steps"),
+    "evaluation.evaluator": ("evaluation.evaluator", "evaluation.build"),
+    "modeling.backbone.backbone": ("modeling.backbone.base",),
+    "modeling.backbone.build": ("modeling.build",),
+    "modeling.head.build": ("modeling.build",),
+    "modeling.head.mlp": ("modeling.head",),
+    "modeling.network": ("modeling.build",),
+    "modeling.network.build": ("modeling.build",),
+}
+
+
+class _Alias(Loader):
+    """Gives a module that is there already, as it is."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # the import system has put the alias's in
+
+
+class DasslFinder(MetaPathFinder):
+    """Finds ``dassl`` and ``dassl.*`` among our modules; what we have not is not found."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        root, _, rest = fullname.partition(".")
+        if root != THEIRS:
+            return None
+        places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (rest,))]
+        if not all(_exists(place) for place in places):
+            return None
+        modules = [importlib.import_module(place) for place in places]
+        module = modules[0] if len(modules) == 1 else _gathered(fullname, modules)
+        return ModuleSpec(fullname, _Alias(module), is_package=hasattr(module, "__path__"))
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
+
+
+def _gathered(name: str, modules: Sequence[ModuleType]) -> ModuleType:
+    """A module that has the names of several."""
+    gathered = ModuleType(name, f"Names of {', '.join(module.__name__ for module in modules)}.")
+
+    def find(attribute: str) -> Any:
+        for module in modules:
+            if hasattr(module, attribute):
+                return getattr(module, attribute)
+        raise AttributeError(f"module '{name}' has no attribute '{attribute}'")
+
+    gathered.__getattr__ = find  # type: ignore[method-assign]
+    gathered.__dict__["__all__"] = sorted({n for module in modules for n in vars(module) if not n.startswith("_")})
+    return gathered
+
+
+def enable() -> None:
+    """Make ``import dassl`` resolve to this package; done on import of this module, a second call does nothing.
+
+    Raises:
+        UserError: the real Dassl is imported already.
+    """
+    if any(isinstance(finder, DasslFinder) for finder in sys.meta_path):
+        return
+    if THEIRS in sys.modules:
+        place = getattr(sys.modules[THEIRS], "__file__", None)
+        raise UserError(f"dassl is imported already, from {place}; import dassl_lite.compat before it")
+    installed = importlib.util.find_spec(THEIRS)
+    if installed is not None:
+        logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite stands in for it in this process")
+    sys.meta_path.insert(0, DasslFinder())
+    Registry.others_win = True
+
+
+enable()
