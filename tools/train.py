@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
 from yacs.config import CfgNode
 
-from dassl_lite.engine import run
+from dassl_lite.engine import describe, run
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.cli import add_common_flags, free_folder, prepare_output, run_tool
 from dassl_lite.engine.plugins import load_plugins
@@ -51,7 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model-dir", default="", help="run to load with --eval-only")
     add("--load-epoch", type=int, help="which checkpoint of it (default: the best, else the last)")
     add("--no-train", action="store_true", help="build everything, train nothing")
-    add("--list", action="store_true", help="list the registered trainers and stop")
+    add("--list", action="store_true", help="list what is registered and stop")
+    add("--help-trainer", default="", metavar="NAME", help="print a trainer's config keys and recipes and stop")
     add_common_flags(parser)
     args = parser.parse_args(argv)
     if args.resume and args.resume is not True and len(args.options) % 2:  # "--resume KEY VALUE": that was no folder
@@ -124,21 +124,12 @@ def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def list_trainers() -> None:
-    """Print what is registered, from where, with its first docstring line."""
-    rows = []
-    for name in sorted(TRAINER_REGISTRY):
-        trainer = TRAINER_REGISTRY.get(name)
-        rows.append([name, trainer.__module__, (trainer.__doc__ or "").strip().partition("\n")[0]])
-    print(tabulate(rows, headers=["trainer", "module", "what it is"]))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger()
     load_plugins(args.plugin)
-    if args.list:
-        list_trainers()
+    if args.list or args.help_trainer:
+        print(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
         return 0
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")

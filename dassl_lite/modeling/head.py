@@ -59,4 +59,5 @@ class MLP(nn.Module):
 
 @HEAD_REGISTRY.register()
 def mlp(**kwargs: Any) -> MLP:
+    """Linear, batch norm, activation and dropout, once per hidden layer."""
     return MLP(**kwargs)

@@ -45,17 +45,20 @@ def _choice(make: Callable[[Any], Step]) -> Callable[[Any], Step]:
 
 @_choice
 def _random_translation(cfg: Any) -> Step:
+    """Enlarge by an eighth with probability 0.5, and crop at random."""
     return Step("+ random translation", Random2DTranslation(*cfg.INPUT.SIZE))
 
 
 @_choice
 def _random_crop(cfg: Any) -> Step:
+    """Pad by CROP_PADDING pixels and crop at random."""
     padding = cfg.INPUT.CROP_PADDING
     return Step(f"+ random crop (padding = {padding})", T.RandomCrop(tuple(cfg.INPUT.SIZE), padding=padding))
 
 
 @_choice
 def _random_resized_crop(cfg: Any) -> Step:
+    """Crop a random part with an area in RRCROP_SCALE, and resize it."""
     size, scale = tuple(cfg.INPUT.SIZE), tuple(cfg.INPUT.RRCROP_SCALE)
     crop = T.RandomResizedCrop(size, scale=scale, interpolation=interpolation(cfg))
     return Step(f"+ random resized crop (size={size}, scale={scale})", crop)
@@ -63,6 +66,7 @@ def _random_resized_crop(cfg: Any) -> Step:
 
 @_choice
 def _center_crop(cfg: Any) -> Step:
+    """Enlarge by an eighth and crop the centre."""
     size = tuple(cfg.INPUT.SIZE)
     larger = tuple(int(side * ENLARGEMENT) for side in size)
     enlarge = T.Resize(larger, interpolation=interpolation(cfg))
@@ -71,6 +75,7 @@ def _center_crop(cfg: Any) -> Step:
 
 @_choice
 def _random_flip(cfg: Any) -> Step:
+    """Flip horizontally with probability 0.5."""
     return Step("+ random flip", T.RandomHorizontalFlip())
 
 
@@ -80,39 +85,46 @@ def _policy(policy: T.AutoAugmentPolicy) -> T.AutoAugment:
 
 @_choice
 def _imagenet_policy(cfg: Any) -> Step:
+    """AutoAugment's policy for ImageNet."""
     return Step("+ imagenet policy", _policy(T.AutoAugmentPolicy.IMAGENET))
 
 
 @_choice
 def _cifar10_policy(cfg: Any) -> Step:
+    """AutoAugment's policy for CIFAR-10."""
     return Step("+ cifar10 policy", _policy(T.AutoAugmentPolicy.CIFAR10))
 
 
 @_choice
 def _svhn_policy(cfg: Any) -> Step:
+    """AutoAugment's policy for SVHN."""
     return Step("+ svhn policy", _policy(T.AutoAugmentPolicy.SVHN))
 
 
 @_choice
 def _randaugment(cfg: Any) -> Step:
+    """RANDAUGMENT_N random operations of magnitude RANDAUGMENT_M."""
     n, m = cfg.INPUT.RANDAUGMENT_N, cfg.INPUT.RANDAUGMENT_M
     return Step(f"+ randaugment (n={n}, m={m})", RandAugment(n, m))
 
 
 @_choice
 def _randaugment_fixmatch(cfg: Any) -> Step:
+    """RANDAUGMENT_N operations of FixMatch's list."""
     n = cfg.INPUT.RANDAUGMENT_N
     return Step(f"+ randaugment_fixmatch (n={n})", RandAugmentFixMatch(n))
 
 
 @_choice
 def _randaugment2(cfg: Any) -> Step:
+    """RANDAUGMENT_N operations, each with a random probability and magnitude."""
     n = cfg.INPUT.RANDAUGMENT_N
     return Step(f"+ randaugment2 (n={n})", RandAugment2(n))
 
 
 @_choice
 def _colorjitter(cfg: Any) -> Step:
+    """Change brightness, contrast, saturation and hue (COLORJITTER_*)."""
     values = {
         "brightness": cfg.INPUT.COLORJITTER_B,
         "contrast": cfg.INPUT.COLORJITTER_C,
@@ -125,11 +137,13 @@ def _colorjitter(cfg: Any) -> Step:
 
 @_choice
 def _randomgrayscale(cfg: Any) -> Step:
+    """Turn grey with probability RGS_P."""
     return Step("+ random gray scale", T.RandomGrayscale(p=cfg.INPUT.RGS_P))
 
 
 @_choice
 def _gaussian_blur(cfg: Any) -> Step:
+    """Blur with probability GB_P and kernel size GB_K."""
     kernel = cfg.INPUT.GB_K
     blur = T.RandomApply([T.GaussianBlur(kernel)], p=cfg.INPUT.GB_P)
     return Step(f"+ gaussian blur (kernel={kernel})", blur)
@@ -142,24 +156,28 @@ def to_tensor(cfg: Any) -> Step:
 
 @_choice
 def _cutout(cfg: Any) -> Step:
+    """Cut CUTOUT_N squares of side CUTOUT_LEN out."""
     n, length = cfg.INPUT.CUTOUT_N, cfg.INPUT.CUTOUT_LEN
     return Step(f"+ cutout (n_holes={n}, length={length})", Cutout(n, length))
 
 
 @_choice
 def _normalize(cfg: Any) -> Step:
+    """Subtract PIXEL_MEAN and divide by PIXEL_STD."""
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     return Step(f"+ normalization (mean={mean}, std={std})", T.Normalize(mean, std))
 
 
 @_choice
 def _gaussian_noise(cfg: Any) -> Step:
+    """Add noise of mean GN_MEAN and deviation GN_STD."""
     mean, std = cfg.INPUT.GN_MEAN, cfg.INPUT.GN_STD
     return Step(f"+ gaussian noise (mean={mean}, std={std})", GaussianNoise(mean, std))
 
 
 @_choice
 def _instance_norm(cfg: Any) -> Step:
+    """Normalise each channel by its own mean and deviation."""
     return Step("+ instance normalization", InstanceNormalization())
 
 
