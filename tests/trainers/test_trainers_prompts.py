@@ -218,8 +218,8 @@ def test_the_longest_prompt_that_fits_is_taken(build):
 @pytest.mark.parametrize(("shots", "epochs"), [("1", 50), ("2", 100), ("4", 100), ("8", 200), ("16", 200), ("-1", 200)])
 def test_without_a_recipe_coop_trains_as_long_as_the_paper_does(shots, epochs):
     cfg = make_config(trainer="CoOp", method_file="default.yaml", options=["DATASET.NUM_SHOTS", shots])
-    assert cfg.OPTIM.MAX_EPOCH == epochs
-    assert cfg.MODEL.BACKBONE.NAME == "demo"
+    found = (cfg.OPTIM.MAX_EPOCH, cfg.MODEL.BACKBONE.NAME)
+    assert found == (epochs, "demo")
 
 
 @pytest.mark.parametrize(
