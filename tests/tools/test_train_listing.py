@@ -1,0 +1,139 @@
+"""tools/train.py --list and --help-trainer: what is registered and what a trainer can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.describe import REGISTRIES
+from dassl_lite.engine.key_comments import Comments
+from dassl_lite.tools import train
+
+PLUGIN = '''"""Methods of a plug-in."""
+
+from yacs.config import CfgNode
+
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.optim import OPTIMIZER_REGISTRY
+
+
+@TRAINER_REGISTRY.register()
+class ListedTrainer(FeatureTrainer):
+    """What the listed trainer does.
+
+    A second paragraph.
+    """
+
+    @classmethod
+    def extend_cfg(cls, cfg):
+        super().extend_cfg(cfg)
+        node = cfg.TRAINER.ListedTrainer
+        node.ALPHA = 0.25  # weight of the first term
+        # Both are as in
+        # the paper:
+        node.BETA, node.GAMMA = 1, "b"
+        node.DELTA = (
+            1,
+            2,
+        )  # a list over several lines
+
+        node.BARE = True
+        cfg.TRAINER.ListedTrainer.DEEP = CfgNode()
+        cfg.TRAINER.ListedTrainer.DEEP.BARE = 3  # "quoted", and further down
+
+
+@OPTIMIZER_REGISTRY.register()
+def listed_optimizer(params, optim_cfg):
+    pass
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path):
+    path = tmp_path / "plugin_to_list.py"
+    path.write_text(PLUGIN)
+    yield path
+    for registry in REGISTRIES.values():
+        for name in ("ListedTrainer", "listed_optimizer"):
+            registry._table.pop(name, None)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert run_tool(train.main, list(argv)) == 0
+    return capsys.readouterr().out
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The row of a table that begins with ``first``, as its cells."""
+    (line,) = [line for line in text.splitlines() if line.split("  ")[0] == first]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_the_list_has_every_registered_name_of_every_kind(capsys):
+    out = printed(capsys, "--list")
+    for taker, registry in REGISTRIES.items():
+        assert f"{registry.kind} ({taker})" in out or not list(registry)
+        assert {name for name in registry if not cells(out, name)} == set()
+    assert {"trainer", "dataset", "evaluator", "optimizer", "learning-rate schedule", "transform"} < {
+        registry.kind for registry in REGISTRIES.values()
+    }
+
+
+def test_everything_of_ours_says_where_it_is_from_and_what_it_is(capsys):
+    out = printed(capsys, "--list")
+    silent = [name for registry in REGISTRIES.values() for name in registry if len(cells(out, name)) < 3]
+    ours = [name for name in silent if "dassl_lite." in cells(out, name)[1]]
+    assert ours == []
+    taskres = ["TaskRes", "dassl_lite.trainers.taskres", "A learned residual on every class's text feature."]
+    assert cells(out, "TaskRes") == taskres
+    assert cells(out, "Caltech101")[2].startswith("Pictures of 100 objects")  # not where they lie
+
+
+def test_the_list_names_the_file_of_a_plug_in(capsys, plugin):
+    out = printed(capsys, "--list", "--plugin", str(plugin))
+    assert cells(out, "ListedTrainer") == ["ListedTrainer", str(plugin), "What the listed trainer does."]
+    assert cells(out, "listed_optimizer") == ["listed_optimizer", str(plugin)]  # it says nothing of itself
+
+
+def test_a_trainers_keys_come_with_defaults_and_the_comments_beside_them(capsys, plugin):
+    out = printed(capsys, "--help-trainer", "ListedTrainer", "--plugin", str(plugin))
+    node = "TRAINER.ListedTrainer"
+    assert cells(out, f"{node}.PREC") == [f"{node}.PREC", "'fp32'", "fp32 | amp | fp16 | bf16"]  # inherited
+    assert cells(out, f"{node}.ALPHA") == [f"{node}.ALPHA", "0.25", "weight of the first term"]
+    assert cells(out, f"{node}.BETA") == [f"{node}.BETA", "1", "Both are as in the paper"]
+    assert cells(out, f"{node}.GAMMA") == [f"{node}.GAMMA", "'b'", "Both are as in the paper"]
+    assert cells(out, f"{node}.DELTA") == [f"{node}.DELTA", "(1, 2)", "a list over several lines"]
+    assert cells(out, f"{node}.BARE") == [f"{node}.BARE", "True"]  # DEEP.BARE's comment is not its
+    assert cells(out, f"{node}.DEEP.BARE") == [f"{node}.DEEP.BARE", "3", '"quoted", and further down']
+    assert "ListedTrainer has no recipe" in out
+    assert "OPTIM.LR" not in out  # the engine's keys are not the method's
+
+
+def test_the_help_tells_the_default_recipe_s_values_and_names_the_recipes(capsys):
+    out = printed(capsys, "--help-trainer", "TaskRes")
+    assert "https://arxiv.org/abs/2211.10277" in out
+    key = "TRAINER.TaskRes.RESIDUAL_SCALE"
+    assert cells(out, key) == [key, "1.0 (0.5 in default.yaml)", "alpha; the recipes use 0.5"]
+    assert "the paper's recipe" in cells(out, "default")[1]
+    assert cells(out, "adam_lr2e-3_B256_ep100")[1] == "OPTIM.MAX_EPOCH 100"
+    assert "_base" not in out
+
+
+@pytest.mark.parametrize("name", ["ZeroshotCLIP2", "TipAdapterF", "CoCoOp"])
+def test_inherited_keys_stand_under_the_node_that_the_method_reads(capsys, name):
+    nodes = {"ZeroshotCLIP2": "ZeroshotCLIP", "TipAdapterF": "TipAdapter", "CoCoOp": "COCOOP"}
+    out = printed(capsys, "--help-trainer", name)
+    assert cells(out, f"TRAINER.{nodes[name]}.PREC")[-1] == "fp32 | amp | fp16 | bf16"
+
+
+def test_a_misspelt_trainer_is_told(capsys):
+    assert run_tool(train.main, ["--help-trainer", "TaskRess"]) == 2
+    assert "Did you mean 'TaskRes'?" in capsys.readouterr().err
+
+
+def test_a_class_without_source_has_no_comments():
+    made = type("Made", (), {"extend_cfg": classmethod(lambda cls, cfg: None)})
+    assert Comments(made).of("TRAINER.Made.X") == ""
+    assert Comments(len).of("TRAINER.Made.X") == ""
