@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import sysconfig
 from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
@@ -20,13 +21,14 @@ from dassl_lite.data import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
 from dassl_lite.engine.key_comments import Comments
-from dassl_lite.engine.plugins import FILE_MODULE
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
 from dassl_lite.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, NETWORK_REGISTRY
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
 from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
 from dassl_lite.utils.registry import Registry
 
+PACKAGE = __name__.partition(".")[0]
+INSTALLED = sysconfig.get_paths()["purelib"]
 WIDTH = 100  # of what is said of a recipe
 
 # Flag, config key or function that takes the name -> registry.
@@ -57,10 +59,12 @@ def registered() -> str:
 
 
 def origin(thing: Any) -> str:
-    """Where something is defined: its module, or the file if it came by ``--plugin file.py``."""
+    """Where something is defined: its module, or the file if that is neither ours nor installed."""
     module = getattr(thing, "__module__", None) or ""
     path = getattr(sys.modules.get(module), "__file__", None)
-    return str(path) if path and module.startswith(FILE_MODULE) else module
+    if not path or module.partition(".")[0] == PACKAGE or Path(path).is_relative_to(INSTALLED):
+        return module
+    return str(path)
 
 
 def summary(thing: Any) -> str:

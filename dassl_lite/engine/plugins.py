@@ -17,7 +17,6 @@ logger = get_logger(__name__)
 
 ENTRY_POINTS = "dassl_lite.plugins"
 FOLDERS = ("dassl_lite.trainers", "dassl_lite.datasets")
-FILE_MODULE = "dassl_lite_plugin_"  # a plug-in file x.py is imported as this and x
 
 COMPAT = "dassl_lite.compat"  # a plug-in that others need to be imported at all: comes first
 
@@ -98,7 +97,7 @@ def _import_file(path: Path) -> ModuleType:
     root = _add_to_path(path)
     if (path.parent / "__init__.py").is_file():
         return _import_as_package(path, root)
-    name = f"{FILE_MODULE}{path.stem}"
+    name = f"dassl_lite_plugin_{path.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
