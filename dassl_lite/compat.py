@@ -3,9 +3,9 @@
     import dassl_lite.compat                      # first, then whatever imports dassl
     python tools/train.py --dassl-compat --plugin their/trainers/x.py ...
 
-Nothing is copied: ``dassl.engine`` *is* ``dassl_lite.engine``, so what registers there registers here. Where Dassl keeps
-a name in another module than we do, ``_PLACES`` says where it is. A trainer or dataset of theirs that has the name of
-one of ours (every fork brings its own CoOp) takes its place, and one line says so.
+Nothing is copied: ``dassl.engine`` *is* ``dassl_lite.engine``, so what registers there registers here. Where Dassl
+keeps a name in another module than we do, ``_PLACES`` says where it is. A trainer or dataset of theirs that has the
+name of one of ours (every fork brings its own CoOp) takes its place, and one line says so.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "evaluation.evaluator": ("evaluation.evaluator", "evaluation.build"),
     "modeling.backbone.backbone": ("modeling.backbone.base",),
     "modeling.backbone.build": ("modeling.build",),
+    "modeling.head": ("modeling.head", "modeling.build"),
     "modeling.head.build": ("modeling.build",),
     "modeling.head.mlp": ("modeling.head",),
-    "modeling.network": ("modeling.build",),
+    "modeling.network": ("modeling.build", "modeling"),
     "modeling.network.build": ("modeling.build",),
+    "utils": ("utils", "utils.tools", "utils.logger", "data.images"),
+    "utils.tools": ("utils.tools", "data.images"),
 }
 
 
@@ -88,6 +91,7 @@ def _gathered(name: str, modules: Sequence[ModuleType]) -> ModuleType:
                 return getattr(module, attribute)
         raise AttributeError(f"module '{name}' has no attribute '{attribute}'")
 
+    gathered.__path__ = []  # a package to whoever imports a submodule of it, which the finder finds
     gathered.__getattr__ = find  # type: ignore[method-assign]
     gathered.__dict__["__all__"] = sorted({n for module in modules for n in vars(module) if not n.startswith("_")})
     return gathered

@@ -2,12 +2,13 @@
 
 from dassl_lite.config.check import check_ranges
 from dassl_lite.config.defaults import CN, get_cfg_default
-from dassl_lite.config.load import add_keys, merge_file, merge_mapping, merge_options, set_epochs, to_dict
+from dassl_lite.config.load import add_keys, clean_cfg, merge_file, merge_mapping, merge_options, set_epochs, to_dict
 
 __all__ = [
     "CN",
     "add_keys",
     "check_ranges",
+    "clean_cfg",
     "get_cfg_default",
     "merge_file",
     "merge_mapping",

@@ -26,6 +26,13 @@ def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
     declare(cfg)
 
 
+def clean_cfg(cfg: CN, trainer: str) -> None:
+    """Drop the keys of every trainer but ``trainer`` (whose node has its name in capitals), as in Dassl."""
+    for key in list(cfg.TRAINER):
+        if key not in ("NAME", trainer, trainer.upper()):
+            del cfg.TRAINER[key]
+
+
 def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> None:
     """Merge a yaml file, and before it whatever its ``_BASE_`` names (relative to the file).
 

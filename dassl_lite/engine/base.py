@@ -23,7 +23,7 @@ from torch import nn
 from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.classes import ClassRows
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.errors import NotFiniteError, UserError, unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -40,6 +40,8 @@ class TrainerBase:
         self.epoch = self.start_epoch = self.max_epoch = 0
         self.best_result = float("-inf")
         self.history: list[dict[str, Any]] = []  # one row per evaluation: epoch, split and metrics
+        self.results: dict[str, dict[str, Any]] = {}  # split -> metrics of its last evaluation
+        self.seconds: dict[str, float] = {}  # phase -> wall time
 
     # ---- models -------------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class TrainerBase:
         """Stop at a loss that is infinite or not a number; what was saved before stays."""
         if not torch.isfinite(loss).all():
             step = f"epoch {self.epoch + 1}, batch {getattr(self, 'batch_idx', 0) + 1}"
-            raise UserError(
+            raise NotFiniteError(
                 f"the loss is infinite or NaN at {step}; lower OPTIM.LR (now {self.get_current_lr():g}) "
                 "or use a wider precision. Checkpoints written before stay as they are."
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.engine.results import FILE_NAME as RESULTS
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import Logger
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -21,9 +24,13 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
 
     A user's mistake is one line on stderr and code 2, Ctrl-C one line and code 130; ``--debug`` shows the traceback.
     """
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in given
+    # Code that was written for Dassl prints, and expects to find it in log.txt.
+    prints: Any = contextlib.redirect_stdout(Logger()) if "--dassl-compat" in given else contextlib.nullcontext()
     try:
-        return main(argv) or 0
+        with prints:
+            return main(argv) or 0
     except UserError as error:
         if debug:
             raise

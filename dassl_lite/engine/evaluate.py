@@ -107,7 +107,7 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
     trainer.strict_classes = strict_classes
     if trainer.has_state():
         trainer.load_model(model_dir, epoch=epoch)
-    trainer.test()
+    trainer.evaluate_split()
     return trainer
 
 
@@ -132,7 +132,7 @@ def evaluate_row(
         classes=trainer.num_classes,
         matched=trainer.class_match.matched if trainer.class_match else None,
         accuracy=metrics["accuracy"],
-        macro_f1=metrics["macro_f1"],
-        ece=metrics["ece"],
+        macro_f1=metrics.get("macro_f1", float("nan")),
+        ece=metrics.get("ece", float("nan")),
         seconds=time.perf_counter() - start,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from dassl_lite.data.feature_dataset import FeatureDataset
 from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.base import TrainerBase
 from dassl_lite.engine.run_log import RunLog
+from dassl_lite.engine.simple_net import SimpleNet
 from dassl_lite.evaluation import build_evaluator
+from dassl_lite.optim import build_lr_scheduler, build_optimizer
+from dassl_lite.utils import count_num_param, load_pretrained_weights
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -34,7 +39,7 @@ logger = get_logger(__name__)
 class SimpleTrainer(TrainerBase):
     """A trainer built from a frozen config: data, model, evaluator, checkpoints, test.
 
-    A subclass gives ``build_model`` (which registers its models) and ``forward_backward``.
+    A subclass gives ``forward_backward`` and, mostly, ``build_model``, which registers its models.
     """
 
     takes_features = False  # whether it can do with features in the place of images
@@ -49,11 +54,6 @@ class SimpleTrainer(TrainerBase):
         self.device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
-        self.results: dict[str, dict[str, Any]] = {}  # split -> metrics of its last evaluation
-        self.seconds: dict[str, float] = {}  # phase -> wall time
-        self._saved_at = time.monotonic()
-        self._stop_signal = 0
-        self.run_log: Any = None
         self.build_data_loader()
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise UserError(
@@ -82,8 +82,17 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = dm.lab2cname
 
     def build_model(self) -> None:
-        """Build the models, their optimisers and schedules, and register them."""
-        raise NotImplementedError(f"{type(self).__name__} does not define build_model()")
+        """Build the models, their optimisers and schedules, and register them; not overridden, a SimpleNet."""
+        cfg = self.cfg
+        logger.info("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        logger.info(f"# params: {count_num_param(self.model):,}")
+        self.optim: Any = build_optimizer(self.model, cfg.OPTIM)
+        self.sched: Any = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
 
     def target_classes(self) -> ClassList | None:
         return getattr(self.dm.dataset, "classes", None)
@@ -117,7 +126,7 @@ class SimpleTrainer(TrainerBase):
             self.seconds["train"] = time.time() - start
             logger.info("Finish training")
         if not self.cfg.TEST.NO_TEST:
-            self.test()
+            self.evaluate_split()
 
     def fit(self) -> None:
         """Make a model that needs no epochs (``trains`` is False) out of the training set."""
@@ -130,7 +139,8 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time()
-        self.run_log = RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.cfg.VERBOSE)
+        self._saved_at = time.monotonic()
+        self.__dict__.pop("run_log", None)
 
     def after_epoch(self) -> None:
         self.run_log.end_epoch(self.get_current_lr())
@@ -160,7 +170,7 @@ class SimpleTrainer(TrainerBase):
                 self.load_model(self.output_dir)
             else:
                 logger.info("Deploy the last-epoch model")
-            self.test()
+            self.evaluate_split()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         logger.info(f"Elapsed: {elapsed}")
         self.close_writer()
@@ -188,12 +198,18 @@ class SimpleTrainer(TrainerBase):
         try:
             yield
         finally:
-            if self.run_log is not None:
+            if "run_log" in self.__dict__:
                 self.run_log.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate_split(self, split: str | None = None) -> None:
+        """``test``, and keep what one that was overridden returns."""
+        value = self.test(split)
+        if isinstance(value, float | int):
+            self.results.setdefault(split or self.cfg.TEST.SPLIT, {"accuracy": float(value)})
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -243,9 +259,17 @@ class SimpleTrainer(TrainerBase):
     def _step(self, batch: Any) -> dict[str, float]:
         return self.forward_backward(batch)
 
+    @cached_property
+    def run_log(self) -> RunLog:
+        """What the run prints; made when first asked for, as a trainer may override ``before_train``."""
+        return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.cfg.VERBOSE)
+
+    # Here and not in __init__: some trainers write that anew, on top of TrainerBase's.
     num_batches = 0
     batch_idx = 0
     model: Any = None
+    _saved_at = float("inf")  # time of the last checkpoint
+    _stop_signal = 0
 
 
 class TrainerX(SimpleTrainer):
@@ -264,6 +288,8 @@ class TrainerXU(SimpleTrainer):
     """A trainer on labelled and unlabelled data: ``forward_backward(batch_x, batch_u)``."""
 
     def run_epoch(self) -> None:
+        if self.train_loader_u is None:
+            raise UserError(f"{self.cfg.TRAINER.NAME} needs unlabelled images, but {self.cfg.DATASET.NAME} has none")
         len_x, len_u = len(self.train_loader_x), len(self.train_loader_u)
         counted = self.cfg.TRAIN.COUNT_ITER
         lengths = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
@@ -281,5 +307,5 @@ class TrainerXU(SimpleTrainer):
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     """Batches of ``loader``, which starts over when it ends."""
-    while True:
-        yield from loader
+    # Its first round starts here, not with the first batch: two loaders draw random numbers in the reference's order.
+    return itertools.chain(iter(loader), itertools.chain.from_iterable(itertools.repeat(loader)))

@@ -14,6 +14,10 @@ class MissingDatasetError(UserError):
     """A dataset that is not on this machine; a suite of datasets can go on without it."""
 
 
+class NotFiniteError(UserError, FloatingPointError):
+    """A loss that is infinite or not a number; Dassl raises FloatingPointError."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``word`` (case does not count), or None if nothing is close."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}

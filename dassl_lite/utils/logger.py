@@ -18,7 +18,8 @@ class _ConsoleHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
             return
-        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        out = getattr(sys.stdout, "console", sys.stdout)  # past what keeps printed lines, or they were kept twice
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else out
         super().emit(record)
 
 
@@ -60,6 +61,40 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
         handler.setFormatter(_BareFormatter("%(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+class Logger:
+    """A stand-in for ``sys.stdout`` that also writes to a file (Dassl's name).
+
+    Args:
+        fpath: the file; None keeps what is printed in the run's ``log.txt``.
+    """
+
+    def __init__(self, fpath: str | os.PathLike[str] | None = None) -> None:
+        self.console = sys.stdout
+        self._file = open(fpath, "a", encoding="utf-8") if fpath is not None else None  # noqa: SIM115
+        self._line = ""
+
+    def write(self, msg: str) -> int:
+        self.console.write(msg)
+        if self._file is not None:
+            return self._file.write(msg)
+        *lines, self._line = (self._line + msg).split("\n")
+        for line in lines:
+            logging.getLogger(ROOT_NAME).info("%s", line, extra=FILE_ONLY)
+        return len(msg)
+
+    def flush(self) -> None:
+        self.console.flush()
+        if self._file is not None:
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        return self.console.isatty()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def get_logger(name: str) -> logging.Logger:
