@@ -25,6 +25,7 @@ from typing import Any
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, warn_of_small_classes
+from dassl_lite.data.fewshot_pickle import read_pickled_draw
 from dassl_lite.data.keep import Keeper
 from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
 from dassl_lite.utils.errors import MissingDatasetError, UserError
@@ -179,14 +180,19 @@ class FolderDataset(DatasetBase):
         source = Draw(split.train, [] if self.val_is_test else split.val)
         file = DrawFile(type(self).__name__, self.image_dir, source)
         name = os.path.join(self.fewshot_dir, f"shot_{num_shots}-seed_{seed}.json")
-        kept = Path(given).expanduser() if given else self.keeper.find(name)
-        if kept is not None:
+        pickled = f"{name.removesuffix('.json')}.pkl"  # the reference's, kept beside the dataset
+        kept = Path(given).expanduser() if given else self.keeper.find(name) or self.keeper.find(pickled)
+        if kept is not None and kept.suffix != ".pkl":
             logger.info("Loading preprocessed few-shot data from %s", kept)
             expected = {"num_shots": num_shots} if num_shots > 0 else {}
             remedy = "Check DATASET.FEWSHOT_FILE." if given else "Delete it to draw anew."
             draw = file.load(kept, expected if given else {**expected, "seed": seed}, remedy)
         else:
-            draw = self._draw(source, num_shots)
+            if kept is None:
+                draw = self._draw(source, num_shots)
+            else:
+                logger.info("Loading preprocessed few-shot data from %s", kept)
+                draw = read_pickled_draw(kept, self.image_dir, source)
             kept = self.keeper.write(name, lambda path: file.save(draw, num_shots, seed, path))
             if kept is not None:
                 logger.info("Saving preprocessed few-shot data to %s", kept)
