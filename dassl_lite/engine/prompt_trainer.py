@@ -37,7 +37,7 @@ class PromptTrainer(FeatureTrainer):
         node.N_CTX = 16  # context vectors
         node.CTX_INIT = ""  # words to start from, such as "a photo of a"; their number then replaces N_CTX
         node.TEXT_CHUNK = 0  # classes in one go through the text encoder; 0: by memory
-        node.TEXT_CHECKPOINT = False  # compute activations again in the backward pass: less memory, a third slower
+        node.TEXT_CHECKPOINT = False  # compute activations again in the backward pass: less memory, more time
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
