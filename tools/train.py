@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.eval_only:
         if args.model_dir and trainer.has_state():
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        trainer.test()
+        trainer.evaluate_split()
     return 0
 
 
