@@ -18,7 +18,9 @@ from dassl_lite.config import (
     set_epochs,
 )
 from dassl_lite.engine.plugins import asked_plugins, load_plugins
+from dassl_lite.modeling import BACKBONE_REGISTRY
 from dassl_lite.models.clip import preprocessing
+from dassl_lite.models.preprocessing import Preprocessing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -27,6 +29,8 @@ logger = get_logger(__name__)
 
 TRAINER_REGISTRY = Registry("trainer")
 CONFIGS = "dassl_lite.configs"
+# Of networks that are no CLIP: Dassl's defaults.
+IMAGENET_INPUT = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 
 
 def full_config() -> CfgNode:
@@ -88,7 +92,8 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
     keys = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")
     if all(cfg.INPUT[key] for key in keys):
         return cfg
-    own = preprocessing(cfg.MODEL.BACKBONE.NAME)
+    name = cfg.MODEL.BACKBONE.NAME
+    own = IMAGENET_INPUT if not name or name in BACKBONE_REGISTRY else preprocessing(name)
     values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation)
     cfg = cfg.clone()
     cfg.defrost()
