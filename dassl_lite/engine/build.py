@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,16 @@ def find_yaml(name: str | Path, folder: str) -> Path:
 
 
 def default_recipe(trainer: str) -> Path | None:
-    """The yaml of a method that is taken where none is named, or None where it has none."""
-    path = configs_root() / "trainers" / trainer / "default.yaml"
-    return path if path.is_file() else None
+    """The yaml of a method that is taken where none is named, or None where it has none.
+
+    It is the package's ``configs/trainers/<trainer>/default.yaml``; of a method in ``x.py`` elsewhere, the ``x.yaml``
+    beside it.
+    """
+    paths = [configs_root() / "trainers" / trainer / "default.yaml"]
+    if trainer in TRAINER_REGISTRY:
+        file = getattr(sys.modules.get(TRAINER_REGISTRY.get(trainer).__module__), "__file__", None)
+        paths += [Path(file).with_suffix(".yaml")] if file else []
+    return next((path for path in paths if path.is_file()), None)
 
 
 def configs_root() -> Path:

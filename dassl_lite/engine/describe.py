@@ -112,15 +112,18 @@ def _key_table(name: str) -> str:
     recipe = default_recipe(name)
     values, rows = leaves(make_config(trainer=name, method_file=recipe)), []
     for key, default in keys.items():
-        other = f" ({values[key]!r} in default.yaml)" if recipe and values[key] != default else ""
+        other = f" ({values[key]!r} in {recipe.name})" if recipe and values[key] != default else ""
         rows.append([key, f"{default!r}{other}", comments.of(key)])
     return tabulate(rows, headers=["config key", "default", "what it does"], disable_numparse=True)
 
 
 def _recipes(name: str) -> str:
-    """The method's yaml files: the comment that each begins with, else what it sets. An underscore hides one."""
+    """The method's yaml files, with the comment that each begins with, else what it sets. An underscore hides one."""
     paths = sorted((configs_root() / "trainers" / name).glob("*.yaml"))
     rows = [[path.stem, _about_recipe(path)] for path in paths if not path.name.startswith("_")]
+    own = default_recipe(name)
+    if own is not None and own not in paths:
+        rows.append([str(own), _about_recipe(own)])
     if not rows:
         return f"{name} has no recipe in configs/trainers/{name}; --config-file takes a yaml of yours."
     return tabulate(rows, headers=["recipe (--config-file)", "what it is, or sets"], disable_numparse=True)

@@ -1,0 +1,88 @@
+"""trainers/README.md: its method is trained, evaluated and compared by the commands that the guide gives."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.cli import run_tool
+
+GUIDE = (Path(__file__).resolve().parents[2] / "trainers" / "README.md").read_text(encoding="utf-8")
+QUICK = ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
+
+
+def block(language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    return text
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which someone wrote the guide's two files."""
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "lp_plus_plus.py").write_text(block("python"))
+    (folder / "lp_plus_plus.yaml").write_text(block("yaml"))
+    yield folder
+    TRAINER_REGISTRY._table.pop("LPPlusPlus", None)
+
+
+def command(line: str) -> int:
+    """Run ``python tools/x.py ...`` in this process, for few epochs."""
+    _, path, *arguments = shlex.split(line)
+    quick = {"train": QUICK, "sweep": ("--output-dir", "output/sweep", *QUICK)}.get(Path(path).stem, ())
+    tool = importlib.import_module(f"dassl_lite.tools.{Path(path).stem}")
+    return run_tool(tool.main, [*arguments, *quick])
+
+
+def test_the_guides_commands_lead_to_the_methods_row(followed, monkeypatch, capsys):
+    monkeypatch.chdir(followed)
+    lines = block("bash").splitlines()
+    assert [command(line) for line in lines] == [0] * len(lines), capsys.readouterr().err
+    kept = json.loads((followed / "output" / "first" / "results.json").read_text())
+    assert kept["config"]["DATALOADER"]["TRAIN_X"]["BATCH_SIZE"] == 256  # the recipe beside the method was taken
+    accuracy = kept["metrics"]["test"]["accuracy"]
+    assert accuracy > kept["zero_shot_accuracy"]
+    out = capsys.readouterr().out
+    assert re.search(rf"Silhouettes +{accuracy:.2f} .* 20 of 20", out)  # what eval.py says of the saved run
+    assert [path.name for path in (followed / "output" / "first" / "lp_plus_plus").glob("model*")] == [
+        "model.pth.tar-3"
+    ]
+    table = (followed / "output" / "sweep" / "report.md").read_text()
+    assert len(re.findall(r"\| LPPlusPlus +(\| [\d.]+ ± [\d.]+ *){3}\|", table)) == 1
+
+
+def test_the_method_has_forty_lines_or_fewer():
+    assert len([line for line in block("python").splitlines() if line.strip()]) <= 40
+
+
+def mapped() -> list[tuple[str, str]]:
+    """(name, module of ours), for every name of Dassl's in the guide's table."""
+    pairs = []
+    for theirs, ours in re.findall(r"^\| (`dassl\..*?) \| (.*?) \|$", GUIDE, re.MULTILINE):
+        groups = re.findall(r"`dassl\.[\w.]+`: ([^;]*)", theirs)
+        modules = re.findall(r"`(dassl_lite[\w.]*)`", ours)
+        assert len(groups) == len(modules), theirs
+        for names, module in zip(groups, modules, strict=True):
+            pairs += [(name, module) for name in re.findall(r"`(\w+)`", names)]
+    return pairs
+
+
+def test_the_table_for_those_who_port_has_the_whole_contract():
+    assert len(mapped()) >= 25
+
+
+@pytest.mark.parametrize(("name", "module"), mapped())
+def test_a_name_of_dassls_is_where_the_guide_says(name, module):
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("place", sorted(set(re.findall(r"`(dassl_lite\.[\w.]+\.[A-Z]\w+)`", GUIDE))))
+def test_a_class_or_registry_that_the_guide_names_is_there(place):
+    module, _, name = place.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
