@@ -9,20 +9,19 @@ Type the same line again to go on: finished runs are skipped, failed and interru
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from tabulate import tabulate
-from yacs.config import CfgNode
 
-from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.cli import add_common_flags, run_tool
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.engine.sweep import Task, all_methods, sweep, tasks
-from dassl_lite.utils import get_logger, setup_logger
+from dassl_lite.engine.sweep import Settings, all_methods, sweep, tasks
+from dassl_lite.utils import UserError, get_logger, setup_logger
 
 logger = get_logger("sweep")
 
@@ -38,8 +37,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--backbone", default="", help="CLIP backbone")
     add("--output-dir", default="output/sweep", help="the sweep's folder")
+    add("--jobs", type=int, default=default_jobs(), help="runs at a time (default: one per core, at most 4; GPU: 1)")
     add_common_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
+    return args
+
+
+def default_jobs() -> int:
+    """Small models use one core well and two badly; a GPU is shared badly, and big models need its memory."""
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,24 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
     load_plugins(args.plugin)
 
-    def config(task: Task) -> CfgNode:
-        flags: dict[str, Any] = {"DATASET": {"NUM_SHOTS": task.shots or -1}, "SEED": task.seed}
-        if args.root:
-            flags["DATASET"]["ROOT"] = args.root
-        if args.backbone:
-            flags["MODEL"] = {"BACKBONE": {"NAME": args.backbone}}
-        return make_config(
-            trainer=task.trainer,
-            dataset_file=task.dataset,
-            method_file=default_recipe(task.trainer),
-            flags=flags,
-            options=args.options,
-            allow_new_keys=args.allow_new_keys,
-        )
-
+    settings = Settings(args.root, args.backbone, tuple(args.options), tuple(args.plugin), args.allow_new_keys)
     trainers = all_methods() if args.trainers == ["all"] else args.trainers
     todo = tasks(trainers, args.datasets, args.shots, args.seeds)
-    failed = sweep(todo, Path(args.output_dir), config)
+    failed = sweep(todo, Path(args.output_dir), settings, args.jobs)
     if failed:
         rows = [[str(task.folder), textwrap.shorten(reason, 300)] for task, reason in failed.items()]
         logger.warning("\n" + tabulate(rows, headers=["failed run", "why"]))

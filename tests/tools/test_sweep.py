@@ -20,9 +20,9 @@ from dassl_lite.utils import UserError
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
 
 
-def start(output: Path, *trainers: str, seeds: str = "1 2", options: tuple[str, ...] = ()) -> int:
+def start(output: Path, *trainers: str, seeds: str = "1 2", options: tuple[str, ...] = (), jobs: str = "1") -> int:
     arguments = ["--trainers", *trainers, "--datasets", "gadgets", "--shots", "1", "2", "--seeds", *seeds.split()]
-    return run_tool(sweep.main, [*arguments, "--output-dir", str(output), *FEW, *options])
+    return run_tool(sweep.main, [*arguments, "--jobs", jobs, "--output-dir", str(output), *FEW, *options])
 
 
 def test_every_combination_is_run_once_and_what_uses_no_shots_only_once() -> None:
@@ -95,3 +95,14 @@ def test_a_report_of_nothing_is_told(tmp_path: Path) -> None:
         gather(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         gather(tmp_path / "no")
+
+
+@pytest.mark.slow
+def test_two_at_a_time_give_the_same_numbers(tmp_path):
+    assert start(tmp_path / "one", "TaskRes") == 0
+    assert start(tmp_path / "two", "TaskRes", jobs="2") == 0
+    paths = sorted((tmp_path / "one").rglob("results.json"))
+    assert len(paths) == 4
+    for path in paths:
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert json.loads(path.read_text())["metrics"] == json.loads(other.read_text())["metrics"]
