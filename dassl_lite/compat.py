@@ -115,4 +115,12 @@ def enable() -> None:
     Registry.others_win = True
 
 
+def disable() -> None:
+    """Undo ``enable``; what was imported under Dassl's names stays with those who imported it."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, DasslFinder)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == THEIRS]:
+        del sys.modules[name]
+    Registry.others_win = False
+
+
 enable()

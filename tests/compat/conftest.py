@@ -1,0 +1,69 @@
+"""The alias, switched on for these tests and off after them; a folder of tiny images; the tool as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.tools import train as tool
+
+HERE = Path(__file__).parent
+PLUGINS = [str(HERE / "third_party_parts.py"), str(HERE / "third_party.py")]
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+
+# Keys as Dassl's users write them.
+RECIPE = {
+    "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}, "TEST": {"BATCH_SIZE": 8}},
+    "DATASET": {"NAME": "PaperColours"},
+    "INPUT": {"SIZE": "(16, 16)", "INTERPOLATION": "bilinear", "TRANSFORMS": ["random_flip", "normalize"]},
+    "MODEL": {"BACKBONE": {"NAME": "paper_net", "PRETRAINED": False}},
+    "OPTIM": {"NAME": "sgd", "LR": 0.02, "MAX_EPOCH": 4, "LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1},
+    "TRAIN": {"PRINT_FREQ": 1, "CHECKPOINT_FREQ": 1},
+}
+RECIPE["INPUT"] |= {"PIXEL_MEAN": [0.485, 0.456, 0.406], "PIXEL_STD": [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _alias() -> Iterator[None]:
+    from dassl_lite import compat
+
+    compat.enable()
+    yield
+    compat.disable()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``<root>/colours/{train,val,test}/<colour>/*.png``, noisy patches."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("paper")
+    for part, count in {"train": 6, "val": 3, "test": 5}.items():
+        for name, colour in COLOURS.items():
+            folder = root / "colours" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(colour, 70, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def run_tool(root: Path, tmp_path: Path) -> Callable[..., int]:
+    """``run_tool("PaperPrompt", "run", "OPTIM.LR", "0.1")``: the exit code of tools/train.py --dassl-compat."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+
+    def run(trainer: str, output: str, *more: str) -> int:
+        flags: dict[str, Any] = {"--trainer": trainer, "--root": root, "--output-dir": tmp_path / output}
+        flags |= {"--dataset-config-file": recipe, "--seed": 1}
+        given = [str(part) for pair in flags.items() for part in pair]
+        plugins = [part for plugin in PLUGINS for part in ("--plugin", plugin)]
+        return to_exit_code(tool.main, [*plugins, "--dassl-compat", *given, *more])
+
+    return run

@@ -1,0 +1,123 @@
+"""``import dassl`` gives this package: what resolves where, and what is said of a Dassl that is there already."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dassl_lite.engine
+from dassl_lite import compat
+from dassl_lite.utils import UserError
+
+# The 25 names that seven third-party repositories import, where they import them (DESIGN.md, "TrainerX"), and
+# the further ones that trainers written for Dassl take from its modules.
+NAMES = {
+    "dassl.engine": "TRAINER_REGISTRY TrainerX SimpleTrainer build_trainer",
+    "dassl.optim": "build_optimizer build_lr_scheduler",
+    "dassl.metrics": "compute_accuracy",
+    "dassl.config": "get_cfg_default",
+    "dassl.data": "DatasetWrapper",
+    "dassl.data.datasets": "DATASET_REGISTRY Datum DatasetBase",
+    "dassl.data.transforms": "build_transform",
+    "dassl.utils": "mkdir_if_missing listdir_nohidden load_pretrained_weights load_checkpoint read_json write_json "
+    "setup_logger set_random_seed collect_env_info check_isfile AverageMeter MetricMeter",
+}
+FURTHER = {
+    "dassl.engine": "TrainerBase TrainerXU SimpleNet",
+    "dassl.engine.trainer": "TrainerBase SimpleTrainer SimpleNet TrainerX TrainerXU",
+    "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
+    "dassl.data": "DataManager build_data_loader",
+    "dassl.data.data_manager": "DataManager DatasetWrapper build_data_loader",
+    "dassl.data.datasets.base_dataset": "Datum DatasetBase",
+    "dassl.data.datasets.build": "DATASET_REGISTRY build_dataset",
+    "dassl.data.samplers": "build_sampler RandomDomainSampler SeqDomainSampler RandomClassSampler",
+    "dassl.data.transforms.transforms": "build_transform INTERPOLATION_MODES AVAI_CHOICES Cutout GaussianNoise",
+    "dassl.data.transforms.randaugment": "RandAugment RandAugment2 RandAugmentFixMatch",
+    "dassl.utils": "Registry Logger tolist_if_not check_availability read_image save_checkpoint count_num_param "
+    "resume_from_checkpoint open_all_layers open_specified_layers init_network_weights",
+    "dassl.utils.tools": "mkdir_if_missing set_random_seed read_image get_most_similar_str_to_a_from_b",
+    "dassl.utils.torchtools": "load_pretrained_weights load_checkpoint save_checkpoint",
+    "dassl.utils.logger": "Logger setup_logger",
+    "dassl.utils.meters": "AverageMeter MetricMeter",
+    "dassl.utils.registry": "Registry",
+    "dassl.optim.optimizer": "build_optimizer",
+    "dassl.optim.lr_scheduler": "build_lr_scheduler ConstantWarmupScheduler LinearWarmupScheduler",
+    "dassl.metrics.accuracy": "compute_accuracy",
+    "dassl.metrics.distance": "compute_distance_matrix cosine_distance euclidean_squared_distance",
+    "dassl.modeling": "build_head build_backbone build_network HEAD_REGISTRY BACKBONE_REGISTRY NETWORK_REGISTRY",
+    "dassl.modeling.ops": "MixStyle mixup ReverseGrad TransNorm1d TransNorm2d EFDMix cross_entropy",
+    "dassl.modeling.ops.mixstyle": "MixStyle run_with_mixstyle",
+    "dassl.modeling.ops.utils": "create_onehot sigmoid_rampup linear_rampup sharpen_prob ema_model_update",
+    "dassl.modeling.backbone": "Backbone build_backbone BACKBONE_REGISTRY",
+    "dassl.modeling.backbone.build": "BACKBONE_REGISTRY",
+    "dassl.modeling.backbone.backbone": "Backbone",
+    "dassl.modeling.head": "build_head HEAD_REGISTRY mlp",
+    "dassl.modeling.head.mlp": "MLP",
+    "dassl.modeling.network.build": "build_network NETWORK_REGISTRY",
+    "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY EvaluatorBase Classification",
+    "dassl.evaluation.evaluator": "EvaluatorBase EVALUATOR_REGISTRY",
+    "dassl.config": "clean_cfg",
+    "dassl.config.defaults": "get_cfg_default",
+}
+
+
+def test_the_list_is_not_the_25_names_of_the_design() -> None:
+    assert sum(len(names.split()) for names in NAMES.values()) == 25
+
+
+@pytest.mark.parametrize("module", sorted({*NAMES, *FURTHER}))
+def test_a_name_is_not_where_dassl_has_it(module: str) -> None:
+    names = f"{NAMES.get(module, '')} {FURTHER.get(module, '')}".split()
+    scope: dict[str, object] = {}
+    exec(f"from {module} import {', '.join(names)}", scope)
+    assert set(names) <= scope.keys()
+
+
+def test_the_alias_is_a_copy() -> None:
+    import dassl.engine.trainer
+
+    assert dassl.engine is dassl_lite.engine
+    assert dassl.engine.trainer is dassl_lite.engine.trainer
+    assert dassl.engine.trainer.__name__ == "dassl_lite.engine.trainer"
+    assert dassl_lite.engine.__spec__.name == "dassl_lite.engine"
+
+
+def test_what_we_have_not_is_found_among_our_folders() -> None:
+    assert importlib.util.find_spec("dassl.engine.nothing_like_it") is None
+    with pytest.raises(ModuleNotFoundError, match="No module named 'dassl.engine.dg'"):
+        importlib.import_module("dassl.engine.dg")
+
+
+def in_a_new_process(code: str, path: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=path, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    (tmp_path / "dassl").mkdir()
+    (tmp_path / "dassl" / "__init__.py").write_text("REAL = True\n")
+    return tmp_path
+
+
+def test_an_installed_dassl_is_not_told_or_not_stood_in_for(real: Path) -> None:
+    told = in_a_new_process("import dassl_lite.compat, dassl; print(dassl.__name__)", real)
+    assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite stands in for it" in told
+    assert told.splitlines()[-1] == "dassl_lite" or told.splitlines()[0] == "dassl_lite"
+    assert len(told.splitlines()) == 2
+
+
+def test_a_dassl_that_was_imported_before_is_mixed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    compat.disable()
+    try:
+        monkeypatch.setitem(sys.modules, "dassl", sys.modules[__name__])
+        with pytest.raises(UserError, match=f"dassl is imported already, from {__file__}; import dassl_lite.compat"):
+            compat.enable()
+    finally:
+        monkeypatch.undo()
+        compat.enable()
