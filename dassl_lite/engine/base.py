@@ -235,10 +235,10 @@ class TrainerBase:
     def init_writer(self, log_dir: str | Path) -> None:
         """Open a TensorBoard event file (once)."""
         if self._writer is None and distributed.rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is used
+            from dassl_lite.engine.scalar_writer import ScalarWriter  # slow to import, so only where it is used
 
             logger.info(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=str(log_dir))
+            self._writer = ScalarWriter(str(log_dir))
 
     def close_writer(self) -> None:
         """Close the event file."""

@@ -115,8 +115,11 @@ class SimpleTrainer(TrainerBase):
         if not self.trains:
             self._train_at_once()
             return
-        with self._graceful_stop():
-            super().train(self.start_epoch, self.max_epoch)
+        try:
+            with self._graceful_stop():
+                super().train(self.start_epoch, self.max_epoch)
+        finally:
+            self.close_writer()  # its scalars are kept when a run is stopped, too
 
     def _train_at_once(self) -> None:
         start = time.time()
