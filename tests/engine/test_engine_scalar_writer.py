@@ -58,4 +58,5 @@ def test_a_run_that_ends_in_an_error_keeps_its_scalars(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "after_epoch", lambda: trainer.detect_anomaly(torch.tensor(float("nan"))))
     with pytest.raises(UserError, match="NaN"):
         trainer.train()
-    assert [step for step, _ in read(tmp_path / "run" / "tensorboard")["train/loss"]] == list(range(trainer.num_batches))
+    steps = [step for step, _ in read(tmp_path / "run" / "tensorboard")["train/loss"]]
+    assert steps == list(range(trainer.num_batches))
