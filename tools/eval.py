@@ -4,7 +4,9 @@
     python tools/eval.py --model-dir RUN --dataset-config-file shapesnetv2 shapesneta
     python tools/eval.py --model-dir RUN --suite demo
 
-Trainer, backbone and method come from the run. Classes are matched by id, else by name.
+    python tools/eval.py --model-dir DASSL_RUN --trainer TaskRes --backbone RN50 --dataset-config-file imagenet_a
+
+Trainer, backbone and method come from the run, where it says them. Classes are matched by id, else by name.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 from tabulate import tabulate
 
 from dassl_lite.engine.cli import add_common_flags, run_tool
-from dassl_lite.engine.evaluate import Evaluation, config_for, evaluate_row, stored_config, suite
+from dassl_lite.engine.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
 
@@ -37,6 +39,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model-dir", default="", help="the run to evaluate")
     add("--load-epoch", type=int, help="which of its checkpoints (default: the best, else the last)")
     add("--dataset-config-file", nargs="+", default=[], help="yaml files or names of other datasets")
+    add("--trainer", default="", help="method of a run that does not say it: files of Dassl and its forks")
+    add("--config-file", default="", help="its yaml (default: the method's default)")
+    add("--backbone", default="", help="its CLIP backbone")
     add("--suite", default="", help="demo, cross-dataset, domain-generalization, base-to-new or all")
     add("--output-dir", default="", help="where log.txt and evaluation.json go")
     add("--output", default="", metavar="FILE", help="write the table as .json, .csv or .md")
@@ -83,11 +88,20 @@ def write(rows: Sequence[Evaluation], model_dir: str, path: Path) -> None:
             writer.writerows(asdict(row) for row in rows)
 
 
+def _config_of_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What the run says of itself, or with --trainer what the command line says."""
+    if not args.trainer:
+        return stored_config(args.model_dir)
+    if not (args.dataset_config_file or args.suite or "DATASET.NAME" in args.options[::2]):
+        raise UserError("--trainer needs --dataset-config-file or --suite too: what to evaluate on")
+    return config_given(args.trainer, args.config_file, args.backbone)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger(args.output_dir or None)
     load_plugins(args.plugin)
-    stored = stored_config(args.model_dir)
+    stored = _config_of_run(args)
     flags: dict[str, Any] = {"DATASET": {"ROOT": args.root}} if args.root else {}
     if args.output_dir:
         flags["OUTPUT_DIR"] = args.output_dir

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import build_trainer, configs_root, make_config
+from dassl_lite.config import to_dict
+from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.results import read_results
 from dassl_lite.utils import UserError, set_random_seed, unknown
 from dassl_lite.utils.errors import MissingDatasetError
@@ -61,10 +62,16 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
         if config:
             return config
         raise UserError(
-            f"{path} does not say how it was trained; evaluate it with train.py --eval-only --trainer NAME "
-            f"--config-file YAML --dataset-config-file YAML --model-dir {folder}"
+            f"{path} does not say how it was trained (another program's files never do); add --trainer NAME, "
+            "--backbone NAME and, unless it is the method's default, --config-file YAML"
         )
     raise UserError(f"--model-dir {folder} holds no run: neither results.json nor a model's folder of checkpoints")
+
+
+def config_given(trainer: str, method_file: str = "", backbone: str = "") -> dict[str, Any]:
+    """The config, as nested plain values, for a run that does not tell its own, such as one of Dassl's."""
+    flags = {"MODEL": {"BACKBONE": {"NAME": backbone}}} if backbone else {}
+    return to_dict(make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags))
 
 
 def suite(name: str) -> list[Target]:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
+from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, Inert, InertUnpickler, RefusedCallError, check_opcodes
 
 __all__ = ["Inert", "is_torchscript", "load_file", "tensors_of"]
 
@@ -44,6 +44,9 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
             return _load_legacy(file, strict)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except RefusedCallError as error:
+        why = f"{error}, which no file of weights needs; nothing in it was run"
+        raise UserError(f"{path} is refused: {why}") from None
     except _READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot load {path}: not a complete file of torch.save ({reason[:200]})") from error

@@ -1,7 +1,7 @@
 """The reference's own runs, step by step, file by file and line by line of their logs (golden/e2e_*).
 
-The batches of the recorded run are fed in (their order depends on how much chance building the model had used), for CoOp
-the initial context too. What differs, on purpose:
+The batches of the recorded run are fed in (their order depends on how much chance building the model had used), for
+CoOp the initial context too. What differs, on purpose:
 
 - draws are JSON: the file's name in one line;
 - lines between the table and the evaluator: the backbone's file stands for its key, and what is trained is said in

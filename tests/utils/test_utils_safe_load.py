@@ -205,6 +205,13 @@ def test_nothing_in_a_hostile_file_runs(kind: str, strict: bool, tmp_path: Path)
     assert not Touchy.ran
 
 
+@pytest.mark.parametrize("kind", ["reduce system", "reduce eval", "reduce in a tensor's place", "stack_global", "inst"])
+def test_a_file_that_would_call_a_function_is_not_refused(kind: str, tmp_path: Path) -> None:
+    path = _written(tmp_path, hostile("true", "1")[kind])
+    with pytest.raises(UserError, match=r"\A.* is refused: it would call \S+(system|eval), .*nothing in it was run\Z"):
+        load_file(path)
+
+
 def test_the_hostile_files_would_run_where_pickle_reads_them(tmp_path: Path) -> None:
     """That the test above can fail: the same bytes do harm through `pickle`."""
     for number, kind in enumerate(("reduce system", "stack_global", "inst", "obj", "reduce eval")):

@@ -1,0 +1,156 @@
+"""Folders that Dassl and its forks have saved, through the tools: read without running anything in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.tools import eval as eval_tool
+from dassl_lite.tools import train as train_tool
+
+FAST = ("DATALOADER.NUM_WORKERS", "0", "DATASET.FEATURES.VIEWS", "0")
+
+
+def tool(main: Callable[..., Any], *arguments: Any) -> int:
+    return to_exit_code(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def imagenet_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet-A in the field's layout, an image per class."""
+    root, rng = tmp_path_factory.mktemp("imagenet_a"), np.random.default_rng(0)
+    table = pkgutil.get_data("timm.data", "_info/imagenet_a_synsets.txt")
+    assert table is not None
+    for wnid in table.decode().split():
+        folder = root / "imagenet-adversarial" / "imagenet-a" / wnid
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "0.png")
+    return root
+
+
+def test_eval_does_not_evaluate_a_folder_that_dassl_saved(
+    golden: Any, golden_backbone: Any, imagenet_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--model-dir", golden.path("checkpoint_taskres"), "--root", imagenet_a)
+    target = ("--dataset-config-file", "imagenet_a", "--output", tmp_path / "table.json")
+    assert tool(eval_tool.main, *run, *target, *FAST) == 2
+    assert "does not say how it was trained" in capsys.readouterr().err
+    method = ("--trainer", "TaskRes", "--backbone", golden_backbone("vit0"))
+    assert tool(eval_tool.main, *run, *method, *FAST) == 2
+    assert "--trainer needs --dataset-config-file" in capsys.readouterr().err
+    rows = {}
+    for epoch in ((), ("--load-epoch", "3")):
+        assert tool(eval_tool.main, *run, *method, *epoch, *target, *FAST) == 0, capsys.readouterr().err
+        (rows[epoch],) = json.loads((tmp_path / "table.json").read_text())["rows"]
+        assert (rows[epoch]["matched"], rows[epoch]["images"]) == (200, 200)
+    shown = capsys.readouterr().out
+    assert "model-best.pth.tar" in shown
+    assert "model.pth.tar-3" in shown
+
+    # And through the other tool: the same.
+    flags = ("--eval-only", "--dataset-config-file", "imagenet_a", "--output-dir", tmp_path / "evaluated")
+    assert tool(train_tool.main, *run, *method, *flags, *FAST) == 0, capsys.readouterr().err
+    assert f"* accuracy: {rows[()]['accuracy']:.1f}%" in (tmp_path / "evaluated" / "log.txt").read_text()
+
+
+def test_the_lora_file_of_the_authors_is_not_evaluated(
+    golden: Any, golden_backbone: Any, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = root / "colours"
+    flags = ("--model-dir", golden.path("clip_lora_ckpt") / "vitb16/dtd/1shots/seed1", "--trainer", "CLIPLoRA")
+    flags += ("--backbone", golden_backbone("vit0"))
+    options = ("DATASET.NUM_SHOTS", "1", *FAST)
+    given = ("--eval-only", "--data", images, "--output-dir", tmp_path / "evaluated")
+    assert tool(train_tool.main, *flags, *given, *options) == 0, capsys.readouterr().err
+    log = (tmp_path / "evaluated" / "log.txt").read_text()
+    assert "lora_weights.pt" in log
+    table = tmp_path / "table.json"
+    named = ("DATASET.NAME", "ImageFolder", *options)
+    assert tool(eval_tool.main, *flags, "--root", images, "--output", table, *named) == 0, capsys.readouterr().err
+    (row,) = json.loads(table.read_text())["rows"]
+    assert f"* accuracy: {row['accuracy']:.1f}%" in log
+
+
+class _Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("where", ["state_dict", "weight", "scheduler"])
+@pytest.mark.parametrize("name", ["eval", "train"])
+def test_a_hostile_checkpoint_is_taken_or_run(
+    golden: Any, golden_backbone: Any, root: Path, tmp_path: Path, capsys: Any, where: str, name: str
+) -> None:
+    mark, folder = tmp_path / "it_ran", tmp_path / "run" / "prompt_learner"
+    folder.mkdir(parents=True)
+    bomb: Any = _Bomb(mark)
+    state = {
+        "state_dict": bomb if where == "state_dict" else {"x": bomb if where == "weight" else torch.zeros(2)},
+        "epoch": 3,
+        "optimizer": None,
+        "scheduler": bomb if where == "scheduler" else None,
+    }
+    torch.save(state, folder / "model-best.pth.tar")
+    flags = ("--model-dir", tmp_path / "run", "--trainer", "TaskRes", "--backbone", golden_backbone("vit0"))
+    if name == "eval":
+        named = ("DATASET.NAME", "ImageFolder", *FAST)
+        code = tool(eval_tool.main, *flags, "--root", root / "colours", *named)
+    else:
+        given = ("--data", root / "colours", "--output-dir", tmp_path / "out")
+        code = tool(train_tool.main, "--eval-only", *flags, *given, *FAST)
+    told = [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
+    assert code == 2
+    assert len(told) == 1
+    assert "model-best.pth.tar is refused: it would call posix.mkdir" in told[0]
+    assert not mark.exists()
+
+
+# ---- where Dassl's users were taken down ----
+
+
+def test_a_checkpoint_of_dataparallel_does_not_load(run_tool: Any, tmp_path: Path) -> None:
+    assert run_tool("PaperTwoModels", "run") == 0
+    for model in ("F", "C"):
+        path = tmp_path / "run" / model / "model.pth.tar-4"
+        state = torch.load(path, weights_only=True)
+        state["state_dict"] = {f"module.{key}": value for key, value in state["state_dict"].items()}
+        torch.save(state, path)
+    evaluation = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "4")
+    assert run_tool("PaperTwoModels", "evaluated", *evaluation) == 0
+    logs = [(tmp_path / run / "log.txt").read_text().splitlines() for run in ("run", "evaluated")]
+    lines = [[line for line in log if line.startswith("* accuracy")] for log in logs]
+    assert lines[0] == lines[1]
+
+
+def test_the_learning_rate_of_a_resumed_run_stands_still(run_tool: Any, tmp_path: Path) -> None:
+    """The reference's resumed run goes on at a frozen rate; its schedulers do not even build on torch 2.7 or later."""
+    options = ("OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", "1e-5")
+    assert run_tool("PaperTwoModels", "whole", *options) == 0
+    for model in ("F", "C"):
+        (tmp_path / "parts" / model).mkdir(parents=True)
+        shutil.copy(tmp_path / "whole" / model / "model.pth.tar-1", tmp_path / "parts" / model)
+    assert run_tool("PaperTwoModels", "parts", "--resume", *options) == 0
+
+    def rates(run: str) -> Sequence[str]:
+        log = (tmp_path / run / "log.txt").read_text().splitlines()
+        return [line.split(" lr ")[1].split()[0] for line in log if line.startswith("epoch [")]
+
+    whole, parts = rates("whole"), rates("parts")
+    per_epoch = len(whole) // 4
+    assert whole[0] == "1.0000e-05"
+    assert parts == whole[per_epoch:]
+    assert len(set(parts)) == 4  # epochs 2 to 4, and the one due after them
