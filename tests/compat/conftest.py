@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from recipe import RECIPE
 
 from dassl_lite.engine.cli import run_tool as to_exit_code
 from dassl_lite.tools import train as tool
@@ -17,17 +18,6 @@ from dassl_lite.tools import train as tool
 HERE = Path(__file__).parent
 PLUGINS = [str(HERE / "third_party_parts.py"), str(HERE / "third_party.py")]
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
-
-# Keys as Dassl's users write them.
-RECIPE = {
-    "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}, "TEST": {"BATCH_SIZE": 8}},
-    "DATASET": {"NAME": "PaperColours"},
-    "INPUT": {"SIZE": "(16, 16)", "INTERPOLATION": "bilinear", "TRANSFORMS": ["random_flip", "normalize"]},
-    "MODEL": {"BACKBONE": {"NAME": "paper_net", "PRETRAINED": False}},
-    "OPTIM": {"NAME": "sgd", "LR": 0.02, "MAX_EPOCH": 4, "LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1},
-    "TRAIN": {"PRINT_FREQ": 1, "CHECKPOINT_FREQ": 1},
-}
-RECIPE["INPUT"] |= {"PIXEL_MEAN": [0.485, 0.456, 0.406], "PIXEL_STD": [0.229, 0.224, 0.225]}
 
 
 @pytest.fixture(scope="session", autouse=True)
