@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.cli import ToolParser, run_tool
 from dassl_lite.tools import _bench
 
 
@@ -24,9 +24,7 @@ def subjects() -> list[ModuleType]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     subparsers = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     modules = {module.NAME: module for module in subjects()}

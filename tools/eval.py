@@ -21,7 +21,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dassl_lite.engine.cli import add_common_flags, run_tool
+from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
 from dassl_lite.engine.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
@@ -32,9 +32,7 @@ FORMATS = (".json", ".csv", ".md")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model-dir", default="", help="the run to evaluate")
     add("--load-epoch", type=int, help="which of its checkpoints (default: the best, else the last)")

@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from dassl_lite.data.feature_convert import convert_features, first_of_each_class
 from dassl_lite.data.feature_file import FeatureFile, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
-from dassl_lite.engine.cli import add_common_flags, run_tool
+from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
 from dassl_lite.engine.feature_export import feature_file_of
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
@@ -32,9 +32,7 @@ FROZEN_CLIP = "ZeroshotCLIP"  # the method that is nothing else
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="extract.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="extract.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", default="", metavar="FILE.npz", help="the file to write")
     add("--overwrite", action="store_true", help="replace it if it is there")

@@ -24,7 +24,7 @@ from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.doctor import COLUMNS, Report, examine
 from dassl_lite.data.downloads import SOURCES, prepare
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.cli import ToolParser, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
@@ -35,9 +35,7 @@ ALL = "all"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help=f"registered names, or {ALL}: the field's fifteen datasets")
     add("--root", default="", help="folder that holds the datasets' folders")

@@ -27,7 +27,7 @@ import torch
 from tabulate import tabulate
 
 from dassl_lite.datasets._drawn.looks import TILT
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.cli import ToolParser, run_tool
 from dassl_lite.models import __path__ as models_path
 from dassl_lite.tools._demo import tilt
 from dassl_lite.tools._demo.export import digest, export
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo.safetensors"), help="file to write")
     parser.add_argument("--threads", type=int, default=THREADS, help="the shipped weights took 1")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer for a trial")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.cli import ToolParser, run_tool
 from dassl_lite.engine.summary import Cell, as_table, gather
 from dassl_lite.utils import UserError, atomic_path
 
@@ -42,9 +42,7 @@ def write_csv(cells: Sequence[Cell], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="runs are looked for in it and below")
     parser.add_argument("--metric", default="accuracy", help="accuracy, error_rate, macro_f1 or ece, in percent")
     parser.add_argument("--split", default="test", help="test or val")

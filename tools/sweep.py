@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from dassl_lite.engine.cli import add_common_flags, run_tool
+from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.engine.sweep import Settings, all_methods, sweep, tasks
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -27,9 +27,7 @@ logger = get_logger("sweep")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--trainers", nargs="+", default=["all"], help="registered names, or all")
     add("--datasets", nargs="+", default=["demo"], help="yaml files or names of datasets")

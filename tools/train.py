@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine import describe, run
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
-from dassl_lite.engine.cli import add_common_flags, free_folder, prepare_output, run_tool
+from dassl_lite.engine.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 
@@ -27,9 +27,7 @@ DEFAULT_DATASET = "demo"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--trainer", default="", help="registered name of the method, such as TaskRes")
     add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
@@ -53,11 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="list what is registered and stop")
     add("--help-trainer", default="", metavar="NAME", help="print a trainer's config keys and recipes and stop")
     add_common_flags(parser)
-    args = parser.parse_args(argv)
-    if args.resume and args.resume is not True and len(args.options) % 2:  # "--resume KEY VALUE": that was no folder
-        args.options.insert(0, args.resume)
-        args.resume = True
-    return args
+    return parser.parse_args(argv)
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.engine.results import FILE_NAME as RESULTS
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import Logger
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+_CONFIG_KEY = re.compile(r"(INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(\.[A-Z]\w*)+$")
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -36,11 +40,31 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             raise
         sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
         return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader has gone (`| head`); nothing more is to be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
         sys.stderr.write(f"\nInterrupted: {interrupt or 'stopped'}\n")
         return EXIT_INTERRUPTED
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors, and for which config keys end the flags, whatever stands before them."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        start = next((i for i, word in enumerate(given) if _CONFIG_KEY.match(word)), len(given))
+        parsed = super().parse_args(given[:start], namespace)
+        if start < len(given):
+            if not hasattr(parsed, "options"):
+                self.error(f"{given[start]} is a config key, and this tool takes none")
+            parsed.options = [*parsed.options, *given[start:]]
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -138,6 +138,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tmp_path_factory, capsy
     assert expected in lines[0]
 
 
+def test_config_keys_end_the_flags_whatever_stands_before_them():
+    args = train.parse_args(["--trainer", "X", "--resume", "OPTIM.LR", "1"])
+    assert (args.resume, args.options) == (True, ["OPTIM.LR", "1"])
+    args = train.parse_args(["--transforms", "a", "b", "TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
+    assert (args.transforms, args.options) == (["a", "b"], ["TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
+    assert train.parse_args(["--output-dir", "OPTIM.d/x", "SEED", "3"]).options == ["SEED", "3"]
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    assert run("--trainer", "TaskRes", "--shots", "many") == 2
+    assert capsys.readouterr().err == (
+        "Error: argument --shots: invalid int value: 'many' (train.py --help lists the flags)\n"
+    )
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable for root")
 def test_an_output_folder_that_cannot_be_written_is_told(tmp_path, capsys):
     tmp_path.chmod(0o500)
@@ -151,9 +166,7 @@ def test_an_output_folder_that_is_a_file_is_told(tmp_path, capsys):
     assert "cannot be written: Not a directory" in capsys.readouterr().err
 
 
-def test_checkpoints_of_another_method_backbone_or_truncated_are_refused_in_one_line(
-    tmp_path, capsys, golden_backbone
-):
+def test_checkpoints_of_another_method_backbone_or_truncated_are_refused_in_one_line(tmp_path, capsys, golden_backbone):
     assert taskres(tmp_path / "run") == 0
     capsys.readouterr()
     evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--output-dir", str(tmp_path / "eval"))
