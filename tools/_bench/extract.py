@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
@@ -25,6 +24,7 @@ from torchvision import transforms
 from dassl_lite.data.features import FeatureSpec, FeatureStore
 from dassl_lite.data.features.views import ImageFile, ViewDataset
 from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.tools._bench._photos import draw_photos
 from dassl_lite.utils.errors import UserError
 
 NAME = "extract"
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds of each round, by what was measured."""
     clip = load_clip(args.backbone, args.precision, args.device)
-    photos, marks = _draw_photos(folder / "photos", args.images), _draw_marks(folder / "marks", args.images)
+    photos, marks = draw_photos(folder / "photos", args.images), _draw_marks(folder / "marks", args.images)
     transform = _transform(clip, args.views)
     dataset = ViewDataset([ImageFile.of(photo) for photo in photos], transform, args.views, seed=1)
     views = [dataset[number].views for number in range(args.images)]
@@ -119,19 +119,6 @@ def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor
         else [transforms.Resize(max(clip.image_size), bicubic), transforms.CenterCrop(clip.image_size)]
     )
     return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(clip.mean, clip.std)])
-
-
-def _draw_photos(folder: Path, count: int) -> list[str]:
-    """JPEG files with about the detail of photographs."""
-    folder.mkdir()
-    paths = []
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        picture = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (375, 500, 1))
-        paths.append(str(folder / f"{number}.jpg"))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
-    return paths
 
 
 def _draw_marks(folder: Path, count: int) -> list[str]:

@@ -1,0 +1,234 @@
+"""`bench.py train`: what cached features save, and what a run costs beside its bare arithmetic.
+
+1. One method on one dataset both ways: every batch encoded anew (VIEWS 0, as the reference does), and on V cached
+   views. Each run starts from an empty feature cache and is timed from its config to its results.
+2. A cached run with a backbone of real size (drawn weights) on drawn pictures, against the bare cost of what it must
+   compute: encoder passes over tensors in memory, and the head's steps. The encoder's rate is taken from
+   `--bare-inputs` inputs, half before and half after the run, and scaled to all of its passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
+from yacs.config import CfgNode
+
+from dassl_lite.engine import run as engine
+from dassl_lite.engine.build import default_recipe, make_config
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.engine.results import read_results
+from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.models.prompts import fill_templates
+from dassl_lite.tools._bench._photos import draw_photos
+from dassl_lite.utils import UserError, setup_logger
+
+NAME = "train"
+ANEW, CACHED = "encoded anew", "cached"
+TEMPLATE = "a photo of a {}."
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the flags of `bench.py train`."""
+    parser = subparsers.add_parser(
+        NAME, help="cached features against every batch encoded anew, and against bare arithmetic", description=__doc__
+    )
+    add = parser.add_argument
+    add("--trainer", default="TaskRes", help="the method")
+    add("--dataset", default="demo", help="yaml or name of the dataset that both ways train on")
+    add("--root", default="", help="folder that holds the datasets' folders")
+    add("--backbone", default="demo", help="of both ways; the plain way with a real one takes hours on a CPU")
+    add("--shots", type=int, default=16, help="training images per class, in both parts")
+    add("--epochs", type=int, default=100, help="in both parts")
+    add("--views", type=int, default=10, help="V, in both parts")
+    add("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of both ways; none: leave them out")
+    add("--workers", type=int, default=4, help="at most so many processes decode")
+    add("--real-backbone", default="random:ViT-B-32", help="of the second part; empty: leave it out")
+    add("--classes", type=int, default=100, help="of the second part")
+    add("--bare-inputs", type=int, default=1024, help="encoder passes that are timed bare")
+    add("--json", metavar="FILE", help="write what was measured there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print two tables, and give back what they show."""
+    for flag in ("shots", "epochs", "views", "classes", "bare_inputs"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
+    load_plugins()
+    measured: dict[str, Any] = {"trainer": args.trainer, "epochs": args.epochs, "views": args.views}
+    try:
+        if args.seeds:
+            measured |= _compare_ways(args)
+        if args.real_backbone:
+            measured["overhead"] = _measure_overhead(args)
+    finally:
+        setup_logger()
+    if args.json:
+        Path(args.json).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    return measured
+
+
+# ---- both ways ------------------------------------------------------------------------------------------------------
+
+
+def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs of both ways for every seed, taken in turn; `speedup` is of their total seconds."""
+    runs = []
+    for seed in args.seeds:
+        for way, views in ((ANEW, 0), (CACHED, args.views)):
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, results = _timed_run(_config(args, Path(folder), views, seed, args.backbone, args.dataset))
+            accuracy = results["metrics"]["test"]["accuracy"]
+            runs.append({"way": way, "seed": seed, "seconds": seconds, "accuracy": accuracy})
+    table = [_summary(way, [row for row in runs if row["way"] == way]) for way in (ANEW, CACHED)]
+    speedup = table[0][1] / table[1][1]
+    sizes = results["split_sizes"]
+    print(
+        f"{args.trainer}, {args.dataset}, {args.backbone}: {sizes['train']} training and {sizes['test']} test images, "
+        f"{args.epochs} epochs, {args.views} views, {torch.get_num_threads()} threads"
+    )
+    headers = ["way", "seconds per run", "accuracy %", "std", *(f"seed {seed}" for seed in args.seeds)]
+    print(tabulate(table, headers=headers, floatfmt=".4g"))
+    print(f"cached is {speedup:.1f} times as fast\n")
+    return {"runs": runs, "speedup": speedup}
+
+
+def _summary(way: str, runs: list[dict[str, Any]]) -> list[Any]:
+    accuracies = [row["accuracy"] for row in runs]
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return [way, statistics.mean(row["seconds"] for row in runs), statistics.mean(accuracies), spread, *accuracies]
+
+
+def _config(args: argparse.Namespace, folder: Path, views: int, seed: int, backbone: str, dataset: str) -> CfgNode:
+    features = {"VIEWS": views, "DIR": str(folder / "features")}
+    flags: dict[str, Any] = {
+        "DATASET": {"NUM_SHOTS": args.shots, "FEATURES": features},
+        "DATALOADER": {"NUM_WORKERS": args.workers},
+        "MODEL": {"BACKBONE": {"NAME": backbone}},
+        "OPTIM": {"MAX_EPOCH": args.epochs},
+        "OUTPUT_DIR": str(folder / "run"),
+        "SEED": seed,
+        "VERBOSE": False,
+    }
+    if args.root:
+        flags["DATASET"]["ROOT"] = args.root
+    method = default_recipe(args.trainer)
+    return make_config(trainer=args.trainer, dataset_file=dataset, method_file=method, flags=flags)
+
+
+def _timed_run(cfg: CfgNode) -> tuple[float, dict[str, Any]]:
+    """Seconds of a run from its config to its results, and those."""
+    start = time.perf_counter()
+    engine.train(cfg)
+    seconds = time.perf_counter() - start
+    results = read_results(cfg.OUTPUT_DIR)
+    assert results is not None
+    return seconds, results
+
+
+# ---- overhead -------------------------------------------------------------------------------------------------------
+
+
+def _measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """A cached run's seconds over those of its bare encoder passes and its head's bare steps."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, count in (("train", args.shots), ("test", 1)):
+            for label in range(args.classes):
+                draw_photos(folder / "photos" / part / f"thing {label}", count, seed=label)
+        args = argparse.Namespace(**{**vars(args), "root": str(folder / "photos")})
+        with mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(folder / "cache")):  # text features are encoded, too
+            cfg = _config(args, folder, args.views, 1, args.real_backbone, "image_folder")
+            clip = load_clip(args.real_backbone, "fp32", _device(cfg))
+            passes = args.classes * (args.shots * args.views + 1)
+            before = _bare_encoder(clip, cfg, args.bare_inputs // 2)
+            wall, results = _timed_run(cfg)
+            after = _bare_encoder(clip, cfg, args.bare_inputs - args.bare_inputs // 2)
+            bare = {"image encoder": (before + after) / args.bare_inputs * passes}
+            bare |= {"text encoder": _bare_text(clip, args.classes), "head": _bare_head(cfg)}
+    total = sum(bare.values())
+    rows = [[f"bare {what}", seconds] for what, seconds in bare.items()]
+    rows += [[phase, seconds] for phase, seconds in (("all bare", total), ("the run", wall))]
+    print(
+        f"{args.trainer}, {args.real_backbone}: {args.classes} classes x {args.shots} shots x {args.views} views and "
+        f"{args.classes} test images, {args.epochs} epochs\nbare image encoder: {args.bare_inputs} of {passes} passes "
+        "timed"
+    )
+    print(tabulate(rows, headers=["", "seconds"], floatfmt=".4g"))
+    print(f"a run takes {wall / total:.3f} times its bare arithmetic")
+    phases = results["seconds"]
+    return {"passes": passes, "bare_inputs": args.bare_inputs, "bare": bare, "seconds": wall, "phases": phases} | {
+        "ratio": wall / total
+    }
+
+
+def _device(cfg: CfgNode) -> str:
+    return "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
+
+
+@torch.no_grad()
+def _bare_encoder(clip: CLIPBackbone, cfg: CfgNode, count: int) -> float:
+    """Seconds of `count` passes in batches of the feature store's size."""
+    batch = torch.randn(min(cfg.DATASET.FEATURES.BATCH_SIZE, max(count, 1)), 3, *clip.image_size, device=clip.device)
+    clip.encode_image(batch[:8])  # warm-up
+
+    def encode() -> None:
+        for start in range(0, count, len(batch)):
+            clip.encode_image(batch[: count - start]).cpu()
+
+    return _timed(encode)
+
+
+@torch.no_grad()
+def _bare_text(clip: CLIPBackbone, classes: int) -> float:
+    tokens = clip.tokenize(fill_templates([f"thing {label}" for label in range(classes)], [TEMPLATE]))
+    return _timed(lambda: clip.encode_text(tokens))
+
+
+def _bare_head(cfg: CfgNode) -> float:
+    """Seconds of the head's steps on tensors in memory, as many as in the run, with as many threads."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}-bare"
+    cfg.freeze()
+    trainer = engine.build(cfg)
+    loader = trainer.train_loader_x
+    features, labels = loader.views[0].float(), loader.labels
+    size, trains = min(loader.batch_size, len(labels)), trainer.optim is not None
+    if not trains:
+        return 0.0
+
+    def steps() -> None:
+        for _ in range(cfg.OPTIM.MAX_EPOCH):
+            order = torch.randperm(len(labels), device=labels.device)
+            for number in range(len(loader)):
+                index = order[number * size : (number + 1) * size]
+                loss = F.cross_entropy(trainer.head(features[index]), labels[index])
+                trainer.optim.zero_grad()
+                loss.backward()
+                trainer.optim.step()
+
+    with getattr(trainer, "_threads_for_head", nullcontext)():
+        return _timed(steps)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
