@@ -45,24 +45,24 @@ def feature_file_of(trainer: FeatureTrainer, views: int, *, half: bool = False) 
 
 
 def _parts(trainer: FeatureTrainer, views: int, half: bool) -> dict[str, FeaturePart]:
-    data, tested = trainer.dm.dataset, {item.impath for item in trainer.dm.dataset.test or ()}
-    if not tested:
+    data = trainer.dm.dataset
+    if not data.test:
         raise UserError(f"dataset {trainer.cfg.DATASET.NAME} has no test images, which a file of features must have")
+    tested = {item.impath for item in data.test}
     parts: dict[str, FeaturePart] = {}
-    if not getattr(data, "test_only", False):  # there the test images only stand in for training images
-        parts["train"] = _train_part(trainer, views, half)
+    if data.train_x and not getattr(data, "test_only", False):  # test_only: the test images stand in
+        parts["train"] = _train_part(trainer, data.train_x, views, half)
     if data.val and not tested & {item.impath for item in data.val}:  # ImageNet validates on its test images
         parts["val"] = _part(trainer, data.val, half)
     parts["test"] = _part(trainer, data.test, half)
     return parts
 
 
-def _train_part(trainer: FeatureTrainer, views: int, half: bool) -> FeaturePart:
-    dm = trainer.dm
-    plain = _part(trainer, dm.dataset.train_x, half)
-    if not views or not is_random(dm.tfm_train):
+def _train_part(trainer: FeatureTrainer, items: Sequence[Datum], views: int, half: bool) -> FeaturePart:
+    plain, transform = _part(trainer, items, half), trainer.dm.tfm_train
+    if not views or not is_random(transform):
         return plain
-    augmented = _part(trainer, dm.dataset.train_x, half, dm.tfm_train, views)
+    augmented = _part(trainer, items, half, transform, views)
     return FeaturePart(augmented.views, augmented.labels, plain.views[0])
 
 
