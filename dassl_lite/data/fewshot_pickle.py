@@ -1,5 +1,7 @@
 """Few-shot draws that Dassl's forks keep as pickles: ``split_fewshot/shot_N-seed_S.pkl``, read as data.
 
+One is taken wherever our JSON is not there yet, so a folder that the reference has used keeps its shots.
+
 Such a file is ``{"train": [...], "val": [...]}`` of Datum objects, with absolute paths of the machine that wrote it. Of
 each Datum its four fields are taken; anything else in the file is refused, and nothing in it is imported or called.
 """

@@ -138,7 +138,7 @@ def evaluate_row(
         images=len(data.val if split == "val" else data.test),
         classes=trainer.num_classes,
         matched=trainer.class_match.matched if trainer.class_match else None,
-        accuracy=metrics["accuracy"],
+        accuracy=metrics.get("accuracy", float("nan")),
         macro_f1=metrics.get("macro_f1", float("nan")),
         ece=metrics.get("ece", float("nan")),
         seconds=time.perf_counter() - start,

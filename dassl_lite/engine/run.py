@@ -43,7 +43,7 @@ def train(cfg: CfgNode) -> Path:
 def report(trainer: Any, zero_shot: float | None) -> None:
     """Log the closing table: accuracy before and after."""
     split, cfg = trainer.cfg.TEST.SPLIT, trainer.cfg
-    if split not in trainer.results:
+    if "accuracy" not in trainer.results.get(split, {}):  # nothing was evaluated, or by an evaluator of other metrics
         return
     accuracy, shots = trainer.results[split]["accuracy"], cfg.DATASET.NUM_SHOTS
     rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]

@@ -229,9 +229,11 @@ class SimpleTrainer(TrainerBase):
         for batch in tqdm(loader, disable=not self.cfg.VERBOSE, **shown):
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
-        results = self.evaluator.evaluate()
+        # A plug-in's evaluator may give tensors or NumPy's numbers; files take plain ones.
+        found = self.evaluator.evaluate()
+        results = {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
         self.seconds[f"evaluate {split}"] = time.perf_counter() - start
-        self.results[split] = dict(results)
+        self.results[split] = results
         self.history.append({"epoch": self.epoch + 1, "split": split, **results})
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)

@@ -67,7 +67,7 @@ class PaperEvaluator(Classification):
         super().process(mo, gt)
 
     def evaluate(self):
-        return {**super().evaluate(), "batches": self.batches}
+        return {"per_batch": torch.tensor(1.0), "macro_f1": super().evaluate()["macro_f1"], "batches": self.batches}
 
 
 @OPTIMIZER_REGISTRY.register()
