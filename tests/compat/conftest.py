@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ import yaml
 from PIL import Image
 from recipe import RECIPE
 
+from dassl_lite import compat
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.data.transforms import TRANSFORMS
+from dassl_lite.engine import TRAINER_REGISTRY, plugins
 from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.evaluation import EVALUATOR_REGISTRY
+from dassl_lite.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY
+from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
 from dassl_lite.tools import train as tool
 
 HERE = Path(__file__).parent
@@ -20,13 +28,24 @@ PLUGINS = [str(HERE / "third_party_parts.py"), str(HERE / "third_party.py")]
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _alias() -> Iterator[None]:
-    from dassl_lite import compat
+REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, EVALUATOR_REGISTRY, OPTIMIZER_REGISTRY, LR_SCHEDULER_REGISTRY)
+REGISTRIES += (TRANSFORMS, BACKBONE_REGISTRY, HEAD_REGISTRY)
 
+
+@pytest.fixture(scope="module", autouse=True)
+def _alias() -> Iterator[None]:
+    """The alias for one file of tests; what it and the plug-ins leave behind is taken back for the others."""
+    plugins.load_plugins()
+    kept = [(registry, dict(registry._table)) for registry in REGISTRIES]
     compat.enable()
     yield
     compat.disable()
+    for registry, table in kept:
+        registry._table = table
+        registry.stood_in_for = {}
+    for name in [name for name in sys.modules if "third_party" in name]:
+        del sys.modules[name]
+    plugins._asked.clear()
 
 
 @pytest.fixture(scope="session")
