@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+# Tests run in one process per core; their tensors are small, and threads would only wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -53,7 +53,9 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
 class ToolParser(argparse.ArgumentParser):
     """A parser whose mistakes are UserErrors, and for which config keys end the flags, whatever stands before them."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # the overloads say nothing that Any does not
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         start = next((i for i, word in enumerate(given) if _CONFIG_KEY.match(word)), len(given))
         parsed = super().parse_args(given[:start], namespace)
