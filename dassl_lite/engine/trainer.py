@@ -225,7 +225,7 @@ class SimpleTrainer(TrainerBase):
             raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
         logger.info(f"Evaluate on the *{split}* set")
         start = time.perf_counter()
-        shown = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
+        shown: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
         for batch in tqdm(loader, disable=not self.cfg.VERBOSE, **shown):
             input, label = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(input), label)
