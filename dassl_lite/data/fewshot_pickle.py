@@ -21,7 +21,8 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import Draw
 from dassl_lite.data.splits import rows_from_items
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
+from dassl_lite.utils.inert import Inert
+from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, InertUnpickler, check_opcodes
 
 
 def read_pickled_draw(path: Path, image_dir: str, source: Draw) -> Draw:

@@ -17,7 +17,8 @@ from typing import IO, Any
 import torch
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, Inert, InertUnpickler, RefusedCallError, check_opcodes
+from dassl_lite.utils.inert import Inert, RefusedCallError
+from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, InertUnpickler, check_opcodes
 
 __all__ = ["Inert", "is_torchscript", "load_file", "tensors_of"]
 
