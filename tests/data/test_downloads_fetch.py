@@ -7,11 +7,10 @@ import os
 import shutil
 import socket
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from download_server import IMPATIENT, Server, serving
+from download_server import IMPATIENT, Server
 
 from dassl_lite.data.downloads.fetch import fetch
 from dassl_lite.data.downloads.remote import File
@@ -19,19 +18,6 @@ from dassl_lite.data.downloads.verify import WebPageError, WrongFileError, check
 from dassl_lite.utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 40
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    shared_server.pages.clear()
-    return shared_server
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from download_server import IMPATIENT, Server, serving
+from download_server import IMPATIENT, Server
 
 from dassl_lite.data.downloads import SOURCES, prepare
 from dassl_lite.data.downloads.remote import File, Source, Unpack
@@ -40,19 +40,6 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 def sha256(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[Server]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    shared_server.pages.clear()
-    return shared_server
 
 
 @pytest.fixture

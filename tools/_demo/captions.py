@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from dassl_lite.data.templates import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
 from dassl_lite.tools._demo.glyphs import LETTERS
@@ -20,14 +21,7 @@ TEMPLATES = (
     "a drawing of a {}.",
     "an image of a {}.",
     "this is a {}.",
-    # the field's ensemble for ImageNet, so that its words are known
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
+    *IMAGENET_TEMPLATES_SELECT,  # so that their words are known
 )
 GLYPH_TEMPLATES = ("a photo of the {}.", "a photo of the {}.", "the {}.", "{}", "a drawing of the {}.")
 VAGUE_NOUNS = ("thing", "shape", "object")
