@@ -1,7 +1,10 @@
-"""The reference's own runs, step by step, file by file and line by line of their logs (golden/e2e_*).
+"""The reference's own runs from the seed alone: step by step, file by file, line by line of their logs (golden/e2e_*).
 
-The batches of the recorded run are fed in (their order depends on how much chance building the model had used), for
-CoOp the initial context too. What differs, on purpose:
+Nothing recorded is fed in. The reference builds OpenAI's CLIP, which draws all its weights before the checkpoint's
+replace them; ours draws none. So torch's generator is moved on by as many numbers once the trainer is built; from there
+on the batches, their augmentation and CoOp's first context are drawn as the reference drew them.
+
+What differs, on purpose:
 
 - draws are JSON: the file's name in one line;
 - lines between the table and the evaluator: the backbone's file stands for its key, and what is trained is said in
@@ -12,147 +15,217 @@ CoOp the initial context too. What differs, on purpose:
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import default_collate
+from golden_pets import draw_pets
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dassl_lite.engine import run
 from dassl_lite.engine.build import make_config
-from dassl_lite.utils import setup_logger
+from dassl_lite.utils import load_checkpoint, setup_logger
 
 NODES = {"taskres": ("TaskRes", "text_feature_residuals"), "coop": ("CoOp", "ctx")}
+RUNS = ("last_step", "best_val", "eval_only", "augmented")  # in the reference's order: they share a few-shot draw
+LOGGED = RUNS[:3]  # of the fourth only steps and tests were recorded
 # Our lines that the reference has not, and its that we have not (see above).
 OURS = ("matched ", "Trainable: ")
 THEIRS = ("Building custom CLIP", ">> ", "Turning off gradients", "prompt_learner.")
 
 
-class RecordedBatches:
-    """The reference run's batches, epoch by epoch."""
+@dataclass
+class Replay:
+    """What a run of ours has left, in the golden file's terms."""
 
-    def __init__(self, loader: Any, steps: list[dict[str, Any]]) -> None:
-        self.dataset, self.steps, self.epoch = loader.dataset, steps, 0
-
-    def __len__(self) -> int:
-        return len(self.steps) // len({step["epoch"] for step in self.steps})
-
-    def __iter__(self) -> Iterator[Any]:
-        mine = [step for step in self.steps if step["epoch"] == self.epoch]
-        self.epoch += 1
-        for step in mine:
-            yield default_collate([self.dataset[index] for index in step["index"]])
+    root: Path
+    output: Path
+    trainer: Any
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    tests: list[list[Any]] = field(default_factory=list)  # split, accuracy, steps before it
 
 
-def draw_images(spec: dict[str, Any], folder: Path) -> None:
-    """The folder of the golden run: its rule stands in the file."""
-    (folder / "images").mkdir(parents=True)
-    names, seed, counter = spec["classnames"], spec["seed0"], 0
-    prototypes = np.random.RandomState(seed - 1).randint(0, 256, (len(names), 4, 4, 3))
-    for part, count in spec["n_per_class"].items():
-        for label, name in enumerate(names):
-            for i in range(count):
-                noise = np.random.RandomState(seed + counter).randint(0, 256, (4, 4, 3))
-                pixels = ((prototypes[label] + noise) // 2).astype(np.uint8).repeat(10, axis=0).repeat(9, axis=1)
-                Image.fromarray(pixels).save(folder / "images" / f"{name}_{part}{i}.png")
-                counter += 1
-    (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(spec["split"]))
+def numbers_drawn_by_building() -> int:
+    """32-bit numbers that OpenAI's CLIP draws when it is built in the size of ``vit0``, before it gets its weights.
+
+    torch's layers draw theirs, then CLIP draws most of them anew.
+    """
+    width, layers, feature, pixels, patches, tokens, words = 64, 2, 32, 3 * 8 * 8, 16, 77, 49408
+    attention, mlp = 4 * width**2 + width, 8 * width**2 + 5 * width  # torch draws biases too, but for q, k and v
+    towers = 2 * layers * (attention + mlp)
+    image = width * pixels + width + (patches + 1) * width + width * feature  # patches, class token, positions, output
+    text = words * width  # positions and output are drawn by CLIP only:
+    anew = words * width + tokens * width + layers * 12 * width**2 + width * feature
+    return towers + image + text + anew
 
 
-@pytest.fixture(scope="module")
-def pets(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``pets("coop")``: the root of that golden run's dataset, which its runs share, one after another."""
-    made: dict[str, Path] = {}
-
-    def make(method: str) -> Path:
-        if method not in made:
-            made[method] = tmp_path_factory.mktemp(method)
-            draw_images(golden.json(f"e2e_{method}")["dataset"], made[method] / "oxford_pets")
-        return made[method]
-
-    return make
-
-
-def normalised(lines: list[str], root: Path) -> list[str]:
-    """Log lines without times and places, without the lines that differ on purpose."""
-    text = "\n".join(lines).replace(str(root), "<root>").replace("/out_last_step/", "/").replace("/out_best_val/", "/")
-    text = text.replace("<root>/last_step/", "<root>/").replace("<root>/best_val/", "<root>/")
-    text = re.sub(r"time \S+ \(\S+\) data \S+ \(\S+\)", "time <t> (<t>) data <t> (<t>)", text)
-    text = re.sub(r"eta \S+", "eta <eta>", re.sub(r"Elapsed: .*", "Elapsed: <elapsed>", text))
-    text = re.sub(r"Loading CLIP \(backbone: .*\)", "Loading CLIP", text.replace("seed_1.json", "seed_1.pkl"))
-    return [line for line in text.splitlines() if line and not line.startswith((*OURS, *THEIRS))]
-
-
-def text(line: str) -> str:
-    """A line of a step without its numbers, whose last digit may differ; another line as it is."""
-    return re.sub(r"\d+\.\d+", "<n>", line) if line.startswith("epoch [") else line
-
-
-def numbers_in(lines: list[str]) -> list[float]:
-    """Loss, accuracy and their averages, of all steps."""
-    return [float(n) for line in lines if line.startswith("epoch [") for n in re.findall(r"\d+\.\d+", line)]
-
-
-def build(method: str, name: str, spec: dict[str, Any], root: Path, backbone: Path) -> Any:
-    options = [str(backbone) if value == "vit0" else value for value in spec["opts"]]
+def build(method: str, name: str, options: list[str], root: Path, backbone: Path) -> Any:
+    options = [str(backbone) if value == "vit0" else value for value in options]
     cfg = make_config(
         trainer=NODES[method][0],
         method_file="_base.yaml",
         flags={"DATASET": {"NAME": "OxfordPets", "ROOT": str(root)}, "OUTPUT_DIR": str(root / name), "SEED": 1},
         options=[*options, "DATASET.FEATURES.VIEWS", "0"],
     )
-    return run.build(cfg)
+    trainer = run.build(cfg)
+    torch.manual_seed(1)
+    torch.empty(numbers_drawn_by_building()).uniform_()
+    if method == "coop":
+        torch.nn.init.normal_(trainer.head.ctx, std=0.02)
+    return trainer
 
 
-def train(trainer: Any, spec: dict[str, Any]) -> list[tuple[float, dict[str, float]]]:
-    """Train on the recorded batches; learning rate and summary of every step."""
-    seen: list[tuple[float, dict[str, float]]] = []
-    trainer.train_loader_x = RecordedBatches(trainer.train_loader_x, spec["steps"])
-    original = trainer.forward_backward
+def watched(replay: Replay) -> None:
+    """Keep what the golden file records of every step and every test."""
+    trainer, steps = replay.trainer, replay.steps
+    forward_backward, test = trainer.forward_backward, trainer.test
 
-    def forward_backward(batch: dict[str, Any]) -> dict[str, float]:
-        seen.append((trainer.get_current_lr(), original(batch)))
-        return seen[-1][1]
+    def watch_step(batch: dict[str, Any]) -> dict[str, float]:
+        lr = trainer.get_current_lr()
+        steps.append({"epoch": trainer.epoch, "batch": trainer.batch_idx, "lr": lr})
+        steps[-1] |= {"index": batch["index"].tolist(), "label": batch["label"].tolist()}
+        steps[-1] |= {"files": [Path(path).name for path in batch["impath"]]}
+        steps[-1] |= {"img_sum": batch["img"].double().sum().item()}
+        summary = forward_backward(batch)
+        steps[-1] |= summary
+        return summary
 
-    trainer.forward_backward = forward_backward
-    trainer.train()
-    return seen
+    def watch_test(split: str | None = None) -> float:
+        replay.tests.append([split, test(split), len(steps)])
+        return replay.tests[-1][1]
+
+    trainer.forward_backward, trainer.test = watch_step, watch_test
 
 
-@pytest.mark.parametrize("method", NODES)
-def test_a_run_differs_from_the_references(
-    golden: Any, golden_backbone: Any, pets: Callable[[str], Path], method: str
+def replay_of(method: str, name: str, recorded: dict[str, Any], root: Path, backbone: Path) -> Replay:
+    """One of the reference's runs, done by ours as its train.py does it."""
+    spec, options = recorded[name], list(recorded["last_step" if name == "augmented" else name]["opts"])
+    if name == "augmented":  # all as in the first run but for the transforms, which are then the yaml's
+        at = options.index("INPUT.TRANSFORMS")
+        del options[at : at + 2]
+    replay = Replay(root, root / name, build(method, name, options, root, backbone))
+    watched(replay)
+    if spec.get("eval_only"):
+        replay.trainer.load_model(str(root / "last_step"), epoch=spec["load_epoch"])
+        replay.trainer.test()
+    else:
+        replay.trainer.train()
+    return replay
+
+
+@pytest.fixture(scope="module", params=NODES)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def replays(
+    method: str, golden: Any, golden_backbone: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Replay]]:
+    """The method's four runs, one after another."""
+    recorded, root = golden.json(f"e2e_{method}"), tmp_path_factory.mktemp(method)
+    draw_pets(recorded["dataset"], root)
+    yield {name: replay_of(method, name, recorded, root, golden_backbone("vit0")) for name in RUNS}
+    setup_logger()  # let go of log.txt
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_step_or_test_differs_from_the_references(
+    golden: Any, replays: dict[str, Replay], method: str, name: str
 ) -> None:
-    recorded, arrays, root = golden.json(f"e2e_{method}"), golden.npz(f"e2e_{method}"), pets(method)
-    for name in ("last_step", "best_val"):
-        spec, output = recorded[name], root / name
-        trainer = build(method, name, spec, root, golden_backbone("vit0"))
-        for part, items in (("train", trainer.dm.dataset.train_x), ("val", trainer.dm.dataset.val)):
-            assert [Path(item.impath).name for item in items] == spec[f"{part}_files"]
-        if f"{name}.init.ctx" in arrays:
-            trainer.head.ctx.data.copy_(torch.from_numpy(arrays[f"{name}.init.ctx"]))
-        for (lr, found), step in zip(train(trainer, spec), spec["steps"], strict=True):
-            assert lr == pytest.approx(step["lr"], rel=1e-9)
-            assert found["loss"] == pytest.approx(step["loss"], rel=1e-3)
-            assert found["acc"] == pytest.approx(step["acc"])
-        tests = [[row["split"], row["accuracy"]] for row in trainer.history]
-        assert tests == [[split or "test", pytest.approx(accuracy)] for split, accuracy, _ in spec["tests"]]
+    spec, replay = golden.json(f"e2e_{method}")[name], replays[name]
+    tolerances = {"lr": 1e-9, "img_sum": 1e-5, "loss": 1e-3, "acc": 1e-6}
+    for found, step in zip(replay.steps, spec["steps"], strict=True):
+        expected = {
+            key: value if key not in tolerances else pytest.approx(value, rel=tolerances[key])
+            for key, value in step.items()
+        }
+        assert found == expected
+    assert replay.tests == [[split, pytest.approx(accuracy), steps] for split, accuracy, steps in spec["tests"]]
 
-        files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-        assert {file for file in files if "tensorboard" not in file} == set(spec["outputs"])
-        key = NODES[method][1]
-        last = trainer.head.state_dict()[key]  # best_val: of the best epoch, which is deployed
-        expected = arrays[f"{name}.final.{key}"]
-        assert np.abs(last.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
-        found_log = (output / "log.txt").read_text(encoding="utf-8").splitlines()
-        expected_log = normalised(spec["log"], root)
-        assert [text(line) for line in normalised(found_log, root)] == [text(line) for line in expected_log]
-        found_numbers, numbers = (numbers_in(lines) for lines in (normalised(found_log, root), expected_log))
-        assert found_numbers == pytest.approx(numbers, rel=1e-3, abs=1e-3)
-    setup_logger()
+
+@pytest.mark.parametrize("name", ["last_step", "best_val"])
+def test_what_is_learned_differs_from_the_references(
+    golden: Any, replays: dict[str, Replay], method: str, name: str
+) -> None:
+    """best_val: of the best epoch, which is deployed."""
+    arrays, key = golden.npz(f"e2e_{method}"), NODES[method][1]
+    expected, replay = arrays[f"{name}.final.{key}"], replays[name]
+    file = "model.pth.tar-3" if name == "last_step" else "model-best.pth.tar"
+    saved = load_checkpoint(replay.output / "prompt_learner" / file)["state_dict"][key]
+    for learned in (replay.trainer.head.state_dict()[key], saved):
+        assert np.abs(learned.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_shots_or_a_runs_files_differ_from_the_references(
+    golden: Any, replays: dict[str, Replay], method: str, name: str
+) -> None:
+    spec, replay = golden.json(f"e2e_{method}")[name], replays[name]
+    data = replay.trainer.dm.dataset
+    assert [Path(item.impath).name for item in data.train_x] == spec["train_files"]
+    assert [Path(item.impath).name for item in data.val] == spec["val_files"]
+    files = [path.relative_to(replay.output) for path in replay.output.rglob("*") if path.is_file()]
+    events = [path for path in files if path.name.startswith("events.out.tfevents")]
+    assert sorted(map(str, set(files) - set(events))) == spec["outputs"]
+    assert [f"/{path.parent}" for path in events] == spec["tensorboard"]
+
+
+# ---- logs and curves ----
+
+
+def normalised(lines: list[str], root: Path) -> list[str]:
+    """Log lines without times and places, without the lines that differ on purpose."""
+    text = re.sub(rf"{re.escape(str(root))}|<root>", "", "\n".join(lines))
+    text = re.sub(rf"/(out_)?({'|'.join(RUNS)})/", "<run>/", text)
+    text = re.sub(r"time \S+ \(\S+\) data \S+ \(\S+\)", "time <t> (<t>) data <t> (<t>)", text)
+    text = re.sub(r"eta \S+", "eta <eta>", re.sub(r"Elapsed: .*", "Elapsed: <elapsed>", text))
+    text = re.sub(r"Loading CLIP \(backbone: .*\)", "Loading CLIP", text.replace("seed_1.json", "seed_1.pkl"))
+    return [line for line in text.splitlines() if line and not line.startswith((*OURS, *THEIRS))]
+
+
+def text_of(line: str) -> str:
+    """A line of a step without its numbers, whose last digit may differ; another line as it is."""
+    return re.sub(r"\d+\.\d+", "<n>", line) if line.startswith("epoch [") else line
+
+
+def numbers_in(lines: list[str]) -> list[list[float]]:
+    """Of every step: loss, its average, accuracy, its average, the learning rate that follows."""
+    steps = [line for line in lines if line.startswith("epoch [")]
+    return [[float(number) for number in re.findall(r"\d+\.\d+(?:e-\d+)?", line)] for line in steps]
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_log_differs_from_the_references(golden: Any, replays: dict[str, Replay], method: str, name: str) -> None:
+    replay = replays[name]
+    found = normalised((replay.output / "log.txt").read_text(encoding="utf-8").splitlines(), replay.root)
+    expected = normalised(golden.json(f"e2e_{method}")[name]["log"], replay.root)
+    assert list(map(text_of, found)) == list(map(text_of, expected))
+    for numbers, theirs in zip(numbers_in(found), numbers_in(expected), strict=True):
+        assert numbers == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["last_step", "best_val"])
+def test_a_curve_is_not_what_the_references_log_says(
+    golden: Any, replays: dict[str, Replay], method: str, name: str
+) -> None:
+    """Dassl's tags; of the training curves a point per batch (averages over the epoch so far), else one per epoch."""
+    spec = golden.json(f"e2e_{method}")[name]
+    events = EventAccumulator(str(replays[name].output / "tensorboard"))
+    events.Reload()
+    points = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    logged = numbers_in(spec["log"])
+    for tag, column in {"train/loss": -4, "train/acc": -2, "train/lr": -1}.items():
+        expected = [(step, pytest.approx(numbers[column], rel=1e-3)) for step, numbers in enumerate(logged)]
+        assert points[tag] == expected
+    per_epoch = len(spec["steps"]) // 3
+    for split in ("val", "test"):
+        tests = [
+            (steps // per_epoch - 1, accuracy) for part, accuracy, steps in spec["tests"] if (part or "test") == split
+        ]
+        assert points.get(f"{split}/accuracy", []) == tests

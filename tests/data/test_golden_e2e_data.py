@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from golden_pets import draw_pets
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY, DataManager, FolderDataset
@@ -32,24 +30,6 @@ def golden_pets() -> Iterator[None]:
         DATASET_REGISTRY.register(held, name="OxfordPets", force=True)
 
 
-def draw_dataset(spec: Any, root: Path) -> None:
-    """The generated folder of the golden run: its rule stands in the file."""
-    folder = root / "oxford_pets"
-    (folder / "images").mkdir(parents=True)
-    names, counts, seed = spec["classnames"], spec["n_per_class"], spec["seed0"]
-    prototypes = np.random.RandomState(seed - 1).randint(0, 256, (len(names), 4, 4, 3))
-    counter = 0
-    for part in ("train", "val", "test"):
-        for label, name in enumerate(names):
-            for i in range(counts[part]):
-                noise = np.random.RandomState(seed + counter).randint(0, 256, (4, 4, 3))
-                grid = ((prototypes[label] + noise) // 2).astype(np.uint8)
-                image = Image.fromarray(grid.repeat(10, axis=0).repeat(9, axis=1))
-                image.save(folder / "images" / f"{name}_{part}{i}.png")
-                counter += 1
-    (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(spec["split"]))
-
-
 def config(root: Path) -> Any:
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = "OxfordPets", str(root), 2
@@ -65,7 +45,7 @@ def test_log_files_or_images_differ_from_the_reference_run(
     golden: Any, golden_pets: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec, run = golden.json("e2e_taskres")["dataset"], golden.json("e2e_taskres")["last_step"]
-    draw_dataset(spec, tmp_path)
+    draw_pets(spec, tmp_path)
     set_random_seed(1)
     with caplog.at_level(logging.INFO):
         manager = DataManager(config(tmp_path))
