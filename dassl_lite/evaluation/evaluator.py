@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dassl_lite.config import CN
 from dassl_lite.evaluation.build import EVALUATOR_REGISTRY
 from dassl_lite.evaluation.calibration import expected_calibration_error
+from dassl_lite.evaluation.class_counts import ClassCounts
+from dassl_lite.evaluation.tallies import Tallies
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import atomic_path
 
@@ -40,8 +43,10 @@ class EvaluatorBase:
 
 
 @EVALUATOR_REGISTRY.register()
-class Classification(EvaluatorBase):
+class Classification(Tallies, EvaluatorBase):
     """Accuracy, error rate, macro F1 and calibration error, all in percent.
+
+    An evaluator derived from it may count for itself, in the fields of ``Tallies``: what they hold is evaluated.
 
     Args:
         cfg: TEST.PER_CLASS_RESULT logs every class and adds their average, TEST.COMPUTE_CMAT saves the confusion
@@ -57,13 +62,10 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
-        self.reset()
+        Classification.reset(self)  # not a derived one's, which may need what its own __init__ has yet to set
 
     def reset(self) -> None:
-        # Kept where they were computed and read once, in evaluate: a batch costs no wait for the device.
-        self._labels: list[Tensor] = []
-        self._predicted: list[Tensor] = []
-        self._confidence: list[Tensor] = []
+        self._forget(self.cfg.TEST.PER_CLASS_RESULT)
         self._num_classes = 0
         self.per_class: list[dict[str, Any]] = []
         self.confusion: Tensor | None = None
@@ -73,40 +75,54 @@ class Classification(EvaluatorBase):
         logits = mo.detach()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         highest, predicted = logits.max(dim=1)
-        self._labels.append(gt.detach().to(predicted.device).reshape(-1))
-        self._predicted.append(predicted)
-        self._confidence.append((highest - logits.logsumexp(dim=1)).exp())
+        self._take(gt.detach().to(predicted.device).reshape(-1), predicted, (highest - logits.logsumexp(dim=1)).exp())
         self._num_classes = max(self._num_classes, logits.shape[1])
 
     def evaluate(self) -> OrderedDict[str, float]:
         """The metrics, logged as the field's result parsers expect them.
 
         Returns:
-            accuracy, error_rate, macro_f1; perclass_accuracy with TEST.PER_CLASS_RESULT; ece. Percent.
+            accuracy, error_rate, macro_f1; perclass_accuracy with TEST.PER_CLASS_RESULT; ece (not where a derived
+            evaluator counts for itself). Percent.
 
         Raises:
             UserError: there was no batch.
         """
-        if not self._labels:
+        total, correct = self._total, self._correct
+        if not total:
             raise UserError("nothing to evaluate: the split has no images")
-        labels, predicted = torch.cat(self._labels).cpu(), torch.cat(self._predicted).cpu()
-        confidence, matches = torch.cat(self._confidence).cpu(), labels == predicted
-        if odd := int((~confidence.isfinite()).sum()):
-            logger.warning("%s of %s rows of logits are not finite: these results mean little", odd, len(labels))
-        total, correct = len(labels), int(matches.sum())
+        labels, predicted = _indices(self._y_true), _indices(self._y_pred)
         results: OrderedDict[str, float] = OrderedDict(accuracy=100.0 * correct / total)
         results["error_rate"] = 100.0 - results["accuracy"]
-        counts = _ClassCounts(labels, predicted, self._num_classes)
+        counts = ClassCounts(labels, predicted, self._num_classes)
         results["macro_f1"] = 100.0 * counts.macro_f1()
-        self.per_class = counts.table(self._lab2cname)
+        self.per_class = self._per_class_table(counts)
         self._log_summary(total, correct, results)
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._log_per_class()
         if self.cfg.TEST.COMPUTE_CMAT:
             self.confusion = counts.confusion()
             self._save_confusion(self.confusion)
-        results["ece"] = 100.0 * expected_calibration_error(confidence, matches)
+        if len(self._confidence) == len(labels):  # not so where a derived evaluator counts for itself
+            confidence = torch.tensor(self._confidence, dtype=torch.float64)
+            if odd := int((~confidence.isfinite()).sum()):
+                logger.warning("%s of %s rows of logits are not finite: these results mean little", odd, total)
+            results["ece"] = 100.0 * expected_calibration_error(confidence, labels == predicted)
         return results
+
+    def _per_class_table(self, counts: ClassCounts) -> list[dict[str, Any]]:
+        own = self._per_class_res  # a derived evaluator may count other matches than labels that are equal
+        found = {k: (len(own[k]), sum(own[k])) for k in sorted(own)} if own else counts.by_label()
+        return [
+            {
+                "label": label,
+                "classname": self._lab2cname.get(label, str(label)),
+                "total": total,
+                "correct": correct,
+                "accuracy": 100.0 * correct / total,
+            }
+            for label, (total, correct) in found.items()
+        ]
 
     def _log_summary(self, total: int, correct: int, results: Mapping[str, float]) -> None:
         logger.info("=> result")
@@ -139,39 +155,6 @@ class Classification(EvaluatorBase):
         logger.info("Confusion matrix is saved to %s", path)
 
 
-class _ClassCounts:
-    """What the metrics per class are made of: int64 counts (K,) of true, predicted and correctly predicted labels."""
-
-    def __init__(self, labels: Tensor, predicted: Tensor, num_classes: int) -> None:
-        # A label beyond the logits' columns is one that the model cannot predict: wrong, but counted.
-        self.size = max(num_classes, int(labels.max()) + 1)
-        self.labels, self.predicted = labels, predicted
-        self.true = torch.bincount(labels, minlength=self.size)
-        self.claimed = torch.bincount(predicted, minlength=self.size)
-        self.hit = torch.bincount(labels[labels == predicted], minlength=self.size)
-        self.present = self.true.nonzero().flatten()
-
-    def macro_f1(self) -> float:
-        """Mean over the labels that occur of 2 hit / (true + claimed), the harmonic mean of precision and recall."""
-        f1 = 2 * self.hit.double() / (self.true + self.claimed)
-        return f1[self.present].mean().item()
-
-    def table(self, lab2cname: Mapping[int, str]) -> list[dict[str, Any]]:
-        rows = []
-        for label in self.present.tolist():
-            total, correct = int(self.true[label]), int(self.hit[label])
-            rows.append(
-                {
-                    "label": label,
-                    "classname": lab2cname.get(label, str(label)),
-                    "total": total,
-                    "correct": correct,
-                    "accuracy": 100.0 * correct / total,
-                }
-            )
-        return rows
-
-    def confusion(self) -> Tensor:
-        """(true label, predicted label) float64, rows divided by their sums."""
-        pairs = torch.bincount(self.labels * self.size + self.predicted, minlength=self.size**2)
-        return pairs.reshape(self.size, self.size).double() / self.true.clamp_min(1).unsqueeze(1)
+def _indices(values: Sequence[int]) -> Tensor:
+    """(N,) int64 on the CPU."""
+    return torch.from_numpy(np.asarray(values, dtype=np.int64))
