@@ -27,6 +27,8 @@ logger = get_logger(__name__)
 
 THEIRS, OURS = "dassl", "dassl_lite"
 
+# Dassl's modules of one backbone or a few, which all are to be had from ours of all.
+_BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
 # Dassl's module -> ours, where the names differ; of several, the first that has an attribute gives it.
 _PLACES: dict[str, tuple[str, ...]] = {
     "data.data_manager": ("data.manager", "data.loaders"),
@@ -36,13 +38,15 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "evaluation.evaluator": ("evaluation.evaluator", "evaluation.build"),
     "modeling.backbone.backbone": ("modeling.backbone.base",),
     "modeling.backbone.build": ("modeling.build",),
+    "modeling.backbone.resnet": ("modeling.backbone.resnet", "modeling.backbone"),
+    **{f"modeling.backbone.{file}": ("modeling.backbone",) for file in _BACKBONE_FILES},
     "modeling.head": ("modeling.head", "modeling.build"),
     "modeling.head.build": ("modeling.build",),
     "modeling.head.mlp": ("modeling.head",),
     "modeling.network": ("modeling.build", "modeling"),
     "modeling.network.build": ("modeling.build",),
-    "utils": ("utils", "utils.tools", "utils.logger", "data.images"),
-    "utils.tools": ("utils.tools", "data.images"),
+    "utils": ("utils", "utils.tools", "utils.logger", "data.images", "data.downloads.url"),
+    "utils.tools": ("utils.tools", "data.images", "data.downloads.url"),
 }
 
 

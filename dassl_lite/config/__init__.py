@@ -1,12 +1,14 @@
 """Configuration: defaults with Dassl's names, merging with helpful errors, and range checks."""
 
 from dassl_lite.config.check import check_ranges
+from dassl_lite.config.defaults import _C as cfg_default  # noqa: N811 (Dassl's two names)
 from dassl_lite.config.defaults import CN, get_cfg_default
 from dassl_lite.config.load import add_keys, clean_cfg, merge_file, merge_mapping, merge_options, set_epochs, to_dict
 
 __all__ = [
     "CN",
     "add_keys",
+    "cfg_default",
     "check_ranges",
     "clean_cfg",
     "get_cfg_default",

@@ -11,6 +11,10 @@ from yacs.config import CfgNode as CN  # noqa: N817
 
 def get_cfg_default() -> CN:
     """A fresh, unfrozen config with every engine key at its default."""
+    return _C.clone()
+
+
+def _defaults() -> CN:
     cfg = CN()
     cfg.VERSION = 1
     cfg.OUTPUT_DIR = "./output"
@@ -160,3 +164,6 @@ def _add_train_and_test(cfg: CN) -> None:
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"  # test | val
     cfg.TEST.FINAL_MODEL = "last_step"  # last_step | best_val
+
+
+_C = _defaults()  # Dassl's name; what a fork adds to it is in every config

@@ -46,9 +46,17 @@ class WarmupScheduler(LRScheduler):
         optimizer: whose groups' rates are set.
         successor: the schedule after the warm-up, made for the same optimiser.
         warmup_epoch: length in epochs.
+        verbose: no longer does anything; torch 2.7 has taken it away, on which Dassl's schedulers crash.
     """
 
-    def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        successor: LRScheduler,
+        warmup_epoch: int,
+        last_epoch: int = -1,
+        verbose: bool = False,
+    ) -> None:
         self.successor = successor
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
@@ -104,6 +112,7 @@ class ConstantWarmupScheduler(WarmupScheduler):
         warmup_epoch: int,
         cons_lr: float,
         last_epoch: int = -1,
+        verbose: bool = False,
     ) -> None:
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
@@ -122,6 +131,7 @@ class LinearWarmupScheduler(WarmupScheduler):
         warmup_epoch: int,
         min_lr: float,
         last_epoch: int = -1,
+        verbose: bool = False,
     ) -> None:
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
@@ -192,3 +202,8 @@ def _in_steps(cfg: CN, epoch_steps: int) -> CN:
     cfg.STEPSIZE = tuple(n * epoch_steps for n in cfg.STEPSIZE) if several else cfg.STEPSIZE * epoch_steps
     cfg.MAX_EPOCH, cfg.WARMUP_EPOCH = cfg.MAX_EPOCH * epoch_steps, cfg.WARMUP_EPOCH * epoch_steps
     return cfg
+
+
+# Dassl's names.
+AVAI_SCHEDS = LR_SCHEDULER_REGISTRY.registered_names()
+_BaseWarmupScheduler = WarmupScheduler

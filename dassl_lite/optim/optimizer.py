@@ -68,6 +68,9 @@ def adamw(params: Params, cfg: CN) -> Optimizer:
     return torch.optim.AdamW(params, **_rate_and_decay(cfg), **_adam(cfg))
 
 
+AVAI_OPTIMS = OPTIMIZER_REGISTRY.registered_names()  # Dassl's name for the list
+
+
 def build_optimizer(
     model: nn.Module | Iterable[Any], optim_cfg: CN, param_groups: Iterable[Any] | None = None
 ) -> Optimizer:

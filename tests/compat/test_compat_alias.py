@@ -32,28 +32,42 @@ FURTHER = {
     "dassl.engine.trainer": "TrainerBase SimpleTrainer SimpleNet TrainerX TrainerXU",
     "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
     "dassl.data": "DataManager build_data_loader",
-    "dassl.data.data_manager": "DataManager DatasetWrapper build_data_loader",
+    "dassl.data.data_manager": "DataManager DatasetWrapper build_data_loader build_transform build_dataset",
     "dassl.data.datasets.base_dataset": "Datum DatasetBase",
     "dassl.data.datasets.build": "DATASET_REGISTRY build_dataset",
     "dassl.data.samplers": "build_sampler RandomDomainSampler SeqDomainSampler RandomClassSampler",
     "dassl.data.transforms.transforms": "build_transform INTERPOLATION_MODES AVAI_CHOICES Cutout GaussianNoise",
+    "dassl.data.transforms.autoaugment": "ImageNetPolicy CIFAR10Policy SVHNPolicy",
     "dassl.data.transforms.randaugment": "RandAugment RandAugment2 RandAugmentFixMatch",
     "dassl.utils": "Registry Logger tolist_if_not check_availability read_image save_checkpoint count_num_param "
-    "resume_from_checkpoint open_all_layers open_specified_layers init_network_weights",
-    "dassl.utils.tools": "mkdir_if_missing set_random_seed read_image get_most_similar_str_to_a_from_b",
-    "dassl.utils.torchtools": "load_pretrained_weights load_checkpoint save_checkpoint",
+    "resume_from_checkpoint open_all_layers open_specified_layers init_network_weights download_url",
+    "dassl.utils.tools": "mkdir_if_missing check_isfile read_json write_json set_random_seed download_url read_image "
+    "collect_env_info listdir_nohidden get_most_similar_str_to_a_from_b check_availability tolist_if_not",
+    "dassl.utils.torchtools": "load_pretrained_weights load_checkpoint save_checkpoint resume_from_checkpoint "
+    "open_all_layers open_specified_layers count_num_param init_network_weights",
     "dassl.utils.logger": "Logger setup_logger",
     "dassl.utils.meters": "AverageMeter MetricMeter",
     "dassl.utils.registry": "Registry",
-    "dassl.optim.optimizer": "build_optimizer",
-    "dassl.optim.lr_scheduler": "build_lr_scheduler ConstantWarmupScheduler LinearWarmupScheduler",
+    "dassl.optim.optimizer": "build_optimizer AVAI_OPTIMS",
+    "dassl.optim.lr_scheduler": "build_lr_scheduler AVAI_SCHEDS _BaseWarmupScheduler ConstantWarmupScheduler "
+    "LinearWarmupScheduler",
+    "dassl.optim.radam": "RAdam PlainRAdam AdamW",
     "dassl.metrics.accuracy": "compute_accuracy",
     "dassl.metrics.distance": "compute_distance_matrix cosine_distance euclidean_squared_distance",
     "dassl.modeling": "build_head build_backbone build_network HEAD_REGISTRY BACKBONE_REGISTRY NETWORK_REGISTRY",
-    "dassl.modeling.ops": "MixStyle mixup ReverseGrad TransNorm1d TransNorm2d EFDMix cross_entropy",
+    "dassl.modeling.ops": "MixStyle mixup ReverseGrad TransNorm1d TransNorm2d EFDMix cross_entropy DSBN1d DSBN2d "
+    "MaximumMeanDiscrepancy Sequential2 SinkhornDivergence MinibatchEnergyDistance run_with_efdmix random_mixstyle",
+    "dassl.modeling.ops.attention": "Attention",
+    "dassl.modeling.ops.conv": "Conv2dDynamic",
+    "dassl.modeling.ops.optimal_transport": "OptimalTransport SinkhornDivergence MinibatchEnergyDistance",
     "dassl.modeling.ops.mixstyle": "MixStyle run_with_mixstyle",
     "dassl.modeling.ops.utils": "create_onehot sigmoid_rampup linear_rampup sharpen_prob ema_model_update",
-    "dassl.modeling.backbone": "Backbone build_backbone BACKBONE_REGISTRY",
+    "dassl.modeling.backbone": "Backbone build_backbone BACKBONE_REGISTRY resnet18 resnet18_ms_l123 "
+    "resnet50_efdmix_l12 vgg16 alexnet efficientnet_b0 cnn_digitsdg",
+    "dassl.modeling.backbone.resnet": "ResNet resnet18 resnet101_ms_l1",
+    "dassl.modeling.backbone.alexnet": "alexnet",
+    "dassl.modeling.backbone.efficientnet": "efficientnet_b7",
+    "dassl.modeling.backbone.vgg": "vgg16",
     "dassl.modeling.backbone.build": "BACKBONE_REGISTRY",
     "dassl.modeling.backbone.backbone": "Backbone",
     "dassl.modeling.head": "build_head HEAD_REGISTRY mlp",
@@ -61,8 +75,9 @@ FURTHER = {
     "dassl.modeling.network.build": "build_network NETWORK_REGISTRY",
     "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY EvaluatorBase Classification",
     "dassl.evaluation.evaluator": "EvaluatorBase EVALUATOR_REGISTRY",
-    "dassl.config": "clean_cfg",
-    "dassl.config.defaults": "get_cfg_default",
+    "dassl.evaluation.build": "EVALUATOR_REGISTRY build_evaluator",
+    "dassl.config": "clean_cfg cfg_default",
+    "dassl.config.defaults": "_C",
 }
 
 
@@ -91,6 +106,13 @@ def test_what_we_have_not_is_found_among_our_folders() -> None:
     assert importlib.util.find_spec("dassl.engine.nothing_like_it") is None
     with pytest.raises(ModuleNotFoundError, match="No module named 'dassl.engine.dg'"):
         importlib.import_module("dassl.engine.dg")
+
+
+def test_keys_that_a_fork_adds_to_dassls_defaults_are_lost() -> None:
+    """As forks do it in their copy of the package, and papers in theirs of train.py."""
+    code = "import dassl_lite.compat; from dassl.config.defaults import _C; _C.TRAINER.FORK = 3;"
+    code += "from dassl.config import get_cfg_default; a, b = get_cfg_default(), get_cfg_default(); a.TRAINER.FORK = 4;"
+    assert in_a_new_process(code + "print(a.TRAINER.FORK, b.TRAINER.FORK)", Path.cwd()).split() == ["4", "3"]
 
 
 def in_a_new_process(code: str, path: Path) -> str:

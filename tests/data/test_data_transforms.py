@@ -17,11 +17,14 @@ from torchvision.transforms import v2
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data.transforms import (
     AVAI_CHOICES,
+    CIFAR10Policy,
     Cutout,
     GaussianNoise,
+    ImageNetPolicy,
     InstanceNormalization,
     RandAugment,
     Random2DTranslation,
+    SVHNPolicy,
     build_transform,
     describe,
     is_random,
@@ -191,3 +194,20 @@ def test_what_is_not_known_is_taken_to_be_deterministic() -> None:
     assert is_random([T.Resize(8), T.RandomErasing()])
     assert not is_random(T.Compose([T.Resize(8), v2.ToImage()]))
     assert not is_random(Mine())
+
+
+@pytest.mark.parametrize("policy", [CIFAR10Policy, ImageNetPolicy, SVHNPolicy])
+def test_a_learned_policy_leaves_the_image_or_fills_with_another_colour(policy: Any) -> None:
+    """Of a bright picture, what is filled with darkness stands out."""
+    image = Image.new("RGB", (64, 64), (200, 190, 210))
+    seen = set()
+    for fill in ((128, 128, 128), (1, 2, 3)):
+        transform = policy(fillcolor=fill)
+        for seed in range(60):
+            torch.manual_seed(seed)
+            changed = transform(image)
+            assert changed.size == image.size
+            seen |= {(fill, colour) for _, colour in changed.getcolors(4096)}
+    assert ((128, 128, 128), (128, 128, 128)) in seen
+    assert ((1, 2, 3), (1, 2, 3)) in seen
+    assert len(seen) > 10  # and other things happen than filling

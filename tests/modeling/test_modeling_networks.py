@@ -21,7 +21,7 @@ from dassl_lite.modeling import (
 from dassl_lite.utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet18_ms12", "resnet18_efdmix123"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_ms_l12", "resnet18_efdmix_l123"])
 def test_a_resnet_is_torchvisions_without_its_classifier(name: str) -> None:
     reference = torchvision.models.resnet18(weights=None).eval()
     backbone = build_backbone(name, verbose=False, pretrained=False).eval()
@@ -34,8 +34,21 @@ def test_a_resnet_is_torchvisions_without_its_classifier(name: str) -> None:
     assert backbone.featuremaps(images).shape == (2, 512, 2, 2)
 
 
+def test_a_backbone_is_not_found_by_dassls_name_for_it() -> None:
+    """The names in its package's list; not ours: wide, pre-activated and digit networks, and the dynamic ones."""
+    mixed = [
+        f"{net}_{kind}_l{layers}"
+        for net in ("resnet18", "resnet50", "resnet101")
+        for kind in ("ms", "efdmix")
+        for layers in ("1", "12", "123")
+    ]
+    names = [*mixed, "resnet18_ms123", "resnet50_ms123", "vgg16", "alexnet", "mobilenetv2", "cnn_digitsdg"]
+    names += [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)] + [f"efficientnet_b{i}" for i in range(8)]
+    assert set(names) - set(BACKBONE_REGISTRY) == set()
+
+
 def test_the_mixed_stages_are_those_in_the_name() -> None:
-    backbone = build_backbone("resnet18_ms12", verbose=False, pretrained=False)
+    backbone = build_backbone("resnet18_ms_l12", verbose=False, pretrained=False)
     seen = []
     backbone.mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     backbone(torch.randn(2, 3, 64, 64))

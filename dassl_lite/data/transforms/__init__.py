@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dassl_lite.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from dassl_lite.data.transforms.build import DEFAULT_CHOICES, INTERPOLATION_MODES, build_transform
 from dassl_lite.data.transforms.custom import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
 from dassl_lite.data.transforms.describe import describe, is_random
@@ -13,13 +14,16 @@ __all__ = [
     "DEFAULT_CHOICES",
     "INTERPOLATION_MODES",
     "TRANSFORMS",
+    "CIFAR10Policy",
     "Cutout",
     "GaussianNoise",
+    "ImageNetPolicy",
     "InstanceNormalization",
     "RandAugment",
     "RandAugment2",
     "RandAugmentFixMatch",
     "Random2DTranslation",
+    "SVHNPolicy",
     "build_transform",
     "describe",
     "is_random",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
+from dassl_lite.data.transforms.autoaugment import CIFAR10Policy, ImageNetPolicy, SVHNPolicy
 from dassl_lite.data.transforms.custom import (
     ENLARGEMENT,
     Cutout,
@@ -79,26 +80,22 @@ def _random_flip(cfg: Any) -> Step:
     return Step("+ random flip", T.RandomHorizontalFlip())
 
 
-def _policy(policy: T.AutoAugmentPolicy) -> T.AutoAugment:
-    return T.AutoAugment(policy, interpolation=InterpolationMode.BICUBIC, fill=[128, 128, 128])
-
-
 @_choice
 def _imagenet_policy(cfg: Any) -> Step:
     """AutoAugment's policy for ImageNet."""
-    return Step("+ imagenet policy", _policy(T.AutoAugmentPolicy.IMAGENET))
+    return Step("+ imagenet policy", ImageNetPolicy())
 
 
 @_choice
 def _cifar10_policy(cfg: Any) -> Step:
     """AutoAugment's policy for CIFAR-10."""
-    return Step("+ cifar10 policy", _policy(T.AutoAugmentPolicy.CIFAR10))
+    return Step("+ cifar10 policy", CIFAR10Policy())
 
 
 @_choice
 def _svhn_policy(cfg: Any) -> Step:
     """AutoAugment's policy for SVHN."""
-    return Step("+ svhn policy", _policy(T.AutoAugmentPolicy.SVHN))
+    return Step("+ svhn policy", SVHNPolicy())
 
 
 @_choice

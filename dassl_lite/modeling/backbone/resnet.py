@@ -71,8 +71,11 @@ def _register(name: str, architecture: str, mixer: type[FeatureMix] | None = Non
 
 for _name in _ARCHITECTURES:
     _register(_name, _name)
-# Dassl's names: resnet18_ms123 mixes after stages 1, 2 and 3.
+# Dassl's names: resnet18_ms_l123 mixes after stages 1, 2 and 3.
 for _name in ("resnet18", "resnet50", "resnet101"):
     for _tag, _mixer in _MIXED.items():
         for _stages in ((1,), (1, 2), (1, 2, 3)):
-            _register(f"{_name}_{_tag}{''.join(map(str, _stages))}", _name, _mixer, _stages)
+            _register(f"{_name}_{_tag}_l{''.join(map(str, _stages))}", _name, _mixer, _stages)
+# Those of its first version, which older code asks for.
+for _name in ("resnet18", "resnet50"):
+    _register(f"{_name}_ms123", _name, MixStyle, (1, 2, 3))

@@ -1,5 +1,7 @@
 """Layers and losses of domain adaptation and generalisation, under Dassl's names."""
 
+from dassl_lite.modeling.ops.attention import Attention
+from dassl_lite.modeling.ops.conv import Conv2dDynamic
 from dassl_lite.modeling.ops.cross_entropy import cross_entropy
 from dassl_lite.modeling.ops.dsbn import DSBN1d, DSBN2d
 from dassl_lite.modeling.ops.efdmix import (
@@ -22,18 +24,24 @@ from dassl_lite.modeling.ops.mixstyle import (
 )
 from dassl_lite.modeling.ops.mixup import mixup
 from dassl_lite.modeling.ops.mmd import MaximumMeanDiscrepancy
+from dassl_lite.modeling.ops.optimal_transport import MinibatchEnergyDistance, OptimalTransport, SinkhornDivergence
 from dassl_lite.modeling.ops.reverse_grad import ReverseGrad
 from dassl_lite.modeling.ops.sequential2 import Sequential2
 from dassl_lite.modeling.ops.transnorm import TransNorm1d, TransNorm2d
 
 __all__ = [
+    "Attention",
+    "Conv2dDynamic",
     "DSBN1d",
     "DSBN2d",
     "EFDMix",
     "MaximumMeanDiscrepancy",
+    "MinibatchEnergyDistance",
     "MixStyle",
+    "OptimalTransport",
     "ReverseGrad",
     "Sequential2",
+    "SinkhornDivergence",
     "TransNorm1d",
     "TransNorm2d",
     "activate_efdmix",

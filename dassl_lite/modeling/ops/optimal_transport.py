@@ -1,0 +1,93 @@
+"""Distances between two batches of features by optimal transport."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dassl_lite.metrics.distance import cosine_distance, euclidean_squared_distance
+from dassl_lite.utils.errors import unknown
+
+_DISTANCES = {
+    "cosine": cosine_distance,
+    "euclidean": euclidean_squared_distance,
+    "fast_euclidean": euclidean_squared_distance,  # Dassl computes it in two ways
+}
+
+
+class OptimalTransport(nn.Module):
+    """What the two have in common."""
+
+    @staticmethod
+    def distance(batch1: Tensor, batch2: Tensor, dist_metric: str = "cosine") -> Tensor:
+        """Cost (M, N) of moving features (M, D) to (N, D): ``cosine``, or ``euclidean``, squared."""
+        if dist_metric not in _DISTANCES:
+            raise unknown("distance", dist_metric, _DISTANCES)
+        return _DISTANCES[dist_metric](batch1, batch2)
+
+
+class SinkhornDivergence(OptimalTransport):
+    """2 W(x, y) - W(x, x) - W(y, y), of Genevay et al. 2018, https://arxiv.org/abs/1706.00292.
+
+    W is the cost of the transport plan between two batches of even weights that Sinkhorn's iteration gives for an
+    entropy weighted by ``eps`` (Cuturi 2013, https://arxiv.org/abs/1306.0895), here with logarithms.
+
+    Args:
+        dist_metric: see ``distance``.
+        eps: weight of the entropy.
+        max_iter: iterations at most; fewer if the potentials move by less than ``thre`` in sum.
+        bp_to_sinkhorn: whether gradients go through the plan, too.
+    """
+
+    thre = 1e-3
+
+    def __init__(
+        self, dist_metric: str = "cosine", eps: float = 0.01, max_iter: int = 5, bp_to_sinkhorn: bool = False
+    ) -> None:
+        super().__init__()
+        self.dist_metric = dist_metric
+        self.eps = eps
+        self.max_iter = max_iter
+        self.bp_to_sinkhorn = bp_to_sinkhorn
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Features (M, D) and (N, D) to a number."""
+        cost = self.transport_cost
+        return 2 * cost(x, y) - cost(x, x) - cost(y, y)
+
+    def transport_cost(self, x: Tensor, y: Tensor, return_pi: bool = False) -> Any:
+        """W, a number; with ``return_pi`` the plan (M, N) too, whose rows sum to 1 / M and columns to 1 / N."""
+        cost = self.distance(x, y, self.dist_metric)
+        plan = self._plan(cost if self.bp_to_sinkhorn else cost.detach())
+        total = (plan * cost).sum()
+        return (total, plan) if return_pi else total
+
+    def _plan(self, cost: Tensor) -> Tensor:
+        rows, columns = cost.shape
+        u, v = cost.new_zeros(rows, 1), cost.new_zeros(1, columns)
+        for _ in range(self.max_iter):
+            before = u
+            u = -self.eps * (math.log(rows) + ((v - cost) / self.eps).logsumexp(dim=1, keepdim=True))
+            v = -self.eps * (math.log(columns) + ((u - cost) / self.eps).logsumexp(dim=0, keepdim=True))
+            if (u - before).abs().sum().item() < self.thre:
+                break
+        return torch.exp((u + v - cost) / self.eps)
+
+
+class MinibatchEnergyDistance(SinkhornDivergence):
+    """Salimans et al. 2018, https://arxiv.org/abs/1803.05573: with each batch in two halves,
+
+    W(x1, y1) + W(x1, y2) + W(x2, y1) + W(x2, y2) - 2 W(x1, x2) - 2 W(y1, y2)
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Features (M, D) and (N, D), M and N even, to a number."""
+        if len(x) % 2 or len(y) % 2:
+            raise ValueError(f"batches of {len(x)} and {len(y)} cannot both be halved")
+        (x1, x2), (y1, y2) = x.chunk(2), y.chunk(2)
+        cost = self.transport_cost
+        between = cost(x1, y1) + cost(x1, y2) + cost(x2, y1) + cost(x2, y2)
+        return between - 2 * cost(x1, x2) - 2 * cost(y1, y2)
