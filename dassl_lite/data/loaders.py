@@ -126,12 +126,25 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     It starts nothing until it is iterated over.
     """
 
+    keeps_places = False  # whether a batch without one readable image is an empty dict, or left out
+
     def __init__(self, dataset: Dataset[dict[str, Any]], *, on_error: str = "stop", **options: Any) -> None:
         if isinstance(dataset, DatasetWrapper):
             dataset.defer_errors = True
         self.on_error = on_error
         self.skipped: dict[str, str] = {}  # path -> reason
         super().__init__(dataset, collate_fn=_collate, **options)
+
+    def with_batches(self, batch_sampler: Any) -> ImageLoader:
+        """The same images in other batches: ``batch_sampler`` gives lists of indices."""
+        return ImageLoader(
+            self.dataset,
+            on_error=self.on_error,
+            batch_sampler=batch_sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.persistent_workers,
+            pin_memory=self.pin_memory,
+        )
 
     def __iter__(self) -> Any:
         if self.persistent_workers and self._iterator is not None:
@@ -151,7 +164,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
                     self.skipped[path] = reason
                     if len(self.skipped) <= 3:
                         logger.warning("Skipped '%s': %s", path, reason)
-            if batch:
+            if batch or self.keeps_places:
                 yield batch
         if len(self.skipped) > known:
             logger.warning("Skipped %d unreadable images in all", len(self.skipped))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dassl_lite.data.features.lock import drop_inherited_locks
-from dassl_lite.data.features.views import Decoded, ImageFile, ViewDataset
+from dassl_lite.data.features.views import Decoded, ViewDataset
 
 Encoder = Callable[[Tensor], Tensor]
 
@@ -35,26 +35,32 @@ class DecodedBatch(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """Features (b, V, D) on the CPU of ``images``, and why images of the same batch could not be read."""
+    """Features (b, V, D) on the CPU of the images with these numbers, and why others of the batch are missing."""
 
-    images: list[ImageFile]
+    numbers: list[int]
     features: Tensor | None
-    errors: dict[ImageFile, str]
+    errors: list[tuple[int, str]]
 
 
 def extract(
-    dataset: ViewDataset, encode: Encoder, device: torch.device | str, batch_size: int, num_workers: int
+    dataset: ViewDataset,
+    encode: Encoder,
+    device: torch.device | str,
+    batch_size: int,
+    num_workers: int,
+    share: slice = slice(None),
 ) -> Iterator[Extracted]:
     """Encode every image of ``dataset``, in order.
 
     Args:
+        share: of the batches, where other processes encode the rest.
         encode: inputs (B, 3, H, W) on ``device`` -> features (B, D), no gradient.
         batch_size: encoder inputs at a time; an image counts V times.
         num_workers: at most so many processes decode; none are started where that would take longer.
     """
     per_batch = max(1, batch_size // dataset.views)
     numbers = list(range(len(dataset)))
-    batches = [numbers[start : start + per_batch] for start in range(0, len(numbers), per_batch)]
+    batches = [numbers[start : start + per_batch] for start in range(0, len(numbers), per_batch)][share]
     on_gpu = torch.device(device).type == "cuda"
     loader = DataLoader(
         dataset,
@@ -70,10 +76,10 @@ def extract(
         # A GPU returns at once: it computes this batch while the previous one is kept and the next one is decoded.
         running = batch._replace(inputs=None), _encode(batch.inputs, encode, device, batch_size)
         if waiting is not None:
-            yield _finish(dataset, *waiting)
+            yield _finish(dataset.views, *waiting)
         waiting = running
     if waiting is not None:
-        yield _finish(dataset, *waiting)
+        yield _finish(dataset.views, *waiting)
 
 
 def _collate(decoded: Sequence[Decoded]) -> DecodedBatch:
@@ -97,12 +103,9 @@ def _encode(inputs: Tensor | None, encode: Encoder, device: torch.device | str, 
     return features
 
 
-def _finish(dataset: ViewDataset, batch: DecodedBatch, features: Tensor | None) -> Extracted:
-    return Extracted(
-        [dataset.images[number] for number in batch.numbers],
-        None if features is None else features.cpu().unflatten(0, (-1, dataset.views)),
-        {dataset.images[number]: error for number, error in batch.errors},
-    )
+def _finish(views: int, batch: DecodedBatch, features: Tensor | None) -> Extracted:
+    rows = None if features is None else features.cpu().unflatten(0, (-1, views))
+    return Extracted(batch.numbers, rows, batch.errors)
 
 
 def _workers(dataset: ViewDataset, wanted: int, batches: int) -> int:

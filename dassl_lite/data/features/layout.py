@@ -7,7 +7,8 @@ Letters: N images, V views, D feature width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,15 @@ class Layout(NamedTuple):
         if dtype not in _DTYPES:
             raise TypeError(f"features must be one of {', '.join(_DTYPES)}, not {dtype}")
         return cls(features.shape[1], features.shape[2], dtype)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Layout:
+        """The layout that a file tells. Raises ValueError or TypeError if it makes no sense."""
+        layout = cls(**told)
+        numbers = (layout.views, layout.width)
+        if layout.dtype not in _DTYPES or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ValueError(f"rows of {layout}")
+        return layout
 
     @property
     def carrier(self) -> np.dtype:

@@ -9,7 +9,6 @@ Letters: N images, V views, D feature width.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,12 @@ from torch import Tensor
 from dassl_lite.data.features.layout import Layout
 from dassl_lite.data.features.shards import ShardStore
 from dassl_lite.data.features.views import ImageFile
+from dassl_lite.utils.errors import NO_ROOM
 
 logger = logging.getLogger(__name__)
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Rows:
@@ -35,11 +34,12 @@ class Rows:
     Args:
         disk: where they are kept; None keeps them in memory only.
         commit_seconds: how much work a killed process may lose.
+        writes: False leaves writing to another process: new rows stay in memory.
     """
 
-    def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS) -> None:
+    def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool = True) -> None:
         self._disk = disk
-        self._writable = disk is not None
+        self._writable = writes and disk is not None
         self._commit_seconds = commit_seconds
         self._memory: dict[ImageFile, tuple[int, int]] = {}  # block, row
         self._blocks: list[np.ndarray] = []
@@ -102,13 +102,22 @@ class Rows:
         damaged: list[ImageFile] = []
         if self._disk is not None and not in_memory.all():
             on_disk = [image for image in images if image not in self._memory]
-            damaged = self._disk.copy_into(out, on_disk, columns[~in_memory])
+            damaged = self._copy_from_disk(out, on_disk, columns[~in_memory])
         where = np.array([self._memory[image] for image in images if image in self._memory], dtype=np.int64)
         where = where.reshape(-1, 2)  # also where there is none
         for block in np.unique(where[:, 0]):
             part = where[:, 0] == block
             out[:, columns[in_memory][part]] = self._blocks[block][where[part, 1]].transpose(1, 0, 2)
         return self.layout.tensor(out), damaged
+
+    def _copy_from_disk(self, out: np.ndarray, images: list[ImageFile], columns: np.ndarray) -> list[ImageFile]:
+        assert self._disk is not None
+        try:
+            return self._disk.copy_into(out, images, columns)
+        except OSError as error:  # what could be looked up a moment ago cannot be read now
+            self._do_without_disk(error)
+            self._layout, self._disk = self.layout, None
+            return images
 
     def forget(self, images: Sequence[ImageFile]) -> None:
         """Drop rows that turned out damaged on disk."""
@@ -135,7 +144,7 @@ class Rows:
     def _do_without_disk(self, error: OSError) -> None:
         assert self._disk is not None
         self._writable = False
-        remedy = "make room there" if error.errno in _NO_ROOM else "make it writable"
+        remedy = "make room there" if error.errno in NO_ROOM else "make it writable"
         logger.warning(
             f"The feature cache in {self._disk.folder} cannot be used ({error.strerror or error}): this run keeps its "
             f"features in memory and the next one extracts them again. To keep them, {remedy} or set "

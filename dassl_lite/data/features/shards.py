@@ -8,7 +8,8 @@
 Rows are appended and synced first, their index line after them, so a line that is there and whole vouches for rows
 that are there. A process killed between the two, or amid either, leaves bytes that no line speaks of; the next writer
 cuts them off. Each row's own checksum is compared whenever it is read: bytes that were lost later (a power cut on a
-disk that does not sync, a partial copy of the folder) are noticed, not used.
+disk that does not sync, a partial copy of the folder) are noticed, not used. Without a sound meta.json nobody knows
+what the rows are: such a store is set aside, and a new one begins.
 
 Letters: N images, V views, D feature width.
 """
@@ -16,6 +17,7 @@ Letters: N images, V views, D feature width.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -34,8 +36,14 @@ from dassl_lite.utils.files import digest_of, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+META = "meta.json"
+DAMAGED = ".damaged-"  # in the name of a folder: a store that was set aside
 SHARD_BYTES = 256 << 20
 GATHER_BYTES = 64 << 20  # copied at a time, so that reading needs little memory beside its result
+
+
+class _DamagedMetaError(Exception):
+    """meta.json is there, but does not say what it should."""
 
 
 class Row(NamedTuple):
@@ -69,14 +77,18 @@ class ShardStore:
         return len(self._rows)
 
     def load(self) -> None:
-        """Take in what is on disk now.
+        """Take in what is on disk now; a store without a sound meta.json is set aside.
 
         Raises:
             OSError: the folder is there and cannot be read.
             UserError: it holds something else.
         """
-        self._rows, self._fill, self._maps, self._index_end = {}, {}, {}, 0
-        self.layout = self._read_layout()
+        self._rows, self._fill, self._maps, self._index_end, self.layout = {}, {}, {}, 0, None
+        try:
+            self.layout = self._read_layout()
+        except _DamagedMetaError:
+            with self.exclusively():  # loads, too
+                return
         if self.layout is None:
             return
         index = self.folder / "index.jsonl"
@@ -95,6 +107,10 @@ class ShardStore:
         """Be the only writer, knowing all rows that others have written. Raises OSError where one can't write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(self.folder / "lock"):
+            try:
+                self._read_layout()
+            except _DamagedMetaError as error:
+                self._set_aside(error)
             self.load()
             yield
 
@@ -105,7 +121,7 @@ class ShardStore:
             OSError: they could not be written; nothing of them will be read.
         """
         if self.layout is None:
-            write_json({**self._identity(), "rows": layout._asdict()}, self.folder / "meta.json")
+            write_json({**self._identity(), "rows": layout._asdict()}, self.folder / META)
             self.layout = layout
         if self.layout != layout:
             raise ValueError(f"the encoder gave {layout}, but {self.folder} holds {self.layout}")
@@ -125,7 +141,7 @@ class ShardStore:
         """Copy the rows of ``images`` to ``out[:, columns]``, out (V, N, D); give back the images with damaged rows."""
         assert self.layout is not None, "an image in the store means that its layout is known"
         where = np.array([self._rows[image] for image in images], dtype=np.int64).reshape(-1, 3)
-        damaged = []
+        damaged: list[ImageFile] = []
         step = max(1, GATHER_BYTES // self.layout.row_bytes)
         for shard in np.unique(where[:, 0]):
             chosen = np.flatnonzero(where[:, 0] == shard)
@@ -146,16 +162,31 @@ class ShardStore:
 
     def _read_layout(self) -> Layout | None:
         """The layout that meta.json tells, or None where there is no store yet."""
-        path = self.folder / "meta.json"
+        path = self.folder / META
         if not path.exists():
             return None
         try:
             meta = read_json(path)
             if meta["digest"] != digest_of(self.description):
                 raise UserError(f"{self.folder} holds features of something else; remove it: {meta['made_with']}")
-            return Layout(**meta["rows"])
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); remove the folder {self.folder}") from error
+            return Layout.read(meta["rows"])
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # JSON's and Unicode's errors are ValueErrors
+            raise _DamagedMetaError(repr(error)) from error
+
+    def _set_aside(self, error: Exception) -> None:
+        """Move everything but the lock to a folder beside this one, meta.json first: without it, there is no store."""
+        names = (f"{self.folder.name}{DAMAGED}{number}" for number in itertools.count(1))
+        aside = next(path for name in names if not (path := self.folder.with_name(name)).exists())
+        aside.mkdir()
+        logger.warning(
+            f"{self.folder / META} is damaged ({error}): the feature cache that it belongs to is set aside as {aside} "
+            "(delete it, if you like), and its features are extracted again"
+        )
+        rest = (path for path in sorted(self.folder.iterdir()) if path.name not in ("lock", META))
+        for path in (self.folder / META, *rest):
+            path.replace(aside / path.name)
 
     def _take(self, record: Mapping[str, Any]) -> bool:
         """Take a commit's rows into the table, unless its shard is too short to hold them."""
@@ -178,8 +209,11 @@ class ShardStore:
     def _map(self, shard: int) -> np.ndarray:
         assert self.layout is not None
         if shard not in self._maps:
-            shape = (self._fill[shard], self.layout.views, self.layout.width)
-            self._maps[shard] = np.asarray(np.memmap(self._shard_path(shard), self.layout.carrier, "r", shape=shape))
+            path, shape = self._shard_path(shard), (self._fill[shard], self.layout.views, self.layout.width)
+            try:
+                self._maps[shard] = np.asarray(np.memmap(path, self.layout.carrier, "r", shape=shape))
+            except ValueError as error:
+                raise OSError(f"{path} has become shorter: {error}") from error
         return self._maps[shard]
 
 

@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from tqdm import tqdm
 from dassl_lite.data.features.extract import Encoder, Extracted, extract
 from dassl_lite.data.features.rows import COMMIT_SECONDS, Rows
 from dassl_lite.data.features.shards import ShardStore
+from dassl_lite.data.features.team import Team
 from dassl_lite.data.features.views import ImageFile, Transform, ViewDataset
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import digest_of, read_json
+from dassl_lite.utils.files import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +81,24 @@ class FeatureStore:
         spec: how they are made.
         root: the cache folder; the store is a folder within. None keeps features in memory only.
         commit_seconds: how much work a killed process may lose.
+        team: processes that all fetch the same images and extract what is missing together; the first one writes.
     """
 
-    def __init__(self, spec: FeatureSpec, root: str | Path | None, *, commit_seconds: float = COMMIT_SECONDS) -> None:
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        root: str | Path | None,
+        *,
+        commit_seconds: float = COMMIT_SECONDS,
+        team: Team | None = None,
+    ) -> None:
         if spec.views < 1:
             raise UserError(f"the number of views must be at least 1, not {spec.views}")
         self.spec = spec
         self.folder = None if root is None else Path(root) / digest_of(spec.describe())[:16]
         disk = None if self.folder is None else ShardStore(self.folder, spec.describe())
-        self._rows = Rows(disk, commit_seconds)
+        self._team = team or Team()
+        self._rows = Rows(disk, commit_seconds, writes=self._team.rank == 0)
 
     def fetch(
         self,
@@ -120,52 +130,74 @@ class FeatureStore:
         files = [_look_up(path, errors) for path in paths]
         if errors and stop:
             raise _unreadable(errors)
-        run = functools.partial(extract, encode=encode, device=device, batch_size=batch_size, num_workers=num_workers)
-        wanted = dict.fromkeys(file for file in files if file is not None)
+        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
+        run = functools.partial(extract, encode=encode, share=self._team.share, **options)
+        wanted = list(dict.fromkeys(file for file in files if file is not None))
         self._rows.load()
         for _ in range(_ATTEMPTS):
-            missing = [file for file in wanted if file not in self._rows and file.path not in errors]
-            if missing:
-                self._extract(missing, len(wanted), run, errors, stop)
+            if any(self._team.gather(bool(self._missing(wanted, errors)))):
+                self._extract(wanted, run, errors, stop)
             if files and len(errors) == len(set(map(os.path.abspath, paths))):
                 raise _unreadable(errors)
             features, damaged = self._gather(files)
-            if not damaged:
+            if damaged:
+                logger.warning(
+                    f"{len(damaged)} rows of the feature cache in {self.folder} are damaged: extracting again"
+                )
+                self._rows.forget(damaged)
+            if not any(self._team.gather(bool(damaged))):
                 _warn_of_skipped(errors)
                 return features
-            logger.warning(f"{len(damaged)} rows of the feature cache in {self.folder} are damaged: extracting again")
-            self._rows.forget(damaged)
         raise UserError(f"{self.folder} gives back other bytes than were written: set DATASET.FEATURES.DIR elsewhere")
+
+    def _missing(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[int]:
+        """Numbers of the files in ``wanted`` that are still to be extracted."""
+        return [n for n, file in enumerate(wanted) if file not in self._rows and file.path not in errors]
+
+    def _missing_anywhere(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[ImageFile]:
+        """What a process of the team lacks: the same list in each, or their batches would not be those of one."""
+        if self._team.size > 1:
+            self._team.gather(None)  # by now the first one is alone with the disk, and knows what others have written
+            if self._team.rank:
+                self._rows.load()
+        numbers = set().union(*self._team.gather(self._missing(wanted, errors)))
+        return [wanted[number] for number in sorted(numbers)]
 
     def _extract(
         self,
-        missing: Sequence[ImageFile],
-        wanted: int,
+        wanted: Sequence[ImageFile],
         run: Callable[[ViewDataset], Iterator[Extracted]],
         errors: dict[str, str],
         stop: bool,
     ) -> None:
         """Add the rows of what is missing; images that cannot be read go to ``errors``, or end it if ``stop``."""
+        quiet = True if self._team.rank else None  # None: where there is no terminal
         with self._rows.writing():
-            missing = [file for file in missing if file not in self._rows]  # another process may have been at it
+            missing = self._missing_anywhere(wanted, errors)  # another process may have been at it
             dataset = ViewDataset(missing, self.spec.transform, self.spec.views, self.spec.seed)
             start = time.perf_counter()
             extracted = 0
-            with tqdm(total=len(missing), desc="features", unit="image", disable=None, leave=False) as bar:
-                for part in run(dataset):
-                    if part.features is not None:
-                        self._rows.add(part.images, part.features)
-                    errors.update({file.path: error for file, error in part.errors.items()})
+            with tqdm(total=len(missing), desc="features", unit="image", disable=quiet, leave=False) as bar:
+                for part in self._team.in_turn(run(dataset)):
+                    self._add([missing[number] for number in part.numbers], part.features)
+                    errors.update({missing[number].path: error for number, error in part.errors})
                     if part.errors and stop:
                         raise _unreadable(errors)
-                    extracted += len(part.images)
-                    bar.update(len(part.images) + len(part.errors))
+                    extracted += len(part.numbers)
+                    bar.update(len(part.numbers) + len(part.errors))
             seconds = time.perf_counter() - start
+        assert not self._missing(wanted, errors), "an image has a row or an error now"
         logger.info(
-            f"Features of {wanted} images ({self.spec.backbone}, views: {self.spec.views}): "
-            f"{wanted - len(missing)} from the cache, {extracted} extracted in {seconds:.1f} s "
+            f"Features of {len(wanted)} images ({self.spec.backbone}, views: {self.spec.views}): "
+            f"{len(wanted) - len(missing)} from the cache, {extracted} extracted in {seconds:.1f} s "
             f"({extracted / max(seconds, 1e-9):.0f} images/s)"
         )
+
+    def _add(self, images: Sequence[ImageFile], features: Tensor | None) -> None:
+        """Keep features (b, V, D) of ``images``, but for those that this process has and only another one lacked."""
+        new = [row for row, image in enumerate(images) if image not in self._rows]
+        if features is not None and new:
+            self._rows.add([images[row] for row in new], features[new] if len(new) < len(images) else features)
 
     def _gather(self, files: Sequence[ImageFile | None]) -> tuple[Features, list[ImageFile]]:
         """The features of all files that have a row, and those whose row turned out damaged."""
@@ -173,28 +205,6 @@ class FeatureStore:
         chosen = [file for file in files if file is not None and file in self._rows]
         tensor, damaged = self._rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
         return Features(tensor, torch.from_numpy(kept)), damaged
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreSummary:
-    """One store, for a listing: its folder, how much it holds, and what that was made with."""
-
-    folder: Path
-    images: int
-    bytes: int
-    made_with: dict[str, Any]
-
-
-def describe_stores(root: Path) -> list[StoreSummary]:
-    """The stores below ``root``, largest first. A folder with nothing committed is none."""
-    found = []
-    for meta_path in sorted(Path(root).glob("*/meta.json")):
-        folder = meta_path.parent
-        disk = ShardStore(folder, read_json(meta_path)["made_with"])
-        disk.load()
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        found.append(StoreSummary(folder, len(disk), size, disk.description))
-    return sorted(found, key=lambda summary: -summary.bytes)
 
 
 def _look_up(path: str | os.PathLike[str], errors: dict[str, str]) -> ImageFile | None:
