@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,40 +116,3 @@ def test_a_hostile_checkpoint_is_taken_or_run(
     assert len(told) == 1
     assert "model-best.pth.tar is refused: it would call posix.mkdir" in told[0]
     assert not mark.exists()
-
-
-# ---- where Dassl's users were taken down ----
-
-
-def test_a_checkpoint_of_dataparallel_does_not_load(run_tool: Any, tmp_path: Path) -> None:
-    assert run_tool("PaperTwoModels", "run") == 0
-    for model in ("F", "C"):
-        path = tmp_path / "run" / model / "model.pth.tar-4"
-        state = torch.load(path, weights_only=True)
-        state["state_dict"] = {f"module.{key}": value for key, value in state["state_dict"].items()}
-        torch.save(state, path)
-    evaluation = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "4")
-    assert run_tool("PaperTwoModels", "evaluated", *evaluation) == 0
-    logs = [(tmp_path / run / "log.txt").read_text().splitlines() for run in ("run", "evaluated")]
-    lines = [[line for line in log if line.startswith("* accuracy")] for log in logs]
-    assert lines[0] == lines[1]
-
-
-def test_the_learning_rate_of_a_resumed_run_stands_still(run_tool: Any, tmp_path: Path) -> None:
-    """The reference's resumed run goes on at a frozen rate; its schedulers do not even build on torch 2.7 or later."""
-    options = ("OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", "1e-5")
-    assert run_tool("PaperTwoModels", "whole", *options) == 0
-    for model in ("F", "C"):
-        (tmp_path / "parts" / model).mkdir(parents=True)
-        shutil.copy(tmp_path / "whole" / model / "model.pth.tar-1", tmp_path / "parts" / model)
-    assert run_tool("PaperTwoModels", "parts", "--resume", *options) == 0
-
-    def rates(run: str) -> Sequence[str]:
-        log = (tmp_path / run / "log.txt").read_text().splitlines()
-        return [line.split(" lr ")[1].split()[0] for line in log if line.startswith("epoch [")]
-
-    whole, parts = rates("whole"), rates("parts")
-    per_epoch = len(whole) // 4
-    assert whole[0] == "1.0000e-05"
-    assert parts == whole[per_epoch:]
-    assert len(set(parts)) == 4  # epochs 2 to 4, and the one due after them
