@@ -31,6 +31,8 @@ logger = get_logger(__name__)
 class TrainerBase(RegisteredModels):
     """Registered models, their files and the loop that trains them."""
 
+    scaler: Any = None  # torch.amp.GradScaler of a trainer in mixed precision: a checkpoint keeps its state
+
     def __init__(self) -> None:
         super().__init__()
         self._writer: Any = None
@@ -53,7 +55,7 @@ class TrainerBase(RegisteredModels):
         """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model (rank 0)."""
         if distributed.rank():
             return
-        run_state = checkpoint.run_state(self.best_result, self.history)
+        run_state = checkpoint.run_state(self.best_result, self.history, self.scaler)
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -65,7 +67,15 @@ class TrainerBase(RegisteredModels):
                 "run_state": run_state,
                 "meta": self.checkpoint_meta(),
             }
-            torchtools.save_checkpoint(state, str(Path(directory) / name), is_best=is_best, model_name=model_name)
+            folder = Path(directory) / name
+            try:
+                torchtools.save_checkpoint(state, str(folder), is_best=is_best, model_name=model_name)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                raise UserError(
+                    f"no checkpoint can be written to {folder} ({reason}); those written before stay. Make room "
+                    "there and go on with --resume"
+                ) from error
 
     def checkpoint_meta(self) -> dict[str, Any]:
         """What a checkpoint says of itself, as plain values: method, classes, backbone, config ..."""
@@ -86,7 +96,7 @@ class TrainerBase(RegisteredModels):
             stored, now = (state.get("meta") or {}).get("config", {}), self.checkpoint_meta().get("config", {})
             checkpoint.check_same_run(stored, now, path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
-        self.best_result, self.history = checkpoint.restore_run_state(state)
+        self.best_result, self.history = checkpoint.restore_run_state(state, self.scaler)
         return int(state["epoch"])
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
@@ -131,11 +141,14 @@ class TrainerBase(RegisteredModels):
 
     def _check_meta(self, state: dict[str, Any], path: Path) -> None:
         """A checkpoint of another method or backbone is refused; one that does not say (the reference's) is taken."""
-        meta, mine = state.get("meta") or {}, self.checkpoint_meta()
-        if meta.get("trainer") not in (None, mine["trainer"]):
-            raise UserError(
-                f"{path} was saved with trainer '{meta['trainer']}', but this run has trainer '{mine['trainer']}'"
-            )
+        meta, mine = state.get("meta") or {}, self.checkpoint_meta()["trainer"]
+        if meta.get("trainer") not in (None, mine):
+            raise UserError(f"{path} was saved with trainer '{meta['trainer']}', but this run has trainer '{mine}'")
+        self.check_backbone(meta, path)
+
+    def check_backbone(self, meta: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint of another backbone than this run's, where both say which."""
+        mine = self.checkpoint_meta()
         if meta.get("backbone") is None or mine.get("backbone") is None:
             return
         # The digest is of the weights as they are held, so it tells a backbone only within one precision.

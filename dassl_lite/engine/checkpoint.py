@@ -96,9 +96,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     torchtools.load_weights(model, {**stored, **kept}, path)
 
 
-def run_state(best_result: float, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a resumed run needs besides models and optimisers, as tensors and plain values."""
-    return {"best_result": best_result, "history": list(history), "random_states": random_states()}
+def run_state(best_result: float, history: list[dict[str, Any]], scaler: Any = None) -> dict[str, Any]:
+    """What a resumed run needs besides models and optimisers, as tensors and plain values.
+
+    Args:
+        scaler: the trainer's gradient scaler, if it has one; one that is switched off has no state.
+    """
+    state = {"best_result": best_result, "history": list(history), "random_states": random_states()}
+    return {**state, "scaler": scaler.state_dict()} if isinstance(scaler, torch.amp.GradScaler) else state
 
 
 def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, sched: Any) -> None:
@@ -109,11 +114,13 @@ def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, 
             torchtools.restore_part(part, what, state, path)
 
 
-def restore_run_state(state: Mapping[str, Any]) -> tuple[float, list[dict[str, Any]]]:
-    """Restore the random states; returns the best result and the history so far."""
+def restore_run_state(state: Mapping[str, Any], scaler: Any = None) -> tuple[float, list[dict[str, Any]]]:
+    """Restore the random states and the gradient scaler; returns the best result and the history so far."""
     saved = state.get("run_state") or {}
     if "random_states" in saved:
         restore_random_states(saved["random_states"])
+    if isinstance(scaler, torch.amp.GradScaler) and saved.get("scaler"):
+        scaler.load_state_dict(saved["scaler"])
     return saved.get("best_result", float("-inf")), list(saved.get("history", []))
 
 

@@ -3,23 +3,32 @@
     torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
 
 Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
-models stay equal. Methods on cached features have next to nothing to share: each process does the same work, and only
-rank 0 writes. Without torchrun nothing here does anything.
+models stay equal. In evaluation and in the extraction of features whole batches are shared out, so that every number
+is the one that one process finds, bit for bit. Training on cached features has next to nothing to share: each process
+does the same work. Only rank 0 writes. Without torchrun nothing here does anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Sampler
 
+from dassl_lite.data.features import Team
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import random_states, restore_random_states
+
+T = TypeVar("T")
+
+# One process may wait for another run that extracts the same features; when one dies, torchrun ends the others.
+_PATIENCE = timedelta(hours=12)
 
 
 def world_size() -> int:
@@ -38,13 +47,44 @@ def start() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
 
 
 def wait() -> None:
     """Go on when all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+class _Torchrun(Team):
+    """The processes that torchrun started."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, item: T) -> list[T]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, item)  # by way of the GPU with NCCL, which knows no other
+        return found
+
+
+def team() -> Team:
+    """This process among those of its run; alone without torchrun."""
+    return _Torchrun() if dist.is_initialized() else Team()
+
+
+def on_first(find: Callable[[], T]) -> T:
+    """What ``find`` gives in the first process, where alone it is called: in every process."""
+    found = [find() if rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]  # None only on its way
+
+
+def same_random_states() -> None:
+    """Go on with the first process's random streams everywhere: what each drew for its own images may differ."""
+    if dist.is_initialized():
+        restore_random_states({**on_first(random_states), "cuda": []})
 
 
 def average_gradients(models: Iterable[nn.Module]) -> None:
@@ -75,6 +115,7 @@ class ShareOfBatches(Sampler[list[int]]):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
+        same_random_states()
         for batch in self.batches:
             # A last batch that cannot be shared equally would weigh its images unequally.
             share = len(batch) // self.world * self.world
@@ -95,11 +136,4 @@ def shared_loader(loader: ImageLoader) -> ImageLoader:
         raise UserError(
             f"DATALOADER.TRAIN_X.BATCH_SIZE {loader.batch_size} cannot be shared equally by {world} processes"
         )
-    return ImageLoader(
-        loader.dataset,
-        on_error=loader.on_error,
-        batch_sampler=ShareOfBatches(loader.batch_sampler, rank(), world),
-        num_workers=loader.num_workers,
-        persistent_workers=loader.persistent_workers,
-        pin_memory=loader.pin_memory,
-    )
+    return loader.with_batches(ShareOfBatches(loader.batch_sampler, rank(), world))

@@ -10,6 +10,7 @@ from dassl_lite.data import describe
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_dataset import FeatureDataset
 from dassl_lite.data.features import Features, FeatureSpec, FeatureStore
+from dassl_lite.engine import distributed
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.feature_backbone import FeatureBackbone
 from dassl_lite.utils.files import cache_root
@@ -69,7 +70,8 @@ def fetch_features(trainer: FeatureTrainer, items: Sequence[Datum], transform: A
         views=views,
         seed=config.SEED,
     )
-    store = FeatureStore(spec, (config.DIR or cache_root() / "features") if config.VIEWS else None)
+    root = (config.DIR or cache_root() / "features") if config.VIEWS else None
+    store = FeatureStore(spec, root, team=distributed.team())
     features = store.fetch(
         [item.impath for item in items],
         trainer.encode_image,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import sys
 import time
 from collections.abc import Iterable
 from functools import cached_property
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 import dassl_lite
@@ -19,8 +17,9 @@ from dassl_lite.config import to_dict
 from dassl_lite.data import DataManager
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.feature_dataset import FeatureDataset
+from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine import checkpoint, distributed
-from dassl_lite.engine.base import TrainerBase
+from dassl_lite.engine.evaluating import EvaluatingTrainer
 from dassl_lite.engine.graceful_stop import GracefulStop
 from dassl_lite.engine.run_log import RunLog
 from dassl_lite.engine.simple_net import SimpleNet
@@ -33,7 +32,7 @@ from dassl_lite.utils.logger import get_logger
 logger = get_logger(__name__)
 
 
-class SimpleTrainer(TrainerBase):
+class SimpleTrainer(EvaluatingTrainer):
     """A trainer built from a frozen config: data, model, evaluator, checkpoints, test.
 
     A subclass gives ``forward_backward`` and, mostly, ``build_model``, which registers its models.
@@ -109,9 +108,20 @@ class SimpleTrainer(TrainerBase):
 
     def train(self) -> None:  # type: ignore[override]  # Dassl's signature: the range comes from the config
         """Train from the start, or from where a resumed run stopped, then test."""
+        if self.uses_shots and getattr(self.dm.dataset, "test_only", False):  # its test images stand in for others
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has no training images; train on another dataset, and evaluate the run on "
+                "this one with tools/eval.py"
+            )
         if not self.trains:
             self._train_at_once()
             return
+        if self.selects_on_test:
+            logger.warning(
+                f"TEST.FINAL_MODEL best_val chooses the epoch on validation images that are test images of "
+                f"{self.cfg.DATASET.NAME}, as the reference does: its accuracy is none on unseen images (results.json "
+                "says selected_on_test). Take last_step for one that is"
+            )
         try:
             with GracefulStop() as self._stop:
                 super().train(self.start_epoch, self.max_epoch)
@@ -119,6 +129,13 @@ class SimpleTrainer(TrainerBase):
             if "run_log" in self.__dict__:
                 self.run_log.close()
             self.close_writer()
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the epoch that is tested is chosen by its accuracy on test images."""
+        test = self.cfg.TEST
+        chooses = self.trains and test.FINAL_MODEL == "best_val" and not test.NO_TEST
+        return chooses and validates_on_test(self.dm.dataset)
 
     def _train_at_once(self) -> None:
         start = time.time()
@@ -139,6 +156,7 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        distributed.same_random_states()  # which also waits: nobody writes what another has still to read
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time()
         self._saved_at = time.monotonic()
@@ -147,6 +165,7 @@ class SimpleTrainer(TrainerBase):
     def after_epoch(self) -> None:
         self.run_log.end_epoch(self.get_current_lr())
         last = self.epoch + 1 == self.max_epoch
+        stops = any(distributed.team().gather(self._stop.requested))
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             result = self.test(split="val")
@@ -156,9 +175,9 @@ class SimpleTrainer(TrainerBase):
         if last or (frequency and (self.epoch + 1) % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             checkpoint.drop_rolling(self.output_dir, self.get_model_names())
-        elif self._stop.requested or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
+        elif stops or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
             self._save_rolling()
-        if self._stop.requested and not last:
+        if stops and not last:
             raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; go on with --resume")
 
     def after_train(self) -> None:
@@ -183,45 +202,6 @@ class SimpleTrainer(TrainerBase):
         checkpoint.mark_rolling(self.output_dir, self.get_model_names(), self.epoch + 1)
         self._saved_at = time.monotonic()
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
-
-    def evaluate_split(self, split: str | None = None) -> None:
-        """``test``, and keep what one that was overridden returns."""
-        value = self.test(split)
-        if isinstance(value, float | int):
-            self.results.setdefault(split or self.cfg.TEST.SPLIT, {"accuracy": float(value)})
-
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on "val" or "test" (``cfg.TEST.SPLIT`` if not given); returns the evaluator's first metric."""
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        loader = self.val_loader if split == "val" else self.test_loader
-        if loader is None:
-            raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
-        logger.info(f"Evaluate on the *{split}* set")
-        start = time.perf_counter()
-        shown: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
-        for batch in tqdm(loader, disable=not self.cfg.VERBOSE, **shown):
-            input, label = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(input), label)
-        # A plug-in's evaluator may give tensors or NumPy's numbers; files take plain ones.
-        found = self.evaluator.evaluate()
-        results = {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
-        self.seconds[f"evaluate {split}"] = time.perf_counter() - start
-        self.results[split] = results
-        self.history.append({"epoch": self.epoch + 1, "split": split, **results})
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        return next(iter(results.values()))
-
-    def model_inference(self, input: Any) -> torch.Tensor:
-        return self.model(input)
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
-        return batch["img"].to(self.device), batch["label"].to(self.device)
-
     # ---- what TrainerX and TrainerXU share ----------------------------------------------------------------------
 
     def _run_batches(self, batches: Iterable[Any]) -> None:
@@ -244,7 +224,7 @@ class SimpleTrainer(TrainerBase):
     @cached_property
     def run_log(self) -> RunLog:
         """What the run prints; made when first asked for, as a trainer may override ``before_train``."""
-        return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.cfg.VERBOSE)
+        return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.shows_progress)
 
     # Here and not in __init__: some trainers write that anew, on top of TrainerBase's.
     num_batches = 0

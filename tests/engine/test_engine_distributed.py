@@ -6,23 +6,45 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import distributed_cases
 import pytest
 import torch
 from toy import make_images, toy_trainer
 
+from dassl_lite.data.features import Team
 from dassl_lite.engine.distributed import ShareOfBatches
 
-SCRIPT = """
+START = """
 import sys; sys.path.insert(0, {tests!r})
-import torch, toy
+import torch, toy, distributed_cases
+from pathlib import Path
 from dassl_lite.engine import distributed
+from dassl_lite.utils import setup_logger
+torch.set_num_threads(1)
+setup_logger({output!r} + "/log")
 distributed.start()
+"""
+TRAIN = """
 trainer = toy.toy_trainer({data!r}, {output!r}, *{options!r})
+trainer.model[1].p = 0.0
 trainer.train()
-ended = {{"weight": trainer.model[2].weight, "results": trainer.results}}
-torch.save(ended, {output!r} + f"-rank{{distributed.rank()}}.pt")
+found = {{"weight": trainer.model[2].weight, "results": trainer.results}}
+"""
+CASES = """
+real = toy.make_images
+def once(root):  # both processes read the same images
+    distributed.on_first(lambda: real(root) and None)
+    distributed.wait()
+    return root
+distributed_cases.make_images = once
+found = distributed_cases.run_all(Path({output!r}))
+"""
+KEEP = """
+torch.save(found, {output!r} + f"-rank{{distributed.rank()}}.pt")
 """
 OPTIONS = ("OPTIM.MAX_EPOCH", "3", "INPUT.TRANSFORMS", "('normalize',)")
 
@@ -33,10 +55,74 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def two_processes(body: str, output: Path, **values: Any) -> list[Any]:
+    """What ``body`` finds in each of two processes."""
+    script = (START + body + KEEP).format(tests=str(Path(__file__).parent), output=str(output), **values)
+    port = str(free_port())
+    processes = []
+    for rank in range(2):
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        env = {**os.environ, **env, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE, text=True))
+    errors = [""] * 2
+
+    def wait(rank: int) -> None:  # one that fails would leave the other waiting
+        errors[rank] = processes[rank].communicate(timeout=240)[1]
+        if processes[rank].returncode:
+            processes[1 - rank].kill()
+
+    threads = [threading.Thread(target=wait, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    return [torch.load(f"{output}-rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are alike, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
 def test_every_process_takes_an_equal_share_of_each_batch() -> None:
     batches = [[0, 1, 2, 3], [4, 5, 6], [7]]
     shares = [list(ShareOfBatches(batches, rank, 2)) for rank in range(2)]
     assert shares == [[[0, 2], [4]], [[1, 3], [5]]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_shares_of_processes_are_put_together_in_the_order_of_the_whole(count: int, size: int) -> None:
+    barrier, table, found = threading.Barrier(size), [None] * size, [None] * size
+
+    class Thread(Team):
+        def __init__(self, rank: int) -> None:
+            self.rank, self.size = rank, size
+
+        def gather(self, item: Any) -> list[Any]:
+            table[self.rank] = item
+            barrier.wait()
+            copied = list(table)
+            barrier.wait()
+            return copied
+
+    def work(rank: int) -> None:
+        team = Thread(rank)
+        found[rank] = list(team.in_turn(list(range(count))[team.share]))  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(count))] * size
 
 
 @pytest.mark.slow
@@ -46,21 +132,72 @@ def test_two_processes_end_where_one_ends_and_only_rank_0_writes(tmp_path: Path)
     alone = toy_trainer(data, tmp_path / "alone", *OPTIONS)
     alone.model[1].p = 0.0  # masks are drawn per process
     alone.train()
-    tests = str(Path(__file__).parent)
-    script = SCRIPT.format(tests=tests, data=str(data), output=str(tmp_path / "two"), options=OPTIONS)
-    script = script.replace("trainer.train()", "trainer.model[1].p = 0.0; trainer.train()")
-    port = str(free_port())
-    processes = []
-    for rank in range(2):
-        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        env = {**os.environ, **env, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, stderr = process.communicate(timeout=240)
-        assert process.returncode == 0, stderr[-2000:]
-    ended = [torch.load(tmp_path / f"two-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ended = two_processes(TRAIN, tmp_path / "two", data=str(data), options=OPTIONS)
     assert torch.equal(ended[0]["weight"], ended[1]["weight"])
     assert torch.allclose(ended[0]["weight"], alone.model[2].weight, atol=1e-5)
     assert ended[0]["results"]["test"]["accuracy"] == alone.results["test"]["accuracy"]
     assert [p.name for p in (tmp_path / "two" / "toy").glob("model*")] == ["model.pth.tar-3"]
     assert len(list((tmp_path / "two" / "tensorboard").glob("events*"))) == 1
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    """What one process finds, what each of two finds, and the folder of the two."""
+    folder = tmp_path_factory.mktemp("cases")
+    two = two_processes(CASES, folder / "two")
+    (folder / "one").mkdir()
+    return distributed_cases.run_all(folder / "one"), two, folder / "two"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "broken"])
+def test_an_evaluator_sees_all_outputs_in_order_and_finds_what_one_process_finds(cases: Any, kind: str) -> None:
+    one, two, folder = cases
+    assert [len(label) for _, label in one["images"]["whole"]["test"][1]] == [4, 4, 4, 3]
+    assert len(one["images"]["broken"]["test"][1]) == 14
+    for rank in two:
+        assert same(rank["images"][kind], one["images"][kind])
+    evaluations = (folder / "toy_run" / "evaluations.txt").read_text().split()
+    assert len(evaluations) == 3, "the evaluator's file is written by one process"
+
+
+@pytest.mark.slow
+def test_features_are_extracted_by_both_processes_and_a_run_on_them_is_that_of_one(cases: Any) -> None:
+    one, two, folder = cases
+    for rank in two:
+        for what in ("ended", "features", "evaluated"):
+            assert same(rank["cached"][what], one["cached"][what]), what
+    assert one["cached"]["features"][0].shape[:2] == (2, 18)
+    assert one["cached"]["features"][1].sum() == 17
+    whole, shares = one["cached"]["encoded"], [rank["cached"]["encoded"] for rank in two]
+    assert sum(shares) == whole == 2 * 17 + 9 + 15
+    assert min(shares) > whole / 3
+    assert [rank["cached"]["encoded again"] for rank in two] == [0, 0], "the first process has kept all rows"
+    rows = [
+        sorted(path.read_bytes() for path in (base / "cache").glob("*/rows*"))
+        for base in (folder, folder.parent / "one")
+    ]
+    assert rows[0] == rows[1], "the store is, byte for byte, that of one process"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["TaskRes", "CLIPLoRA"])
+def test_methods_on_images_evaluate_as_one_process_does_and_share_the_work(cases: Any, method: str) -> None:
+    one, two, _ = cases
+    for rank in two:
+        assert same(rank[method]["evaluated"], one[method]["evaluated"])
+        assert rank[method]["zero_shot"] == one[method]["zero_shot"]
+    assert sum(rank[method]["encoded"] for rank in two) == one[method]["encoded"] == 15 + 15 + 9
+    assert same(two[0][method]["trained"], two[1][method]["trained"])
+    for key, value in one[method]["trained"].items():
+        torch.testing.assert_close(two[0][method]["trained"][key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_stay_on_one_order_of_the_images_whatever_their_augmentations_draw(cases: Any) -> None:
+    _, two, _ = cases
+    for epoch in range(3):
+        seen = [rank["augmented"]["seen"][epoch] for rank in two]
+        assert len(seen[0]) == len(seen[1]) == 8  # 18 images make 4 batches of 4
+        assert not set(seen[0]) & set(seen[1])
+    assert torch.equal(two[0]["augmented"]["weight"], two[1]["augmented"]["weight"])
