@@ -91,6 +91,11 @@ class DataManager:
         logger.info("%s", tabulate(rows))
 
 
+def validates_on_test(dataset: DatasetBase) -> bool:
+    """Whether validation images are test images, as ImageNet's are: what is chosen on them is chosen on it."""
+    return bool({item.impath for item in dataset.val or ()} & {item.impath for item in dataset.test or ()})
+
+
 def _transform(cfg: Any, dataset: DatasetBase, is_train: bool, custom: Transform | None) -> Transform | None:
     if isinstance(dataset, FeatureDataset):
         return dataset.transform(is_train)

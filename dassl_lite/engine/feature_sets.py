@@ -12,6 +12,7 @@ import torch
 
 from dassl_lite.data import is_random
 from dassl_lite.data.feature_loader import FeatureLoader
+from dassl_lite.data.manager import validates_on_test
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -61,11 +62,10 @@ def selection_set(trainer: FeatureTrainer) -> FeatureSet | None:
 
     ImageNet's validation set is what the field tests on, so that nothing may be chosen on it.
     """
-    data = trainer.dm.dataset
-    if trainer.val_loader is None or not data.val:
+    if trainer.val_loader is None or not trainer.dm.dataset.val:
         logger.info(f"{trainer.cfg.DATASET.NAME} has no validation set")
         return None
-    if {item.impath for item in data.val} & {item.impath for item in data.test or ()}:
+    if validates_on_test(trainer.dm.dataset):
         logger.info(f"{trainer.cfg.DATASET.NAME} has no validation set of its own: its images are test images")
         return None
     batches = [trainer.parse_batch_test(batch) for batch in trainer.val_loader]

@@ -41,6 +41,7 @@ def collect(trainer: Any, **more: Any) -> dict[str, Any]:
         "split_sizes": {name: len(items) if items else 0 for name, items in splits.items()},
         "fewshot_digest": getattr(data, "fewshot_digest", ""),
         "metrics": trainer.results,
+        "selected_on_test": trainer.selects_on_test,  # then the metrics are none on unseen images
         "per_class": getattr(trainer.evaluator, "per_class", []),
         "history": trainer.history,
         "seconds": trainer.seconds,

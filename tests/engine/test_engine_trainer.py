@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY, checkpoint
+from dassl_lite.engine.results import write_results
 from dassl_lite.utils import UserError, set_random_seed
 from dassl_lite.utils.safe_load import load_file
 
@@ -127,6 +131,71 @@ def test_best_val_without_a_validation_set_is_an_error(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", {"train": 2, "test": 2})
     with pytest.raises(UserError, match="best_val, but ImageFolder has no validation set"):
         toy_trainer(data, tmp_path / "run", "TEST.FINAL_MODEL", "best_val")
+
+
+@pytest.mark.parametrize(("val", "final"), [("test", "best_val"), ("test", "last_step"), ("val", "best_val")])
+def test_an_epoch_chosen_on_test_images_is_told_in_the_log_and_the_results(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, val: str, final: str
+) -> None:
+    trainer = toy_trainer(data, tmp_path, "TEST.FINAL_MODEL", final, "OPTIM.MAX_EPOCH", "2")
+    trainer.dm.dataset._val = getattr(trainer.dm.dataset, val)  # ImageNet's is its test set
+    with caplog.at_level(logging.WARNING, logger="dassl_lite"):
+        trainer.train()
+    on_test = (val, final) == ("test", "best_val")
+    assert (
+        "best_val chooses the epoch on validation images that are test images of ImageFolder" in caplog.text
+    ) is on_test
+    path = write_results(trainer, tmp_path)
+    assert json.loads(path.read_text())["selected_on_test"] is on_test
+
+
+class ScaledToy(ToyTrainer):
+    """In mixed precision as a third party writes it, with a gradient scaler that grows fast."""
+
+    def build_model(self) -> None:
+        super().build_model()
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=5)
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Any = None) -> None:
+        self.model_zero_grad(names)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        self.scales = [*getattr(self, "scales", []), self.scaler.get_scale()]
+
+
+def test_a_resumed_run_in_mixed_precision_goes_on_with_its_gradient_scale(data: Path, tmp_path: Path) -> None:
+    TRAINER_REGISTRY.register(ScaledToy, force=True)
+    options = ("TRAIN.CHECKPOINT_FREQ", "2", "OPTIM.MAX_EPOCH", "4")
+    whole = toy_trainer(data, tmp_path / "whole", *options, trainer="ScaledToy")
+    whole.train()
+    assert len(set(whole.scales)) > 2
+    part = tmp_path / "part" / "toy"
+    part.mkdir(parents=True)
+    shutil.copy(tmp_path / "whole" / "toy" / "model.pth.tar-2", part)
+    resumed = toy_trainer(data, tmp_path / "part", *options, trainer="ScaledToy")
+    resumed.train()
+    assert resumed.scales == whole.scales[-len(resumed.scales) :]
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+    assert torch.equal(resumed.model[2].weight, whole.model[2].weight)
+
+
+def test_a_checkpoint_without_a_gradient_scale_and_a_trainer_without_a_scaler_resume(
+    data: Path, tmp_path: Path
+) -> None:
+    TRAINER_REGISTRY.register(ScaledToy, force=True)
+    scaled = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", trainer="ScaledToy")
+    scaled.train()
+    path = tmp_path / "toy" / "model.pth.tar-1"
+    state = load_file(path)
+    for scaler in (torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu", enabled=False), None, 0.5):
+        again = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", trainer="ScaledToy")
+        again.scaler = scaler
+        assert again.resume_model_if_exist(tmp_path) == 1
+        again.save_model(0, tmp_path / "again")  # one that is switched off has no state to keep
+    del state["run_state"]["scaler"]
+    torch.save(state, path)
+    assert toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", trainer="ScaledToy").resume_model_if_exist(tmp_path) == 1
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
