@@ -3,8 +3,8 @@
 1. One method on one dataset both ways: every batch encoded anew (VIEWS 0, as the reference does), and on V cached
    views. Each run starts from an empty feature cache and is timed from its config to its results.
 2. A cached run with a backbone of real size (drawn weights) on drawn pictures, against the bare cost of what it must
-   compute: encoder passes over tensors in memory, and the head's steps. The encoder's rate is taken from
-   `--bare-inputs` inputs, half before and half after the run, and scaled to all of its passes.
+   compute: encoder passes over tensors in memory, and the head's steps. The encoder's rate is the median over the
+   batches of `--bare-inputs` inputs, half before and half after the run, and scaled to all of its passes.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
             before = _bare_encoder(clip, cfg, args.bare_inputs // 2)
             wall, results = _timed_run(cfg)
             after = _bare_encoder(clip, cfg, args.bare_inputs - args.bare_inputs // 2)
-            bare = {"image encoder": (before + after) / args.bare_inputs * passes}
+            bare = {"image encoder": statistics.median(before + after) * passes}
             bare |= {"text encoder": _bare_text(clip, args.classes), "head": _bare_head(cfg)}
     total = sum(bare.values())
     rows = [[f"bare {what}", seconds] for what, seconds in bare.items()]
@@ -179,16 +179,12 @@ def _device(cfg: CfgNode) -> str:
 
 
 @torch.no_grad()
-def _bare_encoder(clip: CLIPBackbone, cfg: CfgNode, count: int) -> float:
-    """Seconds of `count` passes in batches of the feature store's size."""
+def _bare_encoder(clip: CLIPBackbone, cfg: CfgNode, count: int) -> list[float]:
+    """Seconds per input of each batch, of the feature store's size, until `count` inputs have passed."""
     batch = torch.randn(min(cfg.DATASET.FEATURES.BATCH_SIZE, max(count, 1)), 3, *clip.image_size, device=clip.device)
     clip.encode_image(batch[:8])  # warm-up
-
-    def encode() -> None:
-        for start in range(0, count, len(batch)):
-            clip.encode_image(batch[: count - start]).cpu()
-
-    return _timed(encode)
+    batches = max(1, count // len(batch))
+    return [_timed(lambda: clip.encode_image(batch).cpu()) / len(batch) for _ in range(batches)]
 
 
 @torch.no_grad()
