@@ -17,9 +17,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.engine.key_rules import number, one_of, rules
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import fill_templates, text_features
-from dassl_lite.utils import UserError, unknown
 
 
 def bottleneck(width: int, reduction: int) -> nn.Sequential:
@@ -65,26 +65,21 @@ class CLIP_Adapter(FeatureTrainer):  # noqa: N801 (the name under which the refe
     """Bottleneck adapters on the image features, the text features or both."""
 
     model_name = "clip_adapter"
+    key_rules = rules(
+        SIDE=one_of("image", "text", "both"),
+        RATIO=number(above=0, at_most=1),
+        TEXT_RATIO=number(above=0, at_most=1),
+        REDUCTION=number(at_least=1),
+    )
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         super().extend_cfg(cfg)
-        node = cfg.TRAINER.CLIP_Adapter
+        node = cfg.TRAINER[cls.node_name()]
         node.SIDE = "image"  # image | text | both: which features have an adapter
         node.RATIO = 0.2  # share of the adapter's output in the image features
         node.TEXT_RATIO = 0.2  # the same in the text features
         node.REDUCTION = 4  # D over the width of the bottleneck
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        node = cfg.TRAINER.CLIP_Adapter
-        if node.SIDE not in ("image", "text", "both"):
-            raise unknown("value of TRAINER.CLIP_Adapter.SIDE", node.SIDE, ("image", "text", "both"))
-        for key in ("RATIO", "TEXT_RATIO"):
-            if not 0 < node[key] <= 1:
-                raise UserError(f"TRAINER.CLIP_Adapter.{key} is {node[key]}; it must be above 0 and at most 1")
-        if node.REDUCTION < 1:
-            raise UserError(f"TRAINER.CLIP_Adapter.REDUCTION is {node.REDUCTION}; it must be at least 1")
 
     def build_head(self) -> nn.Module:
         node, prompts = self.method_cfg, fill_templates(self.classnames, [self.template])

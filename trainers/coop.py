@@ -17,11 +17,12 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.key_rules import one_of, rules
 from dassl_lite.engine.prompt_trainer import PromptTrainer
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompt_layout import POSITIONS
 from dassl_lite.models.prompt_learner import PromptLearner
-from dassl_lite.utils import UserError, get_logger, unknown
+from dassl_lite.utils import UserError, get_logger
 
 logger = get_logger(__name__)
 
@@ -39,19 +40,18 @@ class CoOp(PromptTrainer):
     """A learned context for all classes, or one for each."""
 
     config_node = "COOP"
+    key_rules = rules(CLASS_TOKEN_POSITION=one_of(*POSITIONS))
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         super().extend_cfg(cfg)
-        node = cfg.TRAINER.COOP
+        node = cfg.TRAINER[cls.node_name()]
         node.CSC = False  # class-specific context: each class learns its own
         node.CLASS_TOKEN_POSITION = "end"  # end | middle | front: where the class name stands
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         node = cfg.TRAINER.COOP
-        if node.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise unknown("value of TRAINER.COOP.CLASS_TOKEN_POSITION", node.CLASS_TOKEN_POSITION, POSITIONS)
         if node.CSC and node.CTX_INIT:
             raise UserError(
                 f"TRAINER.COOP.CTX_INIT '{node.CTX_INIT}' starts one context for all classes, but TRAINER.COOP.CSC "

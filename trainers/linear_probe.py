@@ -18,8 +18,9 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.engine.feature_sets import FeatureSet, selection_set, training_set
+from dassl_lite.engine.key_rules import number, one_of, rules
 from dassl_lite.models import logistic_regression as logistic
-from dassl_lite.utils import UserError, get_logger, unknown
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -46,22 +47,15 @@ class LinearProbe(FeatureTrainer):
 
     head: LinearLayer
     model_name = "linear_probe"
+    key_rules = rules(FIT=one_of("gradient", "logistic_regression"), C=number(above=0), C_STEPS=number(at_least=1))
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         super().extend_cfg(cfg)
-        node = cfg.TRAINER.LinearProbe
+        node = cfg.TRAINER[cls.node_name()]
         node.FIT = "gradient"  # gradient | logistic_regression
         node.C = 0.316  # logistic regression without a validation set: inverse strength of its regularisation
         node.C_STEPS = 8  # with one: rounds of the binary search for C
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        node, ways = cfg.TRAINER.LinearProbe, ("gradient", "logistic_regression")
-        if node.FIT not in ways:
-            raise unknown("value of TRAINER.LinearProbe.FIT", node.FIT, ways)
-        if not node.C > 0 or node.C_STEPS < 1:
-            raise UserError(f"TRAINER.LinearProbe.C is {node.C} and C_STEPS {node.C_STEPS}; both must be above 0")
 
     def build_head(self) -> nn.Module:
         self.trains = self.method_cfg.FIT == "gradient"

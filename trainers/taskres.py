@@ -16,9 +16,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.engine.key_rules import one_of, rules
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import load_text_projection, template_means
-from dassl_lite.utils import get_logger, unknown
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -59,24 +60,20 @@ class TaskRes(FeatureTrainer):
     """A learned residual on every class's text feature."""
 
     model_name = "prompt_learner"
+    key_rules = rules(RESIDUAL_ON=one_of("text", "image"))
 
-    @staticmethod
-    def extend_cfg(cfg: CfgNode) -> None:
-        node = cfg.TRAINER.TaskRes = CfgNode()
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        super().extend_cfg(cfg)
+        node = cfg.TRAINER[cls.node_name()]
         node.RESIDUAL_SCALE = 1.0  # alpha; the recipes use 0.5
         node.RESIDUAL_ON = "text"  # text (a row per class) | image (one shared row)
         node.ENHANCED_BASE = "none"  # checkpoint of a tuned text projection (see TaskResEnhance), or none
-        node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
         # In the reference's yaml files, without an effect there or here:
         node.N_CTX = 16
         node.CSC = False
         node.CTX_INIT = ""
         node.CLASS_TOKEN_POSITION = "end"
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if cfg.TRAINER.TaskRes.RESIDUAL_ON not in ("text", "image"):
-            raise unknown("value of TRAINER.TaskRes.RESIDUAL_ON", cfg.TRAINER.TaskRes.RESIDUAL_ON, ("text", "image"))
 
     def templates(self) -> list[str]:
         """ImageNet: the ensemble and its own; all others: their own."""

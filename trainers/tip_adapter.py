@@ -21,9 +21,10 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.engine.feature_sets import selection_set, training_set
+from dassl_lite.engine.key_rules import number, rules
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.models.prompts import class_weights
-from dassl_lite.utils import UserError, get_logger, write_json
+from dassl_lite.utils import get_logger, write_json
 
 logger = get_logger(__name__)
 
@@ -41,24 +42,22 @@ class TipAdapter(FeatureTrainer):
     model_name = "tip_adapter"
     config_node = "TipAdapter"
     head: KeyValueCache
+    key_rules = rules(
+        **dict.fromkeys(("ALPHA", "BETA"), number(at_least=0)),
+        **dict.fromkeys(("ALPHA_MAX", "BETA_MAX"), number(at_least=0.1)),
+        **dict.fromkeys(("ALPHA_STEPS", "BETA_STEPS", "AUGMENT_EPOCH"), number(at_least=1)),
+    )
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         super().extend_cfg(cfg)
-        node = cfg.TRAINER.TipAdapter
+        node = cfg.TRAINER[cls.node_name()]
         node.ALPHA = 1.17  # weight of the cache in -F's training, and where there is no search
         node.BETA = 1.0  # sharpness of the cache, likewise
         node.SEARCH = True  # choose both on the validation set, out of ALPHA_STEPS * BETA_STEPS pairs
         node.ALPHA_MAX, node.ALPHA_STEPS = 3.0, 20  # alphas from 0.1 up to, and without, ALPHA_MAX
         node.BETA_MAX, node.BETA_STEPS = 7.0, 200
         node.AUGMENT_EPOCH = 10  # views in a key where DATASET.FEATURES.VIEWS is 0; else a key has its views
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        lowest = {"ALPHA": 0, "BETA": 0, "ALPHA_MAX": 0.1, "BETA_MAX": 0.1, "ALPHA_STEPS": 1, "BETA_STEPS": 1}
-        for key, low in {**lowest, "AUGMENT_EPOCH": 1}.items():
-            if not low <= cfg.TRAINER.TipAdapter[key] < float("inf"):
-                raise UserError(f"TRAINER.TipAdapter.{key} is {cfg.TRAINER.TipAdapter[key]}; it must be at least {low}")
 
     def build_head(self) -> nn.Module:
         templates = list(self.dm.dataset.ensemble_templates) or [self.template]

@@ -12,16 +12,25 @@ from itertools import islice
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
-from dassl_lite.engine.feature_trainer import FeatureTrainer
+from dassl_lite.engine.key_rules import number, rules
+from dassl_lite.engine.text_trainer import TextTrainer
 from dassl_lite.optim import build_lr_scheduler
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
 
-class EncoderTrainer(FeatureTrainer):
-    """A FeatureTrainer whose encoders are trained; its config node has ``STEPS_PER_SHOT``."""
+class EncoderTrainer(TextTrainer):
+    """A FeatureTrainer whose encoders are trained."""
+
+    key_rules = rules(STEPS_PER_SHOT=number(at_least=0))
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        super().extend_cfg(cfg)
+        cfg.TRAINER[cls.node_name()].STEPS_PER_SHOT = 500  # length of the training; 0: OPTIM.MAX_EPOCH epochs
 
     # ---- images -------------------------------------------------------------------------------------------------
 
@@ -40,10 +49,6 @@ class EncoderTrainer(FeatureTrainer):
         """Image features (B, D), with gradients where the image encoder is trained."""
         with self.autocast():
             return self.clip.encode_image(images.to(self.device))
-
-    def _needs_scaler(self) -> bool:
-        """Gradients run through the encoders in half precision: with fp16 too, not only with amp."""
-        return self.precision in ("amp", "fp16") and self.device.type == "cuda"
 
     # ---- length -------------------------------------------------------------------------------------------------
 

@@ -22,14 +22,15 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_loader import FeatureLoader
 from dassl_lite.engine import distributed
 from dassl_lite.engine.feature_source import fetch_features, holds_features, load_backbone
-from dassl_lite.engine.precision import PRECISIONS, precision_for
+from dassl_lite.engine.key_rules import check_keys, rules
+from dassl_lite.engine.precision import known_precision, precision_for
+from dassl_lite.engine.shared_evaluation import outputs
 from dassl_lite.engine.trainer import TrainerX
 from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
-from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
@@ -55,6 +56,7 @@ class FeatureTrainer(TrainerX):
     takes_features = True
     model_name = "model"  # name the head is registered under: its folder of checkpoints
     config_node = ""  # node of cfg.TRAINER with the method's keys; empty: the class's name
+    key_rules = rules(PREC=known_precision)  # what its keys may be; the bases' rules hold too
 
     # ---- what a method gives ------------------------------------------------------------------------------------
 
@@ -69,20 +71,23 @@ class FeatureTrainer(TrainerX):
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Declare the method's own config keys under its node of ``cfg.TRAINER``; a method with more overrides it."""
-        node = cfg.TRAINER[cls.config_node or cls.__name__] = CfgNode()
+        node = cfg.TRAINER[cls.node_name()] = CfgNode()
         node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
 
     # ---- building -----------------------------------------------------------------------------------------------
 
+    @classmethod
+    def node_name(cls) -> str:
+        """Name of the node of ``cfg.TRAINER`` with the method's keys."""
+        return cls.config_node or cls.__name__
+
     @property
     def method_cfg(self) -> CfgNode:
         """The method's own config keys."""
-        return self.cfg.TRAINER[self.config_node or type(self).__name__]
+        return self.cfg.TRAINER[self.node_name()]
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        wanted = cfg.TRAINER[self.config_node or type(self).__name__].PREC
-        if wanted not in PRECISIONS:
-            raise unknown("precision", wanted, PRECISIONS)
+        check_keys(type(self), cfg.TRAINER[self.node_name()], f"TRAINER.{self.node_name()}")
 
     def build_model(self) -> None:
         self.precision = precision_for(self.method_cfg.PREC, self.device)
@@ -227,10 +232,14 @@ class FeatureTrainer(TrainerX):
         """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity."""
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
         weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
-        correct = total = 0
-        for batch in loader:
+
+        def infer(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
             features, label = self.parse_batch_test(batch)
-            correct += int((cosine_logits(features, weights, 1.0).argmax(-1) == label).sum())
+            return cosine_logits(features, weights, 1.0), label
+
+        correct = total = 0
+        for logits, label in outputs(loader, infer):
+            correct += int((logits.argmax(-1) == label).sum())
             total += len(label)
         return 100.0 * correct / max(total, 1)
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+
+
+def known_precision(key: str, value: Any) -> None:
+    """Raise a UserError for a value of config key ``key`` that is no precision."""
+    if value not in PRECISIONS:
+        raise unknown("precision", value, PRECISIONS, hint=f"Set {key} to one of them.")
 
 
 def precision_for(wanted: str, device: torch.device) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,3 +38,31 @@ class CosineHead(nn.Module):
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) for image features (B, D)."""
         return cosine_logits(image_features, self.prototypes, self.scale)
+
+
+class ClassFeatures(nn.Module):
+    """A head whose class features come through a text encoder, as it or its prompts are now: costly to compute."""
+
+    _fixed = False
+    _kept: torch.Tensor | None = None
+
+    def encode_classes(self) -> torch.Tensor:
+        """Text features (K, D), not normalised."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode_classes()")
+
+    def class_features(self) -> torch.Tensor:
+        """``encode_classes`` in float32; within ``fixed``, computed at first use."""
+        if self._kept is not None:
+            return self._kept
+        features = self.encode_classes().float()
+        self._kept = features if self._fixed else None
+        return features
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Within it nothing is learned: the class features are computed once, for however many batches."""
+        self._fixed = True
+        try:
+            yield
+        finally:
+            self._fixed, self._kept = False, None

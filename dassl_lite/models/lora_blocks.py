@@ -69,7 +69,10 @@ def choose_blocks(position: str, numbers: Sequence[int], depth: int, encoder: st
     """
     for number in numbers:
         if not 0 <= number < depth:
-            raise UserError(f"LoRA block {number} is out of range: the {encoder} encoder has blocks 0 to {depth - 1}")
+            raise UserError(
+                f"LoRA block {number} is out of range: the {encoder} encoder has blocks 0 to {depth - 1}; "
+                "set TRAINER.CLIPLoRA.BLOCKS to some of those"
+            )
     if numbers:
         return sorted(set(numbers))
     if top := _TOP.fullmatch(position):

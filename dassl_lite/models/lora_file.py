@@ -6,7 +6,7 @@ adapted blocks, text before vision) -> q_proj, k_proj, v_proj, proj -> w_lora_A,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,27 @@ from dassl_lite.utils.safe_load import load_file
 FILE_NAME = "lora_weights.pt"
 # A setting's name in the authors' files, and its config key.
 OPTIONS = {"r": "RANK", "alpha": "ALPHA", "encoder": "ENCODER", "params": "PARAMS", "position": "POSITION"}
+
+
+def settings(
+    blocks: Sequence[str], rank: int, alpha: float, params: Sequence[str], position: str | list[int]
+) -> dict[str, Any]:
+    """What LoRA weights belong to, with the keys of ``OPTIONS``.
+
+    Args:
+        blocks: the adapted ones, such as "text.0".
+        params: the adapted projections.
+        position: its name, or the numbers of the blocks.
+    """
+    encoders = sorted({block.partition(".")[0] for block in blocks})
+    encoder = "both" if len(encoders) > 1 else encoders[0]
+    return {"r": rank, "alpha": alpha, "encoder": encoder, "params": list(params), "position": position}
+
+
+def find(place: str | Path) -> Path | None:
+    """The authors' file at ``place``, which is the file or the folder that it is in; None where there is none."""
+    path = Path(place) / FILE_NAME if Path(place).is_dir() else Path(place)
+    return path if str(place) and path.is_file() else None
 
 
 def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +58,7 @@ def lay_out(
     *,
     position: str = "end",
     class_specific: bool = False,
+    keys: str = "",
 ) -> PromptLayout:
     """Lay out the prompts of K classes; ``_`` in their names, and in the words, stands for a space.
 
@@ -66,15 +68,18 @@ def lay_out(
             word has several tokens, the last ones stay fixed behind the context.
         position: of the name: end, middle or front.
         class_specific: every class has a context of its own, so no vector is shared.
+        keys: what stands before the names of the config keys N_CTX and CTX_INIT, for messages.
 
     Raises:
         UserError: the longest prompt has more tokens than the text encoder takes.
     """
+    clip.text.require_prompts()
     names = [name.replace("_", " ") for name in classnames]
     words = " ".join(words.replace("_", " ").split())
     n_ctx = len(words.split()) or n_ctx
-    fixed = _token_counts(clip, [words])[0] - n_ctx if words else 0
-    _check_room(clip, names, n_ctx + fixed, f"CTX_INIT '{words}'" if words else f"N_CTX {n_ctx}")
+    context = len(clip.tokenizer.encode(words)) if words else n_ctx
+    _check_room(clip, names, context, f"{keys}CTX_INIT '{shorten(words, 60)}'" if words else f"{keys}N_CTX {n_ctx}")
+    fixed = context - n_ctx
     tokens = clip.tokenize([f"{words} {name}." for name in names])
     first = 1 + n_ctx if words else 1  # of the tokens behind the context
     counts = (clip.text.ends(tokens) + 1 - first).tolist()
@@ -87,7 +92,7 @@ def lay_out(
     elif shared < n_ctx:
         rows = [
             _name_first(before - shared, n_ctx - shared, fixed, length, behind.shape[1])
-            for length in _token_counts(clip, names)
+            for length in (len(clip.tokenizer.encode(name)) for name in names)
         ]
         order = torch.tensor(rows)
     lengths = tuple(count + n_ctx - shared for count in counts)
@@ -102,14 +107,9 @@ def _name_first(before: int, context: int, fixed: int, name: int, behind: int) -
     return [*range(before), *named, *range(before, start), *rest]
 
 
-def _token_counts(clip: CLIPBackbone, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, without start and end."""
-    return (clip.text.ends(clip.tokenize(texts)) - 1).tolist()
-
-
 def _check_room(clip: CLIPBackbone, names: Sequence[str], context: int, what: str) -> None:
     """Raise a UserError if start, ``context`` tokens, the longest name, "." and end do not fit."""
-    counts = _token_counts(clip, [f"{name}." for name in names])
+    counts = [len(clip.tokenizer.encode(f"{name}.")) for name in names]
     longest = max(range(len(names)), key=counts.__getitem__)
     room = clip.text.context_length - 2 - counts[longest]
     if context > room:

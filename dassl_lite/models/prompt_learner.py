@@ -6,14 +6,15 @@ the context, see `prompt_layout`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dassl_lite.models.heads import ClassFeatures
 from dassl_lite.models.prompt_layout import PromptLayout
+from dassl_lite.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dassl_lite.models.clip import CLIPBackbone
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 STD = 0.02  # of drawn context vectors
 
 
-class PromptLearner(nn.Module):
+class PromptLearner(ClassFeatures):
     """A learned context and the fixed tokens around it; a head derives from it and adds ``forward``.
 
     The state is what is learned, in float32 whatever the text encoder computes in. The text encoder belongs to
@@ -61,10 +62,9 @@ class PromptLearner(nn.Module):
         self.register_buffer("order", layout.order, persistent=False)
         self.register_buffer("scale", clip.logit_scale.detach().float().exp(), persistent=False)
         self.class_rows = ("ctx",) if class_specific else ()
+        self.class_rows_required = class_specific  # drawn vectors of a class that was never trained mean nothing
         self.layout, self.class_specific = layout, class_specific
         self._text, self.chunk, self.checkpoint = clip.text, chunk, checkpoint
-        self._fixed = False
-        self._kept: Tensor | None = None
 
     def encode(self, context: Tensor) -> Tensor:
         """Text features, not normalised, of the prompts with ``context`` in them.
@@ -88,19 +88,30 @@ class PromptLearner(nn.Module):
             prefix, suffix, self.layout.lengths, chunk=self.chunk, checkpoint=self.checkpoint
         )
 
-    def class_features(self) -> Tensor:
-        """Text features (K, D) in float32, not normalised, of ``ctx``; within ``fixed``, computed at first use."""
-        if self._kept is not None:
-            return self._kept
-        features = self.encode(self.ctx).float()
-        self._kept = features if self._fixed else None
-        return features
+    def encode_classes(self) -> Tensor:
+        return self.encode(self.ctx)
 
-    @contextmanager
-    def fixed(self) -> Iterator[None]:
-        """Within it nothing is learned: the class features are computed once, for however many batches."""
-        self._fixed = True
-        try:
-            yield
-        finally:
-            self._fixed, self._kept = False, None
+
+def require_same_context(saved: Tensor | None, own: Tensor, path: Path, name: str) -> None:
+    """Refuse a saved context that is of another kind than a run's own: (n, W), or (K, n, W) where each class has one.
+
+    Args:
+        name: of the config node with CSC, N_CTX and CTX_INIT, for messages.
+
+    Raises:
+        UserError: says which key differs, and how it was set.
+    """
+    if saved is None or saved.dim() not in (2, 3):
+        return  # not a prompt learner's file: loading says so
+    if saved.dim() != own.dim():
+        kinds = {2: "one context for all classes", 3: "a context for each class"}
+        texts, remedy = (kinds[saved.dim()], kinds[own.dim()]), f"set {name}.CSC to {saved.dim() == 3}"
+    elif saved.shape[-2] != own.shape[-2]:
+        texts = (f"a context of {saved.shape[-2]} vectors", f"one of {own.shape[-2]}")
+        remedy = f"set {name}.N_CTX to {saved.shape[-2]}, or {name}.CTX_INIT to that many words"
+    elif saved.shape[-1] != own.shape[-1]:
+        texts = (f"context vectors of width {saved.shape[-1]}", f"a text encoder of width {own.shape[-1]}")
+        remedy = "choose the backbone that it was trained with (MODEL.BACKBONE.NAME)"
+    else:
+        return
+    raise UserError(f"{path} holds {texts[0]}, but this run has {texts[1]}; {remedy}")

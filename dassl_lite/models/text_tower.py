@@ -19,7 +19,8 @@ D width of the features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ class TextTower(TextModules):
         if not self.is_causal:
             if projection is not None or not project:
                 self.require_prompts()
-            return torch.cat([self.model.encode_text(part.to(self.device)) for part in tokens.split(chunk or 256)])
+            parts = [part.to(self.device) for part in tokens.split(chunk or 256)]
+            return torch.cat([_run(checkpoint, self.model.encode_text, part) for part in parts])
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         states: list[Tensor] = []
         order: list[int] = []
@@ -121,7 +123,7 @@ class TextTower(TextModules):
         if self._can_share():
             states = self._shared(prefix, suffix, lengths, chunk, checkpoint)
         else:
-            states = self._plain(prefix, suffix, lengths)
+            states = self._plain(prefix, suffix, lengths, chunk, checkpoint)
         return self._text.ln_final(states)
 
     def _can_share(self) -> bool:
@@ -131,22 +133,21 @@ class TextTower(TextModules):
     def _shared(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
         memory = self._prefix(prefix)
-        kind = self.device.type
-        if not chunk:
-            fit = _MAX_ROWS.get(kind, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
-            chunk = max(1, fit // (max(lengths) * prefix.shape[0]))
-        slack = _BLOCK_ROWS.get(kind, _ROWS_ON_GPU)
+        chunk = chunk or self._fitting(max(lengths) * prefix.shape[0], checkpoint)
+        slack = _BLOCK_ROWS.get(self.device.type, _ROWS_ON_GPU)
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
         for part in pack(lengths, suffix.shape[1], chunk, slack, self.device):
             rows = flat[part.source] + self.positions(prefix.shape[1] + part.offset)
-            if checkpoint and torch.is_grad_enabled():
-                states.append(recompute(self._suffixes, rows[None], memory, part, use_reentrant=False))
-            else:
-                states.append(self._suffixes(rows[None], memory, part))
+            states.append(_run(checkpoint, self._suffixes, rows[None], memory, part))
             classes.append(part.classes)
         joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
         return joined.expand(len(prefix), -1, -1)  # an empty prefix leaves nothing that is an image's own
+
+    def _fitting(self, rows: int, checkpoint: bool) -> int:
+        """How many classes of so many rows each go through the layers at a time, where nobody says."""
+        fit = _MAX_ROWS.get(self.device.type, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
+        return max(1, fit // rows)
 
     def _prefix(self, prefix: Tensor) -> list[text_layers.KeysValues] | None:
         """Keys and values of the prefix (B, P, W) in every layer; None for an empty one."""
@@ -167,21 +168,31 @@ class TextTower(TextModules):
             x = text_layers.suffix_layer(block, x, prefix, part)
         return text_layers.last_layer(layers[-1], x, per_layer[-1], part)
 
-    def _plain(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """End states (B, K, W) through the model's own transformer, cut after the longest end token: for
-        layers that somebody replaced, hooked or built in another way."""
+    def _plain(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
+        """End states (B, K, W) through the model's own transformer: for layers that somebody replaced, hooked or
+        built in another way, or whose dropout acts (LoRA's in training).
+
+        Dropout draws its masks chunk by chunk, layer by layer: another chunk gives other masks, of the same kind,
+        since no two prompts share one. Checkpointing draws the same masks twice, so it changes nothing.
+        """
         if not self._told:
             logger.info("The text encoder's layers are not CLIP's own: prompts run whole, without a shared prefix")
             self._told = True
-        length = prefix.shape[1] + max(lengths)
-        ends = torch.tensor(lengths, device=self.device) - 1 + prefix.shape[1]
-        mask = self._text.attn_mask[:length, :length]
-        states = []
-        for image in prefix:
-            rows = torch.cat([image.expand(len(suffix), -1, -1), suffix[:, : max(lengths)]], dim=1).to(self.dtype)
-            rows = rows + self.positions(torch.arange(length, device=self.device))
-            states.append(self._text.transformer(rows, attn_mask=mask)[torch.arange(len(suffix)), ends])
+        chunk = chunk or self._fitting(prefix.shape[1] + max(lengths), checkpoint)
+        parts = []
+        for first in range(0, len(lengths), chunk):
+            own = lengths[first : first + chunk]
+            parts.append((suffix[first : first + chunk, : max(own)], torch.tensor(own, device=self.device)))
+        states = [torch.cat([_run(checkpoint, self._whole, image, *part) for part in parts]) for image in prefix]
         return torch.stack(states)
+
+    def _whole(self, prefix: Tensor, suffix: Tensor, lengths: Tensor) -> Tensor:
+        """End states (n, W) of whole prompts: a prefix (P, W) and n suffixes (n, S, W) with so many tokens (n,)."""
+        rows = torch.cat([prefix.expand(len(suffix), -1, -1), suffix], dim=1).to(self.dtype)
+        length = rows.shape[1]
+        rows = rows + self.positions(torch.arange(length, device=self.device))
+        states = self._text.transformer(rows, attn_mask=self._text.attn_mask[:length, :length])
+        return states[torch.arange(len(suffix)), prefix.shape[0] + lengths - 1]
 
     def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> None:
         if len(lengths) != len(suffix) or not lengths or not 0 < min(lengths) <= max(lengths) <= suffix.shape[1]:
@@ -191,3 +202,10 @@ class TextTower(TextModules):
                 f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {self.context_length} fit: "
                 "fewer context tokens or shorter class names"
             )
+
+
+def _run(checkpoint: bool, compute: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``compute(*inputs)``; with ``checkpoint``, its activations are computed again in the backward pass."""
+    if checkpoint and torch.is_grad_enabled():
+        return recompute(compute, *inputs, use_reentrant=False)
+    return compute(*inputs)

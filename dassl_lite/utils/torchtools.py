@@ -119,6 +119,9 @@ def restore_part(part: Any, name: str, checkpoint: Mapping[str, Any], path: Path
         raise UserError(f'the {name} state in "{path}" does not fit this run: {_one_line(error)}') from error
 
 
+_MISFIT = "Load them with the method, backbone (MODEL.BACKBONE.NAME) and settings that they were trained with."
+
+
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLike) -> None:
     """Load all weights, and exactly those, in place; ``source`` says in errors where they came from.
 
@@ -128,7 +131,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLi
     try:
         unwrap(model).load_state_dict(strip_module_prefix(state_dict))
     except RuntimeError as error:
-        raise UserError(f'the weights in "{source}" do not fit the model: {_one_line(error)}') from error
+        raise UserError(f'the weights in "{source}" do not fit the model: {_one_line(error)} {_MISFIT}') from error
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:

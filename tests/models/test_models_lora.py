@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from dassl_lite.models import lora_blocks
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.lora import LoRAAttention, LowRank, add_lora, merge_lora, without_lora
-from dassl_lite.models.lora_blocks import adaptable_blocks, blocks_by_encoder, choose_blocks
+from dassl_lite.models.lora_blocks import ENCODERS, adaptable_blocks, blocks_by_encoder, choose_blocks
 from dassl_lite.utils.errors import UserError
 
 POSITIONS = json.loads((Path(__file__).parents[1] / "golden" / "clip_lora.json").read_text())["position_table"]
@@ -174,6 +175,57 @@ def test_text_tower_shares_prefixes_with_lora_exactly_and_not_while_dropout_acts
         # The same prompt twice: with a shared prefix the two would be more alike than with masks of their own.
         twice = clip.encode_text(prompts[:1].expand(2, -1))
         assert not torch.allclose(twice[0], twice[1])
+
+
+def test_dropouts_masks_survive_checkpointing_and_no_chunk_is_too_large(golden_backbone):
+    clip, adapters = adapted_clip(golden_backbone("vit0"), dropout=0.5)
+    adapters.train()
+    tokens, sizes = clip.tokenize([f"a photo of a {'very ' * n}good dog." for n in range(7)]), []
+    clip.text.blocks[0].attn.base.out_proj.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+
+    def gradients(**options: Any) -> list[torch.Tensor]:
+        adapters.zero_grad()
+        torch.manual_seed(3)
+        clip.text.encode_tokens(tokens, **options).square().sum().backward()
+        return [pair.w_lora_A.grad.clone() for pair in adapters[0].modules() if isinstance(pair, LowRank)]
+
+    plain, again, other = gradients(chunk=3), gradients(chunk=3, checkpoint=True), gradients(chunk=2)
+    assert max(sizes[:9]) == 3  # three chunks, and with checkpointing each of them twice
+    assert len(plain) == 8
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(plain, again, strict=True))
+    assert not any(torch.allclose(a, b, rtol=1e-2) for a, b in zip(plain, other, strict=True))  # masks of its own
+
+
+def choices() -> Iterator[tuple[str, str, str]]:
+    """Encoder, projections and position: every choice of projections, and every encoder with every position."""
+    subsets = ["".join(chosen) for size in range(1, 5) for chosen in itertools.combinations("qkvo", size)]
+    positions = (*lora_blocks.POSITIONS, "top1", "top3")
+    return itertools.chain((("both", subset, "all") for subset in subsets), itertools.product(ENCODERS, "v", positions))
+
+
+def test_merging_any_projections_of_any_blocks_gives_the_same_logits():
+    torch.manual_seed(0)
+    vision = {"layers": 6, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16}
+    text = {"width": 16, "heads": 2, "layers": 6, "context_length": 8, "vocab_size": 20}
+    plain = open_clip.CLIP(8, vision, text).double().eval().requires_grad_(False)
+    images, tokens = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.randint(1, 20, (4, 8))
+    with torch.no_grad():
+        before = torch.cat([plain.encode_image(images).flatten(), plain.encode_text(tokens).flatten()])
+        for encoder, projections, position in choices():
+            model, adapted_blocks = copy.deepcopy(plain), 0
+            for name, blocks in blocks_by_encoder(model, encoder, "tiny").items():
+                numbers = choose_blocks(position, (), len(blocks), name)
+                pairs = add_lora(blocks, numbers, projections, rank=2, alpha=1.0).double()
+                assert len(list(pairs.parameters())) == 2 * len(projections) * len(numbers)
+                for key, parameter in pairs.named_parameters():
+                    nn.init.normal_(parameter, std=0.5 if key.endswith("B") else 0.2)
+                adapted_blocks += len(numbers)
+            changed = torch.cat([model.encode_image(images).flatten(), model.encode_text(tokens).flatten()])
+            assert merge_lora(model) == adapted_blocks
+            merged = torch.cat([model.encode_image(images).flatten(), model.encode_text(tokens).flatten()])
+            choice = (encoder, projections, position)
+            assert (changed - before).abs().max() > 1e-5, choice
+            assert (merged - changed).abs().max() < 1e-12 * changed.abs().max(), choice
 
 
 def test_pairs_stay_in_float32_and_get_finite_gradients_in_half_precision(golden, golden_backbone):

@@ -240,6 +240,25 @@ def test_a_changed_layer_counts_and_is_told(change: Any, caplog: pytest.LogCaptu
     assert "without a shared prefix" in caplog.text
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_whole_prompts_in_chunks_give_the_same_features_and_gradients(chunk: int, checkpoint: bool) -> None:
+    prompts = Prompts(tiny(), "end")
+    _hook_block(prompts.model)
+    ours, theirs = prompts.through_tower(chunk=chunk, checkpoint=checkpoint), prompts.plain()
+    assert_relative(ours, theirs, 1e-12)
+    assert_relative(gradient(ours, prompts.context), gradient(theirs, prompts.context), 1e-12)
+
+
+def test_a_chunk_of_whole_prompts_has_no_more_rows_than_its_longest_needs() -> None:
+    model, seen = tiny(), []
+    model.transformer.resblocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    tokens = Tokenizer()(NAMES)
+    TextTower(model).encode_tokens(tokens, chunk=3)
+    ends = TextTower(model).ends(tokens)
+    assert [shape[:2] for shape in seen] == [(len(part), int(part.max()) + 1) for part in ends.split(3)]
+
+
 class Projecting(torch.nn.Module):
     """What a module in the attention's place has to offer to keep the shared prefix (LoRA does)."""
 
@@ -293,9 +312,12 @@ def test_lengths_must_fit_the_suffix() -> None:
         tower.encode_prompts(torch.zeros(2, 32), torch.zeros(2, 10, 32), [11, 5])
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("layout", ["end", "csc_end"])
-def test_checkpointing_keeps_less_for_the_backward_pass(layout: str) -> None:
+def test_checkpointing_keeps_less_for_the_backward_pass(layout: str, whole: bool) -> None:
     prompts = Prompts(tiny(torch.float32), layout)
+    if whole:
+        _hook_block(prompts.model)
 
     def kept(**options: Any) -> int:
         sizes: list[int] = []

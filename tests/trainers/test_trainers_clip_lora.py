@@ -137,18 +137,35 @@ def test_text_alone_trains_on_kept_features_and_images_are_encoded_otherwise(mak
         assert trainer.trains_images
 
 
-def test_class_weights_are_computed_once_per_evaluation_and_anew_after_a_change(make):
+def test_class_weights_are_computed_once_per_evaluation(make):
     trainer, calls = make("run"), []
     own = trainer.clip.text.encode_tokens
     trainer.clip.text.encode_tokens = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)
     trainer.test()
     assert len(calls) == 1
-    trainer.test(split="val")
-    assert len(calls) == 1
     with torch.no_grad():
-        next(trainer.head.parameters()).mul_(2)
+        for parameter in trainer.head.text.parameters():
+            parameter.normal_()
+    before = trainer.head.class_features()
     trainer.test()
-    assert len(calls) == 2
+    assert len(calls) == 3
+    assert torch.equal(trainer.head.class_features(), before)
+
+
+def test_saving_memory_changes_no_gradient(make):
+    def gradients(*options: str) -> list[torch.Tensor]:
+        trainer = make("memory", "TRAINER.CLIPLoRA.TEXT_CHUNK", "2", *options)
+        features, label = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
+        trainer.set_model_mode("train")
+        torch.manual_seed(5)
+        trainer.loss(trainer.head(features), label).backward()
+        return [parameter.grad for parameter in trainer.head.text.parameters()]
+
+    for dropout in ("0.0", "0.5"):
+        options = ("TRAINER.CLIPLoRA.DROPOUT", dropout)
+        plain, again = gradients(*options), gradients(*options, "TRAINER.CLIPLoRA.TEXT_CHECKPOINT", "True")
+        largest = max(gradient.abs().max() for gradient in plain)
+        assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["amp", "bf16"])

@@ -93,7 +93,7 @@ def test_lora_features_and_logits_equal_the_references(golden, lora_trainer, gol
         # The arrays' features are of length 1.
         found = nn.functional.normalize(trainer.encode_image(images), dim=-1)
         assert error(found, arrays[f"{name}.eval_image"]) < FORWARD
-        found = nn.functional.normalize(trainer.head.text_features(), dim=-1)
+        found = nn.functional.normalize(trainer.head.class_features(), dim=-1)
         assert error(found, arrays[f"{name}.eval_text"]) < FORWARD
 
 
