@@ -21,8 +21,8 @@ from typing import Any
 from tabulate import tabulate
 
 from dassl_lite.config import get_cfg_default
-from dassl_lite.data import DATASET_REGISTRY, FolderDataset
-from dassl_lite.data.doctor import COLUMNS, Report, examine
+from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.data.doctor import COLUMNS, Report, examine, makes_itself
 from dassl_lite.data.downloads import SOURCES, prepare
 from dassl_lite.engine.cli import ToolParser, run_tool
 from dassl_lite.engine.plugins import load_plugins
@@ -62,7 +62,7 @@ def get_dataset(name: str, cfg: Any, keep_archives: bool) -> None:
         prepare(name, cfg.DATASET.ROOT, keep_archives=keep_archives)
         return
     dataset_class = DATASET_REGISTRY.get(name)
-    if not issubclass(dataset_class, FolderDataset) or dataset_class.prepare is FolderDataset.prepare:
+    if not makes_itself(name):
         raise UserError(f"dataset {name} is not one that can be downloaded; choices: {', '.join(SOURCES)}")
     dataset = dataset_class.__new__(dataset_class)
     dataset.locate(cfg)
@@ -84,7 +84,7 @@ def show(reports: Sequence[Report]) -> None:
     """The table, and below it what is wrong."""
     rows = [row for report in reports for row in report.rows()]
     logger.info(tabulate(rows, headers=COLUMNS, intfmt=",", missingval="?", disable_numparse=[0, 1, 6, 7]))
-    problems = [f"{report.dataset}: {problem}" for report in reports for problem in report.problems]
+    problems = [f"{report.dataset}: {text}" for report in reports for text in (*report.notes, *report.problems)]
     in_order = sum(not report.problems for report in reports)
     logger.info("\n".join(["", *problems, f"{in_order} of {len(reports)} in order"]))
 

@@ -53,6 +53,7 @@ class Report:
     classes: str = ""
     parts: dict[str, PartReport] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is as it should be, but worth saying
 
     def rows(self) -> list[list[str | int | None]]:
         """Rows under ``COLUMNS``, one for each split."""
@@ -82,6 +83,9 @@ def examine(name: str, cfg: Any, sources: Mapping[str, Source] = SOURCES) -> Rep
     dataset = dataset_class.__new__(dataset_class)  # looked at, not built: building would draw, split, complain
     dataset.locate(cfg)
     dataset.keeper = _ReadOnlyKeeper(name, dataset.dataset_dir)
+    if not os.path.isdir(dataset.image_dir) and makes_itself(name, sources):
+        report.notes.append("not there yet; it is made on first use")
+        return report
     if not os.path.isdir(dataset.image_dir):
         report.problems.append(f"there is no folder '{dataset.image_dir}'")
         expected = zip(Split._fields, source.images if source else (), strict=False)
@@ -94,6 +98,13 @@ def examine(name: str, cfg: Any, sources: Mapping[str, Source] = SOURCES) -> Rep
     elif split and dataset.val_is_test:
         split = Split(split.train, [], split.test)
     return _judge(report, split, source)
+
+
+def makes_itself(name: str, sources: Mapping[str, Source] = SOURCES) -> bool:
+    """Whether the dataset with this registered name is one that draws (or fetches) itself when it is first used."""
+    dataset_class = DATASET_REGISTRY.get(name)
+    own = issubclass(dataset_class, FolderDataset) and dataset_class.prepare is not FolderDataset.prepare
+    return own and name not in sources
 
 
 def find_troubles(paths: Iterable[str]) -> dict[str, str]:

@@ -49,15 +49,34 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
 
 
 def load_plugin(plugin: str) -> ModuleType:
-    """Import one plug-in by file or module name."""
+    """Import one plug-in by file or module name; a file that is imported already, under whatever name, only once."""
     if plugin.endswith(".py") and not Path(plugin).is_file():
         raise UserError(f"plug-in {plugin}: there is no such file")
     try:
-        module = _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
+        module = _imported_from(_file_of(plugin)) or (
+            _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
+        )
     except Exception as error:
         raise UserError(f"plug-in {plugin} cannot be imported: {type(error).__name__}: {error}") from error
     _asked[plugin] = module
     return module
+
+
+def _file_of(plugin: str) -> Path | None:
+    """The file of a plug-in, or None for a module that has none."""
+    if plugin.endswith(".py"):
+        return Path(plugin).resolve()
+    spec = importlib.util.find_spec(plugin)
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.has_location else None
+
+
+def _imported_from(file: Path | None) -> ModuleType | None:
+    """The module that was made of ``file``: its trainers must not be registered again."""
+    for name, module in list(sys.modules.items()):
+        own = getattr(module, "__dict__", {}).get("__file__")  # asking the module itself may make it import more
+        if file and own and name != "__main__" and Path(own).name == file.name and Path(own).resolve() == file:
+            return module
+    return None
 
 
 def asked_plugins() -> list[ModuleType]:
@@ -97,11 +116,7 @@ def _import_file(path: Path) -> ModuleType:
     root = _add_to_path(path)
     if (path.parent / "__init__.py").is_file():
         return _import_as_package(path, root)
-    name = f"dassl_lite_plugin_{path.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
-    return _execute(name, path)
+    return _execute(f"dassl_lite_plugin_{path.stem}", path)
 
 
 def _add_to_path(path: Path) -> Path:

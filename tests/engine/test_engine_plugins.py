@@ -57,3 +57,32 @@ def test_our_own_methods_and_datasets_are_found_without_a_list() -> None:
     assert plugins.load_plugins() == {}
     assert {"TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2", "TaskResEnhance"} <= set(TRAINER_REGISTRY)
     assert {"ImageFolder", "Caltech101", "ShapesNet"} <= set(DATASET_REGISTRY)
+
+
+def test_a_file_of_our_own_may_be_named_as_a_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dassl_lite import trainers
+
+    plugins.load_plugins()
+    before = TRAINER_REGISTRY.get("CoOp")
+    folder, path = Path(trainers.__path__[0]), list(sys.path)
+    monkeypatch.chdir(folder.parent)
+    named = plugins.load_plugin("trainers/coop.py")
+    assert named is plugins.load_plugin(str(folder / "coop.py")) is sys.modules["dassl_lite.trainers.coop"]
+    assert plugins.load_plugin("dassl_lite.trainers.coop") is named
+    assert TRAINER_REGISTRY.get("CoOp") is before
+    assert sys.path == path, "nothing of ours becomes importable under another name"
+
+
+def test_a_plug_in_file_that_is_a_module_already_is_not_imported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin_twice").mkdir()
+    (tmp_path / "plugin_twice" / "__init__.py").touch()
+    path = tmp_path / "plugin_twice" / "method.py"
+    path.write_text(PLUGIN.format(name="TrainerTwice"))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = plugins.load_plugin("plugin_twice.method")
+    (tmp_path / "link.py").symlink_to(path)
+    assert plugins.load_plugin(str(path)) is plugins.load_plugin(str(tmp_path / "link.py")) is module
+    monkeypatch.syspath_prepend(tmp_path / "plugin_twice")
+    assert plugins.load_plugin("method") is module
