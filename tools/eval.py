@@ -21,6 +21,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dassl_lite.engine import distributed
 from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
 from dassl_lite.engine.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
 from dassl_lite.engine.plugins import load_plugins
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = ("left", *["right"] * 5)
     logger.info("\n" + tabulate(table, headers=headers, disable_numparse=True, colalign=columns))
     for path in (args.output, args.output_dir and Path(args.output_dir) / "evaluation.json"):
-        if path:
+        if path and not distributed.rank():
             write(rows, args.model_dir, Path(path))
             logger.info(f"\nResults: {path}")
     return 0

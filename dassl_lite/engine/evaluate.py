@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.engine import distributed
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.results import read_results
 from dassl_lite.utils import UserError, set_random_seed, unknown
@@ -90,6 +91,7 @@ def config_for(
 ) -> CfgNode:
     """The stored run's config, on another target if one is given."""
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
+    base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights take their place
     dataset_file = target if isinstance(target, str) else None
     if dataset_file:
         fresh = make_config().DATASET
@@ -107,7 +109,11 @@ def config_for(
 
 
 def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False) -> Any:
-    """Build the trainer, load the run, test; returns the trainer, whose ``results`` hold the metrics."""
+    """Build the trainer, load the run, test; returns the trainer, whose ``results`` hold the metrics.
+
+    Of several processes each has its share of the work, and the results.
+    """
+    distributed.start()
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
