@@ -158,4 +158,4 @@ def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: s
     siblings = [".".join((*path, key)) for key in node]
     likely = nearest(name, siblings) or nearest(name, leaves(root))
     hint = f"did you mean '{likely}'?" if likely else f"known here: {', '.join(siblings)}"
-    return UserError(f"{source}: unknown config key '{name}'; {hint}")
+    return UserError(f"{source}: unknown config key '{name}'; {hint} (--allow-new-keys takes it as it is)")

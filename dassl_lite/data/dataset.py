@@ -124,9 +124,19 @@ class DatasetBase:
 
     def check_input_domains(self, source_domains: Iterable[str], target_domains: Iterable[str]) -> None:
         """Raise UserError for a domain that this dataset does not have."""
-        for domain in (*source_domains, *target_domains):
+        self.is_input_domain_valid((*source_domains, *target_domains))
+
+    def is_input_domain_valid(self, input_domains: Iterable[str]) -> None:
+        """The same for one list of domains."""
+        for domain in input_domains:
             if domain not in self.domains:
                 raise unknown("domain", domain, self.domains)
+
+    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
+        """Download an archive to ``dst`` and unpack it there, as Dassl's datasets do where theirs is missing."""
+        from dassl_lite.data.downloads.url import download_and_unpack  # only where it is used: slow to import
+
+        download_and_unpack(url, dst, from_gdrive)
 
     def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
         """Draw ``num_shots`` items per class from each list, in the order given; all of them if it is below 1.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 class Datum:
@@ -31,6 +32,12 @@ class Datum:
         self._domain = domain
         self._classname = classname
         self._classid = classid
+
+    def __setstate__(self, state: Any) -> None:
+        """From a pickle of ours, or of Dassl's, whose Datum has no ``classid``."""
+        fields = state if isinstance(state, dict) else state[1]
+        for name in self.__slots__:
+            setattr(self, name, fields.get(name, ""))
 
     @property
     def impath(self) -> str:
