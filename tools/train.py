@@ -17,13 +17,14 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine import describe, run
+from dassl_lite.engine import describe, distributed, run
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 
 DEFAULT_DATASET = "demo"
+NO_MODEL_DIR = "--eval-only needs --model-dir, the folder of the run to evaluate"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,6 +101,14 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """``cfg`` with the folder of the run made and, where none was named, chosen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(distributed.on_first(lambda: _prepared_folder(cfg, args)))
+    cfg.freeze()
+    return cfg
+
+
+def _prepared_folder(cfg: CfgNode, args: argparse.Namespace) -> Path:
     if args.output_dir or "OUTPUT_DIR" in args.options[::2]:
         folder = Path(cfg.OUTPUT_DIR)
     elif cfg.RESUME:
@@ -110,12 +119,7 @@ def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else "all"
         folder = free_folder(Path("output") / cfg.TRAINER.NAME / f"{cfg.DATASET.NAME}-{shots}-seed{cfg.SEED}")
     writes = not args.no_train and not args.eval_only
-    prepare_output(folder, overwrite=args.overwrite and writes, resume=bool(args.resume) or not writes)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.freeze()
-    return cfg
+    return prepare_output(folder, overwrite=args.overwrite and writes, resume=bool(args.resume) or not writes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,14 +133,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
     TRAINER_REGISTRY.get(args.trainer)  # a misspelt name is told before anything is made
     if args.eval_only and not args.model_dir and getattr(TRAINER_REGISTRY.get(args.trainer), "trains", True):
-        raise UserError("--eval-only needs --model-dir, the folder of the run to evaluate")
+        raise UserError(NO_MODEL_DIR)
+    distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:
         run.train(cfg)
         return 0
     trainer = run.build(cfg)
     if args.eval_only:
-        if args.model_dir and trainer.has_state():
+        if trainer.has_state():
+            if not args.model_dir:
+                raise UserError(NO_MODEL_DIR)
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         trainer.evaluate_split()
     return 0

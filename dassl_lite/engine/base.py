@@ -70,8 +70,8 @@ class TrainerBase(RegisteredModels):
             folder = Path(directory) / name
             try:
                 torchtools.save_checkpoint(state, str(folder), is_best=is_best, model_name=model_name)
-            except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            except (OSError, RuntimeError) as error:
+                reason = checkpoint.why_not_written(error)
                 raise UserError(
                     f"no checkpoint can be written to {folder} ({reason}); those written before stay. Make room "
                     "there and go on with --resume"

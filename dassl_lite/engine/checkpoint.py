@@ -84,6 +84,16 @@ def drop_rolling(directory: str | Path, names: Iterable[str], keep: int | None =
             marker.unlink()
 
 
+def why_not_written(error: OSError | RuntimeError) -> str:
+    """The reason in a few words; an error that is not about the disk is raised again."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error).splitlines()[0]
+    if "unexpected pos" not in text and "write" not in text.lower():  # what torch's own writer says of a full disk
+        raise error
+    return f"the disk takes no more: {text}"
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load ``weights`` into ``model``: the same names and shapes, but for entries that are computed anew.
 

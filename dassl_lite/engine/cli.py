@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.engine.results import FILE_NAME as RESULTS
-from dassl_lite.utils.errors import UserError
+from dassl_lite.engine.run_lock import NAME as RUNNING
+from dassl_lite.engine.run_lock import only_run_in
+from dassl_lite.utils.errors import NO_ROOM, UserError
 from dassl_lite.utils.logger import Logger
 
 _CONFIG_KEY = re.compile(r"(INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(\.[A-Z]\w*)+$")
@@ -43,6 +45,12 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     except BrokenPipeError:  # the reader has gone (`| head`); nothing more is to be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if debug or error.errno not in NO_ROOM:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        sys.stderr.write(f"Error: {error.strerror}{where}; what was written before stays. Make room and run again\n")
+        return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         if debug:
             raise
@@ -100,7 +108,8 @@ def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path
                 f"output folder {folder} holds another run; choose another --output-dir, or give --resume to go on "
                 "with it or --overwrite to replace it"
             )
-        _remove_run(folder)
+        with only_run_in(folder):
+            _remove_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -111,9 +120,9 @@ def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path
 
 
 def free_folder(folder: Path) -> Path:
-    """``folder``, or the first of ``folder-2``, ``folder-3`` ... that holds no run yet."""
+    """``folder``, or the first of ``folder-2``, ``folder-3`` ... that holds no run yet, not even one just begun."""
     number, candidate = 1, folder
-    while holds_run(candidate):
+    while holds_run(candidate) or (candidate / RUNNING).exists():
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate

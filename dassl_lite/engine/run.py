@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from dassl_lite.engine import distributed
 from dassl_lite.engine.build import build_trainer
 from dassl_lite.engine.results import FILE_NAME, write_results
+from dassl_lite.engine.run_lock import only_run_in
 from dassl_lite.utils import get_logger, set_random_seed, setup_logger
 
 logger = get_logger(__name__)
@@ -26,7 +27,19 @@ def build(cfg: CfgNode) -> Any:
 
 
 def train(cfg: CfgNode) -> Path:
-    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path."""
+    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path.
+
+    Raises:
+        UserError: whatever is wrong with the config, or another run is at work in that folder.
+    """
+    if distributed.rank():
+        return _train(cfg)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    with only_run_in(cfg.OUTPUT_DIR):
+        return _train(cfg)
+
+
+def _train(cfg: CfgNode) -> Path:
     trainer = build(cfg)
     zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
     if zero_shot is not None:

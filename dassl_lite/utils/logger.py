@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -21,6 +22,28 @@ class _ConsoleHandler(logging.StreamHandler):
         out = getattr(sys.stdout, "console", sys.stdout)  # past what keeps printed lines, or they were kept twice
         self.stream = sys.stderr if record.levelno >= logging.WARNING else out
         super().emit(record)
+
+
+class _FileHandler(logging.FileHandler):
+    """``log.txt``. Where the disk takes no more it is told once, and the run goes on without."""
+
+    _told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._told:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._told = True
+        stream, self.stream = self.stream, None  # type: ignore[assignment]  # None while it is closed
+        if stream is not None:
+            with contextlib.suppress(OSError):  # it tries to write once more
+                stream.close()
+        sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {error.strerror}; it ends here\n")
 
 
 class _BareFormatter(logging.Formatter):
@@ -56,7 +79,7 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
         if path.suffix not in (".txt", ".log"):
             path = path / "log.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8", delay=True))
+        handlers.append(_FileHandler(path, encoding="utf-8", delay=True))
     for handler in handlers:
         handler.setFormatter(_BareFormatter("%(message)s"))
         logger.addHandler(handler)

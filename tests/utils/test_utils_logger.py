@@ -32,3 +32,23 @@ def test_other_ranks_log_warnings_only_and_to_no_file(
     get_logger("plugin").warning("said by all")
     assert capsys.readouterr() == ("", "Warning: said by all\n")
     assert not (tmp_path / "log.txt").exists()
+
+
+def test_a_log_file_that_finds_no_room_is_told_once_and_the_console_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    logger = setup_logger(tmp_path)
+    logger.info("first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        for number in range(3):
+            logger.info("line %d", number)
+        setup_logger()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["first", "line 0", "line 1", "line 2"]
+    assert shown.err == f"Warning: {tmp_path / 'log.txt'} cannot be written: File too large; it ends here\n"
+    assert (tmp_path / "log.txt").read_text().startswith("first\n")

@@ -1,0 +1,240 @@
+"""Runs in trouble: two in one folder, killed amid a write, a full disk, nothing to evaluate."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dassl_lite.engine import run_lock
+from dassl_lite.engine.cli import free_folder, run_tool
+from dassl_lite.engine.run_lock import only_run_in
+from dassl_lite.tools import train
+from dassl_lite.utils import files
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+FEW = ("OPTIM.MAX_EPOCH", "4", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
+EVERY_EPOCH = ("TRAIN.CHECKPOINT_FREQ", "1")
+
+
+def gadgets(output: Path, *flags: str, trainer: str = "TaskRes", options: tuple[str, ...] = ()) -> int:
+    """The smallest of the drawn datasets."""
+    given = ("--trainer", trainer, "--dataset-config-file", "gadgets", "--shots", "2", "--output-dir", str(output))
+    return run_tool(train.main, [*given, *flags, *FEW, *options])
+
+
+def in_child(work: Callable[[], object]) -> Any:
+    """``work`` in a forked process, started."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Warning:") and line.strip()]
+
+
+# ---- two runs at once ----
+
+
+@forks
+def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    taken, done = context.Event(), context.Event()
+
+    def hold() -> None:
+        with only_run_in(tmp_path):
+            taken.set()
+            done.wait(60)
+
+    process = in_child(hold)
+    assert taken.wait(60)
+    (tmp_path / "prompt_learner").mkdir()
+    (tmp_path / "prompt_learner" / "model.pth.tar-1").write_text("of the first")
+    for flags in (["--resume"], ["--overwrite"]):
+        assert gadgets(tmp_path, *flags) == 2
+        (told,) = error_lines(capsys)
+        assert f"output folder {tmp_path} is in use: process {process.pid} runs in it" in told
+    assert (tmp_path / "prompt_learner" / "model.pth.tar-1").read_text() == "of the first"
+    assert free_folder(tmp_path).name == f"{tmp_path.name}-2"
+    done.set()
+    process.join(60)
+    assert not (tmp_path / run_lock.NAME).exists()
+    assert gadgets(tmp_path, "--overwrite") == 0
+    assert not (tmp_path / run_lock.NAME).exists()
+
+
+@forks
+def test_a_killed_run_s_folder_is_free_at_once_though_a_child_of_it_lives(tmp_path: Path) -> None:
+    taken = multiprocessing.get_context("fork").Event()
+    parent = os.fork()
+    if parent == 0:
+        with only_run_in(tmp_path):
+            if os.fork() == 0:  # as a loader starts its workers
+                taken.set()
+                time.sleep(3)
+                os._exit(0)
+            time.sleep(60)
+    assert taken.wait(60)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert (tmp_path / run_lock.NAME).exists()
+    with only_run_in(tmp_path):
+        assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
+    assert not (tmp_path / run_lock.NAME).exists()
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, opened = os.open, []
+
+    def open_late(path: Any, *given: Any) -> int:
+        descriptor = real(path, *given)
+        opened.append(path)
+        if len(opened) == 1:
+            os.unlink(path)  # its holder ended between our opening and our locking it
+        return descriptor
+
+    monkeypatch.setattr(run_lock.os, "open", open_late)
+    with only_run_in(tmp_path):
+        assert len(opened) == 2
+        assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
+
+
+# ---- killed amid a write ----
+
+
+@pytest.mark.slow
+@forks
+@pytest.mark.parametrize("moment", ["before", "half", "unsynced"])
+@pytest.mark.parametrize("name", ["model.pth.tar-2", "checkpoint", "results.json", ".safetensors"])
+def test_a_run_killed_while_it_writes_a_file_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
+) -> None:
+    assert gadgets(tmp_path / "drawn", "--no-train") == 0
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "datasets").symlink_to(Path(os.environ["DASSL_LITE_CACHE"]) / "datasets")
+    monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))  # whose text features are still to be written
+    real = files.os.fsync
+
+    def work() -> None:
+        def fsync(descriptor: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if path.name.startswith(".") and f"{name}." in path.name:
+                if moment == "half":
+                    os.truncate(path, path.stat().st_size // 2)
+                elif moment == "before":
+                    os.truncate(path, 0)
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(descriptor)
+
+        files.os.fsync = fsync
+        gadgets(tmp_path / "run", options=EVERY_EPOCH)
+
+    process = in_child(work)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".*.tmp")), "it was killed before it wrote anything"
+    assert gadgets(tmp_path / "run", "--resume", options=EVERY_EPOCH) == 0
+    assert list((tmp_path / "run").rglob(".*.tmp")) == []
+    assert gadgets(tmp_path / "whole", options=EVERY_EPOCH) == 0
+    results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("run", "whole")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    heads = [torch.load(tmp_path / run / "prompt_learner" / "model.pth.tar-4") for run in ("run", "whole")]
+    assert all(torch.equal(value, heads[1]["state_dict"][key]) for key, value in heads[0]["state_dict"].items())
+
+
+# ---- a full disk ----
+
+
+@pytest.fixture
+def small_files() -> Any:
+    """``small_files(n)``: no file of this process may be longer than n bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda length: resource.setrlimit(resource.RLIMIT_FSIZE, (length, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_last_one_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
+) -> None:
+    assert gadgets(tmp_path / "whole", options=EVERY_EPOCH) == 0
+    capsys.readouterr()
+    real, limit = train.run.build_trainer, 20_000
+
+    def build(cfg: Any) -> Any:
+        trainer = real(cfg)
+
+        def before_epoch(original: Any = trainer.before_epoch) -> None:
+            original()
+            if trainer.epoch == 2:
+                small_files(limit)
+
+        trainer.before_epoch = before_epoch
+        return trainer
+
+    monkeypatch.setattr(train.run, "build_trainer", build)
+    assert gadgets(tmp_path / "run", options=EVERY_EPOCH) == 2
+    told = [line for line in error_lines(capsys) if line.startswith("Error")]
+    assert len(told) == 1
+    assert f"no checkpoint can be written to {tmp_path / 'run' / 'prompt_learner'}" in told[0]
+    assert "go on with --resume" in told[0]
+    small_files(-1)
+    assert sorted(path.name for path in (tmp_path / "run" / "prompt_learner").iterdir()) == [
+        "checkpoint",
+        "model.pth.tar-1",
+        "model.pth.tar-2",
+    ]
+    monkeypatch.setattr(train.run, "build_trainer", real)
+    assert gadgets(tmp_path / "run", "--resume", options=EVERY_EPOCH) == 0
+    results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("run", "whole")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_results_that_find_no_room_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
+) -> None:
+    real = train.run.write_results
+    with monkeypatch.context() as patch:
+        patch.setattr(train.run, "write_results", lambda *a, **k: (small_files(100), real(*a, **k)))
+        assert gadgets(tmp_path) == 2
+    told = error_lines(capsys)
+    small_files(-1)
+    assert any("File too large" in line and "Make room and run again" in line for line in told)
+    assert not (tmp_path / "results.json").exists()
+    assert gadgets(tmp_path, "--resume") == 0
+
+
+# ---- nothing to evaluate ----
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options"),
+    [("TipAdapter", ()), ("LinearProbe", ("TRAINER.LinearProbe.FIT", "logistic_regression")), ("TaskRes", ())],
+)
+def test_evaluation_of_what_was_learnt_needs_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str, options: tuple[str, ...]
+) -> None:
+    assert gadgets(tmp_path / "eval", "--eval-only", trainer=trainer, options=options) == 2
+    (told,) = error_lines(capsys)
+    assert told == "Error: --eval-only needs --model-dir, the folder of the run to evaluate"
+    assert gadgets(tmp_path / "run", trainer=trainer, options=options) == 0
+    evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert gadgets(tmp_path / "eval", *evaluate, trainer=trainer, options=options) == 0
+    accuracy = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["test"]["accuracy"]
+    assert f"* accuracy: {accuracy:.1f}%" in (tmp_path / "eval" / "log.txt").read_text()
+
+
+def test_zero_shot_is_evaluated_without_a_run(tmp_path: Path) -> None:
+    assert gadgets(tmp_path, "--eval-only", trainer="ZeroshotCLIP") == 0
+    assert "* accuracy: 10.8%" in (tmp_path / "log.txt").read_text()
