@@ -21,6 +21,7 @@ from dassl_lite.data import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
 from dassl_lite.engine.key_comments import Comments
+from dassl_lite.engine.plugins import asked_plugins
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
 from dassl_lite.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, NETWORK_REGISTRY
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
@@ -94,10 +95,19 @@ def trainer_help(name: str) -> str:
 
 
 def own_keys(trainer: Any) -> dict[str, Any]:
-    """Config keys that ``extend_cfg`` of a trainer or its module declares, inherited ones too, with their defaults."""
+    """Config keys of a trainer, with their defaults: those that ``extend_cfg`` of it or of its module declares,
+    inherited ones too, and those under its name that a plug-in's file does, such as a paper's train.py."""
+    keys = _declared_by(trainer, inspect.getmodule(trainer))  # the module's is a third party's way
+    for key, default in _declared_by(*asked_plugins()).items():
+        if key.lower().split(".")[:2] == ["trainer", trainer.__name__.lower()]:
+            keys[key] = default
+    return keys
+
+
+def _declared_by(*owners: Any) -> dict[str, Any]:
     cfg = get_cfg_default()
     engine = set(leaves(cfg))
-    for owner in (trainer, inspect.getmodule(trainer)):  # the module's is a third party's way
+    for owner in owners:
         declare = getattr(owner, "extend_cfg", None)
         if declare is not None:
             add_keys(cfg, declare)
@@ -106,7 +116,7 @@ def own_keys(trainer: Any) -> dict[str, Any]:
 
 def _key_table(name: str) -> str:
     trainer = TRAINER_REGISTRY.get(name)
-    keys, comments = own_keys(trainer), Comments(trainer)
+    keys, comments = own_keys(trainer), Comments(trainer, *asked_plugins())
     if not keys:
         return f"{name} declares no config keys of its own."
     recipe = default_recipe(name)

@@ -22,14 +22,16 @@ class Comments:
 
     Args:
         trainer: a class; where its source cannot be had, or it is something else, there are no comments.
+        others: modules that declare keys too; they come last.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, *others: Any) -> None:
         self._found: list[tuple[Path, str]] = []
         for cls in getattr(trainer, "__mro__", ()):
             if "extend_cfg" in vars(cls):
                 self._found += _declarations(vars(cls)["extend_cfg"])
-        self._found += _declarations(getattr(inspect.getmodule(trainer), "extend_cfg", None))
+        for module in (inspect.getmodule(trainer), *others):
+            self._found += _declarations(getattr(module, "extend_cfg", None))
 
     def of(self, key: str) -> str:
         """The comment on a key, such as ``TRAINER.TaskRes.PREC``; empty if there is none."""

@@ -21,6 +21,7 @@ from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine import checkpoint, distributed
 from dassl_lite.engine.evaluating import EvaluatingTrainer
 from dassl_lite.engine.graceful_stop import GracefulStop
+from dassl_lite.engine.own_loaders import complete_data
 from dassl_lite.engine.run_log import RunLog
 from dassl_lite.engine.simple_net import SimpleNet
 from dassl_lite.evaluation import build_evaluator
@@ -51,6 +52,7 @@ class SimpleTrainer(EvaluatingTrainer):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.build_data_loader()
+        complete_data(self)
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise UserError(
                 f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation set; use last_step"
