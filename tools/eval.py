@@ -5,6 +5,7 @@
     python tools/eval.py --model-dir RUN --suite demo
 
     python tools/eval.py --model-dir DASSL_RUN --trainer TaskRes --backbone RN50 --dataset-config-file imagenet_a
+    python tools/eval.py --model-dir lora_weights.pt --trainer CLIPLoRA --backbone ViT-B/16 --dataset-config-file dtd
 
 Trainer, backbone and method come from the run, where it says them. Classes are matched by id, else by name.
 """
@@ -35,7 +36,7 @@ FORMATS = (".json", ".csv", ".md")
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ToolParser(prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model-dir", default="", help="the run to evaluate")
+    add("--model-dir", default="", help="the run to evaluate; with --trainer, another program's run or file")
     add("--load-epoch", type=int, help="which of its checkpoints (default: the best, else the last)")
     add("--dataset-config-file", nargs="+", default=[], help="yaml files or names of other datasets")
     add("--trainer", default="", help="method of a run that does not say it: files of Dassl and its forks")

@@ -7,7 +7,7 @@ Paper: Learning Transferable Visual Models From Natural Language Supervision, ht
 FIT gradient trains the layer as any other method (Adam, batch 256, lr 1e-2, 100 epochs: ours, as no recipe is
 published for few shots; on validation features of five sets 1e-2 and 1e-1 did equally well, 1e-3 worse). FIT
 logistic_regression is CoOp's baseline in the CLIP paper's form: one view of the test transform, C searched on the
-validation set. As a plain module: dassl_lite.models.clip_model.CLIPModel.
+validation set. As a plain module: dassl_lite.models.CLIPModel.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class TipAdapter(FeatureTrainer):
     """A cache of the shots beside zero-shot CLIP; nothing is trained."""
 
     trains = False
+    takes_init_weights = False  # the keys are the shots
     model_name = "tip_adapter"
     config_node = "TipAdapter"
     head: KeyValueCache

@@ -25,6 +25,9 @@ Target = str | Mapping[str, Any]
 _OWN_DATASET = ("NAME", "TEMPLATE", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
 
 
+_OF_ANOTHER = "; files of another program need --trainer NAME and --backbone NAME"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One row of an evaluation's table; metrics in percent, as the evaluator gives them.
@@ -53,7 +56,7 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
     """
     folder = Path(model_dir)
     if not folder.is_dir():
-        raise UserError(f"--model-dir {folder} is not a folder")
+        raise UserError(f"--model-dir {folder} is not a folder{_OF_ANOTHER}")
     results = read_results(folder)
     if results is not None:
         return results["config"]
@@ -66,7 +69,9 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
             f"{path} does not say how it was trained (another program's files never do); add --trainer NAME, "
             "--backbone NAME and, unless it is the method's default, --config-file YAML"
         )
-    raise UserError(f"--model-dir {folder} holds no run: neither results.json nor a model's folder of checkpoints")
+    raise UserError(
+        f"--model-dir {folder} holds no run: neither results.json nor a model's folder of checkpoints{_OF_ANOTHER}"
+    )
 
 
 def config_given(trainer: str, method_file: str = "", backbone: str = "") -> dict[str, Any]:

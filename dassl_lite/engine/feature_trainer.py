@@ -22,6 +22,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_loader import FeatureLoader
 from dassl_lite.engine import distributed
 from dassl_lite.engine.feature_source import fetch_features, holds_features, load_backbone
+from dassl_lite.engine.init_weights import load_init_weights
 from dassl_lite.engine.key_rules import check_keys, rules
 from dassl_lite.engine.precision import known_precision, precision_for
 from dassl_lite.engine.shared_evaluation import outputs
@@ -54,6 +55,7 @@ class FeatureTrainer(TrainerX):
     """A trainer whose model is a head over frozen image features."""
 
     takes_features = True
+    takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
     model_name = "model"  # name the head is registered under: its folder of checkpoints
     config_node = ""  # node of cfg.TRAINER with the method's keys; empty: the class's name
     key_rules = rules(PREC=known_precision)  # what its keys may be; the bases' rules hold too
@@ -93,6 +95,7 @@ class FeatureTrainer(TrainerX):
         self.precision = precision_for(self.method_cfg.PREC, self.device)
         self.clip: CLIPBackbone = load_backbone(self)
         self.head = self.build_head().to(self.device)
+        load_init_weights(self)
         self.model = FeatureModel(self.clip, self.head)
         trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
         self.optim: Any = None

@@ -1,1 +1,6 @@
-"""CLIP: loading, the text tower, prompts, and the heads that methods share."""
+"""CLIP through open_clip, prompts, and the modules that methods share."""
+
+from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.models.clip_model import CLIPModel
+
+__all__ = ["CLIPBackbone", "CLIPModel", "load_clip"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 
 from dassl_lite.data.feature_loader import FeatureLoader
 from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.cli import run_tool
 from dassl_lite.models.lora import merge_lora
+from dassl_lite.tools import eval as eval_tool
 from dassl_lite.utils import UserError, set_random_seed
 
 NAMES = ("red", "green", "blue")
@@ -115,6 +118,24 @@ def test_weights_of_another_scale_are_refused(make):
     trainer.train()
     with pytest.raises(UserError, match=r"alpha = 1\.0, but this run has 2\.0"):
         make("other", "TRAINER.CLIPLoRA.ALPHA", "2").load_model(trainer.output_dir)
+
+
+def test_the_evaluating_tool_reads_the_authors_file(make, golden, golden_backbone, pictures, tmp_path):
+    described = golden.json("clip_lora")
+    path, backbone = golden.path("") / described["saved_file"]["path"][0], described["model"]
+    trainer = make("run", backbone=backbone)
+    trainer.test()
+    without = trainer.results["test"]["ece"]
+    trainer.load_model(path)
+    trainer.test()
+    expected = trainer.results["test"]["ece"]
+    assert expected != without
+    arguments = ["--trainer", "CLIPLoRA", "--backbone", str(golden_backbone(backbone)), "--root", str(pictures)]
+    for place in (path, path.parent):
+        table = ["--model-dir", str(place), "--output", str(tmp_path / "table.json"), "DATASET.NAME", "ImageFolder"]
+        assert run_tool(eval_tool.main, [*arguments, *table, "DATALOADER.NUM_WORKERS", "0"]) == 0
+        (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+        assert row["ece"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_zero_shot_ignores_the_pairs(make):
