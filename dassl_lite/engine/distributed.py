@@ -42,12 +42,14 @@ def rank() -> int:
 
 
 def start() -> None:
-    """Join the other processes, if torchrun started several: NCCL on GPUs, gloo on CPUs."""
+    """Join the other processes, if torchrun started several: by NCCL for what is on GPUs, by gloo for the rest."""
     if world_size() == 1 or dist.is_initialized():
         return
-    if torch.cuda.is_available():
+    gpus = torch.cuda.is_available()
+    if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    # gloo with GPUs too: USE_CUDA may be off, and what is gathered waits on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
 
 
 def wait() -> None:
@@ -64,7 +66,7 @@ class _Torchrun(Team):
 
     def gather(self, item: T) -> list[T]:
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item)  # by way of the GPU with NCCL, which knows no other
+        dist.all_gather_object(found, item)
         return found
 
 

@@ -39,7 +39,7 @@ class _FileHandler(logging.FileHandler):
             super().handleError(record)
             return
         self._told = True
-        stream, self.stream = self.stream, None  # type: ignore[assignment]  # None while it is closed
+        stream, self.stream = self.stream, None
         if stream is not None:
             with contextlib.suppress(OSError):  # it tries to write once more
                 stream.close()
