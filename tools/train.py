@@ -131,9 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
-    TRAINER_REGISTRY.get(args.trainer)  # a misspelt name is told before anything is made
-    if args.eval_only and not args.model_dir and getattr(TRAINER_REGISTRY.get(args.trainer), "trains", True):
-        raise UserError(NO_MODEL_DIR)
+    kind = TRAINER_REGISTRY.get(args.trainer)  # a misspelt name is told before anything is made
+    if args.eval_only and not args.model_dir and getattr(kind, "takes_features", False) and kind.trains:
+        raise UserError(NO_MODEL_DIR)  # of others it shows when they are built: a paper's zero-shot CLIP has no state
     distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:

@@ -52,6 +52,12 @@ def test_a_trainer_with_its_own_loaders_does_not_run(
     assert accuracies[0] == accuracies[1]
 
 
+def test_a_trainer_without_a_model_cannot_be_evaluated(run_tool: Any, tmp_path: Path) -> None:
+    """As the field runs its zero-shot CLIP: ``--eval-only`` and no ``--model-dir``."""
+    assert run_tool("PaperZeroShot", "run", *PLUGIN, "--eval-only", *COMMON) == 0
+    assert "* accuracy: 100.0%" in (tmp_path / "run" / "log.txt").read_text().splitlines()
+
+
 def as_dassl_pickles(items: list[Datum], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Dassl's Datum has a dict, and stands in another module."""
     theirs = ModuleType("of_dassl")
