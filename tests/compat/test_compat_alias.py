@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,29 @@ def test_a_name_is_not_where_dassl_has_it(module: str) -> None:
     scope: dict[str, object] = {}
     exec(f"from {module} import {', '.join(names)}", scope)
     assert set(names) <= scope.keys()
+
+
+def rows_of_the_guide() -> list[tuple[str, str, str]]:
+    """(Dassl's module, name, our module) of the table for those who port."""
+    guide = (Path(__file__).parents[2] / "trainers" / "README.md").read_text(encoding="utf-8")
+    rows = []
+    for theirs, ours in re.findall(r"^\| (`dassl\..*?) \| `(dassl_lite.*?)` \|$", guide, re.MULTILINE):
+        for part in re.split("; (?=`dassl)", theirs):
+            module, *names = re.findall("`(.*?)`", part)
+            rows += [(module, name, ours) for name in names]
+    return rows
+
+
+def test_the_guides_table_names_a_wrong_place_or_lacks_one() -> None:
+    rows = rows_of_the_guide()
+    assert len(rows) > 100
+    private = ("_correct", "_total", "_y_true", "_y_pred", "_per_class_res")
+    for module, name, ours in rows:
+        if name not in private:  # fields of Classification
+            there = importlib.import_module(module)
+            assert getattr(there, name) is getattr(importlib.import_module(ours), name), (module, name)
+    design = {name for names in NAMES.values() for name in names.split()}
+    assert design - {name for _, name, _ in rows} == set()
 
 
 def test_the_alias_is_a_copy() -> None:
