@@ -38,15 +38,32 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF", "LinearProbe", "ZeroshotCLIP2"])
-def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, method):
-    dataset = ("--dataset-config-file", "gadgets")
-    assert run_extract(*dataset, "--views", "2", "--output", str(tmp_path / "gadgets.npz"), *FEW) == 0
+DATASET = ("--dataset-config-file", "gadgets")
+LOGISTIC = ("TRAINER.LinearProbe.FIT", "logistic_regression")
+BOTH = ("TRAINER.CLIP_Adapter.SIDE", "both")
+
+
+@pytest.fixture(scope="module")
+def gadgets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gadgets") / "gadgets.npz"
+    assert run_extract(*DATASET, "--views", "2", "--output", str(path), *FEW) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((method, ()) for method in ("ZeroshotCLIP", "ZeroshotCLIP2", "TaskRes", "TipAdapter", "TipAdapterF")),
+        *(("CLIP_Adapter", BOTH), ("LinearProbe", ()), ("LinearProbe", LOGISTIC)),
+    ],
+)
+def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, gadgets, method, options):
+    few = (*TRAINED, "TRAINER.TipAdapter.BETA_STEPS", "20", "TRAINER.LinearProbe.C_STEPS", "2", *options)
     ways = {
-        "images": (*dataset, "--output-dir", str(tmp_path / "images"), *TRAINED),
+        "images": (*DATASET, "--output-dir", str(tmp_path / "images"), *few),
         "features": (
             *("--dataset-config-file", "features", "--output-dir", str(tmp_path / "features")),
-            *("DATASET.FILE", str(tmp_path / "gadgets.npz"), *TRAINED),
+            *("DATASET.FILE", str(gadgets), *few),
         ),
     }
     for flags in ways.values():
