@@ -19,6 +19,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from dassl_lite.config import CN, cfg_default
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -47,6 +48,41 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "modeling.network.build": ("modeling.build",),
     "utils": ("utils", "utils.tools", "utils.logger", "data.images", "data.downloads.url"),
     "utils.tools": ("utils.tools", "data.images", "data.downloads.url"),
+}
+
+
+# Config keys of Dassl's own trainers, which are in its defaults: papers build on them.
+_STRONG: dict[str, Any] = {"CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()}
+_KEYS: dict[str, dict[str, Any]] = {
+    "MCD": {"N_STEP_F": 4},
+    "MME": {"LMDA": 0.1},
+    "CDAC": {
+        "CLASS_LR_MULTI": 10,
+        "RAMPUP_COEF": 30,
+        "RAMPUP_ITRS": 1000,
+        "TOPK_MATCH": 5,
+        "P_THRESH": 0.95,
+        "STRONG_TRANSFORMS": (),
+    },
+    "SE": {"EMA_ALPHA": 0.999, "CONF_THRE": 0.95, "RAMPUP": 300},
+    "M3SDA": {"LMDA": 0.5, "N_STEP_F": 4},
+    "DAEL": {"WEIGHT_U": 0.5, **_STRONG},
+    "CROSSGRAD": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
+    "DDAIG": {
+        "G_ARCH": "",
+        "LMDA": 0.3,
+        "CLAMP": False,
+        "CLAMP_MIN": -1.0,
+        "CLAMP_MAX": 1.0,
+        "WARMUP": 0,
+        "ALPHA": 0.5,
+    },
+    "DAELDG": {"WEIGHT_U": 0.5, **_STRONG},
+    "DOMAINMIX": {"TYPE": "crossdomain", "ALPHA": 1.0, "BETA": 1.0},
+    "ENTMIN": {"LMDA": 1e-3},
+    "MEANTEACHER": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
+    "MIXMATCH": {"WEIGHT_U": 100.0, "TEMP": 2.0, "MIXUP_BETA": 0.75, "RAMPUP": 20000},
+    "FIXMATCH": {"WEIGHT_U": 1.0, **_STRONG},
 }
 
 
@@ -117,6 +153,8 @@ def enable() -> None:
         logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite stands in for it in this process")
     sys.meta_path.insert(0, DasslFinder())
     Registry.others_win = True
+    for name, keys in _KEYS.items():
+        cfg_default.TRAINER[name] = CN(keys)
 
 
 def disable() -> None:
@@ -125,6 +163,8 @@ def disable() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == THEIRS]:
         del sys.modules[name]
     Registry.others_win = False
+    for name in _KEYS:
+        cfg_default.TRAINER.pop(name, None)
 
 
 enable()

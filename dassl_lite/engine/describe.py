@@ -96,22 +96,22 @@ def trainer_help(name: str) -> str:
 
 def own_keys(trainer: Any) -> dict[str, Any]:
     """Config keys of a trainer, with their defaults: those that ``extend_cfg`` of it or of its module declares,
-    inherited ones too, and those under its name that a plug-in's file does, such as a paper's train.py."""
-    keys = _declared_by(trainer, inspect.getmodule(trainer))  # the module's is a third party's way
-    for key, default in _declared_by(*asked_plugins()).items():
-        if key.lower().split(".")[:2] == ["trainer", trainer.__name__.lower()]:
-            keys[key] = default
-    return keys
+    inherited ones too, and those under its name that are from elsewhere, such as a paper's train.py."""
+    owners = inspect.getmodule(trainer), trainer  # the module's is a third party's way
+    engine, everything = leaves(get_cfg_default()), _with_keys_of(*asked_plugins(), *owners)
+    own = _with_keys_of(*owners).keys() - engine.keys()
+    node = f"trainer.{trainer.__name__}.".lower()
+    return {key: default for key, default in everything.items() if key in own or key.lower().startswith(node)}
 
 
-def _declared_by(*owners: Any) -> dict[str, Any]:
+def _with_keys_of(*owners: Any) -> dict[str, Any]:
+    """The engine's keys and those that the owners declare, with their defaults."""
     cfg = get_cfg_default()
-    engine = set(leaves(cfg))
     for owner in owners:
         declare = getattr(owner, "extend_cfg", None)
         if declare is not None:
             add_keys(cfg, declare)
-    return {key: value for key, value in leaves(cfg).items() if key not in engine}
+    return leaves(cfg)
 
 
 def _key_table(name: str) -> str:

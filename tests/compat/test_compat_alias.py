@@ -132,6 +132,21 @@ def test_what_we_have_not_is_found_among_our_folders() -> None:
         importlib.import_module("dassl.engine.dg")
 
 
+def test_a_key_of_dassls_own_trainers_is_unknown_or_stays_behind() -> None:
+    """A paper's trainer that builds on FixMatch reads FixMatch's keys and finds them in Dassl's defaults."""
+    from dassl.config import get_cfg_default
+
+    cfg = get_cfg_default()
+    assert (cfg.TRAINER.FIXMATCH.CONF_THRE, cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS) == (0.95, ())
+    cfg.merge_from_list(["TRAINER.MIXMATCH.TEMP", 0.5])
+    assert get_cfg_default().TRAINER.MIXMATCH.TEMP == 2.0
+    compat.disable()
+    try:
+        assert list(get_cfg_default().TRAINER) == ["NAME"]
+    finally:
+        compat.enable()
+
+
 def test_keys_that_a_fork_adds_to_dassls_defaults_are_lost() -> None:
     """As forks do it in their copy of the package, and papers in theirs of train.py."""
     code = "import dassl_lite.compat; from dassl.config.defaults import _C; _C.TRAINER.FORK = 3;"
