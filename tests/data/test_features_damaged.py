@@ -142,3 +142,25 @@ def test_rows_that_cannot_be_read_any_more_are_extracted_again(
         assert torch.equal(run.fetch(paths, encoder).tensor, expected(paths))
     assert encoder.seen == [0, 1, 2, 3, 4]
     assert "cannot be used" in caplog.text
+
+
+def test_a_damaged_store_that_cannot_be_set_aside_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = draw_images(tmp_path / "a", 3)
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder())
+    assert run.folder is not None
+    (run.folder / "meta.json").write_bytes(b"{")
+
+    def read_only(*_: Any, **__: Any) -> None:  # chmod would not stop root
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    again, encoder = store(tmp_path / "cache"), CountingEncoder()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(again.fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.seen == [0, 1, 2]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "Read-only file system" in told

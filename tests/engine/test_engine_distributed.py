@@ -15,7 +15,6 @@ import pytest
 import torch
 from toy import make_images, toy_trainer
 
-from dassl_lite.data.features import Team
 from dassl_lite.engine.distributed import ShareOfBatches
 
 START = """
@@ -95,34 +94,6 @@ def test_every_process_takes_an_equal_share_of_each_batch() -> None:
     batches = [[0, 1, 2, 3], [4, 5, 6], [7]]
     shares = [list(ShareOfBatches(batches, rank, 2)) for rank in range(2)]
     assert shares == [[[0, 2], [4]], [[1, 3], [5]]]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_of_processes_are_put_together_in_the_order_of_the_whole(count: int, size: int) -> None:
-    barrier, table, found = threading.Barrier(size), [None] * size, [None] * size
-
-    class Thread(Team):
-        def __init__(self, rank: int) -> None:
-            self.rank, self.size = rank, size
-
-        def gather(self, item: Any) -> list[Any]:
-            table[self.rank] = item
-            barrier.wait()
-            copied = list(table)
-            barrier.wait()
-            return copied
-
-    def work(rank: int) -> None:
-        team = Thread(rank)
-        found[rank] = list(team.in_turn(list(range(count))[team.share]))  # type: ignore[call-overload]
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [list(range(count))] * size
 
 
 @pytest.mark.slow
