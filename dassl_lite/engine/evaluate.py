@@ -97,6 +97,8 @@ def config_for(
     """The stored run's config, on another target if one is given."""
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
     base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights take their place
+    if "OUTPUT_DIR" not in flags:
+        base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # there is no folder that its file belongs into
     dataset_file = target if isinstance(target, str) else None
     if dataset_file:
         fresh = make_config().DATASET

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from recipe import RECIPE
+from recipe import PLUGINS, RECIPE
 
 from dassl_lite import compat
 from dassl_lite.data import DATASET_REGISTRY
@@ -23,8 +23,6 @@ from dassl_lite.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY
 from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
 from dassl_lite.tools import train as tool
 
-HERE = Path(__file__).parent
-PLUGINS = [str(HERE / "third_party_parts.py"), str(HERE / "third_party.py")]
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 

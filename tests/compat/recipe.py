@@ -1,8 +1,12 @@
-"""A recipe of third parties."""
+"""A recipe of third parties, and their files."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
+PLUGINS = [str(HERE / "third_party_parts.py"), str(HERE / "third_party.py")]
 
 # Keys as Dassl's users write them.
 RECIPE: dict[str, Any] = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipe import PLUGINS
 
 from dassl_lite.engine.cli import run_tool as to_exit_code
 from dassl_lite.tools import eval as eval_tool
@@ -79,6 +80,23 @@ def test_the_lora_file_of_the_authors_is_not_evaluated(
     assert tool(eval_tool.main, *flags, "--root", images, "--output", table, *named) == 0, capsys.readouterr().err
     (row,) = json.loads(table.read_text())["rows"]
     assert f"* accuracy: {row['accuracy']:.1f}%" in log
+
+
+def test_a_third_partys_run_is_not_evaluated_or_leaves_files_about(
+    run_tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is saved here says how it was trained; of a plug-in's trainer only the plug-in has to be named."""
+    assert run_tool("PaperTwoModels", "run", "TEST.COMPUTE_CMAT", "True") == 0
+    assert (tmp_path / "run" / "cmat.pt").is_file()
+    monkeypatch.chdir(tmp_path)
+    plugins = [part for plugin in PLUGINS for part in ("--plugin", plugin)]
+    before = set(tmp_path.rglob("*"))
+    assert tool(eval_tool.main, "--dassl-compat", *plugins, "--model-dir", "run") == 0, capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+    assert tool(eval_tool.main, "--dassl-compat", *plugins, "--model-dir", "run", "--output-dir", "there") == 0
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"cmat.pt", "evaluation.json", "log.txt"}
+    (row,) = json.loads((tmp_path / "there" / "evaluation.json").read_text())["rows"]
+    assert f"* accuracy: {row['accuracy']:.1f}%" in (tmp_path / "run" / "log.txt").read_text()
 
 
 class _Bomb:
