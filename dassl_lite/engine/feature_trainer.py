@@ -6,8 +6,8 @@ differs, ``loss``; everything else (CLIP, precision, cache, batches, schedule, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dassl_lite.engine.init_weights import load_init_weights
 from dassl_lite.engine.key_rules import check_keys, rules
 from dassl_lite.engine.precision import known_precision, precision_for
 from dassl_lite.engine.shared_evaluation import outputs
+from dassl_lite.engine.threads import threads_for
 from dassl_lite.engine.trainer import TrainerX
 from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.clip import CLIPBackbone
@@ -36,8 +37,6 @@ from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
-
-SMALL_STEP = 2**24  # multiplications in a head's forward pass below which one thread is faster than several
 
 
 class FeatureModel(nn.Module):
@@ -176,19 +175,8 @@ class FeatureTrainer(TrainerX):
             self.train_loader_x.epoch = self.epoch
 
     def run_epoch(self) -> None:
-        with self._threads_for_head():
+        with threads_for(self.step_cost()) if isinstance(self.train_loader_x, FeatureLoader) else nullcontext():
             super().run_epoch()
-
-    @contextmanager
-    def _threads_for_head(self) -> Iterator[None]:
-        """One thread where a step on cached features is so small that waking the others costs more than it saves."""
-        threads = torch.get_num_threads()
-        if self.step_cost() < SMALL_STEP and isinstance(self.train_loader_x, FeatureLoader):
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
     def step_cost(self) -> int:
         """Multiplications in the head's forward pass of a batch, about."""

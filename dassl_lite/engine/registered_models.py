@@ -93,10 +93,21 @@ class RegisteredModels:
         """Stop at a loss that is infinite or not a number; what was saved before stays."""
         if not torch.isfinite(loss).all():
             step = f"epoch {self.epoch + 1}, batch {getattr(self, 'batch_idx', 0) + 1}"
-            raise NotFiniteError(
-                f"the loss is infinite or NaN at {step}; lower OPTIM.LR (now {self.get_current_lr():g}) "
-                "or use a wider precision. Checkpoints written before stay as they are."
-            )
+            raise self._not_finite(f"the loss is infinite or NaN at {step}")
+
+    def require_finite_weights(self) -> None:
+        """Stop at the end of an epoch whose steps made a parameter infinite or not a number, before it is saved: the
+        loss does not show it before the next step."""
+        for model in self._models.values():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and not torch.isfinite(parameter).all():
+                    raise self._not_finite(f"{name} is infinite or NaN after epoch {self.epoch + 1}")
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"{what}; lower OPTIM.LR (now {self.get_current_lr():g}) or use a wider precision. "
+            "Checkpoints written before stay as they are."
+        )
 
     def _optimisers(self, names: str | Iterable[str] | None) -> list[torch.optim.Optimizer]:
         return [optim for name in self.get_model_names(names) if (optim := self._optims[name]) is not None]

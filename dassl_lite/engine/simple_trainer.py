@@ -165,6 +165,7 @@ class SimpleTrainer(EvaluatingTrainer):
         self.__dict__.pop("run_log", None)
 
     def after_epoch(self) -> None:
+        self.require_finite_weights()
         self.run_log.end_epoch(self.get_current_lr())
         last = self.epoch + 1 == self.max_epoch
         stops = any(distributed.team().gather(self._stop.requested))

@@ -12,6 +12,7 @@ from toy import make_images
 
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.utils import UserError, set_random_seed
+from dassl_lite.utils.errors import NotFiniteError
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,37 @@ def test_the_backbone_gives_the_preprocessing_unless_the_config_does(build: Any)
     other = build("1", "INPUT.PIXEL_MEAN", "[0.5, 0.5, 0.5]")
     assert other.cfg.INPUT.PIXEL_MEAN == [0.5, 0.5, 0.5]
     assert other.cfg.INPUT.SIZE == (32, 32)
+
+
+def test_overflowing_gradients_skip_the_step_and_lower_the_scale(build: Any) -> None:
+    plain, scaled = build("1"), build("1")
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # as on a GPU in PREC amp
+    batch = next(iter(plain.train_loader_x))
+    for trainer in (plain, scaled):
+        trainer.set_model_mode("train")
+        trainer.forward_backward(batch)
+    after = [trainer.head.text_feature_residuals.detach().clone() for trainer in (plain, scaled)]
+    assert after[0].abs().max() > 0
+    assert torch.allclose(after[0], after[1], rtol=1e-4, atol=1e-7)
+    hook = scaled.head.text_feature_residuals.register_hook(lambda gradient: gradient * float("inf"))
+    scaled.forward_backward(batch)
+    assert torch.equal(scaled.head.text_feature_residuals, after[1])
+    assert scaled.scaler.get_scale() == 2.0**15
+    hook.remove()
+    with pytest.raises(NotFiniteError, match="the loss is infinite or NaN at epoch 1, batch 1"):
+        scaled.model_backward_and_update(scaled.head(batch["feature"]).sum() * float("inf"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:
+    trainer = build("1", "TRAIN.CHECKPOINT_FREQ", "1")
+    own = trainer.run_epoch
+
+    def run_epoch() -> None:
+        own()
+        if trainer.epoch == 1:  # the last step of the epoch goes wrong; no loss has seen it yet
+            trainer.head.text_feature_residuals.data[0, 0] = float("nan")
+
+    trainer.run_epoch = run_epoch
+    with pytest.raises(NotFiniteError, match="text_feature_residuals is infinite or NaN after epoch 2; lower OPTIM.LR"):
+        trainer.train()
+    assert [path.name for path in Path(trainer.output_dir).glob("*/model.pth.tar*")] == ["model.pth.tar-1"]

@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +29,7 @@ from dassl_lite.engine import run as engine
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.engine.results import read_results
+from dassl_lite.engine.threads import threads_for
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
 from dassl_lite.tools._bench._photos import draw_photos
@@ -216,7 +216,7 @@ def _bare_head(cfg: CfgNode) -> float:
                 loss.backward()
                 trainer.optim.step()
 
-    with getattr(trainer, "_threads_for_head", nullcontext)():
+    with threads_for(trainer.step_cost()):
         return _timed(steps)
 
 
