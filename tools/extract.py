@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.data.feature_convert import convert_features, first_of_each_class
 from dassl_lite.data.feature_file import FeatureFile, write_feature_file
+from dassl_lite.engine import distributed
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
 from dassl_lite.engine.feature_export import feature_file_of
@@ -77,6 +78,7 @@ def extract(args: argparse.Namespace) -> FeatureFile:
     if args.views < 0:
         raise UserError(f"--views is {args.views}; it must be 0 or more")
     cfg = config_of(args)
+    distributed.start()  # several processes encode a share each
     set_random_seed(cfg.SEED)
     return feature_file_of(build_trainer(cfg), args.views, half=args.half)
 
@@ -107,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.exists() and not args.overwrite:
         raise UserError(f"--output {path} is there already; choose another, or give --overwrite to replace it")
     file = convert(args) if args.convert else extract(args)
+    if distributed.rank():  # the first one writes
+        return 0
     try:
         write_feature_file(file, path)
     except OSError as error:
