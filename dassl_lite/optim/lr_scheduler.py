@@ -9,6 +9,7 @@ A plug-in adds its own with ``@LR_SCHEDULER_REGISTRY.register()`` on a function 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from dassl_lite.config import CN
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.registry import Registry
 from dassl_lite.utils.safe_load import Inert
+
+logger = logging.getLogger(__name__)
 
 LR_SCHEDULER_REGISTRY = Registry("learning-rate schedule")
 
@@ -165,11 +168,12 @@ def cosine(optimizer: Optimizer, cfg: CN) -> LRScheduler:
     return lr_scheduler.CosineAnnealingLR(optimizer, T_max=float(cfg.MAX_EPOCH), eta_min=floor)  # type: ignore[arg-type]
 
 
-def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int = 1) -> LRScheduler:
+def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int | None = None) -> LRScheduler:
     """The schedule that ``optim_cfg`` describes, with its warm-up; call ``step()`` at the end of every epoch.
 
     Args:
-        epoch_steps: how often ``step()`` is called in an epoch: its number of batches for SCHEDULE_UNIT batch.
+        epoch_steps: how often ``step()`` is called in an epoch: its number of batches for SCHEDULE_UNIT batch. None:
+            once, as every trainer of Dassl's does.
 
     Raises:
         UserError: unknown schedule or warm-up, a STEPSIZE that the schedule cannot use, no epochs.
@@ -177,7 +181,9 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int = 1
     make = LR_SCHEDULER_REGISTRY.get(optim_cfg.LR_SCHEDULER)
     if optim_cfg.MAX_EPOCH <= 0:
         raise UserError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; it must be at least 1")
-    if epoch_steps != 1:
+    if epoch_steps is None and optim_cfg.get("SCHEDULE_UNIT") == "batch":
+        logger.warning("OPTIM.SCHEDULE_UNIT batch is left out: this trainer changes its learning rate by epochs only")
+    if epoch_steps not in (None, 1):
         optim_cfg = _in_steps(optim_cfg, epoch_steps)
     scheduler = make(optimizer, optim_cfg)
     epochs = optim_cfg.WARMUP_EPOCH

@@ -15,6 +15,18 @@ def test_a_dassl_optim_node_without_our_keys_still_builds():
     build_lr_scheduler(build_optimizer(torch.nn.Linear(2, 2), optim), optim)
 
 
+def test_a_unit_that_the_trainer_does_not_know_is_left_out_in_silence(caplog):
+    optim = get_cfg_default().OPTIM
+    optim.SCHEDULE_UNIT = "batch"
+    for epoch_steps, told in ((None, 1), (1, 0), (3, 0)):
+        caplog.clear()
+        build_lr_scheduler(build_optimizer(torch.nn.Linear(2, 2), optim), optim, epoch_steps)
+        assert len(caplog.messages) == told
+    optim.SCHEDULE_UNIT = "epoch"
+    build_lr_scheduler(build_optimizer(torch.nn.Linear(2, 2), optim), optim)
+    assert caplog.messages == []
+
+
 def test_a_schedule_by_batch_is_the_schedule_by_epoch_stretched():
     optim = get_cfg_default().OPTIM
     optim.merge_from_list(["LR_SCHEDULER", "cosine", "MAX_EPOCH", 4, "WARMUP_EPOCH", 1])
