@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dassl_lite.engine import distributed
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.engine.results import FILE_NAME as RESULTS
 from dassl_lite.engine.run_lock import NAME as RUNNING
@@ -28,7 +29,8 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a tool's ``main`` and turn its ending into an exit code.
 
-    A user's mistake is one line on stderr and code 2, Ctrl-C one line and code 130; ``--debug`` shows the traceback.
+    A user's mistake or a full disk is one line on stderr and code 2, Ctrl-C one line and code 130; ``--debug`` shows
+    the traceback.
     """
     given = sys.argv[1:] if argv is None else argv
     debug = "--debug" in given
@@ -50,6 +52,11 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             raise
         where = f" for {error.filename}" if error.filename else ""
         sys.stderr.write(f"Error: {error.strerror}{where}; what was written before stays. Make room and run again\n")
+        return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if debug or not distributed.lost_another(error):
+            raise
+        sys.stderr.write("Error: another process of this run has ended, so this one does too; see what it said\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         if debug:

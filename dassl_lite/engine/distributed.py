@@ -58,6 +58,12 @@ def wait() -> None:
         dist.barrier()
 
 
+def lost_another(error: RuntimeError) -> bool:
+    """Whether ``error`` only says that another process of the run has ended; that one has told why."""
+    told = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return dist.is_initialized() and any(words in str(error) for words in told)
+
+
 class _Torchrun(Team):
     """The processes that torchrun started."""
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from toy import make_images, toy_trainer
 
+from dassl_lite.engine.cli import run_tool
 from dassl_lite.engine.distributed import ShareOfBatches
 
 START = """
@@ -94,6 +95,19 @@ def test_every_process_takes_an_equal_share_of_each_batch() -> None:
     batches = [[0, 1, 2, 3], [4, 5, 6], [7]]
     shares = [list(ShareOfBatches(batches, rank, 2)) for rank in range(2)]
     assert shares == [[[0, 2], [4]], [[1, 3], [5]]]
+
+
+def test_of_a_process_that_dies_the_others_say_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: Any) -> None:
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:54669. This is typically caused by")
+
+    with pytest.raises(RuntimeError):  # of something else
+        run_tool(main, [])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert run_tool(main, []) == 2
+    assert capsys.readouterr().err.startswith("Error: another process of this run has ended")
 
 
 @pytest.mark.slow
