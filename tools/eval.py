@@ -61,7 +61,7 @@ def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
     table = []
     for row in rows:
         if row.missing:
-            table.append([row.dataset, "not there", "", "", "", ""])
+            table.append([row.dataset, row.status, "", "", "", ""])
             continue
         matched = "" if row.matched is None else f"{row.matched} of {row.classes}"
         found = [f"{row.accuracy:.2f}", f"{row.macro_f1:.2f}", matched, f"{row.images:,}", f"{row.seconds:.1f}"]

@@ -17,7 +17,7 @@ from torch import nn
 
 from dassl_lite.data.classes import ClassList, ClassMatch, match_classes
 from dassl_lite.data.wnids import imagenet_classes
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import LackingClassesError, UserError
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -81,7 +81,7 @@ def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path,
     lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
     named = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
     if lacking and strict:
-        raise UserError(
+        raise LackingClassesError(
             f"{path} knows {match.matched} of this dataset's {len(target)} classes; it lacks {named} (its "
             f"{len(source)} classes: {', '.join(source.names[:3])} ...)"
         )

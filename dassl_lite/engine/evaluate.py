@@ -16,15 +16,13 @@ from dassl_lite.engine import distributed
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.results import read_results
 from dassl_lite.utils import UserError, set_random_seed, unknown
-from dassl_lite.utils.errors import MissingDatasetError
+from dassl_lite.utils.errors import LackingClassesError, MissingDatasetError
 from dassl_lite.utils.safe_load import load_file
 
 # A target: a dataset's yaml or name, or options over the run's own dataset.
 Target = str | Mapping[str, Any]
 # What belongs to the source's dataset and does not follow to another one.
 _OWN_DATASET = ("NAME", "TEMPLATE", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
-
-
 _OF_ANOTHER = "; files of another program need --trainer NAME and --backbone NAME"
 
 
@@ -35,6 +33,7 @@ class Evaluation:
     Attributes:
         matched: how many of the classes the run knows; None for a method without one row per class.
         missing: why the dataset could not be evaluated, or "".
+        status: the same in a word or two.
     """
 
     dataset: str
@@ -46,6 +45,7 @@ class Evaluation:
     ece: float = float("nan")
     seconds: float = 0.0
     missing: str = ""
+    status: str = "evaluated"
 
 
 def stored_config(model_dir: str | Path) -> dict[str, Any]:
@@ -134,16 +134,21 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
 def evaluate_row(
     cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False, strict: bool = False
 ) -> Evaluation:
-    """One row of the table; a dataset that is not on this machine gives a row that says so, unless ``strict``."""
+    """One row of the table.
+
+    A dataset that is not on this machine, or with classes that the run cannot do without, gives a row that says so,
+    unless ``strict`` (or ``strict_classes``).
+    """
     subset = cfg.DATASET.SUBSAMPLE_CLASSES
     name = cfg.DATASET.NAME + (f" ({subset})" if subset != "all" else "")
     start = time.perf_counter()
     try:
         trainer = evaluate(cfg, model_dir, epoch, strict_classes=strict_classes)
-    except MissingDatasetError as error:
-        if strict:
+    except (MissingDatasetError, LackingClassesError) as error:
+        lacks_classes = isinstance(error, LackingClassesError)
+        if strict or (lacks_classes and strict_classes):
             raise
-        return Evaluation(name, missing=str(error))
+        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not there")
     split = cfg.TEST.SPLIT
     data, metrics = trainer.dm.dataset, trainer.results[split]
     return Evaluation(

@@ -18,6 +18,10 @@ class MissingDatasetError(UserError):
     """A dataset that is not on this machine; a suite of datasets can go on without it."""
 
 
+class LackingClassesError(UserError):
+    """A class that a run does not know and cannot do without; a suite of datasets can go on without that dataset."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """A loss that is infinite or not a number; Dassl raises FloatingPointError."""
 

@@ -3,6 +3,7 @@ and nothing lost."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,17 +160,36 @@ def test_a_context_per_class_is_not_evaluated_on_classes_that_were_never_trained
     assert "it lacks aardvark" in said(run_tool(eval_tool.main, arguments))
 
 
+@pytest.mark.parametrize(("method", "options"), [("CoOp", ("TRAINER.COOP.CSC", "True")), ("LinearProbe", ())])
+def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, tmp_path, capsys, method, options):
+    assert run(method, *options) == 0
+    for name, classes in {"known": ("yo-yo", "crane"), "other": ("crane", "aardvark")}.items():
+        place = draw(tmp_path / name, classes)
+        (tmp_path / f"{name}.yaml").write_text(f"DATASET: {{NAME: ImageFolder, ROOT: '{place}'}}")
+    arguments = ["--model-dir", str(tmp_path / "run"), "--output", str(tmp_path / "table.json")]
+    arguments += ["--dataset-config-file", str(tmp_path / "other.yaml"), str(tmp_path / "known.yaml")]
+    capsys.readouterr()
+    assert run_tool(eval_tool.main, arguments) == 0
+    assert "lacks classes" in capsys.readouterr().out
+    other, known = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert "it lacks aardvark" in other["missing"]
+    assert (known["images"], known["matched"], known["missing"]) == (6, 2, "")
+    assert "it lacks aardvark" in said(run_tool(eval_tool.main, [*arguments, "--strict-classes"]))
+
+
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIP_Adapter"])
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
+def test_what_is_not_finite_stops_the_run_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.MAX_EPOCH", "4", "OPTIM.WARMUP_EPOCH", "1")
     options = (*options, "DATALOADER.TRAIN_X.BATCH_SIZE", "9", "TRAINER.CLIP_Adapter.RATIO", "0.5")
     line = said(run(method, *options))
-    assert "the loss is infinite or NaN at epoch" in line
+    assert "the loss is infinite or NaN at epoch 3, batch 1" in line or "is infinite or NaN after epoch 2" in line
     assert "lower OPTIM.LR (now " in line
     saved = list((tmp_path / "run").glob("*/model.pth.tar-*"))
     assert saved
     for path in saved:
-        assert torch.load(path, weights_only=True)["epoch"] <= 3
+        state = torch.load(path, weights_only=True)
+        assert state["epoch"] <= 2
+        assert all(torch.isfinite(weights).all() for weights in state["state_dict"].values())
     assert not (tmp_path / "run" / "results.json").exists()
 
 
