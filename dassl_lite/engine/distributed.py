@@ -83,9 +83,10 @@ def team() -> Team:
 
 def on_first(find: Callable[[], T]) -> T:
     """What ``find`` gives in the first process, where alone it is called: in every process."""
-    found = [find() if rank() == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
+    if not dist.is_initialized():
+        return find()
+    found = [find() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
     return found[0]  # type: ignore[return-value]  # None only on its way
 
 
