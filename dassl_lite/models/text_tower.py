@@ -176,7 +176,10 @@ class TextTower(TextModules):
         since no two prompts share one. Checkpointing draws the same masks twice, so it changes nothing.
         """
         if not self._told:
-            logger.info("The text encoder's layers are not CLIP's own: prompts run whole, without a shared prefix")
+            logger.info(
+                "Prompts run whole through the text encoder, without a shared prefix: its layers are not CLIP's, or "
+                "each prompt draws its own dropout masks"
+            )
             self._told = True
         chunk = chunk or self._fitting(prefix.shape[1] + max(lengths), checkpoint)
         parts = []
