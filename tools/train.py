@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 from dassl_lite.engine import describe, distributed, run
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
+from dassl_lite.engine.evaluate import load_run
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trainer.has_state():
             if not args.model_dir:
                 raise UserError(NO_MODEL_DIR)
-            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            load_run(trainer, args.model_dir, args.load_epoch)
         trainer.evaluate_split()
     return 0
 

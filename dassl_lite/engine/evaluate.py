@@ -126,9 +126,22 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
     trainer = build_trainer(cfg)
     trainer.strict_classes = strict_classes
     if trainer.has_state():
-        trainer.load_model(model_dir, epoch=epoch)
+        load_run(trainer, model_dir, epoch)
     trainer.evaluate_split()
     return trainer
+
+
+def load_run(trainer: Any, model_dir: str | Path, epoch: int | None = None) -> None:
+    """``load_model``; that of a paper's trainer, which takes the best epoch or none, may not find its file.
+
+    Raises:
+        UserError: there is no such file, or it does not fit.
+    """
+    try:
+        trainer.load_model(model_dir, epoch=epoch)
+    except FileNotFoundError as error:
+        hint = "" if epoch is not None else "; --load-epoch N takes that of epoch N"
+        raise UserError(f"{error}{hint}") from error
 
 
 def evaluate_row(

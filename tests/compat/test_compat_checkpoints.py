@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,27 @@ def test_a_third_partys_run_is_not_evaluated_or_leaves_files_about(
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"cmat.pt", "evaluation.json", "log.txt"}
     (row,) = json.loads((tmp_path / "there" / "evaluation.json").read_text())["rows"]
     assert f"* accuracy: {row['accuracy']:.1f}%" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["eval", "train"])
+def test_a_file_that_a_third_partys_trainer_does_not_find_ends_in_a_traceback(
+    run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """PaperOwnLoading keeps no best epoch, and looks for its file itself."""
+    folder = tmp_path / "run" / "linear"
+    assert run_tool("PaperOwnLoading", "run") == 0
+    for path in folder.glob("model.pth.tar-*"):
+        path.rename(folder / "model.pth.tar-9")
+    capsys.readouterr()
+    flags = ("--model-dir", str(tmp_path / "run"))
+    if name == "train":
+        code = run_tool("PaperOwnLoading", "evaluated", "--eval-only", *flags)
+    else:
+        plugins = [part for plugin in PLUGINS for part in ("--plugin", plugin)]
+        code = tool(eval_tool.main, "--dassl-compat", *plugins, *flags)
+    assert code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
+    assert re.search(r'Model not found at ".*model\.pth\.tar-4"; --load-epoch N takes that of epoch N', line)
 
 
 class _Bomb:

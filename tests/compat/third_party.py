@@ -2,6 +2,8 @@
 
 # ruff: noqa: B020, N805, N817, RUF059  (their style, not ours)
 
+import os
+
 import backbone_of_paper  # beside this file, as a paper's own clip/ would be
 import torch
 import torch.nn as nn
@@ -265,6 +267,8 @@ class PaperOwnLoading(SimpleTrainer):
 
     def load_model(self, directory, epoch=None):
         file = f"{directory}/linear/model.pth.tar-{epoch or self.max_epoch}"
+        if not os.path.exists(file):
+            raise FileNotFoundError(f'Model not found at "{file}"')
         self._models["linear"].load_state_dict(load_checkpoint(file)["state_dict"])
         self.loaded = file
 
