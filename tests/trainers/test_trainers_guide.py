@@ -61,27 +61,6 @@ def test_the_method_has_forty_lines_or_fewer():
     assert len([line for line in block("python").splitlines() if line.strip()]) <= 40
 
 
-def mapped() -> list[tuple[str, str]]:
-    """(name, module of ours), for every name of Dassl's in the guide's table."""
-    pairs = []
-    for theirs, ours in re.findall(r"^\| (`dassl\..*?) \| (.*?) \|$", GUIDE, re.MULTILINE):
-        groups = re.findall(r"`dassl\.[\w.]+`: ([^;]*)", theirs)
-        modules = re.findall(r"`(dassl_lite[\w.]*)`", ours)
-        assert len(groups) == len(modules), theirs
-        for names, module in zip(groups, modules, strict=True):
-            pairs += [(name, module) for name in re.findall(r"`(\w+)`", names)]
-    return pairs
-
-
-def test_the_table_for_those_who_port_has_the_whole_contract():
-    assert len(mapped()) >= 25
-
-
-@pytest.mark.parametrize(("name", "module"), mapped())
-def test_a_name_of_dassls_is_where_the_guide_says(name, module):
-    assert hasattr(importlib.import_module(module), name)
-
-
 @pytest.mark.parametrize("place", sorted(set(re.findall(r"`(dassl_lite\.[\w.]+\.[A-Z]\w+)`", GUIDE))))
 def test_a_class_or_registry_that_the_guide_names_is_there(place):
     module, _, name = place.rpartition(".")
