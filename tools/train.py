@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--trainer", default="", help="registered name of the method, such as TaskRes")
     add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
     add("--dataset-config-file", default="", help="the dataset's yaml or its name (default: the embedded dataset)")
-    add("--data", default="", metavar="PATH", help="your own images: one sub-folder per class, or a .csv")
+    add("--data", default="", metavar="PATH", help="your own folder of images by class, table (.csv) or features (.npz)")
     add("--output-dir", default="", help="where the run is kept (default: output/<trainer>/<dataset>-...)")
     add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
     add("--seed", type=int, help="of the draw and the training; 0 is a seed too")
@@ -61,8 +61,8 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     named = "DATASET.NAME" in args.options[::2]
     dataset_file = args.dataset_config_file or ("" if named or args.data else DEFAULT_DATASET)
     flags = {
-        "DATASET.ROOT": args.data or args.root,
-        "DATASET.NAME": _kind_of(args.data),
+        "DATASET.ROOT": args.root,
+        **_own_data(args.data),
         "DATASET.NUM_SHOTS": args.shots,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,
@@ -84,9 +84,13 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     )
 
 
-def _kind_of(data: str) -> str:
-    """The dataset that --data means: a folder of images or a table of them."""
-    return ("CSV" if Path(data).is_file() else "ImageFolder") if data else ""
+def _own_data(data: str) -> dict[str, str]:
+    """The dataset that --data means: a folder of images, a table of them or a file of features."""
+    if not data:
+        return {}
+    if data.endswith(".npz"):
+        return {"DATASET.NAME": "Features", "DATASET.FILE": data}
+    return {"DATASET.NAME": "CSV" if Path(data).is_file() else "ImageFolder", "DATASET.ROOT": data}
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,19 @@ def test_a_run_prints_zero_shot_and_trained_accuracy_and_keeps_them(tmp_path, ca
     assert {"features", "train", "evaluate test"} <= kept["seconds"].keys()
 
 
+def test_data_is_a_folder_a_table_or_features(tmp_path):
+    (tmp_path / "table.csv").write_text("path,classname\n")
+
+    def meant(place: Path) -> tuple[str, str, str]:
+        dataset = train.config_of(train.parse_args(["--trainer", "TaskRes", "--data", str(place)])).DATASET
+        return dataset.NAME, dataset.ROOT, dataset.FILE
+
+    assert meant(tmp_path) == ("ImageFolder", str(tmp_path), "")
+    assert meant(tmp_path / "table.csv") == ("CSV", str(tmp_path / "table.csv"), "")
+    name, _, file = meant(tmp_path / "x.npz")
+    assert (name, file) == ("Features", str(tmp_path / "x.npz"))
+
+
 def test_evaluating_a_run_gives_its_accuracy_to_the_last_digit(tmp_path):
     assert taskres(tmp_path / "run") == 0
     expected = results(tmp_path / "run")["metrics"]["test"]
