@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--trainer", default="", help="registered name of the method, such as TaskRes")
     add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
     add("--dataset-config-file", default="", help="the dataset's yaml or its name (default: the embedded dataset)")
-    add("--data", default="", metavar="PATH", help="your own folder of images by class, table (.csv) or features (.npz)")
+    add("--data", default="", metavar="PATH", help="your own: folder of images by class, table (.csv), features (.npz)")
     add("--output-dir", default="", help="where the run is kept (default: output/<trainer>/<dataset>-...)")
     add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
     add("--seed", type=int, help="of the draw and the training; 0 is a seed too")
