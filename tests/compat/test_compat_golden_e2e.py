@@ -46,6 +46,7 @@ class Replay:
     root: Path
     output: Path
     trainer: Any
+    initial: np.ndarray  # what is learned, before the first step
     steps: list[dict[str, Any]] = field(default_factory=list)
     tests: list[list[Any]] = field(default_factory=list)  # split, accuracy, steps before it
 
@@ -108,7 +109,8 @@ def replay_of(method: str, name: str, recorded: dict[str, Any], root: Path, back
     if name == "augmented":  # all as in the first run but for the transforms, which are then the yaml's
         at = options.index("INPUT.TRANSFORMS")
         del options[at : at + 2]
-    replay = Replay(root, root / name, build(method, name, options, root, backbone))
+    trainer = build(method, name, options, root, backbone)
+    replay = Replay(root, root / name, trainer, trainer.head.state_dict()[NODES[method][1]].numpy().copy())
     watched(replay)
     if spec.get("eval_only"):
         replay.trainer.load_model(str(root / "last_step"), epoch=spec["load_epoch"])
@@ -158,6 +160,8 @@ def test_what_is_learned_differs_from_the_references(
     """best_val: of the best epoch, which is deployed."""
     arrays, key = golden.npz(f"e2e_{method}"), NODES[method][1]
     expected, replay = arrays[f"{name}.final.{key}"], replays[name]
+    if method == "coop":  # TaskRes starts from 0
+        assert np.array_equal(replay.initial, arrays[f"{name}.init.{key}"])
     file = "model.pth.tar-3" if name == "last_step" else "model-best.pth.tar"
     saved = load_checkpoint(replay.output / "prompt_learner" / file)["state_dict"][key]
     for learned in (replay.trainer.head.state_dict()[key], saved):

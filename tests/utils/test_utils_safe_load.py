@@ -327,11 +327,8 @@ def test_a_checkpoint_of_the_reference_loads_with_its_scheduler_inert(name: str,
     loaded = load_file(golden.path("checkpoint_taskres/prompt_learner") / name)
     assert loaded["state_dict"]["text_feature_residuals"].shape == (1000, 32)
     assert loaded["scheduler"]["successor"].name == "torch.optim.lr_scheduler.CosineAnnealingLR"
-    arrays = golden.npz("checkpoint_taskres")
-    for key, tensor in loaded["state_dict"].items():
-        matches = [stored for stored in arrays if stored.endswith(key) and arrays[stored].shape == tuple(tensor.shape)]
-        if matches:
-            assert any(np.array_equal(arrays[stored], tensor.numpy()) for stored in matches), key
+    head = golden.npz("checkpoint_taskres")["best.base_head"]  # of the first classes; both files have the same base
+    assert np.array_equal(loaded["state_dict"]["base_text_features"][: len(head)].numpy(), head)
 
 
 def test_files_without_objects_load_strictly(golden: Any) -> None:
