@@ -88,9 +88,7 @@ class FolderDataset(DatasetBase):
     def find_root(self, cfg: Any) -> str:
         """Folder that ``dataset_dir`` is in, absolute."""
         if not cfg.DATASET.ROOT:
-            raise MissingDatasetError(
-                f"dataset {type(self).__name__} needs --root (DATASET.ROOT): {self._root_holds()}"
-            )
+            raise MissingDatasetError(f"dataset {type(self).__name__} needs {self._root_flag()}: {self._root_holds()}")
         return os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
 
     def prepare(self) -> None:
@@ -128,6 +126,10 @@ class FolderDataset(DatasetBase):
         instead = f", nor is the split file '{self.split_file}'" if self.split_file else ""
         return f"'{error.filename}' is not there{instead}{self._where_to_get()}"
 
+    def _root_flag(self) -> str:
+        """What sets the root, for error messages."""
+        return "--root (DATASET.ROOT)" if type(self).dataset_dir else "--root or --data (DATASET.ROOT)"
+
     def _root_holds(self) -> str:
         """What the root should be, for error messages."""
         folder = type(self).dataset_dir
@@ -139,7 +141,7 @@ class FolderDataset(DatasetBase):
         except (FileNotFoundError, NotADirectoryError):
             raise MissingDatasetError(
                 f"dataset {type(self).__name__} is not there: looked for the folder '{self.image_dir}'"
-                f"{self._where_to_get()}; --root (DATASET.ROOT) should be {self._root_holds()}"
+                f"{self._where_to_get()}; {self._root_flag()} should be {self._root_holds()}"
             ) from None
         except OSError as error:
             raise UserError(

@@ -40,7 +40,7 @@ class TrainerXU(SimpleTrainer):
         lengths = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
         self.num_batches = lengths[counted]
         pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(pair for _, pair in zip(range(self.num_batches), pairs, strict=False))
+        self._run_batches(itertools.islice(pairs, self.num_batches))
 
     def _step(self, batch: Any) -> dict[str, float]:
         return self.forward_backward(*batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class MLP(nn.Module):
         if activation not in _ACTIVATIONS:
             raise unknown("activation", activation, _ACTIVATIONS)
         layers: list[nn.Module] = []
-        for before, width in zip([in_features, *widths], widths, strict=False):
+        for before, width in pairwise([in_features, *widths]):
             layers.append(nn.Linear(before, width))
             if bn:
                 layers.append(nn.BatchNorm1d(width))

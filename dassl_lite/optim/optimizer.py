@@ -105,6 +105,8 @@ def _rate_and_decay(cfg: CN) -> dict[str, Any]:
 
 
 def _adam(cfg: CN) -> dict[str, Any]:
+    if cfg.LR > (1 - cfg.ADAM_BETA1) * torch.finfo(torch.float32).max:  # its first step is LR / (1 - ADAM_BETA1)
+        raise UserError(f"OPTIM.LR is {cfg.LR:g}; lower it: {cfg.NAME}'s first step would be too large for a float32")
     return {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2), "eps": cfg.get("ADAM_EPS", 1e-8)}
 
 

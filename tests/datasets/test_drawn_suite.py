@@ -66,8 +66,10 @@ def test_split_file_is_in_the_fields_format(tmp_path: Path) -> None:
 
 def test_the_second_use_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Few(config(tmp_path))
+    drawn = content(tmp_path)
     monkeypatch.setattr(Few, "draw", lambda *_: pytest.fail("drawn again"))
     Few(config(tmp_path))
+    assert content(tmp_path) == drawn
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_each_group_follows_the_schedule_from_its_own_rate() -> None:
 def test_no_warning_of_torch_reaches_the_user() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(*make(optim_cfg(LR_SCHEDULER="cosine", WARMUP_EPOCH=1, WARMUP_RECOUNT=False)), 5)
+        rates = run(*make(optim_cfg(LR_SCHEDULER="cosine", WARMUP_EPOCH=1, WARMUP_RECOUNT=False)), 5)
+    assert len(set(rates)) == 5
 
 
 def test_a_stepsize_given_as_a_number_is_taken_by_single_step() -> None:

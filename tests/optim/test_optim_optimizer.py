@@ -159,6 +159,17 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest() -> None:
         build_optimizer(Staged(), optim_cfg(NAME="adamww"))
 
 
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "radam", "adamw"])
+def test_a_rate_whose_first_step_no_float32_holds_is_told_before_it(name: str) -> None:
+    parameter = [nn.Parameter(torch.zeros(2))]
+    with pytest.raises(UserError, match=rf"OPTIM.LR is 1e\+38; lower it: {name}'s first step"):
+        build_optimizer(parameter, optim_cfg(NAME=name, LR=1e38))
+    largest = build_optimizer(parameter, optim_cfg(NAME=name, LR=3e37))
+    parameter[0].grad = torch.ones(2)
+    largest.step()
+    assert parameter[0].isfinite().all()
+
+
 def test_staged_rates_without_a_module_are_refused() -> None:
     with pytest.raises(UserError, match="STAGED_LR needs a module"):
         build_optimizer([nn.Parameter(torch.zeros(1))], optim_cfg(STAGED_LR=True))

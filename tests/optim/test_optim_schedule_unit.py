@@ -12,7 +12,8 @@ def test_a_dassl_optim_node_without_our_keys_still_builds():
     optim = get_cfg_default().OPTIM
     for key in ("ADAM_EPS", "SCHEDULE_UNIT", "MIN_LR"):
         del optim[key]
-    build_lr_scheduler(build_optimizer(torch.nn.Linear(2, 2), optim), optim)
+    schedule = build_lr_scheduler(build_optimizer(torch.nn.Linear(2, 2), optim), optim)
+    assert schedule.get_last_lr() == [optim.LR]
 
 
 def test_a_unit_that_the_trainer_does_not_know_is_left_out_in_silence(caplog):
