@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -32,22 +33,23 @@ THEIRS, OURS = "dassl", "dassl_lite"
 _BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
 # Dassl's module -> ours, where the names differ; of several, the first that has an attribute gives it.
 _PLACES: dict[str, tuple[str, ...]] = {
+    "engine.trainer": ("engine.contract.trainer",),
     "data.data_manager": ("data.manager", "data.loaders"),
     "data.datasets.base_dataset": ("data.datasets",),
     "data.datasets.build": ("data.datasets",),
     "data.transforms.transforms": ("data.transforms", "data.transforms.steps"),
     "evaluation.evaluator": ("evaluation.evaluator", "evaluation.build"),
-    "modeling.backbone.backbone": ("modeling.backbone.base",),
-    "modeling.backbone.build": ("modeling.build",),
-    "modeling.backbone.resnet": ("modeling.backbone.resnet", "modeling.backbone"),
-    **{f"modeling.backbone.{file}": ("modeling.backbone",) for file in _BACKBONE_FILES},
-    "modeling.head": ("modeling.head", "modeling.build"),
-    "modeling.head.build": ("modeling.build",),
-    "modeling.head.mlp": ("modeling.head",),
-    "modeling.network": ("modeling.build", "modeling"),
-    "modeling.network.build": ("modeling.build",),
-    "utils": ("utils", "utils.tools", "utils.logger", "data.images", "data.downloads.url"),
-    "utils.tools": ("utils.tools", "data.images", "data.downloads.url"),
+    "modeling.backbone.backbone": ("networks.backbone.base",),
+    "modeling.backbone.build": ("networks.build",),
+    "modeling.backbone.resnet": ("networks.backbone.resnet", "networks.backbone"),
+    **{f"modeling.backbone.{file}": ("networks.backbone",) for file in _BACKBONE_FILES},
+    "modeling.head": ("networks.head", "networks.build"),
+    "modeling.head.build": ("networks.build",),
+    "modeling.head.mlp": ("networks.head",),
+    "modeling.network": ("networks.build", "networks"),
+    "modeling.network.build": ("networks.build",),
+    "utils": ("utils", "utils.tools", "utils.logger", "data.images", "downloads.url"),
+    "utils.tools": ("utils.tools", "data.images", "downloads.url"),
 }
 
 
@@ -106,7 +108,8 @@ class DasslFinder(MetaPathFinder):
         root, _, rest = fullname.partition(".")
         if root != THEIRS:
             return None
-        places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (rest,))]
+        ours = re.sub(r"^modeling\b", "networks", rest)
+        places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (ours,))]
         if not all(_exists(place) for place in places):
             return None
         modules = [importlib.import_module(place) for place in places]

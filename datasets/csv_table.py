@@ -41,7 +41,7 @@ class CSV(FolderDataset):
         given = split_rows(self.rows, self.items)
         if given is not None:
             return given
-        kept = self.keeper.find(self.split_file)
+        kept = self.sidecar.find(self.split_file)
         split = super().load()
         return refreshed(split, [self.items], str(kept)) if kept else split
 

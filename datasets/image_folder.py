@@ -28,7 +28,7 @@ class ImageFolder(FolderDataset):
         parts = find_parts(self.image_dir)
         if parts:
             return list_parts(parts, self.class_folders(parts["train"]))
-        kept = self.keeper.find(self.split_file)
+        kept = self.sidecar.find(self.split_file)
         split = super().load()
         return refreshed(split, self.list_images(), str(kept)) if kept else split
 

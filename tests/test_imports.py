@@ -1,4 +1,7 @@
-"""Imports go one way: utils <- config <- data, models, optim, metrics, ... <- engine <- trainers <- tools."""
+"""Imports go one way: utils <- config, downloads <- data, models, optim, ... <- engine <- trainers <- tools.
+
+Within the engine too: files, parallel <- contract <- methods, and commands on top.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "utils": set(),
     "config": {"utils"},
-    "data": {"utils", "config"},
-    "models": {"utils", "config"},
+    "downloads": {"utils"},
+    "data": {"utils", "config", "downloads"},
+    "models": {"utils", "config", "downloads"},
     "optim": {"utils", "config"},
     "metrics": {"utils", "config"},
     "evaluation": {"utils", "config"},
-    "modeling": {"utils", "config", "metrics"},
+    "networks": {"utils", "config", "metrics"},
 }
 MAY_IMPORT["engine"] = set(MAY_IMPORT) | {"configs"}
 MAY_IMPORT["compat"] = set(MAY_IMPORT) | {"engine", "configs"}
@@ -28,7 +32,16 @@ MAY_IMPORT["datasets"] = {"data"}
 MAY_IMPORT["tools"] = set(MAY_IMPORT) | {"datasets", "trainers"}
 # Errors and logging are of the house, not of a layer above: a dataset may raise a UserError.
 EVERYWHERE = {"utils"}
-PLUGIN_FOLDERS = {("engine", "trainers"), ("engine", "datasets")}  # found by name at run time, never imported
+# Room of the engine -> the others that it may import; "plugins" and "build" are its two files outside a room.
+ROOMS: dict[str, set[str]] = {
+    "plugins": set(),
+    "build": {"plugins"},
+    "parallel": set(),
+    "files": {"parallel"},
+    "contract": {"files", "parallel"},
+    "methods": {"contract", "files", "parallel"},
+    "commands": {"plugins", "build", "parallel", "files", "contract", "methods"},
+}
 
 
 def modules() -> list[Path]:
@@ -41,19 +54,20 @@ def package_of(path: Path) -> str:
     return parts[1].removesuffix(".py") if parts[0] == "dassl_lite" else parts[0]
 
 
-def imported(path: Path) -> set[str]:
-    """First-level packages of dassl_lite that a file imports anywhere but under TYPE_CHECKING."""
+def imported(path: Path, package: str = "dassl_lite") -> set[str]:
+    """Parts of a package that a file imports, anywhere but under TYPE_CHECKING."""
     found: set[str] = set()
+    depth = package.count(".") + 1
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dassl_lite."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.ImportFrom) and node.module == "dassl_lite":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            found.add(node.module.split(".")[depth])
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {n.name.split(".")[1] for n in node.names if n.name.startswith("dassl_lite.")}
+            found |= {n.name.split(".")[depth] for n in node.names if n.name.startswith(f"{package}.")}
     return found
 
 
@@ -69,6 +83,24 @@ def test_no_package_imports_what_stands_above_it(package: str) -> None:
 def test_every_package_has_a_rule() -> None:
     known = set(MAY_IMPORT) | {"__init__"}
     assert {package_of(path) for path in modules()} <= known
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_no_room_of_the_engine_imports_what_stands_above_it(room: str) -> None:
+    engine = REPOSITORY / "dassl_lite" / "engine"
+    files = [path for path in engine.rglob("*.py") if path.relative_to(engine).parts[0].removesuffix(".py") == room]
+    # Through the engine's own door a room would import every other one.
+    wrong = {path.name: sorted(imported(path, "dassl_lite.engine") - ROOMS[room] - {room}) for path in files}
+    assert files
+    assert {path: extra for path, extra in wrong.items() if extra} == {}
+
+
+def test_every_room_of_the_engine_has_a_rule() -> None:
+    engine = REPOSITORY / "dassl_lite" / "engine"
+    found = {
+        path.name.removesuffix(".py") for path in engine.iterdir() if path.name not in ("__init__.py", "__pycache__")
+    }
+    assert found == set(ROOMS)
 
 
 def test_finding_the_plug_ins_imports_no_slow_library() -> None:

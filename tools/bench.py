@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from dassl_lite.engine.cli import ToolParser, run_tool
+from dassl_lite.engine.commands.cli import ToolParser, run_tool
 from dassl_lite.tools import _bench
 
 

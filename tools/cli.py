@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dassl_lite.tools
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.utils.errors import unknown
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from dassl_lite.engine import distributed
-from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
-from dassl_lite.engine.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
+from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, run_tool
+from dassl_lite.engine.commands.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
 

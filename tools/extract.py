@@ -5,7 +5,7 @@
     python tools/train.py --trainer TaskRes --dataset-config-file features DATASET.FILE caltech101.npz
 
 datasets/README.md describes the file. Features are taken from the cache where it has them, and kept there. --convert
-reads the layouts that dassl_lite/data/feature_convert.py lists.
+reads the layouts that dassl_lite/data/feature_files/convert.py lists.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from dassl_lite.data.feature_convert import convert_features, first_of_each_class
-from dassl_lite.data.feature_file import FeatureFile, write_feature_file
-from dassl_lite.engine import distributed
+from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
+from dassl_lite.data.feature_files.file import FeatureFile, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
-from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
-from dassl_lite.engine.feature_export import feature_file_of
+from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, run_tool
+from dassl_lite.engine.commands.feature_export import feature_file_of
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
 

@@ -23,8 +23,8 @@ from tabulate import tabulate
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.data.doctor import COLUMNS, Report, examine, makes_itself
-from dassl_lite.data.downloads import SOURCES, prepare
-from dassl_lite.engine.cli import ToolParser, run_tool
+from dassl_lite.downloads import SOURCES, prepare
+from dassl_lite.engine.commands.cli import ToolParser, run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 

@@ -27,7 +27,7 @@ import torch
 from tabulate import tabulate
 
 from dassl_lite.datasets._drawn.looks import TILT
-from dassl_lite.engine.cli import ToolParser, run_tool
+from dassl_lite.engine.commands.cli import ToolParser, run_tool
 from dassl_lite.models import __path__ as models_path
 from dassl_lite.tools._demo import tilt
 from dassl_lite.tools._demo.export import digest, export

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl_lite.engine.cli import ToolParser, run_tool
-from dassl_lite.engine.summary import Cell, as_table, gather
+from dassl_lite.engine.commands.cli import ToolParser, run_tool
+from dassl_lite.engine.commands.summary import Cell, as_table, gather
 from dassl_lite.utils import UserError, atomic_path
 
 

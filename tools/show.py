@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dassl_lite.data import DatasetBase, Datum, build_dataset
 from dassl_lite.data.images import read_image
 from dassl_lite.engine.build import make_config
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils.errors import UserError
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from dassl_lite.engine.cli import ToolParser, add_common_flags, run_tool
+from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, run_tool
+from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.engine.sweep import Settings, all_methods, sweep, tasks
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
 logger = get_logger("sweep")

@@ -17,10 +17,11 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine import describe, distributed, run
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
-from dassl_lite.engine.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
-from dassl_lite.engine.evaluate import load_run
+from dassl_lite.engine.commands import describe, run
+from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
+from dassl_lite.engine.commands.evaluate import load_run
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 

@@ -20,9 +20,9 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.checkpoint import load_weights
-from dassl_lite.engine.encoder_trainer import EncoderTrainer
-from dassl_lite.engine.key_rules import number, one_of, rules, satisfying, some_of
+from dassl_lite.engine.files.checkpoint import load_weights
+from dassl_lite.engine.methods.encoder_trainer import EncoderTrainer
+from dassl_lite.engine.methods.key_rules import number, one_of, rules, satisfying, some_of
 from dassl_lite.models import lora_file
 from dassl_lite.models.heads import ClassFeatures, cosine_logits
 from dassl_lite.models.lora import PROJECTIONS, add_lora, without_lora

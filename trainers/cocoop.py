@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.prompt_trainer import PromptTrainer
+from dassl_lite.engine.methods.prompt_trainer import PromptTrainer
 from dassl_lite.models.prompt_learner import PromptLearner
 
 

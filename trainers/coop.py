@@ -17,8 +17,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.key_rules import one_of, rules
-from dassl_lite.engine.prompt_trainer import PromptTrainer
+from dassl_lite.engine.methods.key_rules import one_of, rules
+from dassl_lite.engine.methods.prompt_trainer import PromptTrainer
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompt_layout import POSITIONS
 from dassl_lite.models.prompt_learner import PromptLearner

@@ -17,8 +17,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.engine.feature_sets import FeatureSet, selection_set, training_set
-from dassl_lite.engine.key_rules import number, one_of, rules
+from dassl_lite.engine.methods.feature_sets import FeatureSet, selection_set, training_set
+from dassl_lite.engine.methods.key_rules import number, one_of, rules
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import get_logger
 

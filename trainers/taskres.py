@@ -16,7 +16,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.engine.key_rules import one_of, rules
+from dassl_lite.engine.methods.key_rules import one_of, rules
 from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import load_text_projection, template_means
 from dassl_lite.utils import get_logger

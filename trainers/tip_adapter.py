@@ -20,8 +20,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.engine.feature_sets import selection_set, training_set
-from dassl_lite.engine.key_rules import number, rules
+from dassl_lite.engine.methods.feature_sets import selection_set, training_set
+from dassl_lite.engine.methods.key_rules import number, rules
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.utils import get_logger, write_json

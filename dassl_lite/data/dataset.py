@@ -134,7 +134,7 @@ class DatasetBase:
 
     def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
         """Download an archive to ``dst`` and unpack it there, as Dassl's datasets do where theirs is missing."""
-        from dassl_lite.data.downloads.url import download_and_unpack  # only where it is used: slow to import
+        from dassl_lite.downloads.url import download_and_unpack  # only where it is used: slow to import
 
         download_and_unpack(url, dst, from_gdrive)
 

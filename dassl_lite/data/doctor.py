@@ -15,11 +15,11 @@ from typing import Any
 
 from dassl_lite.data.dataset import DATASET_REGISTRY
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.downloads.remote import Source
-from dassl_lite.data.downloads.sources import SOURCES
 from dassl_lite.data.folder import FolderDataset
-from dassl_lite.data.keep import Keeper
+from dassl_lite.data.sidecar import SidecarFiles
 from dassl_lite.data.splits import Split
+from dassl_lite.downloads.remote import Source
+from dassl_lite.downloads.sources import SOURCES
 from dassl_lite.utils.errors import UserError
 
 MISSING = "missing"
@@ -82,7 +82,7 @@ def examine(name: str, cfg: Any, sources: Mapping[str, Source] = SOURCES) -> Rep
         return _judge(report, _lists_of(dataset_class, cfg, report), source)
     dataset = dataset_class.__new__(dataset_class)  # looked at, not built: building would draw, split, complain
     dataset.locate(cfg)
-    dataset.keeper = _ReadOnlyKeeper(name, dataset.dataset_dir)
+    dataset.sidecar = _ReadOnlySidecarFiles(name, dataset.dataset_dir)
     if not os.path.isdir(dataset.image_dir) and makes_itself(name, sources):
         report.notes.append("not there yet; it is made on first use")
         return report
@@ -188,7 +188,7 @@ def _find_split_file(dataset: FolderDataset, source: Source | None, report: Repo
     """Where the split file is, in a word or two."""
     if not dataset.split_file:
         return "-"
-    kept = dataset.keeper.find(dataset.split_file)
+    kept = dataset.sidecar.find(dataset.split_file)
     if kept is not None:
         return "present" if kept.parent == Path(dataset.dataset_dir) else "in the cache"
     if source and any(file.name == dataset.split_file for file in source.files):
@@ -212,7 +212,7 @@ def _told(call: Callable[[], Any], report: Report) -> Any:
         return None
 
 
-class _ReadOnlyKeeper(Keeper):
+class _ReadOnlySidecarFiles(SidecarFiles):
     """Finds what is kept, and keeps nothing."""
 
     def write(self, name: str, writer: Callable[[Path], None]) -> Path | None:

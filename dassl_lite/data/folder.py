@@ -26,7 +26,7 @@ from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, warn_of_small_classes
 from dassl_lite.data.fewshot_pickle import read_pickled_draw
-from dassl_lite.data.keep import Keeper
+from dassl_lite.data.sidecar import SidecarFiles
 from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
 from dassl_lite.utils.errors import MissingDatasetError, UserError
 from dassl_lite.utils.files import read_json
@@ -96,11 +96,11 @@ class FolderDataset(DatasetBase):
 
     def load(self) -> Split:
         """The whole dataset: from the split file, or made and saved. Replace it where there is no such file."""
-        kept = self.keeper.find(self.split_file)
+        kept = self.sidecar.find(self.split_file)
         if kept is not None:
             return read_split(kept, self.image_dir)
         split = self.make_split()
-        self.keeper.write(self.split_file, partial(save_split, split, image_dir=self.image_dir))
+        self.sidecar.write(self.split_file, partial(save_split, split, image_dir=self.image_dir))
         return split
 
     def make_split(self) -> Split:
@@ -116,7 +116,7 @@ class FolderDataset(DatasetBase):
         """Make the folders absolute; nothing is read. The doctor looks at a dataset that it does not build."""
         self.dataset_dir = os.path.normpath(os.path.join(self.find_root(cfg), self.dataset_dir))
         self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.image_dir))
-        self.keeper = Keeper(type(self).__name__, self.dataset_dir)
+        self.sidecar = SidecarFiles(type(self).__name__, self.dataset_dir)
 
     def _where_to_get(self) -> str:
         return f"; get the dataset from {self.homepage}" if self.homepage else ""
@@ -149,7 +149,7 @@ class FolderDataset(DatasetBase):
             ) from error
 
     def _check(self, split: Split, on_error: str) -> None:
-        kept = self.keeper.find(self.split_file) if self.split_file else None
+        kept = self.sidecar.find(self.split_file) if self.split_file else None
         source = f"split file '{kept}'" if kept else f"dataset {type(self).__name__}"
         hint = f"Check the folder{f', or delete {kept} to split anew' if kept else ''}."
         try:
@@ -183,7 +183,7 @@ class FolderDataset(DatasetBase):
         file = DrawFile(type(self).__name__, self.image_dir, source)
         name = os.path.join(self.fewshot_dir, f"shot_{num_shots}-seed_{seed}.json")
         pickled = f"{name.removesuffix('.json')}.pkl"  # the reference's, kept beside the dataset
-        kept = Path(given).expanduser() if given else self.keeper.find(name) or self.keeper.find(pickled)
+        kept = Path(given).expanduser() if given else self.sidecar.find(name) or self.sidecar.find(pickled)
         if kept is not None and kept.suffix != ".pkl":
             logger.info("Loading preprocessed few-shot data from %s", kept)
             expected = {"num_shots": num_shots} if num_shots > 0 else {}
@@ -195,7 +195,7 @@ class FolderDataset(DatasetBase):
             else:
                 logger.info("Loading preprocessed few-shot data from %s", kept)
                 draw = read_pickled_draw(kept, self.image_dir, source)
-            kept = self.keeper.write(name, lambda path: file.save(draw, num_shots, seed, path))
+            kept = self.sidecar.write(name, lambda path: file.save(draw, num_shots, seed, path))
             if kept is not None:
                 logger.info("Saving preprocessed few-shot data to %s", kept)
         self.fewshot_digest = draw_digest(draw, self.image_dir)

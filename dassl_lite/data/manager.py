@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch.utils.data import Dataset
 
 from dassl_lite.data.dataset import DatasetBase, build_dataset
-from dassl_lite.data.feature_dataset import FeatureDataset
+from dassl_lite.data.feature_files.dataset import FeatureDataset
 from dassl_lite.data.loaders import ImageLoader, Transform, build_data_loader
 from dassl_lite.data.transforms import build_transform
 

@@ -1,10 +1,10 @@
 """The engine: builds a trainer from a config and runs it. Knows no method and no dataset by name."""
 
-from dassl_lite.engine.base import TrainerBase
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer
-from dassl_lite.engine.feature_trainer import FeatureTrainer
-from dassl_lite.engine.simple_net import SimpleNet
-from dassl_lite.engine.trainer import SimpleTrainer, TrainerX, TrainerXU
+from dassl_lite.engine.contract.base import TrainerBase
+from dassl_lite.engine.contract.simple_net import SimpleNet
+from dassl_lite.engine.contract.trainer import SimpleTrainer, TrainerX, TrainerXU
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 
 __all__ = [
     "TRAINER_REGISTRY",

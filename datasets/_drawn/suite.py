@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dassl_lite.data import FolderDataset
-from dassl_lite.data.keep import cache_root
+from dassl_lite.data.sidecar import cache_root
 from dassl_lite.data.splits import write_listing
 from dassl_lite.datasets._drawn.canvas import Painters, paint
 from dassl_lite.datasets._drawn.classes import ObjectClass, subjects_of

@@ -17,9 +17,9 @@ from dassl_lite import compat
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine import TRAINER_REGISTRY, plugins
-from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.engine.commands.cli import run_tool as to_exit_code
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
-from dassl_lite.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY
+from dassl_lite.networks import BACKBONE_REGISTRY, HEAD_REGISTRY
 from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
 from dassl_lite.tools import train as tool
 

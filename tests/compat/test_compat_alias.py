@@ -121,8 +121,8 @@ def test_the_alias_is_a_copy() -> None:
     import dassl.engine.trainer
 
     assert dassl.engine is dassl_lite.engine
-    assert dassl.engine.trainer is dassl_lite.engine.trainer
-    assert dassl.engine.trainer.__name__ == "dassl_lite.engine.trainer"
+    assert dassl.engine.trainer is dassl_lite.engine.contract.trainer
+    assert dassl.engine.trainer.__name__ == "dassl_lite.engine.contract.trainer"
     assert dassl_lite.engine.__spec__.name == "dassl_lite.engine"
 
 

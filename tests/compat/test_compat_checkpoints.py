@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from recipe import PLUGINS
 
-from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.engine.commands.cli import run_tool as to_exit_code
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train as train_tool
 

@@ -27,8 +27,8 @@ import torch
 from golden_pets import draw_pets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dassl_lite.engine import run
 from dassl_lite.engine.build import make_config
+from dassl_lite.engine.commands import run
 from dassl_lite.utils import load_checkpoint, setup_logger
 
 NODES = {"taskres": ("TaskRes", "text_feature_residuals"), "coop": ("CoOp", "ctx")}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dassl_lite.data import Datum
-from dassl_lite.engine.cli import run_tool as to_exit_code
+from dassl_lite.engine.commands.cli import run_tool as to_exit_code
 from dassl_lite.tools import train as tool
 from dassl_lite.utils import load_checkpoint
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dassl_lite.data.features import FeatureSpec, FeatureStore
+from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
 
 WIDTH = 4
 

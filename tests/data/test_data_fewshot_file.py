@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from test_data_dataset import ROWS, Toy, config, lay_out
 
-from dassl_lite.data import keep, splits
+from dassl_lite.data import sidecar as keep
+from dassl_lite.data import splits
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
 
@@ -129,7 +130,7 @@ def test_read_only_folder_stops_the_run(
 
 
 def test_two_folders_of_one_dataset_share_a_draw_in_the_cache(tmp_path: Path) -> None:
-    keepers = [keep.Keeper("Toy", str(tmp_path / name)) for name in ("full", "reduced")]
+    keepers = [keep.SidecarFiles("Toy", str(tmp_path / name)) for name in ("full", "reduced")]
     assert keepers[0].folders[1] != keepers[1].folders[1]
 
 

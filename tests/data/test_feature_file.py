@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dassl_lite.data.feature_convert import convert_features, first_of_each_class
-from dassl_lite.data.feature_file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
+from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
+from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
 from dassl_lite.utils import UserError
 
 K, D = 3, 4

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 
 FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 GUIDE = (FOLDER / "README.md").read_text(encoding="utf-8").partition("## Features instead of images")[0]

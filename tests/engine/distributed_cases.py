@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from toy import make_images, toy_config, toy_trainer
 
-from dassl_lite.data.features import extract
-from dassl_lite.engine import build_trainer, distributed
+from dassl_lite.data.feature_cache import extract
+from dassl_lite.engine import build_trainer
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.evaluation import EVALUATOR_REGISTRY, Classification
 from dassl_lite.utils import set_random_seed
 

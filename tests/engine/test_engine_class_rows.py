@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dassl_lite.data.classes import ClassList
-from dassl_lite.engine.classes import ClassRows, imagenet_classes
+from dassl_lite.engine.files.class_rows import ClassRows, imagenet_classes
 from dassl_lite.utils import UserError
 
 PATH = Path("model.pth.tar-1")

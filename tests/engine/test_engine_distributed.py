@@ -15,14 +15,14 @@ import pytest
 import torch
 from toy import make_images, toy_trainer
 
-from dassl_lite.engine.cli import run_tool
-from dassl_lite.engine.distributed import ShareOfBatches
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.parallel.distributed import ShareOfBatches
 
 START = """
 import sys; sys.path.insert(0, {tests!r})
 import torch, toy, distributed_cases
 from pathlib import Path
-from dassl_lite.engine import distributed
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import setup_logger
 torch.set_num_threads(1)
 setup_logger({output!r} + "/log")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from toy import ToyTrainer
 
-from dassl_lite.data.feature_file import FeatureFile, FeaturePart, write_feature_file
+from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
-from dassl_lite.engine.evaluate import config_for, evaluate, stored_config
-from dassl_lite.engine.results import collect
+from dassl_lite.engine.commands.evaluate import config_for, evaluate, stored_config
+from dassl_lite.engine.files.results import collect
 from dassl_lite.models import clip
 from dassl_lite.utils import UserError, set_random_seed
 

@@ -10,7 +10,7 @@ import torch
 from toy import make_images
 
 from dassl_lite.engine.build import build_trainer, make_config
-from dassl_lite.engine.evaluate import config_for, evaluate, stored_config
+from dassl_lite.engine.commands.evaluate import config_for, evaluate, stored_config
 from dassl_lite.utils import UserError, set_random_seed
 
 METHODS = ["TaskRes", "CoOp", "CoCoOp", "CLIP_Adapter", "LinearProbe", "CLIPLoRA", "TaskResEnhance"]

@@ -7,8 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import make_images, toy_trainer
 
-from dassl_lite.engine import scalar_writer
-from dassl_lite.engine.scalar_writer import ScalarWriter
+from dassl_lite.engine.contract import scalar_writer
+from dassl_lite.engine.contract.scalar_writer import ScalarWriter
 from dassl_lite.utils import UserError
 
 

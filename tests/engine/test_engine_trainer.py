@@ -14,8 +14,9 @@ import pytest
 import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
-from dassl_lite.engine import TRAINER_REGISTRY, checkpoint
-from dassl_lite.engine.results import write_results
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.results import write_results
 from dassl_lite.utils import UserError, set_random_seed
 from dassl_lite.utils.safe_load import load_file
 

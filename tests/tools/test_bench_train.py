@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import bench
 
 SMALL = ("train", "--epochs", "2", "--shots", "2", "--views", "2", "--workers", "0", "--dataset", "gadgets")

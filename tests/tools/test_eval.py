@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from dassl_lite.engine.cli import run_tool
-from dassl_lite.engine.evaluate import stored_config, suite
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.evaluate import stored_config, suite
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
 from dassl_lite.utils import UserError

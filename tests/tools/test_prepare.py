@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dassl_lite.data.downloads import SOURCES
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.downloads import SOURCES
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import prepare
 
 FOLDER = Path(__file__).resolve().parents[2] / "tools"

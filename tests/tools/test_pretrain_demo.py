@@ -17,7 +17,7 @@ from dassl_lite.datasets._drawn.classes import GADGETS
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
 from dassl_lite.datasets._drawn.tiles import PAINTERS as TILES
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.models.clip import load_clip
 from dassl_lite.tools import pretrain_demo
 from dassl_lite.tools._demo import model as demo

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import extract, train
 
 RECIPE = ("OPTIM.LR", "0.002", "OPTIM.MAX_EPOCH", "200", "TRAINER.TaskRes.RESIDUAL_SCALE", "0.5")

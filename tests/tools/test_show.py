@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dassl_lite.data import DatasetBase, Datum
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import show
 from dassl_lite.utils import UserError
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dassl_lite.engine import run
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands import run
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
+from dassl_lite.engine.commands.sweep import all_methods, tasks
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.engine.summary import Cell, confidence_interval, gather
-from dassl_lite.engine.sweep import all_methods, tasks
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError
 

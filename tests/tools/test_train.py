@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dassl_lite.engine.cli import run_tool
-from dassl_lite.engine.describe import REGISTRIES
-from dassl_lite.engine.key_comments import Comments
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.describe import REGISTRIES
+from dassl_lite.engine.methods.key_comments import Comments
 from dassl_lite.tools import train
 
 PLUGIN = '''"""Methods of a plug-in."""

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from dassl_lite.engine import run_lock
-from dassl_lite.engine.cli import free_folder, run_tool
-from dassl_lite.engine.run_lock import only_run_in
+from dassl_lite.engine.commands.cli import free_folder, run_tool
+from dassl_lite.engine.files import run_lock
+from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.tools import train
 from dassl_lite.utils import files
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import extract, train
 

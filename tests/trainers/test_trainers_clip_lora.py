@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_lite.data.feature_loader import FeatureLoader
+from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.engine.build import build_trainer, make_config
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.models.lora import merge_lora
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.utils import UserError, set_random_seed

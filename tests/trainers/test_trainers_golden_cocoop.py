@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dassl_lite.engine.checkpoint import is_recomputed
+from dassl_lite.engine.files.checkpoint import is_recomputed
 
 COCOOP = json.loads((Path(__file__).parents[1] / "golden" / "cocoop.json").read_text())
 FORWARD, GRADIENT, STEPS = 1e-5, 1e-4, 1e-3

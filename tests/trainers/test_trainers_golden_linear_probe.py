@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_lite.engine.feature_sets import FeatureSet
+from dassl_lite.engine.methods.feature_sets import FeatureSet
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.trainers import linear_probe
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum
-from dassl_lite.data.feature_loader import FeatureLoader
-from dassl_lite.data.features import Features
+from dassl_lite.data.feature_cache import Features
+from dassl_lite.data.feature_cache.loader import FeatureLoader
 
 CASES = ["vit0", "rn1"]
 FORWARD, GRADIENT, STEPS = 1e-5, 1e-4, 1e-3

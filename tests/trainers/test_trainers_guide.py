@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.cli import run_tool
+from dassl_lite.engine.commands.cli import run_tool
 
 GUIDE = (Path(__file__).resolve().parents[2] / "trainers" / "README.md").read_text(encoding="utf-8")
 QUICK = ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")

@@ -25,11 +25,11 @@ from tabulate import tabulate
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from dassl_lite.engine import run as engine
 from dassl_lite.engine.build import default_recipe, make_config
+from dassl_lite.engine.commands import run as engine
+from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.methods.threads import threads_for
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.engine.results import read_results
-from dassl_lite.engine.threads import threads_for
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
 from dassl_lite.tools._bench._photos import draw_photos

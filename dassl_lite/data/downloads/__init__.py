@@ -1,8 +1,0 @@
-"""Getting the field's datasets: what to fetch from where, fetching, checking, unpacking, putting in place."""
-
-from __future__ import annotations
-
-from dassl_lite.data.downloads.prepare import prepare
-from dassl_lite.data.downloads.sources import SOURCES
-
-__all__ = ["SOURCES", "prepare"]

@@ -1,0 +1,139 @@
+"""From files to features: decode, encode, and both at the same time.
+
+Letters: b images of a batch, V views, B = b * V encoder inputs, D feature width.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dassl_lite.data.feature_cache.lock import drop_inherited_locks
+from dassl_lite.data.feature_cache.views import Decoded, ViewDataset
+
+Encoder = Callable[[Tensor], Tensor]
+
+_PROBED = 4  # images decoded to see how long it takes
+_FORK_PAYS_SECONDS = 3.0  # decoding that must be ahead before worker processes are worth starting
+_SPAWN_PAYS_SECONDS = 30.0  # each imports torch anew
+
+
+class DecodedBatch(NamedTuple):
+    """Encoder inputs (B, 3, H, W) of the images with these numbers, and the reasons why others are missing."""
+
+    numbers: list[int]
+    inputs: Tensor | None  # None where no image could be read
+    errors: list[tuple[int, str]]
+
+
+class Extracted(NamedTuple):
+    """Features (b, V, D) on the CPU of the images with these numbers, and why others of the batch are missing."""
+
+    numbers: list[int]
+    features: Tensor | None
+    errors: list[tuple[int, str]]
+
+
+def extract(
+    dataset: ViewDataset,
+    encode: Encoder,
+    device: torch.device | str,
+    batch_size: int,
+    num_workers: int,
+    share: slice = slice(None),
+) -> Iterator[Extracted]:
+    """Encode every image of ``dataset``, in order.
+
+    Args:
+        share: of the batches, where other processes encode the rest.
+        encode: inputs (B, 3, H, W) on ``device`` -> features (B, D), no gradient.
+        batch_size: encoder inputs at a time; an image counts V times.
+        num_workers: at most so many processes decode; none are started where that would take longer.
+    """
+    per_batch = max(1, batch_size // dataset.views)
+    numbers = list(range(len(dataset)))
+    batches = [numbers[start : start + per_batch] for start in range(0, len(numbers), per_batch)][share]
+    on_gpu = torch.device(device).type == "cuda"
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=_workers(dataset, num_workers, len(batches)),
+        pin_memory=on_gpu,
+        worker_init_fn=drop_inherited_locks,
+        generator=torch.Generator(),  # or it would draw from the run's random stream
+    )
+    waiting: tuple[DecodedBatch, Tensor | None] | None = None
+    for batch in loader:
+        # A GPU returns at once: it computes this batch while the previous one is kept and the next one is decoded.
+        running = batch._replace(inputs=None), _encode(batch.inputs, encode, device, batch_size)
+        if waiting is not None:
+            yield _finish(dataset.views, *waiting)
+        waiting = running
+    if waiting is not None:
+        yield _finish(dataset.views, *waiting)
+
+
+def _collate(decoded: Sequence[Decoded]) -> DecodedBatch:
+    views = [view for one in decoded for view in one.views]
+    return DecodedBatch(
+        [one.number for one in decoded if not one.error],
+        torch.stack(views) if views else None,
+        [(one.number, one.error) for one in decoded if one.error],
+    )
+
+
+@torch.no_grad()
+def _encode(inputs: Tensor | None, encode: Encoder, device: torch.device | str, batch_size: int) -> Tensor | None:
+    """Features (B, D), or None where there is nothing to encode."""
+    if inputs is None:
+        return None
+    parts = [encode(part.to(device, non_blocking=True)) for part in inputs.split(batch_size)]
+    features = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if features.ndim != 2 or len(features) != len(inputs):
+        raise ValueError(f"the encoder must give (B, D), not {tuple(features.shape)} for {len(inputs)} inputs")
+    return features
+
+
+def _finish(views: int, batch: DecodedBatch, features: Tensor | None) -> Extracted:
+    rows = None if features is None else features.cpu().unflatten(0, (-1, views))
+    return Extracted(batch.numbers, rows, batch.errors)
+
+
+def _workers(dataset: ViewDataset, wanted: int, batches: int) -> int:
+    """How many processes to start: none where decoding everything here takes less than starting them."""
+    count = min(wanted, batches, _usable_cores())
+    if count <= 0 or multiprocessing.current_process().daemon:  # a daemon may have no children
+        return 0
+    forks = multiprocessing.get_start_method() == "fork"
+    if not forks and not _can_pickle(dataset.transform):
+        return 0
+    seconds = min(_decoding_seconds(dataset, number) for number in range(min(_PROBED, len(dataset))))
+    return count if seconds * len(dataset) > (_FORK_PAYS_SECONDS if forks else _SPAWN_PAYS_SECONDS) else 0
+
+
+def _decoding_seconds(dataset: ViewDataset, number: int) -> float:
+    start = time.perf_counter()
+    dataset[number]
+    return time.perf_counter() - start
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _can_pickle(transform: object) -> bool:
+    """Whether a started (not forked) process can be handed the transform; a local function or lambda can't."""
+    try:
+        pickle.dumps(transform)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""What is registered, and what a trainer can be told: what tools/train.py prints for --list and --help-trainer."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import sysconfig
+from itertools import takewhile
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+from yacs.config import CfgNode
+
+from dassl_lite.config import add_keys, get_cfg_default
+from dassl_lite.config.check import leaves
+from dassl_lite.config.load import BASE_KEY
+from dassl_lite.data import DATASET_REGISTRY, DatasetBase
+from dassl_lite.data.transforms import TRANSFORMS
+from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
+from dassl_lite.engine.methods.key_comments import Comments
+from dassl_lite.engine.plugins import asked_plugins
+from dassl_lite.evaluation import EVALUATOR_REGISTRY
+from dassl_lite.models.names import DEMO, OPENAI_NAMES
+from dassl_lite.networks import BACKBONE_REGISTRY, HEAD_REGISTRY, NETWORK_REGISTRY
+from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
+from dassl_lite.utils.registry import Registry
+
+PACKAGE = __name__.partition(".")[0]
+INSTALLED = sysconfig.get_paths()["purelib"]
+WIDTH = 100  # of what is said of a recipe
+
+# Flag, config key or function that takes the name -> registry.
+REGISTRIES: dict[str, Registry] = {
+    "--trainer": TRAINER_REGISTRY,
+    "DATASET.NAME": DATASET_REGISTRY,
+    "TEST.EVALUATOR": EVALUATOR_REGISTRY,
+    "OPTIM.NAME": OPTIMIZER_REGISTRY,
+    "OPTIM.LR_SCHEDULER": LR_SCHEDULER_REGISTRY,
+    "INPUT.TRANSFORMS": TRANSFORMS,
+    "build_backbone()": BACKBONE_REGISTRY,
+    "build_head()": HEAD_REGISTRY,
+    "build_network()": NETWORK_REGISTRY,
+}
+
+
+def registered() -> str:
+    """Tables of all that is registered: name, where it comes from, first docstring line."""
+    tables = []
+    for taker, registry in REGISTRIES.items():
+        entries = [(name, registry.get(name)) for name in sorted(registry, key=str.lower)]
+        rows = [[name, origin(entry), summary(entry)] for name, entry in entries]
+        headers = [f"{registry.kind} ({taker})", "from", "what it is"]
+        if rows:
+            tables.append(tabulate(rows, headers=headers, disable_numparse=True))
+    tables.append(f"CLIP (--backbone): {', '.join((DEMO, *OPENAI_NAMES))}, any of open_clip's with a tag, or a file.")
+    return "\n\n".join(tables)
+
+
+def origin(thing: Any) -> str:
+    """Where something is defined: its module, or the file if that is neither ours nor installed."""
+    module = getattr(thing, "__module__", None) or ""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if not path or module.partition(".")[0] == PACKAGE or Path(path).is_relative_to(INSTALLED):
+        return module
+    return str(path)
+
+
+def summary(thing: Any) -> str:
+    """The first line of its docstring, or nothing. A dataset's is its file's, if that opens with the dataset's name:
+    the class itself says where the images lie."""
+    about = _docstring(inspect.getmodule(thing)).partition("\n")[0]
+    if isinstance(thing, type) and issubclass(thing, DatasetBase) and about.startswith(f"{thing.__name__}: "):
+        about = about.partition(": ")[2]
+        return about[:1].upper() + about[1:]
+    return _docstring(thing).partition("\n")[0]
+
+
+def _docstring(thing: Any) -> str:
+    return inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+
+
+def trainer_help(name: str) -> str:
+    """What a trainer does, its config keys with defaults and comments, and its recipes.
+
+    Raises:
+        UserError: no trainer of that name.
+    """
+    trainer = TRAINER_REGISTRY.get(name)
+    first = f"{name} ({origin(trainer)}): {summary(trainer)}".rstrip(": ")
+    parts = (first, _docstring(inspect.getmodule(trainer)), _key_table(name), _recipes(name))
+    return "\n\n".join(part for part in parts if part)
+
+
+def own_keys(trainer: Any) -> dict[str, Any]:
+    """Config keys of a trainer, with their defaults: those that ``extend_cfg`` of it or of its module declares,
+    inherited ones too, and those under its name that are from elsewhere, such as a paper's train.py."""
+    owners = inspect.getmodule(trainer), trainer  # the module's is a third party's way
+    engine, everything = leaves(get_cfg_default()), _with_keys_of(*asked_plugins(), *owners)
+    own = _with_keys_of(*owners).keys() - engine.keys()
+    node = f"trainer.{trainer.__name__}.".lower()
+    return {key: default for key, default in everything.items() if key in own or key.lower().startswith(node)}
+
+
+def _with_keys_of(*owners: Any) -> dict[str, Any]:
+    """The engine's keys and those that the owners declare, with their defaults."""
+    cfg = get_cfg_default()
+    for owner in owners:
+        declare = getattr(owner, "extend_cfg", None)
+        if declare is not None:
+            add_keys(cfg, declare)
+    return leaves(cfg)
+
+
+def _key_table(name: str) -> str:
+    trainer = TRAINER_REGISTRY.get(name)
+    keys, comments = own_keys(trainer), Comments(trainer, *asked_plugins())
+    if not keys:
+        return f"{name} declares no config keys of its own."
+    recipe = default_recipe(name)
+    values, rows = leaves(make_config(trainer=name, method_file=recipe)), []
+    for key, default in keys.items():
+        other = f" ({values[key]!r} in {recipe.name})" if recipe and values[key] != default else ""
+        rows.append([key, f"{default!r}{other}", comments.of(key)])
+    return tabulate(rows, headers=["config key", "default", "what it does"], disable_numparse=True)
+
+
+def _recipes(name: str) -> str:
+    """The method's yaml files, with the comment that each begins with, else what it sets. An underscore hides one."""
+    paths = sorted((configs_root() / "trainers" / name).glob("*.yaml"))
+    rows = [[path.stem, _about_recipe(path)] for path in paths if not path.name.startswith("_")]
+    own = default_recipe(name)
+    if own is not None and own not in paths:
+        rows.append([str(own), _about_recipe(own)])
+    if not rows:
+        return f"{name} has no recipe in configs/trainers/{name}; --config-file takes a yaml of yours."
+    return tabulate(rows, headers=["recipe (--config-file)", "what it is, or sets"], disable_numparse=True)
+
+
+def _about_recipe(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    values = yaml.safe_load(text) or {}
+    base = values.pop(BASE_KEY, "")
+    settings = ", ".join(f"{key} {value}" for key, value in leaves(CfgNode(values)).items())
+    return shorten(comment or settings or f"as {base}", WIDTH)

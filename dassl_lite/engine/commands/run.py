@@ -1,0 +1,67 @@
+"""One run, from a frozen config to ``results.json``; tools/train.py does one, tools/sweep.py many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from yacs.config import CfgNode
+
+from dassl_lite.engine.build import build_trainer
+from dassl_lite.engine.files.results import FILE_NAME, write_results
+from dassl_lite.engine.files.run_lock import only_run_in
+from dassl_lite.engine.parallel import distributed
+from dassl_lite.utils import get_logger, set_random_seed, setup_logger
+
+logger = get_logger(__name__)
+
+
+def build(cfg: CfgNode) -> Any:
+    """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
+    distributed.start()
+    setup_logger(cfg.OUTPUT_DIR, console=cfg.VERBOSE)
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def train(cfg: CfgNode) -> Path:
+    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path.
+
+    Raises:
+        UserError: whatever is wrong with the config, or another run is at work in that folder.
+    """
+    if distributed.rank():
+        return _train(cfg)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    with only_run_in(cfg.OUTPUT_DIR):
+        return _train(cfg)
+
+
+def _train(cfg: CfgNode) -> Path:
+    trainer = build(cfg)
+    zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
+    if zero_shot is not None:
+        logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
+    trainer.train()
+    path = Path(cfg.OUTPUT_DIR) / FILE_NAME
+    if distributed.rank() == 0:
+        write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot)
+    report(trainer, zero_shot)
+    logger.info(f"\nResults: {path}")
+    return path
+
+
+def report(trainer: Any, zero_shot: float | None) -> None:
+    """Log the closing table: accuracy before and after."""
+    split, cfg = trainer.cfg.TEST.SPLIT, trainer.cfg
+    if "accuracy" not in trainer.results.get(split, {}):  # nothing was evaluated, or by an evaluator of other metrics
+        return
+    accuracy, shots = trainer.results[split]["accuracy"], cfg.DATASET.NUM_SHOTS
+    rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]
+    if zero_shot is not None:
+        rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
+        rows.append(["gain", "", f"{accuracy - zero_shot:+.2f}"])
+    headers = [cfg.DATASET.NAME, "shots per class", f"{split} accuracy %"]
+    logger.info("\n" + tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))

@@ -1,0 +1,86 @@
+"""Means and confidence intervals over the seeds of finished runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_lite.engine.files.results import FILE_NAME, read_results
+from dassl_lite.utils.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one dataset with one number of shots, over its seeds."""
+
+    dataset: str
+    trainer: str
+    backbone: str
+    shots: int
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def interval(self) -> float | None:
+        """Half the width of the mean's 95 % confidence interval; None for a single value."""
+        return confidence_interval(self.values)
+
+    def __str__(self) -> str:
+        interval = self.interval
+        return f"{self.mean:.2f}" if interval is None else f"{self.mean:.2f} ± {interval:.2f}"
+
+
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> float | None:
+    """Half-width of the two-sided interval for the mean, by Student's t with n - 1 degrees of freedom."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t  # takes a while to import, and only reports need it
+
+    quantile = float(t.ppf(0.5 + level / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") -> list[Cell]:
+    """All finished runs below ``folder``, one cell per dataset, method, backbone and number of shots.
+
+    Raises:
+        UserError: there is none, or they lack the metric; names what they have.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder")
+    runs = [results for path in sorted(root.rglob(FILE_NAME)) if (results := read_results(path.parent))]
+    if not runs:
+        raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
+    cells: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    for run in runs:
+        metrics = run["metrics"].get(split, {})
+        if metric not in metrics:
+            raise unknown("metric", metric, metrics)
+        key = (run["dataset"], run["trainer"], run["backbone"], max(run["num_shots"], 0))
+        cells[key][run["seed"]] = metrics[metric]
+    return [
+        Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)))
+        for (dataset, trainer, backbone, shots), by_seed in cells.items()
+    ]
+
+
+def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one row per dataset and method, one column per number of shots (0: all images or none)."""
+    shots = sorted({cell.shots for cell in cells if cell.shots})
+    by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
+    for cell in cells:
+        by_row[cell.dataset, cell.trainer][cell.shots] = cell
+    rows = []
+    for (dataset, trainer), found in sorted(by_row.items()):
+        fixed = found.get(0)  # a method that uses no shots is the same in every column
+        rows.append([dataset, trainer, *(str(found.get(number) or fixed or "") for number in shots or [0])])
+    return ["dataset", "method", *(f"{n} shot{'s' if n > 1 else ''}" for n in shots or [0])], rows

@@ -1,0 +1,148 @@
+"""Several processes on one run, started by torchrun: the same numbers as one process, in less time.
+
+    torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
+
+Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
+models stay equal. In evaluation and in the extraction of features whole batches are shared out, so that every number
+is the one that one process finds, bit for bit. Training on cached features has next to nothing to share: each process
+does the same work. Only rank 0 writes. Without torchrun nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Sampler
+
+from dassl_lite.data.feature_cache import ProcessGroup
+from dassl_lite.data.loaders import ImageLoader
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import random_states, restore_random_states
+
+T = TypeVar("T")
+
+# One process may wait for another run that extracts the same features; when one dies, torchrun ends the others.
+_PATIENCE = timedelta(hours=12)
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number; 0 writes the files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start() -> None:
+    """Join the other processes, if torchrun started several: by NCCL for what is on GPUs, by gloo for the rest."""
+    if world_size() == 1 or dist.is_initialized():
+        return
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # gloo with GPUs too: USE_CUDA may be off, and what is gathered waits on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether ``error`` only says that another process of the run has ended; that one has told why."""
+    told = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return dist.is_initialized() and any(words in str(error) for words in told)
+
+
+class _Torchrun(ProcessGroup):
+    """The processes that torchrun started."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, item: T) -> list[T]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, item)
+        return found
+
+
+def process_group() -> ProcessGroup:
+    """This process among those of its run; alone without torchrun."""
+    return _Torchrun() if dist.is_initialized() else ProcessGroup()
+
+
+def on_first(find: Callable[[], T]) -> T:
+    """What ``find`` gives in the first process, where alone it is called: in every process."""
+    if not dist.is_initialized():
+        return find()
+    found = [find() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]  # None only on its way
+
+
+def same_random_states() -> None:
+    """Go on with the first process's random streams everywhere: what each drew for its own images may differ."""
+    if dist.is_initialized():
+        restore_random_states({**on_first(random_states), "cuda": []})
+
+
+def average_gradients(models: Iterable[nn.Module]) -> None:
+    """Replace every gradient by its mean over the processes."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for model in models for p in model.parameters() if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+class ShareOfBatches(Sampler[list[int]]):
+    """This process's equal share of every batch that another sampler gives.
+
+    Args:
+        batches: gives the same lists of indices in every process.
+    """
+
+    def __init__(self, batches: Any, rank: int, world: int) -> None:
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        same_random_states()
+        for batch in self.batches:
+            # A last batch that cannot be shared equally would weigh its images unequally.
+            share = len(batch) // self.world * self.world
+            if share:
+                yield batch[self.rank : share : self.world]
+
+
+def shared_loader(loader: ImageLoader) -> ImageLoader:
+    """``loader`` with this process's share of each batch; itself where there is one process.
+
+    Raises:
+        UserError: the batch size is not a multiple of the number of processes.
+    """
+    world = world_size()
+    if world == 1:
+        return loader
+    if (loader.batch_size or 0) % world:
+        raise UserError(
+            f"DATALOADER.TRAIN_X.BATCH_SIZE {loader.batch_size} cannot be shared equally by {world} processes"
+        )
+    return loader.with_batches(ShareOfBatches(loader.batch_sampler, rank(), world))

@@ -1,0 +1,194 @@
+"""Killed at any moment, torn, damaged: never a wrong row, never one lost that was committed."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from feature_toys import CountingEncoder, draw_images, expected, noisy, spec, store
+from torch import Tensor
+
+from dassl_lite.data.feature_cache import shards
+from dassl_lite.data.feature_cache.shards import ShardStore
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def in_child(work: Callable[[], object]) -> Any:
+    """``work`` in a forked process, started."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def killing_append(moment: int, how: str) -> Callable[..., None]:
+    """``_append`` that kills its process at the given call: before it, half-way through its bytes, or after it."""
+    real = shards._append
+    calls = []
+
+    def append(path: Path, end: int, data: Any) -> None:
+        calls.append(path)
+        if len(calls) == moment:
+            if how == "half":
+                real(path, end, bytes(data)[: len(bytes(data)) // 2])
+            elif how == "after":
+                real(path, end, data)
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path, end, data)
+
+    return append
+
+
+@forks
+@pytest.mark.parametrize("how", ["before", "half", "after"])
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])  # of rows, index, rows, index, ...
+def test_an_extraction_killed_while_it_writes_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, how: str
+) -> None:
+    paths = draw_images(tmp_path / "a", 10)
+    kind: dict[str, Any] = {"transform": noisy, "views": 2}
+
+    def extract() -> None:
+        monkeypatch.setattr(shards, "_append", killing_append(moment, how))
+        store(tmp_path / "cache", commit_seconds=0, **kind).fetch(paths, CountingEncoder(), batch_size=4)
+
+    process = in_child(extract)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    commits = moment // 2 if how == "after" else (moment - 1) // 2
+    encoder = CountingEncoder()
+    run = store(tmp_path / "cache", **kind)
+    assert torch.equal(run.fetch(paths, encoder, batch_size=4).tensor, expected(paths, **kind))
+    assert sum(encoder.calls) == 2 * (10 - 2 * commits)  # what was committed is not computed again
+    encoder = CountingEncoder()
+    assert torch.equal(store(tmp_path / "cache", **kind).fetch(paths, encoder).tensor, expected(paths, **kind))
+    assert encoder.calls == []
+
+
+@forks
+def test_an_extraction_killed_from_outside_several_times_comes_to_its_end(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 30)
+    log = tmp_path / "encoded"
+
+    class Slow(CountingEncoder):
+        def __call__(self, inputs: Tensor) -> Tensor:
+            time.sleep(0.01)
+            features = super().__call__(inputs)
+            with open(log, "a") as file:
+                file.write("".join(f"{number}\n" for number in self.seen[-len(inputs) :]))
+            return features
+
+    def extract() -> None:
+        store(tmp_path / "cache", commit_seconds=0).fetch(paths, Slow(), batch_size=2)
+
+    for seconds in (0.03, 0.07, 0.11):
+        process = in_child(extract)
+        while not log.exists() and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(60)
+    extract()
+    encoder = CountingEncoder()
+    assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.calls == []
+    twice = len(log.read_text().split()) - 30
+    assert 0 <= twice <= 3 * 2 * 2  # of each killed run, the batch that was being written and the one before it
+
+
+@pytest.mark.parametrize("name", ["rows-00000.bin", "index.jsonl"])
+@pytest.mark.parametrize("cut", [1, 10])
+def test_a_torn_tail_is_not_trusted_and_the_rest_is(tmp_path: Path, name: str, cut: int) -> None:
+    paths = draw_images(tmp_path / "a", 6)
+    run = store(tmp_path / "cache", commit_seconds=0)
+    run.fetch(paths, CountingEncoder(), batch_size=2)
+    assert run.folder is not None
+    os.truncate(run.folder / name, (run.folder / name).stat().st_size - cut)
+    encoder = CountingEncoder()
+    again = store(tmp_path / "cache")
+    assert torch.equal(again.fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.seen == [4, 5]
+    encoder = CountingEncoder()
+    assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.seen == []
+
+
+@pytest.mark.parametrize("name", ["rows-00000.bin", "index.jsonl"])
+def test_what_a_killed_writer_left_is_cut_off(tmp_path: Path, name: str) -> None:
+    paths = draw_images(tmp_path / "a", 3)
+    run = store(tmp_path / "cache")
+    run.fetch(paths[:2], CountingEncoder())
+    assert run.folder is not None
+    with open(run.folder / name, "ab") as file:
+        file.write(b"x" * 1000)
+    store(tmp_path / "cache").fetch(paths, CountingEncoder())
+    assert b"xx" not in (run.folder / name).read_bytes()
+    assert (run.folder / "rows-00000.bin").stat().st_size == 3 * 16
+    assert len((run.folder / "index.jsonl").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("rows", [[2], [0, 1, 5]])
+def test_a_row_whose_bytes_changed_on_disk_is_extracted_again(
+    tmp_path: Path, rows: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = draw_images(tmp_path / "a", 6)
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder())
+    assert run.folder is not None
+    with open(run.folder / "rows-00000.bin", "r+b") as file:
+        for row in rows:
+            file.seek(row * 16 + 3)
+            file.write(b"\xff")
+    encoder = CountingEncoder()
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
+    assert f"{len(rows)} rows of the feature cache" in caplog.text
+    assert encoder.seen == rows
+    encoder = CountingEncoder()
+    assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.seen == []
+
+
+def test_an_index_line_whose_bytes_changed_is_left_out_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = draw_images(tmp_path / "a", 6)
+    run = store(tmp_path / "cache", commit_seconds=0)
+    run.fetch(paths, CountingEncoder(), batch_size=2)
+    assert run.folder is not None
+    index = run.folder / "index.jsonl"
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(lines[0] + lines[1].replace(b"002.png", b"000.png") + lines[2])
+    encoder = CountingEncoder()
+    assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
+    assert encoder.seen == [2, 3]
+    assert "1 commits of the feature cache" in caplog.text
+
+
+def test_a_shard_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 4)
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder())
+    assert run.folder is not None
+    (run.folder / "rows-00000.bin").unlink()
+    encoder = CountingEncoder()
+    again = store(tmp_path / "cache", commit_seconds=0)
+    # Two commits of two: the first makes the file long enough for half of what the old index line promises.
+    assert torch.equal(again.fetch(paths[::-1], encoder, batch_size=2).tensor, expected(paths[::-1]))
+    assert len(encoder.seen) == 4
+    assert torch.equal(store(tmp_path / "cache").fetch(paths, CountingEncoder()).tensor, expected(paths))
+
+
+def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
+    paths = draw_images(tmp_path / "a", 1)
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder())
+    assert run.folder is not None
+    with pytest.raises(ValueError, match="holds features of something else"):
+        ShardStore(run.folder, spec(digest="other").describe()).load()
