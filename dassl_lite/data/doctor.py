@@ -18,8 +18,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.sidecar import SidecarFiles
 from dassl_lite.data.splits import Split
-from dassl_lite.downloads.remote import Source
-from dassl_lite.downloads.sources import SOURCES
+from dassl_lite.downloads.sources import SOURCES, Source
 from dassl_lite.utils.errors import UserError
 
 MISSING = "missing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dassl_lite.downloads.prepare import prepare
+from dassl_lite.downloads.preparation import prepare
 from dassl_lite.downloads.sources import SOURCES
 
 __all__ = ["SOURCES", "prepare"]

@@ -1,29 +1,39 @@
-"""Downloading over HTTP: goes on where it was cut, and names a file only when all of it has come."""
+"""Downloading one file, over HTTP or from Google Drive, and checking that it is the right one.
+
+A download goes on where it was cut, and a file gets its name only when all of it has come.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 import urllib3
 from tqdm import tqdm
 
-from dassl_lite.downloads.verify import WebPageError
+from dassl_lite.downloads.sources import File
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18
+_HASH_BLOCK = 1 << 20
 _PROGRESS = 1 << 20  # bytes; an attempt that has brought as much is not counted as a failure
 _LATER = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that may be others in a moment
+_WORTH_TELLING = 256 << 20  # bytes; hashing less takes no time
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 
@@ -42,6 +52,14 @@ class Patience:
     read: float = 60.0
     tries: int = 5
     pause: float = 1.0
+
+
+class WrongFileError(UserError):
+    """A file that is not what it should be; worth keeping for a look."""
+
+
+class WebPageError(UserError):
+    """A web page where a file should be; worth nothing."""
 
 
 class _CutError(Exception):
@@ -206,3 +224,91 @@ def reason_of(error: BaseException) -> str:
         nested = getattr(current, "reason", None) or next((a for a in current.args if isinstance(a, Exception)), None)
         current = nested if isinstance(nested, BaseException) else current.__cause__ or current.__context__
     return reason or ("no answer in time" if timed_out else f"{type(error).__name__}: {error}")
+
+
+def check_file(path: Path, file: File) -> None:
+    """Compare a file with what is known of it.
+
+    Raises:
+        WebPageError: it is a web page.
+        WrongFileError: it is empty, or of another size or digest, or a ``.json`` that is not JSON.
+    """
+    if looks_like_page(path):
+        raise WebPageError(f"'{path}' is a web page, not {file.name}")
+    size = path.stat().st_size
+    if size == 0:
+        raise WrongFileError(f"{file.name} is empty")
+    if file.size and size != file.size:
+        raise WrongFileError(f"{file.name} has {size:,} bytes, not {file.size:,}")
+    if file.digest:
+        name, _, expected = file.digest.partition(":")
+        found = digest_of_file(path, name)
+        if found != expected:
+            raise WrongFileError(f"{file.name} has the {name} digest {found}, not {expected}")
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise WrongFileError(f"{file.name} is not JSON ({error})") from error
+
+
+def looks_like_page(path: Path) -> bool:
+    """Whether a file begins as web pages do."""
+    with open(path, "rb") as file:
+        beginning = file.read(512)
+    return beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def digest_of_file(path: Path, name: str) -> str:
+    """Digest of a file, in hex."""
+    if path.stat().st_size > _WORTH_TELLING:
+        logger.info("Checking the digest of %s", path.name)
+    digest = hashlib.new(name, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch_from_drive(identity: str, target: Path, patience: Patience | None = None) -> None:
+    """Download the file with this id to ``target``.
+
+    Raises:
+        WebPageError: Drive shows a page instead, as it does when too many have asked for the file.
+        UserError: Drive cannot be reached. What has come is kept for the next time.
+    """
+    import gdown  # takes a while
+
+    refused = gdown.exceptions.FileURLRetrievalError
+    failed = getattr(gdown.exceptions, "DownloadError", refused)  # gdown >= 6
+    patience = patience or Patience()
+    folder = target.with_name(f"drive-{identity}")  # gdown takes files whose names begin alike for parts of it
+    folder.mkdir(exist_ok=True)
+    wanted: dict[str, Any] = {
+        "timeout": (patience.connect, patience.read),
+        "retries": patience.tries - 1,
+    }  # gdown >= 6.3
+    known = inspect.signature(gdown.download).parameters
+    try:
+        got = gdown.download(
+            id=identity,
+            output=str(folder / target.name),
+            quiet=not sys.stderr.isatty(),
+            resume=True,
+            use_cookies=False,
+            **{name: value for name, value in wanted.items() if name in known},
+        )
+    except refused as error:
+        raise WebPageError(f"Google Drive does not give {target.name}") from error
+    except (*NETWORK_ERRORS, failed) as error:
+        raise UserError(
+            f"cannot download {target.name} from Google Drive: {reason_of(error)}; check the network, then run this "
+            "again"
+        ) from error
+    else:
+        if got is None:  # how older versions fail
+            raise WebPageError(f"Google Drive does not give {target.name}")
+        os.replace(folder / target.name, target)
+    finally:
+        with contextlib.suppress(OSError):  # a part of the file stays
+            folder.rmdir()

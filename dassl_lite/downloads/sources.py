@@ -7,8 +7,177 @@ they list instead.
 
 from __future__ import annotations
 
-from dassl_lite.downloads.remote import GIB, File, Limits, Source, Unpack, drive
-from dassl_lite.downloads.sources_imagenet import IMAGENET_FAMILY
+from dataclasses import dataclass
+
+from dassl_lite.downloads.archives import GIB, Limits
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """What to take out of an archive.
+
+    Args:
+        take: folder in the archive, "" for all of it.
+        to: folder in the dataset's folder that its content goes into, "" for that folder itself.
+        inner: archive in the archive that ``take`` is in, if it is not in the outer one.
+        limits: ceilings, where the usual ones do not fit.
+    """
+
+    take: str
+    to: str
+    inner: str = ""
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to get.
+
+    Args:
+        name: its name, in the dataset's folder.
+        urls: where it is, tried in order: ``https://...`` or ``drive:ID``; empty if it is to be fetched by hand.
+        size: bytes, 0 if not known.
+        digest: ``md5:...`` or ``sha256:...`` in hex, "" if not known.
+        unpack: what to take out of it, if it is an archive.
+        provides: path in the dataset's folder that is there once the file has been dealt with; for an archive it
+            takes its name last. Default: where it is unpacked to, else its name.
+        optional: the dataset works without.
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    size: int = 0
+    digest: str = ""
+    unpack: Unpack | None = None
+    provides: str = ""
+    optional: bool = False
+
+    @property
+    def result(self) -> str:
+        """Path in the dataset's folder that shows that there is nothing left to do."""
+        return self.provides or (self.unpack.to if self.unpack else "") or self.name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset's files, and what is there when all is well.
+
+    Args:
+        folder: the dataset's folder under the root.
+        files: small ones first, so that what is quick is done before what may fail.
+        images: images in train, val and test; None for a part that the dataset does not have of its own.
+        classes: number of classes.
+        by_hand: where the files without an address are found, and what to do with them.
+    """
+
+    folder: str
+    files: tuple[File, ...]
+    images: tuple[int | None, int | None, int]
+    classes: int
+    by_hand: str = ""
+
+
+def drive(identity: str) -> tuple[str, ...]:
+    """The one address of a file on Google Drive."""
+    return (f"drive:{identity}",)
+
+
+HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
+
+# One file for the whole family; fetched once, copied for the others.
+IMAGENET_NAMES = File("classnames.txt", drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"), optional=True)
+
+IMAGENET_FAMILY: dict[str, Source] = {
+    "ImageNet": Source(
+        "imagenet",
+        (
+            IMAGENET_NAMES,
+            File(
+                "ILSVRC2012_img_train.tar",
+                size=147897477120,
+                digest="md5:1d675b47d978889d74fa0da5fadfb00e",
+                provides="images/train",
+            ),
+            File(
+                "ILSVRC2012_img_val.tar",
+                size=6744924160,
+                digest="md5:29b22e2961454d5413ddabcf34fc5622",
+                provides="images/val",
+            ),
+        ),
+        images=(1281167, None, 50000),
+        classes=1000,
+        by_hand="Both come from https://image-net.org/download-images (with a login). images/train and images/val need "
+        "one folder per wnid, 1000 in each; links to folders that you have are fine. torchvision unpacks the archives "
+        'so: put them and ILSVRC2012_devkit_t12.tar.gz into imagenet/images, and run there: python -c "from '
+        "torchvision.datasets import ImageNet; ImageNet('.', 'train'); ImageNet('.', 'val')\".",
+    ),
+    "ImageNetV2": Source(
+        "imagenetv2",
+        (
+            IMAGENET_NAMES,
+            File(
+                "imagenetv2-matched-frequency.tar.gz",
+                (
+                    "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
+                    "imagenetv2-matched-frequency.tar.gz",
+                ),
+                size=1264079360,
+                digest="sha256:f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
+                unpack=Unpack("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency-format-val"),
+            ),
+        ),
+        images=(None, None, 10000),
+        classes=1000,
+    ),
+    "ImageNetSketch": Source(
+        "imagenet-sketch",
+        (
+            IMAGENET_NAMES,
+            File(
+                "ImageNet-Sketch.zip",
+                (
+                    "https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip",
+                    *drive("1Mj0i5HBthqH1p_yeXzsg22gZduvgoNeA"),
+                ),
+                unpack=Unpack("sketch", "images"),
+            ),
+        ),
+        images=(None, None, 50889),
+        classes=1000,
+    ),
+    "ImageNetA": Source(
+        "imagenet-adversarial",
+        (
+            IMAGENET_NAMES,
+            File(
+                "imagenet-a.tar",
+                (f"{HENDRYCKS}/imagenet-a.tar",),
+                size=687552512,
+                digest="sha256:3bb3632277e6ba6392ea64c02ddbf4dd2266c9caffd6bc09c9656d28f012589e",
+                unpack=Unpack("imagenet-a", "imagenet-a"),
+            ),
+        ),
+        images=(None, None, 7500),
+        classes=200,
+    ),
+    "ImageNetR": Source(
+        "imagenet-rendition",
+        (
+            IMAGENET_NAMES,
+            File(
+                "imagenet-r.tar",
+                (f"{HENDRYCKS}/imagenet-r.tar",),
+                size=2191079936,
+                digest="sha256:18c6bf493b39a0d975d48e587437f562caab9c52ae6327dcfa9dd8eb54aa1b52",
+                unpack=Unpack("imagenet-r", "imagenet-r"),
+            ),
+        ),
+        images=(None, None, 30000),
+        classes=200,
+    ),
+}
+
 
 VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 

@@ -8,9 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-from dassl_lite.downloads.drive import fetch_from_drive
-from dassl_lite.downloads.fetch import fetch
-from dassl_lite.downloads.unpack import unpack
+from dassl_lite.downloads.archives import unpack
+from dassl_lite.downloads.fetch import fetch, fetch_from_drive
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import PathLike, mkdir_if_missing
 

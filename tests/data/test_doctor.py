@@ -17,7 +17,7 @@ from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.doctor import Report, examine
-from dassl_lite.downloads.remote import File, Source
+from dassl_lite.downloads.sources import File, Source
 from dassl_lite.engine.plugins import load_plugins
 
 CLASSES = ("cat", "dog", "emu")

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from dassl_lite.downloads import prepare
-from dassl_lite.downloads.remote import File, Source, drive
+from dassl_lite.downloads.sources import File, Source, drive
 from dassl_lite.utils.errors import UserError
 
 SPLIT = b'{"train": [], "val": [], "test": []}'

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from download_server import IMPATIENT, Server
 
-from dassl_lite.downloads.fetch import fetch
-from dassl_lite.downloads.remote import File
-from dassl_lite.downloads.verify import WebPageError, WrongFileError, check_file
+from dassl_lite.downloads.fetch import WebPageError, WrongFileError, check_file, fetch
+from dassl_lite.downloads.sources import File
 from dassl_lite.utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 40

@@ -1,4 +1,4 @@
-"""Getting a dataset's files: each once, and nothing that is there already."""
+"""Getting a dataset's files into their places: each once, whole or not at all, and nothing that is there already."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 
 import filelock
 
-from dassl_lite.downloads.acquire import acquire
-from dassl_lite.downloads.fetch import Patience
-from dassl_lite.downloads.place import is_there, place
-from dassl_lite.downloads.remote import File, Source
-from dassl_lite.downloads.sources import SOURCES
-from dassl_lite.downloads.verify import WrongFileError, check_file
+from dassl_lite.downloads.archives import unpack
+from dassl_lite.downloads.fetch import Patience, WebPageError, WrongFileError, check_file, fetch, fetch_from_drive
+from dassl_lite.downloads.sources import SOURCES, File, Source
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import atomic_path, cache_root, digest_of
 
 logger = logging.getLogger(__name__)
 
+_DRIVE = "drive:"
 WORK_FOLDER = ".prepare"  # in the dataset's folder, so that what is in it can be renamed into place
 
 
@@ -144,3 +142,122 @@ def instructions(name: str, source: Source, folder: Path, files: Sequence[File])
         lines.append(f"  {file.name}{' (optional)' if file.optional else ''}: {', '.join(filter(None, facts))}")
         lines.append(f"    to {where}")
     return "\n".join(lines)
+
+
+def acquire(file: File, folder: Path, work: Path, patience: Patience | None = None) -> Path:
+    """Fetch a file into ``work`` from the first of its addresses that has it.
+
+    Args:
+        folder: the dataset's folder, for what is said to the user.
+        work: folder for what is not finished.
+
+    Returns:
+        The file, checked. One that is there already (its unpacking was cut) is not fetched again.
+
+    Raises:
+        UserError: none of the addresses has it; says what was wrong with each, and what to do.
+    """
+    target = work / file.name
+    work.mkdir(exist_ok=True)
+    problems: list[str] = []
+    for url in file.urls:
+        try:
+            if not target.is_file():
+                logger.info("Downloading %s from %s", file.name, _page_of(url))
+                _fetch(url, target, file.size, patience)
+            check_file(target, file)
+        except WebPageError:
+            target.unlink(missing_ok=True)
+            problems.append(_told_of_page(url, folder / file.name))
+        except WrongFileError as error:
+            problems.append(f"{error}; {_put_aside(target, work, folder / file.result)}")
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            return target
+    raise UserError("; ".join(problems))
+
+
+def _fetch(url: str, target: Path, size: int, patience: Patience | None) -> None:
+    if url.startswith(_DRIVE):
+        fetch_from_drive(url.removeprefix(_DRIVE), target, patience)
+    else:
+        fetch(url, target, size, patience)
+
+
+def _page_of(url: str) -> str:
+    """Where a browser finds the file."""
+    return f"https://drive.google.com/file/d/{url.removeprefix(_DRIVE)}/view" if url.startswith(_DRIVE) else url
+
+
+def _told_of_page(url: str, place: Path) -> str:
+    by_hand = f"open {_page_of(url)} in a browser, and save the file as '{place}'"
+    if url.startswith(_DRIVE):
+        return (
+            f"Google Drive sends a web page instead of {place.name}, as it does when too many have asked for a file; "
+            f"wait a day, or {by_hand}"
+        )
+    return f"{url} sends a web page instead of {place.name}: it may have moved, or want a login; {by_hand}"
+
+
+def _put_aside(path: Path, work: Path, result: Path) -> str:
+    aside = work / "rejected" / path.name
+    aside.parent.mkdir(exist_ok=True)
+    os.replace(path, aside)
+    return (
+        f"it is kept as '{aside}': run this again to download it anew, or, if you trust it, put what is in it at "
+        f"'{result}' yourself"
+    )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or a folder with something in it."""
+    return any(path.iterdir()) if path.is_dir() else path.is_file()
+
+
+def place(archive: Path, file: File, folder: Path, work: Path) -> None:
+    """Unpack an archive beside its place and rename it there, so that a killed unpacking leaves nothing there.
+
+    Args:
+        folder: the dataset's folder.
+        work: a folder on the same disk.
+
+    Raises:
+        UserError: the archive is not fit, see :func:`unpack`, or does not hold what it should.
+    """
+    what = file.unpack
+    assert what is not None
+    logger.info("Unpacking %s", archive.name)
+    staging = work / "unpacking"
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    try:
+        if what.inner:
+            unpack(archive, staging / "outer", what.inner, what.limits)
+            archive = staging / "outer" / Path(what.inner).name
+        unpack(archive, staging / "whole", what.take, what.limits)
+        if what.to:
+            _put(staging / "whole", folder / what.to)
+        else:
+            _put_each(staging / "whole", folder, file)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_each(whole: Path, folder: Path, file: File) -> None:
+    """Put everything in ``whole`` into the folder; what tells that all of it is there comes last."""
+    names = sorted(os.listdir(whole), key=lambda name: (name == file.result, name))
+    if file.result not in names:
+        raise UserError(f"archive {file.name} holds no '{file.result}', only {', '.join(names[:5])}")
+    for name in names:
+        if is_there(folder / name):
+            logger.info("'%s' is there already, and is left as it is", folder / name)
+        else:
+            _put(whole / name, folder / name)
+
+
+def _put(what: Path, where: Path) -> None:
+    """Rename; an empty folder gives way."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    if where.is_dir():
+        where.rmdir()
+    os.replace(what, where)

@@ -21,7 +21,7 @@ import pytest
 from download_server import IMPATIENT, Server
 
 from dassl_lite.downloads import SOURCES, prepare
-from dassl_lite.downloads.remote import File, Source, Unpack
+from dassl_lite.downloads.sources import File, Source, Unpack
 from dassl_lite.utils.errors import UserError
 
 FILES = {"pets/images/cat/1.jpg": b"cat", "pets/images/dog/2.jpg": b"dog", "pets/README": b"read me"}
@@ -235,7 +235,7 @@ def test_full_disk_and_read_only_root_are_one_line(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("dassl_lite.downloads.place.unpack", full)
+        patch.setattr("dassl_lite.downloads.preparation.unpack", full)
         with pytest.raises(UserError, match=r"the disk of '.*oxford' is full; make room, then run this again"):
             get(source)
     get(source)
@@ -248,7 +248,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from dassl_lite.downloads import prepare, archives
-from dassl_lite.downloads.remote import File, Source, Unpack
+from dassl_lite.downloads.sources import File, Source, Unpack
 members = archives._tar_members
 def slow(archive):
     for member in members(archive):

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dassl_lite.downloads.archives import ArchiveError
-from dassl_lite.downloads.remote import Limits
-from dassl_lite.downloads.unpack import unpack
+from dassl_lite.downloads.archives import ArchiveError, unpack
+from dassl_lite.downloads.sources import Limits
 
 Entry = tuple[str, bytes] | tarfile.TarInfo
 
