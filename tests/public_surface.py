@@ -1,0 +1,156 @@
+"""The public surface as text: config keys with their defaults, exported names, command-line options.
+
+    python tests/public_surface.py            # print what changed; exit status 1 if anything did
+    python tests/public_surface.py --write    # renew tests/public_surface/*.txt
+
+Users' scripts, yaml files and plug-ins depend on what these files list, so a change to them belongs in the same commit
+as the code that causes it, where a reviewer sees it. To freeze something else, add a function to ``SECTIONS``: its
+lines are kept in ``tests/public_surface/<section>.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+FOLDER = Path(__file__).resolve().with_suffix("")
+PACKAGES = (
+    "dassl_lite",
+    "dassl_lite.config",
+    "dassl_lite.data",
+    "dassl_lite.engine",
+    "dassl_lite.evaluation",
+    "dassl_lite.metrics",
+    "dassl_lite.models",
+    "dassl_lite.networks",
+    "dassl_lite.optim",
+    "dassl_lite.utils",
+)
+WITHOUT_ARGUMENTS = ("link_types",)  # tools whose main starts working at once
+MACHINE_DEPENDENT = {"--device", "--jobs"}  # their defaults count GPUs and cores
+
+
+def config_keys() -> list[str]:
+    """``KEY = default`` for every key of the engine and of the trainers in the package."""
+    from dassl_lite.config.check import leaves
+    from dassl_lite.engine.build import full_config
+
+    # Not through load_plugins: this machine may have plug-ins of other packages.
+    trainers = importlib.import_module("dassl_lite.trainers")
+    for module in pkgutil.walk_packages(trainers.__path__, "dassl_lite.trainers."):
+        importlib.import_module(module.name)
+    return sorted(f"{key} = {value!r}" for key, value in leaves(full_config()).items())
+
+
+def exported_names() -> list[str]:
+    """The full name of everything in the ``__all__`` of a public package."""
+    return sorted(f"{package}.{name}" for package in PACKAGES for name in importlib.import_module(package).__all__)
+
+
+def command_line() -> list[str]:
+    """``tool --flag = default`` for every option and positional argument of every tool, sub-commands included."""
+    from dassl_lite.tools.cli import tools
+
+    lines = []
+    for tool in sorted(set(tools()).difference(WITHOUT_ARGUMENTS)):
+        main = importlib.import_module(f"dassl_lite.tools.{tool}").main
+        lines += [f"{tool} {line}" for line in sorted(_arguments(_parser_of(main)))]
+    return lines
+
+
+SECTIONS: dict[str, Callable[[], list[str]]] = {
+    "config_keys": config_keys,
+    "exported_names": exported_names,
+    "command_line": command_line,
+}
+
+
+class _CaughtParserError(Exception):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
+def _parser_of(main: Callable[[Sequence[str]], object]) -> argparse.ArgumentParser:
+    """The parser that a tool's ``main`` builds, caught at the moment it is asked to parse."""
+
+    def caught(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> NoReturn:
+        raise _CaughtParserError(parser)
+
+    original = argparse.ArgumentParser.parse_known_args
+    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[assignment]
+    try:
+        main([])
+    except _CaughtParserError as error:
+        return error.parser
+    finally:
+        argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]
+    raise AssertionError(f"{main.__module__}.main parses no arguments")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, subparser in action.choices.items():
+                yield from (f"{name} {line}" for line in _arguments(subparser))
+        elif not isinstance(action, argparse._HelpAction | argparse._VersionAction):
+            yield _described(action)
+
+
+def _described(action: argparse.Action) -> str:
+    """Such as ``--split {train,val,test} = 'test'``, ``--seeds ... = [1]`` or ``--verbose``."""
+    words = [", ".join(action.option_strings) or action.dest]
+    if action.choices is not None:
+        words.append("{" + ",".join(map(str, action.choices)) + "}")
+    if isinstance(action.nargs, int) and action.nargs > 0:
+        words.append(f"x{action.nargs}")
+    elif isinstance(action.nargs, str):
+        words.append(action.nargs)
+    if action.required and action.option_strings:
+        words.append("(required)")
+    if action.nargs != 0 and action.option_strings and not action.required:
+        words.append(f"= {_default(action)}")
+    return " ".join(words)
+
+
+def _default(action: argparse.Action) -> str:
+    if MACHINE_DEPENDENT.intersection(action.option_strings):
+        return "(depends on the machine)"
+    return str(action.default) if isinstance(action.default, Path) else repr(action.default)
+
+
+def differences() -> list[str]:
+    """Lines of a diff from the stored files to the code; empty if they agree."""
+    lines: list[str] = []
+    for section, collect in SECTIONS.items():
+        path = FOLDER / f"{section}.txt"
+        stored = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines += difflib.unified_diff(stored, collect(), path.name, "the code", lineterm="", n=0)
+    return lines
+
+
+def write() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for section, collect in SECTIONS.items():
+        (FOLDER / f"{section}.txt").write_text("\n".join(collect()) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="renew the stored files")
+    if parser.parse_args(argv).write:
+        write()
+        return 0
+    changed = differences()
+    print("\n".join(changed))
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
