@@ -19,8 +19,7 @@ from dassl_lite.config import (
     set_epochs,
 )
 from dassl_lite.engine.plugins import asked_plugins, load_plugins
-from dassl_lite.models.clip import preprocessing
-from dassl_lite.models.preprocessing import Preprocessing
+from dassl_lite.models.clip import Preprocessing, preprocessing
 from dassl_lite.networks import BACKBONE_REGISTRY
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger

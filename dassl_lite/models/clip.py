@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
-from dassl_lite.models import names
-from dassl_lite.models.assemble import assemble
-from dassl_lite.models.preprocessing import Preprocessing, preprocessing, preprocessing_of
+from dassl_lite.models import names, openai_format, published_weights
+from dassl_lite.models.names import BackboneName
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
-from dassl_lite.utils.errors import unknown
+from dassl_lite.utils.errors import UserError, unknown
 
 __all__ = ["PRECISIONS", "CLIPBackbone", "Preprocessing", "load_clip", "preprocessing"]
 
@@ -25,6 +27,54 @@ logger = logging.getLogger(__name__)
 
 # amp keeps the weights in fp32; autocast is the trainer's business.
 PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PRECISION = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+# What open_clip, and the loaders that it calls, raise for a file or a repository that they cannot use.
+_OPEN_CLIP_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, ImportError)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared.
+
+    Attributes:
+        size: (height, width) in pixels.
+        mean, std: of the red, green and blue channel, for values between 0 and 1.
+        interpolation: "bicubic" or "bilinear", for resizing.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    interpolation: str = "bicubic"
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """What the backbone `name` expects of its images. Raises UserError as `load_clip` does."""
+    return preprocessing_of(names.parse(name))
+
+
+def preprocessing_of(backbone: names.BackboneName) -> Preprocessing:
+    """The same for a name that was taken apart. Only a local file is opened."""
+    if backbone.kind == "hub":
+        config = published_weights.hub_config(backbone.architecture)
+        return _published(config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"])
+    if backbone.kind == "file":
+        architecture = openai_format.architecture_of(*openai_format.read(backbone.file))
+        return _published({}, architecture["vision_cfg"]["image_size"])
+    size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
+    return _published(open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag), size)
+
+
+def _published(config: Mapping[str, Any], size: Any) -> Preprocessing:
+    """From open_clip's description of published weights; what that leaves out is as OpenAI has it."""
+    height, width = (size, size) if isinstance(size, int) else size
+    own = Preprocessing((int(height), int(width)))
+    return Preprocessing(
+        own.size,
+        tuple(config.get("mean") or own.mean),
+        tuple(config.get("std") or own.std),
+        config.get("interpolation") or own.interpolation,
+    )
 
 
 class CLIPBackbone(nn.Module):
@@ -148,3 +198,72 @@ def digest_of_weights(model: nn.Module) -> str:
 def _digest_of_tensor(tensor: Tensor) -> str:
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).hexdigest()
+
+
+def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
+    """The model, its matrices in `dtype`, and its tokenizer. No number is drawn from the global streams."""
+    if backbone.kind == "file":
+        return _openai(backbone, dtype)
+    with torch.random.fork_rng(devices=[]), _quiet_root_logger():
+        if backbone.kind == "hub":
+            published_weights.hub_config(backbone.architecture)  # a repository out of reach is told here, in one line
+        tokenizer = _tokenizer(backbone)
+        if backbone.kind == "random":
+            logger.warning("Backbone %s: weights drawn with seed %d, it knows nothing", backbone.text, backbone.seed)
+            torch.manual_seed(backbone.seed)
+            return _create(backbone, dtype, None, {}), tokenizer
+        if backbone.kind == "hub":
+            return _create(backbone, dtype, None, {}), tokenizer
+        if backbone.kind == "checkpoint":
+            return _create(backbone, dtype, str(backbone.file), {}), tokenizer
+        path = published_weights.locate(backbone.architecture, backbone.tag)
+        if backbone.tag == "openai":
+            return _openai(backbone.at(path), dtype)
+        published = open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag)
+        return _create(backbone, dtype, str(path), published), tokenizer
+
+
+def _openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
+    tensors, metadata = openai_format.read(backbone.file)
+    architecture = openai_format.architecture_of(tensors, metadata)
+    model = openai_format.build(tensors, architecture, dtype, str(backbone.file))
+    return model, Tokenizer(architecture["text_cfg"]["context_length"])
+
+
+def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, published: dict[str, Any]) -> nn.Module:
+    """Through open_clip's own factory, which knows every layout of its files."""
+    try:
+        return open_clip.create_model(
+            backbone.architecture,
+            pretrained=path,
+            precision=_PRECISION[dtype],
+            force_quick_gelu=bool(published.get("quick_gelu")),
+            pretrained_text=False,
+            require_pretrained=backbone.kind != "random",
+        )
+    except _OPEN_CLIP_ERRORS as error:
+        raise UserError(f"cannot load backbone '{backbone.text}': {_one_line(error)}") from error
+
+
+def _tokenizer(backbone: BackboneName) -> Tokenizer:
+    try:
+        tokenizer = open_clip.get_tokenizer(backbone.architecture)
+    except _OPEN_CLIP_ERRORS as error:
+        raise UserError(f"no tokenizer for backbone '{backbone.text}': {_one_line(error)}") from error
+    return Tokenizer(tokenizer.context_length, tokenizer)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """open_clip logs on the root logger, and the first such call would give it a handler for good, after which
+    every line of ours stood twice on the console."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)

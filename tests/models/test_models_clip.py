@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dassl_lite.models import names, openai_format, weights
+from dassl_lite.models import names, openai_format, published_weights
 from dassl_lite.models.clip import PRECISIONS, digest_of_weights, load_clip, preprocessing
 from dassl_lite.utils.errors import UserError
 
@@ -28,9 +28,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *args: None)
-    monkeypatch.setattr(weights, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(published_weights, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(published_weights, "try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr(published_weights, "HF_HUB_OFFLINE", False)
     return tmp_path / "cache" / "clip"
 
 
@@ -264,7 +264,7 @@ def test_openais_file_in_the_cache_is_loaded_with_its_activation(
 ) -> None:
     offline.mkdir(parents=True)
     (offline / "RN50.pt").write_bytes(golden_backbone("rn0").read_bytes())
-    monkeypatch.setattr(weights, "_check_digest", lambda *args: None)
+    monkeypatch.setattr(published_weights, "_check_digest", lambda *args: None)
     clip = load_clip("RN50")
     assert same(clip, load_clip(str(golden_backbone("rn0"))))
     assert any(isinstance(module, open_clip.transformer.QuickGELU) for module in clip.modules())
@@ -291,8 +291,8 @@ def test_fetched_weights_are_kept_only_if_their_digest_is_right(offline: Path, m
     with pytest.raises(UserError, match="is not the file published at"):
         load_clip("RN50")
     assert not list(offline.glob("*"))
-    monkeypatch.setattr(weights, "_check_digest", lambda *args: None)
-    assert weights.locate("RN50", "openai").read_bytes() == b"something else altogether"
+    monkeypatch.setattr(published_weights, "_check_digest", lambda *args: None)
+    assert published_weights.locate("RN50", "openai").read_bytes() == b"something else altogether"
 
 
 # --- drawn weights, precision, digest -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dassl_lite.models.packing import pack, share_prefixes
+from dassl_lite.models.text_layers import pack, share_prefixes
 
 CPU = torch.device("cpu")
 
