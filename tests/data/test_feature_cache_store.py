@@ -13,7 +13,7 @@ from feature_toys import WIDTH, CountingEncoder, draw_images, expected, noisy, p
 from PIL import Image
 
 from dassl_lite.data.feature_cache import describe_stores
-from dassl_lite.data.feature_cache.layout import Layout
+from dassl_lite.data.feature_cache.shards import Layout
 
 
 def test_features_are_the_encoder_s_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_the_encoder_gets_batches_of_the_size_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_image_is_decoded_once_for_all_its_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dassl_lite.data.feature_cache import views
+    from dassl_lite.data.feature_cache import extract
 
     read = []
-    monkeypatch.setattr(views, "read_image", lambda path: read.append(path) or Image.open(path).convert("RGB"))
+    monkeypatch.setattr(extract, "read_image", lambda path: read.append(path) or Image.open(path).convert("RGB"))
     paths = draw_images(tmp_path / "a", 3)
     store(None, transform=noisy, views=4).fetch(paths, CountingEncoder())
     assert read == paths

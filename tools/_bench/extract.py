@@ -22,7 +22,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
-from dassl_lite.data.feature_cache.views import ImageFile, ViewDataset
+from dassl_lite.data.feature_cache.extract import ViewDataset
+from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.tools._bench._photos import draw_photos
 from dassl_lite.utils.errors import UserError

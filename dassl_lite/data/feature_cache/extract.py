@@ -1,29 +1,123 @@
-"""From files to features: decode, encode, and both at the same time.
+"""From image files to features: decode each image into its views, encode them, and do both at the same time.
 
-Letters: b images of a batch, V views, B = b * V encoder inputs, D feature width.
+Each view is drawn from a random stream of its own. View v of an image depends on the seed, the image's name (its folder
+and file name) and v: not on the order of the images, the batch, the number of workers, or where the dataset lies. And
+the run's own random streams are left as they were, so a run goes the same way whether its features were in the cache or
+not.
+
+Shapes: b images of a batch, V views, B = b * V encoder inputs, H x W pixels, D feature width.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import multiprocessing
 import os
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dassl_lite.data.feature_cache.lock import drop_inherited_locks
-from dassl_lite.data.feature_cache.views import Decoded, ViewDataset
+from dassl_lite.data.feature_cache.shards import ImageFile
+from dassl_lite.data.images import read_image
+from dassl_lite.utils.errors import UserError
 
+Transform = Callable[[Image.Image], Tensor]
 Encoder = Callable[[Tensor], Tensor]
 
 _PROBED = 4  # images decoded to see how long it takes
 _FORK_PAYS_SECONDS = 3.0  # decoding that must be ahead before worker processes are worth starting
 _SPAWN_PAYS_SECONDS = 30.0  # each imports torch anew
+
+
+class Decoded(NamedTuple):
+    """An image's views, V tensors (3, H, W); or, where it could not be read, none and the reason."""
+
+    number: int
+    views: list[Tensor]
+    error: str = ""
+
+
+def view_seed(seed: int, name: str, view: int) -> int:
+    """The seed (64 bits) of one view of one image."""
+    text = f"{seed}\0{name}\0{view}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+@contextlib.contextmanager
+def random_streams_kept() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's (CPU) random streams back at the end; only these are seeded here."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class ViewDataset(Dataset[Decoded]):
+    """Images by number, each decoded once for all of its views.
+
+    Args:
+        images: the files.
+        transform: PIL image -> float tensor (3, H, W); may be random.
+        views: V, how often the transform is applied to each image.
+        seed: chooses the views.
+    """
+
+    def __init__(self, images: Sequence[ImageFile], transform: Transform, views: int, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.views = views
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Decoded:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Decoded]:
+        """A batch at once (DataLoader asks so), because keeping the random streams costs as much as a small image."""
+        with random_streams_kept():
+            return [self._decode(number) for number in numbers]
+
+    def _decode(self, number: int) -> Decoded:
+        file = self.images[number]
+        try:
+            image = read_image(file.path)
+        except UserError as error:
+            return Decoded(number, [], str(error))
+        if _changed(file):
+            return Decoded(number, [], f"the image {file.path} was changed while it was read")
+        return Decoded(number, [self._view(image, file.name, view) for view in range(self.views)])
+
+    def _view(self, image: Image.Image, name: str, view: int) -> Tensor:
+        seed = view_seed(self.seed, name, view)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        tensor = self.transform(image)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"the transform must give a tensor, not {type(tensor).__name__}: is ToTensor missing?")
+        return tensor
+
+
+def _changed(file: ImageFile) -> bool:
+    try:
+        return ImageFile.of(file.path) != file
+    except OSError:
+        return True
 
 
 class DecodedBatch(NamedTuple):

@@ -17,9 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dassl_lite.data.feature_cache.layout import Layout
-from dassl_lite.data.feature_cache.shards import ShardStore
-from dassl_lite.data.feature_cache.views import ImageFile
+from dassl_lite.data.feature_cache.shards import ImageFile, Layout, ShardStore
 from dassl_lite.utils.errors import NO_ROOM
 
 logger = logging.getLogger(__name__)

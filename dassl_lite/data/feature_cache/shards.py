@@ -11,7 +11,9 @@ cuts them off. Each row's own checksum is compared whenever it is read: bytes th
 disk that does not sync, a partial copy of the folder) are noticed, not used. Without a sound meta.json nobody knows
 what the rows are: such a store is set aside, and a new one begins.
 
-Letters: N images, V views, D feature width.
+NumPy knows no bfloat16, so features of every type travel as integers of their size: bit for bit.
+
+Shapes: N images, V views, D feature width.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dassl_lite.data.feature_cache.layout import Layout
 from dassl_lite.data.feature_cache.lock import exclusive_lock
-from dassl_lite.data.feature_cache.views import ImageFile
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import digest_of, read_json, write_json
 
@@ -41,9 +43,81 @@ DAMAGED = ".damaged-"  # in the name of a folder: a store that was set aside
 SHARD_BYTES = 256 << 20
 GATHER_BYTES = 64 << 20  # copied at a time, so that reading needs little memory beside its result
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+class Layout(NamedTuple):
+    """The layout of one image's row: V x D numbers of ``dtype`` (such as ``float32``)."""
+
+    views: int
+    width: int
+    dtype: str
+
+    @classmethod
+    def of(cls, features: Tensor) -> Layout:
+        """The layout of features (N, V, D). Raises TypeError if they are no real floating-point numbers."""
+        dtype = str(features.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES:
+            raise TypeError(f"features must be one of {', '.join(_DTYPES)}, not {dtype}")
+        return cls(features.shape[1], features.shape[2], dtype)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Layout:
+        """The layout that a file tells. Raises ValueError or TypeError if it makes no sense."""
+        layout = cls(**told)
+        numbers = (layout.views, layout.width)
+        if layout.dtype not in _DTYPES or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ValueError(f"rows of {layout}")
+        return layout
+
+    @property
+    def carrier(self) -> np.dtype:
+        """The integers that stand for the numbers, little-endian as on disk."""
+        return np.dtype(f"<i{_DTYPES[self.dtype].itemsize}")
+
+    @property
+    def row_bytes(self) -> int:
+        return self.views * self.width * self.carrier.itemsize
+
+    def bits(self, features: Tensor) -> np.ndarray:
+        """Features (N, V, D) on the CPU as their integers."""
+        return features.contiguous().view(_INTEGERS[features.dtype.itemsize]).numpy().astype(self.carrier, copy=False)
+
+    def tensor(self, bits: np.ndarray) -> Tensor:
+        """The features that the integers stand for."""
+        native = bits.astype(bits.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native).view(_DTYPES[self.dtype])
+
 
 class _DamagedMetaError(Exception):
     """meta.json is there, but does not say what it should."""
+
+
+class ImageFile(NamedTuple):
+    """One state of one file: what a row of the cache belongs to.
+
+    The path is the absolute one, links not followed. A dataset that was moved is extracted again: name, size and time
+    are not enough to tell that a file elsewhere is the same picture, and a wrong feature would go unnoticed.
+    """
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int  # nanoseconds
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> ImageFile:
+        """The file as it is now. Raises OSError if there is none."""
+        absolute = os.path.abspath(path)
+        status = os.stat(absolute)
+        return cls(absolute, status.st_size, status.st_mtime_ns)
+
+    @property
+    def name(self) -> str:
+        """Folder and file name with ``/``: the same on every machine, so views are too."""
+        return "/".join(PurePath(self.path).parts[-2:])
 
 
 class Row(NamedTuple):

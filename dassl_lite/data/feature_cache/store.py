@@ -4,7 +4,7 @@ A store is one folder per way of making features (backbone and its weights, tran
 image, so every shot count, split, random seed and method shares it. A row belongs to a path with a size and a time of
 last change; a file that was changed is another row.
 
-Letters: N images, V views, B encoder inputs, H x W pixels, D feature width.
+Shapes: N images, V views, B encoder inputs, H x W pixels, D feature width.
 """
 
 from __future__ import annotations
@@ -14,28 +14,63 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dassl_lite.data.feature_cache.extract import Encoder, Extracted, extract
-from dassl_lite.data.feature_cache.process_group import ProcessGroup
+from dassl_lite.data.feature_cache.extract import Encoder, Extracted, Transform, ViewDataset, extract
 from dassl_lite.data.feature_cache.rows import COMMIT_SECONDS, Rows
-from dassl_lite.data.feature_cache.shards import ShardStore
-from dassl_lite.data.feature_cache.views import ImageFile, Transform, ViewDataset
+from dassl_lite.data.feature_cache.shards import DAMAGED, META, ImageFile, ShardStore
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import digest_of
+from dassl_lite.utils.files import digest_of, read_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _ATTEMPTS = 2
 _NAMED = 10  # unreadable images in a message
+
+T = TypeVar("T")
+
+
+class ProcessGroup:
+    """A process among those of its run. The engine derives from it for torchrun.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    def gather(self, item: T) -> list[T]:
+        """What every process gives, in the order of their ranks; all have to come here."""
+        return [item]
+
+    @property
+    def share(self) -> slice:
+        """This process's part of a list whose items are dealt out in turn."""
+        return slice(self.rank, None, self.size)
+
+    def in_turn(self, own: Iterable[T]) -> Iterator[T]:
+        """The items of every process, as each has those of its ``share``: in the order that the whole had.
+
+        One item of each process is underway at a time.
+        """
+        if self.size == 1:
+            yield from own
+            return
+        items = iter(own)
+        while any(found := self.gather(list(islice(items, 1)))):
+            for one in found:
+                yield from one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,3 +264,27 @@ def _warn_of_skipped(errors: dict[str, str]) -> None:
         named = "; ".join(list(errors.values())[:_NAMED])
         more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
         logger.warning(f"{len(errors)} images could not be read and are left out: {named}{more}")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSummary:
+    """One store, for a listing: its folder, how much it holds, and what that was made with."""
+
+    folder: Path
+    images: int
+    bytes: int
+    made_with: dict[str, Any]
+
+
+def describe_stores(root: Path) -> list[StoreSummary]:
+    """The stores below ``root``, largest first. A folder with nothing committed is none, nor one that was set aside."""
+    found = []
+    for meta_path in sorted(Path(root).glob(f"*/{META}")):
+        folder = meta_path.parent
+        if DAMAGED in folder.name:
+            continue
+        disk = ShardStore(folder, read_json(meta_path)["made_with"])
+        disk.load()
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        found.append(StoreSummary(folder, len(disk), size, disk.description))
+    return sorted(found, key=lambda summary: -summary.bytes)
