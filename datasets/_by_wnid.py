@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 
 from dassl_lite.data import Datum, FolderDataset, Split
-from dassl_lite.data.class_folders import ClassFolder, folders_by_wnid
-from dassl_lite.data.listing import list_classes, list_folders
-from dassl_lite.data.wnids import imagenet_names, read_classnames
+from dassl_lite.data.imagenet import imagenet_names, read_classnames
+from dassl_lite.data.layouts import ClassFolder, folders_by_wnid, list_classes, list_folders
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset, Split
 from dassl_lite.data.fewshot import group_by_label
-from dassl_lite.data.listing import refreshed
+from dassl_lite.data.layouts import find_table, list_rows, read_table, refreshed, split_rows
 from dassl_lite.data.splits import split_classes
-from dassl_lite.data.table import find_table, list_rows, read_table, split_rows
 
 
 @DATASET_REGISTRY.register(name="CSV")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset, Split
-from dassl_lite.data.annotations import Row, listed_images, parse_lines
+from dassl_lite.data.layouts import Row, listed_images, parse_lines
 
 
 @DATASET_REGISTRY.register()

@@ -11,8 +11,15 @@ import random
 from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset, Split
-from dassl_lite.data.class_folders import ClassFolder, name_folders
-from dassl_lite.data.listing import find_parts, list_classes, list_folders, list_parts, refreshed
+from dassl_lite.data.layouts import (
+    ClassFolder,
+    find_parts,
+    list_classes,
+    list_folders,
+    list_parts,
+    name_folders,
+    refreshed,
+)
 from dassl_lite.data.splits import split_classes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, Split
-from dassl_lite.data.listing import list_parts
+from dassl_lite.data.layouts import list_parts
 from dassl_lite.datasets._by_wnid import ByWnid
 
 

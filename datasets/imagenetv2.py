@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dassl_lite.data import DATASET_REGISTRY
-from dassl_lite.data.class_folders import ClassFolder
+from dassl_lite.data.layouts import ClassFolder
 from dassl_lite.datasets._by_wnid import ByWnid
 
 

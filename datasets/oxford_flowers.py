@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset, Split
-from dassl_lite.data.annotations import parse_mat
 from dassl_lite.data.fewshot import group_by_label
+from dassl_lite.data.layouts import parse_mat
 from dassl_lite.data.splits import read_listing, split_classes
 
 

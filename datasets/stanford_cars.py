@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset, Split, split_trainval
-from dassl_lite.data.annotations import parse_mat
+from dassl_lite.data.layouts import parse_mat
 
 
 @DATASET_REGISTRY.register()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset, Split
-from dassl_lite.data.annotations import Row, parse_lines, split_lists
+from dassl_lite.data.layouts import Row, parse_lines, split_lists
 
 
 @DATASET_REGISTRY.register()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dassl_lite.data.templates import IMAGENET_TEMPLATES_SELECT
+from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import class_weights

@@ -6,12 +6,12 @@ from dassl_lite.data.classes import ClassList, ClassMatch, match_classes, normal
 from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase, build_dataset
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.folder import FolderDataset
+from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.data.images import UnreadableImageError, read_image
-from dassl_lite.data.listing import split_folders
+from dassl_lite.data.layouts.class_folders import split_folders
 from dassl_lite.data.loaders import DatasetWrapper, ImageLoader, build_data_loader
 from dassl_lite.data.manager import DataManager
 from dassl_lite.data.splits import Split, read_split, save_split, split_trainval
-from dassl_lite.data.templates import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.data.transforms import build_transform, describe, is_random
 
 __all__ = [

@@ -15,8 +15,7 @@ from typing import Any
 
 from dassl_lite.data.dataset import DATASET_REGISTRY
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.folder import FolderDataset
-from dassl_lite.data.sidecar import SidecarFiles
+from dassl_lite.data.folder import FolderDataset, SidecarFiles
 from dassl_lite.data.splits import Split
 from dassl_lite.downloads.sources import SOURCES, Source
 from dassl_lite.utils.errors import UserError

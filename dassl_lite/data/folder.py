@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, warn_of_small_classes
-from dassl_lite.data.fewshot_pickle import read_pickled_draw
-from dassl_lite.data.sidecar import SidecarFiles
+from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, read_pickled_draw, warn_of_small_classes
 from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
 from dassl_lite.utils.errors import MissingDatasetError, UserError
-from dassl_lite.utils.files import read_json
+from dassl_lite.utils.files import cache_root, digest_of, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -216,3 +215,34 @@ def _identified(item: Datum, name: str, identity: str) -> Datum:
     if name != item.classname:
         raise ValueError(f"label {item.label} is '{name}' there, but '{item.classname}' in the split")
     return Datum(item.impath, item.label, item.domain, item.classname, identity)
+
+
+class SidecarFiles:
+    """Finds and writes a dataset's kept files: its made split and its few-shot draws.
+
+    Args:
+        dataset: registered name.
+        dataset_dir: the dataset's folder, absolute.
+    """
+
+    def __init__(self, dataset: str, dataset_dir: str) -> None:
+        # Two folders of one dataset (a full and a reduced copy) must not share their draws.
+        place = f"{dataset}-{digest_of(os.path.realpath(dataset_dir))[:12]}"
+        self.folders = (Path(dataset_dir), cache_root() / "splits" / place)
+
+    def find(self, name: str) -> Path | None:
+        """Where the file called ``name`` (relative) is, if it is; a folder closed to us counts as empty."""
+        return next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
+
+    def write(self, name: str, writer: Callable[[Path], None]) -> Path | None:
+        """Let ``writer`` write the file, beside the dataset if that works; None if it works nowhere."""
+        problem: OSError | None = None
+        for folder in self.folders:
+            try:
+                writer(folder / name)
+            except OSError as error:
+                problem = error
+            else:
+                return folder / name
+        logger.warning("Cannot keep '%s' (%s): the run goes on without", name, problem)
+        return None

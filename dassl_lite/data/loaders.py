@@ -16,7 +16,7 @@ from torchvision import transforms as T
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.samplers import SeededIndex, SeededSampler, build_sampler
-from dassl_lite.data.transforms.steps import interpolation
+from dassl_lite.data.transforms.build import interpolation
 from dassl_lite.utils.errors import UserError, unknown
 
 logger = logging.getLogger(__name__)

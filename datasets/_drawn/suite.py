@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from dassl_lite.data import FolderDataset
-from dassl_lite.data.sidecar import cache_root
 from dassl_lite.data.splits import write_listing
 from dassl_lite.datasets._drawn.canvas import Painters, paint
 from dassl_lite.datasets._drawn.classes import ObjectClass, subjects_of
@@ -26,6 +25,7 @@ from dassl_lite.datasets._drawn.looks import PHOTO, Look, compose
 from dassl_lite.datasets._drawn.place import place_whole
 from dassl_lite.datasets._drawn.render import Images, draw
 from dassl_lite.datasets._drawn.scene import Ints
+from dassl_lite.utils.files import cache_root
 
 logger = logging.getLogger(__name__)
 

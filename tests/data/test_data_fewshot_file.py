@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_data_dataset import ROWS, Toy, config, lay_out
 
-from dassl_lite.data import sidecar as keep
+from dassl_lite.data import folder as keep
 from dassl_lite.data import splits
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root

@@ -25,10 +25,10 @@ from dassl_lite.data.transforms import (
     RandAugment,
     Random2DTranslation,
     SVHNPolicy,
+    augmentations,
     build_transform,
     describe,
     is_random,
-    randaugment,
 )
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
@@ -115,7 +115,7 @@ def test_randaugment_takes_any_magnitude() -> None:
         RandAugment(2, 31)
 
 
-@pytest.mark.parametrize("table", [randaugment.ORIGINAL, randaugment.SECOND, randaugment.FIXMATCH])
+@pytest.mark.parametrize("table", [augmentations.ORIGINAL, augmentations.SECOND, augmentations.FIXMATCH])
 def test_an_operation_fails_at_an_end_of_its_range(table: Any, image: Image.Image) -> None:
     for operation, *ends in table:
         for value in ends:

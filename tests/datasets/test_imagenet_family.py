@@ -13,7 +13,7 @@ import pytest
 from field_layouts import load
 
 from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, match_classes, normalise_name, read_image
-from dassl_lite.data.wnids import imagenet_classes, read_classnames
+from dassl_lite.data.imagenet import imagenet_classes, read_classnames
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils.errors import UserError
 

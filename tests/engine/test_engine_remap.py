@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_lite.data.wnids import imagenet_classes
+from dassl_lite.data.imagenet import imagenet_classes
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.utils import UserError, load_checkpoint, set_random_seed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dassl_lite.data.templates import IMAGENET_TEMPLATES_SELECT
+from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
 from dassl_lite.tools._demo.glyphs import LETTERS

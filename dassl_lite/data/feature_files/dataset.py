@@ -17,8 +17,7 @@ import torch
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.file import PARTS, FeatureFile, read_feature_file
-from dassl_lite.data.folder import FolderDataset
-from dassl_lite.data.sidecar import SidecarFiles
+from dassl_lite.data.folder import FolderDataset, SidecarFiles
 from dassl_lite.data.splits import Split, check_labels
 from dassl_lite.utils.errors import UserError
 

@@ -12,7 +12,25 @@ import torch
 from torchvision import transforms as T
 from torchvision.transforms import v2
 
-from dassl_lite.data.transforms.custom import InstanceNormalization
+from dassl_lite.data.transforms.augmentations import (
+    CIFAR10Policy,
+    Cutout,
+    GaussianNoise,
+    ImageNetPolicy,
+    InstanceNormalization,
+    RandAugment,
+    RandAugment2,
+    RandAugmentFixMatch,
+    Random2DTranslation,
+    SVHNPolicy,
+)
+
+# Descriptions name feature caches on disk, so a class that has moved keeps the module in which it began.
+_FIRST_MODULE: dict[type, str] = {
+    **dict.fromkeys((Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation), "custom"),
+    **dict.fromkeys((RandAugment, RandAugment2, RandAugmentFixMatch), "randaugment"),
+    **dict.fromkeys((CIFAR10Policy, ImageNetPolicy, SVHNPolicy), "autoaugment"),
+}
 
 # Those that give the same result for the same image; every other is taken to draw at random.
 _DETERMINISTIC: tuple[type, ...] = (
@@ -104,4 +122,6 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 
 
 def _name(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+    first = _FIRST_MODULE.get(thing)
+    module = f"dassl_lite.data.transforms.{first}" if first else thing.__module__
+    return f"{module}.{thing.__qualname__}"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dassl_lite.data.classes import ClassList, ClassMatch, match_classes
-from dassl_lite.data.wnids import imagenet_classes
+from dassl_lite.data.imagenet import imagenet_classes
 from dassl_lite.utils.errors import LackingClassesError, UserError
 from dassl_lite.utils.logger import get_logger
 

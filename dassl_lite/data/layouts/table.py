@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dassl_lite.data.class_folders import ClassFolder, name_folders
 from dassl_lite.data.datum import Datum
+from dassl_lite.data.layouts.class_folders import ClassFolder, name_folders
 from dassl_lite.data.splits import PARTS, Split
 from dassl_lite.utils.errors import UserError, nearest, unknown
 
@@ -126,7 +126,7 @@ def list_rows(rows: Sequence[TableRow], folder: Path) -> list[Datum]:
 
     Labels are those of the table, else the positions of the sorted class names. A label without a name, and a
     class name, is called as a ``classnames.json`` in ``folder`` says; see
-    :func:`dassl_lite.data.class_folders.name_folders`.
+    :func:`dassl_lite.data.layouts.class_folders.name_folders`.
 
     Args:
         folder: what paths are relative to.

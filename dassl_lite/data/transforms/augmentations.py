@@ -1,10 +1,15 @@
-"""RandAugment in the three forms of Dassl's list: a few operations, drawn at random, one after the other.
+"""The transforms of Dassl's list that torchvision does not have, or not in this form.
 
+They draw from the generators that the reference's draw from, so that a seed gives the same images.
+
+RandAugment comes in the three forms of Dassl's list: a few operations, drawn at random, one after the other.
 torchvision's own has another set of operations (no inversion, no cutout) and another scale of magnitudes.
 
 - RandAugment: Cubuk et al. (arXiv 1909.13719), one magnitude for all operations.
 - RandAugment2: a magnitude drawn per operation, each applied with probability ``p``.
 - RandAugmentFixMatch: Sohn et al. (arXiv 2001.07685), Table 12: milder enhancements, no inversion.
+
+AutoAugment's learned policies (Cubuk et al., arXiv 1805.09501) are torchvision's under Dassl's names.
 """
 
 from __future__ import annotations
@@ -14,9 +19,93 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from torch import Tensor
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
+from torchvision.transforms import functional as F
 
 from dassl_lite.utils.errors import UserError
+
+ENLARGEMENT = 1.125
+
+
+@dataclass
+class Random2DTranslation:
+    """With probability ``p`` enlarge to 1.125 times the target size and crop it at random, else resize to it.
+
+    Args:
+        height, width: size of the result in pixels.
+        p: probability of the crop.
+        interpolation: of both resizes.
+    """
+
+    height: int
+    width: int
+    p: float = 0.5
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        size = [self.height, self.width]
+        if random.uniform(0, 1) > self.p:
+            return F.resize(image, size, self.interpolation)
+        larger = [round(side * ENLARGEMENT) for side in size]
+        left = round(random.uniform(0, larger[1] - self.width))
+        top = round(random.uniform(0, larger[0] - self.height))
+        return F.crop(F.resize(image, larger, self.interpolation), top, left, self.height, self.width)
+
+
+@dataclass
+class InstanceNormalization:
+    """Each channel of an image (3, H, W) to mean 0 and standard deviation 1.
+
+    Ulyanov et al., Instance Normalization: The Missing Ingredient for Fast Stylization (arXiv 1607.08022).
+    """
+
+    eps: float = 1e-8
+
+    def __call__(self, image: Tensor) -> Tensor:
+        std, mean = torch.std_mean(image, dim=(1, 2), keepdim=True)
+        return (image - mean) / (std + self.eps)
+
+
+@dataclass
+class Cutout:
+    """Set ``n_holes`` squares of an image (3, H, W), centred anywhere in it, to zero.
+
+    DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout (arXiv 1708.04552).
+
+    Args:
+        n_holes: number of squares.
+        length: their side in pixels; one that reaches over the border is cut there.
+    """
+
+    n_holes: int = 1
+    length: int = 16
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        half = self.length // 2
+        result = image.clone()
+        for _ in range(self.n_holes):
+            y, x = np.random.randint(height), np.random.randint(width)
+            result[..., max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+        return result
+
+
+@dataclass
+class GaussianNoise:
+    """With probability ``p`` add normal noise to an image tensor, on the scale that it has by then."""
+
+    mean: float = 0.0
+    std: float = 0.15
+    p: float = 0.5
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if random.uniform(0, 1) > self.p:
+            return image
+        return image + torch.randn_like(image) * self.std + self.mean
+
 
 # (operation, magnitude at 0, magnitude at 1)
 Operation = tuple[Callable[[Image.Image, float], Image.Image], float, float]
@@ -205,3 +294,34 @@ class RandAugmentFixMatch:
         for operation, low, high in random.choices(FIXMATCH, k=self.n):
             image = operation(image, low + (high - low) * random.random())
         return image
+
+
+class _Policy(v2.AutoAugment):
+    """An image to an image: one of the policy's pairs of operations, drawn at random.
+
+    Args:
+        fillcolor: red, green and blue of what a shear, a shift or a rotation leaves empty.
+    """
+
+    learned_on: AutoAugmentPolicy
+
+    def __init__(self, fillcolor: tuple[int, int, int] = (128, 128, 128)) -> None:
+        super().__init__(self.learned_on, interpolation=InterpolationMode.BICUBIC, fill=list(fillcolor))
+
+
+class ImageNetPolicy(_Policy):
+    """Learned on ImageNet."""
+
+    learned_on = AutoAugmentPolicy.IMAGENET
+
+
+class CIFAR10Policy(_Policy):
+    """Learned on CIFAR-10."""
+
+    learned_on = AutoAugmentPolicy.CIFAR10
+
+
+class SVHNPolicy(_Policy):
+    """Learned on SVHN."""
+
+    learned_on = AutoAugmentPolicy.SVHN

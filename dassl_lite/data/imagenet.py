@@ -1,4 +1,4 @@
-"""ImageNet's classes: the wnids that identify them and the names that prompts use."""
+"""What the field knows of ImageNet: the wnids that identify its classes, their names in prompts, its templates."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def read_classnames(path: str | os.PathLike[str]) -> dict[str, str]:
                 raise UserError(f"'{path}', line {number}: '{line.strip()}' {wrong}")
             names[wnid] = name.strip()
     return names
+
+
+# The seven that CLIP's authors select out of their eighty for ImageNet.
+IMAGENET_TEMPLATES_SELECT: tuple[str, ...] = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
