@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.fields import TEXTURES
 from dassl_lite.datasets._drawn.suite import FieldDataset, PerClass
-from dassl_lite.datasets._drawn.textures import PAINTERS
 
 
 @DATASET_REGISTRY.register()
@@ -13,5 +13,5 @@ class Textures(FieldDataset):
 
     dataset_dir = "textures"
     template = "a photo of a {} texture."
-    painters = PAINTERS
+    painters = TEXTURES
     per_class = PerClass(test=60)

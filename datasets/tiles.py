@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dassl_lite.data import DATASET_REGISTRY
+from dassl_lite.datasets._drawn.fields import TILES
 from dassl_lite.datasets._drawn.suite import FieldDataset, PerClass
-from dassl_lite.datasets._drawn.tiles import PAINTERS
 
 
 @DATASET_REGISTRY.register()
@@ -13,5 +13,5 @@ class Tiles(FieldDataset):
 
     dataset_dir = "tiles"
     template = "a centered satellite photo of {}."
-    painters = PAINTERS
+    painters = TILES
     per_class = PerClass(test=60)

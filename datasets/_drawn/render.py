@@ -1,7 +1,9 @@
 """Scenes to pixels, many pictures at once: `draw(scene, rng)` gives (N, S, S, 3) uint8.
 
-All randomness comes from the generator that is passed, so the same seed gives the same bytes.
-Within this file n is the number of pictures in a chunk and S the side of a picture in pixels.
+All randomness comes from the generator that is passed, so the same seed gives the same bytes. First come the patterns
+inside an object and the pencil that draws a sketch (distances in pixels), then the renderer.
+
+Shapes: n pictures in a chunk, S pixels along a side.
 """
 
 from __future__ import annotations
@@ -9,9 +11,77 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dassl_lite.datasets._drawn import fills
-from dassl_lite.datasets._drawn.scene import ART, BLOTCHY, GRADIENT, SKETCH, Floats, Layer, Scene
+from dassl_lite.datasets._drawn.scene import (
+    ART,
+    BLOTCHY,
+    CHECKERED,
+    DOTTED,
+    GRADIENT,
+    HOLLOW,
+    SKETCH,
+    SOLID,
+    STRIPED,
+    Floats,
+    Ints,
+    Layer,
+    Scene,
+)
 from dassl_lite.datasets._drawn.shapes import TABLE_REACH, TABLE_SIZE, shape_table
+
+
+def square_wave(cycles: Floats, sharpness: float) -> Floats:
+    """A square wave in [0, 1] of period 1 with softened flanks."""
+    return np.clip(np.sin(2 * np.pi * cycles) * sharpness + 0.5, 0, 1)
+
+
+def checks(a: Floats, b: Floats, sharpness: float) -> Floats:
+    """A soft chequerboard in [0, 1] with squares of side 1."""
+    return np.clip(np.sin(np.pi * a) * np.sin(np.pi * b) * sharpness + 0.5, 0, 1)
+
+
+def outside_dots(a: Floats, b: Floats, radius: float, sharpness: Floats | float) -> Floats:
+    """0 inside dots that stand on the integer grid, 1 outside."""
+    distance = np.hypot(a - np.round(a), b - np.round(b))
+    return np.clip((distance - radius) * sharpness + 0.5, 0, 1)
+
+
+def pattern(fill: Ints, x: Floats, y: Floats, angle: Floats, period: Floats) -> Floats:
+    """Share of the first colour at each pixel (n, S, S); `x`, `y` in pixels from the object's centre, others (n,)."""
+    share = np.ones_like(x)
+    for kind in (STRIPED, DOTTED, CHECKERED):
+        rows = np.flatnonzero(fill == kind)
+        if not len(rows):
+            continue
+        step = period[rows, None, None]
+        cosine, sine = np.cos(angle[rows, None, None]), np.sin(angle[rows, None, None])
+        a = (x[rows] * cosine + y[rows] * sine) / step
+        b = (y[rows] * cosine - x[rows] * sine) / step
+        if kind == STRIPED:
+            share[rows] = square_wave(a, 1.6)
+        elif kind == DOTTED:
+            share[rows] = outside_dots(a, b, 0.29, step)
+        else:
+            share[rows] = checks(a, b, 2.5)
+    return share
+
+
+def coverage(fill: Ints, distance: Floats, line: Floats) -> Floats:
+    """How much of each pixel the object covers; a hollow one only along its edge, `line` (n,) pixels wide."""
+    covered = np.clip(0.5 - distance, 0, 1)
+    hollow = np.flatnonzero(fill == HOLLOW)
+    half = line[hollow, None, None] / 2
+    covered[hollow] = np.clip(0.5 + half - np.abs(distance[hollow] + half), 0, 1)
+    return covered
+
+
+def pencil(fill: Ints, distance: Floats, share: Floats, line: Floats) -> Floats:
+    """Ink on paper for a sketch: an outline, then shading for solid, the pattern, or a second line for hollow."""
+    fill = fill[:, None, None]
+    outline = np.clip(1.35 - np.abs(distance), 0, 1)
+    shade = np.where(fill == SOLID, 0.35, (1 - share) * 0.75) * np.clip(0.5 - distance, 0, 1)
+    second_line = np.clip(1.2 - np.abs(distance + line[:, None, None] + 1.2), 0, 1)
+    return np.maximum(outline, np.where(fill == HOLLOW, second_line, shade))
+
 
 PIXELS = 64
 CHUNK = 64  # pictures drawn together: their arrays fit the processor's cache; part of what a seed means
@@ -111,11 +181,11 @@ def _paint(
         dx, dy = dx + bend[..., 0], dy + bend[..., 1]
     distance = _distances(layer, dx, dy, table) * half
     line = np.maximum(1.6, 0.11 * layer.size * half)
-    share = fills.pattern(layer.fill, dx * half, dy * half, layer.pattern_angle, layer.pattern_period * (half / 32))
-    covered = fills.coverage(layer.fill, distance, line)
+    share = pattern(layer.fill, dx * half, dy * half, layer.pattern_angle, layer.pattern_period * (half / 32))
+    covered = coverage(layer.fill, distance, line)
     colour = _mix(layer.colour[:, None, None], layer.second_colour[:, None, None], share)
     sketched = np.flatnonzero(scene.style == SKETCH)
-    covered[sketched] = fills.pencil(layer.fill[sketched], distance[sketched], share[sketched], line[sketched])
+    covered[sketched] = pencil(layer.fill[sketched], distance[sketched], share[sketched], line[sketched])
     colour[sketched] = layer.colour[sketched, None, None]
     images = _mix(colour, images, covered)
     inked = np.flatnonzero(scene.style == ART)

@@ -8,14 +8,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dassl_lite.datasets._drawn.canvas import paint
-from dassl_lite.datasets._drawn.geometry import box, circle, common, minus, polygon, regular, star, union
+from dassl_lite.datasets._drawn.fields import TEXTURES, TILES, paint
 from dassl_lite.datasets._drawn.looks import CLEAN, PAINTING, PENCIL, PHOTO, PHOTO_HARD, Look, Subjects, compose
 from dassl_lite.datasets._drawn.render import CHUNK, PIXELS, draw, soften, upsample
 from dassl_lite.datasets._drawn.scene import CHECKERED, COLOUR_NAMES, HOLLOW, SOLID, Scene
-from dassl_lite.datasets._drawn.shapes import SEEN, SHAPE_NAMES, UNSEEN, shape_table
-from dassl_lite.datasets._drawn.textures import PAINTERS as TEXTURES
-from dassl_lite.datasets._drawn.tiles import PAINTERS as TILES
+from dassl_lite.datasets._drawn.shapes import (
+    SEEN,
+    SHAPE_NAMES,
+    UNSEEN,
+    box,
+    circle,
+    common,
+    minus,
+    polygon,
+    regular,
+    shape_table,
+    star,
+    union,
+)
 
 EXACT = Look(size=(0.6, 0.6), turn=0, drift=0, colour_noise=0, backgrounds=(1, 0, 0), grain=(0, 0))
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY, build_dataset
-from dassl_lite.datasets._drawn import place, suite
+from dassl_lite.datasets._drawn import suite
 from dassl_lite.datasets._drawn.classes import SHAPESNET
 from dassl_lite.datasets._drawn.suite import ObjectDataset, PerClass
 from dassl_lite.datasets.digits import Digits
@@ -134,7 +134,7 @@ def test_what_killed_processes_left_is_removed_in_time(tmp_path: Path, monkeypat
     old, fresh = tmp_path / ".few.1.drawing", tmp_path / ".few.2.drawing"
     for folder in (old, fresh):
         folder.mkdir()
-    past = time.time() - 2 * place.ABANDONED_AFTER
+    past = time.time() - 2 * suite.ABANDONED_AFTER
     os.utime(old, (past, past))
     Few(config(tmp_path))
     assert not old.exists()
@@ -152,7 +152,7 @@ def test_of_two_at_once_one_wins_and_both_find_it_whole(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            place.place_whole(tmp_path / "thing", STAMP, fill)
+            suite.place_whole(tmp_path / "thing", STAMP, fill)
         except UserError as error:
             problems.append(error)
 
@@ -172,7 +172,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        place.place_whole(tmp_path / "thing", STAMP, fail)
+        suite.place_whole(tmp_path / "thing", STAMP, fail)
     assert os.listdir(tmp_path) == []
 
 
@@ -193,7 +193,7 @@ def test_someone_elses_folder_is_never_touched(tmp_path: Path, stamp: str | None
     mine.parent.mkdir()
     mine.write_text("precious")
     if stamp is not None:
-        (mine.parent / place.STAMP_FILE).write_text(stamp)
+        (mine.parent / suite.STAMP_FILE).write_text(stamp)
     with pytest.raises(UserError, match="not drawn here"):
         Few(config(tmp_path))
     assert mine.read_text() == "precious"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.datasets import gadgets, tiles
 from dassl_lite.datasets._drawn.classes import GADGETS
+from dassl_lite.datasets._drawn.fields import TILES
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
-from dassl_lite.datasets._drawn.tiles import PAINTERS as TILES
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.models.clip import load_clip
 from dassl_lite.tools import pretrain_demo
