@@ -1,14 +1,13 @@
-"""Unpacking archives that strangers made into a new folder: nothing lands outside it, and it is not filled without end.
+"""Unpack untrusted archives into a new folder: nothing is written outside it, and a bomb cannot fill the disk.
 
-Only plain files are written, with names checked beforehand, so there never is a link that a later member could be
-written through. Links inside the archive are passed over; links out of it, devices and bombs are refused.
+Only plain files are written, under names checked beforehand, so there is never a link for a later member to be written
+through. Links inside the archive are skipped; links out of it, devices and bombs are refused.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import logging
 import lzma
 import ntpath
 import shutil
@@ -20,18 +19,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GIB = 1 << 30
 _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _MAX_LINK = 4096
 _BLOCK = 1 << 20
 _ALLOWANCE = 64 << 20  # bytes that any archive may unpack to
-_OPENERS: dict[bytes, Callable[..., Any]] = {
+_OPENERS: dict[bytes, Callable[[Path, str], IO[bytes]]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -43,7 +43,7 @@ _BROKEN = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a compression that this Python does not know
+    NotImplementedError,  # a compression method that this Python lacks
     UnicodeError,
 )
 
@@ -54,8 +54,8 @@ class Limits:
 
     Args:
         files: number of files.
-        bytes: bytes in all.
-        growth: bytes unpacked per byte of the archive; pictures do not compress, a bomb does.
+        bytes: total size.
+        growth: unpacked bytes per byte of the archive; images hardly compress, a bomb does.
     """
 
     files: int = 150_000
@@ -64,14 +64,17 @@ class Limits:
 
 
 class ArchiveError(UserError):
-    """An archive that is broken, or that should not be unpacked; the message goes on after the archive's name."""
+    """An archive that is broken or unsafe; the message continues after the archive's name."""
 
 
 class Member(NamedTuple):
-    """What an archive holds: a file if there is ``content``, a link if there is ``link``, else a folder.
+    """An entry of an archive: a file if ``content`` is set, a link if ``link`` is set, else a folder.
 
-    ``path`` is relative, without ``..``; ``content`` can be read until the next member is asked for; ``link`` is
-    the target.
+    Args:
+        path: relative, without ``..``.
+        size: in bytes, as the archive declares it.
+        content: readable until the next member is requested.
+        link: the link's target.
     """
 
     path: PurePosixPath
@@ -80,24 +83,67 @@ class Member(NamedTuple):
     link: str = ""
 
 
-@contextmanager
-def open_archive(path: Path) -> Iterator[Iterator[Member]]:
-    """The members of a zip or tar archive, whatever its name says.
+def unpack(archive: Path, into: Path, take: str = "", limits: Limits | None = None) -> int:
+    """Unpack the folder ``take`` of an archive into ``into``, which must not exist yet.
+
+    Args:
+        take: folder (or file) in the archive, "" for everything. Its content goes into ``into``; a file keeps its name.
+        limits: ceilings on the result; None for the usual ones.
+
+    Returns:
+        The number of files written, at least 1.
 
     Raises:
-        ArchiveError: it is neither, broken, or a member's name leads out of the folder, or is a device.
+        ArchiveError: the archive is broken or unsafe, or contains nothing under ``take``. Everything written so far
+            is removed.
+    """
+    into.mkdir(parents=True)
+    try:
+        budget = _Budget(limits or Limits(), archive.stat().st_size)
+        with open_archive(archive) as members:
+            written, links, tops = 0, 0, set()
+            for member in members:
+                budget.count(member)
+                tops.add(member.path.parts[0] if member.path.parts else ".")
+                path = _relative_to(member.path, take)
+                if path is None or _is_litter(member.path):
+                    continue
+                if member.content is None:
+                    links += bool(member.link)
+                    continue
+                _write(member.content, member.size, into / path, budget)
+                written += 1
+        if links:
+            logger.warning(f"Skipped {links} links in {archive.name}")
+        if not written:
+            found = ", ".join(sorted(tops)[:5]) or "nothing"
+            raise ArchiveError(f"contains no '{take}', only {found}" if take else "contains no files")
+    except BaseException as error:
+        shutil.rmtree(into, ignore_errors=True)
+        if isinstance(error, ArchiveError):
+            raise ArchiveError(f"archive '{archive}' {error}") from error
+        raise
+    return written
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Iterator[Member]]:
+    """Iterate over the members of a zip or tar archive, whatever its file name says.
+
+    Raises:
+        ArchiveError: it is neither, it is broken, or a member is a device or has a name that points out of the folder.
     """
     with open(path, "rb") as file:
-        beginning = file.read(6)
+        magic = file.read(6)
     try:
-        if beginning.startswith(b"PK"):
+        if magic.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 yield _zip_members(archive)
         else:
-            # Not tarfile's own decompression: it takes the end of a truncated file for the end of the archive.
-            opened = next((opener for magic, opener in _OPENERS.items() if beginning.startswith(magic)), open)
+            # Not tarfile's own decompression: it mistakes the end of a truncated file for the end of the archive.
+            opener = next((opener for prefix, opener in _OPENERS.items() if magic.startswith(prefix)), Path.open)
             with (
-                opened(path, "rb") as content,
+                opener(path, "rb") as content,
                 tarfile.open(fileobj=content, mode="r|", bufsize=_BLOCK, tarinfo=_SmallTarInfo) as stream,
             ):
                 yield _tar_members(stream)
@@ -106,19 +152,27 @@ def open_archive(path: Path) -> Iterator[Iterator[Member]]:
 
 
 def safe_path(name: str) -> PurePosixPath:
-    """A member's name as a relative path, on whatever system it was written.
+    """Convert a member's name, from whatever operating system, to a relative path.
 
     Raises:
-        ArchiveError: it is absolute, or leads out.
+        ArchiveError: it is absolute, or points out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ntpath.splitdrive(name)[0] or "\0" in name:
-        raise ArchiveError(f"holds '{name}', which leads out of the folder")
+        raise ArchiveError(f"contains '{name}', which points outside the folder")
     return path
 
 
 def check_link(path: PurePosixPath, target: str, *, from_root: bool) -> None:
-    """Raise ArchiveError for a link that leads out; ``from_root``: the target counts from the archive's top."""
+    """Refuse a link that leads out of the archive.
+
+    Args:
+        path: the link.
+        from_root: ``target`` is relative to the top of the archive, not to the link's folder.
+
+    Raises:
+        ArchiveError: it leads out.
+    """
     depth = 0 if from_root else len(path.parts) - 1
     wanted = PurePosixPath(target.replace("\\", "/"))
     for part in wanted.parts:
@@ -126,11 +180,11 @@ def check_link(path: PurePosixPath, target: str, *, from_root: bool) -> None:
         if depth < 0:
             break
     if depth < 0 or wanted.is_absolute() or ntpath.splitdrive(target)[0]:
-        raise ArchiveError(f"holds a link out of the folder: '{path}' -> '{target}'")
+        raise ArchiveError(f"contains a link that points outside the folder: '{path}' -> '{target}'")
 
 
 class _SmallTarInfo(tarfile.TarInfo):
-    """A member whose long name or attributes must be short: tarfile reads them into memory whatever their size."""
+    """A member whose long name and attributes must be small: tarfile reads them into memory whatever their size."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _SmallTarInfo:
@@ -151,13 +205,13 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
             check_link(path, info.linkname, from_root=info.islnk())
             yield Member(path, link=info.linkname)
         elif info.isreg():
-            if hasattr(tarfile, "data_filter"):  # the library's own checks, where this Python has them
+            if hasattr(tarfile, "data_filter"):  # the standard library's own checks, where this Python has them
                 tarfile.data_filter(info, ".")
             yield Member(path, info.size, archive.extractfile(info))
         elif info.isdir():
             yield Member(path)
         else:
-            raise ArchiveError(f"holds '{info.name}', which is neither a file nor a folder")
+            raise ArchiveError(f"contains '{info.name}', which is neither a file nor a folder")
 
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
@@ -167,7 +221,7 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
         if info.is_dir():
             yield Member(path)
         elif info.flag_bits & 0x1:
-            raise ArchiveError(f"holds '{info.filename}', which is encrypted")
+            raise ArchiveError(f"contains '{info.filename}', which is encrypted")
         elif kind == stat.S_IFLNK:
             with archive.open(info) as content:
                 target = content.read(_MAX_LINK).decode("utf-8", "surrogateescape")
@@ -177,52 +231,10 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
             with archive.open(info) as content:
                 yield Member(path, info.file_size, content)
         else:
-            raise ArchiveError(f"holds '{info.filename}', which is neither a file nor a folder")
+            raise ArchiveError(f"contains '{info.filename}', which is neither a file nor a folder")
 
 
-def unpack(archive: Path, into: Path, take: str = "", limits: Limits | None = None) -> int:
-    """Unpack the folder ``take`` of an archive into ``into``, which must not be there yet.
-
-    Args:
-        take: folder (or file) in the archive, "" for all. Its content goes into ``into``; a file keeps its name.
-
-    Returns:
-        The number of files written, at least 1.
-
-    Raises:
-        ArchiveError: the archive is broken, holds what it should not, or nothing under ``take``. What has been
-            written so far is removed.
-    """
-    into.mkdir(parents=True)
-    try:
-        budget = _Budget(limits or Limits(), archive.stat().st_size)
-        with open_archive(archive) as members:
-            written, links, tops = 0, 0, set()
-            for member in members:
-                budget.count(member)
-                tops.add(member.path.parts[0] if member.path.parts else ".")
-                path = _inside(member.path, take)
-                if path is None or _is_litter(member.path):
-                    continue
-                if member.content is None:
-                    links += bool(member.link)
-                    continue
-                _write(member.content, member.size, into / path, budget)
-                written += 1
-        if links:
-            logger.warning("Passed over %d links in %s", links, archive.name)
-        if not written:
-            found = ", ".join(sorted(tops)[:5]) or "nothing"
-            raise ArchiveError(f"holds no '{take}', only {found}" if take else "holds no file")
-    except BaseException as error:
-        shutil.rmtree(into, ignore_errors=True)
-        if isinstance(error, ArchiveError):
-            raise ArchiveError(f"archive '{archive}' {error}") from error
-        raise
-    return written
-
-
-def _inside(path: PurePosixPath, take: str) -> PurePosixPath | None:
+def _relative_to(path: PurePosixPath, take: str) -> PurePosixPath | None:
     """``path`` relative to ``take``; None if it is not under it."""
     wanted = PurePosixPath(take).parts
     if path.parts[: len(wanted)] != wanted:
@@ -231,7 +243,7 @@ def _inside(path: PurePosixPath, take: str) -> PurePosixPath | None:
 
 
 def _is_litter(path: PurePosixPath) -> bool:
-    """What macOS puts into archives."""
+    """Whether this is one of the files that macOS adds to archives."""
     return "__MACOSX" in path.parts or path.name.startswith("._") or path.name == ".DS_Store"
 
 
@@ -245,17 +257,17 @@ def _write(content: IO[bytes], size: int, path: Path, budget: _Budget) -> None:
                 written += len(block)
                 file.write(block)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise ArchiveError(f"holds '{path.name}' both as a file and as a folder") from error
+        raise ArchiveError(f"contains '{path.name}' both as a file and as a folder") from error
     if written != size:
-        raise ArchiveError(f"is cut short: '{path.name}' has {written:,} of {size:,} bytes")
+        raise ArchiveError(f"is truncated: '{path.name}' has {written:,} of {size:,} bytes")
 
 
 class _Budget:
-    """What may still be written.
+    """How many files and bytes may still be written.
 
     Args:
-        limits: ceilings from the table.
-        size: bytes of the archive.
+        limits: the ceilings.
+        size: of the archive, in bytes.
     """
 
     def __init__(self, limits: Limits, size: int) -> None:
@@ -264,17 +276,18 @@ class _Budget:
         self._max_files, self._max_bytes = self._files, self._bytes
 
     def count(self, member: Member) -> None:
-        """Take one member off, before any of it is written."""
+        """Deduct one member, before any of it is written."""
         self._files -= 1
         if self._files < 0:
-            raise ArchiveError(f"holds more than {self._max_files:,} files; it is not unpacked")
+            raise ArchiveError(f"contains more than {self._max_files:,} files, the limit; it was not unpacked")
         if member.size > self._bytes:
             self._refuse()
 
     def spend(self, size: int) -> None:
+        """Deduct bytes about to be written."""
         self._bytes -= size
         if self._bytes < 0:
             self._refuse()
 
     def _refuse(self) -> None:
-        raise ArchiveError(f"unpacks to more than {self._max_bytes:,} bytes; it is not unpacked")
+        raise ArchiveError(f"unpacks to more than {self._max_bytes:,} bytes, the limit; it was not unpacked")

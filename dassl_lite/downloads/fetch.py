@@ -1,6 +1,7 @@
-"""Downloading one file, over HTTP or from Google Drive, and checking that it is the right one.
+"""Download one file, over HTTP or from Google Drive, and check that it is the right one.
 
-A download goes on where it was cut, and a file gets its name only when all of it has come.
+An interrupted download resumes where it stopped, in this call or the next, and a file gets its name only once it is
+complete.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import logging
 import os
 import re
 import shutil
@@ -17,24 +17,25 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import filelock
 import requests
 import urllib3
 from tqdm import tqdm
 
-from dassl_lite.downloads.sources import File
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import write_json
+from dassl_lite.utils.files import cache_root, digest_of, write_json
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
+DRIVE = "drive:"  # prefix of a Google Drive id that serves as a URL
 _BLOCK = 1 << 18
 _HASH_BLOCK = 1 << 20
-_PROGRESS = 1 << 20  # bytes; an attempt that has brought as much is not counted as a failure
-_LATER = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that may be others in a moment
-_WORTH_TELLING = 256 << 20  # bytes; hashing less takes no time
-NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError)
+_SLOW_TO_HASH = 256 << 20  # bytes; hashing fewer takes no noticeable time
+_PROGRESS = 1 << 20  # bytes; an attempt that received as many does not count as a failure
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth another attempt
+_NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 
 @dataclass(frozen=True)
@@ -42,37 +43,65 @@ class Patience:
     """How long to wait for a server.
 
     Args:
-        connect: seconds until it answers.
+        connect: seconds until it accepts the connection.
         read: seconds without a byte.
-        tries: attempts in a row that bring next to nothing.
-        pause: seconds before the second attempt, twice as many before the third ...
+        tries: consecutive attempts that make next to no progress.
+        pause: seconds before the second attempt, doubled before each further one.
+        retry_unreachable: also retry if the server has never responded, as without a network.
     """
 
     connect: float = 20.0
     read: float = 60.0
     tries: int = 5
     pause: float = 1.0
+    retry_unreachable: bool = True
+
+
+class DownloadError(UserError):
+    """A file that its server did not deliver.
+
+    Args:
+        what: the file, as the message names it.
+        reason: a few words, also for messages that list several failures.
+        advice: what the user can do.
+    """
+
+    def __init__(self, what: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"cannot download {what}: {reason}" + (f"; {advice}" if advice else ""))
+        self.reason = reason
+
+
+class WebPageError(DownloadError):
+    """A web page in place of the file, such as a login form or a notice that a quota is exceeded."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, "the server sent a web page instead of the file")
 
 
 class WrongFileError(UserError):
-    """A file that is not what it should be; worth keeping for a look."""
+    """A file other than the one expected."""
 
 
-class WebPageError(UserError):
-    """A web page where a file should be; worth nothing."""
+class _AttemptError(Exception):
+    """A failed attempt that may succeed when repeated; ``responded``: the server sent a response."""
 
-
-class _CutError(Exception):
-    """An attempt that failed in a way that another may not."""
+    def __init__(self, reason: str, responded: bool = True) -> None:
+        super().__init__(reason)
+        self.responded = responded
 
 
 class Part:
-    """What has come of a file so far: ``target.part``, and beside it where it is from."""
+    """The part of a file received so far: ``target.part``, with a note of its origin beside it.
+
+    Args:
+        target: the final path.
+        url: where the file comes from. A part from another URL is discarded.
+    """
 
     def __init__(self, target: Path, url: str) -> None:
         self.path = target.with_name(target.name + ".part")
-        self._origin = target.with_name(target.name + ".part.json")
         self.url = url
+        self._origin = target.with_name(target.name + ".part.json")
         try:
             origin = json.loads(self._origin.read_bytes())
         except (OSError, ValueError):
@@ -80,115 +109,137 @@ class Part:
         if not isinstance(origin, dict) or origin.get("url") != url:
             self.path.unlink(missing_ok=True)
             origin = {}
-        self.version: str = origin.get("version", "")  # the server's name for this state of the file
+        self.version: str = origin.get("version", "")  # the ETag: the server's name for this version of the file
 
     @property
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def begin(self, version: str) -> None:
-        """Start from nothing with the file as the server has it now."""
+    def restart(self, version: str) -> None:
+        """Discard what was received, and note the version that the server has now."""
         self.path.unlink(missing_ok=True)
         self.version = version
         write_json({"url": self.url, "version": version}, self._origin)
 
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._origin.unlink(missing_ok=True)
+
     def finish(self, target: Path) -> None:
-        """Give the whole file its name."""
+        """Give the complete file its name."""
         with open(self.path, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(self.path, target)
         self._origin.unlink(missing_ok=True)
 
 
-def fetch(url: str, target: Path, size: int = 0, patience: Patience | None = None) -> None:
+def fetch(url: str, target: Path, *, size: int = 0, digest: str = "", patience: Patience | None = None) -> None:
     """Download ``url`` to ``target``.
 
     Args:
-        size: bytes that the file should have, 0 if not known.
+        url: ``http(s)://...``, or ``drive:ID`` for Google Drive.
+        size: expected bytes, 0 if unknown.
+        digest: expected digest as `check_digest` takes it, "" if unknown. A file with another one is deleted.
+        patience: with the server.
 
     Raises:
-        WebPageError: the server answers with a web page.
-        UserError: it does not answer, or not with the file. What has come is kept for the next time.
+        WebPageError: the server sent a web page.
+        DownloadError: it did not respond, or not with the file. What was received is kept for the next call.
+        WrongFileError: the digest is wrong.
     """
     patience = patience or Patience()
+    if url.startswith(DRIVE):
+        _fetch_from_drive(url.removeprefix(DRIVE), target, patience)
+        return
     part = Part(target, url)
-    failures, most = 0, part.size
+    failures, most, responded = 0, part.size, False
     while True:
         try:
             _attempt(url, part, size, patience)
-        except _CutError as error:
+            break
+        except _AttemptError as error:
+            responded |= error.responded
             failures = 1 if part.size - most >= _PROGRESS else failures + 1
             most = max(most, part.size)
-            if failures >= patience.tries:
-                kept = f"; the {part.size:,} bytes that have come are kept" if part.size else ""
-                raise UserError(
-                    f"cannot download {url}: {error}{kept}; check the network, then run this again"
-                ) from error
-            logger.info("%s of %s: %s; trying again", f"{part.size:,} bytes", target.name, error)
+            if failures >= patience.tries or not (responded or patience.retry_unreachable):
+                kept = f"; the {part.size:,} bytes received are kept" if part.size else ""
+                raise DownloadError(url, f"{error}{kept}", "check the network, then run this again") from error
+            logger.info(f"{target.name}: {error} ({part.size:,} bytes received); retrying")
             time.sleep(patience.pause * 2 ** (failures - 1))
-        else:
-            part.finish(target)
-            return
+    try:
+        check_digest(part.path, digest, target.name)
+    except WrongFileError:
+        part.discard()
+        raise
+    part.finish(target)
 
 
 def _attempt(url: str, part: Part, size: int, patience: Patience) -> None:
-    """Bring the rest of the file, or raise."""
+    """Receive the rest of the file, or raise."""
     start = part.size
-    headers = {"Accept-Encoding": "identity"}  # offsets count the bytes that are stored
+    headers = {"Accept-Encoding": "identity"}  # offsets count the stored bytes
     if start:
         headers["Range"] = f"bytes={start}-"
         if part.version:
             headers["If-Range"] = part.version
+    responded = False
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.read)) as response:
+            responded = True
             total = _begin(response, part, start, size)
             if total is None or part.size < total:
                 _receive(response, part, total)
-    except requests.exceptions.SSLError as error:
-        raise UserError(f"cannot download {url}: its certificate is not valid ({reason_of(error)})") from error
-    except NETWORK_ERRORS as error:
-        if isinstance(error, ValueError):  # no address at all
-            raise UserError(f"cannot download {url}: {error}") from error
-        raise _CutError(reason_of(error)) from error
+    except _NETWORK_ERRORS as error:
+        raise _failure(url, error, responded) from error
     if total is not None and part.size != total:
-        raise _CutError(f"the connection was cut after {part.size:,} of {total:,} bytes")
+        raise _AttemptError(f"the connection was closed after {part.size:,} of {total:,} bytes")
+
+
+def _failure(url: str, error: Exception, responded: bool) -> DownloadError | _AttemptError:
+    """The error to raise for a network error: final, or worth another attempt."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return DownloadError(url, f"its certificate is not valid ({reason_of(error)})")
+    if isinstance(error, ValueError):  # not a URL at all
+        return DownloadError(url, str(error))
+    return _AttemptError(reason_of(error), responded)
 
 
 def _begin(response: requests.Response, part: Part, start: int, size: int) -> int | None:
-    """Look at the answer's head; leaves ``part`` ready for its body. Returns the file's size, None if not told."""
-    url, status = part.url, response.status_code  # not response.url: a redirection may be long and soon invalid
-    if status in _LATER:
-        raise _CutError(f"the server answers {status} {response.reason}")
-    if status == 416 and start:  # nothing after ``start``: either we have it all, or it is not what it was
+    """Read the response's head and prepare ``part`` for the body. Returns the file's size, None if not given."""
+    url, status = part.url, response.status_code  # not response.url: a redirect may be long and soon invalid
+    answer = f"the server answered {status} {response.reason}"
+    if status in _TRANSIENT:
+        raise _AttemptError(answer)
+    if status == 416 and start:  # nothing after ``start``: the part is complete, or the file has changed
         if _total_of(response) == start:
             return start
-        part.begin("")
-        raise _CutError("the file has changed on the server")
+        part.restart("")
+        raise _AttemptError("the file has changed on the server")
     if status not in (200, 206):
-        raise UserError(f"cannot download {url}: the server answers {status} {response.reason}")
+        raise DownloadError(url, answer)
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise WebPageError(f"{url} answers with a web page instead of the file")
+        raise WebPageError(url)
     if status == 206:
         begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if not begins or int(begins[1]) != start:
-            part.begin("")
-            raise _CutError("the server does not go on where it was cut")
+            part.restart("")
+            raise _AttemptError("the server did not resume where the download stopped")
         total = _total_of(response)
     else:
         if start:
-            logger.info("%s: the server does not go on where it was cut, starting anew", part.path.stem)
-        strong = response.headers.get("ETag", "")
-        part.begin("" if strong.startswith("W/") else strong)
+            logger.info(f"{part.path.stem}: the server cannot resume the download; starting over")
+        etag = response.headers.get("ETag", "")
+        part.restart("" if etag.startswith("W/") else etag)
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
     if size and total is not None and total != size:
-        raise UserError(f"cannot download {url}: it has {total:,} bytes, not {size:,}; the publisher has changed it")
+        raise DownloadError(url, f"it has {total:,} bytes, not {size:,}; the publisher has changed it")
     _check_space(part, total or size)
     return total
 
 
 def _receive(response: requests.Response, part: Part, total: int | None) -> None:
-    """Append the body. Undecoded: some servers call a .tgz a tar that they have compressed for the way."""
+    """Append the body, undecoded: some servers declare a .tgz as a tar that was compressed for the transfer."""
     bar = tqdm(
         total=total, initial=part.size, unit="B", unit_scale=True, desc=part.path.stem, leave=False, disable=None
     )
@@ -204,111 +255,134 @@ def _total_of(response: requests.Response) -> int | None:
 
 
 def _check_space(part: Part, total: int) -> None:
-    free = shutil.disk_usage(part.path.parent).free
-    if total - part.size > free:
-        raise UserError(
-            f"'{part.path.parent}' has {free:,} bytes free, but {total - part.size:,} of {part.path.stem} are to come"
-        )
+    folder = part.path.parent
+    missing, free = total - part.size, shutil.disk_usage(folder).free
+    if missing > free:
+        raise UserError(f"not enough space in '{folder}': {part.path.stem} needs {missing:,} bytes, {free:,} are free")
+
+
+def lock_for(path: Path) -> filelock.FileLock:
+    """A lock between the processes that would download to ``path``; dropped when its holder dies."""
+    folder = cache_root() / "locks"  # not beside the path, so that its folder stays clean
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / f"download-{digest_of(os.path.realpath(path))[:16]}.lock")
+
+
+def check_reachable(url: str, patience: Patience) -> None:
+    """Ask for a file's head once, to fail fast where a client's own retries would take long.
+
+    Raises:
+        DownloadError: no response, or not with the file.
+    """
+    try:
+        with requests.head(url, timeout=(patience.connect, patience.read)) as response:  # a redirect is fine
+            if response.status_code >= 400:
+                raise DownloadError(url, f"the server answered {response.status_code} {response.reason}")
+    except _NETWORK_ERRORS as error:
+        raise DownloadError(url, reason_of(error)) from error
 
 
 def reason_of(error: BaseException) -> str:
     """The innermost reason of a network error, in a few words."""
-    reason, timed_out = "", False
+    reason = described = ""
     current: BaseException | None = error
     seen: set[int] = set()
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         reason = getattr(current, "strerror", None) or reason
-        # urllib3 calls a refused connection a timeout as well, but there the system gives another reason.
-        timed_out |= isinstance(current, TimeoutError | requests.Timeout | urllib3.exceptions.TimeoutError)
+        if isinstance(current, TimeoutError | requests.Timeout | urllib3.exceptions.TimeoutError):
+            described = "no answer in time"
+        elif isinstance(current, urllib3.exceptions.ProtocolError):
+            described = described or "the connection was closed"
         nested = getattr(current, "reason", None) or next((a for a in current.args if isinstance(a, Exception)), None)
         current = nested if isinstance(nested, BaseException) else current.__cause__ or current.__context__
-    return reason or ("no answer in time" if timed_out else f"{type(error).__name__}: {error}")
+    # The system's reason comes first: urllib3 calls a refused connection a timeout as well.
+    return reason or described or f"{type(error).__name__}: {error}"
 
 
-def check_file(path: Path, file: File) -> None:
-    """Compare a file with what is known of it.
-
-    Raises:
-        WebPageError: it is a web page.
-        WrongFileError: it is empty, or of another size or digest, or a ``.json`` that is not JSON.
-    """
-    if looks_like_page(path):
-        raise WebPageError(f"'{path}' is a web page, not {file.name}")
-    size = path.stat().st_size
-    if size == 0:
-        raise WrongFileError(f"{file.name} is empty")
-    if file.size and size != file.size:
-        raise WrongFileError(f"{file.name} has {size:,} bytes, not {file.size:,}")
-    if file.digest:
-        name, _, expected = file.digest.partition(":")
-        found = digest_of_file(path, name)
-        if found != expected:
-            raise WrongFileError(f"{file.name} has the {name} digest {found}, not {expected}")
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_bytes())
-        except ValueError as error:
-            raise WrongFileError(f"{file.name} is not JSON ({error})") from error
-
-
-def looks_like_page(path: Path) -> bool:
-    """Whether a file begins as web pages do."""
-    with open(path, "rb") as file:
-        beginning = file.read(512)
-    return beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
-
-
-def digest_of_file(path: Path, name: str) -> str:
-    """Digest of a file, in hex."""
-    if path.stat().st_size > _WORTH_TELLING:
-        logger.info("Checking the digest of %s", path.name)
-    digest = hashlib.new(name, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fetch_from_drive(identity: str, target: Path, patience: Patience | None = None) -> None:
-    """Download the file with this id to ``target``.
-
-    Raises:
-        WebPageError: Drive shows a page instead, as it does when too many have asked for the file.
-        UserError: Drive cannot be reached. What has come is kept for the next time.
-    """
-    import gdown  # takes a while
+def _fetch_from_drive(identity: str, target: Path, patience: Patience) -> None:
+    """Download a file from Google Drive with gdown, which knows its confirmation pages."""
+    import gdown  # slow to import
 
     refused = gdown.exceptions.FileURLRetrievalError
     failed = getattr(gdown.exceptions, "DownloadError", refused)  # gdown >= 6
-    patience = patience or Patience()
-    folder = target.with_name(f"drive-{identity}")  # gdown takes files whose names begin alike for parts of it
+    source = f"{target.name} from Google Drive"
+    folder = target.with_name(f"drive-{identity}")  # gdown takes files with a common beginning for parts of the file
     folder.mkdir(exist_ok=True)
-    wanted: dict[str, Any] = {
-        "timeout": (patience.connect, patience.read),
-        "retries": patience.tries - 1,
-    }  # gdown >= 6.3
+    options = {"timeout": (patience.connect, patience.read), "retries": patience.tries - 1}  # gdown >= 6.3
     known = inspect.signature(gdown.download).parameters
     try:
-        got = gdown.download(
+        received = gdown.download(
             id=identity,
             output=str(folder / target.name),
             quiet=not sys.stderr.isatty(),
             resume=True,
             use_cookies=False,
-            **{name: value for name, value in wanted.items() if name in known},
+            **{name: value for name, value in options.items() if name in known},
         )
     except refused as error:
-        raise WebPageError(f"Google Drive does not give {target.name}") from error
-    except (*NETWORK_ERRORS, failed) as error:
-        raise UserError(
-            f"cannot download {target.name} from Google Drive: {reason_of(error)}; check the network, then run this "
-            "again"
-        ) from error
+        raise WebPageError(source) from error
+    except (*_NETWORK_ERRORS, failed) as error:
+        raise DownloadError(source, reason_of(error), "check the network, then run this again") from error
     else:
-        if got is None:  # how older versions fail
-            raise WebPageError(f"Google Drive does not give {target.name}")
+        if received is None:  # how older versions fail
+            raise WebPageError(source)
         os.replace(folder / target.name, target)
     finally:
-        with contextlib.suppress(OSError):  # a part of the file stays
+        with contextlib.suppress(OSError):  # not empty: part of the file stays for the next call
             folder.rmdir()
+
+
+def check_file(path: Path, *, size: int = 0, digest: str = "") -> None:
+    """Compare a file with what is known about it.
+
+    Args:
+        size: bytes, 0 if unknown.
+        digest: as `check_digest` takes it, "" if unknown.
+
+    Raises:
+        WrongFileError: it is empty or a web page, has another size or digest, or is a ``.json`` that is not JSON.
+    """
+    if looks_like_page(path):
+        raise WrongFileError(f"{path.name} is a web page")
+    found = path.stat().st_size
+    if found == 0:
+        raise WrongFileError(f"{path.name} is empty")
+    if size and found != size:
+        raise WrongFileError(f"{path.name} has {found:,} bytes, not {size:,}")
+    check_digest(path, digest)
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise WrongFileError(f"{path.name} is not JSON ({error})") from error
+
+
+def looks_like_page(path: Path) -> bool:
+    """Whether a file begins like a web page."""
+    with open(path, "rb") as file:
+        beginning = file.read(512)
+    return beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def check_digest(path: Path, digest: str, name: str = "") -> None:
+    """Compare a file's digest with the published one.
+
+    Args:
+        digest: ``md5:...`` or ``sha256:...`` in hex, as many leading digits as are published; "" for none.
+        name: for messages, if it is not the path's.
+
+    Raises:
+        WrongFileError: they differ.
+    """
+    if not digest:
+        return
+    kind, _, expected = digest.partition(":")
+    if path.stat().st_size > _SLOW_TO_HASH:
+        logger.info(f"Checking the digest of {name or path.name}")
+    hasher = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            hasher.update(block)
+    if not expected or not hasher.hexdigest().startswith(expected):
+        raise WrongFileError(f"{name or path.name} has the {kind} digest {hasher.hexdigest()}, not {expected}")

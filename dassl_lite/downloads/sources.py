@@ -1,8 +1,7 @@
-"""The field's fifteen datasets: publishers' addresses, sizes and digests, and where the files go.
+"""Where the files of the field's fifteen datasets come from: publishers' URLs, sizes and digests, and the layout.
 
-Layout, split files and their addresses are those of CoOp's DATASETS.md; sizes and digests are those that
-torchvision and TensorFlow Datasets publish. Digests of the split files are not published: the doctor counts what
-they list instead.
+Layout, split files and their URLs are those of CoOp's DATASETS.md; sizes and digests are those that torchvision and
+TensorFlow Datasets publish. No digests of the split files are published: the doctor counts their entries instead.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dassl_lite.downloads.archives import GIB, Limits
+from dassl_lite.downloads.fetch import DRIVE
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Unpack:
 
     Args:
         take: folder in the archive, "" for all of it.
-        to: folder in the dataset's folder that its content goes into, "" for that folder itself.
-        inner: archive in the archive that ``take`` is in, if it is not in the outer one.
+        to: folder that receives its content, relative to the dataset's folder; "" for that folder itself.
+        inner: nested archive that contains ``take``, if the outer one does not.
         limits: ceilings, where the usual ones do not fit.
     """
 
@@ -31,17 +31,17 @@ class Unpack:
 
 @dataclass(frozen=True)
 class File:
-    """A file to get.
+    """A file that a dataset needs.
 
     Args:
         name: its name, in the dataset's folder.
-        urls: where it is, tried in order: ``https://...`` or ``drive:ID``; empty if it is to be fetched by hand.
-        size: bytes, 0 if not known.
-        digest: ``md5:...`` or ``sha256:...`` in hex, "" if not known.
+        urls: where to download it, tried in order: ``https://...`` or ``drive:ID``; empty for a manual download.
+        size: bytes, 0 if unknown.
+        digest: ``md5:...`` or ``sha256:...`` in hex, "" if unknown.
         unpack: what to take out of it, if it is an archive.
-        provides: path in the dataset's folder that is there once the file has been dealt with; for an archive it
-            takes its name last. Default: where it is unpacked to, else its name.
-        optional: the dataset works without.
+        provides: path in the dataset's folder that exists once the file is installed; of an archive's entries, it is
+            put in place last. Default: the folder that it is unpacked to, else its name.
+        optional: the dataset works without it.
     """
 
     name: str
@@ -54,37 +54,38 @@ class File:
 
     @property
     def result(self) -> str:
-        """Path in the dataset's folder that shows that there is nothing left to do."""
+        """Path in the dataset's folder whose existence shows that the file is installed."""
         return self.provides or (self.unpack.to if self.unpack else "") or self.name
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset's files, and what is there when all is well.
+    """A dataset's files, and the counts that a complete dataset has.
 
     Args:
         folder: the dataset's folder under the root.
-        files: small ones first, so that what is quick is done before what may fail.
-        images: images in train, val and test; None for a part that the dataset does not have of its own.
+        files: small ones first, so that quick downloads are done before those that may fail.
+        images: number of images in train, val and test; None for a split that the dataset lacks.
         classes: number of classes.
-        by_hand: where the files without an address are found, and what to do with them.
+        manual: where to find the files without a URL, and what to do with them.
     """
 
     folder: str
     files: tuple[File, ...]
     images: tuple[int | None, int | None, int]
     classes: int
-    by_hand: str = ""
+    manual: str = ""
 
 
 def drive(identity: str) -> tuple[str, ...]:
-    """The one address of a file on Google Drive."""
-    return (f"drive:{identity}",)
+    """The single URL of a file on Google Drive."""
+    return (f"{DRIVE}{identity}",)
 
 
+VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 HENDRYCKS = "https://people.eecs.berkeley.edu/~hendrycks"
 
-# One file for the whole family; fetched once, copied for the others.
+# One file for the whole family: downloaded once, then copied.
 IMAGENET_NAMES = File("classnames.txt", drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"), optional=True)
 
 IMAGENET_FAMILY: dict[str, Source] = {
@@ -107,10 +108,11 @@ IMAGENET_FAMILY: dict[str, Source] = {
         ),
         images=(1281167, None, 50000),
         classes=1000,
-        by_hand="Both come from https://image-net.org/download-images (with a login). images/train and images/val need "
-        "one folder per wnid, 1000 in each; links to folders that you have are fine. torchvision unpacks the archives "
-        'so: put them and ILSVRC2012_devkit_t12.tar.gz into imagenet/images, and run there: python -c "from '
-        "torchvision.datasets import ImageNet; ImageNet('.', 'train'); ImageNet('.', 'val')\".",
+        manual="Both archives are on https://image-net.org/download-images (login required). images/train and "
+        "images/val need one folder per wnid, 1000 in each; symbolic links are fine. To unpack with torchvision, put "
+        "the archives and ILSVRC2012_devkit_t12.tar.gz into imagenet/images and run there: python -c "
+        '"from torchvision.datasets import ImageNet; '
+        "ImageNet('.', 'train'); ImageNet('.', 'val')\".",
     ),
     "ImageNetV2": Source(
         "imagenetv2",
@@ -179,8 +181,6 @@ IMAGENET_FAMILY: dict[str, Source] = {
 }
 
 
-VGG = "https://www.robots.ox.ac.uk/~vgg/data"
-
 SOURCES: dict[str, Source] = {
     "Caltech101": Source(
         "caltech-101",
@@ -208,7 +208,7 @@ SOURCES: dict[str, Source] = {
                 size=19173078,
                 digest="sha256:52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
                 unpack=Unpack("annotations", "annotations"),
-                optional=True,  # only for making the split anew
+                optional=True,  # only needed to redo the split
             ),
             File(
                 "images.tar.gz",
@@ -253,7 +253,7 @@ SOURCES: dict[str, Source] = {
         ),
         images=(6509, 1635, 8041),
         classes=196,
-        by_hand="The publisher's site (ai.stanford.edu/~jkrause/cars) is gone; "
+        manual="The publisher's site (ai.stanford.edu/~jkrause/cars) is gone; "
         "https://github.com/pytorch/vision/issues/7545 lists copies. The devkit and the .mat file are only needed "
         "without split_zhou_StanfordCars.json.",
     ),
@@ -332,7 +332,7 @@ SOURCES: dict[str, Source] = {
         ),
         images=(15880, 3970, 19850),
         classes=397,
-        by_hand="The publisher's links (https://vision.princeton.edu/projects/2010/SUN/) are often dead; any copy with "
+        manual="The publisher's links (https://vision.princeton.edu/projects/2010/SUN/) are often dead; any copy with "
         "this digest is the right one. The partitions are only needed without split_zhou_SUN397.json.",
     ),
     "DescribableTextures": Source(
@@ -358,7 +358,7 @@ SOURCES: dict[str, Source] = {
             File(
                 "EuroSAT.zip",
                 (
-                    # The publisher's server has an expired certificate; the first is a copy that its author agreed to.
+                    # The publisher's certificate has expired; the first URL is a copy made with the author's consent.
                     "https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
                     "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
                     "http://madm.dfki.de/files/sentinel/EuroSAT.zip",

@@ -1,105 +1,162 @@
-"""Finding published weights on this machine, or fetching them."""
+"""Find published CLIP weights on this machine, or download them."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
-from tqdm import tqdm
 
+from dassl_lite.downloads.fetch import (
+    DownloadError,
+    Part,
+    Patience,
+    WrongFileError,
+    check_digest,
+    check_reachable,
+    fetch,
+    lock_for,
+)
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import atomic_path, cache_root, read_json
+from dassl_lite.utils.files import cache_root, read_json
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-# open_clip's names for the file in a hub repository, the safer one first.
+# Without a network the error should come at once, so only a server that has responded is tried again.
+PATIENCE = Patience(connect=10, read=10, tries=3, retry_unreachable=False)
+# open_clip's names for the file in a hub repository, the safer format first.
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TIMEOUT = 10  # seconds without an answer after which a server counts as out of reach
-_BLOCK = 1 << 20  # bytes
 
 
 def locate(architecture: str, tag: str) -> Path:
-    """The file with open_clip's published weights `architecture:tag`; fetched if it is not here yet.
+    """The file with open_clip's published weights `architecture:tag`, downloaded if it is not on this machine yet.
 
     Raises:
-        UserError: neither here nor within reach: says where was looked, where it is and where to put it.
+        UserError: neither found nor downloaded (says where it looked, where the file is published and where to put
+            it), or found with a wrong digest.
     """
     published = open_clip.get_pretrained_cfg(architecture, tag)
     url, hub = published.get("url", ""), published.get("hf_hub", "")
-    own = [folder / url.rsplit("/", 1)[-1] for folder in _folders()] if url else []
-    for path in own:
+    places = [folder / url.rsplit("/", 1)[-1] for folder in _folders()] if url else []
+    for path in places:
         if path.is_file():
-            _check_digest(path, url)
+            _check(path, url, "delete it to download it again")
             return path
     for repository, filename in _hub_files(hub):
         found = try_to_load_from_cache(repository, filename)
         if isinstance(found, str):
             return Path(found)
     problems = []
-    for address, fetch in _sources(url, own, hub):
+    for address, download in _downloads(url, places, hub):
         try:
-            return fetch()
-        except UserError:  # it came, and is wrong
+            return download()
+        except DownloadError as error:
+            problems.append(f"{address} ({error.reason})")
+        except UserError:  # downloaded, but wrong
             raise
         except (OSError, ValueError) as error:
-            problems.append(f"{address} ({_reason(error)})")
-    looked = [*map(str, own), *([HF_HUB_CACHE] if hub else [])]
-    put = f"put it at {own[0]}" if own else f"name it {architecture}:/path/to/file"
+            problems.append(f"{address} ({_one_line(error)})")
+    looked = [*map(str, places), *([HF_HUB_CACHE] if hub else [])]
+    remedy = f"put it at {places[0]}" if places else f"name it {architecture}:/path/to/file"
     raise UserError(
-        f"no weights for {architecture}:{tag}: not in {', '.join(looked)}; not fetched from {'; '.join(problems)}. "
-        f"Fetch it elsewhere and {put}; 'demo' needs no file"
+        f"no weights for {architecture}:{tag}: not found in {', '.join(looked)}, and not downloaded from "
+        f"{'; '.join(problems)}. Download the file elsewhere and {remedy}; 'demo' needs no file"
     )
 
 
-def _folders() -> list[Path]:
-    """Where weights are looked for by their file's name; the first is ours, the second OpenAI's and open_clip's."""
-    return [cache_root() / "clip", Path.home() / ".cache" / "clip"]
-
-
-def _sources(url: str, own: list[Path], hub: str) -> Iterator[tuple[str, Callable[[], Path]]]:
-    """(address, function that fetches from it) in the order in which to try them."""
-    if url:
-        yield url, partial(_download, url, own[0])
-    for repository, filename in _hub_files(hub):
-        yield _hub_url(repository, filename), partial(_fetch_from_hub, repository, filename)
-
-
-def _fetch_from_hub(repository: str, filename: str) -> Path:
-    """Through the hub's own client and into its cache. Raises OSError or ValueError if it is out of reach.
-
-    The client tries again for 20 s and logs each time before it gives up, so one short request goes first.
-    """
-    if HF_HUB_OFFLINE:
-        return Path(hf_hub_download(repository, filename))
-    request = urllib.request.Request(_hub_url(repository, filename), method="HEAD")
-    with urllib.request.urlopen(request, timeout=_TIMEOUT):
-        return Path(hf_hub_download(repository, filename))
-
-
 def hub_config(name: str) -> dict[str, Any]:
-    """A hub repository's description of its model. Raises UserError if it is out of reach or no open_clip model."""
-    repository = name.removeprefix("hf-hub:")
+    """A hub repository's description of its model. Raises UserError if it is unreachable or not an open_clip model."""
+    repository, filename = name.removeprefix("hf-hub:"), "open_clip_config.json"
     try:
-        cached = try_to_load_from_cache(repository, "open_clip_config.json")
-        path = cached if isinstance(cached, str) else _fetch_from_hub(repository, "open_clip_config.json")
+        cached = try_to_load_from_cache(repository, filename)
+        path = Path(cached) if isinstance(cached, str) else _download_from_hub(repository, filename)
         config = read_json(path)
         config["model_cfg"]["vision_cfg"]["image_size"]
     except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = error.reason if isinstance(error, DownloadError) else _one_line(error)
         raise UserError(
-            f"backbone '{name}': no open_clip model in {HF_HUB_CACHE}, nor fetched from "
-            f"{_hub_url(repository, 'open_clip_config.json')} ({_reason(error)}); "
-            "fetch the repository where there is a network (hf download) and copy that folder, or name a file"
+            f"backbone '{name}': no open_clip model in {HF_HUB_CACHE}, and none downloaded from "
+            f"{_hub_url(repository, filename)} ({reason}); download the repository elsewhere (hf download) and copy "
+            "that folder, or name a file"
         ) from error
     return config
+
+
+def _folders() -> list[Path]:
+    """Where to look for weights by file name: our cache, then the one of OpenAI's package and open_clip."""
+    return [cache_root() / "clip", Path.home() / ".cache" / "clip"]
+
+
+def _downloads(url: str, places: list[Path], hub: str) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """(address, function that downloads from it) in the order in which to try them."""
+    if url:
+        yield url, partial(_download, url, places[0])
+    for repository, filename in _hub_files(hub):
+        yield _hub_url(repository, filename), partial(_download_from_hub, repository, filename)
+
+
+def _download(url: str, path: Path) -> Path:
+    """Download `url` to `path`. Of several processes that need it at once, one downloads and the others wait.
+
+    Raises:
+        DownloadError: it cannot be downloaded; what was received is kept for the next time.
+        UserError: the digest is wrong.
+    """
+    lock = lock_for(path)
+    waited = False
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info(f"Waiting for another process that is downloading {path.name}")
+        lock.acquire()
+        waited = True
+    try:
+        if path.is_file():
+            return path
+        if waited and not Part(path, url).size:  # or each process in turn would wait for an unreachable server
+            raise DownloadError(url, "another process has just tried in vain")
+        logger.info(f"Downloading {url} to {path}")
+        try:
+            fetch(url, path, digest=_published_digest(url), patience=PATIENCE)
+        except WrongFileError as error:
+            raise UserError(f"{path} is not the file published at {url} ({error}): try again") from error
+    finally:
+        lock.release()
+    return path
+
+
+def _check(path: Path, url: str, remedy: str) -> None:
+    try:
+        check_digest(path, _published_digest(url))
+    except WrongFileError as error:
+        raise UserError(f"{path} is not the file published at {url} ({error}): {remedy}") from error
+
+
+def _published_digest(url: str) -> str:
+    """The sha256, whole or its first digits, that OpenAI and open_clip's authors put into the URL; "" for others."""
+    if "openaipublic" in url:
+        return f"sha256:{url.split('/')[-2]}"
+    if "mlfoundations" in url:
+        return f"sha256:{url.rsplit('-', 1)[-1].split('.')[0]}"
+    return ""
+
+
+def _download_from_hub(repository: str, filename: str) -> Path:
+    """Download with the hub's own client, into its cache.
+
+    Raises:
+        DownloadError: the hub is unreachable.
+        OSError, ValueError: its client failed.
+    """
+    if not HF_HUB_OFFLINE:  # the client retries for 20 s before it gives up, and logs each attempt
+        check_reachable(_hub_url(repository, filename), PATIENCE)
+    return Path(hf_hub_download(repository, filename))
 
 
 def _hub_files(hub: str) -> Iterator[tuple[str, str]]:
@@ -114,40 +171,5 @@ def _hub_url(repository: str, filename: str) -> str:
     return f"{ENDPOINT}/{repository}/resolve/main/{filename}"
 
 
-def _reason(error: Exception) -> str:
-    """The cause of a failed download, in a few words."""
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
-        return str(error.reason)
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
-
-
-def _download(url: str, path: Path) -> Path:
-    """Fetch a file whole or not at all, with its digest checked. Raises OSError if it is out of reach."""
-    logger.info("Fetching %s to %s", url, path)
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, atomic_path(path) as temporary:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        with temporary.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
-            while block := answer.read(_BLOCK):
-                bar.update(file.write(block))
-        _check_digest(temporary, url, path)
-    return path
-
-
-def _check_digest(path: Path, url: str, final: Path | None = None) -> None:
-    """Compare a file with the sha256, whole or in its first digits, that its publisher wrote into the URL; an
-    error names `final` if the file is only on its way there."""
-    if "openaipublic" in url:
-        expected = url.split("/")[-2]
-    elif "mlfoundations" in url:
-        expected = url.rsplit("-", 1)[-1].split(".")[0]
-    else:
-        return
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-    if not sha256.hexdigest().startswith(expected):
-        raise UserError(
-            f"{final or path} is not the file published at {url} (its sha256 starts with {sha256.hexdigest()[:8]}, "
-            f"not {expected[:8]}): " + ("try again" if final else "delete it, and it is fetched again")
-        )

@@ -1,4 +1,4 @@
-"""Archives made to do harm, or broken: nothing lands outside the folder, and nothing is filled without end."""
+"""Malicious and broken archives: nothing is written outside the folder, and the disk cannot be filled."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def zip_special(name: str, mode: int) -> zipfile.ZipInfo:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """The folder to unpack into, in one whose other content must stay as it is."""
+    """The folder to unpack into; the other content of its parent must stay as it is."""
     (tmp_path / "outside.txt").write_text("mine")
     return tmp_path / "inner" / "into"
 
@@ -64,7 +64,7 @@ def check_refused(archive: Path, place: Path, error: str, limits: Limits | None 
         unpack(archive, place, limits=limits)
     assert "\n" not in str(caught.value)
     assert str(archive) in str(caught.value)
-    assert not place.exists(), "what had been written so far is still there"
+    assert not place.exists(), "partial output is still there"
     assert {path for path in place.parent.parent.rglob("*") if path.is_file()} == before
     assert (place.parent.parent / "outside.txt").read_text() == "mine"
 
@@ -80,7 +80,7 @@ def test_files_under_take_are_unpacked(tmp_path: Path, place: Path, kind: str) -
     assert not (place / "a.txt").stat().st_mode & 0o111
 
 
-def test_modes_of_the_archive_are_not_taken_over(tmp_path: Path, place: Path) -> None:
+def test_file_modes_of_the_archive_are_ignored(tmp_path: Path, place: Path) -> None:
     info = tarfile.TarInfo("a")
     info.mode = 0o6777
     unpack(make_tar(tmp_path / "a.tar", info, mode="w"), place)
@@ -101,7 +101,7 @@ NAMES_OUT = [
 @pytest.mark.parametrize("name", NAMES_OUT)
 @pytest.mark.parametrize("make", [make_tar, make_zip])
 def test_path_out_of_the_folder_is_refused(tmp_path: Path, place: Path, name: str, make: Callable[..., Path]) -> None:
-    check_refused(make(tmp_path / "a", ("good.txt", b"1"), (name, b"2")), place, "leads out of the folder")
+    check_refused(make(tmp_path / "a", ("good.txt", b"1"), (name, b"2")), place, "points outside the folder")
 
 
 LINKS_OUT = [
@@ -116,26 +116,30 @@ LINKS_OUT = [
 @pytest.mark.parametrize(("kind", "name", "target"), LINKS_OUT)
 def test_link_out_of_the_folder_is_refused(tmp_path: Path, place: Path, kind: bytes, name: str, target: str) -> None:
     archive = make_tar(tmp_path / "a.tar.gz", ("good.txt", b"1"), special(name, kind, target))
-    check_refused(archive, place, "link out of the folder")
+    check_refused(archive, place, "link that points outside the folder")
 
 
-def test_older_pythons_without_the_librarys_own_checks_refuse_as_well(
+def test_older_pythons_without_the_standard_checks_refuse_as_well(
     tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    check_refused(make_tar(tmp_path / "a.tar", ("../out.txt", b"1")), place, "leads out of the folder")
-    check_refused(make_tar(tmp_path / "b.tar", special("b", tarfile.SYMTYPE, "/etc")), place, "link out of the folder")
+    check_refused(make_tar(tmp_path / "a.tar", ("../out.txt", b"1")), place, "points outside the folder")
+    check_refused(
+        make_tar(tmp_path / "b.tar", special("b", tarfile.SYMTYPE, "/etc")),
+        place,
+        "link that points outside the folder",
+    )
     check_refused(make_tar(tmp_path / "c.tar", special("c", tarfile.CHRTYPE)), place, "neither a file nor a folder")
     assert unpack(make_tar(tmp_path / "d.tar", ("f", b"1")), place) == 1
 
 
 def test_link_out_of_the_folder_in_a_zip_is_refused(tmp_path: Path, place: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", (zip_special("link", stat.S_IFLNK), b"../outside.txt"))
-    check_refused(archive, place, "link out of the folder")
+    check_refused(archive, place, "link that points outside the folder")
 
 
-def test_nothing_is_written_through_a_link(tmp_path: Path, place: Path) -> None:
-    """The link stays inside as it is written; with another it would lead out. No link is ever made."""
+def test_links_are_never_created(tmp_path: Path, place: Path) -> None:
+    """Each link alone stays inside the folder; together they lead out."""
     archive = make_tar(
         tmp_path / "a.tar",
         special("a/b/up", tarfile.SYMTYPE, ".."),
@@ -147,12 +151,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, place: Path) -> None:
     assert (place / "a/b/out/file.txt").read_bytes() == b"1"
 
 
-def test_links_inside_are_passed_over_and_told(tmp_path: Path, place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_inside_are_skipped_with_a_warning(tmp_path: Path, place: Path, caplog: pytest.LogCaptureFixture) -> None:
     archive = make_tar(
         tmp_path / "a.tar", ("a/f", b"1"), special("b", tarfile.SYMTYPE, "a/f"), special("c", tarfile.LNKTYPE, "a/f")
     )
     assert unpack(archive, place) == 1
-    assert "Passed over 2 links" in caplog.text
+    assert "Skipped 2 links" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
@@ -188,8 +192,8 @@ def test_bomb_of_folders_is_refused(tmp_path: Path, place: Path) -> None:
     check_refused(bomb, place, "more than 100 files", Limits(files=100))
 
 
-def test_bomb_in_a_header_does_not_fill_the_memory(tmp_path: Path, place: Path) -> None:
-    """tarfile reads a long name into memory, however long."""
+def test_bomb_in_a_header_is_refused_within_little_memory(tmp_path: Path, place: Path) -> None:
+    """tarfile would read a name of any length into memory."""
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 100 << 20
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
@@ -203,7 +207,7 @@ def test_bomb_in_a_header_does_not_fill_the_memory(tmp_path: Path, place: Path) 
         tracemalloc.stop()
 
 
-def test_zip_that_lies_about_its_sizes_is_not_unpacked_beyond_them(tmp_path: Path, place: Path) -> None:
+def test_zip_that_lies_about_its_sizes_is_refused(tmp_path: Path, place: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", ("f", b"\0" * 100_000))
     content = archive.read_bytes().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     archive.write_bytes(content)
@@ -216,7 +220,7 @@ def test_truncated_archive_is_refused(tmp_path: Path, place: Path, make: Callabl
     contents = [random.Random(i).randbytes(3000) for i in range(10)]
     archive = make(tmp_path / "a", *((f"{i}", content) for i, content in enumerate(contents)))
     archive.write_bytes(archive.read_bytes()[: int(keep * archive.stat().st_size)])
-    check_refused(archive, place, "is broken|is cut short|holds no file")
+    check_refused(archive, place, "is broken|is truncated|contains no file")
 
 
 def test_name_used_as_file_and_folder_is_refused(tmp_path: Path, place: Path) -> None:
@@ -231,8 +235,8 @@ def test_encrypted_zip_is_refused(tmp_path: Path, place: Path) -> None:
     check_refused(archive, place, "is encrypted")
 
 
-def test_archive_without_the_wanted_folder_says_what_it_holds(tmp_path: Path, place: Path) -> None:
+def test_archive_without_the_wanted_folder_says_what_it_contains(tmp_path: Path, place: Path) -> None:
     archive = make_tar(tmp_path / "a.tar", ("photos/1.jpg", b"1"))
-    with pytest.raises(ArchiveError, match=r"a\.tar' holds no 'images', only photos"):
+    with pytest.raises(ArchiveError, match=r"a\.tar' contains no 'images', only photos"):
         unpack(archive, place, take="images")
     assert not place.exists()

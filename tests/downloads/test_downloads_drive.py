@@ -1,4 +1,4 @@
-"""Google Drive, with gdown's answers put in: the file, a page over quota, no network."""
+"""Google Drive, with a fake gdown: the file, a quota page, no network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files_in(folder: Path) -> list[str]:
 
 @pytest.fixture
 def on_drive(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A dataset whose one file is on Drive; ``answer(output)`` plays gdown."""
+    """A dataset whose one file is on Drive; ``answer(output)`` stands in for gdown."""
     state = SimpleNamespace(calls=[], answer=lambda output: Path(output).write_bytes(SPLIT), gdown=gdown)
 
     def download(id: str, output: str, quiet: bool, resume: bool, use_cookies: bool) -> str | None:
@@ -42,13 +42,13 @@ def on_drive(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def test_file_from_drive(on_drive: SimpleNamespace, get: Callable[[Source], None], tmp_path: Path) -> None:
+def test_file_on_drive_is_downloaded(on_drive: SimpleNamespace, get: Callable[[Source], None], tmp_path: Path) -> None:
     get(on_drive.source)
     assert files_in(tmp_path) == ["oxford/split.json"]
     assert on_drive.calls == [("abc123", True)]
 
 
-def test_drive_over_quota_says_so_and_what_to_do(
+def test_drive_over_quota_is_reported_with_what_to_do(
     on_drive: SimpleNamespace, get: Callable[[Source], None], tmp_path: Path
 ) -> None:
     def refuse(output: str) -> bool:
@@ -57,14 +57,14 @@ def test_drive_over_quota_says_so_and_what_to_do(
     page = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>"
     for answer in (refuse, lambda output: None, lambda output: Path(output).write_bytes(page)):
         on_drive.answer = answer
-        with pytest.raises(UserError, match=r"too many have asked") as caught:
+        with pytest.raises(UserError, match=r"download quota is exceeded") as caught:
             get(on_drive.source)
         assert "https://drive.google.com/file/d/abc123/view" in str(caught.value)
         assert f"'{tmp_path / 'oxford/split.json'}'" in str(caught.value)
         assert files_in(tmp_path) == []
 
 
-def test_drive_out_of_reach_is_one_line(on_drive: SimpleNamespace, get: Callable[[Source], None]) -> None:
+def test_unreachable_drive_is_reported_in_one_line(on_drive: SimpleNamespace, get: Callable[[Source], None]) -> None:
     def no_network(output: str) -> bool:
         raise requests.ConnectionError(OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)))
 

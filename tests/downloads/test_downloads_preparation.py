@@ -1,4 +1,4 @@
-"""Getting a dataset from a server on loopback: once, whole, into the layout; and what is said when that fails."""
+"""Installing a dataset from a server on loopback: once, complete, in the right layout; and the errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from download_server import IMPATIENT, Server
 
 from dassl_lite.downloads import SOURCES, prepare
+from dassl_lite.downloads.fetch import Patience
 from dassl_lite.downloads.sources import File, Source, Unpack
 from dassl_lite.utils.errors import UserError
 
@@ -83,13 +83,13 @@ def requests(server: Server) -> int:
     return sum(len(page.asked) for page in server.pages.values())
 
 
-def test_files_are_where_the_layout_wants_them_and_nothing_else(source: Source, get: Callable, tmp_path: Path) -> None:
+def test_folder_contains_exactly_the_files_of_the_layout(source: Source, get: Callable, tmp_path: Path) -> None:
     get(source)
     assert files_in(tmp_path) == {"oxford/split.json", "oxford/img/cat/1.jpg", "oxford/img/dog/2.jpg"}
     assert not (tmp_path / "oxford/.prepare").exists()
 
 
-def test_nothing_is_fetched_twice(source: Source, get: Callable, server: Server) -> None:
+def test_second_run_downloads_nothing(source: Source, get: Callable, server: Server) -> None:
     get(source)
     asked = requests(server)
     get(source)
@@ -121,23 +121,23 @@ def test_archive_in_an_archive_is_unpacked(server: Server, get: Callable, tmp_pa
     assert files_in(tmp_path) == {"oxford/img/cat/1.jpg", "oxford/img/dog/2.jpg"}
 
 
-def test_archive_put_there_by_hand_is_checked_unpacked_and_left(
+def test_archive_supplied_by_the_user_is_checked_unpacked_and_kept(
     source: Source, get: Callable, tmp_path: Path, server: Server, archive: bytes
 ) -> None:
-    by_hand = Source(
+    supplied = Source(
         "oxford", (File("pets.tar.gz", digest=sha256(archive), unpack=Unpack("pets", "img")),), (1, 1, 1), 2
     )
     (tmp_path / "oxford").mkdir()
     (tmp_path / "oxford/pets.tar.gz").write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"pets.tar.gz' is not the file to unpack: .* digest"):
-        get(by_hand)
+    with pytest.raises(UserError, match=r"pets.tar.gz' is not the expected file: .* digest"):
+        get(supplied)
     (tmp_path / "oxford/pets.tar.gz").write_bytes(archive)
-    get(by_hand)
+    get(supplied)
     assert (tmp_path / "oxford/img/images/cat/1.jpg").read_bytes() == b"cat"
     assert (tmp_path / "oxford/pets.tar.gz").exists()
 
 
-def test_images_that_are_there_already_are_not_touched(source: Source, get: Callable, tmp_path: Path) -> None:
+def test_existing_images_are_left_untouched(source: Source, get: Callable, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/mine.jpg").write_bytes(b"1")
     (tmp_path / "oxford").mkdir()
@@ -147,7 +147,9 @@ def test_images_that_are_there_already_are_not_touched(source: Source, get: Call
     assert (tmp_path / "oxford/split.json").exists()
 
 
-def test_wrong_digest_is_kept_aside_and_named(source: Source, get: Callable, server: Server, tmp_path: Path) -> None:
+def test_file_with_a_wrong_digest_is_set_aside_and_named(
+    source: Source, get: Callable, server: Server, tmp_path: Path
+) -> None:
     page = server.add("pets.tar.gz", b"something else")
     with pytest.raises(UserError, match=r"Pets is not complete: pets.tar.gz has the sha256 digest") as caught:
         get(source)
@@ -155,38 +157,40 @@ def test_wrong_digest_is_kept_aside_and_named(source: Source, get: Callable, ser
     assert str(aside) in str(caught.value)
     assert aside.read_bytes() == b"something else"
     assert not (tmp_path / "oxford/img").exists()
-    assert (tmp_path / "oxford/split.json").exists(), "what could be had should be there"
+    assert (tmp_path / "oxford/split.json").exists(), "the other files should be installed"
     with pytest.raises(UserError):
         get(source)
     assert page.asked == ["", ""], "a rejected file is downloaded anew"
 
 
-def test_second_address_is_tried(source: Source, get: Callable, server: Server, tmp_path: Path) -> None:
+def test_second_url_is_tried(source: Source, get: Callable, server: Server, tmp_path: Path) -> None:
     file = source.files[1]
     mirrored = File(file.name, (server.url("gone"), *file.urls), unpack=file.unpack)
     get(Source("oxford", (mirrored,), (1, None, 1), 2))
     assert (tmp_path / "oxford/img/cat/1.jpg").exists()
     nowhere = File(file.name, (server.url("gone"), server.url("gone too")), unpack=Unpack("pets", "other"))
-    with pytest.raises(UserError, match=r"gone: the server answers 404 .*; .*gone too: the server answers 404"):
+    with pytest.raises(UserError, match=r"gone: the server answered 404 .*; .*gone too: the server answered 404"):
         get(Source("oxford", (nowhere,), (1, None, 1), 2))
 
 
 def test_web_page_instead_of_the_file_says_what_to_do(source: Source, get: Callable, server: Server) -> None:
     server.add("split.json", b"<!DOCTYPE html><html><title>Log in</title>")
-    with pytest.raises(UserError, match=r"sends a web page instead of split.json: .* save the file as '.*split.json'"):
+    with pytest.raises(
+        UserError, match=r"returned a web page instead of split.json: .* save the file as '.*split.json'"
+    ):
         get(source)
 
 
-def test_optional_file_that_cannot_be_had_is_only_told(
+def test_unavailable_optional_file_is_only_a_warning(
     source: Source, get: Callable, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     optional = File("names.txt", (server.url("gone"),), optional=True)
     get(Source("oxford", (optional, *source.files), (1, None, 1), 2))
     assert "404" in caplog.text
-    assert "works without" in caplog.text
+    assert "works without it" in caplog.text
 
 
-def test_file_that_another_dataset_has_is_copied(source: Source, server: Server, tmp_path: Path) -> None:
+def test_file_of_another_dataset_is_copied(source: Source, server: Server, tmp_path: Path) -> None:
     server.add("names.txt", b"n01440764 tench")
     names = File("names.txt", (server.url("names.txt"),))
     table = {name: Source(name.lower(), (names,), (None, None, 1), 1) for name in ("A", "B")}
@@ -196,14 +200,14 @@ def test_file_that_another_dataset_has_is_copied(source: Source, server: Server,
     assert requests(server) == 1
 
 
-def test_files_to_fetch_by_hand_are_listed_with_places_and_digests(
+def test_files_to_download_manually_are_listed_with_places_and_digests(
     source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     cars = SOURCES["StanfordCars"]
-    only_by_hand = Source(cars.folder, cars.files[1:], cars.images, cars.classes, cars.by_hand)
-    with pytest.raises(UserError, match=r"fetch by hand cars_train.tgz, cars_test.tgz, as said above"):
-        prepare("StanfordCars", tmp_path, sources={"StanfordCars": only_by_hand})
+    only_manual = Source(cars.folder, cars.files[1:], cars.images, cars.classes, cars.manual)
+    with pytest.raises(UserError, match=r"download cars_train.tgz, cars_test.tgz manually, as listed above"):
+        prepare("StanfordCars", tmp_path, sources={"StanfordCars": only_manual})
     assert "979,269,282 bytes, sha256 512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288" in caplog.text
     assert str(tmp_path / "stanford_cars/cars_train.tgz") in caplog.text
     assert str(tmp_path / "stanford_cars/cars_train/") in caplog.text
@@ -216,19 +220,19 @@ def test_dataset_behind_a_login_says_where_its_images_go(
 ) -> None:
     caplog.set_level(logging.INFO)
     source = SOURCES[name]
-    by_hand = tuple(file for file in source.files if not file.urls)
-    with pytest.raises(UserError, match="by hand"):
-        prepare(name, tmp_path, sources={name: Source(source.folder, by_hand, (1, 1, 1), 1, source.by_hand)})
+    manual = tuple(file for file in source.files if not file.urls)
+    with pytest.raises(UserError, match="manually"):
+        prepare(name, tmp_path, sources={name: Source(source.folder, manual, (1, 1, 1), 1, source.manual)})
     wanted = {"SUN397": ["sun397/SUN397/"], "ImageNet": ["imagenet/images/train/", "imagenet/images/val/"]}[name]
     assert all(str(tmp_path / place) in caplog.text for place in wanted)
 
 
-def test_unknown_name_is_told_with_the_choices(tmp_path: Path) -> None:
+def test_unknown_name_is_refused_with_the_likely_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'Eurosat'. Did you mean 'EuroSAT'\?"):
         prepare("Eurosat", tmp_path)
 
 
-def test_full_disk_and_read_only_root_are_one_line(
+def test_full_disk_and_unwritable_root_are_reported_in_one_line(
     source: Source, get: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def full(*args: object) -> None:
@@ -236,7 +240,7 @@ def test_full_disk_and_read_only_root_are_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr("dassl_lite.downloads.preparation.unpack", full)
-        with pytest.raises(UserError, match=r"the disk of '.*oxford' is full; make room, then run this again"):
+        with pytest.raises(UserError, match=r"the disk of '.*oxford' is full; free some space, then run this again"):
             get(source)
     get(source)
     (tmp_path / "file").write_text("")
@@ -262,7 +266,7 @@ prepare("Pets", Path(sys.argv[1]), sources={"Pets": Source("oxford", (file,), (1
 
 
 @pytest.mark.slow
-def test_killed_unpacking_is_never_taken_for_complete(
+def test_killed_unpacking_is_repeated_by_the_next_run(
     source: Source, get: Callable, server: Server, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
@@ -281,12 +285,12 @@ def test_killed_unpacking_is_never_taken_for_complete(
     }
     get(source)
     assert files_in(tmp_path / "oxford") == {"split.json", "img/cat/1.jpg", "img/dog/2.jpg"}
-    assert server.pages["/pets.tar.gz"].asked == [""], "the archive had come whole"
+    assert server.pages["/pets.tar.gz"].asked == [""], "the archive was complete"
 
 
-def test_waiting_is_bounded(source: Source, get: Callable, server: Server) -> None:
-    server.add("split.json", SPLIT, stalls=[0] * 9, silence=1.0)
-    begun = time.monotonic()
+def test_silent_server_is_given_up_after_the_last_attempt(source: Source, server: Server, tmp_path: Path) -> None:
+    page = server.add("split.json", SPLIT, stalls=[0] * 9)
+    patience = Patience(read=0.05, tries=3, pause=0.0)
     with pytest.raises(UserError, match="no answer in time"):
-        get(source)
-    assert time.monotonic() - begun < 10
+        prepare("Pets", tmp_path, patience=patience, sources={"Pets": source})
+    assert page.asked == ["", "", ""]

@@ -1,4 +1,4 @@
-"""The table of sources: whole, and in agreement with the datasets and the official splits."""
+"""The table of sources: complete, and consistent with the datasets and the official splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.downloads import SOURCES
 from dassl_lite.engine.plugins import load_plugins
 
 
-def test_table_names_each_file_once_and_fits_the_datasets() -> None:
+def test_table_covers_fifteen_datasets_and_names_each_file_once() -> None:
     assert len(SOURCES) == 15
     folders = [source.folder for source in SOURCES.values()]
     assert len(set(folders)) == 15
@@ -22,11 +22,11 @@ def test_table_names_each_file_once_and_fits_the_datasets() -> None:
             assert len(digest) == {"": 0, "md5": 32, "sha256": 64}[kind]
             assert all(url.startswith(("https://", "http://", "drive:")) for url in file.urls)
             if not file.urls and not file.optional:
-                assert source.by_hand
+                assert source.manual
                 assert file.digest
 
 
-def test_table_puts_images_where_the_datasets_look() -> None:
+def test_table_puts_files_where_the_datasets_look() -> None:
     load_plugins()
     for name, source in SOURCES.items():
         dataset = DATASET_REGISTRY.get(name)

@@ -68,9 +68,9 @@ def test_by_hand_listing_ends_in_one_line_of_error(tmp_path: Path, capsys: pytes
     (folder / "split_zhou_StanfordCars.json").write_text('{"train": [], "val": [], "test": []}')
     assert run("StanfordCars", "--root", tmp_path) == 2
     told = capsys.readouterr()
-    assert f"to {folder / 'cars_train.tgz'}, or what is in it as {folder / 'cars_train'}/" in told.out
+    assert f"to {folder / 'cars_train.tgz'}, or its content as {folder / 'cars_train'}/" in told.out
     assert told.err.count("\n") == 1
-    assert "fetch by hand cars_train.tgz, cars_test.tgz" in told.err
+    assert "download cars_train.tgz, cars_test.tgz manually" in told.err
 
 
 def test_runs_as_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A web server on loopback with the bad habits of real ones."""
+"""A web server on loopback with the bad habits of real ones, and the fixture that gives it to a test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from dassl_lite.downloads.fetch import Patience
 
 IMPATIENT = Patience(connect=2.0, read=0.5, tries=3, pause=0.01)
@@ -17,24 +19,23 @@ IMPATIENT = Patience(connect=2.0, read=0.5, tries=3, pause=0.01)
 
 @dataclass
 class Page:
-    """How one address answers.
+    """How one URL responds.
 
     Args:
         content: the file.
-        cuts: bytes after which the first, second ... answer breaks off.
-        stalls: like ``cuts``, but silent for ``silence`` seconds instead.
+        cuts: bytes after which the first, second ... response breaks off.
+        stalls: like ``cuts``, but the server falls silent until the test is over.
         slow: seconds between any two of ten blocks.
-        ranges: whether it knows Range.
-        etag: the ETag that it sends.
-        kind: Content-Type.
-        states: HTTP states of the first, second ... answer.
-        length: whether it tells the length.
+        ranges: whether Range headers are honoured.
+        etag: the ETag.
+        kind: the Content-Type.
+        states: HTTP status codes of the first, second ... response.
+        length: whether the length is declared.
     """
 
     content: bytes
     cuts: list[int] = field(default_factory=list)
     stalls: list[int] = field(default_factory=list)
-    silence: float = 1.5
     slow: float = 0.0
     ranges: bool = True
     etag: str = '"first"'
@@ -45,11 +46,12 @@ class Page:
 
 
 class Server:
-    """Pages by path; ``url`` of a path."""
+    """Its pages, by path."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.pages: dict[str, Page] = {}
+        self.test_is_over = threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -66,6 +68,10 @@ def serving() -> Iterator[Server]:
     class Handler(_Handler):
         def do_GET(self) -> None:
             self.answer(server)
+
+        def do_HEAD(self) -> None:
+            self.send_response(200 if self.path in server.pages else 404)
+            self.end_headers()
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
@@ -102,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_head(page, start)
-        self.send_body(page, page.content[start:])
+        self.send_body(page, page.content[start:], server.test_is_over)
 
     def start_of(self, page: Page, asked: str) -> int:
         same = self.headers.get("If-Range", page.etag) == page.etag
@@ -120,14 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", page.etag)
         self.end_headers()
 
-    def send_body(self, page: Page, body: bytes) -> None:
-        with contextlib.suppress(OSError):  # the client has had enough
+    def send_body(self, page: Page, body: bytes, test_is_over: threading.Event) -> None:
+        with contextlib.suppress(OSError):  # the client has hung up
             if page.cuts:
                 self.wfile.write(body[: page.cuts.pop(0)])
             elif page.stalls:
                 self.wfile.write(body[: page.stalls.pop(0)])
                 self.wfile.flush()
-                time.sleep(page.silence)
+                test_is_over.wait(timeout=60)
             elif page.slow:
                 for block in (body[i : i + len(body) // 10 + 1] for i in range(0, len(body), len(body) // 10 + 1)):
                     self.wfile.write(block)
@@ -136,3 +142,19 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.wfile.write(body)
         self.close_connection = True
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server, without pages."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    shared_server.pages.clear()
+    shared_server.test_is_over.clear()
+    yield shared_server
+    shared_server.test_is_over.set()
