@@ -31,6 +31,13 @@ THEIRS, OURS = "dassl", "dassl_lite"
 
 # Dassl's modules of one backbone or a few, which all are to be had from ours of all.
 _BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
+# Our module of layers or losses -> Dassl's modules that it holds.
+_OPS = {
+    "layers": ("attention", "conv", "reverse_grad", "sequential2"),
+    "losses": ("cross_entropy", "mmd", "optimal_transport"),
+    "mixing": ("efdmix", "mixstyle", "mixup"),
+    "normalisation": ("dsbn", "transnorm"),
+}
 # Dassl's module -> ours, where the names differ; of several, the first that has an attribute gives it.
 _PLACES: dict[str, tuple[str, ...]] = {
     "engine.trainer": ("engine.contract.trainer",),
@@ -50,6 +57,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "modeling.head.mlp": ("networks.head",),
     "modeling.network": ("networks.build", "networks"),
     "modeling.network.build": ("networks.build",),
+    **{f"modeling.ops.{file}": (f"networks.ops.{ours}",) for ours, files in _OPS.items() for file in files},
     "utils": ("utils", "utils.tools", "utils.logger", "data.images", "downloads.url"),
     "utils.tools": ("utils.tools", "data.images", "downloads.url"),
 }

@@ -10,8 +10,7 @@ from torchvision.models import resnet
 
 from dassl_lite.networks.backbone.base import Backbone, pretrained_weights
 from dassl_lite.networks.build import BACKBONE_REGISTRY
-from dassl_lite.networks.ops import EFDMix, MixStyle
-from dassl_lite.networks.ops._feature_mix import FeatureMix
+from dassl_lite.networks.ops.mixing import EFDMix, FeatureMix, MixStyle
 
 _ARCHITECTURES: dict[str, tuple[type[nn.Module], list[int]]] = {
     "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),

@@ -1,33 +1,31 @@
 """Layers and losses of domain adaptation and generalisation, under Dassl's names."""
 
-from dassl_lite.networks.ops.attention import Attention
-from dassl_lite.networks.ops.conv import Conv2dDynamic
-from dassl_lite.networks.ops.cross_entropy import cross_entropy
-from dassl_lite.networks.ops.dsbn import DSBN1d, DSBN2d
-from dassl_lite.networks.ops.efdmix import (
-    EFDMix,
-    activate_efdmix,
-    crossdomain_efdmix,
-    deactivate_efdmix,
-    random_efdmix,
-    run_with_efdmix,
-    run_without_efdmix,
+from dassl_lite.networks.ops.layers import Attention, Conv2dDynamic, ReverseGrad, Sequential2
+from dassl_lite.networks.ops.losses import (
+    MaximumMeanDiscrepancy,
+    MinibatchEnergyDistance,
+    OptimalTransport,
+    SinkhornDivergence,
+    cross_entropy,
 )
-from dassl_lite.networks.ops.mixstyle import (
+from dassl_lite.networks.ops.mixing import (
+    EFDMix,
     MixStyle,
+    activate_efdmix,
     activate_mixstyle,
+    crossdomain_efdmix,
     crossdomain_mixstyle,
+    deactivate_efdmix,
     deactivate_mixstyle,
+    mixup,
+    random_efdmix,
     random_mixstyle,
+    run_with_efdmix,
     run_with_mixstyle,
+    run_without_efdmix,
     run_without_mixstyle,
 )
-from dassl_lite.networks.ops.mixup import mixup
-from dassl_lite.networks.ops.mmd import MaximumMeanDiscrepancy
-from dassl_lite.networks.ops.optimal_transport import MinibatchEnergyDistance, OptimalTransport, SinkhornDivergence
-from dassl_lite.networks.ops.reverse_grad import ReverseGrad
-from dassl_lite.networks.ops.sequential2 import Sequential2
-from dassl_lite.networks.ops.transnorm import TransNorm1d, TransNorm2d
+from dassl_lite.networks.ops.normalisation import DSBN1d, DSBN2d, TransNorm1d, TransNorm2d
 
 __all__ = [
     "Attention",

@@ -1,12 +1,36 @@
-"""A convolution whose kernel depends on the image."""
+"""Layers: dynamic convolution with its attention, gradient reversal, a sequence with several inputs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from dassl_lite.networks.ops.attention import Attention
+
+class Attention(nn.Module):
+    """How much each of several kernels counts for an image (Sun et al. 2022, https://arxiv.org/abs/2205.13913):
+
+        a = softmax(W2 relu(W1 mean(x)))
+
+    Args:
+        in_channels: channels C of the feature maps.
+        out_features: number of kernels n.
+        squeeze: width between the two layers; None: a sixteenth of the channels.
+        bias: of both layers.
+    """
+
+    def __init__(self, in_channels: int, out_features: int, squeeze: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.squeeze = squeeze or in_channels // 16
+        if self.squeeze < 1:
+            raise ValueError(f"a sixteenth of {in_channels} channels is less than one; give squeeze")
+        self.fc1 = nn.Linear(in_channels, self.squeeze, bias=bias)
+        self.fc2 = nn.Linear(self.squeeze, out_features, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) to weights (B, n), of sum 1."""
+        return self.fc2(self.fc1(x.mean(dim=(2, 3))).relu()).softmax(dim=-1)
 
 
 class Conv2dDynamic(nn.Module):
@@ -64,3 +88,36 @@ class Conv2dDynamic(nn.Module):
         for weight, template in zip(weights.unbind(dim=1), self.kernel_templates.values(), strict=True):
             out = out + weight[:, None, None, None] * template(x)
         return out
+
+
+class _ReverseGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad_scaling: float) -> Tensor:
+        ctx.grad_scaling = grad_scaling
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.grad_scaling * grads[0], None
+
+
+class ReverseGrad(nn.Module):
+    """The identity, whose gradient is the incoming one times ``-grad_scaling``.
+
+    Ganin and Lempitsky 2015, https://arxiv.org/abs/1409.7495: what is before it learns to fool what is after it.
+    """
+
+    def forward(self, x: Tensor, grad_scaling: float = 1.0) -> Tensor:
+        if grad_scaling < 0:
+            raise ValueError(f"grad_scaling is {grad_scaling}; it must be 0 or more")
+        return _ReverseGrad.apply(x, grad_scaling)
+
+
+class Sequential2(nn.Sequential):
+    """Like ``nn.Sequential``, but a module that returns a tuple gives the next one several arguments."""
+
+    def forward(self, *inputs: Any) -> Any:
+        values: Any = inputs
+        for module in self:
+            values = module(*values) if isinstance(values, tuple) else module(values)
+        return values

@@ -1,0 +1,193 @@
+"""Mixing images or their feature statistics: MixStyle, EFDMix and mixup, and what switches them on and off."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from dassl_lite.utils.errors import unknown
+
+_PARTNERS = ("random", "crossdomain")
+
+
+class FeatureMix(nn.Module):
+    """Mixes each image's feature statistics with a partner's, in training only.
+
+    Args:
+        p: probability with which a batch is mixed.
+        alpha: of the Beta(alpha, alpha) distribution that the own share is drawn from.
+        eps: added to variances.
+        mix: ``random``: partners are drawn from the batch; ``crossdomain``: from its other half, which holds another
+            domain.
+    """
+
+    def __init__(self, p: float = 0.5, alpha: float = 0.1, eps: float = 1e-6, mix: str = "random") -> None:
+        super().__init__()
+        self.p = p
+        self.alpha = alpha
+        self.eps = eps
+        self.beta = torch.distributions.Beta(alpha, alpha)
+        self.update_mix_method(mix)
+        self.set_activation_status(True)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix}"
+
+    def set_activation_status(self, status: bool = True) -> None:
+        self._activated = status
+
+    def update_mix_method(self, mix: str = "random") -> None:
+        if mix not in _PARTNERS:
+            raise unknown("way to mix", mix, _PARTNERS)
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W), mixed or as they are."""
+        if not self.training or not self._activated or random.random() > self.p:
+            return x
+        # The order of the draws is the reference's, so that a seed gives the same mixture.
+        own_share = self.beta.sample(torch.Size((len(x), 1, 1, 1))).to(x.device)
+        return self.blend(x, self._partners(len(x)).to(x.device), own_share)
+
+    def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
+        """``x`` (B, C, H, W) mixed with ``x[partners]``; ``own_share`` (B, 1, 1, 1) of it stays."""
+        raise NotImplementedError
+
+    def _partners(self, batch: int) -> Tensor:
+        if self.mix == "random":
+            return torch.randperm(batch)
+        second, first = torch.arange(batch - 1, -1, -1).chunk(2)
+        return torch.cat([second[torch.randperm(len(second))], first[torch.randperm(len(first))]])
+
+
+@contextlib.contextmanager
+def activation(model: nn.Module, kind: type[FeatureMix], status: bool, mix: str | None = None) -> Iterator[None]:
+    """Switch every ``kind`` in ``model`` on or off, and back at the context's end; ``mix`` changes for good."""
+    layers = [module for module in model.modules() if isinstance(module, kind)]
+    before = [layer._activated for layer in layers]
+    for layer in layers:
+        if mix is not None:
+            layer.update_mix_method(mix)
+        layer.set_activation_status(status)
+    try:
+        yield
+    finally:
+        for layer, former in zip(layers, before, strict=True):
+            layer.set_activation_status(former)
+
+
+class MixStyle(FeatureMix):
+    """Domain generalization with MixStyle (Zhou et al. 2021, https://arxiv.org/abs/2104.02008).
+
+    mu and sigma are an image's mean and standard deviation per channel, lambda its own share, j its partner:
+
+        y_i = (lambda sigma_i + (1 - lambda) sigma_j) (x_i - mu_i) / sigma_i + lambda mu_i + (1 - lambda) mu_j
+    """
+
+    def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
+        # No gradient goes through the statistics, as in the paper.
+        mean = x.detach().mean(dim=(2, 3), keepdim=True)
+        std = (x.detach().var(dim=(2, 3), keepdim=True) + self.eps).sqrt()
+        mixed_mean = own_share * mean + (1 - own_share) * mean[partners]
+        mixed_std = own_share * std + (1 - own_share) * std[partners]
+        return (x - mean) / std * mixed_std + mixed_mean
+
+
+def activate_mixstyle(module: nn.Module) -> None:
+    if isinstance(module, MixStyle):
+        module.set_activation_status(True)
+
+
+def deactivate_mixstyle(module: nn.Module) -> None:
+    if isinstance(module, MixStyle):
+        module.set_activation_status(False)
+
+
+def random_mixstyle(module: nn.Module) -> None:
+    if isinstance(module, MixStyle):
+        module.update_mix_method("random")
+
+
+def crossdomain_mixstyle(module: nn.Module) -> None:
+    if isinstance(module, MixStyle):
+        module.update_mix_method("crossdomain")
+
+
+def run_with_mixstyle(model: nn.Module, mix: str | None = None) -> AbstractContextManager[None]:
+    """Inside the context the model mixes (``random`` or ``crossdomain``, if given)."""
+    return activation(model, MixStyle, True, mix)
+
+
+def run_without_mixstyle(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside the context the model does not mix."""
+    return activation(model, MixStyle, False)
+
+
+class EFDMix(FeatureMix):
+    """Exact feature distribution mixing (Zhang et al. 2022, https://arxiv.org/abs/2203.07740).
+
+    The k-th smallest value of a channel moves towards the partner's k-th smallest, by one minus the own share; the
+    gradient passes as if nothing were mixed.
+    """
+
+    def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
+        values, order = x.flatten(2).sort()
+        matched = values[partners].gather(-1, order.argsort(-1)).view_as(x)
+        return x + (1 - own_share) * (matched - x).detach()
+
+
+def activate_efdmix(module: nn.Module) -> None:
+    if isinstance(module, EFDMix):
+        module.set_activation_status(True)
+
+
+def deactivate_efdmix(module: nn.Module) -> None:
+    if isinstance(module, EFDMix):
+        module.set_activation_status(False)
+
+
+def random_efdmix(module: nn.Module) -> None:
+    if isinstance(module, EFDMix):
+        module.update_mix_method("random")
+
+
+def crossdomain_efdmix(module: nn.Module) -> None:
+    if isinstance(module, EFDMix):
+        module.update_mix_method("crossdomain")
+
+
+def run_with_efdmix(model: nn.Module, mix: str | None = None) -> AbstractContextManager[None]:
+    """Inside the context the model mixes (``random`` or ``crossdomain``, if given)."""
+    return activation(model, EFDMix, True, mix)
+
+
+def run_without_efdmix(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside the context the model does not mix."""
+    return activation(model, EFDMix, False)
+
+
+def mixup(
+    x1: Tensor, x2: Tensor, y1: Tensor, y2: Tensor, beta: float, preserve_order: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Zhang et al. 2018, https://arxiv.org/abs/1710.09412: share * first + (1 - share) * second.
+
+    Args:
+        x1, x2: images (B, C, H, W).
+        y1, y2: label probabilities (B, K).
+        beta: one share per image is drawn from Beta(beta, beta).
+        preserve_order: the first keeps at least one half.
+
+    Returns:
+        Mixed images (B, C, H, W) and label probabilities (B, K).
+    """
+    share = torch.distributions.Beta(beta, beta).sample(torch.Size((len(x1), 1, 1, 1)))
+    if preserve_order:
+        share = torch.maximum(share, 1 - share)
+    share = share.to(x1.device)
+    label_share = share[:, :, 0, 0]
+    return share * x1 + (1 - share) * x2, label_share * y1 + (1 - label_share) * y2
