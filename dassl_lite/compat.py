@@ -114,17 +114,39 @@ class _Alias(Loader):
 class DasslFinder(MetaPathFinder):
     """Finds ``dassl`` and ``dassl.*`` among our modules; what we have not is not found."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         root, _, rest = fullname.partition(".")
-        if root != THEIRS:
+        module = _resolve(rest) if root == THEIRS else None
+        if module is None:
             return None
-        ours = re.sub(r"^modeling\b", "networks", rest)
-        places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (ours,))]
-        if not all(_exists(place) for place in places):
-            return None
-        modules = [importlib.import_module(place) for place in places]
-        module = modules[0] if len(modules) == 1 else _gathered(fullname, modules)
+        _load_shadowed(rest, module)
         return ModuleSpec(fullname, _Alias(module), is_package=hasattr(module, "__path__"))
+
+
+def _resolve(rest: str) -> ModuleType | None:
+    """Our module for ``dassl.<rest>``, or None if there is none."""
+    same_name = re.sub(r"^modeling\b", "networks", rest)
+    places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (same_name,))]
+    if not all(_exists(place) for place in places):
+        return None
+    modules = [importlib.import_module(place) for place in places]
+    return modules[0] if len(modules) == 1 else _gathered(f"{THEIRS}.{rest}", modules)
+
+
+def _load_shadowed(rest: str, package: ModuleType) -> None:
+    """Load the modules of ``package`` that share a name with one of its functions, such as ``ops.mixup``.
+
+    The import system sets a submodule as an attribute of its package when it finds it, which would replace the
+    function in our package. It looks in ``sys.modules`` first, and then leaves the attribute alone.
+    """
+    for place in _PLACES:
+        parent, _, name = place.rpartition(".")
+        if parent == rest and not isinstance(getattr(package, name, package), ModuleType):
+            module = _resolve(place)
+            if module is not None:
+                sys.modules.setdefault(f"{THEIRS}.{place}", module)
 
 
 def _exists(name: str) -> bool:

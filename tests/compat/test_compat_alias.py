@@ -62,6 +62,14 @@ FURTHER = {
     "dassl.modeling.ops.conv": "Conv2dDynamic",
     "dassl.modeling.ops.optimal_transport": "OptimalTransport SinkhornDivergence MinibatchEnergyDistance",
     "dassl.modeling.ops.mixstyle": "MixStyle run_with_mixstyle",
+    "dassl.modeling.ops.cross_entropy": "cross_entropy",
+    "dassl.modeling.ops.dsbn": "DSBN1d DSBN2d",
+    "dassl.modeling.ops.efdmix": "EFDMix run_with_efdmix crossdomain_efdmix",
+    "dassl.modeling.ops.mixup": "mixup",
+    "dassl.modeling.ops.mmd": "MaximumMeanDiscrepancy",
+    "dassl.modeling.ops.reverse_grad": "ReverseGrad",
+    "dassl.modeling.ops.sequential2": "Sequential2",
+    "dassl.modeling.ops.transnorm": "TransNorm1d TransNorm2d",
     "dassl.modeling.ops.utils": "create_onehot sigmoid_rampup linear_rampup sharpen_prob ema_model_update",
     "dassl.modeling.backbone": "Backbone build_backbone BACKBONE_REGISTRY resnet18 resnet18_ms_l123 "
     "resnet50_efdmix_l12 vgg16 alexnet efficientnet_b0 cnn_digitsdg",
@@ -124,6 +132,20 @@ def test_the_alias_is_a_copy() -> None:
     assert dassl.engine.trainer is dassl_lite.engine.contract.trainer
     assert dassl.engine.trainer.__name__ == "dassl_lite.engine.contract.trainer"
     assert dassl_lite.engine.__spec__.name == "dassl_lite.engine"
+
+
+@pytest.mark.parametrize("name", ["ops.mixup", "ops.cross_entropy", "head.mlp", "backbone.alexnet"])
+def test_importing_a_module_keeps_the_function_of_its_name(name: str) -> None:
+    package, function = name.split(".")
+    # A process of its own: once a module is found, its package stays as it is.
+    code = f"""
+import dassl_lite.compat
+from dassl.modeling.{name} import {function} as from_module
+from dassl.modeling.{package} import {function} as from_package
+assert callable(from_package), from_package
+assert from_module is from_package
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_we_have_not_is_found_among_our_folders() -> None:
