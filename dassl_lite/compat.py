@@ -47,7 +47,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "data.transforms.autoaugment": ("data.transforms.augmentations",),
     "data.transforms.randaugment": ("data.transforms.augmentations",),
     "data.transforms.transforms": ("data.transforms", "data.transforms.build"),
-    "evaluation.evaluator": ("evaluation.evaluator", "evaluation.build"),
+    "evaluation.build": ("evaluation.evaluator",),
     "modeling.backbone.backbone": ("networks.backbone.base",),
     "modeling.backbone.build": ("networks.build",),
     "modeling.backbone.resnet": ("networks.backbone.resnet", "networks.backbone"),

@@ -2,51 +2,144 @@
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dassl_lite.config import CN
-from dassl_lite.evaluation.build import EVALUATOR_REGISTRY
-from dassl_lite.evaluation.calibration import expected_calibration_error
-from dassl_lite.evaluation.class_counts import ClassCounts
-from dassl_lite.evaluation.tallies import Tallies
+from dassl_lite.evaluation.metrics import ClassCounts, expected_calibration_error
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import atomic_path
+from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import Registry
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+EVALUATOR_REGISTRY = Registry("evaluator")
+
+
+def build_evaluator(cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> EvaluatorBase:
+    """Build the evaluator named by TEST.EVALUATOR.
+
+    Args:
+        cfg: the full config.
+        lab2cname: class name of each label.
+        **kwargs: passed on to the evaluator.
+
+    Raises:
+        UserError: no such evaluator; the message lists the choices.
+    """
+    evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    if cfg.VERBOSE:
+        logger.info(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
+    return evaluator(cfg, lab2cname=lab2cname, **kwargs)
 
 
 class EvaluatorBase:
-    """The contract: ``reset()``, then ``process`` for every batch, then ``evaluate``."""
+    """The contract: call ``reset()``, then ``process`` for every batch, then ``evaluate``."""
 
     def __init__(self, cfg: CN) -> None:
         self.cfg = cfg
 
     def reset(self) -> None:
-        """Forget every batch."""
+        """Forget all batches."""
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Take in a batch: model output (B, K) and ground truth (B,)."""
+        """Add a batch: model output (B, K) and ground truth (B,)."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """The metrics over all batches; the first is the one that models are selected by."""
+        """Return the metrics over all batches; the first one selects models."""
         raise NotImplementedError
 
 
+class ClassResult(TypedDict):
+    """How one class was classified; ``accuracy`` in percent."""
+
+    label: int
+    classname: str
+    total: int
+    correct: int
+    accuracy: float
+
+
+class _Field(Generic[T]):
+    """An attribute of a ``PredictionRecord`` that is up to date whenever it is read or set."""
+
+    def __set_name__(self, owner: type[PredictionRecord], name: str) -> None:
+        self.name = name
+
+    def __get__(self, record: PredictionRecord, owner: type[PredictionRecord] | None = None) -> T:
+        record._flush()
+        return record._fields[self.name]
+
+    def __set__(self, record: PredictionRecord, value: T) -> None:
+        record._flush()
+        record._fields[self.name] = value
+        if self.name == "_y_true" and not value:  # a derived evaluator's reset() knows Dassl's fields only
+            record._fields["_confidence"] = []
+
+
+class PredictionRecord:
+    """Labels and predictions so far, under the names that evaluators derived from Dassl's read and write.
+
+    Batches stay on their device and are copied to the CPU together when a field is read, so adding one never waits
+    for the GPU.
+    """
+
+    _correct = _Field[int]()  # number of images
+    _total = _Field[int]()
+    _y_true = _Field[list[int]]()  # one label per image
+    _y_pred = _Field[list[int]]()
+    _per_class_res = _Field[
+        "dict[int, list[int]] | None"
+    ]()  # label -> 1 (right) or 0 (wrong) per image; None: not kept
+    _confidence = _Field[list[float]]()  # not in Dassl: largest softmax probability per image
+
+    _fields: dict[str, Any]
+    _waiting: list[tuple[Tensor, Tensor, Tensor]]
+
+    def _start_record(self, per_class: bool) -> None:
+        """Forget all batches; ``per_class``: whether to keep ``_per_class_res``."""
+        self._waiting = []
+        self._fields = {"_correct": 0, "_total": 0, "_y_true": [], "_y_pred": [], "_confidence": []}
+        self._fields["_per_class_res"] = defaultdict(list) if per_class else None
+
+    def _add_batch(self, labels: Tensor, predicted: Tensor, confidence: Tensor) -> None:
+        """Add a batch, (B,) each and all on one device."""
+        self._waiting.append((labels, predicted, confidence))
+
+    def _flush(self) -> None:
+        """Add the waiting batches to the fields."""
+        if not self._waiting:
+            return
+        labels, predicted, confidence = (torch.cat(part).tolist() for part in zip(*self._waiting, strict=True))
+        self._waiting = []
+        fields, matches = self._fields, [int(a == b) for a, b in zip(labels, predicted, strict=True)]
+        fields["_correct"] += sum(matches)
+        fields["_total"] += len(labels)
+        fields["_y_true"].extend(labels)
+        fields["_y_pred"].extend(predicted)
+        fields["_confidence"].extend(confidence)
+        if fields["_per_class_res"] is not None:
+            for label, match in zip(labels, matches, strict=True):
+                fields["_per_class_res"][label].append(match)
+
+
 @EVALUATOR_REGISTRY.register()
-class Classification(Tallies, EvaluatorBase):
+class Classification(PredictionRecord, EvaluatorBase):
     """Accuracy, error rate, macro F1 and calibration error, all in percent.
 
-    An evaluator derived from it may count for itself, in the fields of ``Tallies``: what they hold is evaluated.
+    A derived evaluator may do its own counting in the fields of ``PredictionRecord``; ``evaluate`` uses what it finds
+    there.
 
     Args:
         cfg: TEST.PER_CLASS_RESULT logs every class and adds their average, TEST.COMPUTE_CMAT saves the confusion
@@ -54,39 +147,44 @@ class Classification(Tallies, EvaluatorBase):
         lab2cname: class name of each label.
 
     Attributes:
-        per_class: after ``evaluate``, a dict per class that occurs (label, classname, total, correct, accuracy).
-        confusion: after ``evaluate`` with TEST.COMPUTE_CMAT, (K, K) float64: row = true label, column = predicted,
-            each row divided by its sum; a label that does not occur has a row of zeros.
+        per_class: after ``evaluate``, one entry per class that occurs.
+        confusion: after ``evaluate`` with TEST.COMPUTE_CMAT, (K, K) float64: rows are true labels, columns predicted
+            ones, each row divided by its sum; the row of a label that does not occur is all zeros.
     """
+
+    per_class: list[ClassResult]
+    confusion: Tensor | None
 
     def __init__(self, cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
-        Classification.reset(self)  # not a derived one's, which may need what its own __init__ has yet to set
+        # Not self.reset(): a derived one may use attributes that its own __init__ has yet to set.
+        Classification.reset(self)
 
     def reset(self) -> None:
-        self._forget(self.cfg.TEST.PER_CLASS_RESULT)
+        self._start_record(self.cfg.TEST.PER_CLASS_RESULT)
         self._num_classes = 0
-        self.per_class: list[dict[str, Any]] = []
-        self.confusion: Tensor | None = None
+        self.per_class = []
+        self.confusion = None
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Take in logits (B, K) and labels (B,), integers; of equal logits the first counts."""
+        """Add logits (B, K) and integer labels (B,); of equal logits the first is the prediction."""
         logits = mo.detach()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         highest, predicted = logits.max(dim=1)
-        self._take(gt.detach().to(predicted.device).reshape(-1), predicted, (highest - logits.logsumexp(dim=1)).exp())
+        labels = gt.detach().to(predicted.device).reshape(-1)
+        self._add_batch(labels, predicted, (highest - logits.logsumexp(dim=1)).exp())
         self._num_classes = max(self._num_classes, logits.shape[1])
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """The metrics, logged as the field's result parsers expect them.
+        """Compute the metrics, and log them in the format that the field's result parsers read.
 
         Returns:
-            accuracy, error_rate, macro_f1; perclass_accuracy with TEST.PER_CLASS_RESULT; ece (not where a derived
-            evaluator counts for itself). Percent.
+            In percent: accuracy, error_rate, macro_f1; perclass_accuracy with TEST.PER_CLASS_RESULT; ece (unless a
+            derived evaluator does its own counting).
 
         Raises:
-            UserError: there was no batch.
+            UserError: no batch was processed.
         """
         total, correct = self._total, self._correct
         if not total:
@@ -96,22 +194,22 @@ class Classification(Tallies, EvaluatorBase):
         results["error_rate"] = 100.0 - results["accuracy"]
         counts = ClassCounts(labels, predicted, self._num_classes)
         results["macro_f1"] = 100.0 * counts.macro_f1()
-        self.per_class = self._per_class_table(counts)
+        self.per_class = self._results_by_class(counts)
         self._log_summary(total, correct, results)
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._log_per_class()
         if self.cfg.TEST.COMPUTE_CMAT:
             self.confusion = counts.confusion()
             self._save_confusion(self.confusion)
-        if len(self._confidence) == len(labels):  # not so where a derived evaluator counts for itself
+        if len(self._confidence) == len(labels):  # a derived evaluator that does its own counting records none
             confidence = torch.tensor(self._confidence, dtype=torch.float64)
-            if odd := int((~confidence.isfinite()).sum()):
-                logger.warning("%s of %s rows of logits are not finite: these results mean little", odd, total)
+            if bad := int((~confidence.isfinite()).sum()):
+                logger.warning(f"{bad} of {total} rows of logits contain NaN or infinity; the results are unreliable")
             results["ece"] = 100.0 * expected_calibration_error(confidence, labels == predicted)
         return results
 
-    def _per_class_table(self, counts: ClassCounts) -> list[dict[str, Any]]:
-        own = self._per_class_res  # a derived evaluator may count other matches than labels that are equal
+    def _results_by_class(self, counts: ClassCounts) -> list[ClassResult]:
+        own = self._per_class_res  # a derived evaluator's idea of a match may be wider than equal labels
         found = {k: (len(own[k]), sum(own[k])) for k in sorted(own)} if own else counts.by_label()
         return [
             {
@@ -126,33 +224,29 @@ class Classification(Tallies, EvaluatorBase):
 
     def _log_summary(self, total: int, correct: int, results: Mapping[str, float]) -> None:
         logger.info("=> result")
-        logger.info("* total: %s", f"{total:,}")
-        logger.info("* correct: %s", f"{correct:,}")
-        logger.info("* accuracy: %.1f%%", results["accuracy"])
-        logger.info("* error: %.1f%%", results["error_rate"])
-        logger.info("* macro_f1: %.1f%%", results["macro_f1"])
+        logger.info(f"* total: {total:,}")
+        logger.info(f"* correct: {correct:,}")
+        logger.info(f"* accuracy: {results['accuracy']:.1f}%")
+        logger.info(f"* error: {results['error_rate']:.1f}%")
+        logger.info(f"* macro_f1: {results['macro_f1']:.1f}%")
 
     def _log_per_class(self) -> float:
-        """Log every class that occurs, and return the average of their accuracies."""
+        """Log every class that occurs and return their mean accuracy."""
         logger.info("=> per-class result")
         for row in self.per_class:
             logger.info(
-                "* class: %s (%s)\ttotal: %s\tcorrect: %s\tacc: %.1f%%",
-                row["label"],
-                row["classname"],
-                f"{row['total']:,}",
-                f"{row['correct']:,}",
-                row["accuracy"],
+                f"* class: {row['label']} ({row['classname']})\ttotal: {row['total']:,}\t"
+                f"correct: {row['correct']:,}\tacc: {row['accuracy']:.1f}%"
             )
         average = sum(row["accuracy"] for row in self.per_class) / len(self.per_class)
-        logger.info("* average: %.1f%%", average)
+        logger.info(f"* average: {average:.1f}%")
         return average
 
     def _save_confusion(self, confusion: Tensor) -> None:
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         with atomic_path(path) as temporary:
             torch.save(confusion, temporary)
-        logger.info("Confusion matrix is saved to %s", path)
+        logger.info(f"Confusion matrix is saved to {path}")
 
 
 def _indices(values: Sequence[int]) -> Tensor:
