@@ -27,8 +27,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import digest_of
-from dassl_lite.utils.inert import Inert
-from dassl_lite.utils.inert_pickle import PICKLE_ERRORS, InertUnpickler, check_opcodes
+from dassl_lite.utils.safe_load import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
 
 logger = logging.getLogger(__name__)
 
