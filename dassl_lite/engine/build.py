@@ -37,7 +37,7 @@ def full_config() -> CfgNode:
     """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
     cfg = get_cfg_default()
     # Another's class may stand where ours was and use its keys, as the forks of CoOp do.
-    ours = TRAINER_REGISTRY.stood_in_for.values()
+    ours = TRAINER_REGISTRY.replaced.values()
     for source in [*ours, *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY), *asked_plugins()]:
         declare = getattr(source, "extend_cfg", None)
         if declare is not None:

@@ -1,4 +1,4 @@
-"""What a run ran on, for the log and for ``results.json``."""
+"""Versions and hardware of a run, for the log and for ``results.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow
 
 
 def environment() -> dict[str, str | int | list[str] | None]:
-    """Versions and hardware as plain values; takes milliseconds, and names neither user, host nor paths."""
+    """Versions and hardware as plain values, without user names, host names or paths; takes milliseconds."""
     return {
         "dassl_lite": _version("dassl-lite"),
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def environment() -> dict[str, str | int | list[str] | None]:
 
 
 def collect_env_info() -> str:
-    """The environment as text, a line per entry (Dassl's name)."""
+    """The environment as text, one line per entry (Dassl's name)."""
     lines = []
     for key, value in environment().items():
         shown = ", ".join(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A user's mistakes: told in one line, with what was wrong, where, and what to do."""
+"""User errors: one line each, which says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -6,35 +6,45 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-# Of an OSError: the disk is full, or what one may have of it is.
+# errno of an OSError that means a full disk, or a full quota.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class UserError(ValueError):
-    """A mistake of the user's; the command line prints its one line and exits with code 2."""
+    """A mistake by the user; the command line prints its message in one line and exits with code 2."""
 
 
 class MissingDatasetError(UserError):
-    """A dataset that is not on this machine; a suite of datasets can go on without it."""
+    """The dataset is not on this machine; a suite of datasets skips it."""
 
 
 class LackingClassesError(UserError):
-    """A class that a run does not know and cannot do without; a suite of datasets can go on without that dataset."""
+    """A dataset has a class that the run was not trained on and cannot handle; a suite of datasets skips it."""
 
 
 class NotFiniteError(UserError, FloatingPointError):
-    """A loss that is infinite or not a number; Dassl raises FloatingPointError."""
+    """The loss is infinite or NaN; a FloatingPointError too, since that is what Dassl raises."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``word`` (case does not count), or None if nothing is close."""
+    """The choice closest to ``word``, ignoring case, or None if none is close."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], hint: str = "") -> UserError:
-    """An error for a name that is none of ``choices``: lists them and names the likely meant one."""
+    """Make the error for a ``name`` that is not among ``choices``; it lists them and suggests the closest.
+
+    Args:
+        kind: what the name names, such as "trainer".
+        name: what the user gave.
+        choices: the valid names.
+        hint: a sentence to end the message with.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     options = sorted(map(str, choices))
     likely = nearest(str(name), options)
     meant = f" Did you mean '{likely}'?" if likely else ""

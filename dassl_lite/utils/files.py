@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as plain JSON; where the caches live."""
+"""Files: atomic writes, JSON, and the cache folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PathLike = str | os.PathLike[str]
 
 
 def mkdir_if_missing(dirname: PathLike) -> None:
-    """Make a folder and its parents; an existing one is fine."""
+    """Make a folder and its parents, unless they exist."""
     Path(dirname).mkdir(parents=True, exist_ok=True)
 
 
 def listdir_nohidden(path: PathLike, sort: bool = False) -> list[str]:
-    """Names in ``path`` that do not start with a dot; ``sort`` for an order that does not depend on the disk."""
+    """Names in ``path`` that do not start with a dot; ``sort`` makes their order the same on every machine."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
@@ -39,17 +39,17 @@ def read_json(fpath: PathLike) -> Any:
     return json.loads(Path(fpath).read_text(encoding="utf-8"))
 
 
-def write_json(obj: Any, fpath: PathLike, indent: int | None = 4) -> None:
-    """Write a JSON file whole or not at all; makes its folder. Pure ASCII, so any file name can stand in it."""
+def write_json(obj: object, fpath: PathLike, indent: int | None = 4) -> None:
+    """Write a JSON file atomically, in pure ASCII so that it can hold any file name; makes its folder."""
     with atomic_path(fpath) as temporary:
         temporary.write_text(json.dumps(obj, indent=indent) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place once it is written and synced.
+    """Yield a temporary path beside ``path`` that replaces it once it is written and synced; makes the folder.
 
-    Killed or failed before that, ``path`` is what it was before. Makes the folder.
+    If the process fails or is killed before that, ``path`` stays unchanged.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` last through a power cut, where the platform lets a folder be opened."""
+    """Make a rename in ``folder`` survive a power failure; only POSIX can open a folder to sync it."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -84,14 +84,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Where features and drawings are kept: $DASSL_LITE_CACHE, $XDG_CACHE_HOME/dassl_lite or ~/.cache/dassl_lite."""
+    """The folder of cached features: $DASSL_LITE_CACHE, $XDG_CACHE_HOME/dassl_lite or ~/.cache/dassl_lite."""
     if own := os.environ.get("DASSL_LITE_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "dassl_lite"
 
 
-def digest_of(obj: Any) -> str:
-    """SHA-256 (hex) of ``obj`` as canonical JSON: equal for equal content, whatever the key order."""
+def digest_of(obj: object) -> str:
+    """SHA-256 (hex) of ``obj`` as canonical JSON, so the order of keys does not matter."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

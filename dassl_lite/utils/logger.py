@@ -1,4 +1,4 @@
-"""Logging: bare messages on the console and in ``log.txt``, from rank 0 only."""
+"""Logging: bare messages to the console and to ``log.txt``, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import sys
 from pathlib import Path
 
 ROOT_NAME = "dassl_lite"
-# logger.info(text, extra=FILE_ONLY): for log.txt, not for the console.
+# logger.info(text, extra=FILE_ONLY) writes to log.txt but not to the console.
 FILE_ONLY = {"file_only": True}
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Writes to whatever ``sys.stdout`` (warnings: ``sys.stderr``) is now, so that captured output stays captured."""
+    """Writes to the current ``sys.stdout`` (warnings: ``sys.stderr``), so that captured output stays captured."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
             return
-        out = getattr(sys.stdout, "console", sys.stdout)  # past what keeps printed lines, or they were kept twice
+        out = getattr(sys.stdout, "console", sys.stdout)  # bypass Logger, which would write the line to log.txt twice
         self.stream = sys.stderr if record.levelno >= logging.WARNING else out
         super().emit(record)
 
 
 class _FileHandler(logging.FileHandler):
-    """``log.txt``. Where the disk takes no more it is told once, and the run goes on without."""
+    """Writes ``log.txt``; once that fails, say on a full disk, it warns and writes no more."""
 
-    _told = False
+    _failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._told:
+        if not self._failed:
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
@@ -38,12 +38,12 @@ class _FileHandler(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        self._told = True
+        self._failed = True
         stream, self.stream = self.stream, None
         if stream is not None:
-            with contextlib.suppress(OSError):  # it tries to write once more
+            with contextlib.suppress(OSError):  # closing flushes
                 stream.close()
-        sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {error.strerror}; it ends here\n")
+        sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {error.strerror}; logging stops here\n")
 
 
 class _BareFormatter(logging.Formatter):
@@ -55,14 +55,15 @@ class _BareFormatter(logging.Formatter):
 def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool = True) -> logging.Logger:
     """Send the package's messages to the console and, if given, to a file.
 
+    Calling it again replaces the handlers. Ranks other than 0 of a distributed run log only warnings, to the console.
+
     Args:
-        output: a folder (the file is its ``log.txt``, as the field's parsers expect) or a ``.txt``/``.log`` file;
-            an existing file is continued, so that a resumed run keeps its history.
-        console: False keeps everything below a warning off the console.
+        output: a folder, for a ``log.txt`` in it (the name that the field's parsers expect), or a ``.txt`` or ``.log``
+            file. An existing file is appended to, so a resumed run keeps its history.
+        console: False shows only warnings on the console.
 
     Returns:
-        The package's logger. Calling again replaces the handlers, it never doubles them. Other than rank 0 of a
-        distributed run log warnings only, and to no file.
+        The package's logger.
     """
     logger = logging.getLogger(ROOT_NAME)
     for handler in list(logger.handlers):
@@ -87,10 +88,10 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
 
 
 class Logger:
-    """A stand-in for ``sys.stdout`` that also writes to a file (Dassl's name).
+    """Replaces ``sys.stdout`` and also writes to a file (Dassl's name).
 
     Args:
-        fpath: the file; None keeps what is printed in the run's ``log.txt``.
+        fpath: the file; None copies what is printed to the run's ``log.txt``.
     """
 
     def __init__(self, fpath: str | os.PathLike[str] | None = None) -> None:
@@ -121,5 +122,5 @@ class Logger:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, below the package's, also for modules whose folder is mapped or loaded by path."""
+    """The logger of a module, under the package's logger even if the module was loaded by path."""
     return logging.getLogger(name if name.split(".")[0] == ROOT_NAME else f"{ROOT_NAME}.{name}")

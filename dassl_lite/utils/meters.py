@@ -1,23 +1,22 @@
-"""Running averages of what a training loop reports."""
+"""Running averages of the numbers that a training loop reports."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# Scalars on an accelerator are read in groups of this many, or when somebody looks: each read waits for the device.
-_HELD = 128
+# Scalars on an accelerator are read in groups of this size, or when someone asks: every read waits for the device.
+_GROUP_SIZE = 128
 
 
 class AverageMeter:
-    """The last value and the average of all.
+    """The last value and the average of all values.
 
     Args:
-        ema: average exponentially, the past weighing 0.9, instead of evenly.
+        ema: use an exponential moving average that weighs the past by 0.9, instead of the mean.
     """
 
     def __init__(self, ema: bool = False) -> None:
@@ -30,38 +29,38 @@ class AverageMeter:
         self._pending: list[tuple[Tensor, int]] = []
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
-        """Take in a value that stands for ``n`` items; a tensor must hold one number."""
+        """Add a value that was averaged over ``n`` items; a tensor must hold one number."""
         if isinstance(val, Tensor) and _is_costly_to_read(val):
             self._pending.append((val.detach().clone(), n))
-            if len(self._pending) >= _HELD:
-                self._settle()
+            if len(self._pending) >= _GROUP_SIZE:
+                self._flush()
         else:
-            self._settle()
+            self._flush()
             self._add(val.item() if isinstance(val, Tensor) else val, n)
 
     @property
     def val(self) -> float:
         """The last value."""
-        self._settle()
+        self._flush()
         return self._val
 
     @property
     def avg(self) -> float:
-        self._settle()
+        self._flush()
         return self._avg
 
     @property
     def sum(self) -> float:
-        self._settle()
+        self._flush()
         return self._sum
 
     @property
     def count(self) -> int:
         """Number of items."""
-        self._settle()
+        self._flush()
         return self._count
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         if self._pending:
             values, weights = zip(*self._pending, strict=True)
             self._pending = []
@@ -77,7 +76,7 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """One AverageMeter per named metric; as text ``loss 0.5000 (0.8673) acc ...``: each last value and average.
+    """One AverageMeter per named metric; ``str`` gives each last value and average.
 
     Example:
         >>> metrics = MetricMeter()
@@ -90,12 +89,14 @@ class MetricMeter:
         self.meters: defaultdict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
-    def update(self, input_dict: Mapping[str, Any] | None) -> None:
-        """Take in one value per metric (numbers or one-number tensors); None is nothing to take in."""
+    def update(self, input_dict: Mapping[str, float | Tensor] | None) -> None:
+        """Add one value per metric, a number or a one-number tensor; None adds nothing."""
         if input_dict is None:
             return
         if not isinstance(input_dict, Mapping):
-            raise TypeError(f"a loss summary is a dict of metric names to numbers, not a {type(input_dict).__name__}")
+            raise TypeError(
+                f"a loss summary must be a dict of numbers by metric name, not a {type(input_dict).__name__}"
+            )
         for name, value in input_dict.items():
             self.meters[name].update(value)
 

@@ -1,14 +1,14 @@
-"""Name -> class tables, with which trainers, datasets and evaluators are found by the name in the config."""
+"""Tables of classes by name, in which a config's trainer, dataset or evaluator is looked up."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
 from dassl_lite.utils.errors import unknown
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -17,7 +17,7 @@ class Registry:
     """A table of registered classes or functions.
 
     Args:
-        kind: what it holds, as error messages should call it ("trainer").
+        kind: what the table holds, for error messages, such as "trainer".
 
     Example:
         >>> TRAINER_REGISTRY = Registry("trainer")
@@ -26,13 +26,13 @@ class Registry:
         >>> TRAINER_REGISTRY.get("MyTrainer")
     """
 
-    # Set by dassl_lite.compat: a class from elsewhere takes the name of one of ours, as every fork brings its CoOp.
+    # Set by dassl_lite.compat: classes of other packages replace ours of the same name, since every fork has its CoOp.
     others_win = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind.lower()
         self._table: dict[str, Any] = {}
-        self.stood_in_for: dict[str, Any] = {}  # name -> ours, where another's stands in its place
+        self.replaced: dict[str, Any] = {}  # name -> our class, where one from another package replaced it
 
     @overload
     def register(self, obj: None = None, *, name: str | None = None, force: bool = False) -> Callable[[T], T]: ...
@@ -41,16 +41,21 @@ class Registry:
     def register(self, obj: T, *, name: str | None = None, force: bool = False) -> T: ...
 
     def register(self, obj: Any = None, *, name: str | None = None, force: bool = False) -> Any:
-        """Register ``obj`` under ``name`` (its own name unless given); usable as a decorator.
+        """Register ``obj``; usable as a decorator.
+
+        Args:
+            obj: a class or function; left out in ``@register()``.
+            name: defaults to the object's own name.
+            force: replace whatever has that name.
 
         Raises:
-            KeyError: the name is taken by another module and ``force`` is not set; both modules are named.
+            KeyError: another module has registered that name, and ``force`` is not set.
         """
         if obj is None:
             return lambda o: self.register(o, name=name, force=force)
         key = name or obj.__name__
         held = self._table.get(key)
-        # The same definition imported again (a reload, a script run by path) replaces itself.
+        # Importing the same definition again (a reload, a script run by path) is fine.
         if held is not None and not force and _origin(held) != _origin(obj):
             if self.others_win and _is_ours(held) != _is_ours(obj):
                 return self._let_others_win(key, held, obj)
@@ -62,20 +67,24 @@ class Registry:
         return obj
 
     def _let_others_win(self, key: str, held: Any, obj: Any) -> Any:
-        """Keep of two definitions the one that is not ours, whichever came first; returns ``obj``."""
+        """Of two definitions keep the one from another package, whichever came first; returns ``obj``."""
         ours, theirs = (held, obj) if _is_ours(held) else (obj, held)
-        self._table[key], self.stood_in_for[key] = theirs, ours
-        logger.info("%s '%s' is that of %s, in place of ours", self.kind, key, theirs.__module__)
+        self._table[key], self.replaced[key] = theirs, ours
+        logger.info(f"{self.kind} '{key}' of {theirs.__module__} replaces the built-in one")
         return obj
 
     def get(self, name: str) -> Any:
-        """The object registered as ``name``; a UserError lists the choices otherwise."""
+        """The object registered as ``name``.
+
+        Raises:
+            UserError: no such name; the message lists the choices.
+        """
         if name not in self._table:
             raise unknown(self.kind, name, self._table)
         return self._table[name]
 
     def registered_names(self) -> list[str]:
-        """All names, in the order of registration (Dassl's method name)."""
+        """All names in order of registration (Dassl's method name)."""
         return list(self._table)
 
     def __contains__(self, name: str) -> bool:

@@ -1,16 +1,15 @@
-"""Reading files of weights and checkpoints without running anything in them.
+"""Read files of weights and checkpoints without running any code in them.
 
 `load_file` reads what `torch.save` writes (the zip format and the legacy one) and TorchScript archives.
-Tensors and plain values come back as they are; any other object stays an `Inert`.
+Tensors and plain values come back unchanged; any other object becomes an `Inert`.
 
-A pickle is a program: its REDUCE, NEWOBJ, INST and BUILD instructions call whatever they name. Here a name
-is never imported. Names on a short list (tensor rebuilding, OrderedDict, dtypes) are answered by functions
-of ours that only build data; every other name becomes a class of inert objects, which keep the arguments and
-the state that the pickle wanted to give to the real object, and do nothing else. A pickle that calls what must
-be a function, such as `os.system`, is refused as a whole, as nobody saves such a thing by chance.
+A pickle is a program: its REDUCE, NEWOBJ, INST and BUILD instructions call whatever they name. Here no name is ever
+imported. Names on a short list (tensor rebuilding, OrderedDict, dtypes) map to functions in this file that only build
+data. Any other class becomes an `Inert` object, which stores the arguments and the state meant for the real one and
+does nothing else. A file that calls a function, such as `os.system`, is refused as a whole: no honest checkpoint does.
 
-The public checkpoints of the CoOp family hold a pickled scheduler beside the weights: it stays readable as
-an `Inert`, and the weights beside it load as they should.
+The public checkpoints of the CoOp family contain a pickled scheduler beside the weights: it loads as an `Inert`, and
+the weights load normally.
 """
 
 from __future__ import annotations
@@ -23,16 +22,18 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 
 from dassl_lite.utils.errors import UserError
 
+T = TypeVar("T")
+
 __all__ = ["Inert", "is_torchscript", "load_file", "tensors_of"]
 
-# What pickles of harmless objects call: containers, dates, the rebuilding of arrays. Here it makes an Inert.
+# Lowercase names that harmless pickles call: containers, dates, object reconstruction. Calling one makes an Inert.
 _HARMLESS_CALLS = frozenset(
     {
         *(f"collections.{name}" for name in ("defaultdict", "deque")),
@@ -46,11 +47,11 @@ _ACTING_MODULES = frozenset({"os", "posix", "nt", "subprocess", "multiprocessing
 
 
 class RefusedCallError(pickle.UnpicklingError):
-    """A pickle that would call a function, which none that holds weights and settings does."""
+    """The pickle would call a function; a file of weights and settings never does."""
 
 
 def _is_function(name: str) -> bool:
-    """Whether a global that a pickle calls is a function, by its name; a class makes an object, which stays inert."""
+    """Whether a global that a pickle calls is a function rather than a class, judged by its name."""
     root, last = name.partition(".")[0], name.rpartition(".")[2]
     if root in _ACTING_MODULES:
         return True
@@ -58,22 +59,22 @@ def _is_function(name: str) -> bool:
 
 
 class _Called(type):
-    """Hears of a pickle's calls: making an instance (NEWOBJ) does not go through here."""
+    """Checks the calls that a pickle makes (REDUCE, INST); NEWOBJ, which only makes an instance, bypasses it."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
         if _is_function(cls.name):  # type: ignore[attr-defined]
             raise RefusedCallError(f"it would call {cls.name}")  # type: ignore[attr-defined]
         return super().__call__(*args, **kwargs)
 
 
 class Inert(metaclass=_Called):
-    """An object of a class that is not ours to build: its name and what the pickle held for it, as data.
+    """An object of a class that is not on the short list: its name and what the pickle held for it, as data.
 
     Attributes:
         name: qualified name, such as "torch.optim.adam.Adam".
-        args, kwargs: the arguments of the call that was not made.
-        state: what would have been given to `__setstate__` (mostly the instance's `__dict__`), or None.
-        items: values that would have been appended, or (key, value) pairs that would have been set.
+        args, kwargs: the constructor's arguments.
+        state: the argument of `__setstate__` (usually the instance's `__dict__`), or None.
+        items: appended values, or (key, value) pairs.
     """
 
     name: str = ""
@@ -82,35 +83,35 @@ class Inert(metaclass=_Called):
     state: Any
     items: list[Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, *args: object, **kwargs: object) -> Inert:
         self = super().__new__(cls)
         self.args, self.kwargs = args, kwargs
         self.state, self.items = None, []
         return self
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accept any arguments; `__new__` has kept them already."""
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Accept any arguments; `__new__` has already stored them."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self.items.append((key, value))
 
-    def append(self, value: Any) -> None:
+    def append(self, value: object) -> None:
         self.items.append(value)
 
-    def extend(self, values: Sequence[Any]) -> None:
+    def extend(self, values: Sequence[object]) -> None:
         self.items.extend(values)
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         self.items.append(value)
 
     def __repr__(self) -> str:
         return f"<inert {self.name}>"
 
 
-# What a broken or hostile pickle can raise (the pickle module's documentation names most of them).
+# Exceptions that a broken or hostile pickle can cause.
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -124,8 +125,7 @@ PICKLE_ERRORS = (
     ValueError,
 )
 
-# EXT instructions look a number up in the process' own table and may take the object from a cache, past
-# `find_class`; nothing that belongs in a checkpoint uses them.
+# EXT instructions look an object up by number in a table of the process and can bypass `find_class`.
 _REFUSED_OPCODES = frozenset({"EXT1", "EXT2", "EXT4"})
 
 _STORAGE_DTYPES = {
@@ -146,63 +146,64 @@ _STORAGE_DTYPES = {
 
 
 class _Builder:
-    """A function of ours under a pickle's name for it. It can be called and nothing else: BUILD, which would
-    set attributes, is refused."""
+    """A function of this file that a pickle may call, and only call: BUILD, which would set attributes, is refused."""
 
     __slots__ = ("_function",)
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         return self._function(*args)
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the pickle tries to change a function")
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it tries to change a function")
 
 
-def _rebuild_tensor(flat: torch.Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Any:
-    """The view (offset, size, stride) of a one-dimensional `flat`; out of bounds raises RuntimeError."""
+def _rebuild_tensor(
+    flat: torch.Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
+) -> torch.Tensor:
+    """A view of a one-dimensional `flat`; raises RuntimeError if it would reach out of bounds."""
     if not isinstance(flat, torch.Tensor):
-        raise pickle.UnpicklingError("a tensor without its storage")
+        raise pickle.UnpicklingError("a tensor has no storage")
     return torch.as_strided(flat, tuple(size), tuple(stride), offset)
 
 
-def _rebuild_from_type(function: Any, _type: Any, args: Sequence[Any], _state: Any) -> Any:
-    """A tensor subclass, such as Parameter with attributes, as the plain tensor in it."""
+def _rebuild_from_type(function: object, _type: object, args: Sequence[object], _state: object) -> torch.Tensor:
+    """The plain tensor inside a tensor subclass, such as a Parameter with attributes."""
     if not isinstance(function, _Builder):
-        raise pickle.UnpicklingError("a tensor that is not rebuilt by a known function")
+        raise pickle.UnpicklingError("a tensor is not rebuilt by a known function")
     return function(*args)
 
 
-def _numpy_scalar(dtype: Any, data: Any = None) -> Any:
+def _numpy_scalar(dtype: object, data: object = None) -> bool | int | float | complex:
     """The Python number in a pickled numpy scalar."""
     if not isinstance(dtype, _NumpyType) or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a numpy scalar that is not a plain number")
+        raise pickle.UnpicklingError("a numpy scalar is not a plain number")
     return np.frombuffer(data, dtype.kind, count=1)[0].item()
 
 
 class _NumpyType:
-    """A numpy dtype of plain numbers; its pickled state (byte order and the like) must be the native one."""
+    """A numpy dtype of plain numbers in native byte order."""
 
-    def __init__(self, kind: str, *_: Any) -> None:
+    def __init__(self, kind: str, *_: object) -> None:
         if not isinstance(kind, str) or kind[:1] not in "fiubc":
             raise pickle.UnpicklingError(f"numpy dtype {kind!r} is not a plain number")
         self.kind = kind
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and ">" in state:
-            raise pickle.UnpicklingError("big-endian numpy numbers")
+            raise pickle.UnpicklingError("numpy numbers are big-endian")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Protocol 2 writes bytes as a call of `_codecs.encode(text, "latin1")`; no other codec is needed."""
+    """Bytes, which protocol 2 writes as `_codecs.encode(text, "latin1")`."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"codec {encoding!r}")
+        raise pickle.UnpicklingError(f"unknown codec {encoding!r}")
     return text.encode("latin1")
 
 
-def _first(value: Any, *_: Any) -> Any:
+def _first(value: T, *_: object) -> T:
     return value
 
 
@@ -229,12 +230,12 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Reads one pickle without importing or calling anything that it names.
+    """Reads one pickle without importing or calling anything it names.
 
     Args:
-        file: positioned at the pickle.
-        storage: (dtype, key, numel) -> one-dimensional tensor of a storage record.
-        strict: raise UnpicklingError at the first name that is not a tensor or a plain value.
+        file: open at the start of the pickle.
+        storage: returns the one-dimensional tensor of a storage record, given (dtype, key, numel).
+        strict: raise UnpicklingError at the first object that is neither a tensor nor a plain value.
     """
 
     def __init__(
@@ -245,8 +246,8 @@ class InertUnpickler(pickle.Unpickler):
         self._strict = strict
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for the global `module.name`: a builder, a dtype, or a class of inert objects."""
-        module = "builtins" if module == "__builtin__" else module  # its name in protocol 2
+        """The replacement for the global `module.name`: a builder, a dtype, or a subclass of Inert."""
+        module = "builtins" if module == "__builtin__" else module  # the name in protocol 2
         qualified = f"{module}.{name}"
         if qualified in _BUILDERS:
             return _Builder(_BUILDERS[qualified])
@@ -258,18 +259,18 @@ class InertUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {qualified}, which is neither a tensor nor a plain value")
         return type("Inert", (Inert,), {"name": qualified})
 
-    def persistent_load(self, pid: Any) -> torch.Tensor:
-        """The storage record that a tensor refers to: ("storage", dtype, key, location, numel[, view])."""
+    def persistent_load(self, pid: object) -> torch.Tensor:
+        """The tensor of a storage record: ("storage", dtype, key, location, numel[, view])."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or (len(pid) > 5 and pid[5]):
-            raise pickle.UnpicklingError("an unknown kind of record")
+            raise pickle.UnpicklingError("unknown kind of record")
         _, dtype, key, _, numel = pid[:5]
         if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not isinstance(numel, int):
-            raise pickle.UnpicklingError("a storage of unknown type")
+            raise pickle.UnpicklingError("a storage has an unknown type")
         return self._storage(dtype, key, numel)
 
 
 def check_opcodes(data: bytes | IO[bytes]) -> None:
-    """Refuse a pickle that uses EXT instructions. Raises one of PICKLE_ERRORS; a file is read to its STOP."""
+    """Raise UnpicklingError if a pickle uses EXT instructions; a file is read up to its STOP."""
     for opcode, _, _ in pickletools.genops(data):
         if opcode.name in _REFUSED_OPCODES:
             raise pickle.UnpicklingError(f"it uses the instruction {opcode.name}")
@@ -280,14 +281,17 @@ _READ_ERRORS = (*PICKLE_ERRORS, zipfile.BadZipFile, struct.error, NotImplemented
 
 
 def load_file(path: str | Path, strict: bool = False) -> Any:
-    """The object in a file written by `torch.save`, or the root module of a TorchScript archive, as data.
+    """Load a file written by `torch.save`, or a TorchScript archive, as data.
 
     Args:
         path: the file.
-        strict: refuse a file that holds anything but tensors and plain values.
+        strict: refuse a file with anything but tensors and plain values in it.
+
+    Returns:
+        The saved object, or the root module of a TorchScript archive as an `Inert`.
 
     Raises:
-        UserError: the file is missing, broken, of another format, or refused; one line that names it.
+        UserError: the file is missing, damaged, of another format, or refused.
     """
     path = Path(path)
     try:
@@ -299,11 +303,11 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except RefusedCallError as error:
-        why = f"{error}, which no file of weights needs; nothing in it was run"
+        why = f"{error}, which no file of weights needs; none of it was run"
         raise UserError(f"{path} is refused: {why}") from None
     except _READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot load {path}: not a complete file of torch.save ({reason[:200]})") from error
+        raise UserError(f"cannot load {path}: not a complete torch.save file ({reason[:200]})") from error
 
 
 def _load_zip(file: IO[bytes], strict: bool) -> Any:
@@ -311,17 +315,17 @@ def _load_zip(file: IO[bytes], strict: bool) -> Any:
     archive = zipfile.ZipFile(file)
     names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(names) != 1:
-        raise pickle.UnpicklingError("a zip file without data.pkl")
+        raise pickle.UnpicklingError("the zip file has no data.pkl")
     root = names[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise pickle.UnpicklingError("written on a big-endian machine")
+        raise pickle.UnpicklingError("it was written on a big-endian machine")
     storages: dict[str, torch.Tensor] = {}
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
         if key not in storages:
             info = archive.getinfo(f"{root}data/{key}")
-            if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses: a small file stays small
-                raise pickle.UnpicklingError("compressed storage")
+            if info.compress_type != zipfile.ZIP_STORED:  # a tiny file could fill the memory; torch never compresses
+                raise pickle.UnpicklingError("a storage is compressed")
             storages[key] = _from_bytes(archive.read(info), dtype)
         return storages[key].view(dtype)
 
@@ -339,8 +343,8 @@ def _load_legacy(file: IO[bytes], strict: bool) -> Any:
             size = file.seek(0, io.SEEK_CUR), file.seek(0, io.SEEK_END)
             file.seek(size[0])
             if not 0 <= numel * dtype.itemsize <= size[1]:
-                raise pickle.UnpicklingError("a storage larger than the file")
-            storages[key] = torch.empty(numel, dtype=dtype)  # filled below, once its bytes are reached
+                raise pickle.UnpicklingError("a storage is larger than the file")
+            storages[key] = torch.empty(numel, dtype=dtype)  # filled below, when its bytes are reached
         return storages[key]
 
     def load() -> Any:
@@ -359,7 +363,7 @@ def _load_legacy(file: IO[bytes], strict: bool) -> Any:
         (numel,) = struct.unpack("<q", file.read(8))
         flat = storages[key]
         if numel != flat.numel():
-            raise pickle.UnpicklingError("a storage of the wrong size")
+            raise pickle.UnpicklingError("a storage has the wrong size")
         flat.copy_(_from_bytes(file.read(numel * flat.element_size()), flat.dtype))
     return result
 
@@ -371,18 +375,17 @@ def _from_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
-def is_torchscript(loaded: Any) -> bool:
-    """Whether what `load_file` gave is the root module of a TorchScript archive."""
+def is_torchscript(loaded: object) -> bool:
+    """Whether `load_file` returned the root module of a TorchScript archive."""
     return isinstance(loaded, Inert) and loaded.name.startswith("__torch__.")
 
 
-def tensors_of(loaded: Any) -> dict[str, torch.Tensor]:
-    """The tensors in a TorchScript module that was read as data, by the path of attributes that leads to
-    them: the keys that the module's own `state_dict()` has."""
+def tensors_of(loaded: object) -> dict[str, torch.Tensor]:
+    """The tensors of a TorchScript module loaded by `load_file`, under the keys that its `state_dict()` would have."""
     return dict(_walk(loaded, ""))
 
 
-def _walk(node: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _walk(node: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(node, torch.Tensor):
         yield path, node
     elif isinstance(node, Inert) and isinstance(node.state, dict):

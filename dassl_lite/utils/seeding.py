@@ -1,4 +1,4 @@
-"""Random streams: seeded together, kept and restored together."""
+"""Seed, save and restore all random generators together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The state of every global generator, as tensors and plain values that a checkpoint can hold safely."""
+    """The state of every global generator, as tensors and plain values that a checkpoint can store safely."""
     version, internal, gauss_next = random.getstate()
     mersenne: dict[str, Any] = np.random.get_state(legacy=False)
     key = torch.from_numpy(mersenne["state"]["key"].astype(np.int64))
@@ -31,9 +31,9 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put every generator where ``random_states`` found it.
+    """Restore every generator to a state saved by ``random_states``.
 
-    States of GPUs are restored as far as this machine has as many; a run moved to other devices draws on them anew.
+    If this machine has fewer GPUs, the states of the missing ones are dropped.
     """
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal.tolist()), gauss_next))

@@ -1,8 +1,7 @@
-"""Checkpoints, and small operations on modules, under Dassl's names."""
+"""Checkpoints and small operations on modules, under Dassl's names."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -11,15 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import PathLike, atomic_path
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BEST_NAME = "model-best.pth.tar"
-POINTER_NAME = "checkpoint"  # text file that names the newest checkpoint beside it
+POINTER_NAME = "checkpoint"  # text file with the name of the newest checkpoint
 
 
 def save_checkpoint(
@@ -29,17 +31,16 @@ def save_checkpoint(
     remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
-    """Write a checkpoint, then the pointer file that names it.
+    """Write a checkpoint, then the pointer file with its name.
 
-    Each file is written whole or not at all, and the pointer last: killed at any moment, the folder holds a pointer
-    to a complete file.
+    Every write is atomic and the pointer comes last, so even a killed process leaves a pointer to a complete file.
 
     Args:
-        state: ``state_dict`` and ``epoch`` (the next one to run), and whatever else a resumed run needs.
+        state: ``state_dict``, ``epoch`` (the next one to run), and whatever else a resumed run needs.
         save_dir: folder; made if missing.
-        is_best: keep a copy as ``model-best.pth.tar``.
-        remove_module_from_keys: drop the ``module.`` that DataParallel puts before names.
-        model_name: file name instead of ``model.pth.tar-<epoch>``.
+        is_best: also save a copy as ``model-best.pth.tar``.
+        remove_module_from_keys: drop DataParallel's ``module.`` prefix.
+        model_name: file name; defaults to ``model.pth.tar-<epoch>``.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": strip_module_prefix(state["state_dict"])}
@@ -47,86 +48,106 @@ def save_checkpoint(
     path = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     with atomic_path(path) as temporary:
         torch.save(dict(state), temporary)
-    logger.info("Checkpoint saved to %s", path)
+    logger.info(f"Checkpoint saved to {path}")
     if is_best:
         with atomic_path(folder / BEST_NAME) as temporary:
             shutil.copyfile(path, temporary)
-        logger.info('Best checkpoint saved to "%s"', folder / BEST_NAME)
+        logger.info(f'Best checkpoint saved to "{folder / BEST_NAME}"')
     with atomic_path(folder / POINTER_NAME) as temporary:
         temporary.write_text(f"{path.name}\n", encoding="utf-8")
 
 
 def load_checkpoint(fpath: PathLike) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU: tensors and plain values; anything else stays inert, nothing is executed.
+    """Load a checkpoint onto the CPU without executing anything in it (see ``safe_load``).
 
     Raises:
-        UserError: no such file, a damaged one, or one that is no checkpoint.
+        UserError: the file is missing, damaged, or not a checkpoint.
     """
     if fpath is None:
-        raise UserError("no checkpoint file is given (the path is None)")
+        raise UserError("no checkpoint given: the path is None")
     path = Path(fpath)
     if not path.is_file():
-        raise UserError(f'checkpoint "{path}" is not found')
+        raise UserError(f'checkpoint "{path}" not found')
     checkpoint = load_file(path)
     if not isinstance(checkpoint, Mapping):
-        raise UserError(f'"{path}" is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise UserError(f'"{path}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')
     return dict(checkpoint)
 
 
 def newest_checkpoint(fdir: PathLike) -> Path:
-    """The file that the folder's pointer file names.
+    """The checkpoint that the folder's pointer file names.
 
     Raises:
-        UserError: there is no pointer, or the file that it names is gone.
+        UserError: there is no pointer file, or the checkpoint is gone.
     """
     pointer = Path(fdir) / POINTER_NAME
     if not pointer.is_file():
-        raise UserError(f'no checkpoint to resume from: "{pointer}" is not found')
+        raise UserError(f'no checkpoint to resume from: "{pointer}" not found')
     name = pointer.read_text(encoding="utf-8").strip()
     path = pointer.parent / name
     if not name or not path.is_file():
-        raise UserError(f'"{pointer}" names "{name}", which is not in its folder')
+        raise UserError(f'"{pointer}" names "{name}", which is not in that folder')
     return path
 
 
-def resume_from_checkpoint(fdir: PathLike, model: nn.Module, optimizer: Any = None, scheduler: Any = None) -> int:
-    """Restore the newest checkpoint of a folder in place, and return the epoch to go on with.
+def resume_from_checkpoint(
+    fdir: PathLike, model: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
+) -> int:
+    """Restore the newest checkpoint of a folder in place.
+
+    Args:
+        fdir: folder of the checkpoints.
+        model: gets the weights.
+        optimizer: gets its state, if given.
+        scheduler: gets its state, if given.
+
+    Returns:
+        The epoch to continue with.
 
     Raises:
-        UserError: nothing to resume from, weights that do not fit, or no state for a given optimiser or scheduler.
+        UserError: there is no checkpoint, its weights do not fit, or it has no state for the optimiser or scheduler.
     """
     path = newest_checkpoint(fdir)
-    logger.info('Loading checkpoint from "%s"', path)
+    logger.info(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
     load_weights(model, checkpoint["state_dict"], path)
     logger.info("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
         if part is not None:
             restore_part(part, name, checkpoint, path)
-            logger.info("Loaded %s", name)
+            logger.info(f"Loaded {name}")
     epoch = checkpoint["epoch"]
-    logger.info("Previous epoch: %s", epoch)
+    logger.info(f"Previous epoch: {epoch}")
     return epoch
 
 
-def restore_part(part: Any, name: str, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Load an optimiser's or a schedule's state, ``checkpoint[name]``, in place; UserError if it is absent or odd."""
+def restore_part(part: Optimizer | LRScheduler, name: str, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Load the state of an optimiser or a schedule, ``checkpoint[name]``, in place.
+
+    Raises:
+        UserError: the state is missing or does not fit.
+    """
     if checkpoint.get(name) is None:
-        raise UserError(f'checkpoint "{path}" holds no {name} state: it can be evaluated, but not resumed')
+        raise UserError(f'checkpoint "{path}" has no {name} state: it can be evaluated but not resumed')
     try:
         part.load_state_dict(checkpoint[name])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'the {name} state in "{path}" does not fit this run: {_one_line(error)}') from error
 
 
-_MISFIT = "Load them with the method, backbone (MODEL.BACKBONE.NAME) and settings that they were trained with."
+_MISFIT = "Use the method, backbone (MODEL.BACKBONE.NAME) and settings that they were trained with."
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLike) -> None:
-    """Load all weights, and exactly those, in place; ``source`` says in errors where they came from.
+    """Load weights in place; their names and shapes must match the model's exactly.
+
+    Args:
+        model: changed in place.
+        state_dict: with or without DataParallel's ``module.`` prefix.
+        source: where the weights come from, for error messages.
 
     Raises:
-        UserError: names or shapes differ; the one line names them.
+        UserError: names or shapes differ.
     """
     try:
         unwrap(model).load_state_dict(strip_module_prefix(state_dict))
@@ -135,10 +156,10 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLi
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
-    """Load the weights of a file whose names and shapes the model has, and log those it has not.
+    """Load those weights of a file that match the model by name and shape; the rest is logged and discarded.
 
     Raises:
-        UserError: not one fits.
+        UserError: no weight matches.
     """
     checkpoint = load_checkpoint(weight_path)
     weights = strip_module_prefix(checkpoint.get("state_dict", checkpoint))
@@ -146,27 +167,27 @@ def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
     matched = {name: value for name, value in weights.items() if name in own and _same_shape(own[name], value)}
     discarded = [name for name in weights if name not in matched]
     if not matched:
-        raise UserError(f'not one weight of "{weight_path}" fits the model: check the names, like {discarded[:3]}')
+        raise UserError(f'no weight in "{weight_path}" matches the model; its first names are {discarded[:3]}')
     unwrap(model).load_state_dict({**own, **matched})
-    logger.info('Successfully loaded pretrained weights from "%s"', weight_path)
+    logger.info(f'Successfully loaded pretrained weights from "{weight_path}"')
     if discarded:
-        logger.info("Layers discarded due to unmatched keys or size: %s", discarded)
+        logger.info(f"Layers discarded due to unmatched keys or size: {discarded}")
 
 
 def strip_module_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The same weights without the ``module.`` that DataParallel puts before their names."""
+    """The same weights without DataParallel's ``module.`` prefix."""
     return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel or DistributedDataParallel; any other module itself."""
+    """The module inside DataParallel or DistributedDataParallel; any other module unchanged."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return model.module
     return model
 
 
-def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None = None) -> int:
-    """How many numbers a module's parameters hold, or those in ``params`` (parameters, or one param group)."""
+def count_num_param(model: nn.Module | None = None, params: Iterable[Tensor] | Mapping[str, Any] | None = None) -> int:
+    """Total size of a module's parameters, or of ``params`` (an iterable of parameters, or one param group)."""
     if model is not None:
         return sum(p.numel() for p in model.parameters())
     if params is None:
@@ -175,15 +196,15 @@ def count_num_param(model: nn.Module | None = None, params: Iterable[Any] | None
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Put the whole model in training mode with every parameter trainable."""
+    """Put the model in training mode and make all parameters trainable."""
     model.train().requires_grad_(True)
 
 
 def open_specified_layers(model: nn.Module, open_layers: str | Iterable[str]) -> None:
-    """Train only the named children: the others are frozen and in evaluation mode.
+    """Train only the named child modules; freeze the others and put them in evaluation mode.
 
     Raises:
-        UserError: a name that is no child of the model.
+        UserError: the model has no child of that name.
     """
     children = dict(unwrap(model).named_children())
     names = {open_layers} if isinstance(open_layers, str) else set(open_layers)
@@ -194,12 +215,12 @@ def open_specified_layers(model: nn.Module, open_layers: str | Iterable[str]) ->
 
 
 def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
-    """Draw new weights for linear and convolution layers, biases 0; normalisation layers become the identity.
+    """Initialise linear and convolution layers at random, with zero biases, and normalisation layers to the identity.
 
     Args:
         model: changed in place.
-        init_type: normal (std ``gain``), xavier or orthogonal (scaled by ``gain``), or kaiming (no gain).
-        gain: see above.
+        init_type: ``normal``, ``xavier``, ``orthogonal`` or ``kaiming``.
+        gain: standard deviation for ``normal``, scale for ``xavier`` and ``orthogonal``; ``kaiming`` ignores it.
     """
     draw = {
         "normal": lambda weight: nn.init.normal_(weight, 0.0, gain),
@@ -221,7 +242,7 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
                 nn.init.zeros_(module.bias)
 
 
-def _same_shape(own: Any, other: Any) -> bool:
+def _same_shape(own: object, other: object) -> bool:
     return isinstance(own, Tensor) and isinstance(other, Tensor) and own.shape == other.shape
 
 

@@ -40,7 +40,7 @@ def _alias() -> Iterator[None]:
     compat.disable()
     for registry, table in kept:
         registry._table = table
-        registry.stood_in_for = {}
+        registry.replaced = {}
     for name in [name for name in sys.modules if "third_party" in name]:
         del sys.modules[name]
     plugins._asked.clear()

@@ -144,9 +144,9 @@ def paper(tmp_path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     plugins.load_plugins()
-    kept, path = (dict(TRAINER_REGISTRY._table), dict(TRAINER_REGISTRY.stood_in_for)), list(sys.path)
+    kept, path = (dict(TRAINER_REGISTRY._table), dict(TRAINER_REGISTRY.replaced)), list(sys.path)
     yield tmp_path / "paper"
-    TRAINER_REGISTRY._table, TRAINER_REGISTRY.stood_in_for = kept
+    TRAINER_REGISTRY._table, TRAINER_REGISTRY.replaced = kept
     sys.path[:] = path
     for name in [name for name in sys.modules if name.partition(".")[0] in ("clip", "trainers")]:
         del sys.modules[name]
@@ -163,7 +163,7 @@ def test_a_checkouts_trainer_does_not_find_its_own_files_or_ours_stays_in_its_pl
     assert theirs.__module__ == "trainers.coop"
     plugins.load_plugins()  # ours do not come back
     assert TRAINER_REGISTRY.get("CoOp") is theirs
-    assert TRAINER_REGISTRY.stood_in_for == {"CoOp": ours}
+    assert TRAINER_REGISTRY.replaced == {"CoOp": ours}
     assert make_config(trainer="CoOp").TRAINER.COOP.N_CTX == 16  # its yaml files' keys are known
 
 

@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(build: Any, tmp_path: Path
     for options, backbone, expected in (
         (("CLIP_Adapter", "MODEL.INIT_WEIGHTS", path), "vit0", "do not fit the model"),
         (("TaskRes", "MODEL.INIT_WEIGHTS", path), "vit1", "was saved with backbone"),
-        (("TaskRes", "MODEL.INIT_WEIGHTS", str(tmp_path / "no.pth")), "vit0", "is not found"),
+        (("TaskRes", "MODEL.INIT_WEIGHTS", str(tmp_path / "no.pth")), "vit0", "not found"),
     ):
         with pytest.raises(UserError, match=expected) as told:
             build(*options, backbone=backbone)

@@ -50,5 +50,5 @@ def test_a_log_file_that_finds_no_room_is_told_once_and_the_console_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     shown = capsys.readouterr()
     assert shown.out.splitlines() == ["first", "line 0", "line 1", "line 2"]
-    assert shown.err == f"Warning: {tmp_path / 'log.txt'} cannot be written: File too large; it ends here\n"
+    assert shown.err == f"Warning: {tmp_path / 'log.txt'} cannot be written: File too large; logging stops here\n"
     assert (tmp_path / "log.txt").read_text().startswith("first\n")
