@@ -30,7 +30,7 @@ from dassl_lite.datasets._drawn.looks import TILT
 from dassl_lite.engine.commands.cli import ToolParser, run_tool
 from dassl_lite.models import __path__ as models_path
 from dassl_lite.tools._demo import tilt
-from dassl_lite.tools._demo.export import digest, export
+from dassl_lite.tools._demo.model import digest, export
 from dassl_lite.tools._demo.pretraining import Recipe, pretrain
 from dassl_lite.utils import UserError, setup_logger
 
@@ -73,7 +73,7 @@ def remake(args: argparse.Namespace) -> int:
     recipe = replace(Recipe(), steps=args.steps, pictures=args.pictures, seed=args.seed)
     model, vocabulary = pretrain(recipe)
     try:
-        export(model, vocabulary, recipe, args.out)
+        export(model, vocabulary, recipe.as_json(), args.out)
     except OSError as error:
         raise UserError(f"cannot write {args.out}: {error.strerror or error}") from None
     elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu

@@ -22,7 +22,7 @@ from dassl_lite.models.clip import load_clip
 from dassl_lite.tools import pretrain_demo
 from dassl_lite.tools._demo import model as demo
 from dassl_lite.tools._demo.captions import NOT_NAMED, caption, every_word
-from dassl_lite.tools._demo.export import digest, export
+from dassl_lite.tools._demo.model import digest, export
 from dassl_lite.tools._demo.pictures import DIGIT, SHAPE, UNKNOWN, Pictures, pretraining_pictures
 from dassl_lite.tools._demo.pretraining import Recipe, contrastive_loss, pretrain
 from dassl_lite.tools._demo.tilt import Trial, best
@@ -91,8 +91,8 @@ def test_a_second_true_pair_is_no_mistake() -> None:
 
 def test_a_few_steps_repeat_themselves_and_change_the_weights(trained: tuple, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    export(*trained, TRIAL, tmp_path / "one.safetensors")
-    export(*pretrain(TRIAL), TRIAL, tmp_path / "two.safetensors")
+    export(*trained, TRIAL.as_json(), tmp_path / "one.safetensors")
+    export(*pretrain(TRIAL), TRIAL.as_json(), tmp_path / "two.safetensors")
     assert digest(tmp_path / "one.safetensors") == digest(tmp_path / "two.safetensors")
     start = demo.build_model(trained[1], TRIAL.seed)
     assert not torch.equal(start.text_projection, trained[0].text_projection)
@@ -101,7 +101,7 @@ def test_a_few_steps_repeat_themselves_and_change_the_weights(trained: tuple, tm
 def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, tmp_path: Path) -> None:
     model, vocabulary = trained
     path = tmp_path / "demo.safetensors"
-    export(model, vocabulary, TRIAL, path)
+    export(model, vocabulary, TRIAL.as_json(), path)
     clip = load_clip(str(path))
     texts = ["a photo of a striped star.", "the digit seven."]
     images = demo.to_input(torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8))
@@ -116,7 +116,7 @@ def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, t
 
 def test_the_digest_is_of_the_weights_and_of_nothing_else(trained: tuple, tmp_path: Path) -> None:
     one, two, three = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "three"))
-    export(*trained, TRIAL, one)
+    export(*trained, TRIAL.as_json(), one)
     tensors = load_file(one)
     save_file(tensors, two, {"another": "note"})
     tensors["text_projection"][0, 0] += 0.01

@@ -25,7 +25,7 @@ from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.extract import ViewDataset
 from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.models.clip import CLIPBackbone, load_clip
-from dassl_lite.tools._bench._photos import draw_photos
+from dassl_lite.tools._bench import draw_photos
 from dassl_lite.utils.errors import UserError
 
 NAME = "extract"

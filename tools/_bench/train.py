@@ -32,7 +32,7 @@ from dassl_lite.engine.methods.threads import threads_for
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
-from dassl_lite.tools._bench._photos import draw_photos
+from dassl_lite.tools._bench import draw_photos
 from dassl_lite.utils import UserError, setup_logger
 
 NAME = "train"

@@ -1,4 +1,4 @@
-"""The recipe of the demo model: `glyphs`, `pictures`, `captions`, `model`, `pretraining`, `export`, and `tilt`.
+"""The recipe of the demo model: `pictures`, `captions`, `model`, `pretraining` and `tilt`.
 
 `python tools/pretrain_demo.py` runs it. Everything is drawn here; no picture and no text comes from elsewhere.
 """

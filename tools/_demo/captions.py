@@ -8,8 +8,7 @@ import numpy.typing as npt
 from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
-from dassl_lite.tools._demo.glyphs import LETTERS
-from dassl_lite.tools._demo.pictures import DIGIT, SHAPE, UNKNOWN
+from dassl_lite.tools._demo.pictures import DIGIT, LETTERS, SHAPE, UNKNOWN
 
 TEMPLATES = (
     "a photo of a {}.",

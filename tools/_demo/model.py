@@ -5,13 +5,17 @@ Shapes: B pictures or texts, L tokens, D = 128 features.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dassl_lite.datasets._drawn.render import PIXELS
@@ -105,3 +109,41 @@ def image_features(model: CLIP, images: np.ndarray, batch_size: int = 256) -> Te
 @torch.no_grad()
 def text_features(model: CLIP, vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
     return torch.nn.functional.normalize(encode_text(model, vocabulary(texts)), dim=-1)
+
+
+def export(model: CLIP, vocabulary: Vocabulary, recipe: str, path: Path) -> None:
+    """Write the model to `path`."""
+    tensors = {name: _halved(value) for name, value in model.state_dict().items() if name != "attn_mask"}
+    tensors["token_embedding.rows"] = vocabulary.rows.int()
+    metadata = {
+        "image_size": str(PIXELS),
+        "width": str(VISION_WIDTH),
+        "layers": ",".join(map(str, VISION_LAYERS)),
+        "vision_head_width": "64",
+        "text_width": str(TEXT_WIDTH),
+        "text_layers": str(TEXT_LAYERS),
+        "text_heads": str(TEXT_WIDTH // 64),
+        "embed_dim": str(EMBED_DIM),
+        "quick_gelu": "1",
+        "other_rows": f"numpy default_rng({OTHER_ROWS_SEED}).standard_normal(({VOCABULARY_SIZE}, "
+        f"{TEXT_WIDTH}), float32) * {OTHER_ROWS_SCALE}",
+        "train": recipe,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata)
+
+
+def _halved(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().half() if value.is_floating_point() else value.detach()
+    return value.contiguous().clone()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over names, types, shapes and values of a file's tensors (not over its metadata)."""
+    total = hashlib.sha256()
+    with safe_open(path, framework="numpy") as file:
+        for name in sorted(file.keys()):
+            values = file.get_tensor(name)
+            total.update(f"{name} {values.dtype} {values.shape}\n".encode())
+            total.update(values.tobytes())
+    return total.hexdigest()

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 
 from dassl_lite.datasets._drawn.looks import CLEAN, ROUGH, Look, Subjects, compose
 from dassl_lite.datasets._drawn.render import PIXELS, draw, to_bytes, upsample
 from dassl_lite.datasets._drawn.scene import COLOURS, FILL_NAMES, SOLID, Scene
-from dassl_lite.datasets._drawn.shapes import SEEN_NAMES, shape_table
-from dassl_lite.tools._demo.glyphs import DIGITS, FONTS, LETTERS, glyph_table
+from dassl_lite.datasets._drawn.shapes import SEEN_NAMES, TABLE_REACH, TABLE_SIZE, shape_table
+from dassl_lite.utils import UserError
+
+DIGITS = "0123456789"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+)
+OVERSAMPLING = 2
+GLYPH_HEIGHT = 1.9  # in the shapes' unit
 
 SHAPE, DIGIT, LETTER = range(3)  # kinds
 UNKNOWN = -1  # a colour that is not one of the named
@@ -102,3 +128,39 @@ def _bright_on_dark(scene: Scene, rng: np.random.Generator) -> None:
     count = len(scene)
     scene.layers[0].colour = np.repeat(rng.uniform(0.8, 1, (count, 1)), 3, axis=1).astype(np.float32)
     scene.background = np.repeat(rng.uniform(0, 0.08, (count, 1)), 3, axis=1).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def glyph_table(characters: str, fonts: tuple[str, ...] = FONTS) -> npt.NDArray[np.float32]:
+    """Fields (len(characters) * len(fonts), TABLE_SIZE, TABLE_SIZE), all fonts of a character together."""
+    folder = _font_folder()
+    faces = [ImageFont.truetype(str(folder / f"{font}.ttf"), 300) for font in fonts]
+    return np.stack([_field(_drawn(character, face)) for character in characters for face in faces])
+
+
+def _font_folder() -> Path:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError('pre-training draws with the fonts of matplotlib: pip install -e ".[dev]"') from error
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def _drawn(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
+    """The character alone, white on black, scaled to the table's unit and centred."""
+    page = Image.new("L", (700, 700))
+    ImageDraw.Draw(page).text((150, 150), character, font=face, fill=255)
+    glyph = page.crop(page.getbbox())
+    side = TABLE_SIZE * OVERSAMPLING
+    height = int(side / (2 * TABLE_REACH) * GLYPH_HEIGHT)
+    width = min(side, max(8, int(glyph.width * height / glyph.height)))
+    canvas = Image.new("L", (side, side))
+    canvas.paste(glyph.resize((width, height)), ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _field(canvas: Image.Image) -> npt.NDArray[np.float32]:
+    inside = np.asarray(canvas)[::-1] > 127  # the table's first row is the lowest
+    distance = distance_transform_edt(~inside) - distance_transform_edt(inside)
+    blocks = distance.reshape(TABLE_SIZE, OVERSAMPLING, TABLE_SIZE, OVERSAMPLING).mean((1, 3))
+    return (blocks * (2 * TABLE_REACH / inside.shape[0])).astype(np.float32)
