@@ -17,7 +17,6 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 FOLDER = Path(__file__).resolve().with_suffix("")
 PACKAGES = (
@@ -32,8 +31,7 @@ PACKAGES = (
     "dassl_lite.optim",
     "dassl_lite.utils",
 )
-WITHOUT_ARGUMENTS = ("link_types",)  # tools whose main starts working at once
-MACHINE_DEPENDENT = {"--device", "--jobs"}  # their defaults count GPUs and cores
+MACHINE_DEPENDENT = {"--device"}  # its default is a GPU where there is one
 
 
 def config_keys() -> list[str]:
@@ -41,10 +39,7 @@ def config_keys() -> list[str]:
     from dassl_lite.config.check import leaves
     from dassl_lite.engine.build import full_config
 
-    # Not through load_plugins: this machine may have plug-ins of other packages.
-    trainers = importlib.import_module("dassl_lite.trainers")
-    for module in pkgutil.walk_packages(trainers.__path__, "dassl_lite.trainers."):
-        importlib.import_module(module.name)
+    _import_trainers()
     return sorted(f"{key} = {value!r}" for key, value in leaves(full_config()).items())
 
 
@@ -57,10 +52,11 @@ def command_line() -> list[str]:
     """``tool --flag = default`` for every option and positional argument of every tool, sub-commands included."""
     from dassl_lite.tools.cli import tools
 
+    _import_trainers()  # which declare flags, too
     lines = []
-    for tool in sorted(set(tools()).difference(WITHOUT_ARGUMENTS)):
-        main = importlib.import_module(f"dassl_lite.tools.{tool}").main
-        lines += [f"{tool} {line}" for line in sorted(_arguments(_parser_of(main)))]
+    for tool in tools():
+        parser = importlib.import_module(f"dassl_lite.tools.{tool}").make_parser()
+        lines += [f"{tool} {line}" for line in sorted(_arguments(parser))]
     return lines
 
 
@@ -71,27 +67,11 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
 }
 
 
-class _CaughtParserError(Exception):
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__(parser.prog)
-        self.parser = parser
-
-
-def _parser_of(main: Callable[[Sequence[str]], object]) -> argparse.ArgumentParser:
-    """The parser that a tool's ``main`` builds, caught at the moment it is asked to parse."""
-
-    def caught(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> NoReturn:
-        raise _CaughtParserError(parser)
-
-    original = argparse.ArgumentParser.parse_known_args
-    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[assignment]
-    try:
-        main([])
-    except _CaughtParserError as error:
-        return error.parser
-    finally:
-        argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]
-    raise AssertionError(f"{main.__module__}.main parses no arguments")
+def _import_trainers() -> None:
+    """Register the package's trainers. Not through load_plugins: this machine may have plug-ins of other packages."""
+    trainers = importlib.import_module("dassl_lite.trainers")
+    for module in pkgutil.walk_packages(trainers.__path__, "dassl_lite.trainers."):
+        importlib.import_module(module.name)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -99,13 +79,15 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             for name, subparser in action.choices.items():
                 yield from (f"{name} {line}" for line in _arguments(subparser))
-        elif not isinstance(action, argparse._HelpAction | argparse._VersionAction):
+        elif not isinstance(action, argparse._HelpAction):
             yield _described(action)
 
 
 def _described(action: argparse.Action) -> str:
-    """Such as ``--split {train,val,test} = 'test'``, ``--seeds ... = [1]`` or ``--verbose``."""
+    """Such as ``--split {train,val,test} = 'test'``, ``--seeds N + = [1]`` or ``--verbose``."""
     words = [", ".join(action.option_strings) or action.dest]
+    if action.option_strings and isinstance(action.metavar, str):
+        words.append(action.metavar)
     if action.choices is not None:
         words.append("{" + ",".join(map(str, action.choices)) + "}")
     if isinstance(action.nargs, int) and action.nargs > 0:

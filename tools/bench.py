@@ -1,4 +1,4 @@
-"""Measure what the project promises about speed; each subject is a module of `_bench/`.
+"""Measure the speed of the feature cache and the text tower.
 
 python tools/bench.py text-tower
 python tools/bench.py extract --help
@@ -6,32 +6,35 @@ python tools/bench.py extract --help
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from dassl_lite.engine.commands.cli import ToolParser, run_tool
+from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import _bench
 
 
 def subjects() -> list[ModuleType]:
-    """The modules of `_bench/`: each has `NAME`, `add_parser(subparsers)` and `run(args)`."""
+    """The modules of ``_bench/``; each has ``NAME``, ``add_parser(subparsers)`` and ``run(args)``."""
     names = sorted(module.name for module in pkgutil.iter_modules(_bench.__path__))
     return [importlib.import_module(f"{_bench.__name__}.{name}") for name in names if not name.startswith("_")]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    subparsers = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
-    modules = {module.NAME: module for module in subjects()}
-    for module in modules.values():
+def make_parser() -> ToolParser:
+    """The flags of bench.py: a sub-command for each subject."""
+    parser = tool_parser("bench", __doc__, "%(prog)s [options] SUBJECT ...")
+    subparsers = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT", prog=parser.prog)
+    for module in subjects():
         module.add_parser(subparsers)
-    args = parser.parse_args(argv)
-    modules[args.subject].run(args)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    {module.NAME: module for module in subjects()}[args.subject].run(args)
     return 0
 
 

@@ -1,36 +1,70 @@
-"""``dassl-lite TOOL ...``: the tools as sub-commands, for an installation without the checkout."""
+"""``dassl-lite TOOL ...``: the tools as sub-commands of one installed command."""
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import dassl_lite.tools
-from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.utils.errors import unknown
+import dassl_lite
+
+# Nothing else of the package is imported up here: torch takes seconds, and the list of tools does not need it.
+FOLDER = Path(__file__).parent
+UNLISTED = ("cli", "link_types")  # the latter is of use in a checkout only
 
 
 def tools() -> list[str]:
-    """Names of the tools: the modules of this folder, but for this one."""
-    names = (module.name for module in pkgutil.iter_modules(dassl_lite.tools.__path__))
-    return sorted(name for name in names if not name.startswith("_") and name != "cli")
+    """Names of the tools: the modules of this folder."""
+    names = (path.stem for path in FOLDER.glob("*.py"))
+    return sorted(name for name in names if not name.startswith("_") and name not in UNLISTED)
+
+
+def overview() -> str:
+    """What ``dassl-lite --help`` prints: each tool with the first sentence of its docstring."""
+    width = max(map(len, tools()))
+    lines = [f"  {tool:{width}}  {_summary(tool)}" for tool in tools()]
+    return "\n".join(
+        [
+            "usage: dassl-lite TOOL [options]",
+            "",
+            "Few-shot adaptation of CLIP.",
+            "",
+            "tools:",
+            *lines,
+            "",
+            "'dassl-lite TOOL --help' lists the options of a tool, 'dassl-lite --version' prints the version.",
+        ]
+    )
 
 
 def dispatch(argv: Sequence[str] | None) -> int | None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: dassl-lite TOOL ...\n\ntools: {', '.join(tools())}\n\n'dassl-lite TOOL --help' says more.")
-        return 0
-    tool, *rest = arguments
-    if tool not in tools():
+    """Run the tool that the first argument names."""
+    from dassl_lite.utils.errors import unknown
+
+    tool, *rest = sys.argv[1:] if argv is None else argv
+    if tool not in (*tools(), "link_types"):
         raise unknown("tool", tool, tools())
     return importlib.import_module(f"dassl_lite.tools.{tool}").main(rest)
 
 
 def main() -> int:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"dassl-lite {dassl_lite.__version__}")
+        return 0
+    from dassl_lite.engine.commands.cli import run_tool
+
     return run_tool(dispatch)
+
+
+def _summary(tool: str) -> str:
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{tool}.py").read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].rstrip(".")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
     python tools/eval.py --model-dir output/TaskRes/ShapesNet-16shots-seed1
     python tools/eval.py --model-dir RUN --dataset-config-file shapesnetv2 shapesneta
+    python tools/eval.py --model-dir RUN --data FOLDER TABLE.csv
     python tools/eval.py --model-dir RUN --suite demo
 
     python tools/eval.py --model-dir DASSL_RUN --trainer TaskRes --backbone RN50 --dataset-config-file imagenet_a
     python tools/eval.py --model-dir lora_weights.pt --trainer CLIPLoRA --backbone ViT-B/16 --dataset-config-file dtd
 
-Trainer, backbone and method come from the run, where it says them. Classes are matched by id, else by name.
+The run's own config says which trainer and backbone to use; runs of other programs need --trainer and --backbone.
+Classes of another dataset are matched by id where both have ids, otherwise by name.
 """
 
 from __future__ import annotations
@@ -15,15 +17,35 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tabulate import tabulate
 
-from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, run_tool
-from dassl_lite.engine.commands.evaluate import Evaluation, config_for, config_given, evaluate_row, stored_config, suite
+from dassl_lite.engine.commands.arguments import (
+    DatasetChoice,
+    ToolParser,
+    add_config_flags,
+    add_dataset_flags,
+    add_model_flags,
+    config_arguments,
+    dataset_choices,
+    tool_parser,
+)
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.evaluate import (
+    Evaluation,
+    Target,
+    config_for,
+    config_given,
+    evaluate_row,
+    stored_config,
+    suite,
+)
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
@@ -33,22 +55,26 @@ logger = get_logger(__name__)
 FORMATS = (".json", ".csv", ".md")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ToolParser(prog="eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> ToolParser:
+    """The flags of eval.py."""
+    parser = tool_parser("eval", __doc__)
     add = parser.add_argument
-    add("--model-dir", default="", help="the run to evaluate; with --trainer, another program's run or file")
-    add("--load-epoch", type=int, help="which of its checkpoints (default: the best, else the last)")
-    add("--dataset-config-file", nargs="+", default=[], help="yaml files or names of other datasets")
-    add("--trainer", default="", help="method of a run that does not say it: files of Dassl and its forks")
-    add("--config-file", default="", help="its yaml (default: the method's default)")
-    add("--backbone", default="", help="its CLIP backbone")
-    add("--suite", default="", help="demo, cross-dataset, domain-generalization, base-to-new or all")
-    add("--output-dir", default="", help="where log.txt and evaluation.json go")
-    add("--output", default="", metavar="FILE", help="write the table as .json, .csv or .md")
-    add("--strict", action="store_true", help="a dataset that is not there is an error")
-    add("--strict-classes", action="store_true", help="a class that the run does not know is an error")
-    add_common_flags(parser)
-    args = parser.parse_args(argv)
+    add("--model-dir", default="", metavar="DIR", help="run to evaluate; with --trainer also a file of weights")
+    add("--load-epoch", type=int, metavar="N", help="checkpoint epoch to load (default: the best, else the last)")
+    add("--trainer", default="", metavar="NAME", help="method of a run that does not say it, such as one of Dassl's")
+    add_model_flags(parser)
+    add("--suite", default="", metavar="NAME", help="demo, cross-dataset, domain-generalization, base-to-new or all")
+    add("--output-dir", default="", metavar="DIR", help="folder for log.txt and evaluation.json")
+    add("--output", default="", metavar="FILE", help="write the table to a .json, .csv or .md file")
+    add("--strict", action="store_true", help="fail if a dataset is not found, instead of skipping it")
+    add("--strict-classes", action="store_true", help="fail if the run does not know a class of the dataset")
+    add_dataset_flags(parser, several=True, default="the run's own")
+    add_config_flags(parser)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    args = make_parser().parse_args(argv)
     if not args.model_dir:
         raise UserError("--model-dir is missing: the folder of the run to evaluate")
     if args.output and Path(args.output).suffix not in FORMATS:
@@ -57,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table, with the average where there are several."""
+    """Header and rows of the table; the average is over the datasets that were evaluated."""
     table = []
     for row in rows:
         if row.missing:
@@ -66,15 +92,15 @@ def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
         matched = "" if row.matched is None else f"{row.matched} of {row.classes}"
         found = [f"{row.accuracy:.2f}", f"{row.macro_f1:.2f}", matched, f"{row.images:,}", f"{row.seconds:.1f}"]
         table.append([row.dataset, *found])
-    there = [row for row in rows if not row.missing]
-    if len(there) > 1:
-        means = [sum(getattr(row, metric) for row in there) / len(there) for metric in ("accuracy", "macro_f1")]
-        table.append(["average", *(f"{mean:.2f}" for mean in means), "", "", f"{sum(r.seconds for r in there):.1f}"])
+    evaluated = [row for row in rows if not row.missing]
+    if len(evaluated) > 1:
+        means = [f"{fmean(getattr(row, metric) for row in evaluated):.2f}" for metric in ("accuracy", "macro_f1")]
+        table.append(["average", *means, "", "", f"{sum(row.seconds for row in evaluated):.1f}"])
     return ["dataset", "accuracy %", "macro-F1 %", "classes matched", "images", "seconds"], table
 
 
 def write(rows: Sequence[Evaluation], model_dir: str, path: Path) -> None:
-    """Write the rows, in full precision but for Markdown."""
+    """Write the rows: as .json and .csv in full precision, as .md like the table on the console."""
     if path.suffix == ".json":
         write_json({"model_dir": model_dir, "rows": [asdict(row) for row in rows]}, path)
         return
@@ -88,12 +114,24 @@ def write(rows: Sequence[Evaluation], model_dir: str, path: Path) -> None:
             writer.writerows(asdict(row) for row in rows)
 
 
+def targets_of(args: argparse.Namespace) -> list[tuple[Target | None, str]]:
+    """What to evaluate on, each with the name of its row ("": the dataset's own name)."""
+    choices = dataset_choices(args, default="")
+    labels = Counter(choice.label for choice in choices)
+    targets: list[tuple[Target | None, str]] = []
+    for choice in choices:
+        name = choice.label if labels[choice.label] == 1 else choice.data
+        targets.append((choice.flags, name) if choice.data else (choice.file, ""))
+    targets += [(target, "") for target in (suite(args.suite) if args.suite else [])]
+    return targets or [(None, "")]
+
+
 def _config_of_run(args: argparse.Namespace) -> dict[str, Any]:
-    """What the run says of itself, or with --trainer what the command line says."""
+    """What the run says about itself or, with --trainer, what the command line says."""
     if not args.trainer:
         return stored_config(args.model_dir)
-    if not (args.dataset_config_file or args.suite or "DATASET.NAME" in args.options[::2]):
-        raise UserError("--trainer needs --dataset-config-file or --suite too: what to evaluate on")
+    if not (args.dataset_config_file or args.data or args.suite or "DATASET.NAME" in args.options[::2]):
+        raise UserError("--trainer also needs a dataset: --dataset-config-file, --data or --suite")
     return config_given(args.trainer, args.config_file, args.backbone)
 
 
@@ -102,13 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger(args.output_dir or None)
     load_plugins(args.plugin)
     stored = _config_of_run(args)
-    flags: dict[str, Any] = {"DATASET": {"ROOT": args.root}} if args.root else {}
-    if args.output_dir:
-        flags["OUTPUT_DIR"] = args.output_dir
-    targets = [*args.dataset_config_file, *(suite(args.suite) if args.suite else [])] or [None]
-    configs = [config_for(stored, target, flags, args.options) for target in targets]
+    flags = config_arguments(args, DatasetChoice())["flags"]
+    targets = targets_of(args)
+    configs = [config_for(stored, target, flags, args.options, args.config_file) for target, _ in targets]
     strict = {"strict_classes": args.strict_classes, "strict": args.strict or len(targets) == 1}
-    rows = [evaluate_row(cfg, args.model_dir, args.load_epoch, **strict) for cfg in configs]
+    rows = [
+        evaluate_row(cfg, args.model_dir, args.load_epoch, name=name, **strict)
+        for cfg, (_, name) in zip(configs, targets, strict=True)
+    ]
     headers, table = table_of(rows)
     columns = ("left", *["right"] * 5)
     logger.info("\n" + tabulate(table, headers=headers, disable_numparse=True, colalign=columns))

@@ -1,12 +1,13 @@
-"""Make .types/dassl_lite: the package as installed, by links, for mypy and editors.
+"""Create .types/dassl_lite, links that show mypy and editors the package as it is installed.
 
     python tools/link_types.py
 
-Installation maps trainers/, datasets/, configs/ and tools/ into the package; type checkers cannot follow that.
+Installation maps trainers/, datasets/, configs/ and tools/ into the package, which type checkers cannot follow.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ MAPPED = ("trainers", "datasets", "configs", "tools")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="link_types.py", description=__doc__).parse_args(argv)
     root = Path(__file__).resolve().parent.parent
     view = root / ".types" / "dassl_lite"
     view.mkdir(parents=True, exist_ok=True)

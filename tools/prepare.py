@@ -1,30 +1,30 @@
-"""Get the field's datasets, or check what is there.
+"""Download the field's datasets, or check the ones on disk.
 
     python tools/prepare.py EuroSAT DescribableTextures --root DATA
     python tools/prepare.py --check Caltech101 --root DATA
     python tools/prepare.py --check all --root DATA
 
-What may be downloaded is downloaded, checked and unpacked into the layout that the datasets read; for the rest it
-says which files to fetch by hand. A download that was cut is continued, and nothing is fetched twice. The check
-counts images and classes without decoding; its exit code is 1 if something is wrong.
+Files that may be downloaded are downloaded, verified and unpacked into the expected layout; for the others it prints
+what to download by hand. Interrupted downloads resume, and nothing is downloaded twice. The check counts images and
+classes without decoding them; it exits with 1 if something is wrong.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tabulate import tabulate
+from yacs.config import CfgNode
 
-from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.data.doctor import COLUMNS, Report, examine, makes_itself
 from dassl_lite.downloads import SOURCES, prepare
-from dassl_lite.engine.commands.cli import ToolParser, run_tool
+from dassl_lite.engine.build import make_config
+from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, add_root_flag, tool_parser
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
@@ -34,36 +34,28 @@ EXIT_WRONG = 1
 ALL = "all"
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ToolParser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> ToolParser:
+    """The flags of prepare.py."""
+    parser = tool_parser("prepare", __doc__, "%(prog)s [options] NAME [NAME ...]")
     add = parser.add_argument
-    add("names", nargs="+", metavar="NAME", help=f"registered names, or {ALL}: the field's fifteen datasets")
-    add("--root", default="", help="folder that holds the datasets' folders")
-    add("--check", action="store_true", help="only look at what is there")
-    add("--keep-archives", action="store_true", help="keep downloaded archives beside what was in them")
-    add("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="import this first")
-    add("--debug", action="store_true", help="show tracebacks")
-    return parser.parse_args(argv)
+    add("names", nargs="+", metavar="NAME", help=f"registered datasets, or {ALL} for the field's fifteen")
+    add("--check", action="store_true", help="only check what is on disk")
+    add("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
+    add_root_flag(parser)
+    add_plugin_flags(parser)
+    return parser
 
 
-def datasets_config(root: str) -> Any:
-    """The config with which a dataset finds its folder."""
-    cfg = get_cfg_default()
-    cfg.DATASET.ROOT = root
-    cfg.freeze()
-    return cfg
-
-
-def get_dataset(name: str, cfg: Any, keep_archives: bool) -> None:
-    """Download a dataset of the field's, or let one that draws itself do so."""
+def get_dataset(name: str, cfg: CfgNode, keep_archives: bool) -> None:
+    """Download one of the field's datasets, or draw an embedded one."""
     if name in SOURCES:
         if not cfg.DATASET.ROOT:
-            raise UserError("--root is missing: the folder that holds the datasets' folders")
+            raise UserError("--root is missing: the folder that contains the datasets' folders")
         prepare(name, cfg.DATASET.ROOT, keep_archives=keep_archives)
         return
     dataset_class = DATASET_REGISTRY.get(name)
     if not makes_itself(name):
-        raise UserError(f"dataset {name} is not one that can be downloaded; choices: {', '.join(SOURCES)}")
+        raise UserError(f"dataset {name} cannot be downloaded; choices: {', '.join(SOURCES)}")
     dataset = dataset_class.__new__(dataset_class)
     dataset.locate(cfg)
     dataset.prepare()
@@ -71,17 +63,18 @@ def get_dataset(name: str, cfg: Any, keep_archives: bool) -> None:
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Only warnings from the loggers under ``name``: the table says it all."""
-    level = logging.getLogger(name).level
-    logging.getLogger(name).setLevel(logging.WARNING)
+    """Only warnings from the loggers below ``name``: the table has the rest."""
+    quieted = get_logger(name)
+    level = quieted.level
+    quieted.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logging.getLogger(name).setLevel(level)
+        quieted.setLevel(level)
 
 
 def show(reports: Sequence[Report]) -> None:
-    """The table, and below it what is wrong."""
+    """Log the table and, below it, what is wrong."""
     rows = [row for report in reports for row in report.rows()]
     logger.info(tabulate(rows, headers=COLUMNS, intfmt=",", missingval="?", disable_numparse=[0, 1, 6, 7]))
     problems = [f"{report.dataset}: {text}" for report in reports for text in (*report.notes, *report.problems)]
@@ -90,16 +83,16 @@ def show(reports: Sequence[Report]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
     setup_logger()
     load_plugins(args.plugin)
-    cfg = datasets_config(args.root)
+    cfg = make_config(flags={"DATASET": {"ROOT": args.root}})
     names = [name for given in args.names for name in (SOURCES if given == ALL else [given])]
     failures = []
     for name in [] if args.check else names:
         try:
             get_dataset(name, cfg, args.keep_archives)
-        except UserError as error:  # the others are still to be had
+        except UserError as error:  # continue with the others
             failures.append(error)
     if failures:
         raise UserError("; ".join(str(failure) for failure in failures))

@@ -1,13 +1,13 @@
-"""One table of a sweep: mean over seeds and 95 % confidence interval (Student's t), by method and shots.
+"""Print a table of a sweep's results by method and number of shots.
 
     python tools/report.py output/sweep
 
-Also written into the folder as report.md and report.csv.
+Values are means over seeds with 95 % confidence intervals (Student's t). The table is also written to report.md and
+report.csv in the folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl_lite.engine.commands.cli import ToolParser, run_tool
+from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, as_table, gather
 from dassl_lite.utils import UserError, atomic_path
 
@@ -26,34 +27,29 @@ def write_csv(cells: Sequence[Cell], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["dataset", "method", "backbone", "shots", "seeds", "mean", "ci95", "values"])
         for cell in cells:
-            values = " ".join(map(repr, cell.values))
-            writer.writerow(
-                [
-                    cell.dataset,
-                    cell.trainer,
-                    cell.backbone,
-                    cell.shots,
-                    len(cell.values),
-                    cell.mean,
-                    cell.interval,
-                    values,
-                ]
-            )
+            run = [cell.dataset, cell.trainer, cell.backbone, cell.shots, len(cell.values)]
+            writer.writerow([*run, cell.mean, cell.interval, " ".join(map(repr, cell.values))])
+
+
+def make_parser() -> ToolParser:
+    """The flags of report.py."""
+    parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER")
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="folder of the sweep; its finished runs at any depth are included")
+    add("--metric", default="accuracy", metavar="NAME", help="accuracy (default), error_rate, macro_f1 or ece")
+    add("--split", default="test", metavar="NAME", help="test (default) or val")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="runs are looked for in it and below")
-    parser.add_argument("--metric", default="accuracy", help="accuracy, error_rate, macro_f1 or ece, in percent")
-    parser.add_argument("--split", default="test", help="test or val")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     cells = gather(args.folder, args.metric, args.split)
     headers, rows = as_table(cells)
     print(tabulate(rows, headers=headers, disable_numparse=True))
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
-    over = f" over {' or '.join(map(str, counts))} seeds" if counts else ""
-    print(f"\n{args.split} {args.metric} in %, mean ± 95 % interval{over}")
+    plural = "" if counts == [1] else "s"
+    over = f" over {' or '.join(map(str, counts))} seed{plural}" if counts else ""
+    print(f"\n{args.split} {args.metric} in %, mean ± 95 % confidence interval{over}")
     folder = Path(args.folder)
     try:
         write_csv(cells, folder / "report.csv")
@@ -63,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    print(f"Also in {folder / 'report.md'} and {folder / 'report.csv'}")
+    print(f"Written to {folder / 'report.md'} and {folder / 'report.csv'}")
     return 0
 
 

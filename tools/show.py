@@ -1,9 +1,8 @@
-"""Look at a dataset: a contact sheet with class names, as a PNG file.
+"""Write a contact sheet of a dataset as a PNG file: some images of each class under its name.
 
-    python tools/show.py ShapesNet
-    python tools/show.py Caltech101 --root data --split train --out caltech.png
-
-Classes are spread evenly over the labels; trailing KEY VALUE pairs set config keys.
+python tools/show.py ShapesNet
+python tools/show.py Caltech101 --root DATA --split train --out caltech.png
+python tools/show.py --data FOLDER
 """
 
 from __future__ import annotations
@@ -14,59 +13,86 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from yacs.config import CfgNode
 
-from dassl_lite.data import DatasetBase, Datum, build_dataset
+from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl_lite.data.images import read_image
-from dassl_lite.engine.build import make_config
+from dassl_lite.engine.build import find_yaml, make_config
+from dassl_lite.engine.commands.arguments import (
+    DatasetChoice,
+    ToolParser,
+    add_config_flags,
+    add_dataset_flags,
+    check_at_least,
+    config_arguments,
+    data_label,
+    dataset_choice,
+    tool_parser,
+)
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils.errors import UserError
 
 NAME_HEIGHT, GAP, MARGIN = 16, 2, 8  # pixels
-COLUMNS = 4  # classes beside each other
+COLUMNS = 4  # classes side by side
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_intermixed_args(argv)
-    flags = {"DATASET": {"NAME": args.dataset, "ROOT": args.root}}
+def make_parser() -> ToolParser:
+    """The flags of show.py."""
+    parser = tool_parser("show", __doc__)
+    add = parser.add_argument
+    add("dataset", nargs="?", default="", metavar="DATASET", help="registered name or dataset yaml")
+    add("--split", choices=("train", "val", "test"), default="test", help="images to show")
+    add("--out", default="", metavar="FILE.png", help="file to write (default: DATASET-SPLIT.png)")
+    add("--classes", type=int, default=24, metavar="N", help="show at most N classes, evenly spread")
+    add("--per-class", type=int, default=4, metavar="N", help="images of each class")
+    add("--tile", type=int, default=96, metavar="PIXELS", help="side of an image on the sheet")
+    add_dataset_flags(parser)
+    add_config_flags(parser)
+    parser.usage = "%(prog)s [options] [DATASET] [KEY VALUE ...]"
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    check_at_least(args, 1, ["classes", "per_class", "tile"])
     load_plugins(args.plugin)
-    cfg = make_config(flags=flags, options=args.options)
+    cfg = config_of(args)
     dataset = build_dataset(cfg)
+    name = data_label(args.data) if args.data else cfg.DATASET.NAME
     groups = choose(dataset, args.split, args.classes, args.per_class)
-    out = Path(args.out or f"{args.dataset.lower()}-{args.split}.png")
+    out = Path(args.out or f"{name.lower()}-{args.split}.png")
     sheet = contact_sheet(groups, args.tile)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, format="PNG", optimize=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    print(f"{out}: {len(groups)} of {dataset.num_classes} classes of {args.dataset}, {args.split} images")
+    print(f"{out}: {len(groups)} of {dataset.num_classes} classes of {name}, {args.split} images")
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write a contact sheet of a dataset.")
-    parser.add_argument("dataset", help="registered name, such as ShapesNet")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
-    parser.add_argument("--out", default="", metavar="FILE.png", help="default: <dataset>-<split>.png")
-    parser.add_argument("--classes", type=_positive, default=24, help="at most so many classes, evenly spread")
-    parser.add_argument("--per-class", type=_positive, default=4, help="images of each class")
-    parser.add_argument("--tile", type=_positive, default=96, help="side of an image on the sheet, in pixels")
-    parser.add_argument("--root", default="", help="folder that holds the datasets' folders")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="import this first")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="config keys to set")
-    return parser
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """The config of the dataset: DATASET, which is a registered name or that of a yaml, or what the flags choose."""
+    flags = {}
+    if args.dataset in DATASET_REGISTRY or (args.dataset and not _is_yaml(args.dataset)):
+        flags = {"DATASET.NAME": args.dataset}  # a misspelt one is reported by the registry
+    elif args.dataset:
+        args.dataset_config_file = args.dataset
+    choice = DatasetChoice() if flags else dataset_choice(args)
+    return make_config(**config_arguments(args, choice, trainer="", flags=flags))
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+def _is_yaml(name: str) -> bool:
+    try:
+        find_yaml(name, "datasets")
+    except UserError:
+        return False
+    return True
 
 
 def choose(dataset: DatasetBase, split: str, max_classes: int, per_class: int) -> dict[str, list[Datum]]:
-    """The first `per_class` items of evenly spread classes, by class name, in label order.
+    """The first ``per_class`` items of evenly spread classes, by class name, in label order.
 
     Raises:
         UserError: the dataset has no images in this split.
@@ -82,7 +108,7 @@ def choose(dataset: DatasetBase, split: str, max_classes: int, per_class: int) -
 
 
 def contact_sheet(groups: dict[str, list[Datum]], tile: int = 96) -> Image.Image:
-    """All groups on one white page, each with its name above its images."""
+    """All groups on one white page, each under its name."""
     most = max(map(len, groups.values()))
     width, height = most * (tile + GAP) + MARGIN, NAME_HEIGHT + tile + MARGIN
     columns = min(COLUMNS, len(groups))
@@ -99,7 +125,7 @@ def contact_sheet(groups: dict[str, list[Datum]], tile: int = 96) -> Image.Image
 
 
 def _fitting(name: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The name, cut with dots where it is wider than `width` pixels."""
+    """The name, shortened with dots if it is wider than ``width`` pixels."""
     if font.getlength(name) <= width:
         return name
     while name and font.getlength(name + "...") > width:

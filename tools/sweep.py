@@ -1,14 +1,14 @@
-"""Train many methods on many datasets with many shots and seeds.
+"""Train every combination of methods, datasets, numbers of shots and seeds.
 
     python tools/sweep.py --trainers all --shots 1 2 4 8 16 --seeds 1 2 3
+    python tools/sweep.py --trainers ZeroshotCLIP TaskRes --datasets caltech101 dtd --root DATA
     python tools/report.py output/sweep
 
-Type the same line again to go on: finished runs are skipped, failed and interrupted ones are run again.
+Repeat the command to continue a sweep: it skips finished runs and repeats failed and interrupted ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import textwrap
@@ -18,48 +18,70 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, run_tool
+from dassl_lite.engine.commands.arguments import (
+    DEFAULT_DATASET,
+    DatasetChoice,
+    ToolParser,
+    add_config_flags,
+    add_dataset_flags,
+    add_model_flags,
+    check_at_least,
+    config_arguments,
+    dataset_choices,
+    tool_parser,
+)
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.utils import UserError, get_logger, setup_logger
+from dassl_lite.utils import get_logger, setup_logger
 
-logger = get_logger("sweep")
+logger = get_logger(__name__)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ToolParser(prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> ToolParser:
+    """The flags of sweep.py."""
+    parser = tool_parser("sweep", __doc__)
     add = parser.add_argument
-    add("--trainers", nargs="+", default=["all"], help="registered names, or all")
-    add("--datasets", nargs="+", default=["demo"], help="yaml files or names of datasets")
-    add("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--backbone", default="", help="CLIP backbone")
-    add("--output-dir", default="output/sweep", help="the sweep's folder")
-    add("--jobs", type=int, default=default_jobs(), help="runs at a time (default: one per core, at most 4; GPU: 1)")
-    add_common_flags(parser)
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}; it must be at least 1")
-    return args
+    add("--trainers", nargs="+", default=["all"], metavar="NAME", help="methods")
+    add_model_flags(parser)
+    add(
+        "--shots",
+        dest="numbers_of_shots",
+        nargs="+",
+        type=int,
+        default=[1, 2, 4, 8, 16],
+        metavar="N",
+        help="training images per class",
+    )
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds")
+    add("--output-dir", default="output/sweep", metavar="DIR", help="folder of the sweep")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
+    add_dataset_flags(parser, several=True, alias="--datasets")
+    add_config_flags(parser)
+    return parser
 
 
 def default_jobs() -> int:
-    """Small models use one core well and two badly; a GPU is shared badly, and big models need its memory."""
+    """Small models gain from one core and little from two; runs that share a GPU compete for its time and memory."""
     return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
+    if args.jobs is None:
+        args.jobs = default_jobs()
+    check_at_least(args, 1, ["jobs"])
     setup_logger()
     load_plugins(args.plugin)
 
-    settings = Settings(args.root, args.backbone, tuple(args.options), tuple(args.plugin), args.allow_new_keys)
     trainers = all_methods() if args.trainers == ["all"] else args.trainers
-    todo = tasks(trainers, args.datasets, args.shots, args.seeds)
-    failed = sweep(todo, Path(args.output_dir), settings, args.jobs)
+    datasets = dataset_choices(args) or [DatasetChoice(DEFAULT_DATASET)]  # its folder, if DATASET.NAME names another
+    todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
+    shared = config_arguments(args, DatasetChoice(), trainer="")
+    failed = sweep(todo, Settings(Path(args.output_dir), shared, tuple(args.plugin), args.jobs))
     if failed:
         rows = [[str(task.folder), textwrap.shorten(reason, 300)] for task, reason in failed.items()]
-        logger.warning("\n" + tabulate(rows, headers=["failed run", "why"]))
+        logger.warning("\n" + tabulate(rows, headers=["failed run", "reason"]))
     logger.info(f"Results: {args.output_dir} (python tools/report.py {args.output_dir})")
     return 1 if failed else 0
 

@@ -1,10 +1,10 @@
-"""Train a method, or evaluate one with --eval-only.
+"""Train a method, or evaluate a trained one with --eval-only.
 
     python tools/train.py --trainer TaskRes
     python tools/train.py --trainer TaskRes --root DATA --dataset-config-file caltech101 --shots 16 --seed 1
+    python tools/train.py --trainer TaskRes --data FOLDER OPTIM.MAX_EPOCH 50
 
-Without a dataset it takes the embedded default, which needs no download. Flags are the reference's, with ours
-beside them; trailing KEY VALUE pairs set config keys.
+Without a dataset it trains on the embedded one, which needs no download. All of the reference's flags are accepted.
 """
 
 from __future__ import annotations
@@ -13,100 +13,66 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
+from dassl_lite.engine.build import TRAINER_REGISTRY, make_config
 from dassl_lite.engine.commands import describe, run
-from dassl_lite.engine.commands.cli import ToolParser, add_common_flags, free_folder, prepare_output, run_tool
+from dassl_lite.engine.commands.arguments import (
+    ToolParser,
+    add_config_flags,
+    add_dataset_flags,
+    add_method_flags,
+    add_model_flags,
+    config_arguments,
+    plugins_in,
+    tool_parser,
+)
+from dassl_lite.engine.commands.cli import free_folder, prepare_output, run_tool
 from dassl_lite.engine.commands.evaluate import load_run
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 
-DEFAULT_DATASET = "demo"
 NO_MODEL_DIR = "--eval-only needs --model-dir, the folder of the run to evaluate"
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ToolParser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> ToolParser:
+    """The flags of train.py; those that trainers declare are there once plug-ins are loaded."""
+    parser = tool_parser("train", __doc__)
     add = parser.add_argument
-    add("--trainer", default="", help="registered name of the method, such as TaskRes")
-    add("--config-file", default="", help="the method's yaml (default: configs/trainers/<trainer>/default.yaml)")
-    add("--dataset-config-file", default="", help="the dataset's yaml or its name (default: the embedded dataset)")
-    add("--data", default="", metavar="PATH", help="your own: folder of images by class, table (.csv), features (.npz)")
-    add("--output-dir", default="", help="where the run is kept (default: output/<trainer>/<dataset>-...)")
-    add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
-    add("--seed", type=int, help="of the draw and the training; 0 is a seed too")
-    add("--backbone", default="", help="CLIP backbone: ViT-B/16, ViT-B-16:laion2b_s34b_b88k, a file, demo ...")
-    add("--head", default="", help="name of the head (MODEL.HEAD.NAME)")
-    add("--transforms", nargs="+", help="training transforms (INPUT.TRANSFORMS)")
-    add("--source-domains", nargs="+", help="source domains")
-    add("--target-domains", nargs="+", help="target domains")
-    add("--enhanced-base", default="", help="TaskRes: checkpoint of an enhanced base")
-    add("--resume", nargs="?", const=True, default="", metavar="DIR", help="go on with the run in DIR or --output-dir")
+    add("--trainer", default="", metavar="NAME", help="method to train, such as TaskRes (--list shows all)")
+    add_model_flags(parser)
+    add("--head", default="", metavar="NAME", help="head on the image features (MODEL.HEAD.NAME)")
+    add("--transforms", nargs="+", metavar="NAME", help="training transforms (INPUT.TRANSFORMS)")
+    add("--shots", type=int, metavar="N", help="training images per class (default: all)")
+    add("--seed", type=int, metavar="N", help="seed of the few-shot draw and of training (default: 1)")
+    add("--output-dir", default="", metavar="DIR", help="folder for the run (default: output/TRAINER/DATASET-...)")
+    add("--resume", nargs="?", const=True, default="", metavar="DIR", help="resume the run in DIR or in --output-dir")
     add("--overwrite", action="store_true", help="replace the run in --output-dir")
-    add("--eval-only", action="store_true", help="load --model-dir and evaluate")
-    add("--model-dir", default="", help="run to load with --eval-only")
-    add("--load-epoch", type=int, help="which checkpoint of it (default: the best, else the last)")
-    add("--no-train", action="store_true", help="build everything, train nothing")
-    add("--list", action="store_true", help="list what is registered and stop")
-    add("--help-trainer", default="", metavar="NAME", help="print a trainer's config keys and recipes and stop")
-    add_common_flags(parser)
-    return parser.parse_args(argv)
+    add("--eval-only", action="store_true", help="evaluate the run in --model-dir, do not train")
+    add("--model-dir", default="", metavar="DIR", help="run to evaluate with --eval-only")
+    add("--load-epoch", type=int, metavar="N", help="checkpoint epoch to load (default: the best, else the last)")
+    add("--no-train", action="store_true", help="build the trainer and stop before training")
+    add("--list", action="store_true", help="list the registered trainers, datasets and other parts, and exit")
+    add("--help-trainer", default="", metavar="NAME", help="print a trainer's config keys and recipes, and exit")
+    add_method_flags(parser)
+    add_dataset_flags(parser)
+    add = parser.add_argument_group("domains").add_argument
+    add("--source-domains", nargs="+", metavar="NAME", help="domains to train on (DATASET.SOURCE_DOMAINS)")
+    add("--target-domains", nargs="+", metavar="NAME", help="domains to test on (DATASET.TARGET_DOMAINS)")
+    add_config_flags(parser)
+    return parser
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:
     """The run's config: files, then flags, then options."""
-    named = "DATASET.NAME" in args.options[::2]
-    dataset_file = args.dataset_config_file or ("" if named or args.data else DEFAULT_DATASET)
-    flags = {
-        "DATASET.ROOT": args.root,
-        **_own_data(args.data),
-        "DATASET.NUM_SHOTS": args.shots,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume if isinstance(args.resume, str) else "",
-        "SEED": args.seed,
-        "TRAINER.TaskRes.ENHANCED_BASE": args.enhanced_base,
-    }
-    return make_config(
-        trainer=args.trainer,
-        dataset_file=dataset_file,
-        method_file=args.config_file or default_recipe(args.trainer),
-        flags=_nested({key: value for key, value in flags.items() if value not in ("", None)}),
-        options=args.options,
-        allow_new_keys=args.allow_new_keys,
-    )
-
-
-def _own_data(data: str) -> dict[str, str]:
-    """The dataset that --data means: a folder of images, a table of them or a file of features."""
-    if not data:
-        return {}
-    if data.endswith(".npz"):
-        return {"DATASET.NAME": "Features", "DATASET.FILE": data}
-    return {"DATASET.NAME": "CSV" if Path(data).is_file() else "ImageFolder", "DATASET.ROOT": data}
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
+    resume = args.resume if isinstance(args.resume, str) else ""
+    return make_config(**config_arguments(args, flags={"RESUME": resume}))
 
 
 def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """``cfg`` with the folder of the run made and, where none was named, chosen."""
+    """``cfg`` with the run's folder, which is created and, if none was given, chosen."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(distributed.on_first(lambda: _prepared_folder(cfg, args)))
@@ -129,17 +95,17 @@ def _prepared_folder(cfg: CfgNode, args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
     setup_logger()
-    load_plugins(args.plugin)
+    load_plugins(plugins_in(argv))
+    args = make_parser().parse_args(argv)
     if args.list or args.help_trainer:
         print(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
         return 0
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
-    kind = TRAINER_REGISTRY.get(args.trainer)  # a misspelt name is told before anything is made
+    kind = TRAINER_REGISTRY.get(args.trainer)  # reports a misspelt name before anything is created
     if args.eval_only and not args.model_dir and getattr(kind, "takes_features", False) and kind.trains:
-        raise UserError(NO_MODEL_DIR)  # of others it shows when they are built: a paper's zero-shot CLIP has no state
+        raise UserError(NO_MODEL_DIR)  # other trainers must be built to know: a paper's zero-shot CLIP has no state
     distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:

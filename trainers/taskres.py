@@ -11,6 +11,8 @@ at 0. Recipe (the authors' repository): Adam, batch 256, lr 2e-3 (ImageNet 2e-4)
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from yacs.config import CfgNode
@@ -61,6 +63,10 @@ class TaskRes(FeatureTrainer):
 
     model_name = "prompt_learner"
     key_rules = rules(RESIDUAL_ON=one_of("text", "image"))
+    # The reference's flag of tools/train.py -> config key, help.
+    cli_flags: ClassVar = {
+        "--enhanced-base": ("TRAINER.TaskRes.ENHANCED_BASE", "checkpoint of TaskResEnhance, a tuned text projection")
+    }
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:

@@ -118,7 +118,7 @@ def test_a_file_that_a_third_partys_trainer_does_not_find_ends_in_a_traceback(
         code = tool(eval_tool.main, "--dassl-compat", *plugins, *flags)
     assert code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
-    assert re.search(r'Model not found at ".*model\.pth\.tar-4"; --load-epoch N takes that of epoch N', line)
+    assert re.search(r'Model not found at ".*model\.pth\.tar-4"; --load-epoch N loads the one of epoch N', line)
 
 
 class _Bomb:

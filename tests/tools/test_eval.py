@@ -57,7 +57,7 @@ def test_a_dataset_that_is_not_there_is_listed_and_skipped_unless_strict(source,
     out = tmp_path / "table.csv"
     targets = ("--dataset-config-file", "gadgets", "caltech101", "--root", str(tmp_path))
     assert evaluate(source, *targets, "--output", str(out)) == 0
-    assert re.search(r"^Caltech101 +not there$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^Caltech101 +not found$", capsys.readouterr().out, re.MULTILINE)
     rows = {row["dataset"]: row for row in csv.DictReader(out.open())}
     assert "looked for the folder" in rows["Caltech101"]["missing"]
     assert evaluate(source, *targets, "--strict") == 2
@@ -82,7 +82,7 @@ def test_suites_are_the_fields(source):
 def test_mistakes_are_one_line(source, tmp_path, capsys):
     for arguments, expected in (
         (["--model-dir", str(tmp_path / "no")], "is not a folder"),
-        (["--model-dir", str(tmp_path)], "holds no run"),
+        (["--model-dir", str(tmp_path)], "contains no run"),
         (["--model-dir", str(source), "--output", "table.xlsx"], "must end in one of .json, .csv, .md"),
         (["--model-dir", str(source), "--load-epoch", "77"], "epochs there: 3"),
         (["--model-dir", str(source), "MODEL.BACKBONE.NAME", "random:RN50"], "was saved with backbone 'demo'"),

@@ -118,7 +118,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     there.write_text("mine")
     for argv, message in (
         (("--output", "x.txt"), "--output 'x.txt' must name an .npz file"),
-        (("--output", str(there)), "is there already"),
+        (("--output", str(there)), "already exists"),
         (("--output", str(tmp_path / "x.npz"), "--views", "-1"), "--views is -1"),
         (("--output", str(tmp_path / "x.npz"), "--first", "1"), "--first goes with --convert"),
         (("--output", str(tmp_path / "x.npz"), "--convert", str(there)), "is not an .npz"),

@@ -52,7 +52,7 @@ def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.Capt
         (["--check", "Caltech"], "Did you mean 'Caltech101'?"),
         (["EuroSAT"], "--root is missing"),
         (["--check", "EuroSAT"], "EuroSAT needs --root"),
-        (["ImageFolder", "--root", "X"], "ImageFolder is not one that can be downloaded"),
+        (["ImageFolder", "--root", "X"], "ImageFolder cannot be downloaded"),
     ],
 )
 def test_users_mistake_is_one_line(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dassl_lite.engine.commands import run
+from dassl_lite.engine.commands.arguments import DatasetChoice
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
 from dassl_lite.engine.commands.sweep import all_methods, tasks
@@ -27,7 +28,8 @@ def start(output: Path, *trainers: str, seeds: str = "1 2", options: tuple[str, 
 
 def test_every_combination_is_run_once_and_what_uses_no_shots_only_once() -> None:
     load_plugins()
-    found = tasks(["TaskRes", "ZeroshotCLIP"], ["a", "b"], [1, 16], [1, 2, 3])
+    datasets = [DatasetChoice("a"), DatasetChoice("b")]
+    found = tasks(["TaskRes", "ZeroshotCLIP"], datasets, [1, 16], [1, 2, 3])
     assert len(found) == len(set(found)) == 2 * (2 * 3 + 1)
     assert {(t.shots, t.seed) for t in found if t.trainer == "ZeroshotCLIP"} == {(0, 1)}
     assert "TaskResEnhance" not in all_methods()
@@ -53,7 +55,7 @@ def test_a_sweep_skips_finished_runs_and_runs_failed_ones_again(tmp_path, capsys
     assert len(trained) == 4
     assert start(tmp_path, "TaskRes") == 0
     assert len(trained) == 5
-    assert "3 were finished before, 0 failed" in capsys.readouterr().out
+    assert "3 finished before, 0 failed" in capsys.readouterr().out
     assert len(list(tmp_path.rglob("results.json"))) == 4
 
 

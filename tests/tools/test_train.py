@@ -56,7 +56,9 @@ def test_data_is_a_folder_a_table_or_features(tmp_path):
     (tmp_path / "table.csv").write_text("path,classname\n")
 
     def meant(place: Path) -> tuple[str, str, str]:
-        dataset = train.config_of(train.parse_args(["--trainer", "TaskRes", "--data", str(place)])).DATASET
+        dataset = train.config_of(
+            train.make_parser().parse_args(["--trainer", "TaskRes", "--data", str(place)])
+        ).DATASET
         return dataset.NAME, dataset.ROOT, dataset.FILE
 
     assert meant(tmp_path) == ("ImageFolder", str(tmp_path), "")
@@ -89,7 +91,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path, capsy
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / "results.json").read_text()
     assert taskres(tmp_path) == 2
-    assert "holds another run; choose another --output-dir, or give --resume" in capsys.readouterr().err
+    assert "contains another run; choose another --output-dir, or add --resume" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_text() == before
     assert taskres(tmp_path, "--overwrite") == 0
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -152,18 +154,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tmp_path_factory, capsy
 
 
 def test_config_keys_end_the_flags_whatever_stands_before_them():
-    args = train.parse_args(["--trainer", "X", "--resume", "OPTIM.LR", "1"])
+    args = train.make_parser().parse_args(["--trainer", "X", "--resume", "OPTIM.LR", "1"])
     assert (args.resume, args.options) == (True, ["OPTIM.LR", "1"])
-    args = train.parse_args(["--transforms", "a", "b", "TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
+    args = train.make_parser().parse_args(["--transforms", "a", "b", "TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
     assert (args.transforms, args.options) == (["a", "b"], ["TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
-    assert train.parse_args(["--output-dir", "OPTIM.d/x", "SEED", "3"]).options == ["SEED", "3"]
+    assert train.make_parser().parse_args(["--output-dir", "OPTIM.d/x", "SEED", "3"]).options == ["SEED", "3"]
 
 
 def test_a_wrong_flag_is_one_line(capsys):
     assert run("--trainer", "TaskRes", "--shots", "many") == 2
-    assert capsys.readouterr().err == (
-        "Error: argument --shots: invalid int value: 'many' (train.py --help lists the flags)\n"
-    )
+    assert capsys.readouterr().err == ("Error: argument --shots: invalid int value: 'many' (see train.py --help)\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable for root")

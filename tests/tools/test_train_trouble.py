@@ -210,7 +210,7 @@ def test_results_that_find_no_room_are_one_line(
         assert gadgets(tmp_path) == 2
     told = error_lines(capsys)
     small_files(-1)
-    assert any("File too large" in line and "Make room and run again" in line for line in told)
+    assert any("File too large" in line and "Free some space and run again" in line for line in told)
     assert not (tmp_path / "results.json").exists()
     assert gadgets(tmp_path, "--resume") == 0
 

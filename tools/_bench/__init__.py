@@ -1,15 +1,31 @@
-"""One subject of `bench.py` per module: `NAME`, `add_parser(subparsers)` and `run(args)`; and what they share."""
+"""The subjects of ``bench.py``, one per module: ``NAME``, ``add_parser(subparsers)`` and ``run(args)``. Shared here:
+drawn photographs, the clock and the JSON file."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+Row = dict[str, float | str | bool]  # of a table and of the JSON file
 
 
 def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
-    """JPEG files of 500 x 375 pixels with about the detail of photographs; the paths. Makes the folder."""
+    """Draw JPEG files of 500 x 375 pixels with about as much detail as photographs.
+
+    Args:
+        folder: is created.
+        count: number of files.
+        seed: of the drawing.
+
+    Returns:
+        Their paths.
+    """
     folder.mkdir(parents=True)
     paths = []
     for number in range(count):
@@ -19,3 +35,19 @@ def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
         paths.append(str(folder / f"{number}.jpg"))
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return paths
+
+
+def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that ``work`` takes, on a GPU including what it started there."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
+    start = clock()
+    work()
+    synchronize()
+    return clock() - start
+
+
+def write_rows(path: str | None, rows: object) -> None:
+    """Write what was measured to the file of ``--json``, if one is given."""
+    if path:
+        Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

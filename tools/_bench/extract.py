@@ -1,19 +1,17 @@
-"""``bench.py extract``: how much the feature store costs beside the encoder that it feeds.
+"""What the feature store costs on top of the encoder.
 
-The bare encoder runs over tensors that are ready in memory; the store decodes the same pictures from files, encodes,
-and writes. Rounds alternate, so that a busy machine slows both. Rates count encoder inputs: images times views.
+The bare encoder runs over tensors in memory; the store decodes the same pictures from files, encodes them and writes
+the features. Rounds alternate between the two, so that a busy machine slows both. Rates count encoder inputs: images
+times views.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -24,54 +22,57 @@ from torchvision import transforms
 from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.extract import ViewDataset
 from dassl_lite.data.feature_cache.shards import ImageFile
+from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
 from dassl_lite.models.clip import CLIPBackbone, load_clip
-from dassl_lite.tools._bench import draw_photos
+from dassl_lite.tools._bench import Row, draw_photos, seconds_of, write_rows
 from dassl_lite.utils.errors import UserError
 
 NAME = "extract"
 BARE, FILES, READY, CACHED = "bare encoder", "store, from image files", "store, tensors ready", "store, cached"
 
-_MOST = 65536  # a mark tells its number in two bytes
+_MOST = 65536  # a mark has two bytes for its number
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     """Declare the flags of ``bench.py extract``."""
-    parser = subparsers.add_parser(NAME, help="the feature store against the bare encoder", description=__doc__)
+    parser = subparsers.add_parser(
+        NAME, help="feature extraction and cache against the bare encoder", description=__doc__
+    )
     add = parser.add_argument
-    add("--backbone", default="random:ViT-B-32", help="any backbone; random:ARCHITECTURE needs no download")
-    add("--precision", default="fp32", help="of the backbone")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--images", type=int, default=256, help="pictures of 500 x 375 pixels")
-    add("--views", type=int, default=1, help="augmented views of each")
-    add("--batch-size", type=int, default=64, help="encoder inputs at a time")
-    add("--workers", type=int, default=4, help="at most so many processes decode")
-    add("--rounds", type=int, default=3, help="the median counts")
-    add("--json", metavar="FILE", help="write the rows there")
+    add("--backbone", default="random:ViT-B-32", metavar="NAME", help="backbone; random:ARCHITECTURE needs no download")
+    add("--precision", default="fp32", metavar="NAME", help="precision of the backbone")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, metavar="NAME", help="where the encoder runs (default: cuda if there is a GPU)")
+    add("--images", type=int, default=256, metavar="N", help="pictures of 500 x 375 pixels")
+    add("--views", type=int, default=1, metavar="N", help="augmented views of each")
+    add("--batch-size", type=int, default=64, metavar="N", help="encoder inputs per batch")
+    add("--workers", type=int, default=4, metavar="N", help="maximum number of decoding processes")
+    add("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported")
+    add("--json", metavar="FILE", help="also write the rows to FILE")
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure, print a table, and give back its rows: what, inputs_per_second, seconds, of_bare."""
-    for flag in ("images", "views", "batch_size", "rounds"):
-        if not 1 <= getattr(args, flag) <= _MOST:
-            raise UserError(f"--{flag.replace('_', '-')} must be from 1 to {_MOST}, not {getattr(args, flag)}")
+def run(args: argparse.Namespace) -> list[Row]:
+    """Measure and print a table; returns its rows: what, inputs_per_second, seconds, of_bare."""
+    check_at_least(args, 1, ["images", "views", "batch_size", "rounds"])
+    if args.images > _MOST:
+        raise UserError(f"--images must be at most {_MOST}, not {args.images}")
     with tempfile.TemporaryDirectory() as folder:
         seconds = _measure(args, Path(folder))
     inputs = args.images * args.views
     medians = {what: statistics.median(values) for what, values in seconds.items()}
-    rows = [
+    rows: list[Row] = [
         {"what": what, "inputs_per_second": inputs / value, "seconds": value, "of_bare": medians[BARE] / value}
         for what, value in medians.items()
     ]
     size = f"{args.images} images x {args.views} views"
     print(f"{args.backbone} on {args.device}, {size}, {torch.get_num_threads()} threads")
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_rows(args.json, rows)
     return rows
 
 
 def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Seconds of each round, by what was measured."""
+    """Seconds per round of each thing measured."""
     clip = load_clip(args.backbone, args.precision, args.device)
     photos, marks = draw_photos(folder / "photos", args.images), _draw_marks(folder / "marks", args.images)
     transform = _transform(clip, args.views)
@@ -92,17 +93,11 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     _bare(clip, inputs[: args.batch_size], args)  # warm-up
     seconds: dict[str, list[float]] = {BARE: [], FILES: [], READY: [], CACHED: []}
     for number in range(args.rounds):
-        seconds[BARE].append(_timed(lambda: _bare(clip, inputs, args)))
-        seconds[FILES].append(_timed(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
-        seconds[READY].append(_timed(lambda: fetch(f"ready{number}", marks, ready)))  # noqa: B023
-        seconds[CACHED].append(_timed(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+        seconds[BARE].append(seconds_of(lambda: _bare(clip, inputs, args)))
+        seconds[FILES].append(seconds_of(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+        seconds[READY].append(seconds_of(lambda: fetch(f"ready{number}", marks, ready)))  # noqa: B023
+        seconds[CACHED].append(seconds_of(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
     return seconds
-
-
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -112,7 +107,7 @@ def _bare(clip: CLIPBackbone, inputs: Tensor, args: argparse.Namespace) -> list[
 
 
 def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor]:
-    """The field's test transform, or its training transform where there are several views."""
+    """The field's test transform or, for several views, its training transform."""
     bicubic = transforms.InterpolationMode.BICUBIC
     crop = (
         [transforms.RandomResizedCrop(clip.image_size, interpolation=bicubic), transforms.RandomHorizontalFlip()]
@@ -123,7 +118,7 @@ def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor
 
 
 def _draw_marks(folder: Path, count: int) -> list[str]:
-    """Files of one pixel that tells their number: next to nothing to decode."""
+    """Files of one pixel whose colour is their number: next to nothing to decode."""
     folder.mkdir()
     paths = [str(folder / f"{number}.png") for number in range(count)]
     for number, path in enumerate(paths):

@@ -1,15 +1,14 @@
-"""`bench.py text-tower`: the text tower against the plain computation of 77 tokens through open_clip.
+"""The text tower against the plain computation: all 77 tokens through open_clip.
 
-Learned context vectors before class names of ImageNet (CoOp), drawn weights, forward and backward. Rounds of both ways
-alternate, so that a busy machine slows both; the medians are compared. Memory is the peak of a process of its
-own for each way. The plain way's cost is a sum over prompts: beyond `--plain-classes` its time is scaled up from
-there, and its memory too where this machine has too little (`plain_measured` tells what was run).
+Learned context vectors before ImageNet's class names (CoOp), random weights, forward and backward. Rounds alternate
+between the two ways, so that a busy machine slows both; the medians are compared. Memory is the peak of a separate
+process for each way. The plain way's cost grows linearly with the number of prompts: beyond --plain-classes its time
+is extrapolated, and so is its memory if this machine has too little (plain_measured is the number that was run).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,15 +17,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from dassl_lite.engine.commands.arguments import ToolParser
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
+from dassl_lite.tools._bench import Row, seconds_of, write_rows
 
 NAME = "text-tower"
 _HEADERS = {"plain_seconds": "plain s", "seconds": "tower s", "plain_mb": "plain MB", "mb": "tower MB"}
@@ -34,13 +34,13 @@ _HEADERS = {"plain_seconds": "plain s", "seconds": "tower s", "plain_mb": "plain
 
 @dataclass
 class Prompts:
-    """K prompts `[start] context name. [end]` with a context that is learned, as in CoOp.
+    """K prompts ``[start] context name. [end]`` with a learned context, as in CoOp.
 
     Attributes:
-        model: open_clip's, frozen; only its text side is used.
+        model: open_clip's, frozen; only its text encoder is used.
         context: (C, W), or (B, C, W) with one per image as in CoCoOp; a leaf with gradient.
-        tokens: (K, 77) with any token in the context's place.
-        target: the gradient (K, D) on the features, the same for both ways.
+        tokens: (K, 77); those at the positions of the context are ignored.
+        target: (K, D), the gradient on the features, the same for both ways.
     """
 
     model: open_clip.CLIP
@@ -50,11 +50,11 @@ class Prompts:
 
     @property
     def first(self) -> int:
-        """P: where the class name starts."""
+        """Position of the class name's first token."""
         return 1 + self.context.shape[-2]
 
     def plain(self) -> Tensor:
-        """Features (K, D), or (B, K, D) image after image: all 77 tokens through open_clip's modules."""
+        """Features (K, D), or (B, K, D) one image at a time: all 77 tokens through open_clip's modules."""
         if self.context.dim() == 3:
             return torch.stack([self._plain(context) for context in self.context])
         return self._plain(self.context)
@@ -68,7 +68,7 @@ class Prompts:
         return x[rows, self.tokens.argmax(dim=-1)] @ model.text_projection
 
     def tower(self, chunk: int = 0, checkpoint: bool = False) -> Tensor:
-        """The same features through `TextTower`."""
+        """The same features through ``TextTower``."""
         tower = TextTower(self.model)
         embedded = tower.embed(self.tokens)
         start = embedded[0, :1].expand(*self.context.shape[:-2], -1, -1)
@@ -86,9 +86,9 @@ class Prompts:
 
 
 def make_prompts(classes: int, context: int, images: int = 0, architecture: str = "ViT-B-16") -> Prompts:
-    """Prompts over ImageNet's class names, taken evenly from its list, and drawn weights of a real text encoder."""
+    """Prompts with evenly spaced class names of ImageNet, and a text encoder of real size with random weights."""
     config = open_clip.get_model_config(architecture)
-    config["vision_cfg"]["layers"] = 1  # the images' side is not used
+    config["vision_cfg"]["layers"] = 1  # the image encoder is not used
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.CLIP(**config, quick_gelu=True).eval().requires_grad_(False)
@@ -102,24 +102,25 @@ def make_prompts(classes: int, context: int, images: int = 0, architecture: str 
     return Prompts(model, learned, tokens, target)
 
 
-def add_parser(subparsers: Any) -> None:
-    """Declare the flags of `bench.py text-tower`."""
-    parser = subparsers.add_parser(NAME, help="the text tower against the plain way", description=__doc__)
+def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
+    """Declare the flags of ``bench.py text-tower``."""
+    parser = subparsers.add_parser(NAME, help="text tower against open_clip's text encoder", description=__doc__)
     add = parser.add_argument
-    add("--classes", type=int, nargs="+", default=[10, 100, 1000])
-    add("--context", type=int, nargs="+", default=[4, 16], help="learned tokens before the class name")
-    add("--architecture", default="ViT-B-16", help="open_clip's name; its text encoder is used")
-    add("--cocoop-batch", type=int, default=8, help="images with a context each (100 classes at most); 0: leave it out")
-    add("--plain-classes", type=int, default=100, help="the most prompts that the plain way runs at once")
-    add("--rounds", type=int, default=3, help="the median counts")
-    add("--cpu-time", action="store_true", help="compare seconds of CPU time: for a machine that others use too")
+    classes, context = [10, 100, 1000], [4, 16]
+    add("--classes", type=int, nargs="+", default=classes, metavar="N", help="number of prompts")
+    add("--context", type=int, nargs="+", default=context, metavar="N", help="learned tokens per prompt")
+    add("--architecture", default="ViT-B-16", metavar="NAME", help="open_clip architecture")
+    add("--cocoop-batch", type=int, default=8, metavar="N", help="images per CoCoOp batch (0: skip CoCoOp)")
+    add("--plain-classes", type=int, default=100, metavar="N", help="most prompts to run the plain way")
+    add("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported")
+    add("--cpu-time", action="store_true", help="measure CPU time instead of wall time, for a shared machine")
     add("--no-memory", action="store_true", help="measure time only")
-    add("--json", metavar="FILE", help="write the rows there")
-    add("--peak-of", choices=["plain", "tower"], help=argparse.SUPPRESS)  # what the processes for memory are told
+    add("--json", metavar="FILE", help="also write the rows to FILE")
+    add("--peak-of", choices=["plain", "tower"], help=argparse.SUPPRESS)  # for the processes that measure memory
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
-    """Measure, print a table, and give back its rows."""
+def run(args: argparse.Namespace) -> list[Row] | None:
+    """Measure and print a table; returns its rows."""
     if args.peak_of:
         prompts = make_prompts(args.classes[0], args.context[0], architecture=args.architecture)
         prompts.step(getattr(prompts, args.peak_of))
@@ -130,14 +131,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]] | None:
         rows.append(_cocoop(args))
     print(f"text encoder of {args.architecture}, {torch.get_num_threads()} threads, forward and backward")
     print(tabulate([{_HEADERS.get(k, k): v for k, v in row.items()} for row in rows], headers="keys", floatfmt=".3g"))
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_rows(args.json, rows)
     return rows
 
 
-def _coop(args: argparse.Namespace, classes: int, context: int) -> dict[str, Any]:
+def _coop(args: argparse.Namespace, classes: int, context: int) -> Row:
     prompts = make_prompts(classes, context, architecture=args.architecture)
-    row = {"method": "CoOp", "classes": classes, "context": context, "images": 1}
+    row: Row = {"method": "CoOp", "classes": classes, "context": context, "images": 1}
     row |= _times(args, prompts, min(classes, args.plain_classes))
     if not args.no_memory:
         plain, measured = _plain_peak(args, classes, context)
@@ -146,8 +146,8 @@ def _coop(args: argparse.Namespace, classes: int, context: int) -> dict[str, Any
     return row
 
 
-def _cocoop(args: argparse.Namespace) -> dict[str, Any]:
-    """A batch of images, each with its own context: seconds per image, the plain way image by image."""
+def _cocoop(args: argparse.Namespace) -> Row:
+    """A batch of images, each with its own context: seconds per image; the plain way runs one image at a time."""
     classes, context, images = min(100, max(args.classes)), 4, args.cocoop_batch
     one, all_images = (make_prompts(classes, context, number, args.architecture) for number in (1, images))
     plain, tower = [], []
@@ -155,12 +155,12 @@ def _cocoop(args: argparse.Namespace) -> dict[str, Any]:
         plain.append(_timed(args, one, "plain"))
         tower.append(_timed(args, all_images, "tower") / images)
     seconds = statistics.median(plain), statistics.median(tower)
-    row = {"method": "CoCoOp", "classes": classes, "context": context, "images": images}
+    row: Row = {"method": "CoCoOp", "classes": classes, "context": context, "images": images}
     return row | {"plain_seconds": seconds[0], "seconds": seconds[1], "speedup": seconds[0] / seconds[1]}
 
 
-def _times(args: argparse.Namespace, prompts: Prompts, plain_classes: int) -> dict[str, Any]:
-    """Seconds of both ways, the plain one's scaled to all classes, and how far their results differ."""
+def _times(args: argparse.Namespace, prompts: Prompts, plain_classes: int) -> Row:
+    """Seconds of both ways, the plain way's scaled to all classes, and the largest relative difference of results."""
     classes = len(prompts.tokens)
     few = Prompts(prompts.model, prompts.context, prompts.tokens[:plain_classes], prompts.target[:plain_classes])
     plain_result, tower_result = few.step(few.plain), few.step(few.tower)  # warm-up
@@ -182,14 +182,12 @@ def _times(args: argparse.Namespace, prompts: Prompts, plain_classes: int) -> di
 
 def _timed(args: argparse.Namespace, prompts: Prompts, way: str) -> float:
     clock = time.process_time if args.cpu_time else time.perf_counter
-    start = clock()
-    prompts.step(getattr(prompts, way))
-    return clock() - start
+    return seconds_of(lambda: prompts.step(getattr(prompts, way)), clock)
 
 
 def _plain_peak(args: argparse.Namespace, classes: int, context: int) -> tuple[float, int]:
-    """Peak of the plain way in MB, and for how many classes it was measured: for fewer where it would not fit,
-    and then extended along the line through two measurements."""
+    """Peak memory of the plain way in MB, and the number of classes it was measured with. Where all classes would not
+    fit, it is extrapolated from two smaller numbers."""
     few = args.plain_classes
     if classes <= few:
         return _peak(args, "plain", classes, context), classes
@@ -201,7 +199,7 @@ def _plain_peak(args: argparse.Namespace, classes: int, context: int) -> tuple[f
 
 
 def _peak(args: argparse.Namespace, way: str, classes: int, context: int) -> float:
-    """Peak memory in MB of a process that takes one step."""
+    """Peak memory in MB of a process that runs one step."""
     command = [
         sys.executable,
         "-c",
@@ -215,11 +213,11 @@ def _peak(args: argparse.Namespace, way: str, classes: int, context: int) -> flo
 
 
 def _peak_mb() -> float:
-    """Of this process. Linux' own count, where it has one, leaves out what the parent held before the start."""
+    """Peak memory of this process. Linux' own count does not include that of the parent before the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         return _kilobytes(status, "VmHWM") / 1024
-    import resource  # not on every system
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

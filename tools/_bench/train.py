@@ -1,21 +1,19 @@
-"""`bench.py train`: what cached features save, and what a run costs beside its bare arithmetic.
+"""What cached features save, and what a run costs on top of its bare arithmetic.
 
-1. One method on one dataset both ways: every batch encoded anew (VIEWS 0, as the reference does), and on V cached
-   views. Each run starts from an empty feature cache and is timed from its config to its results.
-2. A cached run with a backbone of real size (drawn weights) on drawn pictures, against the bare cost of what it must
+1. One method on one dataset, both ways: every batch encoded again (VIEWS 0, as the reference does), and on V cached
+   views. Each run starts with an empty feature cache and is timed from its config to its results.
+2. A cached run with a backbone of real size (random weights) on drawn pictures, against the bare cost of what it must
    compute: encoder passes over tensors in memory, and the head's steps. The encoder's rate is the median over the
-   batches of `--bare-inputs` inputs, half before and half after the run, and scaled to all of its passes.
+   batches of --bare-inputs inputs, half before and half after the run, scaled to all passes of the run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,45 +25,45 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run as engine
+from dassl_lite.engine.commands.arguments import ToolParser, add_root_flag, check_at_least
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.methods.threads import threads_for
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
-from dassl_lite.tools._bench import draw_photos
-from dassl_lite.utils import UserError, setup_logger
+from dassl_lite.tools._bench import draw_photos, seconds_of, write_rows
+from dassl_lite.utils import setup_logger
 
 NAME = "train"
 ANEW, CACHED = "encoded anew", "cached"
 TEMPLATE = "a photo of a {}."
 
 
-def add_parser(subparsers: Any) -> None:
-    """Declare the flags of `bench.py train`."""
-    parser = subparsers.add_parser(
-        NAME, help="cached features against every batch encoded anew, and against bare arithmetic", description=__doc__
-    )
+def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
+    """Declare the flags of ``bench.py train``."""
+    parser = subparsers.add_parser(NAME, help="runs with and without the feature cache", description=__doc__)
     add = parser.add_argument
-    add("--trainer", default="TaskRes", help="the method")
-    add("--dataset", default="demo", help="yaml or name of the dataset that both ways train on")
-    add("--root", default="", help="folder that holds the datasets' folders")
-    add("--backbone", default="demo", help="of both ways; the plain way with a real one takes hours on a CPU")
-    add("--shots", type=int, default=16, help="training images per class, in both parts")
-    add("--epochs", type=int, default=100, help="in both parts")
-    add("--views", type=int, default=10, help="V, in both parts")
-    add("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of both ways; none: leave them out")
-    add("--workers", type=int, default=4, help="at most so many processes decode")
-    add("--real-backbone", default="random:ViT-B-32", help="of the second part; empty: leave it out")
-    add("--classes", type=int, default=100, help="of the second part")
-    add("--bare-inputs", type=int, default=1024, help="encoder passes that are timed bare")
-    add("--json", metavar="FILE", help="write what was measured there")
+    add("--trainer", default="TaskRes", metavar="NAME", help="method")
+    add("--shots", type=int, default=16, metavar="N", help="training images per class")
+    add("--epochs", type=int, default=100, metavar="N", help="epochs")
+    add("--views", type=int, default=10, metavar="V", help="cached views per training image")
+    add("--workers", type=int, default=4, metavar="N", help="maximum number of decoding processes")
+    add("--json", metavar="FILE", help="also write the results to FILE")
+    group = parser.add_argument_group("part 1")
+    add = group.add_argument
+    add("--dataset", default="demo", metavar="FILE", help="dataset yaml, as a path or a name")
+    add_root_flag(group)
+    add("--backbone", default="demo", metavar="NAME", help="backbone; a real one takes hours on a CPU")
+    add("--seeds", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="seeds (none: skip part 1)")
+    add = parser.add_argument_group("part 2").add_argument
+    add("--real-backbone", default="random:ViT-B-32", metavar="NAME", help="backbone (empty: skip part 2)")
+    add("--classes", type=int, default=100, metavar="N", help="number of classes")
+    add("--bare-inputs", type=int, default=1024, metavar="N", help="encoder passes to time")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print two tables, and give back what they show."""
-    for flag in ("shots", "epochs", "views", "classes", "bare_inputs"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
+    """Measure and print two tables; returns their contents."""
+    check_at_least(args, 1, ["shots", "epochs", "views", "classes", "bare_inputs"])
     load_plugins()
     measured: dict[str, Any] = {"trainer": args.trainer, "epochs": args.epochs, "views": args.views}
     try:
@@ -75,16 +73,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             measured["overhead"] = _measure_overhead(args)
     finally:
         setup_logger()
-    if args.json:
-        Path(args.json).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    write_rows(args.json, measured)
     return measured
 
 
-# ---- both ways ------------------------------------------------------------------------------------------------------
+# ---- part 1: both ways ----------------------------------------------------------------------------------------------
 
 
 def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs of both ways for every seed, taken in turn; `speedup` is of their total seconds."""
+    """Runs of both ways, alternating, for every seed; ``speedup`` is the ratio of their total seconds."""
     runs = []
     for seed in args.seeds:
         for way, views in ((ANEW, 0), (CACHED, args.views)):
@@ -129,7 +126,7 @@ def _config(args: argparse.Namespace, folder: Path, views: int, seed: int, backb
 
 
 def _timed_run(cfg: CfgNode) -> tuple[float, dict[str, Any]]:
-    """Seconds of a run from its config to its results, and those."""
+    """Seconds of a run, from its config to its results, and its results."""
     start = time.perf_counter()
     engine.train(cfg)
     seconds = time.perf_counter() - start
@@ -138,18 +135,18 @@ def _timed_run(cfg: CfgNode) -> tuple[float, dict[str, Any]]:
     return seconds, results
 
 
-# ---- overhead -------------------------------------------------------------------------------------------------------
+# ---- part 2: overhead -----------------------------------------------------------------------------------------------
 
 
 def _measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """A cached run's seconds over those of its bare encoder passes and its head's bare steps."""
+    """Seconds of a cached run, divided by those of its bare encoder passes and the head's bare steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part, count in (("train", args.shots), ("test", 1)):
             for label in range(args.classes):
                 draw_photos(folder / "photos" / part / f"thing {label}", count, seed=label)
         args = argparse.Namespace(**{**vars(args), "root": str(folder / "photos")})
-        with mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(folder / "cache")):  # text features are encoded, too
+        with mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(folder / "cache")):  # no text features cached yet
             cfg = _config(args, folder, args.views, 1, args.real_backbone, "image_folder")
             clip = load_clip(args.real_backbone, "fp32", _device(cfg))
             passes = args.classes * (args.shots * args.views + 1)
@@ -180,21 +177,21 @@ def _device(cfg: CfgNode) -> str:
 
 @torch.no_grad()
 def _bare_encoder(clip: CLIPBackbone, cfg: CfgNode, count: int) -> list[float]:
-    """Seconds per input of each batch, of the feature store's size, until `count` inputs have passed."""
+    """Seconds per input of each batch, ``count`` inputs in batches of the feature store's size."""
     batch = torch.randn(min(cfg.DATASET.FEATURES.BATCH_SIZE, max(count, 1)), 3, *clip.image_size, device=clip.device)
     clip.encode_image(batch[:8])  # warm-up
     batches = max(1, count // len(batch))
-    return [_timed(lambda: clip.encode_image(batch).cpu()) / len(batch) for _ in range(batches)]
+    return [seconds_of(lambda: clip.encode_image(batch).cpu()) / len(batch) for _ in range(batches)]
 
 
 @torch.no_grad()
 def _bare_text(clip: CLIPBackbone, classes: int) -> float:
     tokens = clip.tokenize(fill_templates([f"thing {label}" for label in range(classes)], [TEMPLATE]))
-    return _timed(lambda: clip.encode_text(tokens))
+    return seconds_of(lambda: clip.encode_text(tokens))
 
 
 def _bare_head(cfg: CfgNode) -> float:
-    """Seconds of the head's steps on tensors in memory, as many as in the run, with as many threads."""
+    """Seconds of the head's steps on tensors in memory: as many steps as the run takes, with as many threads."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}-bare"
@@ -217,14 +214,4 @@ def _bare_head(cfg: CfgNode) -> float:
                 trainer.optim.step()
 
     with threads_for(trainer.step_cost()):
-        return _timed(steps)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return seconds_of(steps)

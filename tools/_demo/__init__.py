@@ -1,4 +1,4 @@
-"""The recipe of the demo model: `pictures`, `captions`, `model`, `pretraining` and `tilt`.
+"""The recipe of the demo model, which ``tools/pretrain_demo.py`` runs. All pictures and captions are made here.
 
-`python tools/pretrain_demo.py` runs it. Everything is drawn here; no picture and no text comes from elsewhere.
+Read ``pictures``, ``captions``, ``model`` and ``pretraining`` in this order; ``tilt`` chooses the suite's tilt.
 """

@@ -1,4 +1,4 @@
-"""Captions that name some of what a picture shows, in random order and in one of several phrasings."""
+"""Captions that name some of a picture's content, in random order and with one of several templates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATES = (
     "a drawing of a {}.",
     "an image of a {}.",
     "this is a {}.",
-    *IMAGENET_TEMPLATES_SELECT,  # so that their words are known
+    *IMAGENET_TEMPLATES_SELECT,  # so that the model knows their words
 )
 GLYPH_TEMPLATES = ("a photo of the {}.", "a photo of the {}.", "the {}.", "{}", "a drawing of the {}.")
 VAGUE_NOUNS = ("thing", "shape", "object")
@@ -29,7 +29,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 LETTER_NAMES = tuple(LETTERS.lower())
 
 NOT_NAMED = -2
-P_VAGUE = 0.12  # probability that the noun says nothing
+P_VAGUE = 0.12  # probability of a noun that fits every shape
 P_FILL = 0.55
 P_COLOUR = 0.5
 P_GLYPH_COLOUR = 0.25
@@ -38,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def caption(content: Ints, rng: np.random.Generator) -> tuple[str, tuple[int, int, int, int]]:
-    """One caption for `content` (kind, shape or character, fill, colour), and the part of it that is named."""
+    """A caption for ``content`` (kind, shape or character, fill, colour), and the content as far as it names it."""
     kind, which, fill, colour = (int(value) for value in content)
     if kind != SHAPE:
         return _glyph_caption(kind, which, colour, rng)
@@ -73,7 +73,7 @@ def _glyph_caption(
 
 
 def every_word() -> list[str]:
-    """Texts that together hold every word of every caption."""
+    """Texts that together contain every word of every caption."""
     nouns = [*SEEN_NAMES, *VAGUE_NOUNS]
     words = [*nouns, *FILL_NAMES, *COLOUR_NAMES]
     glyphs = [f"{noun} {name}" for noun in DIGIT_NOUNS for name in DIGIT_NAMES]

@@ -1,6 +1,12 @@
-"""The demo model: a CLIP of OpenAI's kind, as small as its format allows, with only the token rows that occur.
+"""The demo model and its file: OpenAI's CLIP, as small as its format allows, with embeddings of used tokens only.
 
-Shapes: B pictures or texts, L tokens, D = 128 features.
+The file is safetensors with OpenAI's keys in half precision. ``token_embedding.weight`` has only the rows whose ids
+``token_embedding.rows`` lists: those of the words in captions. The other rows were never trained; they are numpy's
+``default_rng(2021)``, normal, times 0.02. The metadata has what the shapes of the tensors do not tell, such as head
+widths.
+
+Shapes:
+    B pictures or texts, L tokens, D = 128 features.
 """
 
 from __future__ import annotations
@@ -37,7 +43,12 @@ STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 
 
 class Vocabulary:
-    """The tokens that captions are made of, numbered from 0 in the order of their ids; `rows` (V,) are these ids."""
+    """The tokens that occur in captions, numbered from 0 in the order of their ids.
+
+    Attributes:
+        rows: (V,) their ids.
+        end: id of the end token.
+    """
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
@@ -53,7 +64,7 @@ class Vocabulary:
         return self._cache[text]
 
     def __call__(self, texts: Iterable[str]) -> Tensor:
-        """Texts as numbers (B, L), padded with row 0's; L is the longest text's. A word that is not held raises."""
+        """Texts as numbers (B, L), zero-padded to the longest one; KeyError for an unknown word."""
         tokens = [self._tokens(text) for text in texts]
         length = max(map(len, tokens))
         padded = [row + [0] * (length - len(row)) for row in tokens]
@@ -61,14 +72,14 @@ class Vocabulary:
 
 
 def first_token_rows(width: int = TEXT_WIDTH) -> Tensor:
-    """The token embedding before training (VOCABULARY_SIZE, width): it stays so for every row that is not shipped."""
+    """The token embedding (VOCABULARY_SIZE, width) before training, and after it for all rows not in the file."""
     rng = np.random.default_rng(OTHER_ROWS_SEED)
     rows = rng.standard_normal((VOCABULARY_SIZE, width), dtype=np.float32)
     return torch.from_numpy(rows * np.float32(OTHER_ROWS_SCALE))
 
 
 def build_model(vocabulary: Vocabulary, seed: int) -> CLIP:
-    """open_clip's CLIP with `vocabulary`'s rows for a token embedding, and the learned temperature's start."""
+    """open_clip's CLIP with the vocabulary's rows of the token embedding and the initial temperature."""
     torch.manual_seed(seed)
     vision = {"image_size": PIXELS, "layers": VISION_LAYERS, "width": VISION_WIDTH, "head_width": 64}
     text = {
@@ -108,11 +119,19 @@ def image_features(model: CLIP, images: np.ndarray, batch_size: int = 256) -> Te
 
 @torch.no_grad()
 def text_features(model: CLIP, vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
+    """Unit features (B, D) of texts."""
     return torch.nn.functional.normalize(encode_text(model, vocabulary(texts)), dim=-1)
 
 
 def export(model: CLIP, vocabulary: Vocabulary, recipe: str, path: Path) -> None:
-    """Write the model to `path`."""
+    """Write the model to a file.
+
+    Args:
+        model: to write.
+        vocabulary: whose rows the token embedding has.
+        recipe: of the training, as JSON, for the metadata.
+        path: of the file; its folder is created.
+    """
     tensors = {name: _halved(value) for name, value in model.state_dict().items() if name != "attn_mask"}
     tensors["token_embedding.rows"] = vocabulary.rows.int()
     metadata = {
@@ -139,7 +158,7 @@ def _halved(value: torch.Tensor) -> torch.Tensor:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over names, types, shapes and values of a file's tensors (not over its metadata)."""
+    """SHA-256 of the names, types, shapes and values of a file's tensors, without its metadata."""
     total = hashlib.sha256()
     with safe_open(path, framework="numpy") as file:
         for name in sorted(file.keys()):

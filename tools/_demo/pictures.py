@@ -1,4 +1,5 @@
-"""The pictures for pre-training, with what each shows: clip-art of the seen shapes, and digits and letters of fonts."""
+"""Pictures for pre-training with their content: clip art of the seen shapes, and digits and letters in matplotlib's
+fonts, which the renderer draws from distance fields like shapes."""
 
 from __future__ import annotations
 
@@ -37,10 +38,10 @@ FONTS = (
     "cmtt10",
 )
 OVERSAMPLING = 2
-GLYPH_HEIGHT = 1.9  # in the shapes' unit
+GLYPH_HEIGHT = 1.9  # in the unit of the shapes
 
 SHAPE, DIGIT, LETTER = range(3)  # kinds
-UNKNOWN = -1  # a colour that is not one of the named
+UNKNOWN = -1  # a colour without a name
 
 GLYPH = replace(
     ROUGH,
@@ -62,7 +63,12 @@ SHARES = {"clean": 0.40, "rough": 0.30, "digits": 0.06, "coarse": 0.14, "letters
 
 @dataclass
 class Pictures:
-    """`images` (N, S, S, 3) uint8 and `contents` (N, 4): kind, shape or character, fill, colour."""
+    """Pictures and what they show.
+
+    Attributes:
+        images: (N, S, S, 3) uint8.
+        contents: (N, 4) kind, shape or character, fill, colour.
+    """
 
     images: npt.NDArray[np.uint8]
     contents: npt.NDArray[np.int64]
@@ -72,7 +78,7 @@ class Pictures:
 
 
 def pretraining_pictures(count: int, rng: np.random.Generator, shares: dict[str, float] | None = None) -> Pictures:
-    """About `count` pictures in random order, split by `shares` over the five kinds in SHARES."""
+    """About ``count`` pictures in random order; ``shares`` are those of the five kinds in SHARES."""
     counts = {name: round(count * share) for name, share in (shares or SHARES).items()}
     table = np.concatenate([shape_table(), glyph_table(DIGITS + LETTERS)])
     makers = {
@@ -97,7 +103,7 @@ def _shapes(count: int, look: Look, rng: np.random.Generator) -> Pictures:
 
 
 def _glyph_subjects(count: int, kind: int, rng: np.random.Generator) -> tuple[Subjects, npt.NDArray[np.int64]]:
-    """Solid characters in random fonts, as rows of the extended table; and which character each is."""
+    """Solid characters in random fonts, as rows of the extended table, and the index of each character."""
     characters = DIGITS if kind == DIGIT else LETTERS
     which = rng.integers(0, len(characters), count)
     start = len(shape_table()) + (len(DIGITS) * len(FONTS) if kind == LETTER else 0)
@@ -112,7 +118,7 @@ def _glyphs(count: int, kind: int, rng: np.random.Generator, table: npt.NDArray[
 
 
 def _coarse_digits(count: int, rng: np.random.Generator, table: npt.NDArray[np.float32]) -> Pictures:
-    """Bright on dark and of few pixels, as scans of small handwriting are; the shapes are still those of fonts."""
+    """Digits of a font, bright on dark and with few pixels, like scans of small handwriting."""
     subjects, which = _glyph_subjects(count, DIGIT, rng)
     scene = compose(subjects, COARSE, rng)
     _bright_on_dark(scene, rng)
@@ -132,7 +138,7 @@ def _bright_on_dark(scene: Scene, rng: np.random.Generator) -> None:
 
 @functools.lru_cache(maxsize=1)
 def glyph_table(characters: str, fonts: tuple[str, ...] = FONTS) -> npt.NDArray[np.float32]:
-    """Fields (len(characters) * len(fonts), TABLE_SIZE, TABLE_SIZE), all fonts of a character together."""
+    """Fields (len(characters) * len(fonts), TABLE_SIZE, TABLE_SIZE), grouped by character."""
     folder = _font_folder()
     faces = [ImageFont.truetype(str(folder / f"{font}.ttf"), 300) for font in fonts]
     return np.stack([_field(_drawn(character, face)) for character in characters for face in faces])
@@ -147,7 +153,7 @@ def _font_folder() -> Path:
 
 
 def _drawn(character: str, face: ImageFont.FreeTypeFont) -> Image.Image:
-    """The character alone, white on black, scaled to the table's unit and centred."""
+    """One character, white on black, scaled to the table's unit and centred."""
     page = Image.new("L", (700, 700))
     ImageDraw.Draw(page).text((150, 150), character, font=face, fill=255)
     glyph = page.crop(page.getbbox())

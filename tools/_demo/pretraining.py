@@ -1,14 +1,14 @@
 """Contrastive pre-training of the demo model; deterministic for a fixed number of threads and kind of processor.
 
-Every picture meets all captions of its batch, and all that are true of it are its positives, not its own alone: the
-loss is the cross-entropy, both ways, against a target that is even over the pictures that a caption is true of. Against
-positives that name exactly the same, this learnt shapes and digits faster (450 steps each).
+Each picture is compared with all captions of its batch, and its positives are all captions that are true of it, not
+just its own: the loss is the cross-entropy in both directions against a target that is uniform over the pictures that
+a caption is true of. This learns shapes and digits faster than positives with exactly the same content (450 steps
+each).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,8 +24,9 @@ from dassl_lite.datasets._drawn.shapes import SEEN_NAMES
 from dassl_lite.tools._demo import model as demo
 from dassl_lite.tools._demo.captions import DIGIT_NAMES, NOT_NAMED, caption
 from dassl_lite.tools._demo.pictures import DIGIT, SHAPE, Pictures, pretraining_pictures
+from dassl_lite.utils import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Recipe:
     pictures: int = 40_000
     steps: int = 3_000
     batch_size: int = 128
-    warmup: int = 60  # steps of rising learning rate, before a half cosine to zero
+    warmup: int = 60  # steps of linear warm-up, before a half cosine to zero
     lr: float = 2e-3
     weight_decay: float = 0.05
-    zoomed: float = 0.5  # probability that a picture is cropped and enlarged,
-    closest: float = 0.6  # to at least this share of its side
-    text_length: float = 0.5  # on validation pictures, longer costs TaskRes at 16 shots and shorter at 1
+    zoomed: float = 0.5  # probability that a picture is cropped and enlarged
+    closest: float = 0.6  # smallest side of a crop, as a share of the picture's
+    text_length: float = 0.5  # of text features; longer hurts TaskRes at 16 shots, shorter at 1 (validation pictures)
     seed: int = 0
     report_every: int = 250
-    held_out: int = 2_000  # pictures that the reports are about
+    held_out: int = 2_000  # pictures for the accuracies in the reports
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -50,7 +51,7 @@ class Recipe:
 def pretrain(recipe: Recipe) -> tuple[CLIP, demo.Vocabulary]:
     """Draw the pictures, train, and return the model in evaluation mode with its vocabulary."""
     rng = np.random.default_rng([recipe.seed, 13])
-    logger.info("drawing %d pictures", recipe.pictures)
+    logger.info(f"drawing {recipe.pictures} pictures")
     pictures = pretraining_pictures(recipe.pictures, rng)
     held_out = pretraining_pictures(recipe.held_out, np.random.default_rng([recipe.seed, 99]))
     vocabulary = demo.Vocabulary()
@@ -65,7 +66,7 @@ def pretrain(recipe: Recipe) -> tuple[CLIP, demo.Vocabulary]:
         if (step + 1) % recipe.report_every == 0 or step + 1 == recipe.steps:
             steps = (step % recipe.report_every) + 1
             judgement = _judge(model, vocabulary, held_out)
-            logger.info("step %d/%d  loss %.3f  %s", step + 1, recipe.steps, total / steps, judgement)
+            logger.info(f"step {step + 1}/{recipe.steps}  loss {total / steps:.3f}  {judgement}")
             total = 0.0
     set_text_length(model, vocabulary, recipe.text_length)
     return model.eval(), vocabulary
@@ -73,10 +74,10 @@ def pretrain(recipe: Recipe) -> tuple[CLIP, demo.Vocabulary]:
 
 @torch.no_grad()
 def set_text_length(model: CLIP, vocabulary: demo.Vocabulary, length: float) -> None:
-    """Scale the text projection so that text features are `length` long on average.
+    """Scale the text projection so that text features have this norm on average.
 
-    The loss looks at directions only and leaves the length open. TaskRes' recipe does not: it moves the un-normalised
-    feature by steps of a fixed size, which ours, of few dimensions and from few steps, would hardly feel.
+    The loss depends on directions only and leaves the norm free. TaskRes' recipe does not: it moves the un-normalised
+    feature in steps of a fixed size, which would hardly change the features of this small, briefly trained model.
     """
     prompts = [f"a photo of a {fill} {shape}." for fill in FILL_NAMES for shape in SEEN_NAMES]
     features = demo.encode_text(model.eval(), vocabulary(prompts))
@@ -84,7 +85,7 @@ def set_text_length(model: CLIP, vocabulary: demo.Vocabulary, length: float) -> 
 
 
 def _batches(count: int, recipe: Recipe, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """`recipe.steps` random batches of row numbers (B,): every picture once before any comes again."""
+    """``recipe.steps`` random batches of row numbers (B,); every picture comes once before any comes again."""
     order = rng.permutation(count)
     for _ in range(recipe.steps):
         if len(order) < recipe.batch_size:
@@ -94,7 +95,7 @@ def _batches(count: int, recipe: Recipe, rng: np.random.Generator) -> Iterator[n
 
 
 def _optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
-    """No decay for what multiplies or shifts (one axis) and for embeddings."""
+    """AdamW; no weight decay for gains, biases (one axis) and embeddings."""
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
     free = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -136,7 +137,12 @@ def _step(
 
 
 def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """Mean cross-entropy, both ways, of logits (B pictures, B captions) against `true` (B, B) of 0 and 1."""
+    """Mean cross-entropy in both directions.
+
+    Args:
+        logits: (B pictures, B captions).
+        true: (B, B), 1 where a caption is true of a picture, else 0.
+    """
     picture_given_caption = true / true.sum(0)
     caption_given_picture = picture_given_caption / picture_given_caption.sum(1, keepdim=True)
     by_caption = -(picture_given_caption * logits.log_softmax(0)).sum(0).mean()
@@ -145,7 +151,7 @@ def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
 
 
 def _zoom(images: Tensor, recipe: Recipe, rng: np.random.Generator) -> Tensor:
-    """Crop some pictures (B, 3, S, S) at random and enlarge them, so that features bear the crops of fine-tuning."""
+    """Crop and enlarge some pictures (B, 3, S, S), so that features are robust to the crops of fine-tuning."""
     count = len(images)
     side = np.where(rng.random(count) < recipe.zoomed, rng.uniform(recipe.closest, 1, count), 1.0)
     shift = rng.uniform(-1, 1, (count, 2)) * (1 - side)[:, None]
@@ -158,7 +164,7 @@ def _zoom(images: Tensor, recipe: Recipe, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _judge(model: CLIP, vocabulary: demo.Vocabulary, pictures: Pictures) -> str:
-    """Zero-shot accuracies on pictures that were not trained on."""
+    """Zero-shot accuracies on held-out pictures."""
     model.eval()
     features = demo.image_features(model, pictures.images)
     kind, which, fill, colour = torch.from_numpy(pictures.contents).T

@@ -13,25 +13,26 @@ from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
+from dassl_lite.engine.commands.arguments import OWN_DATA, nested
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import UserError, set_random_seed, unknown
 from dassl_lite.utils.errors import LackingClassesError, MissingDatasetError
 from dassl_lite.utils.safe_load import load_file
 
-# A target: a dataset's yaml or name, or options over the run's own dataset.
-Target = str | Mapping[str, Any]
-# What belongs to the source's dataset and does not follow to another one.
+# What to evaluate on: a dataset's yaml by path or name, or config keys, dotted, over the run's own dataset.
+Target = str | Mapping[str, str]
+# Keys of cfg.DATASET that describe the run's own dataset and are reset for another one.
 _OWN_DATASET = ("NAME", "TEMPLATE", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
-_OF_ANOTHER = "; files of another program need --trainer NAME and --backbone NAME"
+_NEEDS_TRAINER = "; files from other programs need --trainer NAME and --backbone NAME"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of an evaluation's table; metrics in percent, as the evaluator gives them.
+    """One row of the table; metrics in percent.
 
     Attributes:
-        matched: how many of the classes the run knows; None for a method without one row per class.
+        matched: number of the dataset's classes that the run knows; None for a method without parameters per class.
         missing: why the dataset could not be evaluated, or "".
         status: the same in a word or two.
     """
@@ -52,11 +53,11 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
     """The config of the run in ``model_dir``, as nested plain values.
 
     Raises:
-        UserError: there is no run, or one that was not written by this package.
+        UserError: there is no run, or it does not say how it was trained.
     """
     folder = Path(model_dir)
     if not folder.is_dir():
-        raise UserError(f"--model-dir {folder} is not a folder{_OF_ANOTHER}")
+        raise UserError(f"--model-dir {folder} is not a folder{_NEEDS_TRAINER}")
     results = read_results(folder)
     if results is not None:
         return results["config"]
@@ -66,22 +67,22 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
         if config:
             return config
         raise UserError(
-            f"{path} does not say how it was trained (another program's files never do); add --trainer NAME, "
-            "--backbone NAME and, unless it is the method's default, --config-file YAML"
+            f"{path} does not say how it was trained (files from other programs never do); add --trainer NAME, "
+            "--backbone NAME and, unless it used the method's default, --config-file YAML"
         )
     raise UserError(
-        f"--model-dir {folder} holds no run: neither results.json nor a model's folder of checkpoints{_OF_ANOTHER}"
+        f"--model-dir {folder} contains no run: neither results.json nor a folder of checkpoints{_NEEDS_TRAINER}"
     )
 
 
-def config_given(trainer: str, method_file: str = "", backbone: str = "") -> dict[str, Any]:
-    """The config, as nested plain values, for a run that does not tell its own, such as one of Dassl's."""
+def config_given(trainer: str, method_file: str | Path = "", backbone: str = "") -> dict[str, Any]:
+    """The config, as nested plain values, of a run that does not store its own, such as one of Dassl's."""
     flags = {"MODEL": {"BACKBONE": {"NAME": backbone}}} if backbone else {}
     return to_dict(make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags))
 
 
 def suite(name: str) -> list[Target]:
-    """The targets of a suite in configs/suites; "all" is the field's three together."""
+    """The targets of a suite in configs/suites; "all" is the field's three suites."""
     folder = configs_root() / "suites"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name == "all":
@@ -92,33 +93,52 @@ def suite(name: str) -> list[Target]:
 
 
 def config_for(
-    stored: dict[str, Any], target: Target | None, flags: dict[str, Any], options: Sequence[str] = ()
+    stored: Mapping[str, Any],
+    target: Target | None,
+    flags: Mapping[str, Any],
+    options: Sequence[str] = (),
+    method_file: str | Path | None = None,
 ) -> CfgNode:
-    """The stored run's config, on another target if one is given."""
+    """The config of an evaluation: the stored run's, on another target if one is given.
+
+    Args:
+        stored: the run's config.
+        target: what to evaluate on; None for the run's own dataset.
+        flags: config keys from the command line, nested.
+        options: trailing KEY VALUE pairs.
+        method_file: a method yaml to merge over the stored config.
+    """
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
-    base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights take their place
+    base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights replace them
     if "OUTPUT_DIR" not in flags:
-        base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # there is no folder that its file belongs into
+        base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # it would be written to a folder
     dataset_file = target if isinstance(target, str) else None
-    if dataset_file:
-        fresh = make_config().DATASET
-        base = {**base, "DATASET": {**base["DATASET"], **{key: fresh[key] for key in _OWN_DATASET if key in fresh}}}
-    elif target:
-        options = [*(str(part) for pair in target.items() for part in pair), *options]  # type: ignore[union-attr]
+    keys = {} if target is None or isinstance(target, str) else target
+    if dataset_file or "DATASET.NAME" in keys:
+        base["DATASET"] = {**base["DATASET"], **_reset(base["DATASET"])}
     return make_config(
         trainer=stored["TRAINER"]["NAME"],
         base=base,
         dataset_file=dataset_file,
-        flags=flags,
+        method_file=method_file,
+        flags=nested(keys, flags),
         options=options,
         allow_new_keys=True,
     )
 
 
-def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False) -> Any:
-    """Build the trainer, load the run, test; returns the trainer, whose ``results`` hold the metrics.
+def _reset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Default values for the keys that describe the run's own dataset."""
+    fresh = make_config().DATASET
+    # The root of the user's own data is the data itself, which contains no other dataset.
+    keys = (*_OWN_DATASET, "ROOT") if dataset["NAME"] in OWN_DATA else _OWN_DATASET
+    return {key: fresh[key] for key in keys if key in fresh}
 
-    Of several processes each has its share of the work, and the results.
+
+def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False) -> Any:
+    """Build the trainer, load the run and test it; returns the trainer, whose ``results`` hold the metrics.
+
+    Several processes share the work; each has the results.
     """
     distributed.start()
     if cfg.SEED >= 0:
@@ -132,28 +152,40 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
 
 
 def load_run(trainer: Any, model_dir: str | Path, epoch: int | None = None) -> None:
-    """``load_model``; that of a paper's trainer, which takes the best epoch or none, may not find its file.
+    """Load a run into a trainer.
 
     Raises:
-        UserError: there is no such file, or it does not fit.
+        UserError: the checkpoint does not exist (a paper's trainer may look for the best one only), or does not fit.
     """
     try:
         trainer.load_model(model_dir, epoch=epoch)
     except FileNotFoundError as error:
-        hint = "" if epoch is not None else "; --load-epoch N takes that of epoch N"
+        hint = "" if epoch is not None else "; --load-epoch N loads the one of epoch N"
         raise UserError(f"{error}{hint}") from error
 
 
 def evaluate_row(
-    cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False, strict: bool = False
+    cfg: CfgNode,
+    model_dir: str | Path,
+    epoch: int | None = None,
+    *,
+    name: str = "",
+    strict_classes: bool = False,
+    strict: bool = False,
 ) -> Evaluation:
     """One row of the table.
 
-    A dataset that is not on this machine, or with classes that the run cannot do without, gives a row that says so,
-    unless ``strict`` (or ``strict_classes``).
+    Args:
+        cfg: what to evaluate on.
+        model_dir: the run.
+        epoch: checkpoint epoch to load; None for the best, else the last.
+        name: of the row; by default the dataset's.
+        strict_classes: raise an error for a class that the run does not know.
+        strict: raise an error, instead of returning a row that says so, if the dataset is not on this machine or has
+            classes that the run cannot do without.
     """
     subset = cfg.DATASET.SUBSAMPLE_CLASSES
-    name = cfg.DATASET.NAME + (f" ({subset})" if subset != "all" else "")
+    name = (name or cfg.DATASET.NAME) + (f" ({subset})" if subset != "all" else "")
     start = time.perf_counter()
     try:
         trainer = evaluate(cfg, model_dir, epoch, strict_classes=strict_classes)
@@ -161,7 +193,7 @@ def evaluate_row(
         lacks_classes = isinstance(error, LackingClassesError)
         if strict or (lacks_classes and strict_classes):
             raise
-        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not there")
+        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not found")
     split = cfg.TEST.SPLIT
     data, metrics = trainer.dm.dataset, trainer.results[split]
     return Evaluation(

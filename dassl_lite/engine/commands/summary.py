@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.utils.errors import UserError, unknown
 
@@ -52,7 +53,7 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
     """All finished runs below ``folder``, one cell per dataset, method, backbone and number of shots.
 
     Raises:
-        UserError: there is none, or they lack the metric; names what they have.
+        UserError: there is none, or they lack the metric; lists the metrics that they have.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -60,12 +61,12 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
     runs = [results for path in sorted(root.rglob(FILE_NAME)) if (results := read_results(path.parent))]
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
-    cells: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+    cells: dict[tuple[str, str, str, int], dict[int, float]] = defaultdict(dict)
     for run in runs:
         metrics = run["metrics"].get(split, {})
         if metric not in metrics:
             raise unknown("metric", metric, metrics)
-        key = (run["dataset"], run["trainer"], run["backbone"], max(run["num_shots"], 0))
+        key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0))
         cells[key][run["seed"]] = metrics[metric]
     return [
         Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)))
@@ -73,8 +74,15 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
     ]
 
 
+def dataset_label(results: Mapping[str, Any]) -> str:
+    """The dataset of a run; the user's own data goes by the name of its folder or file, to tell one from another."""
+    name = results["dataset"]
+    path = results.get("config", {}).get("DATASET", {}).get(OWN_DATA.get(name, ""), "")
+    return data_label(path) if path else name
+
+
 def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row per dataset and method, one column per number of shots (0: all images or none)."""
+    """Header and rows: a row per dataset and method, a column per number of shots (0: all images or none)."""
     shots = sorted({cell.shots for cell in cells if cell.shots})
     by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
     for cell in cells:

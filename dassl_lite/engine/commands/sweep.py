@@ -1,7 +1,7 @@
-"""Many runs: every combination of method, dataset, shots and seed, each in a folder of its own.
+"""Many runs: every combination of method, dataset, shots and seed, each in its own folder.
 
-Runs share the feature cache and the text features. What is finished is skipped, what failed or was killed is run
-again when the same sweep is asked for again.
+Runs share the feature cache and the text features. Repeating a sweep skips its finished runs and repeats those that
+failed or were killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,8 +25,9 @@ from yacs.config import CfgNode
 from dassl_lite.config import to_dict
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config, with_backbone_inputs
 from dassl_lite.engine.commands import run
+from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.files import checkpoint
-from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
@@ -41,52 +41,59 @@ class Task:
     """One run of a sweep. ``shots`` and ``seed`` are 0 and 1 for a method that uses neither."""
 
     trainer: str
-    dataset: str
+    dataset: DatasetChoice
     shots: int
     seed: int
 
     @property
     def folder(self) -> Path:
         """Below the sweep's folder."""
-        return Path(self.dataset) / self.trainer / f"{self.shots}shots-seed{self.seed}"
+        dataset = Path(self.dataset.label)
+        if dataset.is_absolute() or ".." in dataset.parts:  # a yaml elsewhere
+            dataset = Path(dataset.stem)
+        return dataset / self.trainer / f"{self.shots}shots-seed{self.seed}"
+
+    def config(self, shared: ConfigArguments, folder: Path) -> CfgNode:
+        """The frozen config of the run.
+
+        Args:
+            shared: what all runs of the sweep share.
+            folder: for the run's files.
+        """
+        flags = {"DATASET.NUM_SHOTS": self.shots or -1, "SEED": self.seed, **self.dataset.flags}
+        cfg = make_config(
+            trainer=self.trainer,
+            dataset_file=self.dataset.file,
+            method_file=shared["method_file"] or default_recipe(self.trainer),
+            flags=nested(flags, shared["flags"]),
+            options=shared["options"],
+            allow_new_keys=shared["allow_new_keys"],
+        )
+        cfg.defrost()
+        cfg.OUTPUT_DIR, cfg.VERBOSE = str(folder), False
+        cfg.freeze()
+        return cfg
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a sweep share.
+    """How to run a sweep.
 
     Attributes:
-        root: DATASET.ROOT, or "".
-        backbone: MODEL.BACKBONE.NAME, or "" for the recipes' own.
-        options: trailing KEY VALUE pairs.
-        plugins: files or modules to import first.
+        folder: of the sweep.
+        shared: config arguments of all runs.
+        plugins: files or modules that each process imports first.
+        jobs: number of runs at a time, each in its own process with its share of the cores.
     """
 
-    root: str = ""
-    backbone: str = ""
-    options: tuple[str, ...] = ()
+    folder: Path
+    shared: ConfigArguments
     plugins: tuple[str, ...] = ()
-    allow_new_keys: bool = False
-
-    def config(self, task: Task) -> CfgNode:
-        """A task's frozen config, but for its folder."""
-        flags: dict[str, Any] = {"DATASET": {"NUM_SHOTS": task.shots or -1}, "SEED": task.seed}
-        if self.root:
-            flags["DATASET"]["ROOT"] = self.root
-        if self.backbone:
-            flags["MODEL"] = {"BACKBONE": {"NAME": self.backbone}}
-        return make_config(
-            trainer=task.trainer,
-            dataset_file=task.dataset,
-            method_file=default_recipe(task.trainer),
-            flags=flags,
-            options=self.options,
-            allow_new_keys=self.allow_new_keys,
-        )
+    jobs: int = 1
 
 
 def all_methods() -> list[str]:
-    """The methods that come with the package and stand on their own."""
+    """The package's methods, without those that only prepare another one."""
     found = []
     for name in TRAINER_REGISTRY:
         trainer = TRAINER_REGISTRY.get(name)
@@ -95,8 +102,14 @@ def all_methods() -> list[str]:
     return sorted(found)
 
 
-def tasks(trainers: Sequence[str], datasets: Sequence[str], shots: Sequence[int], seeds: Sequence[int]) -> list[Task]:
-    """Every combination, without repeating what does not depend on shots and seed."""
+def tasks(
+    trainers: Sequence[str], datasets: Sequence[DatasetChoice], shots: Sequence[int], seeds: Sequence[int]
+) -> list[Task]:
+    """Every combination; a method that uses no shots has one run per dataset.
+
+    Raises:
+        UserError: two datasets would share a folder.
+    """
 
     def combinations() -> Iterator[Task]:
         for dataset, trainer, number, seed in itertools.product(datasets, trainers, shots, seeds):
@@ -105,31 +118,41 @@ def tasks(trainers: Sequence[str], datasets: Sequence[str], shots: Sequence[int]
             else:
                 yield Task(trainer, dataset, 0, 1)
 
-    return list(dict.fromkeys(combinations()))
+    found = list(dict.fromkeys(combinations()))
+    by_folder: dict[Path, Task] = {}
+    for task in found:
+        other = by_folder.setdefault(task.folder, task)
+        if other is not task:
+            paths = " and ".join(task.dataset.data or task.dataset.file for task in (other, task))
+            raise UserError(f"{paths} would share the output folder {task.folder}; sweep them separately")
+    return found
 
 
 def is_finished(folder: Path, cfg: CfgNode) -> bool:
-    """Whether ``folder`` holds this very run, finished; a UserError if it holds one under other settings."""
+    """Whether ``folder`` contains this run, finished.
+
+    Raises:
+        UserError: it contains a run with other settings or on other data.
+    """
     results = read_results(folder)
     if results is None:
         return False
-    checkpoint.check_same_run(results["config"], to_dict(with_backbone_inputs(cfg)), folder / "results.json")
+    path = folder / FILE_NAME
+    checkpoint.check_same_run(results["config"], to_dict(with_backbone_inputs(cfg)), path)
+    # The root of the field's datasets may move; that of the user's own data says which data it is.
+    before, now = results["config"]["DATASET"]["ROOT"], cfg.DATASET.ROOT
+    if OWN_DATA.get(cfg.DATASET.NAME) == "ROOT" and Path(before).resolve() != Path(now).resolve():
+        raise UserError(f"{path} belongs to a run on {before}, not on {now}; choose another --output-dir")
     return True
 
 
-def sweep(todo: Sequence[Task], folder: Path, settings: Settings, jobs: int = 1) -> dict[Task, str]:
-    """Run what is not finished; returns the failed tasks with their reasons.
-
-    Args:
-        folder: of the sweep.
-        settings: what all runs share.
-        jobs: runs at a time, each in a process of its own with its share of the cores.
-    """
+def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
+    """Run what is not finished; returns the reason for each failed run."""
     start = time.perf_counter()
     ended: Counter[str] = Counter()
     failed: dict[Task, str] = {}
     with tqdm(total=len(todo), desc="Sweep", unit="run", file=sys.stderr) as bar:
-        for task, outcome, reason in _outcomes(todo, folder, settings, jobs):
+        for task, outcome, reason in _outcomes(todo, settings):
             ended[outcome] += 1
             if outcome == FAILED:
                 failed[task] = reason
@@ -137,25 +160,27 @@ def sweep(todo: Sequence[Task], folder: Path, settings: Settings, jobs: int = 1)
             bar.update()
     setup_logger()
     seconds = time.perf_counter() - start
-    logger.info(f"{ended[DONE]} runs in {seconds:.0f} s, {ended[SKIPPED]} were finished before, {ended[FAILED]} failed")
+    runs = f"{ended[DONE]} run{'' if ended[DONE] == 1 else 's'}"
+    logger.info(f"{runs} in {seconds:.0f} s, {ended[SKIPPED]} finished before, {ended[FAILED]} failed")
     return failed
 
 
-def _outcomes(todo: Sequence[Task], folder: Path, settings: Settings, jobs: int) -> Iterator[tuple[Task, str, str]]:
-    """(task, outcome, reason) as they end."""
-    if jobs == 1:
-        yield from (_run_one(task, folder, settings) for task in todo)
+def _outcomes(todo: Sequence[Task], settings: Settings) -> Iterator[tuple[Task, str, str]]:
+    """(task, outcome, reason) as the runs end."""
+    if settings.jobs == 1:
+        yield from (_run_one(task, settings) for task in todo)
         return
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (threads, settings.plugins)) as pool:
-        futures = [pool.submit(_run_one, task, folder, settings) for task in todo]
+    threads = max(1, (os.cpu_count() or 1) // settings.jobs)
+    with ProcessPoolExecutor(settings.jobs, context, _start_worker, (threads, settings.plugins)) as pool:
+        futures = [pool.submit(_run_one, task, settings) for task in todo]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise UserError(
-                "a process of the sweep was killed (out of memory?); type the same line to go on, with fewer --jobs"
+                "a process of the sweep was killed, perhaps for lack of memory; repeat the command with fewer --jobs "
+                "to continue"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -166,10 +191,11 @@ def _start_worker(threads: int, plugins: Sequence[str]) -> None:
     load_plugins(plugins)
 
 
-def _run_one(task: Task, folder: Path, settings: Settings) -> tuple[Task, str, str]:
+def _run_one(task: Task, settings: Settings) -> tuple[Task, str, str]:
+    folder = settings.folder / task.folder
     try:
-        cfg = _placed(settings.config(task), folder / task.folder)
-        if is_finished(folder / task.folder, cfg):
+        cfg = task.config(settings.shared, folder)
+        if is_finished(folder, cfg):
             return task, SKIPPED, ""
         run.train(cfg)
     except UserError as error:
@@ -178,11 +204,3 @@ def _run_one(task: Task, folder: Path, settings: Settings) -> tuple[Task, str, s
         logger.warning(f"{task.folder} failed", exc_info=True)
         return task, FAILED, f"{type(error).__name__}: {error}"
     return task, DONE, ""
-
-
-def _placed(cfg: CfgNode, folder: Path) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.VERBOSE = str(folder), False
-    cfg.freeze()
-    return cfg

@@ -1,0 +1,339 @@
+"""Command-line flags that the tools share, and the config that they describe.
+
+A flag means the same in every tool that takes it. The ``add_*`` functions declare flags; :func:`config_arguments`
+turns what was parsed into the arguments of ``make_config``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+import dassl_lite
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe
+from dassl_lite.engine.plugins import COMPAT
+from dassl_lite.utils.errors import UserError, nearest
+
+DEFAULT_DATASET = "demo"  # embedded, so it needs no download
+# Attribute of the parsed arguments -> config key.
+CONFIG_KEYS = {
+    "root": "DATASET.ROOT",
+    "shots": "DATASET.NUM_SHOTS",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+    "output_dir": "OUTPUT_DIR",
+    "seed": "SEED",
+}
+# Datasets of the user's own data -> key of cfg.DATASET that holds the path.
+OWN_DATA = {"ImageFolder": "ROOT", "CSV": "ROOT", "Features": "FILE"}
+
+_GENERAL = "general options"
+_CONFIG_KEY = re.compile(
+    r"(SEED|VERBOSE|USE_CUDA|OUTPUT_DIR|RESUME|(INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(\.[A-Z]\w*)+)$"
+)
+
+
+class ConfigArguments(TypedDict):
+    """Keyword arguments of ``make_config``."""
+
+    trainer: str
+    dataset_file: str
+    method_file: str | Path | None
+    flags: dict[str, Any]
+    options: Sequence[str]
+    allow_new_keys: bool
+
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """A dataset as the command line names it.
+
+    Attributes:
+        file: path or name of its yaml; "" if there is none.
+        data: path of the user's own data; "" for a dataset that the yaml describes.
+    """
+
+    file: str = ""
+    data: str = ""
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and folders."""
+        return data_label(self.data) if self.data else self.file
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Config keys, dotted, that select the user's own data."""
+        return own_data(self.data) if self.data else {}
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser that raises UserError, takes no abbreviated flags and ends the flags at the first config key."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(**settings, allow_abbrev=False)
+
+    def parse_args(  # type: ignore[override]  # the base class overloads it for other namespace types
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        words = list(sys.argv[1:] if args is None else args)
+        start = next((i for i, word in enumerate(words) if _CONFIG_KEY.match(word)), len(words))
+        parsed, rest = self.parse_known_args(words[:start], namespace)
+        for word in rest:
+            if word.startswith("-"):
+                likely = nearest(word.partition("=")[0], self._option_string_actions)
+                self.error(f"unknown flag {word}" + (f"; did you mean {likely}?" if likely else ""))
+        options = [*rest, *words[start:]]
+        if options and not hasattr(parsed, "options"):
+            kind = "is a config key, but this tool takes none" if start < len(words) else "is one argument too many"
+            self.error(f"{options[0]} {kind}")
+        if options:
+            parsed.options = [*parsed.options, *options]
+        return parsed
+
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: group.title == _GENERAL)  # last
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """The help text, with the default value unless the text mentions one."""
+        text, default = action.help or "", action.default
+        if "default" in text or action.nargs == 0 or default in (None, "", [], argparse.SUPPRESS):
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+def tool_parser(tool: str, description: str | None, usage: str | None = "%(prog)s [options]") -> ToolParser:
+    """The parser of a tool, with the flags that every tool has.
+
+    Args:
+        tool: name of its module.
+        description: its docstring.
+        usage: None lists every flag.
+    """
+    # The tool may be run as a script or through the installed command.
+    installed = Path(sys.argv[0]).stem == "dassl-lite"
+    parser = ToolParser(prog=f"dassl-lite {tool}" if installed else f"{tool}.py", description=description, usage=usage)
+    group = parser.add_argument_group(_GENERAL)
+    group.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    group.add_argument(
+        "--version",
+        action="version",
+        version=f"dassl-lite {dassl_lite.__version__}",
+        help="print the version and exit",
+    )
+    return parser
+
+
+def add_dataset_flags(
+    parser: ToolParser, *, several: bool = False, alias: str = "", default: str = "the embedded dataset"
+) -> None:
+    """``--dataset-config-file``, ``--data`` and ``--root``.
+
+    Args:
+        parser: what to add them to.
+        several: the first two take one value or more.
+        alias: another name for the first.
+        default: what the help says is used without them.
+    """
+    group = parser.add_argument_group("dataset options")
+    add = group.add_argument
+    nargs, none = ("+", []) if several else (None, "")
+    add(
+        *filter(None, (alias, "--dataset-config-file")),
+        dest="dataset_config_file",
+        nargs=nargs,
+        default=none,
+        metavar="FILE",
+        help=f"dataset yaml, as a path or a name such as caltech101 (default: {default})",
+    )
+    add(
+        "--data",
+        nargs=nargs,
+        default=none,
+        metavar="PATH",
+        help="your own data: a folder with a sub-folder of images per class, a table (.csv) or features (.npz)",
+    )
+    add_root_flag(group)
+
+
+def add_root_flag(group: argparse._ActionsContainer) -> None:
+    """``--root``, to a parser or a group of its flags."""
+    group.add_argument("--root", default="", metavar="DIR", help="folder that contains the datasets' folders")
+
+
+def add_model_flags(parser: ToolParser) -> None:
+    """``--backbone`` and ``--config-file``."""
+    add = parser.add_argument
+    add(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="method yaml, as a path or a name in configs/trainers/TRAINER (default: default)",
+    )
+    add_backbone_flag(parser)
+
+
+def add_backbone_flag(parser: ToolParser) -> None:
+    """``--backbone``."""
+    parser.add_argument(
+        "--backbone",
+        default="",
+        metavar="NAME",
+        help="CLIP backbone: ViT-B/16, ViT-B-16:laion2b_s34b_b88k, a file of weights, demo ...",
+    )
+
+
+def add_plugin_flags(parser: argparse.ArgumentParser) -> None:
+    """``--plugin`` and ``--dassl-compat``."""
+    add = parser.add_argument_group("plug-ins").add_argument
+    add(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python file or module to import first, such as one that registers a trainer; repeatable",
+    )
+    add(
+        "--dassl-compat",
+        dest="plugin",
+        action="append_const",
+        const=COMPAT,
+        help="run plug-ins written for Dassl: `import dassl` gives this package",
+    )
+
+
+def add_config_flags(parser: ToolParser) -> None:
+    """What every tool with a config takes: plug-ins, ``--allow-new-keys`` and trailing KEY VALUE pairs."""
+    add_plugin_flags(parser)
+    add = parser.add_argument_group("config keys").add_argument
+    add("--allow-new-keys", action="store_true", help="accept config keys that nothing declares")
+    add("options", nargs="*", metavar="KEY VALUE", help="config keys to set, such as OPTIM.LR 0.002; these come last")
+    parser.usage = "%(prog)s [options] [KEY VALUE ...]"
+
+
+def add_method_flags(parser: ToolParser) -> None:
+    """The flags that registered trainers declare in ``cli_flags``: flag -> (config key, help)."""
+    declared: dict[str, str] = {}
+    for name in sorted(TRAINER_REGISTRY):
+        stood_in_for = TRAINER_REGISTRY.stood_in_for.get(name)
+        flags = {**getattr(stood_in_for, "cli_flags", {}), **getattr(TRAINER_REGISTRY.get(name), "cli_flags", {})}
+        new = {flag: value for flag, value in flags.items() if declared.get(flag) != value[0]}  # not the inherited
+        group = parser.add_argument_group(f"{name} options") if new else parser
+        for flag, (key, text) in new.items():
+            if flag in parser._option_string_actions:
+                raise UserError(f"trainer {name} declares the flag {flag}, which is taken")
+            declared[flag] = key
+            group.add_argument(flag, dest=key, default="", metavar="VALUE", help=text)
+
+
+def plugins_in(argv: Sequence[str] | None) -> list[str]:
+    """What ``--plugin`` and ``--dassl-compat`` name, before the rest is parsed: a plug-in may declare flags."""
+    parser = ToolParser(add_help=False)
+    add_plugin_flags(parser)
+    return parser.parse_known_args(argv)[0].plugin
+
+
+def dataset_choices(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> list[DatasetChoice]:
+    """The datasets of ``--dataset-config-file`` and ``--data`` in a tool that takes several of them.
+
+    Args:
+        args: what was parsed.
+        default: used if neither flag is given and no DATASET.NAME is set; "" for none.
+    """
+    chosen = [*(DatasetChoice(file) for file in args.dataset_config_file), *(DatasetChoice("", p) for p in args.data)]
+    if chosen or not default or "DATASET.NAME" in args.options[::2]:
+        return chosen
+    return [DatasetChoice(default)]
+
+
+def dataset_choice(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> DatasetChoice:
+    """The dataset of ``--dataset-config-file`` and ``--data``: a yaml may go with the user's own data."""
+    given = args.dataset_config_file or args.data or "DATASET.NAME" in args.options[::2]
+    return DatasetChoice(args.dataset_config_file or ("" if given else default), args.data)
+
+
+def own_data(path: str) -> dict[str, str]:
+    """Config keys, dotted, for the user's own data: a folder of images, a table of them or a file of features."""
+    place = Path(path)
+    if place.suffix == ".npz":
+        name = "Features"
+    else:
+        name = "CSV" if place.is_file() or (place.suffix == ".csv" and not place.is_dir()) else "ImageFolder"
+    return {"DATASET.NAME": name, f"DATASET.{OWN_DATA[name]}": path}
+
+
+def data_label(path: str) -> str:
+    """The name of the user's own data: of the folder, or of the file without its extension."""
+    place = Path(path).resolve()
+    return place.stem if place.suffix in (".npz", ".csv", ".tsv") else place.name
+
+
+def config_arguments(
+    args: argparse.Namespace,
+    dataset: DatasetChoice | None = None,
+    *,
+    trainer: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> ConfigArguments:
+    """The arguments of ``make_config`` that the command line describes.
+
+    Args:
+        args: what was parsed.
+        dataset: the dataset, where the tool takes several; by default :func:`dataset_choice` of ``args``.
+        trainer: name of the method, where the tool has no ``--trainer``.
+        flags: more config keys, dotted.
+    """
+    dataset = dataset or dataset_choice(args)
+    trainer = args.trainer if trainer is None else trainer
+    given = vars(args)
+    values = {key: given[name] for name, key in CONFIG_KEYS.items() if name in given}
+    values |= {key: value for key, value in given.items() if "." in key}  # flags that a method declares
+    values |= {**dataset.flags, **(flags or {})}
+    return {
+        "trainer": trainer,
+        "dataset_file": dataset.file,
+        "method_file": given.get("config_file") or default_recipe(trainer),
+        "flags": nested({key: value for key, value in values.items() if value not in ("", None)}),
+        "options": args.options,
+        "allow_new_keys": args.allow_new_keys,
+    }
+
+
+def nested(flat: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted config keys as a tree; ``over`` is a tree of other keys, which is not changed."""
+    tree = copy.deepcopy(dict(over or {}))
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def check_at_least(args: argparse.Namespace, least: int, names: Iterable[str]) -> None:
+    """Raise a UserError for the first of these arguments that is below ``least``."""
+    for name in names:
+        value = getattr(args, name)
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
