@@ -49,7 +49,7 @@ def test_eval_does_not_evaluate_a_folder_that_dassl_saved(
     assert "does not say how it was trained" in capsys.readouterr().err
     method = ("--trainer", "TaskRes", "--backbone", golden_backbone("vit0"))
     assert tool(eval_tool.main, *run, *method, *FAST) == 2
-    assert "--trainer needs --dataset-config-file" in capsys.readouterr().err
+    assert "--trainer also needs a dataset: --dataset-config-file" in capsys.readouterr().err
     rows = {}
     for epoch in ((), ("--load-epoch", "3")):
         assert tool(eval_tool.main, *run, *method, *epoch, *target, *FAST) == 0, capsys.readouterr().err
