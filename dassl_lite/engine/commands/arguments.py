@@ -235,8 +235,8 @@ def add_method_flags(parser: ToolParser) -> None:
     """The flags that registered trainers declare in ``cli_flags``: flag -> (config key, help)."""
     declared: dict[str, str] = {}
     for name in sorted(TRAINER_REGISTRY):
-        stood_in_for = TRAINER_REGISTRY.stood_in_for.get(name)
-        flags = {**getattr(stood_in_for, "cli_flags", {}), **getattr(TRAINER_REGISTRY.get(name), "cli_flags", {})}
+        classes = TRAINER_REGISTRY.replaced.get(name), TRAINER_REGISTRY.get(name)
+        flags = {flag: value for kind in classes for flag, value in getattr(kind, "cli_flags", {}).items()}
         new = {flag: value for flag, value in flags.items() if declared.get(flag) != value[0]}  # not the inherited
         group = parser.add_argument_group(f"{name} options") if new else parser
         for flag, (key, text) in new.items():
