@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import ntpath
 import shutil
@@ -15,7 +16,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,11 +32,6 @@ _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _MAX_LINK = 4096
 _BLOCK = 1 << 20
 _ALLOWANCE = 64 << 20  # bytes that any archive may unpack to
-_OPENERS: dict[bytes, Callable[[Path, str], IO[bytes]]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-}
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -141,14 +137,21 @@ def open_archive(path: Path) -> Iterator[Iterator[Member]]:
                 yield _zip_members(archive)
         else:
             # Not tarfile's own decompression: it mistakes the end of a truncated file for the end of the archive.
-            opener = next((opener for prefix, opener in _OPENERS.items() if magic.startswith(prefix)), Path.open)
             with (
-                opener(path, "rb") as content,
+                _open_decompressed(path, magic) as content,
                 tarfile.open(fileobj=content, mode="r|", bufsize=_BLOCK, tarinfo=_SmallTarInfo) as stream,
             ):
                 yield _tar_members(stream)
     except _BROKEN as error:
         raise ArchiveError(f"is broken: {str(error) or type(error).__name__}") from error
+
+
+def _open_decompressed(path: Path, magic: bytes) -> io.BufferedIOBase:
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.open(path)
+    if magic.startswith(b"BZh"):
+        return bz2.open(path)
+    return lzma.open(path) if magic.startswith(b"\xfd7zXZ\0") else open(path, "rb")
 
 
 def safe_path(name: str) -> PurePosixPath:

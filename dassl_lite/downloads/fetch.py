@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import requests
@@ -309,7 +310,10 @@ def _fetch_from_drive(identity: str, target: Path, patience: Patience) -> None:
     source = f"{target.name} from Google Drive"
     folder = target.with_name(f"drive-{identity}")  # gdown takes files with a common beginning for parts of the file
     folder.mkdir(exist_ok=True)
-    options = {"timeout": (patience.connect, patience.read), "retries": patience.tries - 1}  # gdown >= 6.3
+    options: dict[str, Any] = {
+        "timeout": (patience.connect, patience.read),
+        "retries": patience.tries - 1,
+    }  # gdown >= 6.3
     known = inspect.signature(gdown.download).parameters
     try:
         received = gdown.download(

@@ -1,4 +1,7 @@
-"""CLIP, loaded through open_clip: one object with both encoders, tokenizer and preprocessing."""
+"""CLIP, loaded with open_clip: one object with both encoders, the tokenizer and the preprocessing.
+
+Shapes: B images, N texts, L tokens, D width of the features.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,26 @@ from dassl_lite.models.names import BackboneName
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
 
 __all__ = ["PRECISIONS", "CLIPBackbone", "Preprocessing", "load_clip", "preprocessing"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-# amp keeps the weights in fp32; autocast is the trainer's business.
+# amp keeps the weights in fp32; the trainer runs them under autocast.
 PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_PRECISION = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# What open_clip, and the loaders that it calls, raise for a file or a repository that they cannot use.
+_OPEN_CLIP_PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+# What open_clip and the loaders that it calls raise for an unusable file or repository.
 _OPEN_CLIP_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, ImportError)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared.
+    """How a backbone expects its images.
 
     Attributes:
         size: (height, width) in pixels.
-        mean, std: of the red, green and blue channel, for values between 0 and 1.
+        mean, std: of the red, green and blue channels, for values between 0 and 1.
         interpolation: "bicubic" or "bilinear", for resizing.
     """
 
@@ -48,45 +52,21 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
 
-def preprocessing(name: str) -> Preprocessing:
-    """What the backbone `name` expects of its images. Raises UserError as `load_clip` does."""
-    return preprocessing_of(names.parse(name))
-
-
-def preprocessing_of(backbone: names.BackboneName) -> Preprocessing:
-    """The same for a name that was taken apart. Only a local file is opened."""
-    if backbone.kind == "hub":
-        config = published_weights.hub_config(backbone.architecture)
-        return _published(config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"])
-    if backbone.kind == "file":
-        architecture = openai_format.architecture_of(*openai_format.read(backbone.file))
-        return _published({}, architecture["vision_cfg"]["image_size"])
-    size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
-    return _published(open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag), size)
-
-
-def _published(config: Mapping[str, Any], size: Any) -> Preprocessing:
-    """From open_clip's description of published weights; what that leaves out is as OpenAI has it."""
-    height, width = (size, size) if isinstance(size, int) else size
-    own = Preprocessing((int(height), int(width)))
-    return Preprocessing(
-        own.size,
-        tuple(config.get("mean") or own.mean),
-        tuple(config.get("std") or own.std),
-        config.get("interpolation") or own.interpolation,
-    )
-
-
 class CLIPBackbone(nn.Module):
-    """Both encoders of a CLIP. Frozen and in eval mode as `load_clip` gives it.
+    """A complete CLIP: image encoder, text encoder, tokenizer and preprocessing. Every method is built on one.
+
+    `load_clip` returns it frozen and in eval mode. On a dataset of precomputed features, `PrecomputedBackbone` takes
+    its place: it looks text features up in a table and has no encoders. `CLIPModel` is not a backbone but a plain
+    network: the image encoder with a linear layer.
 
     Attributes:
-        model: open_clip's model, with every parameter.
-        name, precision: as asked for.
-        digest: hex digest of the weights as loaded, in the precision in which they are held.
-        preprocessing: what it expects of its images.
-        tokenizer: text to token ids.
-        text: the text encoder, see `TextTower`; it reads the modules of `model`, so a replaced one counts.
+        model: open_clip's model, with all parameters.
+        name, precision: as given to `load_clip`.
+        digest: hex digest of the weights as loaded, in the precision in which they are kept.
+        preprocessing: how it expects its images.
+        tokenizer: texts to token ids.
+        text: the text encoder, a `TextTower`; it reads the modules of `model`, so replacing one there takes effect.
+        dtype: of the weights.
     """
 
     def __init__(
@@ -99,7 +79,7 @@ class CLIPBackbone(nn.Module):
         tokenizer: Tokenizer,
     ) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model: Any = model  # CLIP or CustomTextCLIP, whose modules methods read and replace
         self.name, self.precision, self.digest = name, precision, digest
         self.preprocessing, self.tokenizer = preprocessing, tokenizer
         self.text = TextTower(model)
@@ -112,7 +92,7 @@ class CLIPBackbone(nn.Module):
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """Logarithm of the factor on cosine similarities."""
+        """Logarithm of the factor that cosine similarities are multiplied by."""
         return self.model.logit_scale
 
     @property
@@ -122,6 +102,7 @@ class CLIPBackbone(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """(height, width) of the input images."""
         return self.preprocessing.size
 
     @property
@@ -141,7 +122,7 @@ class CLIPBackbone(nn.Module):
         return self.logit_scale.device
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
-        """Token ids (N, L) on the CPU. Raises UserError for a text that is too long, naming it."""
+        """Token ids (N, L), int64, on the CPU. Raises UserError for a text that is too long, naming it."""
         return self.tokenizer(texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -160,34 +141,65 @@ class CLIPBackbone(nn.Module):
 
 
 def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "cpu") -> CLIPBackbone:
-    """Load a CLIP, frozen and in eval mode; no random number is drawn from the global streams.
+    """Load a CLIP, frozen and in eval mode, without drawing from the global random streams.
 
     Args:
-        name: "demo" (packaged), one of OpenAI's names, open_clip's name with a tag, "hf-hub:ORG/REPO", a file
-            in OpenAI's layout (TorchScript archive, state dict, safetensors), "ARCHITECTURE:FILE" for one in
-            open_clip's, or "random:ARCHITECTURE[:SEED]" for drawn weights (timing and tests).
-        precision: "fp32", "fp16", "bf16" or "amp". fp16 works on a CPU, slowly: a warning says so.
+        name: "demo" (packaged), one of OpenAI's names, an open_clip name with a tag, "hf-hub:ORG/REPO", a file in
+            OpenAI's layout (TorchScript archive, state dict, safetensors), "ARCHITECTURE:FILE" for one in open_clip's
+            layout, or "random:ARCHITECTURE[:SEED]" for random weights (timing and tests).
+        precision: "fp32", "fp16", "bf16" or "amp". fp16 on a CPU works, but is slow; a warning says so.
         device: where to put it.
 
     Raises:
-        UserError: unknown name or precision, no weights to be had, a broken file; one line each.
+        UserError: unknown name or precision, weights unavailable, or a broken file; one line each.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     backbone = names.parse(name)
     if precision == "fp16" and torch.device(device).type == "cpu":
-        logger.warning("fp16 on a CPU is slow and less exact than fp32; bf16 or fp32 serve better there")
+        logger.warning("fp16 on a CPU is slow and less accurate than fp32; use bf16 or fp32 there")
     model, tokenizer = assemble(backbone, PRECISIONS[precision])
     digest = digest_of_weights(model)
     clip = CLIPBackbone(model, name, precision, digest, preprocessing_of(backbone), tokenizer)
     return clip.to(device).requires_grad_(False).eval()
 
 
+def preprocessing(name: str) -> Preprocessing:
+    """How the backbone `name` expects its images, without loading its weights. Raises UserError as `load_clip` does."""
+    return preprocessing_of(names.parse(name))
+
+
+def preprocessing_of(backbone: BackboneName) -> Preprocessing:
+    """How a backbone expects its images. Only a local file is opened."""
+    if backbone.kind == "hub":
+        config = published_weights.hub_config(backbone.architecture)
+        return _preprocessing(config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"])
+    if backbone.kind == "file":
+        architecture = openai_format.architecture_of(*openai_format.read(backbone.file))
+        return _preprocessing({}, architecture["vision_cfg"]["image_size"])
+    size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
+    return _preprocessing(open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag), size)
+
+
+def _preprocessing(config: Mapping[str, Any], size: int | Sequence[int]) -> Preprocessing:
+    """From open_clip's description of published weights; OpenAI's values where it gives none."""
+    height, width = (size, size) if isinstance(size, int) else size
+    default = Preprocessing((int(height), int(width)))
+    return Preprocessing(
+        default.size,
+        tuple(config.get("mean") or default.mean),
+        tuple(config.get("std") or default.std),
+        config.get("interpolation") or default.interpolation,
+    )
+
+
 def digest_of_weights(model: nn.Module) -> str:
-    """Hex sha256 over every tensor of the model's state (name, dtype, shape, bytes) and what the tensors
-    do not tell: the kinds of modules (activations) and the numbers of heads."""
+    """Hex sha256 of a model: every tensor of its state (name, dtype, shape, bytes) and what the tensors do not show.
+
+    That is the types of its modules (activations) and the numbers of attention heads.
+    """
     state = sorted(model.state_dict().items())
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         tensors = list(pool.map(_digest_of_tensor, (tensor for _, tensor in state)))
     activations = sorted({type(module).__name__ for module in model.modules()})
     heads = [module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
@@ -201,15 +213,20 @@ def _digest_of_tensor(tensor: Tensor) -> str:
 
 
 def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
-    """The model, its matrices in `dtype`, and its tokenizer. No number is drawn from the global streams."""
+    """open_clip's model on the CPU, with its weight matrices in `dtype`, and its tokenizer.
+
+    The global random streams are left as they were.
+    """
     if backbone.kind == "file":
-        return _openai(backbone, dtype)
+        return _load_openai(backbone, dtype)
     with torch.random.fork_rng(devices=[]), _quiet_root_logger():
         if backbone.kind == "hub":
-            published_weights.hub_config(backbone.architecture)  # a repository out of reach is told here, in one line
+            published_weights.hub_config(backbone.architecture)  # reports an unreachable repository in one line
         tokenizer = _tokenizer(backbone)
         if backbone.kind == "random":
-            logger.warning("Backbone %s: weights drawn with seed %d, it knows nothing", backbone.text, backbone.seed)
+            logger.warning(
+                f"Backbone {backbone.text}: random weights (seed {backbone.seed}), for timing and tests only"
+            )
             torch.manual_seed(backbone.seed)
             return _create(backbone, dtype, None, {}), tokenizer
         if backbone.kind == "hub":
@@ -218,25 +235,25 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
             return _create(backbone, dtype, str(backbone.file), {}), tokenizer
         path = published_weights.locate(backbone.architecture, backbone.tag)
         if backbone.tag == "openai":
-            return _openai(backbone.at(path), dtype)
+            return _load_openai(backbone.at(path), dtype)
         published = open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag)
         return _create(backbone, dtype, str(path), published), tokenizer
 
 
-def _openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
+def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
     tensors, metadata = openai_format.read(backbone.file)
     architecture = openai_format.architecture_of(tensors, metadata)
     model = openai_format.build(tensors, architecture, dtype, str(backbone.file))
     return model, Tokenizer(architecture["text_cfg"]["context_length"])
 
 
-def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, published: dict[str, Any]) -> nn.Module:
-    """Through open_clip's own factory, which knows every layout of its files."""
+def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, published: Mapping[str, Any]) -> nn.Module:
+    """With open_clip's own factory, which knows all of its file layouts."""
     try:
         return open_clip.create_model(
             backbone.architecture,
             pretrained=path,
-            precision=_PRECISION[dtype],
+            precision=_OPEN_CLIP_PRECISIONS[dtype],
             force_quick_gelu=bool(published.get("quick_gelu")),
             pretrained_text=False,
             require_pretrained=backbone.kind != "random",
@@ -259,8 +276,10 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet_root_logger() -> Iterator[None]:
-    """open_clip logs on the root logger, and the first such call would give it a handler for good, after which
-    every line of ours stood twice on the console."""
+    """Keep open_clip from configuring the root logger.
+
+    It logs there, and the first such call would add a handler for good, which then prints all our lines twice.
+    """
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:

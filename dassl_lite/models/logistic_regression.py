@@ -1,10 +1,10 @@
-"""Logistic regression on features, its regularisation chosen on a validation set as in CLIP's paper.
+"""Logistic regression on features, with its regularisation chosen on a validation set as in CLIP's paper.
 
-Protocol: Learning Transferable Visual Models From Natural Language Supervision, https://arxiv.org/abs/2103.00020,
-linear probes, in the form of CoOp's baseline: scikit-learn's LBFGS, at most 1000 iterations; C out of 10^6, 10^4 ...
-10^-6, then a binary search on a log scale between a tenth and ten times the best.
+Protocol: the linear probes of "Learning Transferable Visual Models From Natural Language Supervision",
+https://arxiv.org/abs/2103.00020, as CoOp's baseline runs them: scikit-learn's LBFGS with at most 1000 iterations; C
+from 10^6, 10^4 ... 10^-6, then a binary search on a log scale between a tenth of the best and ten times the best.
 
-Letters: N images, D feature width, K classes.
+Shapes: N images, D width of the features, K classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Samples:
-    """Features (N, D) and labels (N,)."""
+    """Features (N, D), float, and labels (N,), int."""
 
     features: NDArray[Any]
     labels: NDArray[Any]
@@ -32,7 +32,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Round:
-    """A step of the binary search: both ends of the range and their validation accuracies, 0 to 1."""
+    """A step of the binary search: the ends of the range and their validation accuracies, from 0 to 1."""
 
     left: float
     right: float
@@ -41,16 +41,16 @@ class Round:
 
     @property
     def c(self) -> float:
-        """The better end; of equals the left one, which regularises more."""
+        """The better end; the left one, which regularises more, if they are equal."""
         return self.right if self.right_accuracy > self.left_accuracy else self.left
 
     @property
     def accuracy(self) -> float:
-        """That of the better end."""
+        """Accuracy of the better end."""
         return max(self.left_accuracy, self.right_accuracy)
 
     def next_range(self) -> tuple[float, float]:
-        """The half of the range, on a log scale, on the better end's side."""
+        """The half of the range, on a log scale, next to the better end."""
         left, right = np.log10(self.left), np.log10(self.right)
         middle = 0.5 * (right + left)
         ends = (middle, right) if self.c == self.right else (left, middle)
@@ -59,19 +59,19 @@ class Round:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was tried: the validation accuracies of ``FIRST_C``, then the rounds."""
+    """The search: validation accuracies of ``FIRST_C``, then the rounds."""
 
     first: tuple[float, ...]
     rounds: tuple[Round, ...]
 
     @property
     def c(self) -> float:
-        """The C chosen."""
+        """The chosen C."""
         return self.rounds[-1].c
 
 
 def sweep_c(train: Samples, val: Samples, steps: int = 8) -> Sweep:
-    """Choose C on ``val`` (of equals the first tried), refined in ``steps`` rounds.
+    """Choose C on ``val``, the first tried if several are equal, and refine it in ``steps`` rounds.
 
     Raises:
         UserError: fewer than two classes.
@@ -97,7 +97,7 @@ def fit(train: Samples, c: float) -> Any:
     Raises:
         UserError: fewer than two classes.
     """
-    from sklearn.linear_model import LogisticRegression  # takes seconds to import
+    from sklearn.linear_model import LogisticRegression  # slow to import
 
     if len(np.unique(train.labels)) < 2:
         raise UserError("logistic regression needs training images of at least two classes")
@@ -105,9 +105,9 @@ def fit(train: Samples, c: float) -> Any:
 
 
 def weights_of(classifier: Any, num_classes: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A fitted classifier as one layer: weight (K, D) and bias (K,); zero for a class that it has not seen."""
+    """A fitted classifier as a linear layer: weight (K, D) and bias (K,), zero for classes without training images."""
     rows, bias = classifier.coef_, classifier.intercept_
-    if len(rows) == 1:  # of two classes, scikit-learn keeps the difference
+    if len(rows) == 1:  # for two classes, scikit-learn stores the difference
         rows, bias = np.concatenate([-rows / 2, rows / 2]), np.concatenate([-bias / 2, bias / 2])
     weight, all_bias = np.zeros((num_classes, rows.shape[1])), np.zeros(num_classes)
     weight[classifier.classes_], all_bias[classifier.classes_] = rows, bias

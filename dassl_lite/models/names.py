@@ -1,16 +1,17 @@
-"""What a backbone's name means: which architecture, which weights, from where."""
+"""Parse a backbone's name: which architecture, which weights, and where they come from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import open_clip
 
 from dassl_lite.utils.errors import UserError, unknown
 
-# OpenAI's names and what open_clip calls the same architecture.
+# OpenAI's names, and open_clip's for the same architectures.
 OPENAI_NAMES = {
     "RN50": "RN50",
     "RN101": "RN101",
@@ -26,28 +27,30 @@ DEMO = "demo"
 DEMO_FILE = Path(__file__).parent / "weights" / "demo.safetensors"
 _FILE_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".safetensors")
 _HINT = (
-    "Or an open_clip name with its tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, "
-    "or a file of weights."
+    "Or an open_clip name with a tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, or a file of "
+    "weights."
 )
+
+Kind = Literal["file", "tag", "checkpoint", "hub", "random"]
 
 
 @dataclass(frozen=True)
 class BackboneName:
-    """A backbone's name, taken apart.
+    """A parsed backbone name.
 
     Attributes:
         text: the name as the user wrote it.
-        kind: "file" (OpenAI's layout; the architecture is read off the tensors), "tag" (open_clip's
-            architecture with published weights), "checkpoint" (open_clip's architecture with a local file),
-            "hub" (a repository on the Hugging Face hub), "random" (an architecture, drawn weights).
-        architecture: open_clip's name of it, or the repository for "hub"; "" for "file".
-        tag: the published weights' name, for "tag".
+        kind: "file" (in OpenAI's layout; the shapes of the tensors give the architecture), "tag" (an open_clip
+            architecture with published weights), "checkpoint" (an open_clip architecture with a local file), "hub" (a
+            repository on the Hugging Face hub) or "random" (an architecture with random weights).
+        architecture: open_clip's name for it, or the repository for "hub"; "" for "file".
+        tag: name of the published weights, for "tag".
         path: the file, for "file" and "checkpoint".
         seed: of the weights, for "random".
     """
 
     text: str
-    kind: str
+    kind: Kind
     architecture: str = ""
     tag: str = ""
     path: Path | None = None
@@ -55,17 +58,17 @@ class BackboneName:
 
     @property
     def file(self) -> Path:
-        """The path, of a kind that has one."""
+        """The path, for a kind that has one."""
         assert self.path is not None, self
         return self.path
 
     def at(self, path: Path) -> BackboneName:
-        """The same name with the file in which its weights were found."""
+        """The same name, with the file where its weights were found."""
         return replace(self, path=path)
 
 
 def parse(text: str) -> BackboneName:
-    """Take a backbone's name apart. Raises UserError for an unknown one, with the choices and the nearest."""
+    """Parse a backbone's name. Raises UserError for an unknown one, with the choices and the most similar."""
     if text == DEMO:
         return BackboneName(text, "file", path=DEMO_FILE)
     if text.startswith("random:"):
@@ -82,7 +85,7 @@ def parse(text: str) -> BackboneName:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if open_clip.is_pretrained_cfg(architecture, tag):
         return BackboneName(text, "tag", architecture, tag.lower().replace("-", "_"))
-    if not tag and "openai" in tags:  # the names of OpenAI's models, written with a dash
+    if not tag and "openai" in tags:  # OpenAI's names, written with a dash
         return BackboneName(text, "tag", architecture, "openai")
     if tag.endswith(_FILE_SUFFIXES):
         return BackboneName(text, "checkpoint", architecture, path=_existing(tag))
@@ -94,7 +97,7 @@ def _parse_random(text: str) -> BackboneName:
     architecture, _, seed = text.removeprefix("random:").partition(":")
     architecture = OPENAI_NAMES.get(architecture, architecture)
     if architecture not in architectures():
-        raise unknown("architecture", architecture, OPENAI_NAMES, "Or any architecture of open_clip's.")
+        raise unknown("architecture", architecture, OPENAI_NAMES, "Or any architecture of open_clip.")
     if seed and not seed.isdecimal():
         raise UserError(f"backbone '{text}': the seed '{seed}' is not a number")
     return BackboneName(text, "random", architecture, seed=int(seed or 0))
@@ -107,12 +110,12 @@ def _split(text: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def architectures() -> frozenset[str]:
-    """open_clip's architectures."""
+    """The architectures that open_clip knows."""
     return frozenset(open_clip.list_models())
 
 
 def _existing(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
-        raise UserError(f"no such file of weights: {path} (MODEL.BACKBONE.NAME names a model or an existing file)")
+        raise UserError(f"no weights file {path}: MODEL.BACKBONE.NAME must be a model's name or an existing file")
     return path

@@ -1,7 +1,7 @@
-"""CLIP weights in OpenAI's layout: the keys and shapes tell the architecture.
+"""CLIP weights in OpenAI's layout, where keys and shapes determine the architecture.
 
-The layout is a flat dictionary: `visual.*`, `transformer.resblocks.*`, `token_embedding.weight` and so on.
-Files of ours may also hold metadata (image size, heads) and a token table of which only some rows are stored.
+The layout is a flat dictionary: `visual.*`, `transformer.resblocks.*`, `token_embedding.weight` and so on. Our own
+files may also contain metadata (image size, heads), and only some rows of the token table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
-# Entries, by the last part of their names, that describe the model (or, in TorchScript archives, are no state of it).
+# Last parts of the names of entries that are not weights: descriptions of the model, and a buffer that is not state.
 _DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _REQUIRED = (
     "visual.conv1.weight",
@@ -28,50 +28,50 @@ _REQUIRED = (
     "ln_final.weight",
     "text_projection",
 )
-_HEAD_WIDTH = 64  # every model of OpenAI's has heads of this width, in both encoders
-ROWS_SEED, ROWS_STD = 2021, 0.02
+_HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
+ROWS_SEED, ROWS_STD = 2021, 0.02  # of the rows of the token table that a file omits
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file: safetensors, a TorchScript archive or what torch.save wrote.
+    """Tensors and metadata of a file: safetensors, a TorchScript archive, or written by torch.save.
 
     Raises:
-        UserError: the file is missing or broken, or holds no CLIP in OpenAI's layout.
+        UserError: the file is missing or broken, or is not a CLIP in OpenAI's layout.
     """
     if path.suffix != ".safetensors":
         loaded = load_file(path)
         return unwrap(tensors_of(loaded) if is_torchscript(loaded) else loaded, str(path)), {}
     try:
         with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
     return unwrap(state, str(path)), metadata
 
 
-def unwrap(state: Any, source: str) -> dict[str, Tensor]:
-    """The flat dictionary of tensors in a file's content, whatever a training script wrapped around it.
+def unwrap(state: object, source: str) -> dict[str, Tensor]:
+    """The flat dictionary of tensors in a file's content, without a training script's wrapping.
 
     Raises:
-        UserError: the content is no CLIP in OpenAI's layout; `source` is named.
+        UserError: the content is not a CLIP in OpenAI's layout; `source` is named.
     """
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping):
-        raise UserError(f"{source} holds no dictionary of tensors, so no CLIP weights")
+        raise UserError(f"{source} contains no dictionary of tensors, so no CLIP weights")
     tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if missing := [key for key in _REQUIRED if key not in tensors]:
         raise UserError(
-            f"{source} is no CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); "
-            "weights in open_clip's own layouts need their architecture: ARCHITECTURE:FILE"
+            f"{source} is not a CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); for weights in "
+            "open_clip's layout, name the architecture: ARCHITECTURE:FILE"
         )
     return tensors
 
 
 def architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Arguments for `open_clip.CLIP`, read off the shapes; `metadata` decides what shapes leave open."""
+    """Arguments for `open_clip.CLIP`, inferred from the shapes; `metadata` adds what shapes do not determine."""
     metadata = metadata or {}
     text_width = tensors["ln_final.weight"].shape[0]
     vision = _vision_transformer(tensors) if "visual.proj" in tensors else _resnet(tensors)
@@ -101,7 +101,7 @@ def _vision_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The image size is that of the largest picture for the pooled grid; metadata may know a smaller one."""
+    """The image size is the largest that the pooled grid allows; metadata may give a smaller one."""
     grid = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
         "layers": [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)],
@@ -112,7 +112,7 @@ def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered children stand under `prefix`."""
+    """Number of numbered children under `prefix`."""
     return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
 
 
@@ -123,7 +123,7 @@ def _vocabulary(tensors: Mapping[str, Tensor]) -> int:
 
 
 def token_table(width: int, rows: int = 49408) -> Tensor:
-    """The start (rows, width) of a token table, from a documented seed: what a file need not store."""
+    """The initial token table (rows, width), float32, from a fixed seed: a file may omit rows that equal it."""
     drawn = np.random.default_rng(ROWS_SEED).standard_normal((rows, width), dtype=np.float32)
     return torch.from_numpy(drawn * np.float32(ROWS_STD))
 
@@ -131,7 +131,7 @@ def token_table(width: int, rows: int = 49408) -> Tensor:
 def build(
     tensors: Mapping[str, Tensor], architecture: dict[str, Any], dtype: torch.dtype, source: str
 ) -> open_clip.CLIP:
-    """The model with these weights, on the CPU, in eval mode, its matrices in `dtype`.
+    """The model with these weights, on the CPU, in eval mode, with its weight matrices in `dtype`.
 
     Raises:
         UserError: the tensors do not fit the architecture; `source` and the first keys are named.
@@ -141,11 +141,11 @@ def build(
         table = token_table(architecture["text_cfg"]["width"], architecture["text_cfg"]["vocab_size"])
         table[rows.long()] = state["token_embedding.weight"].float()
         state["token_embedding.weight"] = table
-    with torch.device("meta"):  # drawing weights that are overwritten takes seconds, and random numbers
+    with torch.device("meta"):  # initialising weights to overwrite them would take seconds and consume random numbers
         model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
     model.to_empty(device="cpu")
     length = architecture["text_cfg"]["context_length"]
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file holds
+    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file contains
     _load(model, state, source)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(model, dtype)
@@ -157,5 +157,5 @@ def _load(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if wrong or len(state) != len(own):
         wrong += [key for key in state if key not in own]
-        raise UserError(f"{source} does not fit the CLIP that its shapes describe: {', '.join(wrong[:3])}")
+        raise UserError(f"{source} does not fit the CLIP that its own shapes imply: {', '.join(wrong[:3])}")
     model.load_state_dict(state)

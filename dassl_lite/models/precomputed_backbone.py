@@ -1,6 +1,6 @@
-"""What stands for CLIP where its features were computed elsewhere: class features out of a table, and no encoder.
+"""A stand-in for CLIP on a dataset of precomputed features: text features from a table, and no encoders.
 
-Letters: K classes, T templates, D feature width, N prompts.
+Shapes: K classes, T templates, D width of the features, N prompts, B images.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from dassl_lite.utils.errors import UserError
 
 
 class PrecomputedBackbone(nn.Module):
-    """Has what heads and class weights ask of a :class:`~dassl_lite.models.clip.CLIPBackbone`.
+    """The text features that come with a dataset of features, behind the interface of a `CLIPBackbone`.
 
-    It encodes the prompts that its table has, all classes of a template at once, and nothing else.
+    Unlike a `CLIPBackbone` it computes nothing: it "encodes" exactly the prompts of its table, by lookup, all classes
+    of a template at once. A method that needs an encoder gets an error that names the method and the dataset.
 
     Args:
         text_features: (T, K, D), of any length.
-        prompts: T lists of K prompts; ``_`` and a space are the same.
+        prompts: T lists of K prompts; ``_`` counts as a space.
         scale: exp(logit_scale), a scalar.
-        name: of the CLIP that gave the features; None where nobody knows.
-        digest, precision: of its weights, in which they were held; "" where nobody knows.
-        method: who asks, for messages.
-        source: where the features are from, for messages.
+        name: of the CLIP that computed the features; None if unknown.
+        digest, precision: of its weights; "" if unknown.
+        method: the method that asks, for messages.
+        source: where the features come from, for messages.
+
+    Attributes:
+        text_features: (T, K, D), float32.
+        logit_scale: logarithm of the scale, frozen.
+        prompts: the T lists, with spaces for ``_``.
+        name, digest, precision: as given; an unknown digest is the name.
     """
 
     text_features: Tensor
@@ -54,7 +61,7 @@ class PrecomputedBackbone(nn.Module):
 
     @property
     def embed_dim(self) -> int:
-        """D."""
+        """D, the width of image and text features."""
         return self.text_features.shape[-1]
 
     @property
@@ -62,27 +69,27 @@ class PrecomputedBackbone(nn.Module):
         return self.text_features.device
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Places (N, 2) in the table, template and class, of N prompts: for each class in turn, in each template.
+        """Indices (N, 2) into the table, template and class, of N prompts: for each class in turn, every template.
 
         Raises:
-            UserError: the table has no such prompts.
+            UserError: the table lacks these prompts.
         """
         classes = self.text_features.shape[1]
         templates = len(texts) // classes
         wanted = [_spaced(texts[number::templates]) for number in range(templates)]
-        lacking = [prompts[0] for prompts in wanted if prompts not in self.prompts]
-        if lacking or len(texts) != classes * templates:
-            unknown = (lacking or texts)[0]
+        missing = [prompts[0] for prompts in wanted if prompts not in self.prompts]
+        if missing or len(texts) != classes * templates:
+            example = (missing or texts)[0]
             known = ", ".join(f"'{prompts[0]}'" for prompts in self.prompts)
             raise UserError(
-                f"{self._method} needs the text encoder, for prompts like '{unknown}', but {self._source} holds "
-                f"features only, those of the prompts {known} among them"
+                f"{self._method} needs the text encoder, for prompts like '{example}', but {self._source} holds "
+                f"features only: text features of prompts like {known}"
             )
         columns = [self.prompts.index(prompts) for prompts in wanted]
         return torch.tensor([(column, row) for row in range(classes) for column in columns])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Features (N, D) of prompts at the places (N, 2)."""
+        """Features (N, D) of the prompts at the indices (N, 2)."""
         return self.text_features[tokens[:, 0], tokens[:, 1]]
 
     def encode_image(self, images: Tensor) -> NoReturn:

@@ -1,8 +1,9 @@
-"""Class weights out of prompts: every class name in every template, encoded in batches, averaged per class.
+"""Class weights from prompts: every class name in every template, encoded in batches, averaged per class.
 
-Text states of a frozen CLIP depend on nothing but its weights and the texts, so the functions take a folder in which
-to keep them (``cache``); runs that share a backbone and prompts then encode them once. None: nothing is kept, which
-is right where the text encoder is tuned.
+Text states of a frozen CLIP depend only on its weights and the texts, so the functions take a folder (``cache``) to
+keep them in, and runs that share a backbone and prompts encode them once. Pass None where the text encoder is tuned.
+
+Shapes: N texts, K classes, T templates, W width of the text encoder, D width of the features.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ logger = get_logger(__name__)
 
 
 def fill_templates(classnames: Sequence[str], templates: Sequence[str], replace_underscore: bool = True) -> list[str]:
-    """K * T prompts, class by class: each class name in each template."""
+    """K * T prompts, class by class: every class name in every template."""
     names = [name.replace("_", " ") for name in classnames] if replace_underscore else classnames
     return [template.format(name) for name in names for template in templates]
 
@@ -37,10 +38,10 @@ def fill_templates(classnames: Sequence[str], templates: Sequence[str], replace_
 def class_weights(
     clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
 ) -> Tensor:
-    """Zero-shot class weights (K, D), of length 1.
+    """Zero-shot class weights (K, D), L2-normalised.
 
     Every prompt's feature is L2-normalised, averaged over the T templates and normalised again; ``_`` in class
-    names becomes a space. (Zero-shot CLIP, Tip-Adapter and CLIP-LoRA; CoOp's fixed prompts have one template.)
+    names becomes a space. Used by zero-shot CLIP, Tip-Adapter and CLIP-LoRA; CoOp's fixed prompts have one template.
     """
     features = F.normalize(text_features(clip, fill_templates(classnames, templates), cache), dim=-1)
     return F.normalize(features.view(len(classnames), len(templates), -1).mean(dim=1), dim=-1)
@@ -53,10 +54,11 @@ def template_means(
     projection: Tensor | None = None,
     cache: Path | None = None,
 ) -> Tensor:
-    """TaskRes' base (K, D): the plain mean over templates of un-normalised features, class names verbatim.
+    """The base of TaskRes (K, D): the mean over templates of features that are not normalised, class names verbatim.
 
     Args:
-        projection: (W, D) text projection in the place of CLIP's.
+        projection: (W, D) text projection, used instead of CLIP's.
+        cache: folder to keep text states in.
     """
     if projection is not None:
         hidden = hidden_means(clip, classnames, templates, cache)
@@ -68,50 +70,50 @@ def template_means(
 def hidden_means(
     clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
 ) -> Tensor:
-    """The same before the text projection (which is linear, so it may follow the mean): (K, W)."""
+    """The base of TaskRes before the text projection, which is linear and so may follow the mean: (K, W)."""
     states = text_states(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
     return states.view(len(classnames), len(templates), -1).mean(dim=1)
 
 
 def text_features(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
-    """Features (N, D), not normalised, of N texts; kept under ``cache`` if given."""
-    return _kept(cache, clip, texts, lambda: clip.encode_text(clip.tokenize(texts)), "features")
+    """Features (N, D), not normalised, of N texts; kept in ``cache`` if given."""
+    return _cached(cache, clip, texts, lambda: clip.encode_text(clip.tokenize(texts)), "features")
 
 
 def text_states(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
-    """States (N, W) of N texts at their end tokens, before the text projection; kept under ``cache`` if given."""
-    return _kept(cache, clip, texts, lambda: clip.text.encode_tokens(clip.tokenize(texts), project=False), "states")
+    """States (N, W) of N texts at their end tokens, before the text projection; kept in ``cache`` if given."""
+    return _cached(cache, clip, texts, lambda: clip.text.encode_tokens(clip.tokenize(texts), project=False), "states")
 
 
-def _kept(
+def _cached(
     cache: Path | None, clip: CLIPBackbone, texts: Sequence[str], compute: Callable[[], Tensor], what: str
 ) -> Tensor:
-    """What ``compute`` gives, read back from ``cache`` where it was computed before."""
+    """The result of ``compute``, read from ``cache`` if an earlier call computed it."""
     if cache is None:
         return compute()
     path = cache / f"{digest_of([clip.digest, clip.precision, what, list(texts)])}.safetensors"
     try:
         return load_safetensors(path)[what].to(clip.device)
-    except (OSError, SafetensorError, KeyError):  # not there yet, or not readable: compute it
+    except (OSError, SafetensorError, KeyError):  # not cached yet, or unreadable
         result = compute()
     try:
         with atomic_path(path) as temporary:
             save_safetensors({what: result.detach().cpu().contiguous()}, temporary)
     except OSError as error:
-        logger.warning(f"text features are not kept: {path.parent} cannot be written ({error.strerror})")
+        logger.warning(f"text features are not cached: {path.parent} cannot be written ({error.strerror})")
     return result
 
 
 def load_text_projection(path: str | Path, clip: CLIPBackbone) -> Tensor:
-    """A tuned text projection (W, D) from an enhanced base's checkpoint, which holds it transposed.
+    """A tuned text projection (W, D), float32, from the checkpoint of an enhanced base, which stores it transposed.
 
     Raises:
-        UserError: no such file, no ``state_dict.weight`` in it, or one of another backbone's shape.
+        UserError: the file is missing, lacks ``state_dict.weight``, or is for another backbone.
     """
     state = load_file(path)
     weight = state.get("state_dict", {}).get("weight") if isinstance(state, dict) else None
     if not isinstance(weight, Tensor):
-        raise UserError(f"enhanced base {path} holds no state_dict.weight; is it a checkpoint of TaskResEnhance?")
+        raise UserError(f"enhanced base {path} contains no state_dict.weight; is it a checkpoint of TaskResEnhance?")
     expected = tuple(clip.text.projection.t().shape)
     if tuple(weight.shape) != expected:
         raise UserError(

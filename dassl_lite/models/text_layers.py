@@ -1,14 +1,13 @@
-"""One layer of CLIP's text transformer over packed rows, given what the shared prefix holds.
+"""CLIP's text transformer over packed rows: which tokens to compute, and one layer's arithmetic for them.
 
-Shapes: B images (1 where the prefix is not an image's own), P prefix tokens, R packed rows of n suffixes,
-W width, H heads, E = W / H. Same arithmetic as open_clip's `ResidualAttentionBlock` under a causal mask.
+Two savings, both exact under a causal mask. Prompts that begin with the same tokens have the same states there, so
+these are computed once (`share_prefixes`). And tokens after a prompt's end token never influence it, so they are
+dropped: the remaining tokens of all prompts are laid out one after another without padding, sorted by length, and
+prompts of equal length form one rectangle for the attention (`pack`). The layers do the same arithmetic as open_clip's
+`ResidualAttentionBlock` under a causal mask.
 
-Which tokens of a set of prompts have to be computed at all, and in which order.
-
-Two savings, both exact under a causal mask. Prompts that begin with the same tokens have the same states there,
-so these are computed once (`share_prefixes`). And what stands behind a prompt's end token never reaches it, so
-it is left out: the remaining tokens of all prompts lie behind each other without padding, sorted by length, so
-that prompts of one length form a block for the attention (`pack`).
+Shapes: B images (1 if they share the prefix), P prefix tokens, K suffixes of at most S tokens, n of them in one pack
+with R rows, W width, H heads, E = W / H.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
@@ -28,51 +26,55 @@ KeysValues = tuple[Tensor, Tensor]  # each (B, H, P, E)
 _PARTS = {"q": (0, 1), "kv": (1, 3), "qkv": (0, 3)}
 
 
+# --- which tokens to compute ------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Block:
-    """Prompts that are computed as one rectangle: `count` times `length` rows.
+class Rectangle:
+    """Suffixes that are computed together, as `count` times `length` rows.
 
     Attributes:
-        seen: None where every prompt fills its row, else (count, length) bool, True up to its end token.
+        visible: None if every suffix fills its rows, else (count, length) bool: True up to its end token.
     """
 
     count: int
     length: int
-    seen: Tensor | None
+    visible: Tensor | None
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some of K suffixes, in rows behind each other. R rows, n suffixes.
+    """Some of K suffixes, one after another in R rows.
 
     Attributes:
-        classes: (n,) which suffixes these are, in the order in which they lie here.
-        source: (R,) the row's token in the flattened (K * S) tokens of all suffixes.
-        offset: (R,) the token's place in its suffix.
+        classes: (n,) which suffixes these are, in the order of the rows.
+        source: (R,) each row's token in the flattened (K * S) tokens of all suffixes.
+        offset: (R,) each row's position in its suffix.
         ends: (n,) the rows with the end tokens.
-        blocks: rectangles, in the order of the rows.
+        rectangles: in the order of the rows.
     """
 
     classes: Tensor
     source: Tensor
     offset: Tensor
     ends: Tensor
-    blocks: tuple[Block, ...]
+    rectangles: tuple[Rectangle, ...]
 
     @property
     def sizes(self) -> list[int]:
-        return [block.count * block.length for block in self.blocks]
+        """Number of rows of each rectangle."""
+        return [rectangle.count * rectangle.length for rectangle in self.rectangles]
 
 
 @lru_cache(maxsize=64)  # a prompt learner asks for the same ones at every step
 def pack(lengths: tuple[int, ...], stride: int, chunk: int, slack: int, device: torch.device) -> tuple[Pack, ...]:
-    """Lay K suffixes out in rows.
+    """Lay out K suffixes in rows.
 
     Args:
-        lengths: tokens of each suffix, its end token included.
-        stride: S, the width of the padded (K, S) array in which the suffixes are given.
-        chunk: suffixes in one pack, at most.
-        slack: padded rows that are cheaper to compute than one more block.
+        lengths: tokens of each suffix, including its end token.
+        stride: S, the width of the padded (K, S) array that contains the suffixes.
+        chunk: maximum number of suffixes in one pack.
+        slack: number of padded rows that are cheaper to compute than another rectangle.
     """
     order = sorted(range(len(lengths)), key=lambda k: -lengths[k])
     chunks = [order[start : start + chunk] for start in range(0, len(order), chunk)]
@@ -83,43 +85,45 @@ def _pack(classes: list[int], lengths: Sequence[int], stride: int, slack: int, d
     source: list[int] = []
     offset: list[int] = []
     ends: list[int] = []
-    blocks: list[Block] = []
-    for length, members in _blocks(classes, lengths, slack):
+    rectangles: list[Rectangle] = []
+    for length, members in _rectangles(classes, lengths, slack):
         for k in members:
             ends.append(len(source) + lengths[k] - 1)
-            # Padding repeats the end token: any token would do, and this one is sure to exist.
-            places = [min(place, lengths[k] - 1) for place in range(length)]
-            source += [k * stride + place for place in places]
-            offset += places
-        own = torch.tensor([lengths[k] for k in members])
-        seen = torch.arange(length) < own[:, None]
-        blocks.append(Block(len(members), length, None if bool(seen.all()) else seen.to(device)))
+            # Padding repeats the end token: any token would do, and this one always exists.
+            positions = [min(position, lengths[k] - 1) for position in range(length)]
+            source += [k * stride + position for position in positions]
+            offset += positions
+        filled = torch.tensor([lengths[k] for k in members])
+        visible = torch.arange(length) < filled[:, None]
+        rectangles.append(Rectangle(len(members), length, None if bool(visible.all()) else visible.to(device)))
     rows = [torch.tensor(values, device=device) for values in (classes, source, offset, ends)]
-    return Pack(rows[0], rows[1], rows[2], rows[3], tuple(blocks))
+    return Pack(rows[0], rows[1], rows[2], rows[3], tuple(rectangles))
 
 
-def _blocks(classes: list[int], lengths: Sequence[int], slack: int) -> list[tuple[int, list[int]]]:
-    """(length, members) of each block; `classes` fall in length. A shorter kind joins the block before it if
-    the padding that it needs there stays within `slack` rows."""
-    blocks: list[tuple[int, list[int]]] = []
-    for length, kind in groupby(classes, key=lambda k: lengths[k]):
-        members = list(kind)
-        if blocks and (blocks[-1][0] - length) * len(members) <= slack:
-            blocks[-1][1].extend(members)
+def _rectangles(classes: list[int], lengths: Sequence[int], slack: int) -> list[tuple[int, list[int]]]:
+    """(length, members) of each rectangle, for `classes` in order of decreasing length.
+
+    Shorter suffixes join the rectangle before them if that needs at most `slack` padded rows.
+    """
+    rectangles: list[tuple[int, list[int]]] = []
+    for length, group in groupby(classes, key=lambda k: lengths[k]):
+        members = list(group)
+        if rectangles and (rectangles[-1][0] - length) * len(members) <= slack:
+            rectangles[-1][1].extend(members)
         else:
-            blocks.append((length, members))
-    return blocks
+            rectangles.append((length, members))
+    return rectangles
 
 
 def share_prefixes(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[tuple[int, list[int]]]:
-    """Divide prompts into groups, each computed with its common first tokens once, so that few rows remain.
+    """Group prompts so that computing each group's common prefix once leaves few rows in total.
 
     Args:
-        prompts: token ids, each up to and with its end token.
-        overhead: rows that one more group costs (a pass of its own through the layers).
+        prompts: token ids, each up to and including its end token.
+        overhead: what another group costs, in rows: it needs its own pass through the layers.
 
     Returns:
-        (P, members) per group: the first P tokens of these prompts are the same, and each has more.
+        (P, members) per group: the first P tokens of these prompts are equal, and each prompt has more than P.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     return _share(prompts, order, overhead)[0] if order else []
@@ -128,22 +132,24 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[tu
 def _share(
     prompts: Sequence[tuple[int, ...]], members: list[int], overhead: int
 ) -> tuple[list[tuple[int, list[int]]], int]:
-    """Groups for `members` (in lexicographic order) and what they cost in rows. A part that continues in the
-    same way is split off where its own groups cost less than it does among the others."""
-    shared = _common(prompts[members[0]], prompts[members[-1]])
+    """Groups for `members`, in lexicographic order, and their cost in rows.
+
+    Members that continue with the same token are split off where their own groups cost less than leaving them.
+    """
+    shared = _common_prefix(prompts[members[0]], prompts[members[-1]])
     groups: list[tuple[int, list[int]]] = []
     rest: list[int] = []
     cost = 0
-    for _, part in groupby(members, key=lambda i: prompts[i][shared]):
-        own = list(part)
-        together = sum(len(prompts[i]) - shared for i in own)
-        if 1 < len(own) < len(members):
-            apart, apart_cost = _share(prompts, own, overhead)
-            if apart_cost < together:
-                groups += apart
-                cost += apart_cost
+    for _, run in groupby(members, key=lambda i: prompts[i][shared]):
+        part = list(run)
+        together = sum(len(prompts[i]) - shared for i in part)
+        if 1 < len(part) < len(members):
+            split, split_cost = _share(prompts, part, overhead)
+            if split_cost < together:
+                groups += split
+                cost += split_cost
                 continue
-        rest += own
+        rest += part
         cost += together
     if rest:
         groups.append((shared, rest))
@@ -151,15 +157,20 @@ def _share(
     return groups, cost
 
 
-def _common(first: tuple[int, ...], last: tuple[int, ...]) -> int:
-    """How many tokens two prompts, and all between them in order, share; each keeps at least its last one."""
+def _common_prefix(first: tuple[int, ...], last: tuple[int, ...]) -> int:
+    """Number of tokens that two prompts, and all between them in order, share; each keeps at least its last one."""
     longest = min(len(first), len(last)) - 1
     return next((i for i in range(longest) if first[i] != last[i]), longest)
 
 
-def is_plain(block: Any) -> bool:
-    """Whether these functions compute what `block` would: its class and its attention's are open_clip's and
-    torch's own, or the attention offers `project`; and no hook looks on."""
+# --- one layer --------------------------------------------------------------------------------------------------------
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether the functions below compute what `block` would.
+
+    That needs open_clip's own block and torch's own attention, or one that offers `project`, and no hooks.
+    """
     if not isinstance(block, ResidualAttentionBlock) or type(block).forward is not ResidualAttentionBlock.forward:
         return False
     attention = block.attn
@@ -167,66 +178,78 @@ def is_plain(block: Any) -> bool:
         return False
     if callable(getattr(attention, "project", None)):
         return True
-    own = type(attention).forward is nn.MultiheadAttention.forward
-    return own and attention._qkv_same_embed_dim and attention.dropout == 0 and attention.bias_k is None
+    if type(attention).forward is not nn.MultiheadAttention.forward:
+        return False
+    return attention._qkv_same_embed_dim and attention.dropout == 0 and attention.bias_k is None
 
 
-def project(attention: Any, x: Tensor, parts: str) -> tuple[Tensor, ...]:
+def project(attention: nn.Module, x: Tensor, parts: str) -> tuple[Tensor, ...]:
     """Queries, keys and values (..., W) of rows `x` (..., W): those that `parts` ("q", "kv", "qkv") names.
 
-    A module that takes the place of the attention (LoRA) has this as a method of its own: `project(x, parts)`.
+    A module that replaces the attention, such as LoRA's, provides this as a method: `project(x, parts)`.
     """
-    if callable(own := getattr(attention, "project", None)):
-        return own(x, parts)
-    first, last = (place * attention.embed_dim for place in _PARTS[parts])
-    bias = attention.in_proj_bias
-    bias = None if bias is None else bias[first:last]
+    if callable(custom := getattr(attention, "project", None)):
+        return custom(x, parts)
+    assert isinstance(attention, nn.MultiheadAttention)
+    first, last = (third * attention.embed_dim for third in _PARTS[parts])
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[first:last]
     return linear(x, attention.in_proj_weight[first:last], bias).chunk(len(parts), dim=-1)
 
 
-def prefix_layer(block: Any, x: Tensor) -> tuple[Tensor, KeysValues]:
-    """The prefix' states (B, P, W) after the layer, and its keys and values in it."""
+def prefix_layer(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, KeysValues]:
+    """The prefix's states (B, P, W) after the layer, and its keys and values in it."""
     q, k, v = (_heads(rows, block) for rows in project(block.attn, block.ln_1(x), "qkv"))
     attended = scaled_dot_product_attention(q, k, v, is_causal=True)
     return _residuals(block, x, attended.transpose(1, 2).flatten(2)), (k, v)
 
 
-def prefix_keys_values(block: Any, x: Tensor) -> KeysValues:
-    """Keys and values alone: all that the last layer needs of the prefix."""
+def prefix_keys_values(block: ResidualAttentionBlock, x: Tensor) -> KeysValues:
+    """Keys and values only: all that the last layer needs of the prefix."""
     k, v = (_heads(rows, block) for rows in project(block.attn, block.ln_1(x), "kv"))
     return k, v
 
 
-def suffix_layer(block: Any, x: Tensor, prefix: KeysValues | None, pack: Pack) -> Tensor:
+def suffix_layer(block: ResidualAttentionBlock, x: Tensor, prefix: KeysValues | None, packed: Pack) -> Tensor:
     """The states (B, R, W) of packed rows `x` (B or 1, R, W) after the layer."""
-    parts = [rows.split(pack.sizes, dim=1) for rows in project(block.attn, block.ln_1(x), "qkv")]
+    parts = [rows.split(packed.sizes, dim=1) for rows in project(block.attn, block.ln_1(x), "qkv")]
     attended = [
-        _attend(block, q, k, v, prefix, rectangle, _causal(prefix, rectangle, x.device))
-        for q, k, v, rectangle in zip(*parts, pack.blocks, strict=True)
+        _attend(block, q, k, v, prefix, rectangle.count, _causal_mask(prefix, rectangle, x.device))
+        for q, k, v, rectangle in zip(*parts, packed.rectangles, strict=True)
     ]
     return _residuals(block, x, torch.cat(attended, dim=1))
 
 
-def last_layer(block: Any, x: Tensor, prefix: KeysValues | None, pack: Pack) -> Tensor:
-    """The states (B, n, W) of the end tokens after the last layer. The other tokens only serve as keys and
-    values there, so their queries and all that would follow are not computed."""
+def last_layer(block: ResidualAttentionBlock, x: Tensor, prefix: KeysValues | None, packed: Pack) -> Tensor:
+    """The states (B, n, W) of the end tokens after the last layer.
+
+    The other tokens only serve as keys and values there, so their queries and everything after are skipped.
+    """
     normed = block.ln_1(x)
-    (q,) = project(block.attn, normed[:, pack.ends], "q")
-    queries = q.split([rectangle.count for rectangle in pack.blocks], dim=1)
-    parts = [rows.split(pack.sizes, dim=1) for rows in project(block.attn, normed, "kv")]
+    (q,) = project(block.attn, normed[:, packed.ends], "q")
+    queries = q.split([rectangle.count for rectangle in packed.rectangles], dim=1)
+    parts = [rows.split(packed.sizes, dim=1) for rows in project(block.attn, normed, "kv")]
     attended = [
-        _attend(block, q, k, v, prefix, rectangle, _up_to_end(prefix, rectangle))
-        for q, k, v, rectangle in zip(queries, *parts, pack.blocks, strict=True)
+        _attend(block, q, k, v, prefix, rectangle.count, _end_mask(prefix, rectangle))
+        for q, k, v, rectangle in zip(queries, *parts, packed.rectangles, strict=True)
     ]
-    return _residuals(block, x[:, pack.ends], torch.cat(attended, dim=1))
+    return _residuals(block, x[:, packed.ends], torch.cat(attended, dim=1))
 
 
 def _attend(
-    block: Any, q: Tensor, k: Tensor, v: Tensor, prefix: KeysValues | None, rectangle: Block, mask: Tensor | None
+    block: ResidualAttentionBlock,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: KeysValues | None,
+    count: int,
+    mask: Tensor | None,
 ) -> Tensor:
-    """Attention of the queries of one rectangle's suffixes (b, count * L', W), with L' = length or 1, to the
-    prefix and to their own tokens (b, count * length, W); b is B, or 1 for what is the same for all images."""
-    heads, count = block.attn.num_heads, rectangle.count
+    """Attention of `count` suffixes to the prefix and to their own tokens.
+
+    Shapes: q (b, count * L', W) with L' = length or 1; k and v (b, count * length, W); the result (B, count * L', W).
+        b is B, or 1 where all images have the same rows.
+    """
+    heads = block.attn.num_heads
     q, k, v = (rows.unflatten(1, (count, -1)).unflatten(-1, (heads, -1)).transpose(2, 3) for rows in (q, k, v))
     if prefix is not None:
         images = prefix[0].shape[0]
@@ -235,33 +258,33 @@ def _attend(
             torch.cat([s, rows.expand(images, -1, -1, -1, -1)], dim=3) for s, rows in zip(shared, (k, v), strict=True)
         )
         q = q.expand(images, -1, -1, -1, -1)
-    if mask is not None and mask.dim() == 4:  # one per suffix: the same for every image
+    if mask is not None and mask.dim() == 4:  # one per suffix, the same for every image
         mask = mask.repeat(q.shape[0], 1, 1, 1)
-    # The fused kernels want four dimensions: images and suffixes in one.
+    # The fused kernels take four dimensions, so images and suffixes are merged into one.
     out = scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
     return out.transpose(1, 2).reshape(q.shape[0], -1, q.shape[2] * q.shape[4])
 
 
-def _causal(prefix: KeysValues | None, rectangle: Block, device: torch.device) -> Tensor:
-    """(length, P + length) bool: all of the prefix, and the tokens up to one's own."""
+def _causal_mask(prefix: KeysValues | None, rectangle: Rectangle, device: torch.device) -> Tensor:
+    """(length, P + length) bool: the whole prefix, and the tokens up to and including the query's."""
     shared = 0 if prefix is None else prefix[0].shape[2]
     allowed = torch.ones(rectangle.length, shared + rectangle.length, dtype=torch.bool, device=device)
     return allowed.tril_(shared)
 
 
-def _up_to_end(prefix: KeysValues | None, rectangle: Block) -> Tensor | None:
-    """(count, 1, 1, P + length) bool: what the end tokens see; None where that is everything."""
-    if rectangle.seen is None:
+def _end_mask(prefix: KeysValues | None, rectangle: Rectangle) -> Tensor | None:
+    """(count, 1, 1, P + length) bool: what each end token attends to; None if that is everything."""
+    if rectangle.visible is None:
         return None
     shared = 0 if prefix is None else prefix[0].shape[2]
-    return nn.functional.pad(rectangle.seen, (shared, 0), value=True)[:, None, None]
+    return nn.functional.pad(rectangle.visible, (shared, 0), value=True)[:, None, None]
 
 
-def _heads(rows: Tensor, block: Any) -> Tensor:
+def _heads(rows: Tensor, block: ResidualAttentionBlock) -> Tensor:
     """(B, P, W) -> (B, H, P, E)"""
     return rows.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
 
 
-def _residuals(block: Any, x: Tensor, attended: Tensor) -> Tensor:
+def _residuals(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

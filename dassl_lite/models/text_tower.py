@@ -1,8 +1,8 @@
 """CLIP's text encoder, exact and fast.
 
-What open_clip computes for K prompts of 77 tokens is mostly wasted: positions behind the end token reach
-nothing, the first tokens are the same in every prompt, and in the last layer only the end token's state is
-read. `TextTower` computes the rest, over the modules of the model itself, with the same result.
+Most of what open_clip computes for K prompts of 77 tokens is wasted: positions after the end token influence nothing,
+the first tokens are the same in every prompt, and in the last layer only the end token's state is read. `TextTower`
+computes only the rest, with the model's own modules and the same result.
 
     tower.encode_tokens(tokens)                       (N, L) ids  ->  (N, D): zero-shot prompts, templates
     tower.encode_prompts(prefix, suffix, lengths)     embeddings  ->  (K, D) or (B, K, D): learned prompts
@@ -18,57 +18,60 @@ D width of the features.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import open_clip
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from dassl_lite.models import text_layers
-from dassl_lite.models.text_layers import Pack, pack, share_prefixes
+from dassl_lite.models.text_layers import KeysValues, Pack, pack, share_prefixes
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-# What a separate pass, or a separate block in the attention, costs in rows of a layer, by kind of device: on a
-# CPU a row takes a tenth of a millisecond, on a GPU it is nothing beside the launch of a kernel.
+# Cost of another pass, or of another rectangle in the attention, in rows of a layer, by type of device: on a CPU a row
+# takes a tenth of a millisecond, on a GPU it is negligible compared with launching a kernel.
 _PASS_ROWS = {"cpu": 32}
 _BLOCK_ROWS = {"cpu": 16}
 _ROWS_ON_GPU = 4096
-_MAX_ROWS = {"cpu": 16384}  # rows in one go where no chunk is asked for: the transient memory
+_MAX_ROWS = {"cpu": 16384}  # rows at a time if no chunk size is given; bounds the transient memory
 _MAX_ROWS_ON_GPU = 262144
-_CHECKPOINT_SHARE = 8  # with checkpointing, the rows in one go are what memory holds: fewer of them
+_CHECKPOINT_SHARE = 8  # with checkpointing, memory holds one chunk's activations, so chunks are that much smaller
 
 
-class TextModules:
-    """Embedding, layers, norm and projection of a text encoder. N texts, L tokens, W width, D width of features.
+class TextTower:
+    """The text encoder of an open_clip model, whichever of its classes contains it.
 
-    Not a module: it has no parameters of its own and reads those of `model`, so a module that was replaced
-    there (LoRA), moved or changed counts at once.
+    Not a module: it has no parameters of its own and reads the model's, so a module that was replaced there (LoRA),
+    moved or changed takes effect at once.
 
     Args:
-        model: open_clip's `CLIP` or `CustomTextCLIP`. A text encoder that is not causal, or not open_clip's
-            own, still encodes tokens, through its own `encode_text`.
+        model: open_clip's `CLIP` or `CustomTextCLIP`. A text encoder that is not causal, or not open_clip's own, still
+            encodes tokens, with its own `encode_text`.
     """
 
-    def __init__(self, model: Any) -> None:
+    _warned = False
+
+    def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP) -> None:
         self.model = model
-        text = getattr(model, "text", None)
-        self._text: Any = model if text is None else text
+        custom = getattr(model, "text", None)
+        self._text = model if custom is None else custom
         pool = getattr(self._text, "text_pool_type", None) or getattr(self._text, "pool_type", None)
         self._pool = pool or "argmax"
         causal = getattr(self._text, "attn_mask", None) is not None and getattr(self._text, "cls_emb", None) is None
-        own = text is None or isinstance(text, TextTransformer)
-        self.is_causal: bool = own and causal and self._pool in ("argmax", "eos")
+        is_open_clips = custom is None or isinstance(custom, TextTransformer)
+        self.is_causal: bool = is_open_clips and causal and self._pool in ("argmax", "eos")
         if not self.is_causal:
-            logger.info("The text encoder is not CLIP's own kind: it runs as it is, and takes no learned prompts")
+            logger.info("This text encoder is not of CLIP's kind: it runs unchanged and takes no learned prompts")
 
     @property
-    def blocks(self) -> Any:
-        """The layers, an `nn.ModuleList`."""
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
         return self._text.transformer.resblocks
 
     @property
@@ -79,30 +82,32 @@ class TextModules:
     @property
     def embed_dim(self) -> int:
         """D, the width of the features."""
-        own = self._text.text_projection if self.is_causal else None
-        if own is None:
-            return self._text.output_dim if not self.is_causal else self.width
-        return own.out_features if isinstance(own, nn.Linear) else own.shape[1]
+        if not self.is_causal:
+            return self._text.output_dim
+        matrix = self._text.text_projection
+        if matrix is None:
+            return self.width
+        return matrix.out_features if isinstance(matrix, nn.Linear) else matrix.shape[1]
 
     @property
     def projection(self) -> Tensor:
-        """(W, D), the matrix that makes features of end states; the identity where a model has none."""
+        """(W, D), the matrix that maps end states to features; the identity if the model has none."""
         self.require_prompts()
-        own = self._text.text_projection
-        if isinstance(own, nn.Linear):
-            if own.bias is not None:
-                raise UserError("this backbone's text projection has a bias, so another matrix cannot replace it")
-            return own.weight.t()
-        return torch.eye(self.width, device=self.device) if own is None else own
+        matrix = self._text.text_projection
+        if isinstance(matrix, nn.Linear):
+            if matrix.bias is not None:
+                raise UserError("this backbone's text projection has a bias, so no matrix can replace it")
+            return matrix.weight.t()
+        return torch.eye(self.width, device=self.device) if matrix is None else matrix
 
     @property
     def context_length(self) -> int:
-        """The most tokens that a prompt can have, start and end included."""
+        """Maximum number of tokens of a prompt, including start and end."""
         return self._text.context_length
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the layers compute."""
+        """The dtype in which the layers compute."""
         return self._text.transformer.get_cast_dtype()
 
     @property
@@ -110,40 +115,34 @@ class TextModules:
         return self.model.logit_scale.device
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (..., W) of ids (...), without positions: what prefix and suffix are made of."""
+        """Token embeddings (..., W) of ids (...), without positions: the material of prefix and suffix."""
         self.require_prompts()
         return self._text.token_embedding(tokens.to(self.device)).to(self.dtype)
 
     def ends(self, tokens: Tensor) -> Tensor:
-        """Where the end token of each text stands: (N,) from ids (N, L)."""
+        """Position of each text's end token: (N,) from ids (N, L)."""
         if self._pool == "argmax":
             return tokens.argmax(dim=-1)
         end: int = getattr(self._text, "text_eos_id", None) or self._text.eos_id
         return tokens.eq(end).int().argmax(dim=-1)
 
-    def positions(self, places: Tensor) -> Tensor:
-        """Positional embeddings (n, W) of places (n,)."""
-        return self._text.positional_embedding[places].to(self.dtype)
+    def positions(self, indices: Tensor) -> Tensor:
+        """Positional embeddings (n, W) of positions (n,)."""
+        return self._text.positional_embedding[indices].to(self.dtype)
 
     def project(self, states: Tensor, projection: Tensor | None) -> Tensor:
-        """Features (..., D) of normed end states (..., W), through `projection` (W, D) or the model's own."""
-        own = self._text.text_projection
+        """Features (..., D) of normalised end states (..., W), with `projection` (W, D) or the model's own."""
+        matrix = self._text.text_projection
         if projection is not None:
             return states @ projection.to(states)
-        if own is None:
+        if matrix is None:
             return states
-        return own(states) if isinstance(own, nn.Linear) else states @ own
+        return matrix(states) if isinstance(matrix, nn.Linear) else states @ matrix
 
     def require_prompts(self) -> None:
-        """Raise UserError where the encoder cannot take prompts as embeddings."""
+        """Raise UserError if the encoder cannot take prompts as embeddings."""
         if not self.is_causal:
-            raise UserError("this backbone's text encoder is not CLIP's own kind, so it cannot take learned prompts")
-
-
-class TextTower(TextModules):
-    """See the module's own text for what it does; `TextModules` for what it takes."""
-
-    _told = False
+            raise UserError("this backbone's text encoder is not of CLIP's kind, so it cannot take learned prompts")
 
     def encode_tokens(
         self,
@@ -157,9 +156,9 @@ class TextTower(TextModules):
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
-            project: False gives the states (N, W) before the text projection.
-            projection: (W, D) in place of the model's own.
-            chunk: texts in one go, at most; 0 chooses by memory.
+            project: False returns the states (N, W) before the text projection.
+            projection: (W, D), used instead of the model's own.
+            chunk: maximum number of texts at a time; 0 chooses it by memory.
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
         if not self.is_causal:
@@ -170,7 +169,7 @@ class TextTower(TextModules):
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         states: list[Tensor] = []
         order: list[int] = []
-        groups = [(0, list(range(len(prompts))))] if prompts else []  # whole prompts share no prefix: one pass
+        groups = [(0, list(range(len(prompts))))] if prompts else []  # without shared prefixes: one pass
         if self._can_share():
             groups = share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU))
         for shared, members in groups:
@@ -198,14 +197,14 @@ class TextTower(TextModules):
         """Features, not normalised, of prompts given as embeddings without positions.
 
         Args:
-            prefix: (P, W) first tokens of every prompt; or (B, P, W), each image's own. P may be 0.
-            suffix: (K, S, W) the tokens that follow; what stands behind a length is not read.
-            lengths: K numbers: tokens of each suffix up to and with its end token.
-            project, projection, chunk, checkpoint: as in `encode_tokens`, with classes for texts.
+            prefix: (P, W), the first tokens of every prompt, or (B, P, W), one prefix per image. P may be 0.
+            suffix: (K, S, W), the tokens that follow; those beyond a suffix's length are ignored.
+            lengths: K numbers: tokens of each suffix up to and including its end token.
+            project, projection, chunk, checkpoint: as in `encode_tokens`, with classes in place of texts.
 
         Returns:
-            (K, D); or (B, K, D) for a prefix per image. Differentiable in prefix, suffix and whatever
-            parameters of the model require gradients.
+            (K, D), or (B, K, D) for a prefix per image. Differentiable with respect to prefix, suffix and all model
+            parameters that require gradients.
         """
         self.require_prompts()
         sizes = tuple(int(length) for length in lengths)
@@ -216,78 +215,79 @@ class TextTower(TextModules):
         return features if prefix.dim() == 3 else features[0]
 
     def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
-        """Normed end states (B, K, W)."""
-        if self._can_share():
-            states = self._shared(prefix, suffix, lengths, chunk, checkpoint)
-        else:
-            states = self._plain(prefix, suffix, lengths, chunk, checkpoint)
-        return self._text.ln_final(states)
+        """Normalised end states (B, K, W)."""
+        encode = self._encode_sharing if self._can_share() else self._encode_whole
+        return self._text.ln_final(encode(prefix, suffix, lengths, chunk, checkpoint))
 
     def _can_share(self) -> bool:
-        """Whether every layer is one whose arithmetic this module knows."""
+        """Whether `text_layers` can compute every layer."""
         return all(text_layers.is_plain(block) for block in self.blocks)
 
-    def _shared(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
+    def _encode_sharing(
+        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
+    ) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
-        memory = self._prefix(prefix)
-        chunk = chunk or self._fitting(max(lengths) * prefix.shape[0], checkpoint)
+        memory = self._prefix_memory(prefix)
+        chunk = chunk or self._chunk_size(max(lengths) * prefix.shape[0], checkpoint)
         slack = _BLOCK_ROWS.get(self.device.type, _ROWS_ON_GPU)
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
-        for part in pack(lengths, suffix.shape[1], chunk, slack, self.device):
-            rows = flat[part.source] + self.positions(prefix.shape[1] + part.offset)
-            states.append(_run(checkpoint, self._suffixes, rows[None], memory, part))
-            classes.append(part.classes)
+        for packed in pack(lengths, suffix.shape[1], chunk, slack, self.device):
+            rows = flat[packed.source] + self.positions(prefix.shape[1] + packed.offset)
+            states.append(_run(checkpoint, self._suffix_states, rows[None], memory, packed))
+            classes.append(packed.classes)
         joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
-        return joined.expand(len(prefix), -1, -1)  # an empty prefix leaves nothing that is an image's own
+        return joined.expand(len(prefix), -1, -1)  # with an empty prefix, all images have the same states
 
-    def _fitting(self, rows: int, checkpoint: bool) -> int:
-        """How many classes of so many rows each go through the layers at a time, where nobody says."""
+    def _chunk_size(self, rows: int, checkpoint: bool) -> int:
+        """Number of classes, of `rows` rows each, to compute at a time."""
         fit = _MAX_ROWS.get(self.device.type, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
         return max(1, fit // rows)
 
-    def _prefix(self, prefix: Tensor) -> list[text_layers.KeysValues] | None:
-        """Keys and values of the prefix (B, P, W) in every layer; None for an empty one."""
+    def _prefix_memory(self, prefix: Tensor) -> list[KeysValues] | None:
+        """Keys and values of the prefix (B, P, W) in every layer; None if it is empty."""
         if not prefix.shape[1]:
             return None
         x = prefix.to(self.dtype) + self.positions(torch.arange(prefix.shape[1], device=self.device))
-        memory: list[text_layers.KeysValues] = []
+        memory: list[KeysValues] = []
         for block in self.blocks[:-1]:
             x, keys_values = text_layers.prefix_layer(block, x)
             memory.append(keys_values)
         return [*memory, text_layers.prefix_keys_values(self.blocks[-1], x)]
 
-    def _suffixes(self, x: Tensor, memory: list[text_layers.KeysValues] | None, part: Pack) -> Tensor:
+    def _suffix_states(self, x: Tensor, memory: list[KeysValues] | None, packed: Pack) -> Tensor:
         """End states (B, n, W) of packed rows (1, R, W)."""
         layers = list(self.blocks)
         per_layer = memory if memory is not None else [None] * len(layers)
         for block, prefix in zip(layers[:-1], per_layer[:-1], strict=True):
-            x = text_layers.suffix_layer(block, x, prefix, part)
-        return text_layers.last_layer(layers[-1], x, per_layer[-1], part)
+            x = text_layers.suffix_layer(block, x, prefix, packed)
+        return text_layers.last_layer(layers[-1], x, per_layer[-1], packed)
 
-    def _plain(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
-        """End states (B, K, W) through the model's own transformer: for layers that somebody replaced, hooked or
-        built in another way, or whose dropout acts (LoRA's in training).
+    def _encode_whole(
+        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
+    ) -> Tensor:
+        """End states (B, K, W) with the model's own transformer.
 
-        Dropout draws its masks chunk by chunk, layer by layer: another chunk gives other masks, of the same kind,
-        since no two prompts share one. Checkpointing draws the same masks twice, so it changes nothing.
+        For layers that were replaced, hooked or built differently, or whose dropout is active (LoRA's in training).
+        Dropout draws its masks chunk by chunk and layer by layer, so another chunk size draws other masks, of the same
+        distribution. Checkpointing replays the same masks, so it changes nothing.
         """
-        if not self._told:
+        if not self._warned:
             logger.info(
-                "Prompts run whole through the text encoder, without a shared prefix: its layers are not CLIP's, or "
+                "Prompts run through the text encoder in full, without a shared prefix: its layers are not CLIP's, or "
                 "each prompt draws its own dropout masks"
             )
-            self._told = True
-        chunk = chunk or self._fitting(prefix.shape[1] + max(lengths), checkpoint)
+            self._warned = True
+        chunk = chunk or self._chunk_size(prefix.shape[1] + max(lengths), checkpoint)
         parts = []
         for first in range(0, len(lengths), chunk):
-            own = lengths[first : first + chunk]
-            parts.append((suffix[first : first + chunk, : max(own)], torch.tensor(own, device=self.device)))
-        states = [torch.cat([_run(checkpoint, self._whole, image, *part) for part in parts]) for image in prefix]
+            sizes = lengths[first : first + chunk]
+            parts.append((suffix[first : first + chunk, : max(sizes)], torch.tensor(sizes, device=self.device)))
+        states = [torch.cat([_run(checkpoint, self._whole_states, image, *part) for part in parts]) for image in prefix]
         return torch.stack(states)
 
-    def _whole(self, prefix: Tensor, suffix: Tensor, lengths: Tensor) -> Tensor:
-        """End states (n, W) of whole prompts: a prefix (P, W) and n suffixes (n, S, W) with so many tokens (n,)."""
+    def _whole_states(self, prefix: Tensor, suffix: Tensor, lengths: Tensor) -> Tensor:
+        """End states (n, W) of whole prompts: a prefix (P, W) and n suffixes (n, S, W) of `lengths` (n,) tokens."""
         rows = torch.cat([prefix.expand(len(suffix), -1, -1), suffix], dim=1).to(self.dtype)
         length = rows.shape[1]
         rows = rows + self.positions(torch.arange(length, device=self.device))
@@ -300,12 +300,12 @@ class TextTower(TextModules):
         if prefix.shape[-2] + max(lengths) > self.context_length:
             raise UserError(
                 f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {self.context_length} fit: "
-                "fewer context tokens or shorter class names"
+                "use fewer context tokens or shorter class names"
             )
 
 
 def _run(checkpoint: bool, compute: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """``compute(*inputs)``; with ``checkpoint``, its activations are computed again in the backward pass."""
+    """``compute(*inputs)``; with ``checkpoint``, its activations are recomputed in the backward pass."""
     if checkpoint and torch.is_grad_enabled():
         return recompute(compute, *inputs, use_reentrant=False)
     return compute(*inputs)

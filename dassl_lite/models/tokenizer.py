@@ -1,4 +1,7 @@
-"""CLIP's tokenizer: text to token ids, with the lengths checked."""
+"""CLIP's tokenizer: texts to token ids, with their lengths checked.
+
+Shapes: N texts, L tokens.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,14 @@ class Tokenizer:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not isinstance(self._tokenizer, SimpleTokenizer):
-            return self._tokenizer(texts, context_length=self.context_length)  # cuts what is too long itself
+            return self._tokenizer(texts, context_length=self.context_length)  # truncates texts that are too long
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
             ids = [self.start, *self.encode(text), self.end]
             if len(ids) > self.context_length:
                 if not truncate:
                     raise UserError(
-                        f"a text has {len(ids)} tokens where {self.context_length} fit, start and end included; "
+                        f"a text has {len(ids)} tokens where {self.context_length} fit, including start and end; "
                         f"shorten it: '{text[:60]}...'"
                     )
                 ids = [*ids[: self.context_length - 1], self.end]
@@ -51,27 +54,29 @@ class Tokenizer:
         return rows
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text alone, without start and end: their number is how much of the context it takes."""
+        """The ids of a text alone, without start and end token."""
         return self._tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, lowercased and with a space after each word, as CLIP's decoder gives it."""
+        """The text of some ids, in lower case and with a space after each word, as CLIP's decoder returns it."""
         return self._tokenizer.decode([int(i) for i in ids])
 
     @property
     def start(self) -> int:
+        """Id of the start token."""
         return self._tokenizer.sot_token_id
 
     @property
     def end(self) -> int:
+        """Id of the end token."""
         return self._tokenizer.eot_token_id
 
 
 @lru_cache(maxsize=1)
 def _byte_pairs() -> SimpleTokenizer:
-    """OpenAI's tokenizer, from open_clip's: the two differ in what the special tokens are called in a text.
+    """OpenAI's tokenizer, from open_clip's: they differ in how a text spells the special tokens.
 
-    Reading the merges takes a third of a second, so it is done once.
+    Cached, because reading the merges takes a third of a second.
     """
     tokenizer = SimpleTokenizer()
     pattern = tokenizer.pat.pattern

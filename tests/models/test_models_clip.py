@@ -1,4 +1,4 @@
-"""Loading CLIP by name: from every kind of file, with every precision, and what is said when it cannot be."""
+"""Loading CLIP by name: from every kind of file, in every precision, and the errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def same(one: Any, other: Any) -> bool:
 # --- the packaged weights -------------------------------------------------------------------------------------
 
 
-def test_the_packaged_demo_tells_images_from_texts_apart() -> None:
+def test_packaged_demo_encodes_images_and_texts() -> None:
     clip = load_clip("demo")
     assert clip.image_size == preprocessing("demo").size
     texts = clip.tokenize(["a photo of a red circle.", "a photo of the digit seven."])
@@ -35,7 +35,7 @@ def test_the_packaged_demo_tells_images_from_texts_apart() -> None:
     assert torch.nn.functional.cosine_similarity(features[:1], features[1:]).item() < 0.99
 
 
-def test_token_rows_that_the_demo_leaves_out_come_from_the_documented_seed() -> None:
+def test_token_rows_that_the_demo_omits_come_from_the_documented_seed() -> None:
     from safetensors import safe_open
 
     clip = load_clip("demo")
@@ -49,7 +49,7 @@ def test_token_rows_that_the_demo_leaves_out_come_from_the_documented_seed() -> 
     assert torch.equal(clip.model.token_embedding.weight[others], drawn[others])
 
 
-def test_loading_draws_no_random_numbers() -> None:
+def test_loading_leaves_the_random_stream_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -58,7 +58,7 @@ def test_loading_draws_no_random_numbers() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_loaded_model_is_frozen_and_in_eval_mode() -> None:
+def test_loaded_model_is_frozen_and_in_eval_mode() -> None:
     clip = load_clip("demo")
     assert not any(parameter.requires_grad for parameter in clip.parameters())
     assert not any(module.training for module in clip.modules())
@@ -96,13 +96,13 @@ def _save_torchscript(state: dict[str, torch.Tensor], path: Path) -> None:
         model.register_buffer(key, state[key])
     size = int(state["input_resolution"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would like other formats to be used
+        warnings.simplefilter("ignore")  # torch recommends other formats
         inputs = {"encode_image": torch.zeros(1, 3, size, size), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
         torch.jit.save(torch.jit.trace_module(model, inputs), path)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # open_clip tries torch.jit.load first
-def test_the_model_equals_open_clips_own_loader(tag: str, golden_backbone: Any, golden: Any) -> None:
+def test_model_equals_open_clips_own_loader(tag: str, golden_backbone: Any, golden: Any) -> None:
     theirs = open_clip.load_openai_model(str(golden_backbone(tag)), precision="fp32", device="cpu")
     ours = load_clip(str(golden_backbone(tag)))
     images, tokens = golden.tiny_clip.images(tag.rstrip("0"), 3, 2), ours.tokenize(["a cat", "two dogs on a bench"])
@@ -125,7 +125,9 @@ def test_open_clips_layout_loads_with_its_architecture_named(tmp_path: Path, mon
 @pytest.mark.parametrize(
     "broken", ["empty.pt", "half.pt", "half.safetensors", "other.pt", "other.safetensors", "list.pt"]
 )
-def test_a_broken_or_foreign_file_is_one_line_that_names_it(broken: str, golden_backbone: Any, tmp_path: Path) -> None:
+def test_broken_or_foreign_file_is_reported_in_one_line_that_names_it(
+    broken: str, golden_backbone: Any, tmp_path: Path
+) -> None:
     path = tmp_path / broken
     state = torch.load(golden_backbone("vit0"))
     if broken.startswith("empty"):
@@ -161,7 +163,7 @@ def test_openais_names_mean_openais_weights(name: str, architecture: str) -> Non
     assert names.parse(architecture).tag == "openai"
 
 
-def test_open_clips_names_with_a_tag_are_understood() -> None:
+def test_open_clips_names_with_a_tag_are_parsed() -> None:
     parsed = names.parse("ViT-B-16:laion2b_s34b_b88k")
     assert (parsed.kind, parsed.architecture, parsed.tag) == ("tag", "ViT-B-16", "laion2b_s34b_b88k")
     assert names.parse("ViT-B/16:laion400m_e32").architecture == "ViT-B-16"
@@ -176,16 +178,16 @@ def test_open_clips_names_with_a_tag_are_understood() -> None:
         ("coca_ViT-B-32", "unknown weights for backbone coca_ViT-B-32"),
         ("random:ViT-B/61", "unknown architecture 'ViT-B/61'"),
         ("random:RN50:x", "the seed 'x' is not a number"),
-        ("nowhere.pt", "no such file of weights: nowhere.pt"),
-        ("ViT-B-16:nowhere.pt", "no such file of weights: nowhere.pt"),
+        ("nowhere.pt", "no weights file nowhere.pt: "),
+        ("ViT-B-16:nowhere.pt", "no weights file nowhere.pt: "),
     ],
 )
-def test_a_wrong_name_is_one_line_with_the_choices(name: str, message: str) -> None:
+def test_wrong_name_is_reported_in_one_line_with_the_choices(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_clip(name)
 
 
-def test_an_unknown_precision_lists_the_choices() -> None:
+def test_unknown_precision_lists_the_choices() -> None:
     with pytest.raises(UserError, match="unknown precision 'fp8'.*amp, bf16, fp16, fp32"):
         load_clip("demo", precision="fp8")
 
@@ -206,14 +208,14 @@ def test_preprocessing_is_known_without_the_weights(name: str, size: int, mean: 
     assert described.interpolation == interpolation
 
 
-# --- drawn weights, precision, digest -------------------------------------------------------------------------------
+# --- random weights, precision, digest -------------------------------------------------------------------------------
 
 
-def test_drawn_weights_are_the_same_for_a_seed_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_depend_on_the_seed_alone_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         one, again, other = (load_clip(f"random:ViT-S-32-alt{seed}") for seed in ("", ":0", ":1"))
     assert one.digest == again.digest != other.digest
-    assert "drawn with seed 0, it knows nothing" in caplog.text
+    assert "random weights (seed 0), for timing and tests only" in caplog.text
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
@@ -235,7 +237,7 @@ def test_fp16_on_a_cpu_warns(golden_backbone: Any, caplog: pytest.LogCaptureFixt
     assert "fp16 on a CPU is slow" in caplog.text
 
 
-def test_the_digest_changes_with_any_weight_and_with_the_activation(golden_backbone: Any) -> None:
+def test_digest_changes_with_any_weight_and_with_the_activation(golden_backbone: Any) -> None:
     model = load_clip(str(golden_backbone("vit0"))).model
     before = digest_of_weights(model)
     assert digest_of_weights(model) == before
@@ -249,7 +251,7 @@ def test_the_digest_changes_with_any_weight_and_with_the_activation(golden_backb
     assert digest_of_weights(model) not in (before, changed)
 
 
-def test_a_module_that_is_replaced_in_the_model_counts_in_the_text_tower(golden_backbone: Any) -> None:
+def test_changed_module_of_the_model_takes_effect_in_the_text_tower(golden_backbone: Any) -> None:
     clip = load_clip(str(golden_backbone("vit0")))
     tokens = clip.tokenize(["a cat"])
     before = clip.encode_text(tokens)

@@ -1,4 +1,4 @@
-"""CLIPModel: CLIP's image encoder and one layer as a plain module, for every backbone."""
+"""CLIPModel: CLIP's image encoder with a linear layer, for every backbone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTHS = {
 
 @pytest.fixture
 def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backbones have their architecture alone: tensors with a shape and no numbers."""
+    """Backbones on the meta device: tensors with shapes and no values."""
 
     def load(name: str, precision: str = "fp32", device: str = "cpu") -> CLIPBackbone:
         architecture = name.replace("@336px", "-336").replace("/", "-")
@@ -38,7 +38,7 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_the_layer_has_the_backbones_width(without_weights: None, name: str) -> None:
+def test_layer_has_the_backbones_width(without_weights: None, name: str) -> None:
     model = CLIPModel(name, num_classes=3)
     assert (model.fc.in_features, model.fc.out_features) == (WIDTHS[name], 3)
     images = torch.empty(2, 3, *model.preprocessing.size, device="meta")
@@ -48,7 +48,7 @@ def test_the_layer_has_the_backbones_width(without_weights: None, name: str) -> 
 
 
 @pytest.mark.slow
-def test_a_backbone_of_real_size_gives_outputs_and_features() -> None:
+def test_backbone_of_real_size_gives_outputs_and_features() -> None:
     model = CLIPModel("random:RN50")
     images = torch.randn(2, 3, *model.preprocessing.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_backbone_of_real_size_gives_outputs_and_features() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["vit0", "rn1"])
-def test_it_is_the_image_encoder_and_one_layer(golden: Any, golden_backbone: Any, backbone: str) -> None:
+def test_outputs_are_the_layer_on_the_image_encoders_features(golden: Any, golden_backbone: Any, backbone: str) -> None:
     name = str(golden_backbone(backbone))
     model = CLIPModel(name)
     images = golden.tiny_clip.images(backbone[:-1], 5, 3)
@@ -71,7 +71,7 @@ def test_it_is_the_image_encoder_and_one_layer(golden: Any, golden_backbone: Any
     assert [key for key, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
 
 
-def test_a_frozen_encoder_keeps_its_batch_statistics_in_training(golden: Any, golden_backbone: Any) -> None:
+def test_frozen_encoder_keeps_its_batch_statistics_in_training(golden: Any, golden_backbone: Any) -> None:
     model = CLIPModel(str(golden_backbone("rn1"))).train()
     before = {key: value.clone() for key, value in model.visual.state_dict().items()}
     model(golden.tiny_clip.images("rn", 5, 3)).sum().backward()
@@ -79,7 +79,7 @@ def test_a_frozen_encoder_keeps_its_batch_statistics_in_training(golden: Any, go
     assert model.fc.training
 
 
-def test_an_opened_encoder_gets_gradients(golden: Any, golden_backbone: Any) -> None:
+def test_unfrozen_encoder_gets_gradients(golden: Any, golden_backbone: Any) -> None:
     model = CLIPModel(str(golden_backbone("vit0")))
     model.visual.requires_grad_(True)
     model(golden.tiny_clip.images("vit", 5, 3)).sum().backward()
@@ -89,16 +89,14 @@ def test_an_opened_encoder_gets_gradients(golden: Any, golden_backbone: Any) -> 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_outputs_are_float32_whatever_the_encoder_computes_in(
-    golden: Any, golden_backbone: Any, precision: str
-) -> None:
+def test_outputs_are_float32_in_every_precision(golden: Any, golden_backbone: Any, precision: str) -> None:
     name, images = str(golden_backbone("vit0")), golden.tiny_clip.images("vit", 5, 3)
     exact, rough = CLIPModel(name)(images, True), CLIPModel(name, precision=precision)(images, True)
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_its_state_goes_into_a_file_and_back(golden: Any, golden_backbone: Any, tmp_path: Any) -> None:
+def test_state_survives_saving_and_loading(golden: Any, golden_backbone: Any, tmp_path: Any) -> None:
     name, images = str(golden_backbone("vit0")), golden.tiny_clip.images("vit", 5, 3)
     model, other = CLIPModel(name), CLIPModel(name)
     assert not torch.equal(model(images), other(images))

@@ -34,7 +34,7 @@ def inputs(tagged: tuple[str, CLIPBackbone], golden: Any) -> tuple[torch.Tensor,
     return images, torch.from_numpy(golden.npz("clip_encode")["token_ids"]).long()
 
 
-def test_generator_gives_the_weights_that_the_reference_saw(golden: Any) -> None:
+def test_generated_weights_are_those_of_the_reference(golden: Any) -> None:
     for model in golden.json("clip_encode")["models"].values():
         state = golden.tiny_clip.state_dict(model["kind"], model["seed"], model["scale"])
         for name, (shape, total, absolute) in model["fingerprint"].items():
@@ -58,7 +58,7 @@ def test_logits_equal_the_references(tagged: Any, inputs: Any, golden: Any) -> N
     assert_close(clip(*inputs), golden.npz("clip_encode")[f"{tag}.logits_per_image"])
 
 
-def test_model_is_read_off_the_weights_as_the_reference_does(tagged: Any, golden: Any) -> None:
+def test_architecture_inferred_from_the_weights_equals_the_references(tagged: Any, golden: Any) -> None:
     tag, clip = tagged
     expected = golden.json("clip_encode")["models"][tag]
     assert clip.image_size == (expected["input_resolution"],) * 2
@@ -85,7 +85,7 @@ def test_tokenizer_equals_the_references_on_every_text(golden: Any) -> None:
         assert len(tokenizer.encode(item["text"])) + 2 == item["raw_length"]
 
 
-def test_tokenizer_refuses_a_text_that_is_too_long_and_names_it(golden: Any) -> None:
+def test_tokenizer_refuses_exactly_the_texts_that_are_too_long(golden: Any) -> None:
     items = golden.json("tokenizer")["items"]
     assert any(item["too_long"] for item in items)
     for item in items:

@@ -1,4 +1,4 @@
-"""What stands for CLIP on a dataset of features: finds class features by prompts, and refuses encoders."""
+"""The stand-in for CLIP on a dataset of features: looks class features up by prompts, and refuses encoders."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def test_each_class_and_template_gets_its_own_feature(backbone):
     assert torch.allclose(class_weights(backbone, NAMES, TEMPLATES), expected, atol=1e-6)
 
 
-def test_the_scale_is_that_of_the_file(backbone):
+def test_scale_is_the_given_one(backbone):
     assert backbone.logit_scale.exp().item() == pytest.approx(100.0, rel=1e-6)
     assert not backbone.logit_scale.requires_grad
     assert backbone.embed_dim == 5
 
 
 @pytest.mark.parametrize("texts", [["a photo of a red fox."] * 3, ["a crane."] * 3, ["a red fox."]])
-def test_prompts_that_are_not_in_the_table_are_refused(backbone, texts):
+def test_prompts_outside_the_table_are_refused(backbone, texts):
     with pytest.raises(UserError, match=r"CoOp needs the text encoder.*dataset Features holds features only") as caught:
         backbone.tokenize(texts)
     assert "'a red fox.', 'art of red fox.'" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["text", "visual", "model", "tokenizer"])
-def test_the_encoders_are_refused(backbone, name):
+def test_encoders_are_refused(backbone, name):
     with pytest.raises(UserError, match="CoOp needs the .* encoder, but dataset Features holds features only"):
         getattr(backbone, name)
     with pytest.raises(UserError, match="needs the image encoder"):

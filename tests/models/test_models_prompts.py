@@ -1,4 +1,4 @@
-"""Text features are encoded once per backbone and text, and never taken for another's."""
+"""Text features are encoded once per backbone and text, and cached separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clip(golden_backbone: Any) -> Any:
     return load_clip(str(golden_backbone("vit0")))
 
 
-def test_prompts_stand_class_by_class_and_keep_underscores_only_where_told() -> None:
+def test_prompts_are_ordered_by_class_and_keep_underscores_on_request() -> None:
     assert fill_templates(["a_b", "c"], ["x {}.", "{}"]) == ["x a b.", "a b", "x c.", "c"]
     assert fill_templates(["a_b"], ["{}!"], replace_underscore=False) == ["a_b!"]
 
@@ -29,7 +29,9 @@ def test_features_are_computed_once_and_read_back_bit_for_bit(clip: Any, tmp_pat
     assert torch.equal(text_features(clip, ["a cat", "a dog"], tmp_path), first)
 
 
-def test_other_texts_weights_or_precisions_are_other_entries(clip: Any, golden_backbone: Any, tmp_path: Path) -> None:
+def test_other_texts_weights_and_precisions_are_separate_entries(
+    clip: Any, golden_backbone: Any, tmp_path: Path
+) -> None:
     text_features(clip, ["a cat"], tmp_path)
     text_features(clip, ["a dog"], tmp_path)
     text_features(load_clip(str(golden_backbone("vit1"))), ["a cat"], tmp_path)
@@ -37,23 +39,21 @@ def test_other_texts_weights_or_precisions_are_other_entries(clip: Any, golden_b
     assert len(list(tmp_path.glob("*.safetensors"))) == 4
 
 
-def test_a_torn_entry_is_computed_again(clip: Any, tmp_path: Path) -> None:
+def test_truncated_entry_is_computed_again(clip: Any, tmp_path: Path) -> None:
     first = text_features(clip, ["a cat"], tmp_path)
     path = next(tmp_path.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:30])
     assert torch.equal(text_features(clip, ["a cat"], tmp_path), first)
 
 
-def test_a_cache_that_cannot_be_written_is_told_and_done_without(
-    clip: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_cache_is_only_a_warning(clip: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     features = text_features(clip, ["a cat"], tmp_path / "file" / "cache")
     assert features.shape == (1, clip.embed_dim)
-    assert "text features are not kept" in caplog.text
+    assert "text features are not cached" in caplog.text
 
 
-def test_class_weights_have_length_one_and_the_base_has_not(clip: Any) -> None:
+def test_class_weights_have_length_one_and_the_base_is_the_plain_mean(clip: Any) -> None:
     templates = ["a {}.", "the {}."]
     assert torch.allclose(class_weights(clip, ["cat", "dog"], templates).norm(dim=-1), torch.ones(2), atol=1e-6)
     base = template_means(clip, ["cat", "dog"], templates)
@@ -61,11 +61,11 @@ def test_class_weights_have_length_one_and_the_base_has_not(clip: Any) -> None:
     assert torch.allclose(base, (single[0] + single[1]) / 2, atol=1e-6)
 
 
-def test_an_enhanced_base_of_another_shape_or_kind_is_refused(clip: Any, tmp_path: Path) -> None:
+def test_enhanced_base_for_another_backbone_is_refused(clip: Any, tmp_path: Path) -> None:
     path = tmp_path / "projection.tar"
     torch.save({"state_dict": {"weight": torch.zeros(3, 4)}}, path)
     with pytest.raises(UserError, match=r"shape \(3, 4\), but backbone .* needs \(32, 64\)"):
         load_text_projection(path, clip)
     torch.save({"state_dict": {"bias": torch.zeros(3)}}, path)
-    with pytest.raises(UserError, match="holds no state_dict.weight"):
+    with pytest.raises(UserError, match="contains no state_dict.weight"):
         load_text_projection(path, clip)

@@ -20,7 +20,7 @@ LAYOUTS = ("end", "middle", "front", "csc_end", "csc_middle", "csc_front")
 
 
 def tiny(dtype: torch.dtype = torch.float64, custom_text: bool = False, **text: Any) -> Any:
-    """A small CLIP with drawn weights of a size at which every layer matters."""
+    """A small CLIP with random weights large enough for every layer to matter."""
     torch.manual_seed(0)
     vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
     text = {"width": 32, "heads": 4, "layers": 3, "context_length": 77, "vocab_size": 49408} | text
@@ -32,7 +32,7 @@ def tiny(dtype: torch.dtype = torch.float64, custom_text: bool = False, **text: 
 
 
 class Prompts:
-    """Prompts with learned context, laid out for the tower, and encoded the plain way for comparison."""
+    """Prompts with learned context, laid out for the tower, and encoded by open_clip for comparison."""
 
     def __init__(self, model: Any, layout: str, images: int = 0) -> None:
         self.model, self.tower = model, TextTower(model)
@@ -58,7 +58,7 @@ class Prompts:
         start = self.tower.embed(torch.tensor([49406]))
         prefix = torch.cat([start, self.context[:shared]]) if shared else start
         longest = max(self.lengths) - shared
-        junk = torch.full((self.tower.width,), 7.0, dtype=self.tower.dtype)  # what no prompt may depend on
+        junk = torch.full((self.tower.width,), 7.0, dtype=self.tower.dtype)  # no prompt may depend on it
         rows = [torch.stack((row[shared:] + [junk] * longest)[:longest]) for row, _ in self.rows]
         return prefix, torch.stack(rows), shared
 
@@ -103,7 +103,7 @@ def test_tokens_equal_open_clips_encode_text(dtype: torch.dtype, tolerance: floa
     assert_relative(TextTower(model).encode_tokens(tokens), model.encode_text(tokens), tolerance)
 
 
-def test_a_prompt_as_long_as_the_context_equals_encode_text() -> None:
+def test_prompt_as_long_as_the_context_equals_encode_text() -> None:
     model = tiny()
     tokens = Tokenizer()(["dog " * 100, "cat"], truncate=True)
     assert_relative(TextTower(model).encode_tokens(tokens), model.encode_text(tokens), 1e-12)
@@ -111,7 +111,7 @@ def test_a_prompt_as_long_as_the_context_equals_encode_text() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_learned_prompts_equal_the_plain_way(dtype: torch.dtype, tolerance: float, layout: str) -> None:
+def test_learned_prompts_equal_open_clips_computation(dtype: torch.dtype, tolerance: float, layout: str) -> None:
     prompts = Prompts(tiny(dtype), layout)
     ours, theirs = prompts.through_tower(), prompts.plain()
     assert_relative(ours, theirs, tolerance)
@@ -128,7 +128,7 @@ def test_chunks_and_checkpointing_change_nothing(layout: str, chunk: int, checkp
     assert_relative(gradient(parts, prompts.context), gradient(whole, prompts.context), 1e-13)
 
 
-def test_one_block_per_length_and_padded_blocks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_and_padded_rectangles_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = Prompts(tiny(), "end")
     monkeypatch.setattr("dassl_lite.models.text_tower._BLOCK_ROWS", {"cpu": 0})
     exact = prompts.through_tower()
@@ -139,7 +139,7 @@ def test_one_block_per_length_and_padded_blocks_agree(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("block_rows", [0, 10**6])
-def test_a_prefix_per_image_equals_image_after_image(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_per_image_equals_encoding_image_by_image(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dassl_lite.models.text_tower._BLOCK_ROWS", {"cpu": block_rows})
     prompts, images = Prompts(tiny(), "end"), 3
     context = (torch.randn(images, CONTEXT, prompts.tower.width, dtype=torch.float64) * 0.1).requires_grad_()
@@ -153,7 +153,7 @@ def test_a_prefix_per_image_equals_image_after_image(block_rows: int, monkeypatc
     assert_relative(gradient(ours, context), gradient(theirs, context), 1e-12)
 
 
-def test_without_a_prefix_every_image_gets_the_same() -> None:
+def test_empty_prefix_gives_every_image_the_same_features() -> None:
     prompts = Prompts(tiny(), "front")
     suffix = torch.cat([prompts.prefix.expand(len(NAMES), -1, -1), prompts.suffix], dim=1)
     lengths = [length + 1 for length in prompts.lengths]
@@ -168,7 +168,7 @@ def test_frozen_weights_get_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in prompts.model.parameters())
 
 
-def test_tuned_weights_get_the_gradients_of_the_plain_way() -> None:
+def test_tuned_weights_get_open_clips_gradients() -> None:
     model = tiny()
     weight = model.transformer.resblocks[1].attn.in_proj_weight.requires_grad_()
     tokens = Tokenizer()([f"a photo of a {name}." for name in NAMES])
@@ -198,7 +198,7 @@ def test_autocast_stays_near_fp32() -> None:
     assert_relative(gradient(features.float(), prompts.context), gradient(prompts.plain(), prompts.context), 0.1)
 
 
-def test_another_projection_leaves_the_model_alone() -> None:
+def test_another_projection_leaves_the_model_unchanged() -> None:
     model, tower = (m := tiny()), TextTower(m)
     tokens, projection = Tokenizer()(NAMES), torch.randn(32, 5, dtype=torch.float64)
     before = model.text_projection.clone()
@@ -209,7 +209,7 @@ def test_another_projection_leaves_the_model_alone() -> None:
 
 
 class Doubled(torch.nn.MultiheadAttention):
-    """An attention that somebody replaced, with a forward of its own."""
+    """A replaced attention, with a different forward."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         attended, weights = super().forward(*args, **kwargs)
@@ -228,7 +228,7 @@ def _hook_block(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [_replace_attention, _hook_block])
-def test_a_changed_layer_counts_and_is_told(change: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_layer_takes_effect_and_is_logged(change: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny()
     tokens = Tokenizer()(NAMES)
     before = model.encode_text(tokens)
@@ -250,7 +250,7 @@ def test_whole_prompts_in_chunks_give_the_same_features_and_gradients(chunk: int
     assert_relative(gradient(ours, prompts.context), gradient(theirs, prompts.context), 1e-12)
 
 
-def test_a_chunk_of_whole_prompts_has_no_more_rows_than_its_longest_needs() -> None:
+def test_chunk_of_whole_prompts_is_as_long_as_its_longest_prompt() -> None:
     model, seen = tiny(), []
     model.transformer.resblocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     tokens = Tokenizer()(NAMES)
@@ -260,7 +260,7 @@ def test_a_chunk_of_whole_prompts_has_no_more_rows_than_its_longest_needs() -> N
 
 
 class Projecting(torch.nn.Module):
-    """What a module in the attention's place has to offer to keep the shared prefix (LoRA does)."""
+    """What a replacement of the attention must provide to keep the shared prefix, as LoRA's does."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Projecting(torch.nn.Module):
         return tuple(rows["qkv".index(part)] for part in parts)
 
 
-def test_a_module_with_project_takes_the_attentions_place() -> None:
+def test_module_with_project_can_replace_the_attention() -> None:
     model = tiny()
     tokens = Tokenizer()(NAMES)
     expected = model.encode_text(tokens)
@@ -283,24 +283,24 @@ def test_a_module_with_project_takes_the_attentions_place() -> None:
     assert set(model.transformer.resblocks[-1].attn.asked) == {"q", "kv"}
 
 
-def test_an_encoder_of_another_kind_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_encoder_of_another_kind_runs_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         model = tiny(custom_text=True, no_causal_mask=True, pool_type="last")
         tower = TextTower(model)
     tokens = Tokenizer()(NAMES)
     assert torch.equal(tower.encode_tokens(tokens), model.encode_text(tokens))
-    assert "not CLIP's own kind" in caplog.text
+    assert "not of CLIP's kind" in caplog.text
     with pytest.raises(UserError, match="cannot take learned prompts"):
         tower.embed(tokens)
 
 
-def test_end_token_by_id_where_the_model_says_so() -> None:
+def test_end_token_is_found_by_id_if_the_model_says_so() -> None:
     model = tiny(custom_text=True, pool_type="eos", eos_id=49407)
     tokens = Tokenizer()(NAMES)
     assert_relative(TextTower(model).encode_tokens(tokens), model.encode_text(tokens), 1e-12)
 
 
-def test_too_many_tokens_are_refused_in_one_line() -> None:
+def test_too_many_tokens_are_refused() -> None:
     tower = TextTower(tiny())
     with pytest.raises(UserError, match="a prompt has 80 tokens where 77 fit"):
         tower.encode_prompts(torch.zeros(70, 32), torch.zeros(2, 10, 32), [10, 5])
@@ -314,7 +314,7 @@ def test_lengths_must_fit_the_suffix() -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("layout", ["end", "csc_end"])
-def test_checkpointing_keeps_less_for_the_backward_pass(layout: str, whole: bool) -> None:
+def test_checkpointing_keeps_less_than_half_for_the_backward_pass(layout: str, whole: bool) -> None:
     prompts = Prompts(tiny(torch.float32), layout)
     if whole:
         _hook_block(prompts.model)
