@@ -1,4 +1,4 @@
-"""Configuration: defaults with Dassl's names, merging with helpful errors, and range checks."""
+"""Configuration: defaults under Dassl's names, merging with helpful errors, range checks."""
 
 from dassl_lite.config.check import check_ranges
 from dassl_lite.config.defaults import _C as cfg_default  # noqa: N811 (Dassl's two names)

@@ -1,4 +1,4 @@
-"""Range checks on a merged config, before anything is loaded."""
+"""Range checks on a merged config, before any data or model is loaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dassl_lite.config.defaults import CN
 from dassl_lite.utils.errors import UserError, unknown
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: float) -> bool:
     return value > 0
 
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "DATASET.NUM_SHOTS": (lambda v: v == -1 or v >= 1, "at least 1, or -1 for all images"),
     "DATASET.FEATURES.VIEWS": (lambda v: v >= 0, "0 (no cache) or more"),
     "DATASET.FEATURES.BATCH_SIZE": (_positive, "at least 1"),
@@ -27,7 +27,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "OPTIM.WEIGHT_DECAY": (lambda v: math.isfinite(v) and v >= 0, "0 or more"),
     "OPTIM.MAX_EPOCH": (_positive, "at least 1"),
     "OPTIM.ADAM_EPS": (lambda v: math.isfinite(v) and v > 0, "a number above 0"),
-    "TRAIN.CHECKPOINT_FREQ": (lambda v: v >= 0, "0 (only the last) or more"),
+    "TRAIN.CHECKPOINT_FREQ": (lambda v: v >= 0, "0 (only the last epoch) or more"),
     "TRAIN.CHECKPOINT_SECONDS": (lambda v: v >= 0, "0 (after every epoch) or more seconds"),
     "TRAIN.PRINT_FREQ": (_positive, "at least 1"),
 }
@@ -44,8 +44,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check_ranges(cfg: CN) -> None:
-    """Raise a UserError for the first engine key whose value is out of range or none of its choices, and for any
-    key, a method's too, that is NaN or infinite."""
+    """Check the engine's keys against their ranges and choices, and every key, also a method's, for NaN and infinity.
+
+    Raises:
+        UserError: for the first wrong value, with its key.
+    """
     for key, value in leaves(cfg).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} is {value}; it must be a finite number")
@@ -59,13 +62,13 @@ def check_ranges(cfg: CN) -> None:
             raise unknown(f"value of {key}", value, choices)
     template = cfg.DATASET.TEMPLATE
     if template and "{}" not in template:
-        raise UserError(f"DATASET.TEMPLATE is '{template}'; it needs {{}} where the class name goes")
+        raise UserError(f"DATASET.TEMPLATE is '{template}'; it needs {{}} in place of the class name")
     if cfg.INPUT.SIZE and (len(cfg.INPUT.SIZE) != 2 or min(cfg.INPUT.SIZE) < 1):
         raise UserError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; it must be (height, width) in pixels")
 
 
 def leaves(node: CN, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key."""
+    """All values of a config by dotted key."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else {f"{prefix}{key}": value}

@@ -1,7 +1,7 @@
-"""Merging yaml files and command-line options into a config, with errors that say what was meant.
+"""Merge yaml files and command-line options into a config.
 
-yacs keeps the tree; this module adds ``_BASE_`` (a yaml file inherits from others), names the nearest key for a
-misspelt one, says which file a wrong value came from, and takes an integer where a float stands.
+On top of yacs: ``_BASE_``, by which a yaml file inherits from others; errors that name the file and suggest the closest
+key; and integers for keys whose default is a float.
 """
 
 from __future__ import annotations
@@ -21,23 +21,29 @@ BASE_KEY = "_BASE_"
 
 
 def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
-    """Let a method or plug-in declare its own keys: ``declare`` gets the unfrozen config and adds to it."""
+    """Let a method or plug-in add its own keys: ``declare`` is called with the unfrozen config."""
     cfg.defrost()
     declare(cfg)
 
 
 def clean_cfg(cfg: CN, trainer: str) -> None:
-    """Drop the keys of every trainer but ``trainer`` (whose node has its name in capitals), as in Dassl."""
+    """Drop the keys of all trainers but ``trainer``, whose node may be in capitals, as in Dassl."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer, trainer.upper()):
             del cfg.TRAINER[key]
 
 
 def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> None:
-    """Merge a yaml file, and before it whatever its ``_BASE_`` names (relative to the file).
+    """Merge a yaml file into ``cfg``, after the files that its ``_BASE_`` names (relative to the file).
+
+    Args:
+        cfg: changed in place.
+        path: the yaml file.
+        allow_new_keys: accept keys that nothing declares.
 
     Raises:
-        UserError: no such file, not yaml, a ``_BASE_`` that goes round in a circle, an unknown key, a wrong type.
+        UserError: the file is missing or not valid yaml, its ``_BASE_`` is circular, a key is unknown, or a value has
+            the wrong type.
     """
     for source in _with_bases(Path(path), ()):
         values = _read_yaml(source)
@@ -46,9 +52,9 @@ def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> No
 
 
 def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = False) -> None:
-    """Merge trailing ``KEY VALUE`` pairs of the command line."""
+    """Merge the ``KEY VALUE`` pairs at the end of a command line."""
     if len(options) % 2:
-        raise UserError(f"options come as KEY VALUE pairs; '{options[-1]}' has no value")
+        raise UserError(f"config keys come as KEY VALUE pairs; '{options[-1]}' has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):
         nested: Any = value
         for part in reversed(key.split(".")):
@@ -57,7 +63,7 @@ def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = Fal
 
 
 def merge_mapping(cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_keys: bool = False) -> None:
-    """Merge nested ``values`` into ``cfg`` in place; ``source`` says in errors where they came from."""
+    """Merge nested ``values`` into ``cfg`` in place; errors name ``source``."""
     _merge(cfg, values, cfg, (), source, allow_new_keys)
     optim = values.get("OPTIM", {})
     if "MAX_EPOCH" in optim and "EPOCHS_BY_SHOTS" not in optim:
@@ -65,7 +71,7 @@ def merge_mapping(cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_
 
 
 def set_epochs(cfg: CN) -> None:
-    """Set MAX_EPOCH by the number of shots, where the recipe says so."""
+    """Set MAX_EPOCH by the number of shots, if EPOCHS_BY_SHOTS is set."""
     pairs, shots = cfg.OPTIM.EPOCHS_BY_SHOTS, cfg.DATASET.NUM_SHOTS
     if pairs:
         fitting = [epochs for limit, epochs in pairs if 0 < shots <= limit]
@@ -73,16 +79,15 @@ def set_epochs(cfg: CN) -> None:
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:
-    """The config as plain nested dicts and lists, fit for JSON."""
+    """The config as nested dicts and lists, for JSON."""
     return {k: to_dict(v) if isinstance(v, CN) else list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
 
 
 def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[Path]:
+    """``path`` after the files that it inherits from; ``chain``: the files that led to it."""
     path = path.resolve()
     if path in chain:
-        raise UserError(
-            f"{path}: its {BASE_KEY} goes round in a circle: " + " -> ".join(p.name for p in (*chain, path))
-        )
+        raise UserError(f"{path}: its {BASE_KEY} is circular: " + " -> ".join(p.name for p in (*chain, path)))
     bases = _read_yaml(path).get(BASE_KEY, [])
     names = [bases] if isinstance(bases, str) else bases
     return [p for name in names for p in _with_bases(path.parent / name, (*chain, path))] + [path]
@@ -121,8 +126,8 @@ def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...],
             node[key] = _cast(_decode(value), node[key], name, source)
 
 
-def _decode(value: Any) -> Any:
-    """A string that reads as a Python literal is one: "(224, 224)", "1e-5", "True"."""
+def _decode(value: object) -> Any:
+    """Parse a string that is a Python literal, such as "(224, 224)", "1e-5" or "True"."""
     if not isinstance(value, str):
         return value
     try:
@@ -145,11 +150,11 @@ def _cast(value: Any, default: Any, name: str, source: str) -> Any:
     if isinstance(default, tuple | list) and isinstance(value, str):
         return type(default)(part.strip() for part in value.split(",") if part.strip())
     if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a folder or a name of digits
+        return str(value)  # a folder or name that consists of digits
     raise UserError(f"{source}: {name} must be a {_kind(default)}, got {value!r}")
 
 
-def _kind(default: Any) -> str:
+def _kind(default: object) -> str:
     names = {bool: "boolean (True or False)", int: "whole number", float: "number", str: "string"}
     return names.get(type(default), "list") + f", like {default!r}"
 
@@ -157,5 +162,5 @@ def _kind(default: Any) -> str:
 def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> UserError:
     siblings = [".".join((*path, key)) for key in node]
     likely = nearest(name, siblings) or nearest(name, leaves(root))
-    hint = f"did you mean '{likely}'?" if likely else f"known here: {', '.join(siblings)}"
-    return UserError(f"{source}: unknown config key '{name}'; {hint} (--allow-new-keys takes it as it is)")
+    hint = f"did you mean '{likely}'?" if likely else f"keys here: {', '.join(siblings)}"
+    return UserError(f"{source}: unknown config key '{name}'; {hint} (--allow-new-keys accepts any key)")

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, by Dassl's names and with its semantics."""
+"""Optimisers and learning-rate schedules with Dassl's names and semantics."""
 
 from dassl_lite.optim.lr_scheduler import (
     LR_SCHEDULER_REGISTRY,

@@ -1,15 +1,14 @@
-"""Learning-rate schedules under Dassl's names, made from the OPTIM part of the config.
+"""Learning-rate schedules under Dassl's names, built from the OPTIM node of the config.
 
-One step per epoch, after its last batch. With a warm-up of w epochs, epochs 0 .. w-1 use the warm-up's rate and epoch
-w the schedule's first one. WARMUP_RECOUNT says where the schedule starts counting: at its own 0 (so it never gets to
-its end), or at w, as if it had run during the warm-up.
+A schedule takes one step after each epoch. With a warm-up of w epochs, epochs 0 .. w-1 use the warm-up's rate and epoch
+w is the schedule's first. WARMUP_RECOUNT sets where the schedule starts: at its epoch 0, so that it never reaches its
+end, or at epoch w, as if it had been running during the warm-up.
 
-A plug-in adds its own with ``@LR_SCHEDULER_REGISTRY.register()`` on a function ``name(optimizer, optim_cfg)``.
+A plug-in adds one with ``@LR_SCHEDULER_REGISTRY.register()`` on a function ``name(optimizer, optim_cfg)``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,37 +18,39 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dassl_lite.config import CN
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
 from dassl_lite.utils.safe_load import Inert
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LR_SCHEDULER_REGISTRY = Registry("learning-rate schedule")
 
 
 class MultiStepLR(lr_scheduler.MultiStepLR):
-    """torch's, with a state of plain values (torch keeps a Counter, which not every safe loader reads)."""
+    """torch's MultiStepLR with plain values as its state; torch's Counter is refused by some safe loaders."""
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "milestones": dict(self.milestones)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        milestones = state_dict["milestones"]  # inert if Dassl pickled it: the config's own are kept then
+        milestones = state_dict["milestones"]  # an Inert if Dassl pickled it; then keep the config's
         kept = Counter(milestones) if isinstance(milestones, Mapping) else self.milestones
         super().load_state_dict({**state_dict, "milestones": kept})
 
 
 class WarmupScheduler(LRScheduler):
-    """Runs the warm-up's own rates for ``warmup_epoch`` epochs, then hands over to ``successor``.
+    """Warms up for ``warmup_epoch`` epochs, then hands over to ``successor``.
 
-    The state holds the successor's state, not the successor: Dassl pickles the object, whose copy then steps an
-    optimiser that nobody uses, so that a resumed run trains on at a frozen rate.
+    Its state contains the successor's state. Dassl pickles the successor itself; the unpickled copy then steps an
+    optimiser of its own, so a resumed run continues at a constant rate.
 
     Args:
-        optimizer: whose groups' rates are set.
-        successor: the schedule after the warm-up, made for the same optimiser.
-        warmup_epoch: length in epochs.
-        verbose: no longer does anything; torch 2.7 has taken it away, on which Dassl's schedulers crash.
+        optimizer: its groups' rates are set.
+        successor: the schedule after the warm-up, built for the same optimiser.
+        warmup_epoch: length of the warm-up in epochs.
+        last_epoch: as in torch's schedules.
+        verbose: ignored. torch 2.7 removed it, so Dassl's schedules crash there.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class WarmupScheduler(LRScheduler):
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
 
-    def warmup_lr(self, base_lr: Any) -> Any:
-        """Rate of a group in the warm-up's epoch ``self.last_epoch``; ``base_lr`` is its full rate."""
+    def warmup_lr(self, base_lr: float) -> float:
+        """Rate in epoch ``self.last_epoch`` of the warm-up, of a group with the full rate ``base_lr``."""
         raise NotImplementedError
 
     def get_lr(self) -> list[Any]:
@@ -84,29 +85,29 @@ class WarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; the rates themselves come back with the optimiser's state.
+        """Restore a state; the rates themselves come back with the optimiser's state.
 
-        A successor that Dassl pickled is taken too, if the file was read by ``safe_load``: its numbers are used.
+        A successor pickled by Dassl works too if ``safe_load`` read the file: its numbers are used.
 
         Raises:
-            UserError: the successor's state is neither.
+            UserError: the successor's state cannot be read.
         """
         state = dict(state_dict)
         self.successor.load_state_dict(_successor_state(state.pop("successor"), self.successor))
         super().load_state_dict(state)
 
 
-def _successor_state(saved: Any, successor: LRScheduler) -> dict[str, Any]:
+def _successor_state(saved: object, successor: LRScheduler) -> dict[str, Any]:
     if isinstance(saved, Mapping):
         return dict(saved)
     if isinstance(saved, Inert) and isinstance(saved.state, Mapping):
         own = successor.state_dict()
         return {**own, **{k: v for k, v in saved.state.items() if k in own and not isinstance(v, Inert)}}
-    raise UserError(f"the learning-rate schedule in the checkpoint cannot be read: found {type(saved).__name__}")
+    raise UserError(f"the checkpoint's learning-rate schedule cannot be read: its type is {type(saved).__name__}")
 
 
 class ConstantWarmupScheduler(WarmupScheduler):
-    """Every group at ``cons_lr``."""
+    """All groups at ``cons_lr`` during the warm-up."""
 
     def __init__(
         self,
@@ -120,12 +121,12 @@ class ConstantWarmupScheduler(WarmupScheduler):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr: Any) -> Any:
+    def warmup_lr(self, base_lr: float) -> float:
         return self.cons_lr
 
 
 class LinearWarmupScheduler(WarmupScheduler):
-    """Epoch 0 at ``min_lr``, epoch e at e / warmup_epoch of the full rate."""
+    """``min_lr`` in epoch 0, then the full rate times epoch / warmup_epoch."""
 
     def __init__(
         self,
@@ -139,13 +140,13 @@ class LinearWarmupScheduler(WarmupScheduler):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr: Any) -> Any:
+    def warmup_lr(self, base_lr: float) -> float:
         return self.min_lr if self.last_epoch == 0 else base_lr * self.last_epoch / self.warmup_epoch
 
 
 @LR_SCHEDULER_REGISTRY.register()
 def single_step(optimizer: Optimizer, cfg: CN) -> LRScheduler:
-    """Times GAMMA every STEPSIZE epochs (of several, the last counts; 0 or less: every MAX_EPOCH)."""
+    """Multiply by GAMMA every STEPSIZE epochs (if several are given, the last; 0 or less: every MAX_EPOCH)."""
     size = cfg.STEPSIZE[-1] if isinstance(cfg.STEPSIZE, Sequence) and cfg.STEPSIZE else cfg.STEPSIZE
     if isinstance(size, bool) or not isinstance(size, int):
         raise UserError(f"OPTIM.STEPSIZE is {cfg.STEPSIZE!r}; single_step needs a whole number of epochs")
@@ -154,7 +155,7 @@ def single_step(optimizer: Optimizer, cfg: CN) -> LRScheduler:
 
 @LR_SCHEDULER_REGISTRY.register()
 def multi_step(optimizer: Optimizer, cfg: CN) -> LRScheduler:
-    """Times GAMMA at each epoch in STEPSIZE."""
+    """Multiply by GAMMA at each epoch in STEPSIZE."""
     milestones = cfg.STEPSIZE
     if not isinstance(milestones, tuple | list) or not all(isinstance(epoch, int) for epoch in milestones):
         raise UserError(f"OPTIM.STEPSIZE is {milestones!r}; multi_step needs a list of epochs, like (30, 60)")
@@ -163,26 +164,28 @@ def multi_step(optimizer: Optimizer, cfg: CN) -> LRScheduler:
 
 @LR_SCHEDULER_REGISTRY.register()
 def cosine(optimizer: Optimizer, cfg: CN) -> LRScheduler:
-    """Half a cosine from LR to MIN_LR in MAX_EPOCH epochs, https://arxiv.org/abs/1608.03983 without restarts."""
-    floor = cfg.get("MIN_LR", 0.0)  # a trainer written for Dassl may make its own OPTIM node
+    """Half a cosine from LR to MIN_LR in MAX_EPOCH epochs (https://arxiv.org/abs/1608.03983, without restarts)."""
+    floor = cfg.get("MIN_LR", 0.0)  # a trainer written for Dassl may bring its own OPTIM node
     return lr_scheduler.CosineAnnealingLR(optimizer, T_max=float(cfg.MAX_EPOCH), eta_min=floor)  # type: ignore[arg-type]
 
 
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int | None = None) -> LRScheduler:
-    """The schedule that ``optim_cfg`` describes, with its warm-up; call ``step()`` at the end of every epoch.
+    """Build the schedule and warm-up that ``optim_cfg`` describes.
 
     Args:
-        epoch_steps: how often ``step()`` is called in an epoch: its number of batches for SCHEDULE_UNIT batch. None:
-            once, as every trainer of Dassl's does.
+        optimizer: its groups' rates are set.
+        optim_cfg: the OPTIM node.
+        epoch_steps: calls of ``step()`` per epoch: the number of batches for SCHEDULE_UNIT batch. None: one, at the end
+            of the epoch, as in Dassl.
 
     Raises:
-        UserError: unknown schedule or warm-up, a STEPSIZE that the schedule cannot use, no epochs.
+        UserError: an unknown schedule or warm-up, a STEPSIZE that the schedule cannot use, or MAX_EPOCH below 1.
     """
     make = LR_SCHEDULER_REGISTRY.get(optim_cfg.LR_SCHEDULER)
     if optim_cfg.MAX_EPOCH <= 0:
         raise UserError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; it must be at least 1")
     if epoch_steps is None and optim_cfg.get("SCHEDULE_UNIT") == "batch":
-        logger.warning("OPTIM.SCHEDULE_UNIT batch is left out: this trainer changes its learning rate by epochs only")
+        logger.warning("OPTIM.SCHEDULE_UNIT batch is ignored: this trainer changes its learning rate once per epoch")
     if epoch_steps not in (None, 1):
         optim_cfg = _in_steps(optim_cfg, epoch_steps)
     scheduler = make(optimizer, optim_cfg)
@@ -190,8 +193,8 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int | N
     if epochs <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
-        # Only the count moves on: the next value is still computed from the full rate by the recursive formula,
-        # so cosine differs here from its closed form. Published recipes that switch recounting off rely on it.
+        # Only the epoch counter advances: the recursive formula still starts from the full rate, so cosine differs from
+        # its closed form here. Published recipes that set WARMUP_RECOUNT False rely on it.
         scheduler.last_epoch = epochs
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(optimizer, scheduler, epochs, optim_cfg.WARMUP_CONS_LR)
@@ -201,7 +204,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int | N
 
 
 def _in_steps(cfg: CN, epoch_steps: int) -> CN:
-    """``cfg`` with the epochs that a schedule counts turned into steps."""
+    """A copy of ``cfg`` with the schedule's epochs converted to steps."""
     cfg = cfg.clone()
     cfg.defrost()
     several = isinstance(cfg.STEPSIZE, Sequence)

@@ -1,30 +1,30 @@
-"""Optimisers by the names of Dassl's ``optim.radam``, for code that builds them itself: torch's, with its defaults.
+"""Optimisers under the names of Dassl's ``optim.radam``, for code that constructs them directly.
 
-Its file is that of RAdam's authors (https://arxiv.org/abs/1908.03265), who shrink the weights themselves: decoupled
-weight decay, as torch calls it. ``OPTIM.NAME radam`` and ``adamw`` need nothing from here.
+They are torch's, with Dassl's defaults. Dassl copies the RAdam authors' file (https://arxiv.org/abs/1908.03265), which
+decays the weights themselves; torch calls this decoupled weight decay. ``OPTIM.NAME radam`` and ``adamw`` do not use
+this module.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch.optim.optimizer import ParamsT
 
 from dassl_lite.utils.errors import UserError
 
 
 class RAdam(torch.optim.RAdam):
-    """Rectified Adam; while the variance cannot be rectified yet, steps along the mean gradient.
+    """Rectified Adam. In its first steps, before the variance can be rectified, it follows the mean gradient.
 
     Args:
-        params: as every optimiser takes them.
+        params: parameters or param groups.
         lr, betas, eps, weight_decay: as in Adam.
-        degenerated_to_sgd: False would skip those first steps, which torch's cannot.
+        degenerated_to_sgd: must be True; False would skip those first steps, which torch does not support.
     """
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -32,26 +32,26 @@ class RAdam(torch.optim.RAdam):
         degenerated_to_sgd: bool = True,
     ) -> None:
         if not degenerated_to_sgd:
-            raise UserError(f"{type(self).__name__}: degenerated_to_sgd False is not supported; leave it out")
+            raise UserError(f"{type(self).__name__}: degenerated_to_sgd=False is not supported; leave it out")
         super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay=True)
 
 
 class PlainRAdam(RAdam):
-    """The same, which the authors have written twice."""
+    """The same algorithm; the authors implemented it twice."""
 
 
 class AdamW(torch.optim.AdamW):
-    """Adam with decoupled weight decay; eps is added to the corrected root of the second moment, as in the paper.
+    """Adam with decoupled weight decay; eps is added to the bias-corrected root, as in the paper.
 
     Args:
-        params: as every optimiser takes them.
+        params: parameters or param groups.
         lr, betas, eps, weight_decay: as in Adam.
-        warmup: steps with a rising rate; here OPTIM.WARMUP_EPOCH does that.
+        warmup: must be 0; use OPTIM.WARMUP_EPOCH instead.
     """
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -59,5 +59,5 @@ class AdamW(torch.optim.AdamW):
         warmup: int = 0,
     ) -> None:
         if warmup:
-            raise UserError(f"AdamW: warmup {warmup} is not supported; set OPTIM.WARMUP_EPOCH instead")
+            raise UserError(f"AdamW: warmup={warmup} is not supported; set OPTIM.WARMUP_EPOCH instead")
         super().__init__(params, lr, betas, eps, weight_decay)

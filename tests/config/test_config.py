@@ -1,3 +1,5 @@
+"""Merging yaml files and options, range checks, and the defaults."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -34,7 +36,7 @@ def test_bases_are_merged_first_and_relative_to_their_file(tmp_path: Path) -> No
 def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "_BASE_: b.yaml")
     b = write(tmp_path / "b.yaml", "_BASE_: a.yaml")
-    with pytest.raises(UserError, match="circle: b.yaml -> a.yaml -> b.yaml"):
+    with pytest.raises(UserError, match="circular: b.yaml -> a.yaml -> b.yaml"):
         merge_file(get_cfg_default(), b)
 
 

@@ -62,7 +62,7 @@ def test_adamw_is_not_the_papers_algorithm_2() -> None:
 
 def test_what_torch_cannot_is_silently_left_out() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1))]
-    with pytest.raises(UserError, match="degenerated_to_sgd False is not supported"):
+    with pytest.raises(UserError, match="degenerated_to_sgd=False is not supported"):
         radam.PlainRAdam(parameters, degenerated_to_sgd=False)
     with pytest.raises(UserError, match=r"set OPTIM\.WARMUP_EPOCH instead"):
         radam.AdamW(parameters, warmup=100)

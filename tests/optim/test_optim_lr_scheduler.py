@@ -161,7 +161,7 @@ def test_a_schedule_pickled_by_dassl_goes_on_with_its_numbers(golden: Any) -> No
 
 def test_an_unreadable_schedule_is_named() -> None:
     _, scheduler = make(optim_cfg(WARMUP_EPOCH=1))
-    with pytest.raises(UserError, match="found object"):
+    with pytest.raises(UserError, match="cannot be read: its type is object"):
         scheduler.load_state_dict({**scheduler.state_dict(), "successor": object()})
 
 

@@ -120,7 +120,7 @@ def test_a_parameter_held_by_the_module_itself_is_trained_under_staged_rates() -
 def test_a_new_layer_that_the_model_lacks_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         build_optimizer(Staged(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("head",)))
-    assert "no layer ['head'] in Staged (backbone, classifier)" in caplog.text
+    assert "Staged has no layer head; it has backbone, classifier" in caplog.text
 
 
 def test_own_groups_win_over_staged_rates_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +149,7 @@ def test_a_frozen_layer_keeps_its_place_so_that_it_can_be_opened_later() -> None
 
 @pytest.mark.parametrize("params", [[], Staged().requires_grad_(False), (p for p in ()), [{"params": []}]])
 def test_nothing_to_train_is_told_in_one_line(params: Any) -> None:
-    with pytest.raises(UserError, match=r"nothing to train: none of the [04] parameter") as caught:
+    with pytest.raises(UserError, match=r"nothing to train: none of the optimizer's [04] parameter") as caught:
         build_optimizer(params, optim_cfg())
     assert "\n" not in str(caught.value)
 
@@ -159,10 +159,24 @@ def test_an_unknown_name_lists_the_choices_and_the_nearest() -> None:
         build_optimizer(Staged(), optim_cfg(NAME="adamww"))
 
 
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.9, 0.0), (0.9, 0.5), (0.5, 1.0)])
+def test_sgd_dampens_its_momentum(momentum: float, dampening: float) -> None:
+    """v_1 = g_1, v_t = momentum v_{t-1} + (1 - dampening) g_t."""
+    parameter = nn.Parameter(torch.zeros(1))
+    cfg = optim_cfg(NAME="sgd", LR=0.1, WEIGHT_DECAY=0.0, MOMENTUM=momentum, SGD_DAMPNING=dampening)
+    optimizer = build_optimizer([parameter], cfg)
+    for gradient in (1.0, 3.0):
+        parameter.grad = torch.tensor([gradient])
+        optimizer.step()
+    first = 1.0
+    second = momentum * first + (1 - dampening) * 3.0
+    assert parameter.item() == pytest.approx(-0.1 * (first + second))
+
+
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "radam", "adamw"])
 def test_a_rate_whose_first_step_no_float32_holds_is_told_before_it(name: str) -> None:
     parameter = [nn.Parameter(torch.zeros(2))]
-    with pytest.raises(UserError, match=rf"OPTIM.LR is 1e\+38; lower it: {name}'s first step"):
+    with pytest.raises(UserError, match=rf"OPTIM.LR is 1e\+38; lower it: the first step of {name} would overflow"):
         build_optimizer(parameter, optim_cfg(NAME=name, LR=1e38))
     largest = build_optimizer(parameter, optim_cfg(NAME=name, LR=3e37))
     parameter[0].grad = torch.ones(2)
