@@ -30,7 +30,7 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.feature_export import feature_file_of
+from dassl_lite.engine.commands.feature_export import FeatureExport
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
@@ -74,7 +74,23 @@ def extract(args: argparse.Namespace) -> FeatureFile:
     cfg = config_of(args)
     distributed.start()  # several processes share the encoding
     set_random_seed(cfg.SEED)
-    return feature_file_of(build_trainer(cfg), args.views, half=args.half)
+    trainer = build_trainer(cfg)
+    export = FeatureExport(
+        data=trainer.dm,
+        features=trainer.features,
+        clip=trainer.clip,
+        template=trainer.template,
+        text_cache=trainer.text_cache,
+        views=args.views,
+        half=args.half,
+        provenance={
+            "dataset": cfg.DATASET.NAME,
+            "num_shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+            "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        },
+    )
+    return export.file()
 
 
 def convert(args: argparse.Namespace) -> FeatureFile:

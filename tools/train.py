@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:
-        run.train(cfg)
+        with run.session(cfg) as trainer:
+            trainer.train()
         return 0
     trainer = run.build(cfg)
     if args.eval_only:

@@ -11,85 +11,95 @@ batch 32, 500 steps per shot, cosine down to 1e-6 after every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
-from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of, satisfying, some_of
 from dassl_lite.engine.files.checkpoint import load_weights
-from dassl_lite.engine.methods.encoder_trainer import EncoderTrainer
-from dassl_lite.engine.methods.key_rules import number, one_of, rules, satisfying, some_of
+from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, text_encoder_options
 from dassl_lite.models import lora_file
-from dassl_lite.models.heads import ClassFeatures, cosine_logits
-from dassl_lite.models.lora import PROJECTIONS, add_lora, without_lora
-from dassl_lite.models.lora_blocks import ENCODERS, blocks_by_encoder, choose_blocks
+from dassl_lite.models.heads import CosineHead
+from dassl_lite.models.lora import ENCODERS, PROJECTIONS, add_lora, blocks_by_encoder, choose_blocks, without_lora
 from dassl_lite.models.prompts import class_weights, fill_templates
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
 
-class LoRAHead(ClassFeatures):
+class LoRAHead(CosineHead):
     """Cosine logits against the class prompts' features; its state is the low-rank pairs of both encoders.
 
     Args:
         adapters: encoder ("text", "vision") -> block -> projection -> pair.
-        encode: gives the class prompts' features (K, D) as the encoders are now.
+        encode: gives the class prompts' features (K, D) with the encoders as they are now.
         logit_scale: CLIP's, before exp.
     """
 
-    scale: torch.Tensor
+    through_encoder = True
 
     def __init__(
         self, adapters: dict[str, nn.ModuleDict], encode: Callable[[], torch.Tensor], logit_scale: torch.Tensor
     ) -> None:
-        super().__init__()
+        super().__init__(logit_scale.exp())
+        self.settings: dict[str, Any] = {}
         self.text, self.vision = (adapters.get(encoder, nn.ModuleDict()) for encoder in ENCODERS["both"])
         self._encode = encode
-        self.register_buffer("scale", logit_scale.exp(), persistent=False)
 
-    def encode_classes(self) -> torch.Tensor:
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint says of its weights."""
+        return {"lora": self.settings}
+
+    def class_prototypes(self) -> torch.Tensor:
         return self._encode()
 
     def blocks(self) -> list[str]:
         """The adapted blocks, such as "text.0", in the order of the authors' files."""
         return [f"{encoder}.{number}" for encoder in ENCODERS["both"] for number in getattr(self, encoder)]
 
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) for image features (B, D) in float32."""
-        return cosine_logits(image_features, self.class_features(), self.scale)
+    def prepare_to_load(self, weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any], path: Path) -> None:
+        lora_file.require_same_settings(meta.get("lora") or {}, self.settings, path)
 
 
 @TRAINER_REGISTRY.register()
-class CLIPLoRA(EncoderTrainer):
+class CLIPLoRA(FeatureTrainer):
     """Low-rank updates of the attention of CLIP's image and text encoders."""
 
     model_name = "clip_lora"
     head: LoRAHead
-    key_rules = rules(
-        ENCODER=one_of(*ENCODERS, "auto"),
-        PARAMS=some_of(*PROJECTIONS),
-        BLOCKS=satisfying(lambda blocks: all(isinstance(n, int) for n in blocks), "a list of numbers, like (0, 11)"),
-        RANK=number(at_least=1),
-        ALPHA=number(above=0),
-        DROPOUT=number(at_least=0, below=1),
+    keys = (
+        *TEXT_ENCODER_KEYS,
+        *STEP_KEYS,
+        key("ENCODER", "auto", one_of(*ENCODERS, "auto"), "both | text | vision | auto: both, but text for a ResNet"),
+        key("PARAMS", ("q", "k", "v"), some_of(*PROJECTIONS), "projections to adapt, among q, k, v, o"),
+        key(
+            "POSITION",
+            "all",
+            None,
+            "all | bottom | mid | up | half-bottom | half-up | top1, top2 ... (last blocks)",
+        ),
+        key(
+            "BLOCKS",
+            (),
+            satisfying(lambda blocks: all(isinstance(n, int) for n in blocks), "a list of numbers, like (0, 11)"),
+            "block numbers from 0, instead of POSITION",
+        ),
+        key("RANK", 2, number(at_least=1), "r"),
+        key("ALPHA", 1.0, number(above=0), "the update's scale is ALPHA / sqrt(RANK)"),
+        key("DROPOUT", 0.25, number(at_least=0, below=1), "of the update's input"),
     )
 
-    @classmethod
-    def extend_cfg(cls, cfg: CfgNode) -> None:
-        super().extend_cfg(cfg)
-        node = cfg.TRAINER[cls.node_name()]
-        node.ENCODER = "auto"  # both | text | vision | auto: both, but text where the image encoder is a ResNet
-        node.PARAMS = ("q", "k", "v")  # projections to adapt, of q, k, v, o
-        node.POSITION = "all"  # all | bottom | mid | up | half-bottom | half-up | top1, top2 ... (the last blocks)
-        node.BLOCKS = ()  # block numbers from 0, in POSITION's place
-        node.RANK = 2  # r
-        node.ALPHA = 1.0  # the update's scale is ALPHA / sqrt(RANK)
-        node.DROPOUT = 0.25  # of the update's input
+    def steps_to_train(self) -> int:
+        """STEPS_PER_SHOT for every training image of a class; if it is 0, OPTIM.MAX_EPOCH epochs."""
+        shots = self.cfg.DATASET.NUM_SHOTS
+        if shots < 1:  # all images: as many as a class has on average
+            shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
+        return self.method_cfg.STEPS_PER_SHOT * shots or super().steps_to_train()
 
     def build_head(self) -> nn.Module:
         node, clip = self.method_cfg, self.clip
@@ -100,15 +110,18 @@ class CLIPLoRA(EncoderTrainer):
             adapters[encoder] = add_lora(layers, numbers, node.PARAMS, **options)
             logger.info(f"LoRA in {len(numbers)} of the {encoder} encoder's {len(layers)} blocks")
         head = LoRAHead(adapters, self._text_encoder("text" in adapters), clip.logit_scale.detach().float())
+        position = list(node.BLOCKS) or node.POSITION
+        head.settings = lora_file.settings(head.blocks(), node.RANK, node.ALPHA, node.PARAMS, position)
         trained = sum(parameter.numel() for parameter in head.parameters())
-        logger.info(f"{trained:,} trainable numbers, {self.total_steps} steps")
+        logger.info(f"{trained:,} trainable numbers, {self.steps_to_train()} steps")
         return head
 
     def _text_encoder(self, trained: bool) -> Callable[[], torch.Tensor]:
         """Gives the features (K, D) of the class prompts: computed anew if the text encoder is trained."""
         if trained:
             tokens = self.clip.tokenize(fill_templates(self.classnames, [self.template]))
-            return lambda: self.clip.text.encode_tokens(tokens, **self.text_options())
+            options = text_encoder_options(self.method_cfg)
+            return lambda: self.clip.text.encode_tokens(tokens, **options)
         with torch.no_grad():
             weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache)
         return lambda: weights
@@ -119,22 +132,6 @@ class CLIPLoRA(EncoderTrainer):
 
     # ---- files --------------------------------------------------------------------------------------------------
 
-    def settings(self) -> dict[str, Any]:
-        """What the weights belong to, under the names of the authors' files."""
-        node = self.method_cfg
-        return lora_file.settings(
-            self.head.blocks(), node.RANK, node.ALPHA, node.PARAMS, list(node.BLOCKS) or node.POSITION
-        )
-
-    def checkpoint_meta(self) -> dict[str, Any]:
-        return {**super().checkpoint_meta(), "lora": self.settings()}
-
-    def adapt_state_dict(
-        self, model: nn.Module, weights: dict[str, torch.Tensor], meta: dict[str, Any], path: Path
-    ) -> dict[str, torch.Tensor]:
-        lora_file.require_same_settings(meta.get("lora") or {}, self.settings(), path)
-        return super().adapt_state_dict(model, weights, meta, path)
-
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load a run, or the authors' file: the file itself or a folder with ``lora_weights.pt``."""
         path = lora_file.find(directory)
@@ -142,4 +139,4 @@ class CLIPLoRA(EncoderTrainer):
             super().load_model(directory, epoch)
             return
         logger.info(f'Loading LoRA weights of the authors\' format from "{path}"')
-        load_weights(self.head, lora_file.read_reference(path, self.head.blocks(), self.settings()), path)
+        load_weights(self.head, lora_file.read_reference(path, self.head.blocks(), self.head.settings), path)

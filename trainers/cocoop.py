@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.methods.prompt_trainer import PromptTrainer
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
+from dassl_lite.engine.methods.shared_keys import CONTEXT_KEYS, TEXT_ENCODER_KEYS, prompt_layout, text_encoder_options
 from dassl_lite.models.prompt_learner import PromptLearner
 
 
@@ -44,15 +44,19 @@ class ConditionalHead(PromptLearner):
         text_features = F.normalize(self.encode(self.ctx + shift[:, None]).float(), dim=-1)
         return self.scale * torch.einsum("bd,bkd->bk", image_features, text_features)
 
+    def step_cost(self, batch_size: int) -> int:
+        return super().step_cost(batch_size) * batch_size
+
 
 @TRAINER_REGISTRY.register()
-class CoCoOp(PromptTrainer):
+class CoCoOp(FeatureTrainer):
     """A learned context that each image shifts."""
 
+    model_name = "prompt_learner"
     config_node = "COCOOP"
+    keys = (*CONTEXT_KEYS, *TEXT_ENCODER_KEYS)
 
     def build_head(self) -> nn.Module:
-        return ConditionalHead(self.clip, self.lay_out(), **self.text_options())
-
-    def step_cost(self) -> int:
-        return super().step_cost() * self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        node = self.method_cfg
+        layout = prompt_layout(self.clip, self.classnames, node, self.node_name())
+        return ConditionalHead(self.clip, layout, **text_encoder_options(node))

@@ -12,45 +12,31 @@ and 4, 200 for 8 and 16; ImageNet 50.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.methods.key_rules import one_of, rules
-from dassl_lite.engine.methods.prompt_trainer import PromptTrainer
-from dassl_lite.models.heads import cosine_logits
-from dassl_lite.models.prompt_layout import POSITIONS
-from dassl_lite.models.prompt_learner import PromptLearner
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
+from dassl_lite.engine.methods.shared_keys import CONTEXT_KEYS, TEXT_ENCODER_KEYS, prompt_layout, text_encoder_options
+from dassl_lite.models.prompt_learner import POSITIONS, PromptLearner
 from dassl_lite.utils import UserError, get_logger
 
 logger = get_logger(__name__)
 
 
-class ContextHead(PromptLearner):
-    """Cosine logits against the text features of the learned prompts."""
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) for image features (B, D)."""
-        return cosine_logits(image_features, self.class_features(), self.scale)
-
-
 @TRAINER_REGISTRY.register()
-class CoOp(PromptTrainer):
-    """A learned context for all classes, or one for each."""
+class CoOp(FeatureTrainer):
+    """A learned context for all classes, or one per class."""
 
+    model_name = "prompt_learner"
     config_node = "COOP"
-    key_rules = rules(CLASS_TOKEN_POSITION=one_of(*POSITIONS))
-
-    @classmethod
-    def extend_cfg(cls, cfg: CfgNode) -> None:
-        super().extend_cfg(cfg)
-        node = cfg.TRAINER[cls.node_name()]
-        node.CSC = False  # class-specific context: each class learns its own
-        node.CLASS_TOKEN_POSITION = "end"  # end | middle | front: where the class name stands
+    keys = (
+        *CONTEXT_KEYS,
+        key("CSC", False, None, "class-specific context: each class learns its own"),
+        key("CLASS_TOKEN_POSITION", "end", one_of(*POSITIONS), "end | middle | front: where the class name stands"),
+        *TEXT_ENCODER_KEYS,
+    )
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
         node = cfg.TRAINER.COOP
         if node.CSC and node.CTX_INIT:
             raise UserError(
@@ -59,7 +45,14 @@ class CoOp(PromptTrainer):
             )
 
     def build_head(self) -> nn.Module:
-        csc = self.method_cfg.CSC
-        logger.info("Initializing class-specific contexts" if csc else "Initializing a generic context")
-        layout = self.lay_out(position=self.method_cfg.CLASS_TOKEN_POSITION, class_specific=csc)
-        return ContextHead(self.clip, layout, class_specific=csc, **self.text_options())
+        node = self.method_cfg
+        logger.info("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
+        layout = prompt_layout(
+            self.clip,
+            self.classnames,
+            node,
+            self.node_name(),
+            position=node.CLASS_TOKEN_POSITION,
+            class_specific=node.CSC,
+        )
+        return PromptLearner(self.clip, layout, class_specific=node.CSC, **text_encoder_options(node))

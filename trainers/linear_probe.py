@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.engine.methods.feature_sets import FeatureSet, selection_set, training_set
-from dassl_lite.engine.methods.key_rules import number, one_of, rules
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import get_logger
 
@@ -47,24 +45,29 @@ class LinearProbe(FeatureTrainer):
 
     head: LinearLayer
     model_name = "linear_probe"
-    key_rules = rules(FIT=one_of("gradient", "logistic_regression"), C=number(above=0), C_STEPS=number(at_least=1))
+    keys = (
+        key("FIT", "gradient", one_of("gradient", "logistic_regression"), "gradient | logistic_regression"),
+        key(
+            "C",
+            0.316,
+            number(above=0),
+            "inverse regularisation of logistic regression, if there is no val set",
+        ),
+        key("C_STEPS", 8, number(at_least=1), "if there is one: rounds of the binary search for C"),
+    )
 
-    @classmethod
-    def extend_cfg(cls, cfg: CfgNode) -> None:
-        super().extend_cfg(cfg)
-        node = cfg.TRAINER[cls.node_name()]
-        node.FIT = "gradient"  # gradient | logistic_regression
-        node.C = 0.316  # logistic regression without a validation set: inverse strength of its regularisation
-        node.C_STEPS = 8  # with one: rounds of the binary search for C
+    def has_epochs(self) -> bool:
+        return self.method_cfg.FIT == "gradient"
 
     def build_head(self) -> nn.Module:
-        self.trains = self.method_cfg.FIT == "gradient"
         return LinearLayer(self.clip.embed_dim, self.num_classes)
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Logistic regression."""
-        train, val, c = samples(training_set(self, augmented=False)), selection_set(self), self.method_cfg.C
+        """Logistic regression; nothing if the layer is trained by gradient."""
+        if self.has_epochs():
+            return
+        train, val, c = samples(self.training_set(augmented=False)), self.selection_set(), self.method_cfg.C
         if val is None:
             logger.info(f"No sweep: C {c:g} is taken as configured")
         else:

@@ -15,18 +15,20 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.engine.methods.key_rules import one_of, rules
-from dassl_lite.models.heads import cosine_logits
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
+from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import load_text_projection, template_means
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
+# Keys that the reference's yaml files set.
+REFERENCE_KEYS = {"N_CTX": 16, "CSC": False, "CTX_INIT": "", "CLASS_TOKEN_POSITION": "end"}
+NO_EFFECT = "no effect, in the reference neither"
 
-class TaskResidual(nn.Module):
+
+class TaskResidual(CosineHead):
     """Cosine logits with a residual on the text features, or one shared residual on the image features.
 
     Args:
@@ -38,23 +40,21 @@ class TaskResidual(nn.Module):
 
     class_rows: tuple[str, ...] = ("base_text_features", "text_feature_residuals")
     base_text_features: torch.Tensor
-    scale: torch.Tensor
 
     def __init__(self, base: torch.Tensor, alpha: float, logit_scale: torch.Tensor, on_image: bool = False) -> None:
-        super().__init__()
+        super().__init__(logit_scale.exp())
         self.alpha, self.on_image = alpha, on_image
         self.register_buffer("base_text_features", base)
-        self.register_buffer("scale", logit_scale.exp(), persistent=False)
         self.text_feature_residuals = nn.Parameter(torch.zeros_like(base[:1] if on_image else base))
         if on_image:
             self.class_rows = ("base_text_features",)
 
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) for image features (B, D)."""
-        residual = self.alpha * self.text_feature_residuals
-        if self.on_image:
-            return cosine_logits(image_features + residual, self.base_text_features, self.scale)
-        return cosine_logits(image_features, self.base_text_features + residual, self.scale)
+    def class_prototypes(self) -> torch.Tensor:
+        base, residual = self.base_text_features, self.text_feature_residuals
+        return base if self.on_image else base + self.alpha * residual
+
+    def adapt(self, image_features: torch.Tensor) -> torch.Tensor:
+        return image_features + self.alpha * self.text_feature_residuals if self.on_image else image_features
 
 
 @TRAINER_REGISTRY.register()
@@ -62,27 +62,19 @@ class TaskRes(FeatureTrainer):
     """A learned residual on every class's text feature."""
 
     model_name = "prompt_learner"
-    key_rules = rules(RESIDUAL_ON=one_of("text", "image"))
+    keys = (
+        key("RESIDUAL_SCALE", 1.0, None, "alpha; the recipes use 0.5"),
+        key("RESIDUAL_ON", "text", one_of("text", "image"), "text (a row per class) | image (one shared row)"),
+        key("ENHANCED_BASE", "none", None, "checkpoint of a tuned text projection (see TaskResEnhance), or none"),
+        *(key(name, default, None, NO_EFFECT) for name, default in REFERENCE_KEYS.items()),
+    )
     # The reference's flag of tools/train.py -> config key, help.
     cli_flags: ClassVar = {
         "--enhanced-base": ("TRAINER.TaskRes.ENHANCED_BASE", "checkpoint of TaskResEnhance, a tuned text projection")
     }
 
-    @classmethod
-    def extend_cfg(cls, cfg: CfgNode) -> None:
-        super().extend_cfg(cfg)
-        node = cfg.TRAINER[cls.node_name()]
-        node.RESIDUAL_SCALE = 1.0  # alpha; the recipes use 0.5
-        node.RESIDUAL_ON = "text"  # text (a row per class) | image (one shared row)
-        node.ENHANCED_BASE = "none"  # checkpoint of a tuned text projection (see TaskResEnhance), or none
-        # In the reference's yaml files, without an effect there or here:
-        node.N_CTX = 16
-        node.CSC = False
-        node.CTX_INIT = ""
-        node.CLASS_TOKEN_POSITION = "end"
-
     def templates(self) -> list[str]:
-        """ImageNet: the ensemble and its own; all others: their own."""
+        """ImageNet: the ensemble and its own; other datasets: their own."""
         return [*self.dm.dataset.ensemble_templates, self.template]
 
     def build_head(self) -> nn.Module:

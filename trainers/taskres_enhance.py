@@ -12,14 +12,15 @@ trained for 50 epochs. The checkpoint (``state_dict.weight``) is what TRAINER.Ta
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.models.heads import cosine_logits
+from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import hidden_means
 
 
-class TextProjection(nn.Linear):
+class TextProjection(CosineHead):
     """Cosine logits with a learned text projection; the only state is ``weight`` (D, W).
 
     Args:
@@ -29,17 +30,15 @@ class TextProjection(nn.Linear):
     """
 
     hidden: torch.Tensor
-    scale: torch.Tensor
 
     def __init__(self, hidden: torch.Tensor, projection: torch.Tensor, logit_scale: torch.Tensor) -> None:
-        super().__init__(projection.shape[0], projection.shape[1], bias=False)
+        super().__init__(logit_scale.exp())
+        self.weight = nn.Linear(projection.shape[0], projection.shape[1], bias=False).weight
         self.weight.data.copy_(projection.t())
         self.register_buffer("hidden", hidden, persistent=False)
-        self.register_buffer("scale", logit_scale.exp(), persistent=False)
 
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) for image features (B, D)."""
-        return cosine_logits(image_features, super().forward(self.hidden), self.scale)
+    def class_prototypes(self) -> torch.Tensor:
+        return F.linear(self.hidden, self.weight)
 
 
 @TRAINER_REGISTRY.register()
@@ -49,9 +48,12 @@ class TaskResEnhance(FeatureTrainer):
     model_name = "enhanced_base"
     standalone = False
 
+    def templates(self) -> list[str]:
+        """As for TaskRes."""
+        return [*self.dm.dataset.ensemble_templates, self.template]
+
     def build_head(self) -> nn.Module:
-        templates = [*self.dm.dataset.ensemble_templates, self.template]
         with torch.no_grad():
-            hidden = hidden_means(self.clip, self.classnames, templates, self.text_cache)
+            hidden = hidden_means(self.clip, self.classnames, self.templates(), self.text_cache)
         projection, logit_scale = self.clip.text.projection.detach(), self.clip.logit_scale.detach()
         return TextProjection(hidden.float(), projection.float(), logit_scale.float())

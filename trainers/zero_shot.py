@@ -15,7 +15,7 @@ from torch import nn
 
 from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
-from dassl_lite.models.heads import CosineHead
+from dassl_lite.models.heads import FixedPrototypes
 from dassl_lite.models.prompts import class_weights
 
 
@@ -27,14 +27,10 @@ class ZeroshotCLIP(FeatureTrainer):
     uses_shots = False
     config_node = "ZeroshotCLIP"
 
-    def templates(self) -> list[str]:
-        """Prompt templates whose text features are averaged."""
-        return [self.template]
-
     def build_head(self) -> nn.Module:
         with torch.no_grad():
             weights = class_weights(self.clip, self.classnames, self.templates(), self.text_cache)
-        return CosineHead(weights.float(), self.clip.logit_scale.detach().float())
+        return FixedPrototypes(weights.float(), self.clip.logit_scale.detach().float().exp())
 
 
 @TRAINER_REGISTRY.register()

@@ -1,7 +1,17 @@
-"""The engine: builds a trainer from a config and runs it. Knows no method and no dataset by name."""
+"""The engine: builds a trainer from a config and runs it. It finds methods and datasets by their registered names only.
+
+contract/    Dassl's trainers, which third parties subclass
+methods/     the base of the package's own methods
+files/       what a run leaves in its folder and reads back
+parallel/    several processes
+commands/    what the command-line tools call
+build.py     the trainer registry, and a config merged from files and flags
+plugins.py   finding trainers and datasets
+"""
 
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer
 from dassl_lite.engine.contract.base import TrainerBase
+from dassl_lite.engine.contract.keys import Key, key, number, one_of, satisfying, some_of
 from dassl_lite.engine.contract.simple_net import SimpleNet
 from dassl_lite.engine.contract.trainer import SimpleTrainer, TrainerX, TrainerXU
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
@@ -9,10 +19,16 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 __all__ = [
     "TRAINER_REGISTRY",
     "FeatureTrainer",
+    "Key",
     "SimpleNet",
     "SimpleTrainer",
     "TrainerBase",
     "TrainerX",
     "TrainerXU",
     "build_trainer",
+    "key",
+    "number",
+    "one_of",
+    "satisfying",
+    "some_of",
 ]

@@ -1,4 +1,7 @@
-"""Heads that methods share: cosine logits of image features against one prototype per class."""
+"""The head that most methods share: cosine logits of image features against one prototype per class.
+
+Shapes: B images, K classes, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,72 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
-def cosine_logits(image_features: torch.Tensor, prototypes: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """Logits (B, K): cosine similarity of image features (B, D) and prototypes (K, D), times ``scale``.
+class CosineHead(nn.Module):
+    """Image features (B, D) to logits (B, K); CLIP's own classifier, with room for what a method learns.
+
+        logits = scale * normalise(adapt(image_features)) @ normalise(class_prototypes()).T
+
+    A method overrides `class_prototypes`, and `adapt` if it changes the image features too.
 
     Args:
         scale: exp(logit_scale), a scalar.
     """
-    return scale * F.normalize(image_features, dim=-1) @ F.normalize(prototypes, dim=-1).t()
 
+    scale: Tensor
+    _evaluating = False
+    _kept: Tensor | None = None
 
-class CosineHead(nn.Module):
-    """Cosine logits against fixed prototypes.
-
-    Args:
-        prototypes: (K, D), of any length.
-        logit_scale: CLIP's, before exp.
-    """
-
-    prototypes: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, prototypes: torch.Tensor, logit_scale: torch.Tensor) -> None:
+    def __init__(self, scale: Tensor | float) -> None:
         super().__init__()
-        self.register_buffer("prototypes", F.normalize(prototypes, dim=-1), persistent=False)
-        self.register_buffer("scale", logit_scale.exp(), persistent=False)
+        self.register_buffer("scale", torch.as_tensor(scale).detach().float(), persistent=False)
 
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+    def class_prototypes(self) -> Tensor:
+        """One row per class (K, D), of any length and dtype."""
+        raise NotImplementedError(f"{type(self).__name__} does not define class_prototypes()")
+
+    def adapt(self, image_features: Tensor) -> Tensor:
+        """The image features (B, D) that are compared with the prototypes; unchanged unless overridden."""
+        return image_features
+
+    def forward(self, image_features: Tensor) -> Tensor:
         """Logits (B, K) for image features (B, D)."""
-        return cosine_logits(image_features, self.prototypes, self.scale)
+        image_features = F.normalize(self.adapt(image_features), dim=-1)
+        return self.scale * image_features @ F.normalize(self.class_features(), dim=-1).t()
 
-
-class ClassFeatures(nn.Module):
-    """A head whose class features come through a text encoder, as it or its prompts are now: costly to compute."""
-
-    _fixed = False
-    _kept: torch.Tensor | None = None
-
-    def encode_classes(self) -> torch.Tensor:
-        """Text features (K, D), not normalised."""
-        raise NotImplementedError(f"{type(self).__name__} does not define encode_classes()")
-
-    def class_features(self) -> torch.Tensor:
-        """``encode_classes`` in float32; within ``fixed``, computed at first use."""
+    def class_features(self) -> Tensor:
+        """The prototypes (K, D) in float32; computed once within `evaluating`."""
         if self._kept is not None:
             return self._kept
-        features = self.encode_classes().float()
-        self._kept = features if self._fixed else None
+        features = self.class_prototypes().float()
+        self._kept = features if self._evaluating else None
         return features
 
     @contextmanager
-    def fixed(self) -> Iterator[None]:
-        """Within it nothing is learned: the class features are computed once, for however many batches."""
-        self._fixed = True
+    def evaluating(self) -> Iterator[None]:
+        """A context in which no parameter changes, so the prototypes are computed once for all batches."""
+        self._evaluating = True
         try:
             yield
         finally:
-            self._fixed, self._kept = False, None
+            self._evaluating, self._kept = False, None
+
+
+class FixedPrototypes(CosineHead):
+    """Cosine logits against prototypes that are not learned: zero-shot CLIP.
+
+    Args:
+        prototypes: (K, D), of any length.
+        scale: exp(logit_scale), a scalar.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, prototypes: Tensor, scale: Tensor | float) -> None:
+        super().__init__(scale)
+        self.register_buffer("prototypes", F.normalize(prototypes, dim=-1), persistent=False)
+
+    def class_prototypes(self) -> Tensor:
+        return self.prototypes

@@ -1,13 +1,15 @@
-"""A head with a memory: zero-shot logits plus those of a cache of labelled images (Tip-Adapter's).
+"""Tip-Adapter's head: zero-shot logits plus the logits of a cache of labelled images.
 
     logits = scale * f @ W.T + alpha * exp(-beta * (1 - f @ keys.T)) @ values
 
-Letters: B images, N cache entries, K classes, D feature width, V views.
+Shapes: B images, N cache entries, K classes, D feature width, V views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +21,17 @@ _CHUNK = 256  # images at a time in a search
 
 
 class KeyValueCache(nn.Module):
-    """Empty until ``fill`` (or until a checkpoint is loaded into as many entries, see ``resize``).
+    """A cache of keys and values, empty until `fill` or until a checkpoint is loaded.
 
     Args:
         text_features: W (K, D), of length 1.
         scale: exp(logit_scale), a scalar.
-        trainable: whether the keys are.
+        trainable: whether the keys are trained.
 
     Attributes:
         keys, values: (N, D), of length 1 before training, and (N, K), one-hot.
-        alpha, beta: weight of the cache, and how sharply it tells near from far.
+        alpha: weight of the cache.
+        beta: its sharpness: how fast an entry's vote falls with its distance.
     """
 
     class_rows: Mapping[str, int] = {"values": 1, "text_features": 0}
@@ -46,8 +49,12 @@ class KeyValueCache(nn.Module):
         self.register_buffer("alpha", torch.tensor(1.0))
         self.register_buffer("beta", torch.tensor(1.0))
 
-    def resize(self, entries: int) -> None:
-        """Make room for N entries, all zero; an optimiser keeps hold of the keys."""
+    def prepare_to_load(self, weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:
+        """Make room for as many entries as a checkpoint has: it may come from another dataset, with other shots.
+
+        The parameter object stays the same, so an optimiser still holds it.
+        """
+        entries = len(weights["keys"]) if "keys" in weights else 0
         self.keys.data = self.keys.new_zeros(entries, self.keys.shape[1])
         self.values = self.values.new_zeros(entries, self.values.shape[1])
 
@@ -56,7 +63,7 @@ class KeyValueCache(nn.Module):
         self.keys.data = F.normalize(views.mean(dim=0), dim=-1).to(self.keys)
         self.values = F.one_hot(labels, self.values.shape[1]).to(self.values)
 
-    def weigh(self, alpha: float, beta: float) -> None:
+    def set_alpha_beta(self, alpha: float, beta: float) -> None:
         """Set alpha and beta."""
         self.alpha.fill_(alpha)
         self.beta.fill_(beta)
@@ -65,12 +72,12 @@ class KeyValueCache(nn.Module):
         """Logits (B, K) for image features (B, D).
 
         Raises:
-            UserError: there is nothing in the cache.
+            UserError: the cache is empty.
         """
         if not len(self.keys):
             raise UserError("the cache is empty: it needs shots (DATASET.NUM_SHOTS 1 or more) or a checkpoint")
         zero_shot, affinity = self._similarities(image_features)
-        return zero_shot + self.alpha * self._recall(affinity, self.beta)
+        return zero_shot + self.alpha * self._vote(affinity, self.beta)
 
     @torch.no_grad()
     def accuracies(self, image_features: Tensor, labels: Tensor, betas: Tensor, alphas: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ class KeyValueCache(nn.Module):
         for features, label in zip(image_features.split(_CHUNK), labels.split(_CHUNK), strict=True):
             zero_shot, affinity = self._similarities(features)
             for row, beta in enumerate(betas.to(self.keys)):
-                logits = zero_shot + alphas.to(self.keys)[:, None, None] * self._recall(affinity, beta)
+                logits = zero_shot + alphas.to(self.keys)[:, None, None] * self._vote(affinity, beta)
                 correct[row] += (logits.argmax(dim=-1) == label).sum(dim=-1)
         return 100 * correct / len(labels)
 
@@ -88,6 +95,6 @@ class KeyValueCache(nn.Module):
         features = F.normalize(image_features, dim=-1)
         return self.scale * features @ self.text_features.t(), features @ self.keys.t()
 
-    def _recall(self, affinity: Tensor, beta: Tensor) -> Tensor:
-        """What the cache says (B, K)."""
+    def _vote(self, affinity: Tensor, beta: Tensor) -> Tensor:
+        """Logits of the cache, before alpha (B, K)."""
         return torch.exp(-beta * (1 - affinity)) @ self.values

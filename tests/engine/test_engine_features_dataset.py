@@ -15,7 +15,6 @@ from toy import ToyTrainer
 from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.evaluate import config_for, evaluate, stored_config
-from dassl_lite.engine.files.results import collect
 from dassl_lite.models import clip
 from dassl_lite.utils import UserError, set_random_seed
 
@@ -234,4 +233,4 @@ def test_a_class_without_a_training_row_is_named(run):
 def test_results_name_the_backbone_of_the_file(run):
     trainer = run("ZeroshotCLIP", feature_file())
     trainer.train()
-    assert collect(trainer)["backbone"] == "RN50"
+    assert trainer.run_results()["backbone"] == "RN50"

@@ -15,7 +15,7 @@ import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
-from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import write_results
 from dassl_lite.utils import UserError, set_random_seed
 from dassl_lite.utils.safe_load import load_file
@@ -101,13 +101,13 @@ def test_ctrl_c_keeps_a_checkpoint_of_the_epoch_and_the_run_goes_on_from_it(data
             os.kill(os.getpid(), signal.SIGINT)
 
     trainer.before_epoch = before_epoch
-    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 2; go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 2; resume with --resume"):
         trainer.train()
-    assert checkpoint.epochs_saved(tmp_path / "run" / "toy") == [2]
+    assert CheckpointStore(tmp_path / "run").epochs("toy") == [2]
     resumed = toy_trainer(data, tmp_path / "run")
     resumed.train()
     assert torch.equal(resumed.model[2].weight, whole.model[2].weight)
-    assert checkpoint.epochs_saved(tmp_path / "run" / "toy") == [4]  # what only served resuming is gone
+    assert CheckpointStore(tmp_path / "run").epochs("toy") == [4]  # what only served resuming is gone
 
 
 def test_best_val_deploys_the_best_epoch_not_the_last(data: Path, tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_an_epoch_chosen_on_test_images_is_told_in_the_log_and_the_results(
         trainer.train()
     on_test = (val, final) == ("test", "best_val")
     assert (
-        "best_val chooses the epoch on validation images that are test images of ImageFolder" in caplog.text
+        "best_val selects the epoch on validation images that are also test images of ImageFolder" in caplog.text
     ) is on_test
-    path = write_results(trainer, tmp_path)
+    path = write_results(trainer.run_results(), tmp_path)
     assert json.loads(path.read_text())["selected_on_test"] is on_test
 
 
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(data: Path, tm
     trainer.before_epoch = before_epoch
     with pytest.raises(UserError, match=r"NaN at epoch 2, batch 1; lower OPTIM.LR"):
         trainer.train()
-    assert checkpoint.epochs_saved(tmp_path / "toy") == [1]
+    assert CheckpointStore(tmp_path).epochs("toy") == [1]
 
 
 def test_loading_says_what_is_wrong_with_a_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: P
 def test_a_run_is_not_continued_under_other_settings(data: Path, tmp_path: Path) -> None:
     toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1").train()
     longer = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "9")
-    with pytest.raises(UserError, match="is of a run with OPTIM.MAX_EPOCH 1, but it is 9 now"):
+    with pytest.raises(UserError, match="belongs to a run with OPTIM.MAX_EPOCH 1, but now it is 9"):
         longer.train()
     same = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", "TRAIN.PRINT_FREQ", "3")
     same.train()

@@ -15,10 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from dassl_lite.models import lora_blocks
+from dassl_lite.models import lora
 from dassl_lite.models.clip import CLIPBackbone, load_clip
-from dassl_lite.models.lora import LoRAAttention, LowRank, add_lora, merge_lora, without_lora
-from dassl_lite.models.lora_blocks import ENCODERS, adaptable_blocks, blocks_by_encoder, choose_blocks
+from dassl_lite.models.lora import (
+    ENCODERS,
+    LoRAAttention,
+    LowRank,
+    adaptable_blocks,
+    add_lora,
+    blocks_by_encoder,
+    choose_blocks,
+    merge_lora,
+    without_lora,
+)
 from dassl_lite.utils.errors import UserError
 
 POSITIONS = json.loads((Path(__file__).parents[1] / "golden" / "clip_lora.json").read_text())["position_table"]
@@ -199,7 +208,7 @@ def test_dropouts_masks_survive_checkpointing_and_no_chunk_is_too_large(golden_b
 def choices() -> Iterator[tuple[str, str, str]]:
     """Encoder, projections and position: every choice of projections, and every encoder with every position."""
     subsets = ["".join(chosen) for size in range(1, 5) for chosen in itertools.combinations("qkvo", size)]
-    positions = (*lora_blocks.POSITIONS, "top1", "top3")
+    positions = (*lora.POSITIONS, "top1", "top3")
     return itertools.chain((("both", subset, "all") for subset in subsets), itertools.product(ENCODERS, "v", positions))
 
 
@@ -260,7 +269,7 @@ def test_adapted_blocks_and_parameter_counts_equal_the_references(backbone):
             chosen[encoder] = choose_blocks(row["position"], (), len(blocks), encoder)
             adapters[encoder] = add_lora(blocks, chosen[encoder], row["params"], rank=2, alpha=1)
         if "error" in row:  # the reference's table has no such entry; by its rule there is one
-            assert all(chosen[encoder] for encoder in lora_blocks.ENCODERS[row["encoder"]])
+            assert all(chosen[encoder] for encoder in lora.ENCODERS[row["encoder"]])
             continue
         assert (chosen["text"], chosen["vision"]) == (row["blocks_text"], row["blocks_vision"]), row
         assert sum(isinstance(module, LoRAAttention) for module in clip.modules()) == row["n_modules"]

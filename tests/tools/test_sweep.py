@@ -62,7 +62,7 @@ def test_a_sweep_skips_finished_runs_and_runs_failed_ones_again(tmp_path, capsys
 def test_a_finished_run_under_other_settings_is_not_taken_for_this_one(tmp_path, capsys):
     assert start(tmp_path, "TaskRes", seeds="1") == 0
     assert start(tmp_path, "TaskRes", seeds="1", options=("OPTIM.LR", "0.5")) == 1
-    assert "is of a run with OPTIM.LR 0.002, but it is 0.5 now" in " ".join(capsys.readouterr().err.split())
+    assert "belongs to a run with OPTIM.LR 0.002, but now it is 0.5" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, capsys):

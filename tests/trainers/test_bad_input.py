@@ -81,7 +81,7 @@ def files(folder: Path) -> dict[Path, bytes]:
         (*COOP, "CLASS_TOKEN_POSITION=ende", "CLASS_TOKEN_POSITION 'ende'. Did you mean 'end'? Choices: end, front"),
         (*COOP, "N_CTX=73", "N_CTX 73 does not fit: with the class name 'yo-yo' a prompt has 79 tokens where 77 fit"),
         (*COOP, f"CTX_INIT={'very ' * 73}", "does not fit: with the class name 'yo-yo'"),
-        (*COCOOP, f"CTX_INIT={'very ' * 200}", "a context of at most 71 tokens does"),
+        (*COCOOP, f"CTX_INIT={'very ' * 200}", "use a context of at most 71 tokens"),
         (*LORA, "POSITION=top3", "LoRA position 'top3' is out of range: the text encoder has 2 blocks; use 'all'"),
         (*LORA, "POSITION=middle", "unknown LoRA position 'middle'. Did you mean 'mid'?"),
         (*LORA, "BLOCKS=(0, 2)", "block 2 is out of range: the text encoder has blocks 0 to 1; set TRAINER.CLIPLoRA"),

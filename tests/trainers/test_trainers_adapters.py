@@ -157,7 +157,7 @@ def test_nothing_is_searched_on_test_images(build, caplog):
 def test_the_search_never_reads_the_test_set_and_keeps_its_grid(build, tmp_path):
     trainer = build("TipAdapterF", "TRAINER.TipAdapter.BETA_STEPS", "5", "TRAINER.TipAdapter.ALPHA_STEPS", "4")
     trainer.test_loader = None
-    trainer.fill_cache()
+    trainer.fit()
     trainer.search()
     found = json.loads((tmp_path / "run" / "tip_adapter_f" / "search-1.json").read_text())
     assert np.shape(found["grid"]) == (5, 4)

@@ -74,9 +74,9 @@ def test_a_run_has_exactly_its_steps_and_the_rate_falls_after_each(make):
 
 
 def test_steps_follow_the_shots_or_else_the_epochs(make):
-    assert make("a", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "500", shots=2).total_steps == 1000
+    assert make("a", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "500", shots=2).steps_to_train() == 1000
     by_epochs = make("b", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "OPTIM.MAX_EPOCH", "3")
-    assert (by_epochs.total_steps, by_epochs.max_epoch) == (12, 3)
+    assert (by_epochs.steps_to_train(), by_epochs.max_epoch) == (12, 3)
 
 
 def test_the_saved_file_holds_the_pairs_alone_and_gives_the_same_logits(make, golden):
@@ -217,7 +217,7 @@ def test_a_resnet_backbone_adapts_its_text_encoder_and_says_so(make, caplog):
     assert len(trainer.head.text) == 2
     assert not len(trainer.head.vision)
     trainer.train()
-    assert trainer.settings()["encoder"] == "text"
+    assert trainer.head.settings["encoder"] == "text"
 
 
 @pytest.mark.parametrize(

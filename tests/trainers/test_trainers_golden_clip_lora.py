@@ -154,7 +154,7 @@ def test_lora_training_run_equals_the_references(golden, lora_trainer, golden_in
     trainer = lora_trainer(case, dropout=LORA["q"]["drop"] if drops else 0.0)
     for pair in low_rank_pairs(trainer.head) if drops else ():
         pair.dropout = _RecordedDropout(pair.dropout.p)
-    assert (trainer.total_steps, trainer.max_epoch) == (5, 5)
+    assert (trainer.steps_to_train(), trainer.max_epoch) == (5, 5)
     torch.manual_seed(run["torch_manual_seed"])
     draw_initial_values(case["n_layers"])
     trainer.set_model_mode("train")

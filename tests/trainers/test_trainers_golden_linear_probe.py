@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dassl_lite.engine.methods.feature_sets import FeatureSet
+from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.trainers import linear_probe
 
@@ -82,8 +82,8 @@ def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, m
     for name in ("train", "val"):
         features, labels = draw(data, name, 4)
         sets[name] = FeatureSet(torch.from_numpy(features)[None], torch.from_numpy(labels))
-    monkeypatch.setattr(linear_probe, "training_set", lambda trainer, augmented: sets["train"])
-    monkeypatch.setattr(linear_probe, "selection_set", lambda trainer: sets["val"])
+    monkeypatch.setattr(linear_probe.LinearProbe, "training_set", lambda trainer, augmented: sets["train"])
+    monkeypatch.setattr(linear_probe.LinearProbe, "selection_set", lambda trainer: sets["val"])
     options = ["TRAINER.LinearProbe.FIT", "logistic_regression", "TRAINER.LinearProbe.C_STEPS", str(STEPS)]
     trainer = golden_trainer("LinearProbe", "vit0", "OxfordPets", *options)
     trainer.head = linear_probe.LinearLayer(16, 5)  # the golden features are 16 wide

@@ -83,7 +83,7 @@ def build(golden, golden_trainer, q):
 
             return FeatureLoader(loader, items, fetch, trainer.device)
 
-        trainer.feature_loader = cache
+        trainer.features.loader = cache
         trainer.val_loader, trainer.test_loader = batches("val", 16, 3000), batches("test", 16, 4000)
         trainer.train_loader_x = batches("trainF", 8, 5000, augmented=True)
         return trainer
@@ -117,9 +117,9 @@ def test_tip_adapter_equals_the_reference(golden, build, error, q, name):
     assert error(torch.tensor(found["grid"]), arrays[f"{name}.search_grid"]) < FORWARD
 
     for j, run in enumerate(expected["runs"]):
-        head.weigh(run["alpha"], run["beta"])
+        head.set_alpha_beta(run["alpha"], run["beta"])
         assert error(trainer.model_inference(val), arrays[f"{name}.run{j}.tip_val_logits"]) < FORWARD
-    head.weigh(0.0, 1.0)
+    head.set_alpha_beta(0.0, 1.0)
     assert error(trainer.model_inference(val), arrays[f"{name}.zs_val_logits"]) < FORWARD
     assert error(trainer.model_inference(test), arrays[f"{name}.zs_test_logits"]) < FORWARD
 

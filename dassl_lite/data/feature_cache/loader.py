@@ -24,10 +24,16 @@ class FeatureLoader:
         items: its N images' Datums.
         fetch: gives the features, called at first use: ``tensor`` (V, N, D) and ``kept`` (N,).
         device: where batches are wanted; the whole tensor is moved there once.
+        epoch: tells the current epoch, which selects the view: epoch mod V.
     """
 
     def __init__(
-        self, loader: DataLoader, items: Sequence[Datum], fetch: Callable[[], Features], device: torch.device
+        self,
+        loader: DataLoader,
+        items: Sequence[Datum],
+        fetch: Callable[[], Features],
+        device: torch.device,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.items, self.device = items, device
         self.dataset, self.batch_size = loader.dataset, loader.batch_size
@@ -37,7 +43,7 @@ class FeatureLoader:
         self._batches = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
         self._fetch = fetch
         self._views: torch.Tensor | None = None
-        self.epoch = 0  # selects the view: epoch mod V
+        self._epoch = epoch
 
     @property
     def views(self) -> torch.Tensor:
@@ -55,7 +61,7 @@ class FeatureLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,)."""
-        view = self.views[self.epoch % len(self.views)]
+        view = self.views[self._epoch() % len(self.views)]
         torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws its workers' base seed here
         for indices in self._batches:
             index = torch.tensor(indices)

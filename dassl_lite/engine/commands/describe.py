@@ -20,7 +20,7 @@ from dassl_lite.config.load import BASE_KEY
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
-from dassl_lite.engine.methods.key_comments import Comments
+from dassl_lite.engine.contract.keys import keys_of
 from dassl_lite.engine.plugins import asked_plugins
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
@@ -116,15 +116,22 @@ def _with_keys_of(*owners: Any) -> dict[str, Any]:
 
 def _key_table(name: str) -> str:
     trainer = TRAINER_REGISTRY.get(name)
-    keys, comments = own_keys(trainer), Comments(trainer, *asked_plugins())
+    keys = own_keys(trainer)
     if not keys:
         return f"{name} declares no config keys of its own."
-    recipe = default_recipe(name)
+    recipe, declared = default_recipe(name), {key.lower(): about for key, about in _abouts(trainer).items()}
     values, rows = leaves(make_config(trainer=name, method_file=recipe)), []
     for key, default in keys.items():
         other = f" ({values[key]!r} in {recipe.name})" if recipe and values[key] != default else ""
-        rows.append([key, f"{default!r}{other}", comments.of(key)])
+        rows.append([key, f"{default!r}{other}", declared.get(key.lower(), "")])
     return tabulate(rows, headers=["config key", "default", "what it does"], disable_numparse=True)
+
+
+def _abouts(trainer: Any) -> dict[str, str]:
+    """What each declared key does; a key that an ``extend_cfg`` adds, as in Dassl, says nothing."""
+    if not isinstance(trainer, type) or not hasattr(trainer, "node_name"):
+        return {}
+    return {f"TRAINER.{trainer.node_name()}.{name}": found.about for name, found in keys_of(trainer).items()}
 
 
 def _recipes(name: str) -> str:

@@ -1,106 +1,119 @@
-"""What a FeatureTrainer has of a dataset's images and classes, as a file of features to pass around."""
+"""Writing a feature file: the features that a frozen CLIP gives for a dataset's images and class names.
+
+Shapes: K classes, D feature width.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import dassl_lite
-from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, Datum, describe, is_random
+from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, DataManager, Datum, describe, is_random
 from dassl_lite.data.feature_files.file import Array, FeatureFile, FeaturePart
-from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.engine.methods.feature_source import FeatureSource
+from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompts import fill_templates, text_features
 from dassl_lite.utils.errors import UserError
 
 
-def feature_file_of(trainer: FeatureTrainer, views: int, *, half: bool = False) -> FeatureFile:
-    """Features of all of the dataset's images and prompts, extracted where the cache has them not.
+@dataclass(frozen=True)
+class FeatureExport:
+    """A dataset's images and prompts as a feature file; whatever the cache lacks is extracted.
 
-    Args:
-        trainer: any whose CLIP is frozen; gives CLIP, images and transforms.
+    Attributes:
+        data: dataset and transforms.
+        features: where image features come from.
+        clip: the frozen CLIP.
+        template: the dataset's own prompt template.
+        text_cache: folder for text features, or None.
         views: augmented views of the training images; 0: only the one without augmentation.
-        half: store in float16 whatever the encoder gave.
+        half: store float16 whatever the encoder gives.
+        provenance: what else the file should say about how it was made, as plain values.
     """
-    data, clip = trainer.dm.dataset, trainer.clip
-    templates = tuple(dict.fromkeys((trainer.template, *data.ensemble_templates, *IMAGENET_TEMPLATES_SELECT)))
-    return FeatureFile(
-        parts=_parts(trainer, views, half),
-        classnames=data.classes.names,
-        classids=data.classes.ids,
-        text_weights=np.stack([_text(trainer, template, half) for template in templates]),
-        templates=templates,
-        ensemble_templates=tuple(data.ensemble_templates),
-        logit_scale=clip.logit_scale.exp().item(),
-        backbone=clip.name,
-        backbone_digest=clip.digest,
-        precision=clip.precision,
-        transform=describe(trainer.dm.tfm_test),
-        train_transform=describe(trainer.dm.tfm_train),
-        provenance=(json.dumps(_provenance(trainer, views, half), sort_keys=True),),
-    )
 
+    data: DataManager
+    features: FeatureSource
+    clip: CLIPBackbone
+    template: str
+    text_cache: Path | None
+    views: int
+    half: bool
+    provenance: dict[str, Any]
 
-def _parts(trainer: FeatureTrainer, views: int, half: bool) -> dict[str, FeaturePart]:
-    data = trainer.dm.dataset
-    if not data.test:
-        raise UserError(f"dataset {trainer.cfg.DATASET.NAME} has no test images, which a file of features must have")
-    tested = {item.impath for item in data.test}
-    parts: dict[str, FeaturePart] = {}
-    if data.train_x and not getattr(data, "test_only", False):  # test_only: the test images stand in
-        parts["train"] = _train_part(trainer, data.train_x, views, half)
-    if data.val and not tested & {item.impath for item in data.val}:  # ImageNet validates on its test images
-        parts["val"] = _part(trainer, data.val, half)
-    parts["test"] = _part(trainer, data.test, half)
-    return parts
+    def file(self) -> FeatureFile:
+        """The content of the file.
 
+        Raises:
+            UserError: the dataset has no test images.
+        """
+        dataset, clip = self.data.dataset, self.clip
+        templates = tuple(dict.fromkeys((self.template, *dataset.ensemble_templates, *IMAGENET_TEMPLATES_SELECT)))
+        made = {
+            "made_by": f"dassl-lite {dassl_lite.__version__}, tools/extract.py",
+            "torch": torch.__version__,
+            "fewshot_digest": dataset.fewshot_digest,
+            "views": self.views,
+            "views_seed": self.features.seed,
+            "half": self.half,
+            **self.provenance,
+        }
+        return FeatureFile(
+            parts=self._parts(),
+            classnames=dataset.classes.names,
+            classids=dataset.classes.ids,
+            text_weights=np.stack([self._text(template) for template in templates]),
+            templates=templates,
+            ensemble_templates=tuple(dataset.ensemble_templates),
+            logit_scale=clip.logit_scale.exp().item(),
+            backbone=clip.name,
+            backbone_digest=clip.digest,
+            precision=clip.precision,
+            transform=describe(self.data.tfm_test),
+            train_transform=describe(self.data.tfm_train),
+            provenance=(json.dumps(made, sort_keys=True),),
+        )
 
-def _train_part(trainer: FeatureTrainer, items: Sequence[Datum], views: int, half: bool) -> FeaturePart:
-    plain, transform = _part(trainer, items, half), trainer.dm.tfm_train
-    if not views or not is_random(transform):
-        return plain
-    augmented = _part(trainer, items, half, transform, views)
-    return FeaturePart(augmented.views, augmented.labels, plain.views[0])
+    def _parts(self) -> dict[str, FeaturePart]:
+        dataset = self.data.dataset
+        if not dataset.test:
+            raise UserError(f"dataset {type(dataset).__name__} has no test images, which a feature file must have")
+        tested = {item.impath for item in dataset.test}
+        parts: dict[str, FeaturePart] = {}
+        if dataset.train_x and not getattr(dataset, "test_only", False):  # test_only: the test images stand in
+            parts["train"] = self._train_part(dataset.train_x)
+        if dataset.val and not tested & {item.impath for item in dataset.val}:  # ImageNet validates on test images
+            parts["val"] = self._part(dataset.val)
+        parts["test"] = self._part(dataset.test)
+        return parts
 
+    def _train_part(self, items: Sequence[Datum]) -> FeaturePart:
+        plain, transform = self._part(items), self.data.tfm_train
+        if not self.views or not is_random(transform):
+            return plain
+        augmented = self._part(items, transform, self.views)
+        return FeaturePart(augmented.views, augmented.labels, plain.views[0])
 
-def _part(
-    trainer: FeatureTrainer, items: Sequence[Datum], half: bool, transform: Any = None, views: int = 1
-) -> FeaturePart:
-    """Features of ``items``, without those images that could not be read; by default under the test transform."""
-    loader = trainer.feature_loader(trainer.dm.test_loader, items, transform or trainer.dm.tfm_test, views)
-    assert loader is not None
-    tensor = loader.views.cpu()
-    return FeaturePart(_array(tensor[:, loader.kept], half), loader.labels.cpu()[loader.kept].numpy())
+    def _part(self, items: Sequence[Datum], transform: Any = None, views: int = 1) -> FeaturePart:
+        """Features of ``items`` without images that could not be read; by default under the test transform."""
+        found = self.features.fetch(items, transform or self.data.tfm_test, views)
+        labels = np.array([item.label for item in items])
+        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels[found.kept.numpy()])
 
+    @torch.no_grad()
+    def _text(self, template: str) -> Array:
+        """(K, D), not normalised."""
+        prompts = fill_templates(self.data.dataset.classnames, [template])
+        return self._array(text_features(self.clip, prompts, self.text_cache).cpu())
 
-@torch.no_grad()
-def _text(trainer: FeatureTrainer, template: str, half: bool) -> Array:
-    """(K, D), not normalised."""
-    prompts = fill_templates(trainer.classnames, [template])
-    return _array(text_features(trainer.clip, prompts, trainer.text_cache).cpu(), half)
-
-
-def _array(tensor: torch.Tensor, half: bool) -> Array:
-    """In the type that the encoder gave, where NumPy has it (it has no bfloat16)."""
-    if half:
-        return tensor.half().numpy()
-    return (tensor if tensor.dtype in (torch.float16, torch.float32, torch.float64) else tensor.float()).numpy()
-
-
-def _provenance(trainer: FeatureTrainer, views: int, half: bool) -> dict[str, Any]:
-    cfg, data = trainer.cfg, trainer.dm.dataset
-    return {
-        "made_by": f"dassl-lite {dassl_lite.__version__}, tools/extract.py",
-        "torch": torch.__version__,
-        "dataset": cfg.DATASET.NAME,
-        "num_shots": cfg.DATASET.NUM_SHOTS,
-        "seed": cfg.SEED,
-        "fewshot_digest": data.fewshot_digest,
-        "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
-        "views": views,
-        "views_seed": cfg.DATASET.FEATURES.SEED,
-        "half": half,
-    }
+    def _array(self, tensor: torch.Tensor) -> Array:
+        """In the type that the encoder gave, where NumPy has it (it has no bfloat16)."""
+        if self.half:
+            return tensor.half().numpy()
+        return (tensor if tensor.dtype in (torch.float16, torch.float32, torch.float64) else tensor.float()).numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +28,49 @@ def build(cfg: CfgNode) -> Any:
     return build_trainer(cfg)
 
 
-def train(cfg: CfgNode) -> Path:
-    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path.
+@contextmanager
+def session(cfg: CfgNode) -> Iterator[Any]:
+    """A built trainer that has its output folder to itself; once the body has trained it, its results are written.
+
+        with session(cfg) as trainer:
+            trainer.train()
 
     Raises:
-        UserError: whatever is wrong with the config, or another run is at work in that folder.
+        UserError: whatever is wrong with the config, or another run uses that folder.
     """
-    if distributed.rank():
-        return _train(cfg)
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    with only_run_in(cfg.OUTPUT_DIR):
-        return _train(cfg)
+    first = distributed.rank() == 0
+    if first:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    with only_run_in(cfg.OUTPUT_DIR) if first else nullcontext():
+        trainer = build(cfg)
+        zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
+        if zero_shot is not None:
+            logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
+        yield trainer
+        if first:
+            write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
+        show(cfg, trainer.results, zero_shot)
+        logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
 
 
-def _train(cfg: CfgNode) -> Path:
-    trainer = build(cfg)
-    zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
-    if zero_shot is not None:
-        logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
-    trainer.train()
-    path = Path(cfg.OUTPUT_DIR) / FILE_NAME
-    if distributed.rank() == 0:
-        write_results(trainer, cfg.OUTPUT_DIR, zero_shot_accuracy=zero_shot)
-    report(trainer, zero_shot)
-    logger.info(f"\nResults: {path}")
-    return path
+def train(cfg: CfgNode) -> Path:
+    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path."""
+    with session(cfg) as trainer:
+        trainer.train()
+    return Path(cfg.OUTPUT_DIR) / FILE_NAME
 
 
-def report(trainer: Any, zero_shot: float | None) -> None:
-    """Log the closing table: accuracy before and after."""
-    split, cfg = trainer.cfg.TEST.SPLIT, trainer.cfg
-    if "accuracy" not in trainer.results.get(split, {}):  # nothing was evaluated, or by an evaluator of other metrics
+def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | None) -> None:
+    """Log the closing table: accuracy in percent before and after training.
+
+    Args:
+        results: metrics by split.
+        zero_shot: accuracy before training, if known.
+    """
+    split = cfg.TEST.SPLIT
+    if "accuracy" not in results.get(split, {}):  # nothing was evaluated, or by an evaluator with other metrics
         return
-    accuracy, shots = trainer.results[split]["accuracy"], cfg.DATASET.NUM_SHOTS
+    accuracy, shots = results[split]["accuracy"], cfg.DATASET.NUM_SHOTS
     rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]
     if zero_shot is not None:
         rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])

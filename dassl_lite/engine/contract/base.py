@@ -1,4 +1,4 @@
-"""TrainerBase: a trainer's named models with their optimisers, schedules, files and training loop (Dassl's contract).
+"""TrainerBase: registered models, their checkpoints, and the training loop (Dassl's contract).
 
 The loop, with the hooks that a trainer may override::
 
@@ -8,34 +8,62 @@ The loop, with the hooks that a trainer may override::
         run_epoch()         # forward_backward(batch) for every batch
         after_epoch()       # validation, checkpoint
     after_train()           # test
+
+Shapes: B images, K classes.
 """
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dassl_lite.engine.contract.registered_models import RegisteredModels
+from dassl_lite.data.classes import ClassList, ClassMatch
+from dassl_lite.engine.contract.run_log import RunLog
+from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.class_rows import ClassRows
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import NotFiniteError, unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+Names = str | Iterable[str] | None  # of registered models; None: all of them
 
-class TrainerBase(RegisteredModels):
-    """Registered models, their files and the loop that trains them."""
 
-    scaler: Any = None  # torch.amp.GradScaler of a trainer in mixed precision: a checkpoint keeps its state
+class TrainerBase:
+    """Registered models with their optimisers and schedules, their checkpoints, and the loop that trains them."""
+
+    # What a subclass provides.
+    epoch_batches: Callable[[], Iterator[tuple[Any, ...]]]  # sets num_batches; gives forward_backward's arguments
+    forward_backward: Callable[..., dict[str, float]]  # one training step; returns the values to log, by name
+    parse_batch_train: Callable[..., Any]  # what forward_backward needs of a batch, on the device
+    parse_batch_test: Callable[[Any], Any]  # (input, label) of a test batch, on the device
+    model_inference: Callable[[Any], Tensor]  # logits (B, K) for an input from parse_batch_test
+    test: Callable[..., float]  # evaluate; returns the main metric
+    run_log: RunLog  # where steps are logged
+
+    trains = True  # False: there are no epochs; fit() learns everything there is
+    epoch = 0
+    batch_idx = 0
+    num_batches = 0
+    scaler: Any = None  # torch.amp.GradScaler in mixed precision; its state is part of a checkpoint
+    class_match: ClassMatch | None = None  # how a loaded checkpoint's classes matched this dataset's
+    strict_classes = False  # whether a class that the checkpoint lacks is an error
 
     def __init__(self) -> None:
-        super().__init__()
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
         self.start_epoch = self.max_epoch = 0
         self.best_result = float("-inf")
@@ -43,7 +71,98 @@ class TrainerBase(RegisteredModels):
         self.results: dict[str, dict[str, Any]] = {}  # split -> metrics of its last evaluation
         self.seconds: dict[str, float] = {}  # phase -> wall time
 
-    # ---- files --------------------------------------------------------------------------------------------------
+    # ---- models -------------------------------------------------------------------------------------------------
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        sched: Any = None,
+    ) -> None:
+        """Name a model; its folder of checkpoints has that name. ``optim`` and ``sched`` are None if it is frozen."""
+        if "_models" not in self.__dict__:
+            raise AttributeError("call super().__init__() before register_model()")
+        if name in self._models:
+            raise ValueError(f"a model named '{name}' is registered already; names must differ")
+        if model is None:
+            raise ValueError(f"register_model('{name}') got no model")
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """All registered names, or ``names`` as a list after checking that each is registered."""
+        if names is None:
+            return list(self._models)
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in self._models:
+                raise unknown("registered model", name, self._models)
+        return wanted
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Put models into "train" or "eval" (also called "test") mode."""
+        if mode not in ("train", "eval", "test"):
+            raise unknown("model mode", mode, ("train", "eval", "test"))
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def update_lr(self, names: Names = None) -> None:
+        """Step the schedules; call it after an epoch's last batch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Learning rate of the first parameter group of the first model that has an optimiser."""
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        return next((optim.param_groups[0]["lr"] for optim in optims if optim is not None), 0.0)
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Clear the gradients."""
+        for optim in self._optimisers(names):
+            optim.zero_grad()
+
+    def model_backward(self, loss: Tensor) -> None:
+        """Back-propagate a finite loss."""
+        self.detect_anomaly(loss)
+        loss.backward()
+        distributed.average_gradients(self._models.values())
+
+    def model_update(self, names: Names = None) -> None:
+        """Step the optimisers."""
+        for optim in self._optimisers(names):
+            optim.step()
+
+    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
+        """Clear gradients, back-propagate, step."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        """Stop at a loss that is infinite or NaN; earlier checkpoints stay."""
+        if not torch.isfinite(loss).all():
+            step = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+            raise self._not_finite(f"the loss is infinite or NaN at {step}")
+
+    def require_finite_weights(self) -> None:
+        """Stop after an epoch that made a parameter infinite or NaN, before it is saved: the loss does not show it
+        until the next step."""
+        for model in self._models.values():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and not torch.isfinite(parameter).all():
+                    raise self._not_finite(f"{name} is infinite or NaN after epoch {self.epoch + 1}")
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"{what}; lower OPTIM.LR (now {self.get_current_lr():g}) or use a wider precision. "
+            "Earlier checkpoints are intact."
+        )
+
+    def _optimisers(self, names: Names) -> list[torch.optim.Optimizer]:
+        return [optim for name in self.get_model_names(names) if (optim := self._optims[name]) is not None]
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def save_model(
         self,
@@ -56,6 +175,7 @@ class TrainerBase(RegisteredModels):
         """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model (rank 0)."""
         if distributed.rank():
             return
+        store = CheckpointStore(directory)
         run_state = checkpoint.run_state(self.best_result, self.history, self.scaler)
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
@@ -68,34 +188,31 @@ class TrainerBase(RegisteredModels):
                 "run_state": run_state,
                 "meta": self.checkpoint_meta(),
             }
-            folder = Path(directory) / name
-            try:
-                torchtools.save_checkpoint(state, str(folder), is_best=is_best, model_name=model_name)
-            except (OSError, RuntimeError) as error:
-                reason = checkpoint.why_not_written(error)
-                raise UserError(
-                    f"no checkpoint can be written to {folder} ({reason}); those written before stay. Make room "
-                    "there and go on with --resume"
-                ) from error
+            store.save(name, state, is_best=is_best, model_name=model_name)
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        """What a checkpoint says of itself, as plain values: method, classes, backbone, config ..."""
-        return {"trainer": type(self).__name__}
+        """What a checkpoint says about itself, as plain values: method, classes, backbone, config ..."""
+        return {"trainer": type(self).__name__, **self.describe_run()}
+
+    def describe_run(self) -> dict[str, Any]:
+        """What a checkpoint says about its data and config, as plain values."""
+        return {}
 
     def resume_model_if_exist(self, directory: str | Path) -> int:
-        """Go on from the newest checkpoint that every registered model has; returns the epoch to start with."""
-        names = self.get_model_names()
-        newest = checkpoint.newest_common_epoch(directory, names)
+        """Resume from the newest checkpoint that every registered model has; returns the epoch to start with."""
+        names, store = self.get_model_names(), CheckpointStore(directory)
+        newest = store.newest_common_epoch(names)
         if newest is None:
             logger.info("No checkpoint found, train from scratch")
             return 0
         logger.info(f"Found checkpoint at {directory} (will resume training)")
+        own = self.checkpoint_meta()
         for name in names:
-            path = checkpoint.find_file(directory, name, newest)
+            path = store.find(name, newest)
             state = torchtools.load_checkpoint(str(path))
-            self._check_meta(state, path)
-            stored, now = (state.get("meta") or {}).get("config", {}), self.checkpoint_meta().get("config", {})
-            checkpoint.check_same_run(stored, now, path)
+            meta = state.get("meta") or {}
+            checkpoint.check_origin(meta, own, path)
+            checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         self.best_result, self.history = checkpoint.restore_run_state(state, self.scaler)
         return int(state["epoch"])
@@ -104,71 +221,50 @@ class TrainerBase(RegisteredModels):
         """Load weights from a run's folder.
 
         Args:
-            directory: holds one folder per registered model.
-            epoch: which file; None means the best one, and where a run kept none, the last one.
+            directory: has one folder per registered model.
+            epoch: which checkpoint; None means the best or, if the run kept none, the last.
 
         Raises:
-            UserError: no such file, or one of another method, backbone or class count.
+            UserError: no such file, or one of another method, backbone or number of classes.
         """
         if not directory:
             logger.info("Note that load_model() is skipped as no pretrained model is given")
             return
         for name in self.get_model_names():
-            path = checkpoint.find_file(directory, name, epoch)
+            path = CheckpointStore(directory).find(name, epoch)
             state = torchtools.load_checkpoint(str(path))
-            self._check_meta(state, path)
+            meta = state.get("meta") or {}
+            checkpoint.check_origin(meta, self.checkpoint_meta(), path)
             logger.info(f'Loading weights to {name} from "{path}" (epoch = {state.get("epoch")})')
-            weights = self.adapt_state_dict(
-                self._models[name], torchtools.strip_module_prefix(state["state_dict"]), state.get("meta") or {}, path
-            )
+            weights = torchtools.strip_module_prefix(state["state_dict"])
+            weights = self.adapt_state_dict(self._models[name], weights, meta, path)
             checkpoint.load_weights(self._models[name], weights, path)
 
     def adapt_state_dict(
-        self, model: nn.Module, weights: dict[str, torch.Tensor], meta: dict[str, Any], path: Path
-    ) -> dict[str, torch.Tensor]:
-        """Fit loaded weights to this run: drop what is computed anew, pick the rows of this dataset's classes."""
+        self, model: nn.Module, weights: dict[str, Tensor], meta: dict[str, Any], path: Path
+    ) -> dict[str, Tensor]:
+        """Fit loaded weights to this run: drop what is recomputed, pick the rows of this dataset's classes.
+
+        A model that has to check or prepare something first has a method ``prepare_to_load(weights, meta, path)``.
+        """
+        if (prepare := getattr(model, "prepare_to_load", None)) is not None:
+            prepare(weights, meta, path)
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
         rows = ClassRows.of(model)
         picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
         self.class_match = match or self.class_match
         return picked
 
-    class_match: Any = None  # how the loaded checkpoint's classes matched this dataset's, where it has class rows
-    strict_classes = False  # whether a class that the checkpoint lacks is an error
-
-    def target_classes(self) -> Any:
-        """The ClassList of the dataset at hand, or None where there is none."""
+    def target_classes(self) -> ClassList | None:
+        """The classes of the dataset at hand, if it has any."""
         return None
-
-    def _check_meta(self, state: dict[str, Any], path: Path) -> None:
-        """A checkpoint of another method or backbone is refused; one that does not say (the reference's) is taken."""
-        meta, mine = state.get("meta") or {}, self.checkpoint_meta()["trainer"]
-        if meta.get("trainer") not in (None, mine):
-            raise UserError(f"{path} was saved with trainer '{meta['trainer']}', but this run has trainer '{mine}'")
-        self.check_backbone(meta, path)
-
-    def check_backbone(self, meta: dict[str, Any], path: Path) -> None:
-        """Refuse a checkpoint of another backbone than this run's, where both say which."""
-        mine = self.checkpoint_meta()
-        if meta.get("backbone") is None or mine.get("backbone") is None:
-            return
-        # The digest is of the weights as they are held, so it tells a backbone only within one precision.
-        key = "backbone_digest" if meta.get("precision") == mine.get("precision") else "backbone"
-        if meta[key] != mine[key]:
-            weights = "" if meta["backbone"] != mine["backbone"] else " with other weights"
-            raise UserError(
-                f"{path} was saved with backbone '{meta['backbone']}', but this run has backbone "
-                f"'{mine['backbone']}'{weights}"
-            )
 
     # ---- TensorBoard --------------------------------------------------------------------------------------------
 
     def init_writer(self, log_dir: str | Path) -> None:
         """Open a TensorBoard event file (once)."""
         if self._writer is None and distributed.rank() == 0:
-            from dassl_lite.engine.contract.scalar_writer import (
-                ScalarWriter,  # slow to import, so only where it is used
-            )
+            from dassl_lite.engine.contract.scalar_writer import ScalarWriter  # slow to import
 
             logger.info(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = ScalarWriter(str(log_dir))
@@ -186,15 +282,62 @@ class TrainerBase(RegisteredModels):
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
-    def train(self, start_epoch: int, max_epoch: int) -> None:
-        """Run epochs ``start_epoch`` to ``max_epoch`` - 1; ``before_train`` may move ``self.start_epoch``."""
-        self.start_epoch, self.max_epoch = start_epoch, max_epoch
-        self.before_train()
-        for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-        self.after_train()
+    def train(self, start_epoch: int | None = None, max_epoch: int | None = None) -> None:
+        """Train epochs ``start_epoch`` to ``max_epoch`` - 1 (by default as the trainer was built), then test.
+
+        ``before_train`` may move ``self.start_epoch``, to where a resumed run stopped.
+        """
+        self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
+        self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
+        self.check_training_data()
+        start = time.perf_counter()
+        self.fit()
+        if not self.has_epochs():
+            self.after_fit(time.perf_counter() - start)
+            return
+        with self.training():
+            self.before_train()
+            for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
+                self.before_epoch()
+                self.run_epoch()
+                self.after_epoch()
+            self.after_train()
+
+    def run_epoch(self) -> None:
+        """One pass over the training data: a step per batch, with log lines and scalars."""
+        self.set_model_mode("train")
+        batches, log = self.epoch_batches(), self.run_log
+        log.start_epoch(self.epoch, self.num_batches)
+        with threads_for(self.step_cost()):
+            for self.batch_idx, batch in enumerate(batches):
+                log.data_ready()
+                summary = self.forward_backward(*batch)
+                log.batch_done(self.batch_idx, summary, self.get_current_lr())
+                step = self.epoch * self.num_batches + self.batch_idx
+                for name, meter in log.losses.meters.items():
+                    self.write_scalar(f"train/{name}", meter.avg, step)
+                self.write_scalar("train/lr", self.get_current_lr(), step)
+
+    def has_epochs(self) -> bool:
+        """Whether this run trains in epochs; a method for which that depends on its config overrides it."""
+        return self.trains
+
+    def step_cost(self) -> int | None:
+        """Multiplications of a step's forward pass, roughly, to choose the number of threads; None: unknown."""
+        return None
+
+    def training(self) -> AbstractContextManager[None]:
+        """The context in which epochs run."""
+        return nullcontext()
+
+    def check_training_data(self) -> None:
+        """Raise a UserError if there is nothing to train on."""
+
+    def fit(self) -> None:
+        """Learn from the training set at once: everything if there are no epochs, else what precedes them."""
+
+    def after_fit(self, seconds: float) -> None:
+        """After a ``fit`` that learned everything; ``seconds`` is how long it took."""
 
     def before_train(self) -> None:
         """Before the first epoch."""
@@ -207,27 +350,3 @@ class TrainerBase(RegisteredModels):
 
     def after_epoch(self) -> None:
         """After each epoch."""
-
-    def run_epoch(self) -> None:
-        """One pass over the training data."""
-        raise NotImplementedError
-
-    def test(self, split: str | None = None) -> float:
-        """Evaluate; returns the main metric."""
-        raise NotImplementedError
-
-    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
-        """What ``forward_backward`` needs of a training batch, on the device."""
-        raise NotImplementedError
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
-        """(input, label) of a test batch, on the device."""
-        raise NotImplementedError
-
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
-        """One training step; returns the values to log, by name."""
-        raise NotImplementedError
-
-    def model_inference(self, input: Any) -> torch.Tensor:
-        """Logits (B, K) for an input as ``parse_batch_test`` gives it."""
-        raise NotImplementedError

@@ -1,28 +1,356 @@
-"""TrainerX and TrainerXU: one pass over labelled, or labelled and unlabelled, data (Dassl's contract).
+"""SimpleTrainer, TrainerX and TrainerXU: trainers built from a config (Dassl's contract, which third parties subclass).
 
-The other trainers of the contract can be had from here too, as in Dassl.
+    SimpleTrainer    data, model, evaluator, checkpoints, test
+    TrainerX         labelled data: forward_backward(batch)
+    TrainerXU        labelled and unlabelled data: forward_backward(batch_x, batch_u)
+
+The other classes of the contract can be imported from here too, as in Dassl.
+
+Shapes: B images, K classes.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from operator import length_hint
+from pathlib import Path
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+import dassl_lite
+from dassl_lite.config import to_dict
+from dassl_lite.data import DataManager
+from dassl_lite.data.classes import ClassList
+from dassl_lite.data.feature_files.dataset import FeatureDataset
+from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.contract.base import TrainerBase
+from dassl_lite.engine.contract.graceful_stop import GracefulStop
+from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys
+from dassl_lite.engine.contract.loaders import LOADERS, manager_of
+from dassl_lite.engine.contract.run_log import RunLog
 from dassl_lite.engine.contract.simple_net import SimpleNet
-from dassl_lite.engine.contract.simple_trainer import SimpleTrainer
+from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.checkpoint import CheckpointStore
+from dassl_lite.engine.files.results import peak_memory
+from dassl_lite.engine.parallel import distributed
+from dassl_lite.engine.parallel.shared_inference import outputs
+from dassl_lite.evaluation import build_evaluator
+from dassl_lite.optim import build_lr_scheduler, build_optimizer
+from dassl_lite.utils import count_num_param, load_pretrained_weights
+from dassl_lite.utils.env import environment
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
 
 __all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
+
+logger = get_logger(__name__)
+
+
+class SimpleTrainer(TrainerBase):
+    """A trainer built from a frozen config: data, model, evaluator, checkpoints, test.
+
+    A subclass provides ``forward_backward`` and, mostly, ``build_model``, which registers its models.
+    """
+
+    keys: ClassVar[Sequence[Key]] = ()  # config keys of its own, under its node of cfg.TRAINER; see `keys.key`
+    config_node = ""  # that node; empty: the class's name
+    takes_features = False  # whether it can train on a feature file, without images
+    uses_shots = True  # whether the training images make a difference
+    standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
+
+    # Set by build_data_loader, which a subclass may override; what it leaves out stays as here.
+    train_loader_x: Any = None
+    train_loader_u: Any = None
+    val_loader: Any = None
+    test_loader: Any = None
+    # Set while training; not in __init__, which some trainers replace, calling TrainerBase's only.
+    model: Any = None
+    _saved_at = float("inf")  # time of the last checkpoint
+    _stop = GracefulStop()  # train() enters its own
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        check_keys(type(self), cfg, self.node_name())
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        self.device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.build_data_loader()
+        if not hasattr(self, "dm"):
+            loaders = {part: getattr(self, attribute) for part, attribute in LOADERS.items()}
+            self.dm = manager_of(loaders, len(cfg.DATASET.SOURCE_DOMAINS))
+        self.num_classes: int = getattr(self, "num_classes", self.dm.num_classes)
+        self.num_source_domains: int = getattr(self, "num_source_domains", self.dm.num_source_domains)
+        self.lab2cname: dict[int, str] = getattr(self, "lab2cname", self.dm.lab2cname)
+        if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise UserError(
+                f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation set; use last_step"
+            )
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    # ---- config -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def node_name(cls) -> str:
+        """Name of the node of ``cfg.TRAINER`` with the trainer's own keys."""
+        return cls.config_node or cls.__name__
+
+    @classmethod
+    def extend_cfg(cls, cfg: CfgNode) -> None:
+        """Add the trainer's own keys to a config; Dassl's way to declare them is to override this."""
+        declare_keys(cls, cfg, cls.node_name())
+
+    @property
+    def method_cfg(self) -> CfgNode:
+        """The trainer's own config keys."""
+        return self.cfg.TRAINER[self.node_name()]
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise a UserError for values that this method cannot take; called before anything is built."""
+
+    # ---- building -----------------------------------------------------------------------------------------------
+
+    def build_data_loader(self) -> None:
+        """Build the dataset and its loaders."""
+        dm = DataManager(self.cfg)
+        if isinstance(dm.dataset, FeatureDataset) and not self.takes_features:
+            name = self.cfg.TRAINER.NAME
+            raise UserError(f"{name} needs images, but dataset {self.cfg.DATASET.NAME} holds features only")
+        self.dm: Any = dm
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        if distributed.world_size() > 1:
+            self.train_loader_x = distributed.shared_loader(dm.train_loader_x)
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+
+    def build_model(self) -> None:
+        """Build the models, their optimisers and schedules, and register them; by default, a SimpleNet."""
+        cfg = self.cfg
+        logger.info("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        logger.info(f"# params: {count_num_param(self.model):,}")
+        self.optim: Any = build_optimizer(self.model, cfg.OPTIM)
+        self.sched: Any = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def target_classes(self) -> ClassList | None:
+        return getattr(self.dm.dataset, "classes", None)
+
+    def describe_run(self) -> dict[str, Any]:
+        classes = self.target_classes()
+        return {
+            "version": dassl_lite.__version__,
+            "dataset": self.cfg.DATASET.NAME,
+            "classnames": list(classes.names) if classes else [],
+            "classids": list(classes.ids) if classes else [],
+            "config": to_dict(self.cfg),
+        }
+
+    def has_state(self) -> bool:
+        """Whether there is anything to save and load."""
+        return any(model.state_dict() for model in self._models.values())
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def check_training_data(self) -> None:
+        if self.uses_shots and getattr(self.dm.dataset, "test_only", False):  # test images stand in for training images
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has no training images; train on another dataset, then evaluate that run on "
+                "this one with tools/eval.py"
+            )
+
+    def after_fit(self, seconds: float) -> None:
+        if self.has_state():
+            self.save_model(0, self.output_dir)
+            self.seconds["train"] = seconds
+            logger.info("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            self.evaluate_split()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        if self.selects_on_test:
+            logger.warning(
+                f"TEST.FINAL_MODEL best_val selects the epoch on validation images that are also test images of "
+                f"{self.cfg.DATASET.NAME}, as the reference does: the accuracy is not on unseen images (results.json "
+                "says selected_on_test). Use last_step to avoid that"
+            )
+        try:
+            with GracefulStop() as self._stop:
+                yield
+        finally:  # what was logged is kept when a run is stopped, too
+            if "run_log" in self.__dict__:
+                self.run_log.close()
+            self.close_writer()
+
+    def before_train(self) -> None:
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        distributed.same_random_states()  # which also waits: nobody writes what another has still to read
+        self.init_writer(Path(self.output_dir) / "tensorboard")
+        self.time_start = time.time()
+        self._saved_at = time.monotonic()
+        self.__dict__.pop("run_log", None)
+
+    def after_epoch(self) -> None:
+        self.require_finite_weights()
+        self.run_log.end_epoch(self.get_current_lr())
+        last = self.epoch + 1 == self.max_epoch
+        stops = any(distributed.process_group().gather(self._stop.requested))
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
+        if last or (frequency and (self.epoch + 1) % frequency == 0):
+            self.save_model(self.epoch, self.output_dir)
+            CheckpointStore(self.output_dir).drop_rolling(self.get_model_names())
+        elif stops or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
+            self._save_rolling()
+        if stops and not last:
+            raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; resume with --resume")
+
+    def _save_rolling(self) -> None:
+        """Save a checkpoint to resume from; the next one replaces it."""
+        self.save_model(self.epoch, self.output_dir)
+        CheckpointStore(self.output_dir).mark_rolling(self.get_model_names(), self.epoch + 1)
+        self._saved_at = time.monotonic()
+
+    def after_train(self) -> None:
+        self.run_log.close()
+        self.seconds["train"] = time.time() - self.time_start
+        logger.info("Finish training")
+        distributed.wait()  # for rank 0's files
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                logger.info("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                logger.info("Deploy the last-epoch model")
+            self.evaluate_split()
+        elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
+        logger.info(f"Elapsed: {elapsed}")
+        self.close_writer()
+
+    @cached_property
+    def run_log(self) -> RunLog:
+        """What the run prints; made on first use, because a trainer may override ``before_train``."""
+        return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.shows_progress)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.cfg.VERBOSE and distributed.rank() == 0
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "val" or "test" (default: ``cfg.TEST.SPLIT``); returns the evaluator's first metric.
+
+        Several processes share the batches. A model may define a context manager ``evaluating()``, within which its
+        parameters do not change.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
+        logger.info(f"Evaluate on the *{split}* set")
+        start = time.perf_counter()
+        shown: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
+        shown |= {"total": length_hint(loader) or None, "disable": not self.shows_progress}
+        with ExitStack() as contexts:
+            for model in self._models.values():
+                if (evaluating := getattr(model, "evaluating", None)) is not None:
+                    contexts.enter_context(evaluating())
+            for output, label in tqdm(outputs(loader, self._infer), **shown):
+                self.evaluator.process(output, label)
+        results = distributed.on_first(self._metrics)  # an evaluator may write files
+        self.seconds[f"evaluate {split}"] = time.perf_counter() - start
+        self.results[split] = results
+        self.history.append({"epoch": self.epoch + 1, "split": split, **results})
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def evaluate_split(self, split: str | None = None) -> None:
+        """``test``, and keep what an overridden one returns."""
+        value = self.test(split)
+        if isinstance(value, float | int):
+            self.results.setdefault(split or self.cfg.TEST.SPLIT, {"accuracy": float(value)})
+
+    def _infer(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        input, label = self.parse_batch_test(batch)
+        return self.model_inference(input), label
+
+    def _metrics(self) -> dict[str, Any]:
+        """The evaluator's metrics. A plug-in's may be tensors or NumPy numbers; files take plain ones."""
+        found = self.evaluator.evaluate()
+        return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+
+    def model_inference(self, input: Any) -> Tensor:
+        return self.model(input)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the epoch that is tested is selected by its accuracy on test images."""
+        test = self.cfg.TEST
+        selects = self.has_epochs() and test.FINAL_MODEL == "best_val" and not test.NO_TEST
+        return selects and validates_on_test(self.dm.dataset)
+
+    def run_results(self) -> dict[str, Any]:
+        """The content of ``results.json``: what this run was, what it found and what it cost, as plain values."""
+        data, cfg = self.dm.dataset, self.cfg
+        splits = {"train": data.train_x, "val": data.val, "test": data.test}
+        return {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": cfg.DATASET.NAME,
+            "backbone": self.checkpoint_meta().get("backbone", cfg.MODEL.BACKBONE.NAME),  # a feature file says its own
+            "num_shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+            "num_classes": self.num_classes,
+            "split_sizes": {name: len(items) if items else 0 for name, items in splits.items()},
+            "fewshot_digest": getattr(data, "fewshot_digest", ""),
+            "metrics": self.results,
+            "selected_on_test": self.selects_on_test,  # then the metrics are not on unseen images
+            "per_class": getattr(self.evaluator, "per_class", []),
+            "history": self.history,
+            "seconds": self.seconds,
+            "peak_memory": peak_memory(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "environment": environment(),
+            "config": to_dict(cfg),
+        }
 
 
 class TrainerX(SimpleTrainer):
     """A trainer on labelled data."""
 
-    def run_epoch(self) -> None:
+    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         self.num_batches = len(self.train_loader_x)
-        self._run_batches(self.train_loader_x)
+        return zip(self.train_loader_x)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """(image, label, domain) on the device."""
@@ -32,20 +360,16 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(SimpleTrainer):
     """A trainer on labelled and unlabelled data: ``forward_backward(batch_x, batch_u)``."""
 
-    def run_epoch(self) -> None:
+    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         if self.train_loader_u is None:
             raise UserError(f"{self.cfg.TRAINER.NAME} needs unlabelled images, but {self.cfg.DATASET.NAME} has none")
         len_x, len_u = len(self.train_loader_x), len(self.train_loader_u)
-        counted = self.cfg.TRAIN.COUNT_ITER
         lengths = {"train_x": len_x, "train_u": len_u, "smaller_one": min(len_x, len_u)}
-        self.num_batches = lengths[counted]
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
         pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(itertools.islice(pairs, self.num_batches))
+        return itertools.islice(pairs, self.num_batches)
 
-    def _step(self, batch: Any) -> dict[str, float]:
-        return self.forward_backward(*batch)
-
-    def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:  # type: ignore[override]
+    def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> Any:
         """(labelled image, its label, unlabelled image) on the device."""
         return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)
 

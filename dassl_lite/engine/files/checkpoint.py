@@ -1,4 +1,4 @@
-"""A run's files: which checkpoint to load, what a resumed run needs besides weights, and loading without loss.
+"""A run's checkpoints: where they lie, which one to load, and what a resumed run needs besides weights.
 
 Layout (the reference's): ``<output>/<model>/model.pth.tar-<epoch>``, ``model-best.pth.tar`` and a text file
 ``checkpoint`` that names the newest.
@@ -25,77 +25,137 @@ _ROLLING = ".rolling"  # text file: epoch of a checkpoint that only serves resum
 _RECOMPUTED = ("token_prefix", "token_suffix")
 
 
+class CheckpointStore:
+    """The checkpoints in a run's folder, one sub-folder per registered model.
+
+    Args:
+        directory: the run's folder.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def epochs(self, name: str) -> list[int]:
+        """Epoch numbers of a model's checkpoints, in ascending order."""
+        folder = self.directory / name
+        if not folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in folder.iterdir() if (match := _NUMBERED.match(path.name)))
+
+    def newest_common_epoch(self, names: Iterable[str]) -> int | None:
+        """The newest epoch of which every model has a checkpoint, whatever was being written when a run was killed."""
+        saved = [set(self.epochs(name)) for name in names]
+        common = set.intersection(*saved) if saved else set()
+        return max(common) if common else None
+
+    def find(self, name: str, epoch: int | None = None) -> Path:
+        """The checkpoint file of a model: of ``epoch``, else the best, else the last.
+
+        Raises:
+            UserError: there is no such file; says which epochs there are.
+        """
+        folder, saved = self.directory / name, self.epochs(name)
+        if epoch is not None:
+            path = folder / f"model.pth.tar-{epoch}"
+        elif (folder / BEST).is_file() or not saved:
+            path = folder / BEST
+        else:
+            path = folder / f"model.pth.tar-{saved[-1]}"
+        if not path.is_file():
+            found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
+            raise UserError(f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}")
+        return path
+
+    def save(self, name: str, state: Mapping[str, Any], *, is_best: bool = False, model_name: str = "") -> None:
+        """Write a model's checkpoint, whole or not at all.
+
+        Args:
+            state: ``state_dict``, ``epoch`` and whatever else belongs into the file.
+            is_best: keep a copy as the best.
+            model_name: file name instead of ``model.pth.tar-<epoch>``.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
+        folder = self.directory / name
+        try:
+            torchtools.save_checkpoint(state, str(folder), is_best=is_best, model_name=model_name)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"cannot write a checkpoint to {folder} ({_why_not_written(error)}); earlier checkpoints are intact. "
+                "Free some space there and resume with --resume"
+            ) from error
+
+    def mark_rolling(self, names: Iterable[str], epoch: int) -> None:
+        """Mark the checkpoint of ``epoch`` as replaceable by a newer one, and drop the one marked before."""
+        names = list(names)
+        self.drop_rolling(names, keep=epoch)
+        for name in names:
+            (self.directory / name / _ROLLING).write_text(str(epoch), encoding="utf-8")
+
+    def drop_rolling(self, names: Iterable[str], keep: int | None = None) -> None:
+        """Remove checkpoints that only served resuming, now that there is a newer one."""
+        for name in names:
+            marker = self.directory / name / _ROLLING
+            if marker.is_file():
+                epoch = marker.read_text(encoding="utf-8").strip()
+                if epoch.isdigit() and int(epoch) != keep:
+                    (marker.parent / f"model.pth.tar-{epoch}").unlink(missing_ok=True)
+                marker.unlink()
+
+
 def is_recomputed(key: str) -> bool:
-    """Whether a state-dict entry is computed from the classes at hand and so never loaded."""
+    """Whether a state-dict entry is computed from the classes at hand, so never loaded."""
     return key.rpartition(".")[2] in _RECOMPUTED
 
 
-def epochs_saved(folder: str | Path) -> list[int]:
-    """Epoch numbers of the checkpoints in a model's folder, in ascending order."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NUMBERED.match(path.name)))
-
-
-def newest_common_epoch(directory: str | Path, names: Iterable[str]) -> int | None:
-    """The newest epoch that every model has a checkpoint of, whatever was being written when a run was killed."""
-    saved = [set(epochs_saved(Path(directory) / name)) for name in names]
-    common = set.intersection(*saved) if saved else set()
-    return max(common) if common else None
-
-
-def find_file(directory: str | Path, name: str, epoch: int | None) -> Path:
-    """The checkpoint of model ``name``: of ``epoch``, else the best, else the last.
-
-    Raises:
-        UserError: it is not there; says what is.
-    """
-    folder = Path(directory) / name
-    saved = epochs_saved(folder)
-    if epoch is not None:
-        path = folder / f"model.pth.tar-{epoch}"
-    elif (folder / BEST).is_file() or not saved:
-        path = folder / BEST
-    else:
-        path = folder / f"model.pth.tar-{saved[-1]}"
-    if not path.is_file():
-        found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
-        raise UserError(f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}")
-    return path
-
-
-def mark_rolling(directory: str | Path, names: Iterable[str], epoch: int) -> None:
-    """Say that the checkpoint of ``epoch`` may go once there is a newer one, and drop the one said so before."""
-    names = list(names)
-    drop_rolling(directory, names, keep=epoch)
-    for name in names:
-        (Path(directory) / name / _ROLLING).write_text(str(epoch), encoding="utf-8")
-
-
-def drop_rolling(directory: str | Path, names: Iterable[str], keep: int | None = None) -> None:
-    """Remove checkpoints that were only kept to resume from, now that a newer one stands."""
-    for name in names:
-        marker = Path(directory) / name / _ROLLING
-        if marker.is_file():
-            epoch = marker.read_text(encoding="utf-8").strip()
-            if epoch.isdigit() and int(epoch) != keep:
-                (marker.parent / f"model.pth.tar-{epoch}").unlink(missing_ok=True)
-            marker.unlink()
-
-
-def why_not_written(error: OSError | RuntimeError) -> str:
+def _why_not_written(error: OSError | RuntimeError) -> str:
     """The reason in a few words; an error that is not about the disk is raised again."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error).splitlines()[0]
-    if "unexpected pos" not in text and "write" not in text.lower():  # what torch's own writer says of a full disk
+    if "unexpected pos" not in text and "write" not in text.lower():  # how torch's writer reports a full disk
         raise error
     return f"the disk takes no more: {text}"
 
 
+def check_origin(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another method or backbone; one without that information (the reference's) is accepted.
+
+    Args:
+        meta: the checkpoint's ``meta``.
+        own: this run's.
+
+    Raises:
+        UserError: names both.
+    """
+    if meta.get("trainer") not in (None, own["trainer"]):
+        raise UserError(
+            f"{path} was saved with trainer '{meta['trainer']}', but this run has trainer '{own['trainer']}'"
+        )
+    check_backbone(meta, own, path)
+
+
+def check_backbone(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another backbone, or of other weights under its name, where both sides say which.
+
+    Raises:
+        UserError: names both.
+    """
+    if meta.get("backbone") is None or own.get("backbone") is None:
+        return
+    # The digest is of the weights in the precision of the run, so it is comparable within one precision only.
+    key = "backbone_digest" if meta.get("precision") == own.get("precision") else "backbone"
+    if meta[key] != own[key]:
+        weights = "" if meta["backbone"] != own["backbone"] else " with other weights"
+        raise UserError(
+            f"{path} was saved with backbone '{meta['backbone']}', but this run has backbone "
+            f"'{own['backbone']}'{weights}"
+        )
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load ``weights`` into ``model``: the same names and shapes, but for entries that are computed anew.
+    """Load ``weights`` into ``model``: the same names and shapes, except for entries that are recomputed.
 
     Raises:
         UserError: names or shapes differ.
@@ -110,14 +170,14 @@ def run_state(best_result: float, history: list[dict[str, Any]], scaler: Any = N
     """What a resumed run needs besides models and optimisers, as tensors and plain values.
 
     Args:
-        scaler: the trainer's gradient scaler, if it has one; one that is switched off has no state.
+        scaler: the trainer's gradient scaler, if any; a disabled one has no state.
     """
     state = {"best_result": best_result, "history": list(history), "random_states": random_states()}
     return {**state, "scaler": scaler.state_dict()} if isinstance(scaler, torch.amp.GradScaler) else state
 
 
 def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, sched: Any) -> None:
-    """Put a checkpoint's weights, optimiser and schedule back, to go on as if never stopped."""
+    """Restore weights, optimiser and schedule from a checkpoint, to continue as if never stopped."""
     load_weights(model, state["state_dict"], path)
     for what, part in (("optimizer", optim), ("scheduler", sched)):
         if part is not None:
@@ -134,7 +194,7 @@ def restore_run_state(state: Mapping[str, Any], scaler: Any = None) -> tuple[flo
     return saved.get("best_result", float("-inf")), list(saved.get("history", []))
 
 
-# Config keys that may change between a run and its continuation: they say where and how fast, not what.
+# Config keys that may differ when a run is resumed: they say where and how fast, not what.
 _FREE_ON_RESUME = (
     *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "TRAIN", "TEST"),
     *("DATASET.ROOT", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
@@ -143,7 +203,7 @@ _FREE_ON_RESUME = (
 
 
 def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with a run under other settings: the result would be neither's.
+    """Refuse to resume a run under other settings: the result would belong to neither.
 
     Raises:
         UserError: names the first key that differs, with both values.
@@ -153,8 +213,8 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
         if not free and before[key] != after[key]:
             raise UserError(
-                f"{path} is of a run with {key} {before[key]}, but it is {after[key]} now; go on with the same "
-                "settings, or start anew in another folder (or with --overwrite)"
+                f"{path} belongs to a run with {key} {before[key]}, but now it is {after[key]}; resume with the same "
+                "settings, or start a new run in another folder (or with --overwrite)"
             )
 
 

@@ -1,84 +1,171 @@
-"""Where a FeatureTrainer's features come from: CLIP and the feature store, or a file that has them already."""
+"""Where image features come from: a frozen CLIP and the feature cache, or a feature file that has them already.
+
+Shapes: B images of a batch, N images, V views, D feature width.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from dassl_lite.data import describe
-from dassl_lite.data.datum import Datum
+import torch
+from torch import Tensor
+
+from dassl_lite.data import DatasetBase, Datum, describe, is_random
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
+from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.feature_files.dataset import FeatureDataset
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.models.clip import load_clip
+from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
+from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
-
-if TYPE_CHECKING:
-    from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 
 logger = get_logger(__name__)
 
 
-def holds_features(trainer: FeatureTrainer) -> bool:
-    """Whether the dataset is one of features, without images."""
-    return isinstance(trainer.dm.dataset, FeatureDataset)
+def known_precision(name: str, value: Any) -> None:
+    """Rule of a config key: one of the precisions."""
+    if value not in PRECISIONS:
+        raise unknown("precision", value, PRECISIONS, hint=f"Set {name} to one of them.")
 
 
-def load_backbone(trainer: FeatureTrainer) -> Any:
-    """The CLIP that the config names, frozen; for a dataset of features, what stands for the one that gave them."""
-    data = trainer.dm.dataset
-    if isinstance(data, FeatureDataset):
-        return _stand_in(data, trainer.cfg.TRAINER.NAME).to(trainer.device)
-    name = trainer.cfg.MODEL.BACKBONE.NAME
-    logger.info(f"Loading CLIP (backbone: {name})")
-    return load_clip(name, precision=trainer.precision, device=trainer.device).requires_grad_(False).eval()
+def precision_on(device: torch.device, wanted: str) -> str:
+    """The precision to run in: ``wanted``, but fp32 instead of fp16 on a CPU (logged once).
+
+    The field's yaml files ask for fp16; a CPU has no fast half-precision arithmetic, and float32 only adds accuracy.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        logger.warning("PREC fp16 needs a GPU; running in fp32 on this CPU")
+        return "fp32"
+    return wanted
 
 
-def _stand_in(data: FeatureDataset, method: str) -> PrecomputedBackbone:
-    file = data.file
-    return PrecomputedBackbone(
-        data.text_weights,
-        [[template.format(name) for name in data.classnames] for template in file.templates],
+def load_backbone(
+    dataset: DatasetBase, name: str, precision: str, device: torch.device, method: str
+) -> CLIPBackbone | PrecomputedBackbone:
+    """The frozen CLIP called ``name``; for a feature dataset, a stand-in for the CLIP that made the features.
+
+    Args:
+        method: name of the method that asks, for messages.
+    """
+    if not isinstance(dataset, FeatureDataset):
+        logger.info(f"Loading CLIP (backbone: {name})")
+        return load_clip(name, precision=precision, device=device).requires_grad_(False).eval()
+    file = dataset.file
+    stand_in = PrecomputedBackbone(
+        dataset.text_weights,
+        [[template.format(name) for name in dataset.classnames] for template in file.templates],
         file.logit_scale,
         name=file.backbone or None,
         digest=file.backbone_digest,
         precision=file.precision,
         method=method,
-        source=f"dataset {type(data).__name__} ({data.image_dir})",
+        source=f"dataset {type(dataset).__name__} ({dataset.image_dir})",
     )
+    return stand_in.to(device)
 
 
-def fetch_features(trainer: FeatureTrainer, items: Sequence[Datum], transform: Any, views: int) -> Features:
-    """Features (V, N, D) of N items: out of the dataset's file, or extracted and kept (unless VIEWS is 0).
+@dataclass(frozen=True)
+class FeatureSet:
+    """All features of a split at once: features (V, N, D) in float32, not normalised, and their labels (N,)."""
+
+    views: Tensor
+    labels: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """The first view, (N, D)."""
+        return self.views[0]
+
+
+class FeatureSource:
+    """Image features of a dataset, extracted once and kept in the feature cache, or read from a feature file.
 
     Args:
-        transform: of the images.
-        views: V, for images; a file has the views that it has.
+        dataset: whose items are asked for.
+        encode: images (B, 3, H, W) to features (B, D), not normalised.
+        backbone, digest: name of the encoder, and a digest of its weights and precision: the cache's key.
+        device: where features are wanted.
+        folder: of the cache; None keeps nothing on disk.
+        seed: of the augmented views.
+        batch_size, num_workers: of the extraction.
+        on_error: "stop" or "skip" at an image that cannot be read.
+        seconds: where the wall time of extraction is added up, under "features".
     """
-    data, config = trainer.dm.dataset, trainer.cfg.DATASET.FEATURES
-    if isinstance(data, FeatureDataset):
-        return data.fetch(items, augmented=transform is trainer.dm.tfm_train)
-    start = time.perf_counter()
-    spec = FeatureSpec(
-        backbone=trainer.clip.name,
-        digest=f"{trainer.clip.digest}-{trainer.precision}",
-        transform=transform,
-        transform_text=describe(transform),
-        views=views,
-        seed=config.SEED,
-    )
-    root = (config.DIR or cache_root() / "features") if config.VIEWS else None
-    store = FeatureStore(spec, root, processes=distributed.process_group())
-    features = store.fetch(
-        [item.impath for item in items],
-        trainer.encode_image,
-        device=trainer.device,
-        batch_size=config.BATCH_SIZE,
-        num_workers=trainer.cfg.DATALOADER.NUM_WORKERS,
-        on_error=trainer.cfg.DATASET.ON_ERROR,
-    )
-    trainer.seconds["features"] = trainer.seconds.get("features", 0.0) + time.perf_counter() - start
-    return features
+
+    def __init__(
+        self,
+        dataset: DatasetBase,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        backbone: str | None,
+        digest: str,
+        device: torch.device,
+        folder: Path | None,
+        seed: int,
+        batch_size: int,
+        num_workers: int,
+        on_error: str,
+        seconds: MutableMapping[str, float],
+    ) -> None:
+        self.dataset, self.encode, self.device, self.folder = dataset, encode, device, folder
+        self.backbone, self.digest, self.seed = backbone or "", digest, seed
+        self._extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        self._seconds = seconds
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the dataset is a feature file, without images."""
+        return isinstance(self.dataset, FeatureDataset)
+
+    def fetch(self, items: Sequence[Datum], transform: Any, views: int = 1) -> Features:
+        """Features (V, N, D) of N items.
+
+        Args:
+            transform: of the images.
+            views: V, for images; a feature file has the views that it has.
+        """
+        if isinstance(self.dataset, FeatureDataset):
+            return self.dataset.fetch(items, augmented=is_random(transform))
+        start = time.perf_counter()
+        spec = FeatureSpec(
+            backbone=self.backbone,
+            digest=self.digest,
+            transform=transform,
+            transform_text=describe(transform),
+            views=views,
+            seed=self.seed,
+        )
+        store = FeatureStore(spec, self.folder, processes=distributed.process_group())
+        paths = [item.impath for item in items]
+        features = store.fetch(paths, self.encode, device=self.device, **self._extraction)
+        self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
+        return features
+
+    def loader(
+        self,
+        images: Any,
+        items: Sequence[Datum] | None,
+        transform: Any,
+        views: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> FeatureLoader | None:
+        """Batches of features in the order in which the loader ``images`` would give their images.
+
+        Args:
+            items: of that loader; None or empty gives None.
+            epoch: tells the current epoch, which selects the view.
+        """
+        if not items:
+            return None
+        return FeatureLoader(images, items, lambda: self.fetch(items, transform, views), self.device, epoch)
+
+
+def cache_folder(configured: str, views: int) -> Path | None:
+    """Where the feature cache lies: DATASET.FEATURES.DIR, else below the cache's root; None if VIEWS is 0."""
+    return Path(configured or cache_root() / "features") if views else None

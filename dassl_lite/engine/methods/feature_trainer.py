@@ -1,38 +1,46 @@
-"""FeatureTrainer: methods that leave CLIP's image encoder frozen train on features that are extracted once.
+"""FeatureTrainer: the base of every method that puts a head on CLIP's image features.
 
-A method is a head: a module that maps image features (B, D) to logits (B, K). It gives ``build_head`` and, where it
-differs, ``loss``; everything else (CLIP, precision, cache, batches, schedule, files, remapping) happens here.
+A method is a head: a module that maps image features (B, D) to logits (B, K). It provides ``build_head`` and, where it
+differs, ``loss``; CLIP, precision, feature cache, batches, schedule, checkpoints and matching of classes happen here.
+As long as the image encoder is frozen its features are extracted once; a head that trains it sees images again.
+
+Shapes: B images, K classes, D feature width, N training images, V views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from yacs.config import CfgNode
+from torch import Tensor, nn
 
 from dassl_lite.data import describe, is_random
-from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.manager import validates_on_test
+from dassl_lite.engine.contract.keys import key
 from dassl_lite.engine.contract.trainer import TrainerX
-from dassl_lite.engine.methods.feature_source import fetch_features, holds_features, load_backbone
-from dassl_lite.engine.methods.init_weights import load_init_weights
-from dassl_lite.engine.methods.key_rules import check_keys, rules
-from dassl_lite.engine.methods.precision import known_precision, precision_for
-from dassl_lite.engine.methods.threads import threads_for
+from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.methods.feature_source import (
+    FeatureSet,
+    FeatureSource,
+    cache_folder,
+    known_precision,
+    load_backbone,
+    precision_on,
+)
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.metrics import compute_accuracy
-from dassl_lite.models.clip import CLIPBackbone
-from dassl_lite.models.heads import cosine_logits
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
+from dassl_lite.utils import torchtools
+from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
@@ -42,75 +50,133 @@ logger = get_logger(__name__)
 class EncoderWithHead(nn.Module):
     """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K)."""
 
-    def __init__(self, clip: CLIPBackbone, head: nn.Module) -> None:
+    def __init__(self, clip: Any, head: nn.Module) -> None:
         super().__init__()
         self.clip, self.head = clip, head
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.clip.encode_image(images))
 
 
 class FeatureTrainer(TrainerX):
-    """A trainer whose model is a head over frozen image features."""
+    """A trainer whose model is a head over CLIP's image features.
 
+    Attributes:
+        clip: the CLIP backbone, frozen unless the head trains parts of it; for a feature dataset, a stand-in.
+        head: the method's head.
+        features: where image features come from.
+    """
+
+    keys = (key("PREC", "fp32", known_precision, "fp32 | amp | fp16 | bf16"),)
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
-    model_name = "model"  # name the head is registered under: its folder of checkpoints
-    config_node = ""  # node of cfg.TRAINER with the method's keys; empty: the class's name
-    key_rules = rules(PREC=known_precision)  # what its keys may be; the bases' rules hold too
+    model_name = "model"  # name under which the head is registered: its folder of checkpoints
 
-    # ---- what a method gives ------------------------------------------------------------------------------------
+    clip: Any  # CLIPBackbone, or a PrecomputedBackbone
+    head: Any  # a subclass may annotate its own type
+    features: FeatureSource
+    optim: Any = None
+    sched: Any = None
+
+    # ---- what a method provides -----------------------------------------------------------------------------------
 
     def build_head(self) -> nn.Module:
-        """The head, in float32 on any device; may use ``self.clip``, ``self.classnames``, ``self.templates()``."""
+        """The head, in float32 on any device; may use ``self.clip``, ``self.classnames``, ``self.templates()``.
+
+        Beyond ``forward``, a head may have: ``step_cost(batch_size)``, multiplications of a step; ``evaluating()``, see
+        `SimpleTrainer.test`; ``prepare_to_load(weights, meta, path)``, see `TrainerBase.adapt_state_dict`; ``meta``,
+        plain values that its checkpoints keep; ``through_encoder``, True if its gradients run through an encoder.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define build_head()")
 
-    def loss(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Training loss, a scalar, of logits (B, K) and labels (B,)."""
         return F.cross_entropy(logits, label)
 
-    @classmethod
-    def extend_cfg(cls, cfg: CfgNode) -> None:
-        """Declare the method's own config keys under its node of ``cfg.TRAINER``; a method with more overrides it."""
-        node = cfg.TRAINER[cls.node_name()] = CfgNode()
-        node.PREC = "fp32"  # fp32 | amp | fp16 | bf16
+    def templates(self) -> list[str]:
+        """Prompt templates whose text features a method averages: the dataset's own, unless it overrides this."""
+        return [self.template]
 
-    # ---- building -----------------------------------------------------------------------------------------------
+    def steps_to_train(self) -> int:
+        """Length of the training in steps; a method whose length is not OPTIM.MAX_EPOCH epochs overrides it."""
+        return self.cfg.OPTIM.MAX_EPOCH * self.epoch_steps
 
-    @classmethod
-    def node_name(cls) -> str:
-        """Name of the node of ``cfg.TRAINER`` with the method's keys."""
-        return cls.config_node or cls.__name__
-
-    @property
-    def method_cfg(self) -> CfgNode:
-        """The method's own config keys."""
-        return self.cfg.TRAINER[self.node_name()]
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        check_keys(type(self), cfg.TRAINER[self.node_name()], f"TRAINER.{self.node_name()}")
+    # ---- building -------------------------------------------------------------------------------------------------
 
     def build_model(self) -> None:
-        self.precision = precision_for(self.method_cfg.PREC, self.device)
-        self.clip: CLIPBackbone = load_backbone(self)
+        self.max_epoch = math.ceil(self.steps_to_train() / self.epoch_steps)
+        self.precision = precision_on(self.device, self.method_cfg.PREC)
+        cfg = self.cfg
+        self.clip = load_backbone(
+            self.dm.dataset, cfg.MODEL.BACKBONE.NAME, self.precision, self.device, cfg.TRAINER.NAME
+        )
+        self.features = self._feature_source()
         self.head = self.build_head().to(self.device)
-        load_init_weights(self)
+        if cfg.MODEL.INIT_WEIGHTS:
+            self._load_init_weights(Path(cfg.MODEL.INIT_WEIGHTS))
         self.model = EncoderWithHead(self.clip, self.head)
         trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
-        self.optim: Any = None
-        self.sched: Any = None
         if trainable:
             more = f" and {len(trainable) - 4} more" if len(trainable) > 4 else ""
             logger.info(f"Trainable: {', '.join(trainable[:4])}{more}")
-            self.optim = build_optimizer(self.head, self.cfg.OPTIM)
+            self.optim = build_optimizer(self.head, cfg.OPTIM)
             self.sched = self.build_schedule()
         self.scaler = torch.amp.GradScaler(self.device.type) if self._needs_scaler() else None
         self.register_model(self.model_name, self.head, self.optim, self.sched)
         self._use_features()
 
+    def _feature_source(self) -> FeatureSource:
+        settings = self.cfg.DATASET.FEATURES
+        return FeatureSource(
+            self.dm.dataset,
+            self.encode_image,
+            backbone=self.clip.name,
+            digest=f"{self.clip.digest}-{self.precision}",
+            device=self.device,
+            folder=cache_folder(settings.DIR, settings.VIEWS),
+            seed=settings.SEED,
+            batch_size=settings.BATCH_SIZE,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            on_error=self.cfg.DATASET.ON_ERROR,
+            seconds=self.seconds,
+        )
+
     def build_schedule(self) -> Any:
-        """The learning-rate schedule of ``self.optim``; a method whose length is not MAX_EPOCH overrides it."""
-        return build_lr_scheduler(self.optim, self.cfg.OPTIM, len(self.train_loader_x) if self.steps_by_batch else 1)
+        """The learning-rate schedule of ``self.optim``, over the steps of the training."""
+        optim_cfg, epochs = self.cfg.OPTIM, self.steps_to_train() / self.epoch_steps
+        if epochs != optim_cfg.MAX_EPOCH:
+            optim_cfg = optim_cfg.clone()
+            optim_cfg.defrost()
+            optim_cfg.MAX_EPOCH = epochs  # not a whole number if the last epoch is cut
+        return build_lr_scheduler(self.optim, optim_cfg, self.epoch_steps if self.steps_by_batch else 1)
+
+    def _load_init_weights(self, path: Path) -> None:
+        """Start from the weights in the file MODEL.INIT_WEIGHTS, with classes matched by identity.
+
+        The method may be another one, if names and shapes are the same; the backbone may not.
+
+        Raises:
+            UserError: the method does not start from weights, or these do not fit.
+        """
+        if not (self.has_epochs() and self.takes_init_weights):
+            raise UserError(
+                f"MODEL.INIT_WEIGHTS {path} has no effect on {self.cfg.TRAINER.NAME}, which does not start from "
+                "weights; leave it out"
+            )
+        state = torchtools.load_checkpoint(path)
+        weights, meta = state.get("state_dict", state), state.get("meta") or {}
+        if not isinstance(weights, Mapping):
+            raise UserError(f"MODEL.INIT_WEIGHTS {path} holds no weights: its state_dict is a {type(weights).__name__}")
+        checkpoint.check_backbone(meta, self.checkpoint_meta(), path)
+        picked = self.adapt_state_dict(self.head, torchtools.strip_module_prefix(weights), meta, path)
+        checkpoint.load_weights(self.head, picked, path)
+        self.class_match = None  # describes what is evaluated, not what training starts from
+        logger.info(f"Training starts from the weights in {path} (MODEL.INIT_WEIGHTS)")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of a whole epoch."""
+        return max(1, len(self.train_loader_x))
 
     @property
     def steps_by_batch(self) -> bool:
@@ -119,7 +185,7 @@ class FeatureTrainer(TrainerX):
 
     @property
     def classnames(self) -> list[str]:
-        """K class names in label order, as the dataset gives them."""
+        """K class names in label order, as the dataset spells them."""
         return list(self.dm.dataset.classnames)
 
     @property
@@ -129,37 +195,43 @@ class FeatureTrainer(TrainerX):
 
     @property
     def text_cache(self) -> Path | None:
-        """Where text features of the frozen CLIP are kept; None without a cache (VIEWS 0) or without a CLIP."""
-        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS and not holds_features(self) else None
+        """Folder for text features of the frozen CLIP; None without a cache (VIEWS 0) or without a CLIP."""
+        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS and not self.features.is_file else None
+
+    @property
+    def trains_images(self) -> bool:
+        """Whether the image encoder is trained; known once the head is built."""
+        return not self.features.is_file and any(p.requires_grad for p in self.clip.visual.parameters())
 
     def _needs_scaler(self) -> bool:
-        return self.precision == "amp" and self.device.type == "cuda"
+        """Gradients in half precision: of the head with amp, and of an encoder that they run through with fp16."""
+        through_encoder = getattr(self.head, "through_encoder", False)
+        return self.device.type == "cuda" and self.precision in (("amp", "fp16") if through_encoder else ("amp",))
 
-    # ---- features -----------------------------------------------------------------------------------------------
+    # ---- features -------------------------------------------------------------------------------------------------
 
     def _use_features(self) -> None:
-        """Put feature loaders in the place of the image loaders, unless VIEWS is 0 (and there are images)."""
+        """Replace the image loaders by feature loaders, unless VIEWS is 0 or the image encoder is trained."""
         views = self.cfg.DATASET.FEATURES.VIEWS
-        if views == 0 and not holds_features(self):
+        if self.trains_images:
+            logger.info("The image encoder is trained: every step encodes its images, DATASET.FEATURES is not used")
             return
-        data, dm = self.dm.dataset, self.dm
+        if views == 0 and not self.features.is_file:
+            return
+        data, dm, source = self.dm.dataset, self.dm, self.features
         train_views = views if is_random(dm.tfm_train) else 1
-        self.train_loader_x = self.feature_loader(dm.train_loader_x, data.train_x, dm.tfm_train, train_views)
-        self.test_loader = self.feature_loader(dm.test_loader, data.test, dm.tfm_test, 1)
-        self.val_loader = self.feature_loader(dm.val_loader, data.val, dm.tfm_test, 1)
+        self.train_loader_x = source.loader(
+            dm.train_loader_x, data.train_x, dm.tfm_train, train_views, lambda: self.epoch
+        )
+        self.test_loader = source.loader(dm.test_loader, data.test, dm.tfm_test)
+        self.val_loader = source.loader(dm.val_loader, data.val, dm.tfm_test)
 
-    def feature_loader(
-        self, loader: Any, items: Sequence[Datum] | None, transform: Any, views: int
-    ) -> FeatureLoader | None:
-        """Features of ``items`` in the order of ``loader``'s batches; kept on disk, unless VIEWS is 0."""
-        if not items:
-            return None
-        return FeatureLoader(loader, items, partial(fetch_features, self, items, transform, views), self.device)
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features (B, D), not normalised, of images (B, 3, H, W), in the run's precision.
 
-    @torch.no_grad()
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Un-normalised image features (B, D) of images (B, 3, H, W), in the run's precision."""
-        with self.autocast():
+        They carry gradients if the image encoder is trained.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast():
             return self.clip.encode_image(images.to(self.device))
 
     def autocast(self) -> Any:
@@ -168,20 +240,56 @@ class FeatureTrainer(TrainerX):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
-    # ---- training and inference ---------------------------------------------------------------------------------
+    def training_set(self, *, augmented: bool, views: int = 1) -> FeatureSet:
+        """The features of all training images in their own order, without images that could not be read.
 
-    def before_epoch(self) -> None:
-        if isinstance(self.train_loader_x, FeatureLoader):
-            self.train_loader_x.epoch = self.epoch
+        Args:
+            augmented: the views that training uses, else one view of the test transform.
+            views: number of augmented views where DATASET.FEATURES.VIEWS is 0.
 
-    def run_epoch(self) -> None:
-        with threads_for(self.step_cost()) if isinstance(self.train_loader_x, FeatureLoader) else nullcontext():
-            super().run_epoch()
+        Raises:
+            UserError: no image is left.
+        """
+        loader, dm = self.train_loader_x, self.dm
+        in_use = isinstance(loader, FeatureLoader) and (augmented or not is_random(dm.tfm_train))
+        if not in_use:
+            transform, views = (dm.tfm_train, views) if augmented else (dm.tfm_test, 1)
+            loader = self.features.loader(dm.train_loader_x, dm.dataset.train_x, transform, views)
+        tensor = loader.views if loader is not None else torch.empty(0, 0, 0)
+        if loader is None or not loader.kept.any():
+            raise UserError(f"{self.cfg.TRAINER.NAME} needs training images: set DATASET.NUM_SHOTS to 1 or more")
+        kept = loader.kept.to(tensor.device)
+        return FeatureSet(tensor[:, kept].float(), loader.labels[kept])
 
-    def step_cost(self) -> int:
-        """Multiplications in the head's forward pass of a batch, about."""
-        weights = sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
-        return weights * self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    def selection_set(self) -> FeatureSet | None:
+        """The features of the validation images, to select hyper-parameters on; None if there are none.
+
+        ImageNet's validation images are the ones that the field tests on, so nothing may be selected on them.
+        """
+        if self.val_loader is None or not self.dm.dataset.val:
+            logger.info(f"{self.cfg.DATASET.NAME} has no validation set")
+            return None
+        if validates_on_test(self.dm.dataset):
+            logger.info(f"{self.cfg.DATASET.NAME} has no validation set of its own: its images are test images")
+            return None
+        batches = [self.parse_batch_test(batch) for batch in self.val_loader]
+        features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return FeatureSet(features[None], labels)
+
+    # ---- training and inference -----------------------------------------------------------------------------------
+
+    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
+        """As many batches as are left of the steps."""
+        return islice(super().epoch_batches(), self.steps_to_train() - self.epoch * self.epoch_steps)
+
+    def step_cost(self) -> int | None:
+        """That of the head, by its number of weights unless it knows better; None if steps encode images."""
+        if not isinstance(self.train_loader_x, FeatureLoader):
+            return None
+        batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        if (own := getattr(self.head, "step_cost", None)) is not None:
+            return own(batch_size)
+        return batch_size * sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         features, label = self.parse_batch_train(batch)
@@ -194,7 +302,7 @@ class FeatureTrainer(TrainerX):
             self.update_lr()
         return summary
 
-    def model_backward_and_update(self, loss: torch.Tensor, names: Any = None) -> None:
+    def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
         if self.scaler is None:
             super().model_backward_and_update(loss, names)
             return
@@ -206,14 +314,14 @@ class FeatureTrainer(TrainerX):
         self.scaler.update()
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
-        """(image features (B, D) in float32, labels (B,)); images are encoded where the batch holds images."""
+        """(image features (B, D) in float32, labels (B,)); a batch of images is encoded first."""
         features = batch["feature"] if "feature" in batch else self.encode_image(batch["img"])
         return features.float(), batch["label"].to(self.device)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> Any:
         return self.parse_batch_train(batch)
 
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+    def model_inference(self, input: Tensor) -> Tensor:
         """Logits (B, K) for image features (B, D)."""
         with self.autocast():
             return self.head(input).float()
@@ -223,10 +331,11 @@ class FeatureTrainer(TrainerX):
         """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity."""
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
         weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
+        weights = F.normalize(weights, dim=-1)
 
-        def infer(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        def infer(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
             features, label = self.parse_batch_test(batch)
-            return cosine_logits(features, weights, 1.0), label
+            return F.normalize(features, dim=-1) @ weights.t(), label
 
         correct = total = 0
         for logits, label in outputs(loader, infer):
@@ -234,7 +343,7 @@ class FeatureTrainer(TrainerX):
             total += len(label)
         return 100.0 * correct / max(total, 1)
 
-    # ---- checkpoints --------------------------------------------------------------------------------------------
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {
@@ -244,4 +353,5 @@ class FeatureTrainer(TrainerX):
             "precision": self.clip.precision,
             "template": self.template,
             "transform": describe(self.dm.tfm_test),
+            **getattr(self.head, "meta", {}),
         }

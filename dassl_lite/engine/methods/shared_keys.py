@@ -1,0 +1,60 @@
+"""Config keys that several methods share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from yacs.config import CfgNode
+
+from dassl_lite.engine.contract.keys import key, number, satisfying
+from dassl_lite.models.clip import CLIPBackbone
+from dassl_lite.models.prompt_learner import PromptLayout, lay_out
+
+# Methods whose gradients run through the text encoder.
+TEXT_ENCODER_KEYS = (
+    key("TEXT_CHUNK", 0, number(at_least=0), "classes that go through the text encoder at a time; 0: by memory"),
+    key("TEXT_CHECKPOINT", False, None, "recompute activations in the backward pass: less memory, more time"),
+)
+
+
+def _is_words(text: str) -> bool:
+    return "{" not in text and (not text or bool(text.strip("_ ")))
+
+
+# Methods with a learned context.
+CONTEXT_KEYS = (
+    key("N_CTX", 16, number(at_least=1), "number of context vectors"),
+    key(
+        "CTX_INIT",
+        "",
+        satisfying(_is_words, "words alone, like 'a photo of a'"),
+        "words to start from, like 'a photo of a'; their number replaces N_CTX",
+    ),
+)
+
+# Methods that train for a number of steps, not of epochs.
+STEP_KEYS = (key("STEPS_PER_SHOT", 500, number(at_least=0), "length of the training; 0: OPTIM.MAX_EPOCH epochs"),)
+
+
+def text_encoder_options(node: CfgNode) -> dict[str, int | bool]:
+    """How the text encoder saves memory, as `TextTower` takes it."""
+    return {"chunk": node.TEXT_CHUNK, "checkpoint": node.TEXT_CHECKPOINT}
+
+
+def prompt_layout(
+    clip: CLIPBackbone,
+    classnames: Sequence[str],
+    node: CfgNode,
+    name: str,
+    *,
+    position: str = "end",
+    class_specific: bool = False,
+) -> PromptLayout:
+    """The prompts of K classes with the context that CONTEXT_KEYS describe.
+
+    Args:
+        node, name: the method's config node, and its name under TRAINER.
+        position, class_specific: as `lay_out` takes them.
+    """
+    options = {"position": position, "class_specific": class_specific}
+    return lay_out(clip, classnames, node.N_CTX, node.CTX_INIT, node=f"TRAINER.{name}", **options)
