@@ -188,7 +188,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_last_one_and_one_line(
     told = [line for line in error_lines(capsys) if line.startswith("Error")]
     assert len(told) == 1
     assert f"cannot write a checkpoint to {tmp_path / 'run' / 'prompt_learner'}" in told[0]
-    assert "go on with --resume" in told[0]
+    assert "resume with --resume" in told[0]
     small_files(-1)
     assert sorted(path.name for path in (tmp_path / "run" / "prompt_learner").iterdir()) == [
         "checkpoint",
