@@ -88,7 +88,7 @@ def test_a_draw_that_a_dataset_pickles_itself_is_not_the_same_when_it_comes_back
     assert results_of(tmp_path / "run")["metrics"] == first
 
 
-def test_the_help_lists_the_keys_that_a_papers_train_py_declares_for_the_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_keys_in_a_papers_train_py(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     declared = "def extend_cfg(cfg):\n    from yacs.config import CfgNode\n    cfg.OTHER_OF_PAPER = 1\n"
     declared += "    node = cfg.TRAINER.PAPERNOMANAGER = CfgNode()\n    node.DEPTH = 9  # of the prompts\n"
     (tmp_path / "train_of_paper.py").write_text(declared)

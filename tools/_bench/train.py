@@ -26,8 +26,8 @@ from yacs.config import CfgNode
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run as engine
 from dassl_lite.engine.commands.arguments import ToolParser, add_root_flag, check_at_least
-from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.contract.threads import threads_for
+from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
