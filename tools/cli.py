@@ -24,7 +24,7 @@ def tools() -> list[str]:
 def overview() -> str:
     """What ``dassl-lite --help`` prints: each tool with the first sentence of its docstring."""
     width = max(map(len, tools()))
-    lines = [f"  {tool:{width}}  {_summary(tool)}" for tool in tools()]
+    lines = [f"  {tool:{width}}  {summary(tool)}" for tool in tools()]
     return "\n".join(
         [
             "usage: dassl-lite TOOL [options]",
@@ -62,7 +62,8 @@ def main() -> int:
     return run_tool(dispatch)
 
 
-def _summary(tool: str) -> str:
+def summary(tool: str) -> str:
+    """The first line of the docstring of a tool, without importing it."""
     docstring = ast.get_docstring(ast.parse((FOLDER / f"{tool}.py").read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0].rstrip(".")
 

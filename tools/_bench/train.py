@@ -51,7 +51,13 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     add("--json", metavar="FILE", help="also write the results to FILE")
     group = parser.add_argument_group("part 1")
     add = group.add_argument
-    add("--dataset", default="demo", metavar="FILE", help="dataset yaml, as a path or a name")
+    add(
+        "--dataset",
+        dest="dataset_config_file",
+        default="demo",
+        metavar="FILE",
+        help="dataset yaml, as a path or a name",
+    )
     add_root_flag(group)
     add("--backbone", default="demo", metavar="NAME", help="backbone; a real one takes hours on a CPU")
     add("--seeds", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="seeds (none: skip part 1)")
@@ -82,18 +88,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
     """Runs of both ways, alternating, for every seed; ``speedup`` is the ratio of their total seconds."""
-    runs = []
+    runs, dataset = [], args.dataset_config_file
     for seed in args.seeds:
         for way, views in ((ANEW, 0), (CACHED, args.views)):
             with tempfile.TemporaryDirectory() as folder:
-                seconds, results = _timed_run(_config(args, Path(folder), views, seed, args.backbone, args.dataset))
+                seconds, results = _timed_run(_config(args, Path(folder), views, seed, args.backbone, dataset))
             accuracy = results["metrics"]["test"]["accuracy"]
             runs.append({"way": way, "seed": seed, "seconds": seconds, "accuracy": accuracy})
     table = [_summary(way, [row for row in runs if row["way"] == way]) for way in (ANEW, CACHED)]
     speedup = table[0][1] / table[1][1]
     sizes = results["split_sizes"]
     print(
-        f"{args.trainer}, {args.dataset}, {args.backbone}: {sizes['train']} training and {sizes['test']} test images, "
+        f"{args.trainer}, {dataset}, {args.backbone}: {sizes['train']} training and {sizes['test']} test images, "
         f"{args.epochs} epochs, {args.views} views, {torch.get_num_threads()} threads"
     )
     headers = ["way", "seconds per run", "accuracy %", "std", *(f"seed {seed}" for seed in args.seeds)]
