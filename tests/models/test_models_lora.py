@@ -66,7 +66,7 @@ MASKS = {
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("mask", list(MASKS))
-def test_an_untrained_layer_equals_torchs_attention(batch_first, mask):
+def test_untrained_layer_equals_torchs_attention(batch_first, mask):
     base, x = attention(batch_first), tokens()
     x = x if batch_first else x.transpose(0, 1)
     layer = adapted(base, filled=False)
@@ -117,7 +117,7 @@ def test_dropout_drops_elements_of_the_input_and_scales_up_the_others():
     assert rows.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_without_lora_gives_the_original_back_and_restores_after_an_error():
+def test_without_lora_gives_the_original_model_and_restores_it_after_an_error():
     base, x = attention(), tokens()
     layer = adapted(base)
     expected = layer(x, x, x)[0]
@@ -129,7 +129,7 @@ def test_without_lora_gives_the_original_back_and_restores_after_an_error():
     assert torch.equal(layer(x, x, x)[0], expected)
 
 
-def test_cross_attention_is_refused_not_computed_wrongly():
+def test_cross_attention_is_refused():
     layer, x = adapted(attention()), tokens()
     with pytest.raises(ValueError, match="self-attention"):
         layer(x, x.clone(), x.clone())
@@ -171,7 +171,7 @@ def test_merged_clip_gives_the_same_features(golden, golden_backbone, error_of, 
         assert error_of(without, wanted) > 4 * tolerance
 
 
-def test_text_tower_shares_prefixes_with_lora_exactly_and_not_while_dropout_acts(golden, golden_backbone, error_of):
+def test_text_tower_shares_prefixes_with_lora_exactly_until_dropout_acts(golden, golden_backbone, error_of):
     clip, adapters = adapted_clip(golden_backbone("vit0"), dropout=0.5)
     prompts = clip.tokenize([f"a photo of a {name}." for name in ("dog", "cat", "golden retriever")])
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_text_tower_shares_prefixes_with_lora_exactly_and_not_while_dropout_acts
         assert not torch.allclose(twice[0], twice[1])
 
 
-def test_dropouts_masks_survive_checkpointing_and_no_chunk_is_too_large(golden_backbone):
+def test_dropout_masks_survive_checkpointing_in_chunks_of_bounded_size(golden_backbone):
     clip, adapters = adapted_clip(golden_backbone("vit0"), dropout=0.5)
     adapters.train()
     tokens, sizes = clip.tokenize([f"a photo of a {'very ' * n}good dog." for n in range(7)]), []
@@ -276,7 +276,7 @@ def test_adapted_blocks_and_parameter_counts_equal_the_references(backbone):
         assert sum(parameter.numel() for parameter in adapters.parameters()) == row["n_trainable"], row
 
 
-def test_positions_divide_a_depth_without_gap_or_overlap():
+def test_positions_partition_every_depth():
     for depth in range(3, 40):
         thirds = [choose_blocks(position, (), depth, "text") for position in ("bottom", "mid", "up")]
         halves = [choose_blocks(position, (), depth, "text") for position in ("half-bottom", "half-up")]
@@ -296,19 +296,19 @@ def test_positions_divide_a_depth_without_gap_or_overlap():
         ("all", (-1,), "block -1 is out of range"),
     ],
 )
-def test_a_position_that_is_not_there_is_named(position, numbers, message):
+def test_unknown_position_is_named(position, numbers, message):
     with pytest.raises(UserError) as caught:
         choose_blocks(position, numbers, 12, "text")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_position_that_selects_nothing_of_a_shallow_encoder_is_an_error():
+def test_position_that_selects_no_block_of_a_shallow_encoder_is_an_error():
     with pytest.raises(UserError, match="has 2 blocks"):
         choose_blocks("bottom", (), 2, "text")
 
 
-def test_a_resnet_has_nothing_to_adapt_and_auto_leaves_it_alone(golden_backbone):
+def test_resnet_is_refused_and_auto_adapts_only_its_text_encoder(golden_backbone):
     model = load_clip(str(golden_backbone("rn0"))).model
     assert adaptable_blocks(model.visual) == []
     assert list(blocks_by_encoder(model, "auto", "rn")) == ["text"]
