@@ -1,4 +1,4 @@
-"""From a config to a trainer: the registry, the merge order, what is taken from the backbone."""
+"""From files and flags to a config, and from a config to a trainer."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = get_logger(__name__)
 
 TRAINER_REGISTRY = Registry("trainer")
 CONFIGS = "dassl_lite.configs"
-# Of networks that are no CLIP: Dassl's defaults.
+# For networks other than CLIP: Dassl's defaults.
 IMAGENET_INPUT = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 
 
 def full_config() -> CfgNode:
     """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
     cfg = get_cfg_default()
-    # Another's class may stand where ours was and use its keys, as the forks of CoOp do.
+    # A third party's class may replace one of ours and use its keys, as the forks of CoOp do.
     ours = TRAINER_REGISTRY.replaced.values()
     for source in [*ours, *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY), *asked_plugins()]:
         declare = getattr(source, "extend_cfg", None)
@@ -58,8 +58,8 @@ def make_config(
     """The frozen config of a run.
 
     Merge order (the reference's): engine defaults, the methods' own keys, ``base`` (a stored run's config), dataset
-    yaml, method yaml, flags, trailing options. A yaml that is not found as given is looked for among those that
-    come with the package (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
+    yaml, method yaml, flags, trailing options. A yaml that does not exist as given is looked up among the package's
+    (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
     """
     load_plugins()
     cfg = full_config()
@@ -80,7 +80,7 @@ def make_config(
 
 
 def build_trainer(cfg: CfgNode) -> Any:
-    """The trainer that ``cfg.TRAINER.NAME`` names, built."""
+    """Build the trainer that ``cfg.TRAINER.NAME`` names."""
     load_plugins()
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
@@ -88,7 +88,7 @@ def build_trainer(cfg: CfgNode) -> Any:
 
 
 def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with image size, mean, std and interpolation taken from the backbone where they are not set."""
+    """``cfg`` with image size, mean, std and interpolation filled in from the backbone unless they are set."""
     keys = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")
     if all(cfg.INPUT[key] for key in keys):
         return cfg
@@ -104,7 +104,7 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
 
 
 def find_yaml(name: str | Path, folder: str) -> Path:
-    """A yaml file: as given, else among the package's in ``folder`` ("datasets", "trainers/TaskRes").
+    """A yaml file: as given, else from the package's ``folder`` ("datasets", "trainers/TaskRes").
 
     Raises:
         UserError: not found; lists the package's files in that folder.
@@ -114,7 +114,7 @@ def find_yaml(name: str | Path, folder: str) -> Path:
         return given
     root = configs_root()
     candidates = [root / folder / given.name, root / folder / f"{given.name}.yaml"]
-    if given.parts and given.parts[0] == "configs":  # the path in a checkout, used from elsewhere
+    if given.parts and given.parts[0] == "configs":  # a path in a checkout, used from another folder
         candidates.append(root.joinpath(*given.parts[1:]))
     for candidate in candidates:
         if candidate.is_file():
@@ -125,10 +125,9 @@ def find_yaml(name: str | Path, folder: str) -> Path:
 
 
 def default_recipe(trainer: str) -> Path | None:
-    """The yaml of a method that is taken where none is named, or None where it has none.
+    """The yaml that a method uses if none is named, or None if it has none.
 
-    It is the package's ``configs/trainers/<trainer>/default.yaml``; of a method in ``x.py`` elsewhere, the ``x.yaml``
-    beside it.
+    It is the package's ``configs/trainers/<trainer>/default.yaml`` or, for a plug-in ``x.py``, the ``x.yaml`` beside it.
     """
     paths = [configs_root() / "trainers" / trainer / "default.yaml"]
     if trainer in TRAINER_REGISTRY:

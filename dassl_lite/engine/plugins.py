@@ -1,4 +1,4 @@
-"""Finding trainers and datasets: ours by looking into their folders, other people's by entry point or ``--plugin``."""
+"""Finding trainers and datasets: ours in their folders, third parties' by entry point or ``--plugin``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = get_logger(__name__)
 ENTRY_POINTS = "dassl_lite.plugins"
 FOLDERS = ("dassl_lite.trainers", "dassl_lite.datasets")
 
-COMPAT = "dassl_lite.compat"  # a plug-in that others need to be imported at all: comes first
+COMPAT = "dassl_lite.compat"  # imported before the plug-ins that need it
 
 _failed: dict[str, str] = {}  # plug-in -> why it could not be imported
 _done: set[str] = set()
-_asked: dict[str, ModuleType] = {}  # what --plugin named -> its module
+_asked: dict[str, ModuleType] = {}  # value of --plugin -> its module
 
 
 def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
@@ -32,10 +32,10 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
         asked_for: ``--plugin`` values: a file (``x.py``) or a module (``package.module``).
 
     Returns:
-        Plug-ins that failed to import, with the reason; they are logged, and the rest go on.
+        Plug-ins that failed to import, with the reason; they are logged and skipped.
 
     Raises:
-        UserError: a plug-in that was asked for cannot be imported.
+        UserError: a plug-in named by ``--plugin`` cannot be imported.
     """
     for folder in FOLDERS:
         package = importlib.import_module(folder)
@@ -49,9 +49,9 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
 
 
 def load_plugin(plugin: str) -> ModuleType:
-    """Import one plug-in by file or module name; a file that is imported already, under whatever name, only once."""
+    """Import one plug-in by file or module name; a file is imported only once, whatever its module is called."""
     if plugin.endswith(".py") and not Path(plugin).is_file():
-        raise UserError(f"plug-in {plugin}: there is no such file")
+        raise UserError(f"plug-in {plugin} does not exist")
     try:
         module = _imported_from(_file_of(plugin)) or (
             _import_file(Path(plugin)) if plugin.endswith(".py") else importlib.import_module(plugin)
@@ -63,7 +63,7 @@ def load_plugin(plugin: str) -> ModuleType:
 
 
 def _file_of(plugin: str) -> Path | None:
-    """The file of a plug-in, or None for a module that has none."""
+    """The file of a plug-in, or None for a module without one."""
     if plugin.endswith(".py"):
         return Path(plugin).resolve()
     spec = importlib.util.find_spec(plugin)
@@ -71,22 +71,22 @@ def _file_of(plugin: str) -> Path | None:
 
 
 def _imported_from(file: Path | None) -> ModuleType | None:
-    """The module that was made of ``file``: its trainers must not be registered again."""
+    """The module imported from ``file``, if any: its trainers must not be registered again."""
     for name, module in list(sys.modules.items()):
-        own = getattr(module, "__dict__", {}).get("__file__")  # asking the module itself may make it import more
+        own = getattr(module, "__dict__", {}).get("__file__")  # accessing the attribute could trigger a lazy import
         if file and own and name != "__main__" and Path(own).name == file.name and Path(own).resolve() == file:
             return module
     return None
 
 
 def asked_plugins() -> list[ModuleType]:
-    """The modules that ``--plugin`` named; one may declare config keys in a function ``extend_cfg(cfg)``."""
+    """The modules named by ``--plugin``; one may declare config keys in a function ``extend_cfg(cfg)``."""
     return list(_asked.values())
 
 
 def _modules(package: ModuleType) -> list[str]:
-    """Full names of a package's modules, sub-folders included, with or without ``__init__.py``; a leading
-    underscore hides one. Nothing is imported to find them."""
+    """Full names of a package's modules, found without importing them. Sub-folders count, with or without
+    ``__init__.py``; names with a leading underscore do not."""
     found = []
     for folder in map(Path, package.__path__):
         for path in sorted(folder.rglob("*.py")):
@@ -104,13 +104,13 @@ def _try(name: str, load: object) -> None:
         load()  # type: ignore[operator]
     except Exception as error:  # noqa: BLE001
         _failed[name] = f"{type(error).__name__}: {error}"
-        logger.warning(f"plug-in {name} cannot be imported and is left out: {_failed[name]}")
+        logger.warning(f"plug-in {name} cannot be imported and is skipped: {_failed[name]}")
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file as what it is to its own code: a module of its package, with the package's folder on the path.
+    """Import a file as a module of its package, with the package's folder on the path.
 
-    So in a paper's repository ``trainers/x.py`` finds its neighbours and the ``clip`` beside ``trainers``.
+    So ``trainers/x.py`` in a paper's repository finds its neighbours, and ``clip`` beside ``trainers``.
     """
     path = path.resolve()
     root = _add_to_path(path)
@@ -120,13 +120,13 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _add_to_path(path: Path) -> Path:
-    """Put the folders that a file imports from on ``sys.path``, first; returns the one that its package is in."""
+    """Prepend the folders that a file imports from to ``sys.path``; returns the one that contains its package."""
     root = path.parent
     while (root / "__init__.py").is_file():
         root = root.parent
     folders = [path.parent] if root == path.parent else [root]
     if root == path.parent and path.parent.name in ("trainers", "datasets"):
-        folders.append(root.parent)  # a repository whose folders are no packages
+        folders.append(root.parent)  # a repository whose folders are not packages
     for folder in reversed(folders):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
@@ -134,7 +134,7 @@ def _add_to_path(path: Path) -> Path:
 
 
 def _import_as_package(path: Path, root: Path) -> ModuleType:
-    """``trainers.x`` of ``<root>/trainers/x.py``; two repositories may both have a package ``trainers``."""
+    """``trainers.x`` for ``<root>/trainers/x.py``; two repositories may both have a package ``trainers``."""
     name = ".".join(path.relative_to(root).with_suffix("").parts)
     package = importlib.import_module(name.rpartition(".")[0])
     if str(path.parent) not in package.__path__:
@@ -142,7 +142,7 @@ def _import_as_package(path: Path, root: Path) -> ModuleType:
     loaded = importlib.import_module(name)
     if Path(loaded.__file__ or "").resolve() == path:
         return loaded
-    return _execute(f"{name}_of_{root.name}", path)  # a file of that name in the other repository came first
+    return _execute(f"{name}_of_{root.name}", path)  # a file of that name in another repository was imported first
 
 
 def _execute(name: str, path: Path) -> ModuleType:

@@ -45,7 +45,7 @@ def test_a_broken_plug_in_that_was_asked_for_is_told_with_its_error(tmp_path: Pa
 
 
 def test_a_missing_plug_in_is_told() -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         plugins.load_plugin("nowhere/x.py")
     with pytest.raises(UserError, match="ModuleNotFoundError"):
         plugins.load_plugin("no_such_package.module")

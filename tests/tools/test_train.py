@@ -134,7 +134,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "alpha infinite": ((*base, "TRAINER.TaskRes.RESIDUAL_SCALE", "1e999"), "must be a finite number"),
         "no enhanced base": ((*base, "--enhanced-base", str(tmp_path / "no.tar")), "no.tar"),
         "option without value": ((*base, "OPTIM.LR"), "'OPTIM.LR' has no value"),
-        "missing plug-in": ((*base, "--plugin", "no.py"), "plug-in no.py: there is no such file"),
+        "missing plug-in": ((*base, "--plugin", "no.py"), "plug-in no.py does not exist"),
         "no model dir": ((*base, "--eval-only"), "--eval-only needs --model-dir"),
         "empty model dir": ((*base, "--eval-only", "--model-dir", str(tmp_path)), "no checkpoint at"),
         "resume nothing": (("--trainer", "TaskRes", *QUICK, "--resume"), "--resume needs the run's folder"),

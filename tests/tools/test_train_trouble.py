@@ -64,7 +64,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(
     for flags in (["--resume"], ["--overwrite"]):
         assert gadgets(tmp_path, *flags) == 2
         (told,) = error_lines(capsys)
-        assert f"output folder {tmp_path} is in use: process {process.pid} runs in it" in told
+        assert f"output folder {tmp_path} is in use by process {process.pid}" in told
     assert (tmp_path / "prompt_learner" / "model.pth.tar-1").read_text() == "of the first"
     assert free_folder(tmp_path).name == f"{tmp_path.name}-2"
     done.set()

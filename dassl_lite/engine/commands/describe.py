@@ -1,4 +1,4 @@
-"""What is registered, and what a trainer can be told: what tools/train.py prints for --list and --help-trainer."""
+"""What tools/train.py prints for --list and --help-trainer: registered names, a trainer's config keys and recipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dassl_lite.utils.registry import Registry
 
 PACKAGE = __name__.partition(".")[0]
 INSTALLED = sysconfig.get_paths()["purelib"]
-WIDTH = 100  # of what is said of a recipe
+WIDTH = 100  # of a recipe's description
 
 # Flag, config key or function that takes the name -> registry.
 REGISTRIES: dict[str, Registry] = {
@@ -47,12 +47,12 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def registered() -> str:
-    """Tables of all that is registered: name, where it comes from, first docstring line."""
+    """Tables of everything registered: name, origin, first docstring line."""
     tables = []
     for taker, registry in REGISTRIES.items():
         entries = [(name, registry.get(name)) for name in sorted(registry, key=str.lower)]
         rows = [[name, origin(entry), summary(entry)] for name, entry in entries]
-        headers = [f"{registry.kind} ({taker})", "from", "what it is"]
+        headers = [f"{registry.kind} ({taker})", "from", "description"]
         if rows:
             tables.append(tabulate(rows, headers=headers, disable_numparse=True))
     tables.append(f"CLIP (--backbone): {', '.join((DEMO, *OPENAI_NAMES))}, any of open_clip's with a tag, or a file.")
@@ -60,7 +60,7 @@ def registered() -> str:
 
 
 def origin(thing: Any) -> str:
-    """Where something is defined: its module, or the file if that is neither ours nor installed."""
+    """Where something is defined: its module, or its file if that is neither ours nor installed."""
     module = getattr(thing, "__module__", None) or ""
     path = getattr(sys.modules.get(module), "__file__", None)
     if not path or module.partition(".")[0] == PACKAGE or Path(path).is_relative_to(INSTALLED):
@@ -69,8 +69,8 @@ def origin(thing: Any) -> str:
 
 
 def summary(thing: Any) -> str:
-    """The first line of its docstring, or nothing. A dataset's is its file's, if that opens with the dataset's name:
-    the class itself says where the images lie."""
+    """The first line of its docstring. For a dataset, that of its file if it opens with the dataset's name: the class
+    docstring says where the images are."""
     about = _docstring(inspect.getmodule(thing)).partition("\n")[0]
     if isinstance(thing, type) and issubclass(thing, DatasetBase) and about.startswith(f"{thing.__name__}: "):
         about = about.partition(": ")[2]
@@ -95,9 +95,9 @@ def trainer_help(name: str) -> str:
 
 
 def own_keys(trainer: Any) -> dict[str, Any]:
-    """Config keys of a trainer, with their defaults: those that ``extend_cfg`` of it or of its module declares,
-    inherited ones too, and those under its name that are from elsewhere, such as a paper's train.py."""
-    owners = inspect.getmodule(trainer), trainer  # the module's is a third party's way
+    """A trainer's config keys with their defaults: those that its own or its module's ``extend_cfg`` adds, inherited ones
+    too, and those under its name from elsewhere, such as a paper's train.py."""
+    owners = inspect.getmodule(trainer), trainer  # third parties declare them in the module
     engine, everything = leaves(get_cfg_default()), _with_keys_of(*asked_plugins(), *owners)
     own = _with_keys_of(*owners).keys() - engine.keys()
     node = f"trainer.{trainer.__name__}.".lower()
@@ -105,7 +105,7 @@ def own_keys(trainer: Any) -> dict[str, Any]:
 
 
 def _with_keys_of(*owners: Any) -> dict[str, Any]:
-    """The engine's keys and those that the owners declare, with their defaults."""
+    """The engine's keys and those of the owners, with their defaults."""
     cfg = get_cfg_default()
     for owner in owners:
         declare = getattr(owner, "extend_cfg", None)
@@ -135,15 +135,15 @@ def _abouts(trainer: Any) -> dict[str, str]:
 
 
 def _recipes(name: str) -> str:
-    """The method's yaml files, with the comment that each begins with, else what it sets. An underscore hides one."""
+    """The method's yaml files with their opening comments, else their settings. A leading underscore hides a file."""
     paths = sorted((configs_root() / "trainers" / name).glob("*.yaml"))
     rows = [[path.stem, _about_recipe(path)] for path in paths if not path.name.startswith("_")]
     own = default_recipe(name)
     if own is not None and own not in paths:
         rows.append([str(own), _about_recipe(own)])
     if not rows:
-        return f"{name} has no recipe in configs/trainers/{name}; --config-file takes a yaml of yours."
-    return tabulate(rows, headers=["recipe (--config-file)", "what it is, or sets"], disable_numparse=True)
+        return f"{name} has no recipe in configs/trainers/{name}; --config-file takes your own yaml."
+    return tabulate(rows, headers=["recipe (--config-file)", "description"], disable_numparse=True)
 
 
 def _about_recipe(path: Path) -> str:

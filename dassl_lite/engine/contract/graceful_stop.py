@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after its epoch, with a checkpoint, instead of in the middle of a step."""
+"""Ctrl-C and SIGTERM stop a run after the current epoch, with a checkpoint, not in the middle of a step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ logger = get_logger(__name__)
 
 
 class GracefulStop:
-    """While it is entered, the first signal sets ``requested`` and a second one raises KeyboardInterrupt.
+    """A context in which the first signal sets ``requested`` and the second raises KeyboardInterrupt.
 
-    Python hands signals to the main thread only; in another one nothing changes.
+    Python delivers signals to the main thread only; in other threads this has no effect.
     """
 
     def __init__(self) -> None:
@@ -38,4 +38,4 @@ class GracefulStop:
         if self.requested:
             raise KeyboardInterrupt("stopped")
         self.requested = True
-        logger.warning("stopping after this epoch, with a checkpoint; once more to stop at once")
+        logger.warning("stopping after this epoch, with a checkpoint; interrupt again to stop at once")

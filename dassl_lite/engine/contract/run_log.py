@@ -1,4 +1,4 @@
-"""What a training run prints: the reference's line per batch in ``log.txt``, one progress bar on the console."""
+"""What a training run prints: the reference's line per batch in ``log.txt``, a progress bar on the console."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RunLog:
 
     Args:
         start_epoch, max_epoch: range of the run.
-        print_freq: batches between log lines; an epoch of fewer batches logs each.
-        show: whether there is a progress bar.
+        print_freq: batches between log lines; a shorter epoch logs every batch.
+        show: whether to show a progress bar.
     """
 
     def __init__(self, start_epoch: int, max_epoch: int, print_freq: int, show: bool = True) -> None:
@@ -49,7 +49,7 @@ class RunLog:
         self.data_time.update(time.perf_counter() - self._mark)
 
     def batch_done(self, batch_idx: int, summary: dict[str, float], lr: float) -> None:
-        """A step is over: update the meters and, when due, log a line."""
+        """Update the meters after a step and, when due, log a line."""
         self.batch_time.update(time.perf_counter() - self._mark)
         self.losses.update(summary)
         if (batch_idx + 1) % self.print_freq == 0 or self.num_batches < self.print_freq:
@@ -57,13 +57,13 @@ class RunLog:
         self._mark = time.perf_counter()
 
     def end_epoch(self, lr: float) -> None:
-        """Move the progress bar on."""
+        """Advance the progress bar."""
         values: dict[str, Any] = {name: f"{meter.avg:.4g}" for name, meter in self.losses.meters.items()}
         self._bar.set_postfix(**values, lr=f"{lr:.1e}", refresh=False)
         self._bar.update(1)
 
     def close(self) -> None:
-        """Leave the finished bar standing."""
+        """Close the progress bar."""
         self._bar.close()
 
     def _line(self, batch_idx: int, lr: float) -> str:

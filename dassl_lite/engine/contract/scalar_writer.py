@@ -1,7 +1,7 @@
-"""TensorBoard's writer for a loop whose steps take a millisecond.
+"""A TensorBoard writer for loops whose steps take a millisecond.
 
-SummaryWriter hands every value to a thread as it comes, which costs a step on cached features as much again as its
-arithmetic. Here values wait, one event per step with all of its values, and are handed over in bulk.
+SummaryWriter passes every value to its thread at once, which doubles the cost of a step on cached features. Here values
+are buffered, one event per step with all its values, and passed on in bulk.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-_SECONDS = 10.0  # that a value waits at most, while others come
-_STEPS = 4096  # that wait at most
+_SECONDS = 10.0  # longest time a value is buffered while others arrive
+_STEPS = 4096  # most steps that are buffered
 
 
 class ScalarWriter(SummaryWriter):
-    """A SummaryWriter whose scalars are cheap; all else is as there."""
+    """A SummaryWriter with cheap scalars; everything else is unchanged."""
 
     def __init__(self, log_dir: str) -> None:
-        self._waiting: dict[int | None, tuple[float, dict[str, float]]] = {}  # step -> time, value by tag
-        self._handed_over = time.monotonic()
+        self._buffered: dict[int | None, tuple[float, dict[str, float]]] = {}  # step -> time, value by tag
+        self._flushed_at = time.monotonic()
         super().__init__(log_dir=log_dir, max_queue=2 * _STEPS)
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None, *args: Any, **more: Any) -> None:
-        """Take in one value, a number or a tensor of one."""
+        """Buffer one value, a number or a one-element tensor."""
         if args or more:
             super().add_scalar(tag, scalar_value, global_step, *args, **more)
             return
-        _, values = self._waiting.setdefault(global_step, (time.time(), {}))
-        if tag in values:  # twice in a step: both are kept
-            self.hand_over()
-            self._waiting[global_step] = (time.time(), values := {})
+        _, values = self._buffered.setdefault(global_step, (time.time(), {}))
+        if tag in values:  # the second value in a step: keep both
+            self._flush_scalars()
+            self._buffered[global_step] = (time.time(), values := {})
         values[tag] = float(scalar_value)
-        if len(self._waiting) >= _STEPS or time.monotonic() - self._handed_over > _SECONDS:
-            self.hand_over()
+        if len(self._buffered) >= _STEPS or time.monotonic() - self._flushed_at > _SECONDS:
+            self._flush_scalars()
 
-    def hand_over(self) -> None:
-        """Give what waits to the thread that writes."""
+    def _flush_scalars(self) -> None:
+        """Pass the buffered values to the writing thread."""
         writer = self._get_file_writer()
-        for step, (when, values) in self._waiting.items():
+        for step, (when, values) in self._buffered.items():
             summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
             writer.add_summary(summary, step, when)
-        self._waiting.clear()
-        self._handed_over = time.monotonic()
+        self._buffered.clear()
+        self._flushed_at = time.monotonic()
 
     def flush(self) -> None:
         """Write everything to the file."""
-        self.hand_over()
+        self._flush_scalars()
         super().flush()
 
     def close(self) -> None:
         """Write everything and close the file."""
         if self.file_writer is not None:
-            self.hand_over()
+            self._flush_scalars()
         super().close()

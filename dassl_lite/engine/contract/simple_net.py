@@ -1,4 +1,4 @@
-"""SimpleNet: a backbone, perhaps a head, and a linear classifier, as the MODEL part of the config says."""
+"""SimpleNet: a backbone, an optional head and a linear classifier, from the MODEL node of the config."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dassl_lite.networks import build_backbone, build_head
 
 
 class SimpleNet(nn.Module):
-    """The classifier of a SimpleTrainer that builds no model of its own (Dassl's contract).
+    """The default model of a SimpleTrainer (Dassl's contract).
 
     Args:
         cfg: the run's config.
         model_cfg: its MODEL node, or one like it.
-        num_classes: outputs of the classifier; 0 leaves it out, and the model gives features.
+        num_classes: outputs of the classifier; 0 omits it, and the model returns features.
     """
 
     def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class SimpleNet(nn.Module):
                 dropout=head.DROPOUT,
                 **kwargs,
             )
-            self._fdim = self.head.out_features  # type: ignore[assignment]  # what a head promises
+            self._fdim = self.head.out_features  # type: ignore[assignment]  # every head has it
         self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
 
     @property

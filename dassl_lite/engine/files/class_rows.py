@@ -1,9 +1,9 @@
 """Loading a checkpoint into a dataset with other classes: rows are picked by class identity.
 
-A module whose parameters have one row per class says so in an attribute ``class_rows``, the names of those
-parameters and buffers (or, where classes do not lie along the first dimension, a dict of name -> dimension). For a
-class that the checkpoint lacks its own rows stay, which for a residual method means zero-shot CLIP; a module whose
-untrained rows mean nothing says ``class_rows_required = True``, and a lacking class is an error.
+A module whose parameters have one row per class declares them in an attribute ``class_rows``: the names of those
+parameters and buffers (or, if the classes are not along the first dimension, a dict of name -> dimension). A class that
+the checkpoint lacks keeps the module's own row, which for a residual method means zero-shot CLIP; a module whose
+untrained rows are meaningless sets ``class_rows_required = True``, and a missing class is an error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ClassRows:
 
     Args:
         dims: state-dict key -> dimension along which the classes lie.
-        current: state-dict key -> the model's own value, whose rows stay where the source lacks a class.
-        required: the source may not lack a class.
+        current: state-dict key -> the model's own value, whose rows are kept for classes that the source lacks.
+        required: whether a class that the source lacks is an error.
     """
 
     def __init__(self, dims: Mapping[str, int], current: Mapping[str, torch.Tensor], required: bool = False) -> None:
@@ -39,7 +39,7 @@ class ClassRows:
 
     @classmethod
     def of(cls, model: nn.Module) -> ClassRows:
-        """Collect what ``model`` and its submodules declare."""
+        """Collect the declarations of ``model`` and its submodules."""
         dims: dict[str, int] = {}
         for prefix, module in model.named_modules():
             declared = getattr(module, "class_rows", ())
@@ -58,10 +58,10 @@ class ClassRows:
         *,
         strict: bool = False,
     ) -> tuple[dict[str, torch.Tensor], ClassMatch | None]:
-        """``weights`` with the rows of the target's classes, in the target's order, and how the classes matched.
+        """``weights`` with the rows of the target's classes in the target's order, and how the classes matched.
 
-        A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a
-        zero residual), so that base -> new is zero-shot; ``strict`` makes that a UserError.
+        A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a zero
+        residual), so base -> new is zero-shot; with ``strict`` that is a UserError.
         """
         keys = [key for key in self.dims if key in weights]
         if not keys or target is None:
@@ -76,7 +76,7 @@ class ClassRows:
 
 
 def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:
-    """Say how many classes matched; UserError if ``strict`` and one did not."""
+    """Log how many classes matched; UserError if ``strict`` and one did not."""
     logger.info(match.describe())
     lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
     named = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
@@ -91,13 +91,13 @@ def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path,
 
 
 def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path: Path) -> ClassList:
-    """The classes that a checkpoint's rows stand for; the reference's files do not say, so they are worked out."""
+    """The classes of a checkpoint's rows; the reference's files do not name them, so they are inferred."""
     if meta.get("classnames"):
         return ClassList(tuple(meta["classnames"]), tuple(meta.get("classids") or ()))
     if rows == IMAGENET_CLASSES and (any(target.ids) or len(target) != rows):
         return imagenet_classes()
     if rows == len(target):
-        logger.warning(f"{path} does not name its {rows} classes; they are taken to be this dataset's, in order")
+        logger.warning(f"{path} does not name its {rows} classes; assuming this dataset's classes, in order")
         return target
     raise UserError(f"{path} holds {rows} classes without their names, but this dataset has {len(target)}")
 
@@ -113,6 +113,6 @@ def _pick_rows(source: torch.Tensor, own: torch.Tensor, rows: tuple[int, ...], d
         raise AssertionError("a class-row entry must have one row per class of the dataset")
     result = own.detach().cpu().clone()
     if source.shape[:dim] + source.shape[dim + 1 :] != own.shape[:dim] + own.shape[dim + 1 :]:
-        return source  # another feature width: load_weights says so
+        return source  # another feature width: load_weights reports it
     known = (wanted >= 0).nonzero().flatten()
     return result.index_copy(dim, known, source.detach().cpu().to(result.dtype).index_select(dim, wanted[known]))

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder, and none of a killed run's torn files left in it."""
+"""One run at a time in an output folder; temporary files of a killed run are removed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dassl_lite.utils.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-NAME = ".running"  # lock file; holds the number of the process that has the folder
-# What is left of a file of a run's whose writer was killed; others' hidden files are none of ours.
+NAME = ".running"  # lock file; holds the id of the process that uses the folder
+# Partly written files of a run that was killed; other hidden files are not ours.
 _TORN = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp")
 
 
 @contextlib.contextmanager
 def only_run_in(folder: str | Path) -> Iterator[None]:
-    """Have ``folder``, which is there, to oneself.
+    """Lock an existing ``folder`` for this run.
 
-    The lock is one that child processes do not inherit and that the system drops when its holder dies, so a killed run
-    can be gone on with at once. Where the file system knows no locks, nothing is checked.
+    Child processes do not inherit the lock, and the system drops it when its holder dies, so a killed run can be
+    resumed at once. On a file system without locks nothing is checked.
 
     Raises:
-        UserError: another process runs in it.
+        UserError: another process uses the folder.
     """
     path = Path(folder) / NAME
     descriptor = _taken(path)
@@ -41,11 +41,11 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
 
 
 def _taken(path: Path) -> int | None:
-    """The lock file, open and locked; None where there can be none."""
+    """The lock file, open and locked; None if it cannot be locked."""
     while sys.platform != "win32":
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # whoever writes the run's first file says what is wrong
+        except OSError:  # writing the run's first file reports the problem
             break
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,12 +53,12 @@ def _taken(path: Path) -> int | None:
             os.write(descriptor, str(os.getpid()).encode())
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-            os.close(descriptor)  # its last holder has just removed it: this is the lock of nothing
+            os.close(descriptor)  # its last holder has just removed it: lock the new file instead
         except (BlockingIOError, PermissionError):
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise UserError(
-                f"output folder {path.parent} is in use: process {holder} runs in it; wait for it, or choose another "
+                f"output folder {path.parent} is in use by process {holder}; wait for it, or choose another "
                 "--output-dir"
             ) from None
         except OSError:  # no locks here, or no room

@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
 
 Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
-models stay equal. In evaluation and in the extraction of features whole batches are shared out, so that every number
-is the one that one process finds, bit for bit. Training on cached features has next to nothing to share: each process
-does the same work. Only rank 0 writes. Without torchrun nothing here does anything.
+models stay equal. Evaluation and feature extraction distribute whole batches, so every number equals that of a single
+process, bit for bit. Training on cached features is too cheap to split: every process does the same work. Only rank 0
+writes files. Without torchrun, none of this has an effect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dassl_lite.utils.seeding import random_states, restore_random_states
 
 T = TypeVar("T")
 
-# One process may wait for another run that extracts the same features; when one dies, torchrun ends the others.
+# A process may wait for another run that extracts the same features; if one dies, torchrun ends the others.
 _PATIENCE = timedelta(hours=12)
 
 
@@ -42,26 +42,26 @@ def rank() -> int:
 
 
 def start() -> None:
-    """Join the other processes, if torchrun started several: by NCCL for what is on GPUs, by gloo for the rest."""
+    """Join the other processes if torchrun started several: NCCL for tensors on GPUs, gloo for the rest."""
     if world_size() == 1 or dist.is_initialized():
         return
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # gloo with GPUs too: USE_CUDA may be off, and what is gathered waits on the CPU.
+    # gloo even with GPUs: USE_CUDA may be off, and gathered tensors are on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
 
 
 def wait() -> None:
-    """Go on when all processes have come here."""
+    """Block until all processes get here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def lost_another(error: RuntimeError) -> bool:
-    """Whether ``error`` only says that another process of the run has ended; that one has told why."""
-    told = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-    return dist.is_initialized() and any(words in str(error) for words in told)
+    """Whether ``error`` only reports that another process of the run has ended; that one has said why."""
+    reports = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return dist.is_initialized() and any(words in str(error) for words in reports)
 
 
 class _Torchrun(ProcessGroup):
@@ -82,16 +82,16 @@ def process_group() -> ProcessGroup:
 
 
 def on_first(find: Callable[[], T]) -> T:
-    """What ``find`` gives in the first process, where alone it is called: in every process."""
+    """The result of ``find``, called in the first process only, in every process."""
     if not dist.is_initialized():
         return find()
     found = [find() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]  # None only on its way
+    return found[0]  # type: ignore[return-value]  # None only in transit
 
 
 def same_random_states() -> None:
-    """Go on with the first process's random streams everywhere: what each drew for its own images may differ."""
+    """Copy the first process's random streams to all: each may have drawn differently for its own images."""
     if dist.is_initialized():
         restore_random_states({**on_first(random_states), "cuda": []})
 
@@ -111,10 +111,10 @@ def average_gradients(models: Iterable[nn.Module]) -> None:
 
 
 class ShareOfBatches(Sampler[list[int]]):
-    """This process's equal share of every batch that another sampler gives.
+    """This process's equal share of every batch of another sampler.
 
     Args:
-        batches: gives the same lists of indices in every process.
+        batches: yields the same lists of indices in every process.
     """
 
     def __init__(self, batches: Any, rank: int, world: int) -> None:
@@ -126,14 +126,14 @@ class ShareOfBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         same_random_states()
         for batch in self.batches:
-            # A last batch that cannot be shared equally would weigh its images unequally.
+            # Splitting a last batch unequally would weigh its images unequally.
             share = len(batch) // self.world * self.world
             if share:
                 yield batch[self.rank : share : self.world]
 
 
 def shared_loader(loader: ImageLoader) -> ImageLoader:
-    """``loader`` with this process's share of each batch; itself where there is one process.
+    """``loader`` with this process's share of each batch; unchanged if there is only one process.
 
     Raises:
         UserError: the batch size is not a multiple of the number of processes.

@@ -1,7 +1,7 @@
-"""Evaluation by several processes: each infers whole batches in turn, and all see every output in its place.
+"""Evaluation by several processes: each infers whole batches in turn, and all get every output in order.
 
-The batches are those of one process, so the outputs are too, bit for bit, whatever their number and size; an evaluator
-is handed the same tensors in the same order.
+The batches are the same as in a single process, so the outputs are equal bit for bit, whatever the number of processes;
+an evaluator gets the same tensors in the same order.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Infer = Callable[[dict[str, Any]], tuple[Any, Any]]
 
 
 def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[Any, Any]]:
-    """(model output, label) of every batch of ``loader``, in order and on the device where ``infer`` puts them.
+    """(model output, label) for every batch of ``loader``, in order, on the device where ``infer`` puts them.
 
     Args:
-        infer: gives both for a batch.
+        infer: computes both for a batch.
 
     Raises:
-        UserError: in every process, if one of them meets an image that cannot be read.
+        UserError: in every process, if one of them finds an unreadable image.
     """
     processes = distributed.process_group()
     if processes.size == 1:
@@ -41,16 +41,16 @@ def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[An
 
 
 def _of_own_share(loader: Iterable[dict[str, Any]], infer: Infer, processes: ProcessGroup) -> Iterator[Any]:
-    """What ``infer`` gives for each batch of this process's, to be sent; None for one without images."""
+    """The results of ``infer`` for this process's batches, ready to be sent; None for a batch without images."""
     try:
         for batch in _share(loader, processes):
             yield _moved(infer(batch), _Sent.pack) if batch else None
     except UserError as error:
-        yield UserError(str(error))  # some have a constructor of their own, and would not travel
+        yield UserError(str(error))  # some subclasses have their own constructor and cannot be pickled
 
 
 def _share(loader: Iterable[dict[str, Any]], processes: ProcessGroup) -> Iterable[dict[str, Any]]:
-    """This process's batches; of images, those of the others are not even read."""
+    """This process's batches; images of the others' batches are not read."""
     if not isinstance(loader, ImageLoader) or loader.batch_sampler is None:
         return islice(loader, processes.rank, None, processes.size)
     mine = loader.with_batches(_EveryNth(loader.batch_sampler, processes))
@@ -69,14 +69,14 @@ class _EveryNth:
 
 
 class _Sent(NamedTuple):
-    """A tensor between two processes: on the CPU, with the kind of device that it comes from."""
+    """A tensor in transit between two processes: on the CPU, with the type of device that it came from."""
 
     tensor: Tensor
     device: str
 
     @classmethod
     def pack(cls, item: Any) -> Any:
-        # A copy, as a view would take all of its storage along.
+        # A copy: a view would take its whole storage along.
         return cls(item.detach().cpu().clone(), item.device.type) if isinstance(item, Tensor) else item
 
     @staticmethod
@@ -85,7 +85,7 @@ class _Sent(NamedTuple):
 
 
 def _moved(item: Any, move: Callable[[Any], Any]) -> Any:
-    """``item`` with ``move`` applied to what it holds, as a trainer of one's own may give more than one tensor."""
+    """``item`` with ``move`` applied to every tensor in it: a plug-in trainer may return several."""
     if isinstance(item, dict):
         return {key: _moved(value, move) for key, value in item.items()}
     if isinstance(item, list | tuple) and not isinstance(item, _Sent):
