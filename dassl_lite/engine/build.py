@@ -127,7 +127,7 @@ def find_yaml(name: str | Path, folder: str) -> Path:
 def default_recipe(trainer: str) -> Path | None:
     """The yaml that a method uses if none is named, or None if it has none.
 
-    It is the package's ``configs/trainers/<trainer>/default.yaml`` or, for a plug-in ``x.py``, the ``x.yaml`` beside it.
+    It is the package's ``configs/trainers/<trainer>/default.yaml``; for a plug-in ``x.py``, the ``x.yaml`` beside it.
     """
     paths = [configs_root() / "trainers" / trainer / "default.yaml"]
     if trainer in TRAINER_REGISTRY:

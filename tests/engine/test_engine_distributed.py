@@ -97,7 +97,7 @@ def test_every_process_takes_an_equal_share_of_each_batch() -> None:
     assert shares == [[[0, 2], [4]], [[1, 3], [5]]]
 
 
-def test_of_a_process_that_dies_the_others_say_one_line(
+def test_when_a_process_dies_the_others_print_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(argv: Any) -> None:

@@ -48,7 +48,7 @@ def trained(build: Any, method: str, **given: Any) -> tuple[Any, str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_does_not_start_from_the_given_weights(build: Any, method: str) -> None:
+def test_training_starts_from_the_given_weights(build: Any, method: str) -> None:
     source, path = trained(build, method)
     fresh, started = build(method), build(method, "MODEL.INIT_WEIGHTS", path)
     learnt = {name for name, parameter in source.head.named_parameters() if parameter.requires_grad}
@@ -60,7 +60,7 @@ def test_training_does_not_start_from_the_given_weights(build: Any, method: str)
     assert any(not torch.equal(started.head.state_dict()[name], source.head.state_dict()[name]) for name in learnt)
 
 
-def test_rows_of_other_classes_are_taken_by_position(build: Any, tmp_path: Path) -> None:
+def test_rows_are_matched_by_class_identity(build: Any, tmp_path: Path) -> None:
     source, path = trained(build, "TaskRes")
     root = tmp_path / "other"
     make_images(root, {"train": 2, "test": 2})
@@ -91,7 +91,7 @@ def test_weights_that_would_have_no_effect_are_refused(build: Any, method: str, 
         build(method, "MODEL.INIT_WEIGHTS", "x.pth", *options)
 
 
-def test_weights_that_do_not_fit_are_told_in_one_line(build: Any, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_reported_in_one_line(build: Any, tmp_path: Path) -> None:
     _, path = trained(build, "TaskRes")
     for options, backbone, expected in (
         (("CLIP_Adapter", "MODEL.INIT_WEIGHTS", path), "vit0", "do not fit the model"),

@@ -36,7 +36,7 @@ def test_a_plug_in_module_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "plugin_package.method" in sys.modules
 
 
-def test_a_broken_plug_in_that_was_asked_for_is_told_with_its_error(tmp_path: Path) -> None:
+def test_a_broken_plug_in_that_was_asked_for_is_reported_with_its_error(tmp_path: Path) -> None:
     path = tmp_path / "broken_plugin.py"
     path.write_text("1 / 0\n")
     with pytest.raises(UserError, match="broken_plugin.py cannot be imported: ZeroDivisionError: division by zero"):
@@ -44,7 +44,7 @@ def test_a_broken_plug_in_that_was_asked_for_is_told_with_its_error(tmp_path: Pa
     assert "dassl_lite_plugin_broken_plugin" not in sys.modules
 
 
-def test_a_missing_plug_in_is_told() -> None:
+def test_a_missing_plug_in_is_reported() -> None:
     with pytest.raises(UserError, match="does not exist"):
         plugins.load_plugin("nowhere/x.py")
     with pytest.raises(UserError, match="ModuleNotFoundError"):

@@ -74,7 +74,7 @@ def imagenet_trainer(imagenet_root: Path, golden_backbone: Any, tmp_path_factory
 
 
 @pytest.mark.parametrize("case", [*CASES, "ImageNetSketch.3"])
-def test_reference_checkpoint_gives_other_logits(
+def test_the_reference_checkpoint_gives_its_logits(
     golden: Any, imagenet_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     name, _, which = case.partition(".")
@@ -92,7 +92,7 @@ def test_reference_checkpoint_gives_other_logits(
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_reference_checkpoint_is_refused_by_classes_without_ids(
+def test_the_reference_checkpoint_loads_into_classes_without_ids(
     golden: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = lay_out(tmp_path / "fish", {"Great-White_Shark": "", "some newt": "", "goldfish": ""})
@@ -168,7 +168,7 @@ def logits(trainer: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe", "TipAdapter", "TipAdapterF"])
 @pytest.mark.parametrize("folders", ["numbered", "renamed"])
-def test_order_of_the_classes_changes_the_accuracy(
+def test_accuracy_does_not_depend_on_class_order(
     trained: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, folders: str
 ) -> None:
     source = trained(method)
@@ -185,7 +185,7 @@ def test_order_of_the_classes_changes_the_accuracy(
     assert target.test() == pytest.approx(accuracy)
 
 
-def test_spelling_of_the_names_loses_the_classes(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
+def test_class_names_match_across_spellings(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     source = trained("TaskRes")
     spelt = ["white shark", "Ant", " bee ", "CRAB", "gold_fish", "f_16a b"]
     target = make("TaskRes", lay_out(tmp_path / "other", dict.fromkeys(spelt, "")), golden_backbone)
@@ -195,7 +195,7 @@ def test_spelling_of_the_names_loses_the_classes(trained: Any, golden_backbone: 
     assert not found[4].any()  # gold fish is another word than goldfish
 
 
-def test_a_subset_of_the_classes_is_not_enough(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
+def test_a_subset_of_the_classes_can_be_evaluated(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     for method in ("TaskRes", "LinearProbe"):
         source = trained(method)
         target = make(method, lay_out(tmp_path / f"few{method}", dict.fromkeys(["crab", "ant"], "")), golden_backbone)
@@ -203,7 +203,7 @@ def test_a_subset_of_the_classes_is_not_enough(trained: Any, golden_backbone: An
         torch.testing.assert_close(logits(target), logits(source)[:, [3, 1]])
 
 
-def test_classes_beyond_the_checkpoints_are_not_zero_shot(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
+def test_classes_that_the_checkpoint_lacks_stay_zero_shot(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     source = trained("TaskRes")
     wider = {**ANIMALS, "newt": "", "toad": ""}
     target = make("TaskRes", lay_out(tmp_path / "wide", wider), golden_backbone)
@@ -216,7 +216,7 @@ def test_classes_beyond_the_checkpoints_are_not_zero_shot(trained: Any, golden_b
         target.load_model(source.output_dir)
 
 
-def test_base_classes_are_put_in_the_places_of_new_ones(
+def test_base_rows_are_never_used_for_new_classes(
     trained: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = lay_out(tmp_path / "animals", ANIMALS)
@@ -240,7 +240,7 @@ def test_base_classes_are_put_in_the_places_of_new_ones(
         other.load_model(probe.output_dir)  # it has no zero-shot rows
 
 
-def test_two_classes_of_one_name_are_taken_for_each_other(golden_backbone: Any, tmp_path: Path) -> None:
+def test_two_classes_with_the_same_name_are_not_confused(golden_backbone: Any, tmp_path: Path) -> None:
     # ImageNet's two missiles; a blank makes two keys of one name.
     ids = {"missile": "n03773504", "missile ": "n04008634", "dog": "n02084071"}
     source = make("TaskRes", lay_out(tmp_path / "source", ids), golden_backbone)

@@ -35,7 +35,7 @@ def test_tensorboard_reads_every_value_at_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("limit", ["_STEPS", "_SECONDS"])
-def test_a_long_run_is_written_while_it_goes_on(tmp_path, monkeypatch, limit):
+def test_a_long_run_is_written_while_it_runs(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(scalar_writer, limit, 0)
     writer = ScalarWriter(str(tmp_path))
     writer.add_scalar("loss", 1.0, 0)
@@ -44,7 +44,7 @@ def test_a_long_run_is_written_while_it_goes_on(tmp_path, monkeypatch, limit):
     writer.close()
 
 
-def test_flush_writes_what_waits(tmp_path):
+def test_flush_writes_buffered_values(tmp_path):
     writer = ScalarWriter(str(tmp_path))
     writer.add_scalar("loss", 1.0)
     writer.flush()

@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
     assert resumed.get_current_lr() == whole.get_current_lr()
 
 
-def test_ctrl_c_keeps_a_checkpoint_of_the_epoch_and_the_run_goes_on_from_it(data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_epoch_and_the_run_resumes_from_it(data: Path, tmp_path: Path) -> None:
     whole = toy_trainer(data, tmp_path / "whole")
     whole.train()
     trainer = toy_trainer(data, tmp_path / "run")
@@ -110,7 +110,7 @@ def test_ctrl_c_keeps_a_checkpoint_of_the_epoch_and_the_run_goes_on_from_it(data
     assert CheckpointStore(tmp_path / "run").epochs("toy") == [4]  # what only served resuming is gone
 
 
-def test_best_val_deploys_the_best_epoch_not_the_last(data: Path, tmp_path: Path) -> None:
+def test_best_val_deploys_the_best_epoch(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", "3")
     accuracies = iter([50.0, 80.0, 60.0])
     weights: list[torch.Tensor] = []
@@ -135,7 +135,7 @@ def test_best_val_without_a_validation_set_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("val", "final"), [("test", "best_val"), ("test", "last_step"), ("val", "best_val")])
-def test_an_epoch_chosen_on_test_images_is_told_in_the_log_and_the_results(
+def test_an_epoch_chosen_on_test_images_is_reported_in_the_log_and_the_results(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, val: str, final: str
 ) -> None:
     trainer = toy_trainer(data, tmp_path, "TEST.FINAL_MODEL", final, "OPTIM.MAX_EPOCH", "2")

@@ -90,7 +90,7 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("TipAdapterF", "TRAINER.TipAdapter.", "AUGMENT_EPOCH=0", "AUGMENT_EPOCH is 0; it must be at least 1"),
     ],
 )
-def test_a_value_that_cannot_be_is_one_line(run, said, tmp_path, method, key, value, message):
+def test_an_impossible_value_is_one_line(run, said, tmp_path, method, key, value, message):
     name, _, given = value.partition("=")
     assert message in said(run(method, key + name, given))
     assert not list((tmp_path / "run").rglob("model.pth.tar*"))
@@ -121,7 +121,7 @@ def coop(run) -> Callable[..., None]:
         ("N_CTX=4", "CTX_INIT=a photo", "a context of 4 vectors, but this run has one of 2; set TRAINER.COOP.N_CTX"),
     ],
 )
-def test_a_context_of_another_kind_is_told_by_its_key(run, said, coop, tmp_path, capsys, trained, loaded, message):
+def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_path, capsys, trained, loaded, message):
     coop("TRAINER.COOP." + trained.partition("=")[0], trained.partition("=")[2])
     capsys.readouterr()
     before = files(tmp_path / "run")
@@ -134,7 +134,7 @@ def test_a_context_of_another_kind_is_told_by_its_key(run, said, coop, tmp_path,
     ("method", "width"),
     [("CoOp", 56), ("TaskRes", 24), ("CLIP_Adapter", 24), ("LinearProbe", 24), ("TipAdapterF", 24)],
 )
-def test_a_checkpoint_of_another_width_is_refused_whether_it_says_so_or_not(run, said, tmp_path, capsys, method, width):
+def test_a_checkpoint_of_another_width_is_refused(run, said, tmp_path, capsys, method, width):
     assert run(method) == 0
     capsys.readouterr()
     assert "was saved with backbone" in said(run(method, loads="run", output="eval", backbone="rn1"))
@@ -178,7 +178,7 @@ def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, t
 
 
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIP_Adapter"])
-def test_what_is_not_finite_stops_the_run_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
+def test_a_non_finite_value_stops_the_run_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.MAX_EPOCH", "4", "OPTIM.WARMUP_EPOCH", "1")
     options = (*options, "DATALOADER.TRAIN_X.BATCH_SIZE", "9", "TRAINER.CLIP_Adapter.RATIO", "0.5")
     line = said(run(method, *options))
@@ -224,7 +224,7 @@ def test_a_method_that_needs_an_encoder_says_so(on_features, said, method):
     assert "holds features only; use it on a dataset of images" in line
 
 
-def test_a_file_that_is_not_as_it_should_be_is_told_by_its_array(on_features, said, arrays):
+def test_a_malformed_feature_file_is_reported_by_array(on_features, said, arrays):
     broken = arrays["train_features"].copy()
     broken[1, 2, 0] = np.nan
     for changes, message in (
@@ -250,7 +250,7 @@ def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, 
 
 
 @pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe"])
-def test_nothing_is_trained_on_test_images_where_there_are_no_others(on_features, said, tmp_path, method):
+def test_a_dataset_with_test_images_only_is_not_trained_on(on_features, said, tmp_path, method):
     line = said(on_features(method, train_features=None, train_plain_features=None, train_labels=None))
     assert "Features has no training images" in line
     assert "tools/eval.py" in line

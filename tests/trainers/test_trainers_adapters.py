@@ -185,12 +185,12 @@ def test_tip_f_with_best_val_deploys_the_best_epochs_values(build):
     assert best["state_dict"]["alpha"] == trainer.head.alpha
 
 
-def test_an_empty_cache_is_told_in_one_line(build):
+def test_an_empty_cache_is_reported_in_one_line(build):
     with pytest.raises(UserError, match="the cache is empty: it needs shots"):
         build("TipAdapter").test()
 
 
-def test_a_cache_of_unreadable_images_is_told_in_one_line(build, tmp_path):
+def test_a_cache_of_unreadable_images_is_reported_in_one_line(build, tmp_path):
     root = make_folder(tmp_path / "broken", ["red", "blue"])
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"no image")
@@ -211,7 +211,7 @@ def test_a_cache_of_unreadable_images_is_told_in_one_line(build, tmp_path):
         ("LinearProbe", "LinearProbe.PREC", "fp64", "Choices: amp, bf16, fp16, fp32"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_key(build, method, key, value, message):
+def test_a_wrong_value_is_reported_with_its_key(build, method, key, value, message):
     with pytest.raises(UserError, match=message):
         build(method, f"TRAINER.{key}", value)
 

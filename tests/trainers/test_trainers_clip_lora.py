@@ -73,7 +73,7 @@ def test_a_run_has_exactly_its_steps_and_the_rate_falls_after_each(make):
     assert trainer.get_current_lr() == pytest.approx(1e-6)
 
 
-def test_steps_follow_the_shots_or_else_the_epochs(make):
+def test_the_number_of_steps_follows_the_shots_then_the_epochs(make):
     assert make("a", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "500", shots=2).steps_to_train() == 1000
     by_epochs = make("b", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "OPTIM.MAX_EPOCH", "3")
     assert (by_epochs.steps_to_train(), by_epochs.max_epoch) == (12, 3)
@@ -147,7 +147,7 @@ def test_zero_shot_ignores_the_pairs(make):
     assert trainer.zero_shot() == before
 
 
-def test_text_alone_trains_on_kept_features_and_images_are_encoded_otherwise(make):
+def test_only_text_adapters_train_on_cached_features(make):
     text = make("text", "TRAINER.CLIPLoRA.ENCODER", "text")
     assert isinstance(text.train_loader_x, FeatureLoader)
     assert not text.trains_images

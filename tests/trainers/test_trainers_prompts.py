@@ -122,7 +122,7 @@ def test_a_context_per_class_is_loaded_by_name(build):
         assert torch.equal(target.head.ctx[k], source.head.ctx[row[name.replace("_", " ")]]), name
 
 
-def test_a_class_without_a_context_of_its_own_is_an_error_not_a_random_prompt(build):
+def test_a_class_without_its_own_context_is_an_error(build):
     source = build("CoOp", "CSC", "True")
     source.train()
     with pytest.raises(UserError, match="knows 2 of this dataset's 3 classes; it lacks aardvark"):
@@ -224,7 +224,7 @@ def test_the_longest_prompt_that_fits_is_taken(build):
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [("1", 50), ("2", 100), ("4", 100), ("8", 200), ("16", 200), ("-1", 200)])
-def test_without_a_recipe_coop_trains_as_long_as_the_paper_does(shots, epochs):
+def test_coop_without_a_recipe_trains_as_long_as_in_the_paper(shots, epochs):
     cfg = make_config(trainer="CoOp", method_file="default.yaml", options=["DATASET.NUM_SHOTS", shots])
     found = (cfg.OPTIM.MAX_EPOCH, cfg.MODEL.BACKBONE.NAME)
     assert found == (epochs, "demo")

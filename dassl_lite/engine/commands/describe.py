@@ -95,8 +95,8 @@ def trainer_help(name: str) -> str:
 
 
 def own_keys(trainer: Any) -> dict[str, Any]:
-    """A trainer's config keys with their defaults: those that its own or its module's ``extend_cfg`` adds, inherited ones
-    too, and those under its name from elsewhere, such as a paper's train.py."""
+    """A trainer's config keys with their defaults: those that its own or its module's ``extend_cfg`` adds, inherited
+    ones too, and those under its name from elsewhere, such as a paper's train.py."""
     owners = inspect.getmodule(trainer), trainer  # third parties declare them in the module
     engine, everything = leaves(get_cfg_default()), _with_keys_of(*asked_plugins(), *owners)
     own = _with_keys_of(*owners).keys() - engine.keys()
