@@ -100,7 +100,7 @@ def test_the_reference_checkpoint_loads_into_classes_without_ids(
     with caplog.at_level(logging.INFO, logger="dassl_lite"):
         trainer.load_model(golden.path("checkpoint_taskres"))
     assert "matched 2 of 3 classes (by name)" in caplog.text
-    assert "1 classes are not in the checkpoint and stay zero-shot: some newt" in caplog.text
+    assert "1 class is not in the checkpoint and stays zero-shot: some newt" in caplog.text
     stored = load_checkpoint(golden.path("checkpoint_taskres") / "prompt_learner" / "model-best.pth.tar")
     residuals = stored["state_dict"]["text_feature_residuals"]
     assert torch.equal(trainer.head.text_feature_residuals[[0, 2]], residuals[[2, 1]])

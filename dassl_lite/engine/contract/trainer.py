@@ -69,6 +69,7 @@ class SimpleTrainer(TrainerBase):
     standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
 
     # Set by build_data_loader, which a subclass may override; what it leaves out stays as here.
+    dm: Any  # a DataManager, or an object with its attributes
     train_loader_x: Any = None
     train_loader_u: Any = None
     val_loader: Any = None
@@ -128,7 +129,7 @@ class SimpleTrainer(TrainerBase):
         if isinstance(dm.dataset, FeatureDataset) and not self.takes_features:
             name = self.cfg.TRAINER.NAME
             raise UserError(f"{name} needs images, but dataset {self.cfg.DATASET.NAME} holds features only")
-        self.dm: Any = dm
+        self.dm = dm
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u
         if distributed.world_size() > 1:
@@ -250,7 +251,7 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     @cached_property
-    def run_log(self) -> RunLog:
+    def run_log(self) -> RunLog:  # type: ignore[override]  # set on first use
         """What the run prints; made on first use, because a trainer may override ``before_train``."""
         return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.shows_progress)
 

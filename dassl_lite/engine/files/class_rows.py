@@ -86,8 +86,10 @@ def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path,
             f"{len(source)} classes: {', '.join(source.names[:3])} ...)"
         )
     if lacking:
-        count = len(lacking) if match.matched else f"all {len(lacking)}"
-        logger.warning(f"{count} classes are not in the checkpoint and stay zero-shot: {named}")
+        count = f"{len(lacking)} class{'es' if len(lacking) > 1 else ''}"
+        count = count if match.matched else f"all {count}"
+        verb = "are not in the checkpoint and stay" if len(lacking) > 1 else "is not in the checkpoint and stays"
+        logger.warning(f"{count} {verb} zero-shot: {named}")
 
 
 def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path: Path) -> ClassList:

@@ -10,11 +10,11 @@ Shapes: B images, K classes, D feature width, N training images, V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.manager import validates_on_test
-from dassl_lite.engine.contract.keys import key
+from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.methods.feature_source import (
@@ -67,7 +67,7 @@ class FeatureTrainer(TrainerX):
         features: where image features come from.
     """
 
-    keys = (key("PREC", "fp32", known_precision, "fp32 | amp | fp16 | bf16"),)
+    keys: ClassVar[Sequence[Key]] = (key("PREC", "fp32", known_precision, "fp32 | amp | fp16 | bf16"),)
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
     model_name = "model"  # name under which the head is registered: its folder of checkpoints

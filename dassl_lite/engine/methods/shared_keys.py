@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -36,7 +37,7 @@ CONTEXT_KEYS = (
 STEP_KEYS = (key("STEPS_PER_SHOT", 500, number(at_least=0), "length of the training; 0: OPTIM.MAX_EPOCH epochs"),)
 
 
-def text_encoder_options(node: CfgNode) -> dict[str, int | bool]:
+def text_encoder_options(node: CfgNode) -> dict[str, Any]:
     """How the text encoder saves memory, as `TextTower` takes it."""
     return {"chunk": node.TEXT_CHUNK, "checkpoint": node.TEXT_CHECKPOINT}
 
@@ -56,5 +57,12 @@ def prompt_layout(
         node, name: the method's config node, and its name under TRAINER.
         position, class_specific: as `lay_out` takes them.
     """
-    options = {"position": position, "class_specific": class_specific}
-    return lay_out(clip, classnames, node.N_CTX, node.CTX_INIT, node=f"TRAINER.{name}", **options)
+    return lay_out(
+        clip,
+        classnames,
+        node.N_CTX,
+        node.CTX_INIT,
+        position=position,
+        class_specific=class_specific,
+        node=f"TRAINER.{name}",
+    )
