@@ -1,11 +1,11 @@
-"""Run code that was written for Dassl: ``import dassl`` and its submodules give this package's.
+"""Run code written for Dassl: ``import dassl`` and its submodules resolve to this package.
 
-    import dassl_lite.compat                      # first, then whatever imports dassl
+    import dassl_lite.compat                      # before anything that imports dassl
     python tools/train.py --dassl-compat --plugin their/trainers/x.py ...
 
-Nothing is copied: ``dassl.engine`` *is* ``dassl_lite.engine``, so what registers there registers here. Where Dassl
-keeps a name in another module than we do, ``_PLACES`` says where it is. A trainer or dataset of theirs that has the
-name of one of ours (every fork brings its own CoOp) takes its place, and one line says so.
+``dassl.engine`` *is* ``dassl_lite.engine``, not a copy, so a class that registers there is registered here. ``_PLACES``
+maps the modules whose names differ. If a third party's trainer or dataset has the name of a built-in one (every fork
+brings its own CoOp), it replaces the built-in one, and one log line says so.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ logger = get_logger(__name__)
 
 THEIRS, OURS = "dassl", "dassl_lite"
 
-# Dassl's modules of one backbone or a few, which all are to be had from ours of all.
+# Dassl's modules of a single family of backbones; networks.backbone has them all.
 _BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
-# Our module of layers or losses -> Dassl's modules that it holds.
+# Our module of layers or losses -> the modules of Dassl whose names it defines.
 _OPS = {
     "layers": ("attention", "conv", "reverse_grad", "sequential2"),
     "losses": ("cross_entropy", "mmd", "optimal_transport"),
     "mixing": ("efdmix", "mixstyle", "mixup"),
     "normalisation": ("dsbn", "transnorm"),
 }
-# Dassl's module -> ours, where the names differ; of several, the first that has an attribute gives it.
+# Dassl's module -> ours, where the names differ. If there are several, the first that has an attribute provides it.
 _PLACES: dict[str, tuple[str, ...]] = {
     "engine.trainer": ("engine.contract.trainer",),
     "data.data_manager": ("data.manager", "data.loaders"),
@@ -63,7 +63,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
-# Config keys of Dassl's own trainers, which are in its defaults: papers build on them.
+# Config keys of Dassl's own trainers, which Dassl declares in its defaults and papers build on.
 _STRONG: dict[str, Any] = {"CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()}
 _KEYS: dict[str, dict[str, Any]] = {
     "MCD": {"N_STEP_F": 4},
@@ -99,7 +99,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 
 
 class _Alias(Loader):
-    """Gives a module that is there already, as it is."""
+    """Loads a module that already exists, unchanged."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -108,11 +108,11 @@ class _Alias(Loader):
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has put the alias's in
+        module.__spec__ = self.spec  # the import system has set the alias's spec
 
 
 class DasslFinder(MetaPathFinder):
-    """Finds ``dassl`` and ``dassl.*`` among our modules; what we have not is not found."""
+    """Finds ``dassl`` and ``dassl.*`` among our modules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -152,12 +152,12 @@ def _load_shadowed(rest: str, package: ModuleType) -> None:
 def _exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # not even its parent
+    except ModuleNotFoundError:  # its parent does not exist either
         return False
 
 
 def _gathered(name: str, modules: Sequence[ModuleType]) -> ModuleType:
-    """A module that has the names of several."""
+    """A module with the names of several modules."""
     gathered = ModuleType(name, f"Names of {', '.join(module.__name__ for module in modules)}.")
 
     def find(attribute: str) -> Any:
@@ -166,26 +166,26 @@ def _gathered(name: str, modules: Sequence[ModuleType]) -> ModuleType:
                 return getattr(module, attribute)
         raise AttributeError(f"module '{name}' has no attribute '{attribute}'")
 
-    gathered.__path__ = []  # a package to whoever imports a submodule of it, which the finder finds
+    gathered.__path__ = []  # makes it a package, so that its submodules can be imported
     gathered.__getattr__ = find  # type: ignore[method-assign]
     gathered.__dict__["__all__"] = sorted({n for module in modules for n in vars(module) if not n.startswith("_")})
     return gathered
 
 
 def enable() -> None:
-    """Make ``import dassl`` resolve to this package; done on import of this module, a second call does nothing.
+    """Make ``import dassl`` resolve to this package. Importing this module does so; a second call does nothing.
 
     Raises:
-        UserError: the real Dassl is imported already.
+        UserError: the real Dassl has already been imported.
     """
     if any(isinstance(finder, DasslFinder) for finder in sys.meta_path):
         return
     if THEIRS in sys.modules:
         place = getattr(sys.modules[THEIRS], "__file__", None)
-        raise UserError(f"dassl is imported already, from {place}; import dassl_lite.compat before it")
+        raise UserError(f"dassl has already been imported from {place}; import dassl_lite.compat before it")
     installed = importlib.util.find_spec(THEIRS)
     if installed is not None:
-        logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite stands in for it in this process")
+        logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite replaces it in this process")
     sys.meta_path.insert(0, DasslFinder())
     Registry.others_win = True
     for name, keys in _KEYS.items():
@@ -193,7 +193,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo ``enable``; what was imported under Dassl's names stays with those who imported it."""
+    """Undo ``enable``. Code that has already imported something from ``dassl`` keeps it."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, DasslFinder)]
     for name in [name for name in sys.modules if name.partition(".")[0] == THEIRS]:
         del sys.modules[name]

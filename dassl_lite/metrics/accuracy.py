@@ -12,12 +12,12 @@ def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Se
     """Percentage of the batch whose label is among the k highest logits, for each k.
 
     Args:
-        output: logits (B, K); of several outputs the first counts.
-        target: labels (B,), integers.
+        output: logits (B, K); of a sequence of outputs the first is used.
+        target: integer labels (B,).
         topk: the values of k.
 
     Returns:
-        One tensor (1,) per k, float32, on the device of ``output``; nothing waits for the device.
+        One float32 tensor (1,) per k, on the device of ``output``, without a synchronisation.
 
     Raises:
         ValueError: a k below 1 or above the number of classes K.
@@ -25,7 +25,7 @@ def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Se
     logits = output if isinstance(output, Tensor) else output[0]
     largest = max(topk)
     if min(topk) < 1 or largest > logits.shape[1]:
-        raise ValueError(f"topk is {tuple(topk)}; each must be between 1 and the {logits.shape[1]} classes")
+        raise ValueError(f"topk is {tuple(topk)}; each k must be from 1 to {logits.shape[1]}, the number of classes")
     predicted = logits.topk(largest, dim=1).indices  # (B, largest)
     hits = predicted == target.reshape(-1, 1)
     return [hits[:, :k].sum(dtype=torch.float32).reshape(1) * (100.0 / logits.shape[0]) for k in topk]

@@ -9,14 +9,14 @@ from dassl_lite.utils.errors import unknown
 
 
 def euclidean_squared_distance(input1: Tensor, input2: Tensor) -> Tensor:
-    """Squared Euclidean distances (M, N) between the rows of (M, D) and (N, D), by one matrix product."""
+    """Squared Euclidean distances (M, N) between the rows of (M, D) and (N, D), using one matrix product."""
     squares = input1.square().sum(1, keepdim=True) + input2.square().sum(1)
-    # Rounding can take the distance of equal rows below zero, which a later square root would turn into nan.
+    # Rounding can make the distance of equal rows negative, and a later square root would turn that into NaN.
     return (squares - 2 * input1 @ input2.T).clamp_min(0)
 
 
 def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:
-    """One minus the cosine (M, N) between the rows of (M, D) and (N, D)."""
+    """One minus the cosine similarity (M, N) between the rows of (M, D) and (N, D)."""
     return 1 - F.normalize(input1, dim=1) @ F.normalize(input2, dim=1).T
 
 
@@ -27,11 +27,17 @@ def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "eucli
     """Distances (M, N) between the rows of (M, D) and (N, D).
 
     Args:
+        input1: (M, D).
+        input2: (N, D).
         metric: ``euclidean`` (squared, as in Dassl) or ``cosine``.
+
+    Raises:
+        UserError: unknown metric.
+        ValueError: the shapes do not fit.
     """
     if metric not in _METRICS:
         raise unknown("distance", metric, _METRICS)
     if input1.dim() != 2 or input2.dim() != 2 or input1.shape[1] != input2.shape[1]:
         shapes = f"{tuple(input1.shape)} and {tuple(input2.shape)}"
-        raise ValueError(f"two matrices of features of one width are needed, not {shapes}")
+        raise ValueError(f"expected two matrices with the same number of columns, got {shapes}")
     return _METRICS[metric](input1, input2)

@@ -1,4 +1,4 @@
-"""Networks of Dassl's own trainers: backbones, heads and layers. CLIP is in ``dassl_lite.models``."""
+"""Image networks for Dassl's own trainers: backbones, heads and layers. CLIP is in ``dassl_lite.models``."""
 
 from dassl_lite.networks.backbone import Backbone
 from dassl_lite.networks.build import (

@@ -1,4 +1,4 @@
-"""Heads between a backbone's features and a classifier."""
+"""Heads: layers between the backbone and the classifier."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MLP(nn.Module):
-    """Linear, batch norm, activation and dropout, once per hidden layer.
+    """Linear layer, batch norm, activation and dropout, repeated for each hidden layer.
 
     Args:
         in_features: width of the input.
-        hidden_layers: width of each layer; the last is ``out_features``.
+        hidden_layers: width of each layer; the last one is ``out_features``.
         activation: ``relu`` or ``leaky_relu``.
-        bn: with batch norm.
-        dropout: probability; 0 leaves it out.
+        bn: use batch norm.
+        dropout: dropout probability; 0 for none.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
-            raise UserError("MODEL.HEAD.HIDDEN_LAYERS is empty; the head mlp needs at least one width, like (512,)")
+            raise UserError("MODEL.HEAD.HIDDEN_LAYERS is empty; the mlp head needs at least one width, such as (512,)")
         if activation not in _ACTIVATIONS:
             raise unknown("activation", activation, _ACTIVATIONS)
         layers: list[nn.Module] = []
@@ -60,5 +60,5 @@ class MLP(nn.Module):
 
 @HEAD_REGISTRY.register()
 def mlp(**kwargs: Any) -> MLP:
-    """Linear, batch norm, activation and dropout, once per hidden layer."""
+    """Linear layer, batch norm, activation and dropout, repeated for each hidden layer."""
     return MLP(**kwargs)

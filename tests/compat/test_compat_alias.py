@@ -1,4 +1,4 @@
-"""``import dassl`` gives this package: what resolves where, and what is said of a Dassl that is there already."""
+"""``import dassl`` gives this package: what resolves where, and what happens if the real Dassl is installed."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ FURTHER = {
 }
 
 
-def test_the_list_is_not_the_25_names_of_the_design() -> None:
+def test_the_list_has_the_25_names_of_the_design() -> None:
     assert sum(len(names.split()) for names in NAMES.values()) == 25
 
 
 @pytest.mark.parametrize("module", sorted({*NAMES, *FURTHER}))
-def test_a_name_is_not_where_dassl_has_it(module: str) -> None:
+def test_every_name_is_where_dassl_has_it(module: str) -> None:
     names = f"{NAMES.get(module, '')} {FURTHER.get(module, '')}".split()
     scope: dict[str, object] = {}
     exec(f"from {module} import {', '.join(names)}", scope)
@@ -113,7 +113,7 @@ def rows_of_the_guide() -> list[tuple[str, str, str]]:
     return rows
 
 
-def test_the_guides_table_names_a_wrong_place_or_lacks_one() -> None:
+def test_the_guides_table_names_the_right_places() -> None:
     rows = rows_of_the_guide()
     assert len(rows) > 100
     private = ("_correct", "_total", "_y_true", "_y_pred", "_per_class_res")
@@ -125,7 +125,7 @@ def test_the_guides_table_names_a_wrong_place_or_lacks_one() -> None:
     assert design - {name for _, name, _ in rows} == set()
 
 
-def test_the_alias_is_a_copy() -> None:
+def test_the_alias_is_the_same_module() -> None:
     import dassl.engine.trainer
 
     assert dassl.engine is dassl_lite.engine
@@ -148,13 +148,13 @@ assert from_module is from_package
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_what_we_have_not_is_found_among_our_folders() -> None:
+def test_a_module_that_we_lack_raises_module_not_found() -> None:
     assert importlib.util.find_spec("dassl.engine.nothing_like_it") is None
     with pytest.raises(ModuleNotFoundError, match="No module named 'dassl.engine.dg'"):
         importlib.import_module("dassl.engine.dg")
 
 
-def test_a_key_of_dassls_own_trainers_is_unknown_or_stays_behind() -> None:
+def test_keys_of_dassls_own_trainers_exist_while_the_alias_is_on() -> None:
     """A paper's trainer that builds on FixMatch reads FixMatch's keys and finds them in Dassl's defaults."""
     from dassl.config import get_cfg_default
 
@@ -169,7 +169,7 @@ def test_a_key_of_dassls_own_trainers_is_unknown_or_stays_behind() -> None:
         compat.enable()
 
 
-def test_keys_that_a_fork_adds_to_dassls_defaults_are_lost() -> None:
+def test_keys_that_a_fork_adds_to_dassls_defaults_are_kept() -> None:
     """As forks do it in their copy of the package, and papers in theirs of train.py."""
     code = "import dassl_lite.compat; from dassl.config.defaults import _C; _C.TRAINER.FORK = 3;"
     code += "from dassl.config import get_cfg_default; a, b = get_cfg_default(), get_cfg_default(); a.TRAINER.FORK = 4;"
@@ -188,18 +188,20 @@ def real(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_installed_dassl_is_not_told_or_not_stood_in_for(real: Path) -> None:
+def test_an_installed_dassl_is_replaced_with_a_warning(real: Path) -> None:
     told = in_a_new_process("import dassl_lite.compat, dassl; print(dassl.__name__)", real)
-    assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite stands in for it" in told
+    assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite replaces it" in told
     assert told.splitlines()[-1] == "dassl_lite" or told.splitlines()[0] == "dassl_lite"
     assert len(told.splitlines()) == 2
 
 
-def test_a_dassl_that_was_imported_before_is_mixed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enabling_after_the_real_dassl_was_imported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compat.disable()
     try:
         monkeypatch.setitem(sys.modules, "dassl", sys.modules[__name__])
-        with pytest.raises(UserError, match=f"dassl is imported already, from {__file__}; import dassl_lite.compat"):
+        with pytest.raises(
+            UserError, match=f"dassl has already been imported from {__file__}; import dassl_lite.compat"
+        ):
             compat.enable()
     finally:
         monkeypatch.undo()

@@ -40,7 +40,7 @@ def imagenet_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_eval_does_not_evaluate_a_folder_that_dassl_saved(
+def test_eval_evaluates_a_folder_saved_by_dassl(
     golden: Any, golden_backbone: Any, imagenet_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ("--model-dir", golden.path("checkpoint_taskres"), "--root", imagenet_a)
@@ -65,7 +65,7 @@ def test_eval_does_not_evaluate_a_folder_that_dassl_saved(
     assert f"* accuracy: {rows[()]['accuracy']:.1f}%" in (tmp_path / "evaluated" / "log.txt").read_text()
 
 
-def test_the_lora_file_of_the_authors_is_not_evaluated(
+def test_the_authors_lora_file_is_evaluated(
     golden: Any, golden_backbone: Any, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = root / "colours"
@@ -83,7 +83,7 @@ def test_the_lora_file_of_the_authors_is_not_evaluated(
     assert f"* accuracy: {row['accuracy']:.1f}%" in log
 
 
-def test_a_third_partys_run_is_not_evaluated_or_leaves_files_about(
+def test_evaluating_a_third_partys_run_leaves_only_its_results(
     run_tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that is saved here says how it was trained; of a plug-in's trainer only the plug-in has to be named."""
@@ -101,7 +101,7 @@ def test_a_third_partys_run_is_not_evaluated_or_leaves_files_about(
 
 
 @pytest.mark.parametrize("name", ["eval", "train"])
-def test_a_file_that_a_third_partys_trainer_does_not_find_ends_in_a_traceback(
+def test_a_file_missing_for_a_third_partys_trainer_is_reported_in_one_line(
     run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """PaperOwnLoading keeps no best epoch, and looks for its file itself."""
@@ -131,7 +131,7 @@ class _Bomb:
 
 @pytest.mark.parametrize("where", ["state_dict", "weight", "scheduler"])
 @pytest.mark.parametrize("name", ["eval", "train"])
-def test_a_hostile_checkpoint_is_taken_or_run(
+def test_a_hostile_checkpoint_is_refused_and_never_runs(
     golden: Any, golden_backbone: Any, root: Path, tmp_path: Path, capsys: Any, where: str, name: str
 ) -> None:
     mark, folder = tmp_path / "it_ran", tmp_path / "run" / "prompt_learner"

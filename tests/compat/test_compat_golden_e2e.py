@@ -137,7 +137,7 @@ def replays(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_step_or_test_differs_from_the_references(
+def test_every_step_and_evaluation_match_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str
 ) -> None:
     spec, replay = golden.json(f"e2e_{method}")[name], replays[name]
@@ -154,7 +154,7 @@ def test_a_step_or_test_differs_from_the_references(
 
 
 @pytest.mark.parametrize("name", ["last_step", "best_val"])
-def test_what_is_learned_differs_from_the_references(
+def test_what_is_learned_matches_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str
 ) -> None:
     """best_val: of the best epoch, which is deployed."""
@@ -169,7 +169,7 @@ def test_what_is_learned_differs_from_the_references(
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_the_shots_or_a_runs_files_differ_from_the_references(
+def test_the_shots_and_a_runs_files_match_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str
 ) -> None:
     spec, replay = golden.json(f"e2e_{method}")[name], replays[name]
@@ -207,7 +207,7 @@ def numbers_in(lines: list[str]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_the_log_differs_from_the_references(golden: Any, replays: dict[str, Replay], method: str, name: str) -> None:
+def test_the_log_matches_the_references(golden: Any, replays: dict[str, Replay], method: str, name: str) -> None:
     replay = replays[name]
     found = normalised((replay.output / "log.txt").read_text(encoding="utf-8").splitlines(), replay.root)
     expected = normalised(golden.json(f"e2e_{method}")[name]["log"], replay.root)
@@ -217,9 +217,7 @@ def test_the_log_differs_from_the_references(golden: Any, replays: dict[str, Rep
 
 
 @pytest.mark.parametrize("name", ["last_step", "best_val"])
-def test_a_curve_is_not_what_the_references_log_says(
-    golden: Any, replays: dict[str, Replay], method: str, name: str
-) -> None:
+def test_curves_match_the_references_log(golden: Any, replays: dict[str, Replay], method: str, name: str) -> None:
     """Dassl's tags; of the training curves a point per batch (averages over the epoch so far), else one per epoch."""
     spec = golden.json(f"e2e_{method}")[name]
     events = EventAccumulator(str(replays[name].output / "tensorboard"))

@@ -76,7 +76,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_installed_distributions_entry_point_or_a_dropped_file_is_not_found(tmp_path: Path) -> None:
+def test_an_installed_entry_point_and_a_dropped_file_are_found(tmp_path: Path) -> None:
     """All in one process, as starting one takes seconds: a wheel in a folder of its own; files dropped into a copy of
     trainers/ and datasets/ and their sub-folders, with and without __init__.py; broken ones, which are named."""
     pytest.importorskip("setuptools")
@@ -154,7 +154,7 @@ def paper(tmp_path: Path) -> Iterator[Path]:
         del plugins._asked[name]
 
 
-def test_a_checkouts_trainer_does_not_find_its_own_files_or_ours_stays_in_its_place(paper: Path) -> None:
+def test_a_checkouts_trainer_finds_its_own_files_and_replaces_ours(paper: Path) -> None:
     ours = TRAINER_REGISTRY.get("CoOp")
     plugins.load_plugin(str(paper / "trainers" / "coop.py"))
     theirs = TRAINER_REGISTRY.get("CoOp")
@@ -167,7 +167,7 @@ def test_a_checkouts_trainer_does_not_find_its_own_files_or_ours_stays_in_its_pl
     assert make_config(trainer="CoOp").TRAINER.COOP.N_CTX == 16  # its yaml files' keys are known
 
 
-def test_a_checkouts_own_train_py_does_not_bring_its_trainers_and_keys(paper: Path, tmp_path: Path) -> None:
+def test_a_checkouts_own_train_py_brings_its_trainers_and_keys(paper: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "paper.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "TRAINER": {"PAPER": {"DEPTH": 3}, "COOP": {"N_CTX": 4}}}))
     with pytest.raises(UserError, match="unknown config key 'TRAINER.PAPER'"):
@@ -179,7 +179,7 @@ def test_a_checkouts_own_train_py_does_not_bring_its_trainers_and_keys(paper: Pa
     assert (cfg.TRAINER.PAPER.DEPTH, cfg.TRAINER.COOP.N_CTX) == (4, 4)
 
 
-def test_two_checkouts_with_a_package_of_one_name_cannot_both_be_loaded(paper: Path, tmp_path: Path) -> None:
+def test_two_checkouts_with_a_package_of_the_same_name_both_load(paper: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "trainers"
     other.mkdir(parents=True)
     (other / "__init__.py").touch()
@@ -190,7 +190,7 @@ def test_two_checkouts_with_a_package_of_one_name_cannot_both_be_loaded(paper: P
     assert {"CoOp", "DroppedSecond", "DroppedThird"} <= set(TRAINER_REGISTRY)
 
 
-def test_two_strangers_share_a_name_or_ours_gives_way_without_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_taken_twice_is_refused_without_the_alias(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(module: str) -> Any:
         return type("Same", (), {"__module__": module})
 

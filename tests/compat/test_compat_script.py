@@ -61,7 +61,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_papers_own_script_does_not_train_or_evaluate(
+def test_a_papers_own_script_trains_and_evaluates(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)

@@ -29,7 +29,7 @@ def accuracy(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("trainer", PAPERS)
-def test_a_third_partys_trainer_does_not_train_resume_or_evaluate(
+def test_a_third_partys_trainer_trains_resumes_and_evaluates(
     trainer: str, run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, options = PAPERS[trainer]
@@ -66,13 +66,13 @@ def test_a_third_partys_trainer_does_not_train_resume_or_evaluate(
     assert line in (tmp_path / "evaluated" / "log.txt").read_text().splitlines()
 
 
-def test_best_val_of_two_models_is_not_deployed(run_tool: Any, tmp_path: Path) -> None:
+def test_best_val_of_two_models_is_deployed(run_tool: Any, tmp_path: Path) -> None:
     assert run_tool("PaperTwoModels", "run", "TEST.FINAL_MODEL", "best_val") == 0
     for model in ("F", "C"):
         assert load_checkpoint(tmp_path / "run" / model / "model-best.pth.tar")["val_result"] > 30
 
 
-def test_a_plug_ins_evaluator_optimiser_schedule_or_transform_is_not_used(run_tool: Any, tmp_path: Path) -> None:
+def test_a_plug_ins_evaluator_optimiser_schedule_and_transform_are_used(run_tool: Any, tmp_path: Path) -> None:
     options = {
         "TEST.EVALUATOR": "PaperEvaluator",
         "TEST.COMPUTE_CMAT": "True",

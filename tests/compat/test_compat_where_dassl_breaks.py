@@ -60,7 +60,7 @@ def copy_up_to(epoch: int, source: Path, target: Path) -> None:
         ("TaskRes", "linear", 1, "batch"),
     ],
 )
-def test_the_learning_rate_of_a_resumed_run_stands_still(
+def test_the_learning_rate_of_a_resumed_run_keeps_changing(
     run_tool: Any, golden_backbone: Any, tmp_path: Path, trainer: str, warm_up: str, warm: int, unit: str, stopped: int
 ) -> None:
     """The reference's goes on at a frozen rate; its warm-ups do not even build on torch 2.7 or later."""
@@ -87,7 +87,7 @@ def parallel(run_tool: Any, output: str, wrap: str, *flags: str) -> None:
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [("before", "''"), ("''", "before"), ("after", "''"), ("''", "after")])
-def test_a_wrapped_networks_files_do_not_fit_a_plain_one_or_the_other_way(
+def test_checkpoints_of_wrapped_and_plain_networks_are_interchangeable(
     run_tool: Any, tmp_path: Path, saved: str, loaded: str
 ) -> None:
     parallel(run_tool, "whole", saved)
@@ -98,7 +98,7 @@ def test_a_wrapped_networks_files_do_not_fit_a_plain_one_or_the_other_way(
 
 
 @pytest.mark.parametrize("wrap", ["before", "after"])
-def test_a_wrapped_run_does_not_resume_as_a_plain_one_would(run_tool: Any, tmp_path: Path, wrap: str) -> None:
+def test_a_wrapped_run_resumes_like_a_plain_one(run_tool: Any, tmp_path: Path, wrap: str) -> None:
     parallel(run_tool, "plain", "''")
     parallel(run_tool, "whole", wrap)
     copy_up_to(2, tmp_path / "whole", tmp_path / "parts")
@@ -110,7 +110,7 @@ def test_a_wrapped_run_does_not_resume_as_a_plain_one_would(run_tool: Any, tmp_p
         assert all(torch.equal(value, other["state_dict"][key]) for key, value in plain["state_dict"].items())
 
 
-def test_a_file_with_the_prefixes_of_dataparallel_does_not_load(run_tool: Any, tmp_path: Path) -> None:
+def test_a_file_with_dataparallels_prefixes_loads(run_tool: Any, tmp_path: Path) -> None:
     assert run_tool("PaperTwoModels", "run") == 0
     for model in ("F", "C"):
         path = tmp_path / "run" / model / "model.pth.tar-4"
@@ -124,7 +124,7 @@ def test_a_file_with_the_prefixes_of_dataparallel_does_not_load(run_tool: Any, t
 # ---- torch 2.6 and 2.7 ----
 
 
-def test_torchs_safe_default_refuses_a_file_of_ours(run_tool: Any, tmp_path: Path) -> None:
+def test_torchs_safe_default_loads_our_files(run_tool: Any, tmp_path: Path) -> None:
     """Dassl's files hold pickled schedules, which ``torch.load`` refuses from 2.6 on; a trainer may call it itself."""
     assert run_tool("PaperTwoModels", "run", "OPTIM.WARMUP_TYPE", "linear") == 0
     for model in ("F", "C"):
@@ -133,9 +133,7 @@ def test_torchs_safe_default_refuses_a_file_of_ours(run_tool: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("single_step", RATE / 10), ("multi_step", RATE / 10)])
-def test_a_schedule_of_dassls_does_not_run_on_this_torch(
-    run_tool: Any, tmp_path: Path, schedule: str, last: float
-) -> None:
+def test_dassls_schedules_run_on_this_torch(run_tool: Any, tmp_path: Path, schedule: str, last: float) -> None:
     """With a warm-up before it, through a trainer; cosine is above."""
     options = ("OPTIM.LR_SCHEDULER", schedule, "OPTIM.WARMUP_TYPE", "constant", "OPTIM.STEPSIZE", "(3,)")
     assert run_tool("PaperTwoModels", "run", *options) == 0

@@ -33,7 +33,7 @@ def test_bases_are_merged_first_and_relative_to_their_file(tmp_path: Path) -> No
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.MOMENTUM) == (0.2, 7, 0.5)
 
 
-def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
+def test_circular_bases_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "_BASE_: b.yaml")
     b = write(tmp_path / "b.yaml", "_BASE_: a.yaml")
     with pytest.raises(UserError, match="circular: b.yaml -> a.yaml -> b.yaml"):
@@ -62,17 +62,17 @@ def test_the_fields_yaml_spellings_are_read(tmp_path: Path) -> None:
         ("just text", "must hold KEY: value lines"),
     ],
 )
-def test_mistakes_in_a_file_name_the_file_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_file_name_the_file_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         merge_file(get_cfg_default(), write(tmp_path / "x.yaml", text))
 
 
-def test_a_missing_file_is_told() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match="nowhere.yaml does not exist"):
         merge_file(get_cfg_default(), "nowhere.yaml")
 
 
-def test_options_set_keys_last_and_need_values() -> None:
+def test_options_override_files_and_need_values() -> None:
     cfg = get_cfg_default()
     merge_options(cfg, ["OPTIM.LR", "0.5", "INPUT.SIZE", "(32, 48)", "DATASET.NAME", "123"])
     assert (cfg.OPTIM.LR, cfg.INPUT.SIZE, cfg.DATASET.NAME) == (0.5, (32, 48), "123")
@@ -80,7 +80,7 @@ def test_options_set_keys_last_and_need_values() -> None:
         merge_options(cfg, ["OPTIM.LR"])
 
 
-def test_new_keys_only_where_allowed() -> None:
+def test_new_keys_need_permission() -> None:
     cfg = get_cfg_default()
     with pytest.raises(UserError, match="unknown config key 'TRAINER.MINE'"):
         merge_mapping(cfg, {"TRAINER": {"MINE": {"A": 1}}}, "here")

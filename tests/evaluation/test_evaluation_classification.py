@@ -100,7 +100,7 @@ def test_random_results_are_scikit_learns(tmp_path: Path) -> None:
     np.testing.assert_allclose(evaluator.confusion, expected, rtol=1e-12)
 
 
-def test_the_table_per_class_is_there_without_being_asked_for(tmp_path: Path) -> None:
+def test_the_per_class_table_is_always_available(tmp_path: Path) -> None:
     evaluator = Classification(config(tmp_path), {0: "cat", 2: "dog"})
     evaluate(evaluator, torch.eye(3)[[0, 0, 1, 2]], [0, 2, 2, 2])
     assert evaluator.per_class == [
@@ -110,7 +110,7 @@ def test_the_table_per_class_is_there_without_being_asked_for(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
-def test_batch_size_changes_nothing(golden: Any, tmp_path: Path, batch: int) -> None:
+def test_results_are_independent_of_the_batch_size(golden: Any, tmp_path: Path, batch: int) -> None:
     case, logits = case_of(golden, "plain")
     evaluator = Classification(config(tmp_path), NAMES)
     assert evaluate(evaluator, logits, case["labels"], batch) == evaluate(
@@ -125,13 +125,13 @@ def test_reset_forgets_the_former_split(tmp_path: Path) -> None:
     assert evaluate(evaluator, torch.eye(3), [0, 1, 2])["accuracy"] == 100.0
 
 
-def test_half_precision_logits_are_taken(tmp_path: Path) -> None:
+def test_half_precision_logits_are_accepted(tmp_path: Path) -> None:
     logits = 60 * torch.eye(3, dtype=torch.float16)
     results = evaluate(Classification(config(tmp_path)), logits, [0, 1, 2])
     assert (results["accuracy"], results["ece"]) == (100.0, 0.0)
 
 
-def test_a_label_that_the_model_has_no_column_for_counts_as_wrong(tmp_path: Path) -> None:
+def test_a_label_beyond_the_logits_counts_as_wrong(tmp_path: Path) -> None:
     results = evaluate(Classification(config(tmp_path, cmat=True)), torch.eye(3), [0, 1, 7])
     assert results["accuracy"] == pytest.approx(200 / 3)
 
@@ -143,7 +143,7 @@ def test_logits_that_are_not_finite_are_warned_about(tmp_path: Path, caplog: pyt
     assert "1 of 3 rows of logits contain NaN or infinity" in caplog.text
 
 
-def test_nothing_processed_is_told_in_one_line(tmp_path: Path) -> None:
+def test_evaluating_no_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         Classification(config(tmp_path)).evaluate()
 
@@ -174,7 +174,7 @@ def test_ece_is_computed_on_the_softmax_of_the_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_batch_on_the_gpu_costs_no_wait(golden: Any, tmp_path: Path) -> None:
+def test_processing_a_batch_never_waits_for_the_gpu(golden: Any, tmp_path: Path) -> None:
     case, logits = case_of(golden, "perclass_cmat")
     evaluator = Classification(config(tmp_path, cmat=True), NAMES)
     logits, labels = logits.cuda(), torch.tensor(case["labels"]).cuda()

@@ -92,7 +92,7 @@ def run(name: str, per_class: bool = True) -> tuple[Any, Any]:
     return evaluator, results
 
 
-def test_a_field_of_dassls_does_not_hold_what_was_processed() -> None:
+def test_dassls_fields_hold_what_was_processed() -> None:
     evaluator, results = run("Reading")
     assert evaluator.seen == [(2, 2), (3, 4), (3, 5)]
     assert evaluator.told["table"] == {"cat": [1, 1], "dog": [0, 0], "owl": [1]}
@@ -101,12 +101,12 @@ def test_a_field_of_dassls_does_not_hold_what_was_processed() -> None:
     assert results["accuracy"] == pytest.approx(60.0)
 
 
-def test_the_table_per_class_is_kept_without_being_asked_for() -> None:
+def test_the_per_class_field_is_none_unless_requested() -> None:
     evaluator, _ = run("Classification", per_class=False)
     assert evaluator._per_class_res is None  # as Dassl's tests before it writes
 
 
-def test_what_a_derived_evaluator_counts_is_not_evaluated() -> None:
+def test_what_a_derived_evaluator_counts_is_evaluated() -> None:
     evaluator, results = run("Counting")
     assert results["accuracy"] == pytest.approx(80.0)  # the best two of each
     assert results["macro_f1"] == pytest.approx(100 * (2 / 3 + 0 + 1) / 3)  # of the best one
@@ -115,5 +115,5 @@ def test_what_a_derived_evaluator_counts_is_not_evaluated() -> None:
     assert "ece" not in results  # its process says nothing of confidence
 
 
-def test_a_reset_of_ones_own_leaves_something_of_the_former_split() -> None:
+def test_a_derived_reset_forgets_the_former_split() -> None:
     assert run("Resetting")[1] == run("Classification")[1]

@@ -34,7 +34,7 @@ def test_a_resnet_is_torchvisions_without_its_classifier(name: str) -> None:
     assert backbone.featuremaps(images).shape == (2, 512, 2, 2)
 
 
-def test_a_backbone_is_not_found_by_dassls_name_for_it() -> None:
+def test_a_backbone_is_found_by_dassls_name() -> None:
     """The names in its package's list; not ours: wide, pre-activated and digit networks, and the dynamic ones."""
     mixed = [
         f"{net}_{kind}_l{layers}"
@@ -57,7 +57,7 @@ def test_the_mixed_stages_are_those_in_the_name() -> None:
 
 
 @pytest.mark.parametrize(("name", "width"), [("resnet50", 2048), ("mobilenetv2", 1280), ("shufflenet_v2_x0_5", 1024)])
-def test_features_have_the_width_that_the_backbone_tells(name: str, width: int) -> None:
+def test_features_have_the_width_that_the_backbone_states(name: str, width: int) -> None:
     backbone = build_backbone(name, verbose=False, pretrained=False).eval()
     assert backbone.out_features == width
     with torch.no_grad():
@@ -77,12 +77,12 @@ def test_weights_that_cannot_be_fetched_say_where_they_belong(monkeypatch: pytes
         raise URLError("no network")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(UserError, match=r"checkpoints/resnet18-.*put https://.*MODEL\.BACKBONE\.PRETRAINED") as caught:
+    with pytest.raises(UserError, match=r"checkpoints/resnet18-.*save https://.*MODEL\.BACKBONE\.PRETRAINED") as caught:
         build_backbone("resnet18", verbose=False)
     assert "\n" not in str(caught.value)
 
 
-def test_the_digit_network_takes_its_own_size_only() -> None:
+def test_the_digit_network_refuses_other_sizes() -> None:
     backbone = build_backbone("cnn_digitsdg", verbose=False, pretrained=True)
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, backbone.out_features)
     with pytest.raises(ValueError, match="32 x 32 pixels"):

@@ -20,7 +20,7 @@ def points(number: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).rand(number, 3) + 0.1)
 
 
-def test_an_images_kernel_is_not_the_shared_one_plus_its_weighted_templates() -> None:
+def test_an_images_kernel_is_the_shared_one_plus_its_weighted_templates() -> None:
     """All five as one 3 x 3 kernel per image, with the smaller ones in the middle."""
     torch.manual_seed(0)
     layer = ops.Conv2dDynamic(4, 8, kernel_size=3, stride=2, padding=1, squeeze=5)
@@ -46,17 +46,17 @@ def test_an_images_kernel_is_not_the_shared_one_plus_its_weighted_templates() ->
     torch.testing.assert_close(layer(x), layer(x, x))
 
 
-def test_a_dynamic_convolution_that_cannot_be_is_made() -> None:
+def test_an_impossible_dynamic_convolution_is_refused() -> None:
     for size, padding in ((3, 0), (4, 2)):
-        with pytest.raises(ValueError, match="must be odd, and the padding half of it"):
+        with pytest.raises(ValueError, match="must be odd, the second half of it"):
             ops.Conv2dDynamic(4, 8, size, 1, padding, squeeze=2)
-    with pytest.raises(ValueError, match="give squeeze"):
+    with pytest.raises(ValueError, match="set squeeze"):
         ops.Attention(8, 4)
 
 
 @pytest.mark.parametrize(("name", "scipys"), [("cosine", "cosine"), ("euclidean", "sqeuclidean")])
 @pytest.mark.parametrize("iterations", [1, 5])
-def test_a_plan_is_not_that_of_sinkhorns_own_products(name: str, scipys: str, iterations: int) -> None:
+def test_the_plan_is_that_of_sinkhorns_products(name: str, scipys: str, iterations: int) -> None:
     """Cuturi's form, without logarithms: rows and columns of exp(-cost / eps) scaled in turn."""
     x, y = points(5, 0), points(7, 1)
     cost = cdist(x, y, scipys)
@@ -72,7 +72,7 @@ def test_a_plan_is_not_that_of_sinkhorns_own_products(name: str, scipys: str, it
     assert found.item() == pytest.approx((expected * cost).sum(), rel=1e-9)
 
 
-def test_transport_with_little_entropy_is_not_the_best_assignment() -> None:
+def test_transport_with_little_entropy_is_the_best_assignment() -> None:
     x, y = points(6, 2), points(6, 3)
     cost = cdist(x, y, "sqeuclidean")
     best = cost[linear_sum_assignment(cost)].sum() / 6
@@ -81,7 +81,7 @@ def test_transport_with_little_entropy_is_not_the_best_assignment() -> None:
     assert divergence.transport_cost(x, y).item() == pytest.approx(best, rel=1e-3)
 
 
-def test_iterating_does_not_stop_where_little_moves() -> None:
+def test_sinkhorn_stops_once_the_potentials_settle() -> None:
     x, y = points(6, 2), points(6, 3)
     settled = ops.SinkhornDivergence("cosine", eps=0.1, max_iter=1000).transport_cost(x, y)
     exact = ops.SinkhornDivergence("cosine", eps=0.1, max_iter=1000)
@@ -91,7 +91,7 @@ def test_iterating_does_not_stop_where_little_moves() -> None:
 
 
 @pytest.mark.parametrize("through_plan", [False, True])
-def test_a_gradient_goes_through_the_plan_unasked_or_not_when_asked(through_plan: bool) -> None:
+def test_gradients_flow_through_the_plan_only_with_bp_to_sinkhorn(through_plan: bool) -> None:
     x, y = points(4, 0).requires_grad_(), points(4, 1)
     divergence = ops.SinkhornDivergence("euclidean", eps=0.5, max_iter=3, bp_to_sinkhorn=through_plan)
     cost, plan = divergence.transport_cost(x, y, return_pi=True)
@@ -104,7 +104,7 @@ def test_a_gradient_goes_through_the_plan_unasked_or_not_when_asked(through_plan
         assert torch.autograd.gradcheck(lambda z: divergence.transport_cost(z, y), x)
 
 
-def test_a_divergence_is_not_made_of_its_costs() -> None:
+def test_a_divergence_combines_its_three_costs() -> None:
     x, y = points(4, 0), points(6, 1)
     divergence, energy = ops.SinkhornDivergence(), ops.MinibatchEnergyDistance()
 
@@ -115,7 +115,7 @@ def test_a_divergence_is_not_made_of_its_costs() -> None:
     across = sum(cost(a, b) for a in (x[:2], x[2:]) for b in (y[:3], y[3:]))
     assert energy(x, y).item() == pytest.approx(across - 2 * cost(x[:2], x[2:]) - 2 * cost(y[:3], y[3:]))
     assert energy(x, x).item() < energy(x, x + torch.tensor([3.0, 0, 0])).item()
-    with pytest.raises(ValueError, match="batches of 3 and 6 cannot both be halved"):
+    with pytest.raises(ValueError, match="the batch sizes are 3 and 6; both must be even"):
         energy(x[:3], y)
     with pytest.raises(UserError, match="Did you mean 'cosine'"):
         ops.SinkhornDivergence("cosin")(x, y)

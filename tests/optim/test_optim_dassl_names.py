@@ -31,7 +31,7 @@ def stepped(kind: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("kind", [radam.RAdam, radam.PlainRAdam])
 @pytest.mark.parametrize("steps", [3, 40])
-def test_radam_is_not_the_papers_algorithm_2(kind: Any, steps: int) -> None:
+def test_radam_is_the_papers_algorithm_2(kind: Any, steps: int) -> None:
     """With decay of the weights themselves; 3 steps are before the rectification, 40 well in it."""
     weight, gradients, end = stepped(kind, steps)
     mean = square = torch.zeros(4, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_radam_is_not_the_papers_algorithm_2(kind: Any, steps: int) -> None:
     torch.testing.assert_close(end, weight, rtol=1e-9, atol=1e-12)
 
 
-def test_adamw_is_not_the_papers_algorithm_2() -> None:
+def test_adamw_is_the_papers_algorithm_2() -> None:
     weight, gradients, end = stepped(radam.AdamW, 20)
     mean = square = torch.zeros(4, dtype=torch.float64)
     for t, gradient in enumerate(gradients, start=1):
@@ -60,7 +60,7 @@ def test_adamw_is_not_the_papers_algorithm_2() -> None:
     torch.testing.assert_close(end, weight, rtol=1e-9, atol=1e-12)
 
 
-def test_what_torch_cannot_is_silently_left_out() -> None:
+def test_what_torch_does_not_support_is_refused() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     with pytest.raises(UserError, match="degenerated_to_sgd=False is not supported"):
         radam.PlainRAdam(parameters, degenerated_to_sgd=False)
@@ -69,12 +69,12 @@ def test_what_torch_cannot_is_silently_left_out() -> None:
     assert radam.AdamW(parameters).defaults["weight_decay"] == 0  # theirs; torch's is 0.01
 
 
-def test_a_list_of_dassls_names_lacks_one() -> None:
+def test_lists_of_names_are_dassls() -> None:
     assert set(optimizer.AVAI_OPTIMS) >= {"adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"}
     assert set(lr_scheduler.AVAI_SCHEDS) >= {"single_step", "multi_step", "cosine"}
 
 
-def test_a_warm_up_of_ones_own_does_not_run() -> None:
+def test_a_derived_warm_up_runs() -> None:
     """As forks write it: over Dassl's base, with get_lr and ``verbose``, which torch 2.7 has taken away."""
 
     class SquareWarmup(lr_scheduler._BaseWarmupScheduler):
@@ -97,7 +97,7 @@ def test_a_warm_up_of_ones_own_does_not_run() -> None:
 
 
 @pytest.mark.parametrize("kind", [ConstantWarmupScheduler, LinearWarmupScheduler])
-def test_dassls_call_of_a_warm_up_fails(kind: Any) -> None:
+def test_a_warm_up_takes_dassls_arguments(kind: Any) -> None:
     optim = build_optimizer([torch.nn.Parameter(torch.zeros(1))], get_cfg_default().OPTIM)
     successor = torch.optim.lr_scheduler.ConstantLR(optim, 1.0)
     by_place, by_name = kind(optim, successor, 1, 1e-5, -1, False), kind(optim, successor, 1, 1e-5, verbose=True)

@@ -65,7 +65,7 @@ def test_every_sequence_of_the_reference_is_reproduced(golden: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 7, 11])
-def test_a_schedule_resumed_from_a_file_goes_on_exactly(golden: Any, stop: int) -> None:
+def test_a_schedule_resumed_from_a_file_continues_exactly(golden: Any, stop: int) -> None:
     for name, case in golden.json("dassl_protocol")["lr"]["sequences"].items():
         cfg = optim_cfg(**case["cfg"])
         epochs = max(stop, min(len(case["lrs"]), 14))
@@ -94,7 +94,7 @@ def test_the_resumed_schedule_steps_the_live_optimiser_not_a_copy() -> None:
 
 @pytest.mark.parametrize("schedule", ["single_step", "multi_step", "cosine"])
 @pytest.mark.parametrize("warmup", [-1, 2])
-def test_the_state_holds_nothing_but_plain_values(schedule: str, warmup: int) -> None:
+def test_the_state_holds_only_plain_values(schedule: str, warmup: int) -> None:
     cfg = optim_cfg(LR_SCHEDULER=schedule, STEPSIZE=(3, 7), WARMUP_EPOCH=warmup)
     optimizer, scheduler = make(cfg)
     run(optimizer, scheduler, 4)
@@ -124,7 +124,7 @@ def test_no_warning_of_torch_reaches_the_user() -> None:
     assert len(set(rates)) == 5
 
 
-def test_a_stepsize_given_as_a_number_is_taken_by_single_step() -> None:
+def test_single_step_accepts_a_stepsize_that_is_a_number() -> None:
     optimizer, scheduler = make(optim_cfg(LR=1.0, STEPSIZE=2))
     assert run(optimizer, scheduler, 5) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
@@ -146,7 +146,7 @@ def test_a_wrong_setting_is_named_in_one_line(values: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_schedule_pickled_by_dassl_goes_on_with_its_numbers(golden: Any) -> None:
+def test_a_schedule_pickled_by_dassl_continues_with_its_numbers(golden: Any) -> None:
     """The reference itself trains on at a frozen rate from this file."""
     case = golden.json("dassl_protocol")["lr"]["sequences"]["cosine.constant.1.recountTrue"]
     cfg = optim_cfg(**{**case["cfg"], "NAME": "adam", "LR": 2e-4, "MAX_EPOCH": 100})

@@ -117,13 +117,13 @@ def test_a_parameter_held_by_the_module_itself_is_trained_under_staged_rates() -
     assert any(p is model.scale for p in optimizer.param_groups[0]["params"])
 
 
-def test_a_new_layer_that_the_model_lacks_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_new_layer_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         build_optimizer(Staged(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("head",)))
     assert "Staged has no layer head; it has backbone, classifier" in caplog.text
 
 
-def test_own_groups_win_over_staged_rates_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_own_groups_override_staged_rates_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = Staged()
     with caplog.at_level(logging.WARNING):
         optimizer = build_optimizer(
@@ -140,7 +140,7 @@ def test_a_module_and_its_list_of_parameters_give_the_same_optimiser(as_list: bo
     assert sum(p.numel() for p in optimizer.param_groups[0]["params"]) == 14
 
 
-def test_a_frozen_layer_keeps_its_place_so_that_it_can_be_opened_later() -> None:
+def test_a_frozen_layer_stays_in_the_optimiser() -> None:
     model = Staged()
     model.backbone.requires_grad_(False)
     optimizer = build_optimizer(model, optim_cfg())
@@ -148,7 +148,7 @@ def test_a_frozen_layer_keeps_its_place_so_that_it_can_be_opened_later() -> None
 
 
 @pytest.mark.parametrize("params", [[], Staged().requires_grad_(False), (p for p in ()), [{"params": []}]])
-def test_nothing_to_train_is_told_in_one_line(params: Any) -> None:
+def test_an_optimiser_without_trainable_parameters_is_refused(params: Any) -> None:
     with pytest.raises(UserError, match=r"nothing to train: none of the optimizer's [04] parameter") as caught:
         build_optimizer(params, optim_cfg())
     assert "\n" not in str(caught.value)
@@ -174,7 +174,7 @@ def test_sgd_dampens_its_momentum(momentum: float, dampening: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "radam", "adamw"])
-def test_a_rate_whose_first_step_no_float32_holds_is_told_before_it(name: str) -> None:
+def test_a_rate_whose_first_step_overflows_is_refused(name: str) -> None:
     parameter = [nn.Parameter(torch.zeros(2))]
     with pytest.raises(UserError, match=rf"OPTIM.LR is 1e\+38; lower it: the first step of {name} would overflow"):
         build_optimizer(parameter, optim_cfg(NAME=name, LR=1e38))

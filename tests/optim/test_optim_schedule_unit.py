@@ -16,7 +16,7 @@ def test_a_dassl_optim_node_without_our_keys_still_builds():
     assert schedule.get_last_lr() == [optim.LR]
 
 
-def test_a_unit_that_the_trainer_does_not_know_is_left_out_in_silence(caplog):
+def test_an_ignored_schedule_unit_is_warned_about(caplog):
     optim = get_cfg_default().OPTIM
     optim.SCHEDULE_UNIT = "batch"
     for epoch_steps, told in ((None, 1), (1, 0), (3, 0)):

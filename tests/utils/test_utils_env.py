@@ -17,6 +17,6 @@ def test_the_description_is_plain_and_names_torch() -> None:
     assert f"torch: {found['torch']}" in collect_env_info().splitlines()
 
 
-def test_a_machine_without_gpu_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_gpu_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "gpus: none" in collect_env_info().splitlines()

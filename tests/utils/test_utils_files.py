@@ -1,3 +1,5 @@
+"""Files: atomic writes, JSON, the cache folder."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,7 @@ import pytest
 from dassl_lite.utils import atomic_path, cache_root, digest_of, listdir_nohidden, read_json, write_json
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json({"old": 1}, path)
 
@@ -24,7 +26,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_written_files_follow_the_umask_not_the_temporary_files_mode(tmp_path: Path) -> None:
+def test_written_files_follow_the_umask(tmp_path: Path) -> None:
     plain, atomic = tmp_path / "plain", tmp_path / "atomic"
     plain.write_text("x")
     with atomic_path(atomic) as temporary:

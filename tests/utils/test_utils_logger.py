@@ -1,3 +1,5 @@
+"""Logging: what goes to the console, what to the file, and from which rank."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -23,7 +25,7 @@ def test_messages_go_bare_to_console_and_file_and_are_never_doubled(
     assert (tmp_path / "log.txt").read_text() == "=> result\nonly in the file\nWarning: mind this\n"
 
 
-def test_other_ranks_log_warnings_only_and_to_no_file(
+def test_other_ranks_log_only_warnings_and_only_to_the_console(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -34,7 +36,7 @@ def test_other_ranks_log_warnings_only_and_to_no_file(
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_a_log_file_that_finds_no_room_is_told_once_and_the_console_goes_on(
+def test_a_log_file_that_cannot_be_written_warns_once_and_the_console_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     resource = pytest.importorskip("resource")

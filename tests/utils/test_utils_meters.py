@@ -27,7 +27,7 @@ def test_the_text_is_the_references(golden: Any) -> None:
     assert lines == golden.json("dassl_protocol")["metric_meter"]
 
 
-def test_items_count_in_the_average_as_often_as_they_are() -> None:
+def test_the_average_weighs_values_by_their_number_of_items() -> None:
     meter = AverageMeter()
     meter.update(1.0, n=3)
     meter.update(torch.tensor(5.0), n=1)
@@ -66,7 +66,7 @@ def test_scalars_read_in_groups_are_averaged_in_their_order(
     assert grouped.sum == single.sum
 
 
-def test_nothing_is_taken_in_for_none_and_a_wrong_type_is_named() -> None:
+def test_none_adds_no_metric_and_a_wrong_type_is_named() -> None:
     metrics = MetricMeter()
     metrics.update(None)
     assert str(metrics) == ""

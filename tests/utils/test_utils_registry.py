@@ -1,3 +1,5 @@
+"""Registries: names, duplicates and helpful errors."""
+
 from __future__ import annotations
 
 import pytest

@@ -194,7 +194,7 @@ def hostile(command: str, code: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", sorted(hostile("", "")))
-def test_nothing_in_a_hostile_file_runs(kind: str, strict: bool, tmp_path: Path) -> None:
+def test_a_hostile_file_never_runs(kind: str, strict: bool, tmp_path: Path) -> None:
     mark = tmp_path / "it_ran"
     data = hostile(f"touch {mark}", f"open({str(mark)!r}, 'w').close()")[kind]
     Touchy.ran.clear()
@@ -206,7 +206,7 @@ def test_nothing_in_a_hostile_file_runs(kind: str, strict: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["reduce system", "reduce eval", "reduce in a tensor's place", "stack_global", "inst"])
-def test_a_file_that_would_call_a_function_is_not_refused(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_would_call_a_function_is_refused(kind: str, tmp_path: Path) -> None:
     path = _written(tmp_path, hostile("true", "1")[kind])
     with pytest.raises(UserError, match=r"\A.* is refused: it would call \S+(system|eval), .*none of it was run\Z"):
         load_file(path)
@@ -272,7 +272,7 @@ def test_a_tensor_may_not_reach_beyond_its_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.5, 0.9, 0.99])
-def test_a_truncated_file_is_one_line_that_names_it(save: Callable[[Any], Path], share: float) -> None:
+def test_a_truncated_file_is_refused_by_its_name(save: Callable[[Any], Path], share: float) -> None:
     path = save({"weight": torch.randn(100, 10), "epoch": 3})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
@@ -292,14 +292,14 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", pickle.dumps([1, 2]), bytes(1000)])
-def test_a_file_of_another_format_is_one_line(content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a complete torch.save file"):
         load_file(path)
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nowhere\.pt: No such file"):
         load_file(tmp_path / "nowhere.pt")
 
@@ -360,7 +360,7 @@ def test_files_without_objects_load_strictly(golden: Any) -> None:
     assert lora["weights"]["layer_0"]["q_proj"]["w_lora_A"].shape == (2, 64)
 
 
-def test_bytes_in_memory_are_not_touched(tmp_path: Path) -> None:
+def test_a_loaded_tensor_is_independent_of_its_file(tmp_path: Path) -> None:
     """A loaded tensor is writable and its own: changing it leaves the file alone."""
     path = tmp_path / "file.pt"
     torch.save(torch.zeros(4), path)

@@ -98,7 +98,7 @@ def test_killed_at_any_write_the_folder_resumes_from_a_whole_file(
         assert torchtools.load_checkpoint(tmp_path / name)["state_dict"].keys() == Net().state_dict().keys()
 
 
-def test_a_checkpoint_holds_nothing_that_a_safe_load_refuses(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_with_torchs_safe_loader(tmp_path: Path) -> None:
     torchtools.save_checkpoint(state_of(*parts(), epoch=1), tmp_path)
     torch.load(tmp_path / "model.pth.tar-1", weights_only=True)
 
@@ -154,7 +154,7 @@ def test_a_truncated_file_is_named_in_one_line(tmp_path: Path, keep: float) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_without_a_dict_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_without_a_dict_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="it holds a list"):
         torchtools.load_checkpoint(tmp_path / "list.pt")
@@ -198,7 +198,7 @@ def test_pretrained_weights_that_fit_are_loaded_and_the_rest_logged(
     assert "unmatched keys or size: ['head.weight']" in caplog.text
 
 
-def test_pretrained_weights_of_which_none_fits_are_refused(tmp_path: Path) -> None:
+def test_pretrained_weights_without_any_match_are_refused(tmp_path: Path) -> None:
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="no weight in .* matches the model"):
         torchtools.load_pretrained_weights(Net(), tmp_path / "weights.pt")
@@ -214,7 +214,7 @@ def test_parameters_are_counted() -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_only_the_named_layers_are_open(wrapped: bool) -> None:
+def test_only_the_named_layers_train(wrapped: bool) -> None:
     model = Net()
     torchtools.open_specified_layers(nn.DataParallel(model) if wrapped else model, "head")
     assert [p.requires_grad for p in model.parameters()] == [False] * 4 + [True] * 2

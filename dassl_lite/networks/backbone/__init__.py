@@ -1,4 +1,4 @@
-"""Backbones by Dassl's names; importing this registers them, and each can be imported from here by its name."""
+"""Backbones under Dassl's names: importing this package registers them, and each can be imported from it by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BACKBONE_REGISTRY", "Backbone", "build_backbone", "digits", "resnet"
 
 
 def __getattr__(name: str) -> Any:
-    """A registered backbone's function: ``from dassl.modeling.backbone import resnet18``."""
+    """Return the function of a registered backbone: ``from dassl.modeling.backbone import resnet18``."""
     if name in BACKBONE_REGISTRY:
         return BACKBONE_REGISTRY.get(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

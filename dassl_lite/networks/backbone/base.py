@@ -1,4 +1,4 @@
-"""The contract of a backbone, and how it gets pretrained weights."""
+"""The backbone's base class, and pretrained weights from torchvision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dassl_lite.utils.errors import UserError
 
 
 class Backbone(nn.Module):
-    """Images (B, 3, H, W) to features (B, out_features). A subclass sets ``_out_features``."""
+    """Maps images (B, 3, H, W) to features (B, out_features). A subclass sets ``_out_features``."""
 
     _out_features: int | None = None
 
@@ -25,10 +25,10 @@ class Backbone(nn.Module):
 
 
 def pretrained_weights(name: str) -> dict[str, Any]:
-    """torchvision's ImageNet weights (its first set) of the model ``name``, from its cache or its server.
+    """torchvision's ImageNet weights (IMAGENET1K_V1) of the model ``name``, from the cache or downloaded.
 
     Raises:
-        UserError: they are neither; the line says where the file was looked for and where it comes from.
+        UserError: they are not in the cache and the download fails.
     """
     weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -36,6 +36,6 @@ def pretrained_weights(name: str) -> dict[str, Any]:
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"pretrained weights of {name} are not at {path} and cannot be fetched ({error}): put {weights.url} there, "
-            "or set MODEL.BACKBONE.PRETRAINED False"
+            f"pretrained weights of {name} are not at {path} and cannot be downloaded ({error}): save {weights.url} "
+            "there, or set MODEL.BACKBONE.PRETRAINED False"
         ) from error

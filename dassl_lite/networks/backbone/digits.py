@@ -1,4 +1,4 @@
-"""A small network for digits of 32 x 32 pixels."""
+"""A small network for images of digits, 32 x 32 pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dassl_lite.utils.torchtools import init_network_weights
 
 
 class DigitNet(Backbone):
-    """Four times 3 x 3 convolution, ReLU, halving: images (B, 3, 32, 32) to (B, 4 * width)."""
+    """Four blocks of 3 x 3 convolution, ReLU and max pooling: images (B, 3, 32, 32) to features (B, 4 * width)."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class DigitNet(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (32, 32):
-            raise ValueError(f"images must be 32 x 32 pixels, not {tuple(x.shape[2:])}: set INPUT.SIZE (32, 32)")
+            raise ValueError(f"images must have 32 x 32 pixels, not {tuple(x.shape[2:])}; set INPUT.SIZE (32, 32)")
         return self.layers(x).flatten(1)
 
 
 @BACKBONE_REGISTRY.register()
 def cnn_digitsdg(**kwargs: Any) -> DigitNet:
-    """Of Zhou et al. 2020, https://arxiv.org/abs/2003.06054, for DigitsDG."""
+    """The network of Zhou et al. 2020 (https://arxiv.org/abs/2003.06054) for DigitsDG."""
     model = DigitNet()
     init_network_weights(model, init_type="kaiming")
     return model

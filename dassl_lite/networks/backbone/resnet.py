@@ -1,4 +1,4 @@
-"""torchvision's ResNets without their classifier, some with MixStyle or EFDMix between the stages."""
+"""torchvision's ResNets without the classifier, optionally with MixStyle or EFDMix between the stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dassl_lite.networks.backbone.base import Backbone, pretrained_weights
 from dassl_lite.networks.build import BACKBONE_REGISTRY
 from dassl_lite.networks.ops.mixing import EFDMix, FeatureMix, MixStyle
 
-_ARCHITECTURES: dict[str, tuple[type[nn.Module], list[int]]] = {
+_ARCHITECTURES: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
     "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
     "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
     "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
@@ -23,16 +23,20 @@ _MIXED: dict[str, type[FeatureMix]] = {"ms": MixStyle, "efdmix": EFDMix}
 
 
 class ResNet(resnet.ResNet, Backbone):
-    """He et al. 2016, https://arxiv.org/abs/1512.03385. Parameter names are torchvision's and Dassl's.
+    """He et al. 2016, https://arxiv.org/abs/1512.03385, with the parameter names of torchvision and Dassl.
 
     Args:
         block, layers: as in torchvision.
-        mixer: applied after each of ``mixed_stages``.
+        mixer: layer to apply after each of ``mixed_stages``.
         mixed_stages: numbers from 1 to 3.
     """
 
     def __init__(
-        self, block: Any, layers: list[int], mixer: nn.Module | None = None, mixed_stages: Sequence[int] = ()
+        self,
+        block: type[resnet.BasicBlock | resnet.Bottleneck],
+        layers: list[int],
+        mixer: nn.Module | None = None,
+        mixed_stages: Sequence[int] = (),
     ) -> None:
         super().__init__(block, layers)
         self._out_features = 512 * block.expansion
@@ -41,7 +45,7 @@ class ResNet(resnet.ResNet, Backbone):
         self.mixed_stages = tuple(mixed_stages)
 
     def featuremaps(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the last stage's maps (B, out_features, H / 32, W / 32)."""
+        """Images (B, 3, H, W) to the feature maps (B, out_features, H / 32, W / 32) of the last stage."""
         for name in ("conv1", "bn1", "relu", "maxpool"):
             x = self.get_submodule(name)(x)
         for number in (1, 2, 3, 4):
@@ -75,6 +79,6 @@ for _name in ("resnet18", "resnet50", "resnet101"):
     for _tag, _mixer in _MIXED.items():
         for _stages in ((1,), (1, 2), (1, 2, 3)):
             _register(f"{_name}_{_tag}_l{''.join(map(str, _stages))}", _name, _mixer, _stages)
-# Those of its first version, which older code asks for.
+# Names in Dassl's first version, which older code uses.
 for _name in ("resnet18", "resnet50"):
     _register(f"{_name}_ms123", _name, MixStyle, (1, 2, 3))

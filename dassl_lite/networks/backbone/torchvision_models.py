@@ -1,4 +1,4 @@
-"""Further torchvision models under Dassl's names, without their last linear layer."""
+"""Other torchvision models under Dassl's names, without their last linear layer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NAMES = {
 
 
 class TorchvisionBackbone(Backbone):
-    """A torchvision classifier up to what its last linear layer takes in.
+    """A torchvision classifier whose last linear layer is removed.
 
     Args:
         architecture: torchvision's name.
-        pretrained: with its ImageNet weights.
+        pretrained: load torchvision's ImageNet weights.
     """
 
     def __init__(self, architecture: str, pretrained: bool = True) -> None:

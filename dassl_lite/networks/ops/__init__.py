@@ -1,4 +1,4 @@
-"""Layers and losses of domain adaptation and generalisation, under Dassl's names."""
+"""Layers and losses for domain adaptation and generalisation, under Dassl's names."""
 
 from dassl_lite.networks.ops.layers import Attention, Conv2dDynamic, ReverseGrad, Sequential2
 from dassl_lite.networks.ops.losses import (

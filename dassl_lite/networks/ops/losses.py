@@ -1,4 +1,4 @@
-"""Losses: cross entropy, maximum mean discrepancy and distances by optimal transport."""
+"""Losses: cross entropy, maximum mean discrepancy, optimal transport."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dassl_lite.utils.errors import unknown
 
 
 def cross_entropy(input: Tensor, target: Tensor, label_smooth: float = 0, reduction: str = "mean") -> Tensor:
-    """Of logits (B, K) and labels (B,); ``label_smooth`` of the mass goes to all classes evenly."""
+    """Cross entropy of logits (B, K) and labels (B,); spreads ``label_smooth`` of the mass evenly over all classes."""
     return F.cross_entropy(input, target, label_smoothing=label_smooth, reduction=reduction)
 
 
@@ -38,7 +38,7 @@ _KERNELS = {"linear": _linear, "poly": _poly, "rbf": _rbf}
 
 
 class MaximumMeanDiscrepancy(nn.Module):
-    """The unbiased estimate of the squared MMD (Gretton et al. 2012, lemma 6):
+    """Unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, lemma 6):
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
@@ -55,7 +55,7 @@ class MaximumMeanDiscrepancy(nn.Module):
         self.normalize = normalize
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Features (M, D) and (N, D), M and N at least 2, to a number."""
+        """Features (M, D) and (N, D), with M and N at least 2, to a scalar."""
         if self.normalize:
             x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
         kernel = _KERNELS[self.kernel_type]
@@ -70,32 +70,32 @@ def _mean_off_diagonal(square: Tensor) -> Tensor:
 _DISTANCES = {
     "cosine": cosine_distance,
     "euclidean": euclidean_squared_distance,
-    "fast_euclidean": euclidean_squared_distance,  # Dassl computes it in two ways
+    "fast_euclidean": euclidean_squared_distance,  # in Dassl, another implementation of the same
 }
 
 
 class OptimalTransport(nn.Module):
-    """What the two have in common."""
+    """Base of the distances between two batches of features."""
 
     @staticmethod
     def distance(batch1: Tensor, batch2: Tensor, dist_metric: str = "cosine") -> Tensor:
-        """Cost (M, N) of moving features (M, D) to (N, D): ``cosine``, or ``euclidean``, squared."""
+        """Cost (M, N) of moving features (M, D) to (N, D): ``cosine``, or ``euclidean`` (squared)."""
         if dist_metric not in _DISTANCES:
             raise unknown("distance", dist_metric, _DISTANCES)
         return _DISTANCES[dist_metric](batch1, batch2)
 
 
 class SinkhornDivergence(OptimalTransport):
-    """2 W(x, y) - W(x, x) - W(y, y), of Genevay et al. 2018, https://arxiv.org/abs/1706.00292.
+    """2 W(x, y) - W(x, x) - W(y, y) (Genevay et al. 2018, https://arxiv.org/abs/1706.00292).
 
-    W is the cost of the transport plan between two batches of even weights that Sinkhorn's iteration gives for an
-    entropy weighted by ``eps`` (Cuturi 2013, https://arxiv.org/abs/1306.0895), here with logarithms.
+    W is the cost of the transport plan between two uniformly weighted batches. Sinkhorn's iteration, here in the log
+    domain, finds the plan under an entropy weighted by ``eps`` (Cuturi 2013, https://arxiv.org/abs/1306.0895).
 
     Args:
         dist_metric: see ``distance``.
-        eps: weight of the entropy.
-        max_iter: iterations at most; fewer if the potentials move by less than ``thre`` in sum.
-        bp_to_sinkhorn: whether gradients go through the plan, too.
+        eps: weight of the entropy; smaller gives a sharper plan and slower convergence.
+        max_iter: maximum number of iterations; stops early once the potentials change by less than ``thre`` in total.
+        bp_to_sinkhorn: also propagate gradients through the plan.
     """
 
     thre = 1e-3
@@ -110,12 +110,12 @@ class SinkhornDivergence(OptimalTransport):
         self.bp_to_sinkhorn = bp_to_sinkhorn
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Features (M, D) and (N, D) to a number."""
+        """Features (M, D) and (N, D) to a scalar."""
         cost = self.transport_cost
         return 2 * cost(x, y) - cost(x, x) - cost(y, y)
 
     def transport_cost(self, x: Tensor, y: Tensor, return_pi: bool = False) -> Any:
-        """W, a number; with ``return_pi`` the plan (M, N) too, whose rows sum to 1 / M and columns to 1 / N."""
+        """W, a scalar; with ``return_pi`` also the plan (M, N), whose rows sum to 1 / M and columns to 1 / N."""
         cost = self.distance(x, y, self.dist_metric)
         plan = self._plan(cost if self.bp_to_sinkhorn else cost.detach())
         total = (plan * cost).sum()
@@ -134,15 +134,15 @@ class SinkhornDivergence(OptimalTransport):
 
 
 class MinibatchEnergyDistance(SinkhornDivergence):
-    """Salimans et al. 2018, https://arxiv.org/abs/1803.05573: with each batch in two halves,
+    """Minibatch energy distance (Salimans et al. 2018, https://arxiv.org/abs/1803.05573), of batches cut in halves:
 
     W(x1, y1) + W(x1, y2) + W(x2, y1) + W(x2, y2) - 2 W(x1, x2) - 2 W(y1, y2)
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Features (M, D) and (N, D), M and N even, to a number."""
+        """Features (M, D) and (N, D), with M and N even, to a scalar."""
         if len(x) % 2 or len(y) % 2:
-            raise ValueError(f"batches of {len(x)} and {len(y)} cannot both be halved")
+            raise ValueError(f"the batch sizes are {len(x)} and {len(y)}; both must be even")
         (x1, x2), (y1, y2) = x.chunk(2), y.chunk(2)
         cost = self.transport_cost
         between = cost(x1, y1) + cost(x1, y2) + cost(x2, y1) + cost(x2, y2)

@@ -1,4 +1,8 @@
-"""Mixing images or their feature statistics: MixStyle, EFDMix and mixup, and what switches them on and off."""
+"""Mixing images or their feature statistics: MixStyle, EFDMix and mixup.
+
+Dassl's functions ``activate_*``, ``deactivate_*``, ``random_*`` and ``crossdomain_*`` are for ``model.apply``;
+``run_with_*`` and ``run_without_*`` are context managers.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,15 @@ _PARTNERS = ("random", "crossdomain")
 
 
 class FeatureMix(nn.Module):
-    """Mixes each image's feature statistics with a partner's, in training only.
+    """Base of MixStyle and EFDMix: during training, mixes each image's feature statistics with a partner's.
 
     Args:
-        p: probability with which a batch is mixed.
-        alpha: of the Beta(alpha, alpha) distribution that the own share is drawn from.
+        p: probability of mixing a batch.
+        alpha: an image keeps a share of its own statistics drawn from Beta(alpha, alpha); below 1 most draws are near 0
+            or 1.
         eps: added to variances.
-        mix: ``random``: partners are drawn from the batch; ``crossdomain``: from its other half, which holds another
-            domain.
+        mix: ``random`` draws partners from the whole batch, ``crossdomain`` from its other half, which must hold
+            another domain.
     """
 
     def __init__(self, p: float = 0.5, alpha: float = 0.1, eps: float = 1e-6, mix: str = "random") -> None:
@@ -47,15 +52,15 @@ class FeatureMix(nn.Module):
         self.mix = mix
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature maps (B, C, H, W), mixed or as they are."""
+        """Feature maps (B, C, H, W), mixed or unchanged."""
         if not self.training or not self._activated or random.random() > self.p:
             return x
-        # The order of the draws is the reference's, so that a seed gives the same mixture.
+        # Draws in the same order as the reference, so a seed gives the same result.
         own_share = self.beta.sample(torch.Size((len(x), 1, 1, 1))).to(x.device)
         return self.blend(x, self._partners(len(x)).to(x.device), own_share)
 
     def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
-        """``x`` (B, C, H, W) mixed with ``x[partners]``; ``own_share`` (B, 1, 1, 1) of it stays."""
+        """Mix ``x`` (B, C, H, W), at weight ``own_share`` (B, 1, 1, 1), with ``x[partners]``."""
         raise NotImplementedError
 
     def _partners(self, batch: int) -> Tensor:
@@ -67,7 +72,7 @@ class FeatureMix(nn.Module):
 
 @contextlib.contextmanager
 def activation(model: nn.Module, kind: type[FeatureMix], status: bool, mix: str | None = None) -> Iterator[None]:
-    """Switch every ``kind`` in ``model`` on or off, and back at the context's end; ``mix`` changes for good."""
+    """Switch every ``kind`` in ``model`` on or off, and back on exit; a change of ``mix`` is permanent."""
     layers = [module for module in model.modules() if isinstance(module, kind)]
     before = [layer._activated for layer in layers]
     for layer in layers:
@@ -84,13 +89,13 @@ def activation(model: nn.Module, kind: type[FeatureMix], status: bool, mix: str 
 class MixStyle(FeatureMix):
     """Domain generalization with MixStyle (Zhou et al. 2021, https://arxiv.org/abs/2104.02008).
 
-    mu and sigma are an image's mean and standard deviation per channel, lambda its own share, j its partner:
+    With mu and sigma the mean and standard deviation per channel of image i and its partner j, and lambda the share:
 
         y_i = (lambda sigma_i + (1 - lambda) sigma_j) (x_i - mu_i) / sigma_i + lambda mu_i + (1 - lambda) mu_j
     """
 
     def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
-        # No gradient goes through the statistics, as in the paper.
+        # No gradient flows through the statistics, as in the paper.
         mean = x.detach().mean(dim=(2, 3), keepdim=True)
         std = (x.detach().var(dim=(2, 3), keepdim=True) + self.eps).sqrt()
         mixed_mean = own_share * mean + (1 - own_share) * mean[partners]
@@ -119,20 +124,20 @@ def crossdomain_mixstyle(module: nn.Module) -> None:
 
 
 def run_with_mixstyle(model: nn.Module, mix: str | None = None) -> AbstractContextManager[None]:
-    """Inside the context the model mixes (``random`` or ``crossdomain``, if given)."""
+    """In this context the model mixes; ``mix``: ``random`` or ``crossdomain``, or None to keep the setting."""
     return activation(model, MixStyle, True, mix)
 
 
 def run_without_mixstyle(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside the context the model does not mix."""
+    """In this context the model does not mix."""
     return activation(model, MixStyle, False)
 
 
 class EFDMix(FeatureMix):
     """Exact feature distribution mixing (Zhang et al. 2022, https://arxiv.org/abs/2203.07740).
 
-    The k-th smallest value of a channel moves towards the partner's k-th smallest, by one minus the own share; the
-    gradient passes as if nothing were mixed.
+    Moves the k-th smallest value of a channel towards the partner's k-th smallest, by one minus the image's own share.
+    The gradient is that of the identity.
     """
 
     def blend(self, x: Tensor, partners: Tensor, own_share: Tensor) -> Tensor:
@@ -162,25 +167,25 @@ def crossdomain_efdmix(module: nn.Module) -> None:
 
 
 def run_with_efdmix(model: nn.Module, mix: str | None = None) -> AbstractContextManager[None]:
-    """Inside the context the model mixes (``random`` or ``crossdomain``, if given)."""
+    """In this context the model mixes; ``mix``: ``random`` or ``crossdomain``, or None to keep the setting."""
     return activation(model, EFDMix, True, mix)
 
 
 def run_without_efdmix(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside the context the model does not mix."""
+    """In this context the model does not mix."""
     return activation(model, EFDMix, False)
 
 
 def mixup(
     x1: Tensor, x2: Tensor, y1: Tensor, y2: Tensor, beta: float, preserve_order: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Zhang et al. 2018, https://arxiv.org/abs/1710.09412: share * first + (1 - share) * second.
+    """Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412): share * first + (1 - share) * second.
 
     Args:
         x1, x2: images (B, C, H, W).
         y1, y2: label probabilities (B, K).
-        beta: one share per image is drawn from Beta(beta, beta).
-        preserve_order: the first keeps at least one half.
+        beta: each image's share is drawn from Beta(beta, beta).
+        preserve_order: weigh the first input by at least one half.
 
     Returns:
         Mixed images (B, C, H, W) and label probabilities (B, K).

@@ -1,4 +1,4 @@
-"""Normalisation with statistics per domain."""
+"""Normalisation layers that keep statistics per domain."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class _DSBN(nn.Module):
-    """One batch norm per domain (Chang et al. 2019, https://arxiv.org/abs/1906.03950); ``select_bn`` says which acts.
+    """One batch norm per domain (Chang et al. 2019, https://arxiv.org/abs/1906.03950); ``select_bn`` selects one.
 
     Args:
-        num_features: channels.
+        num_features: number of channels.
         n_domain: number of domains.
     """
 
@@ -24,7 +24,7 @@ class _DSBN(nn.Module):
 
     def select_bn(self, domain_idx: int = 0) -> None:
         if not 0 <= domain_idx < self.n_domain:
-            raise ValueError(f"domain {domain_idx} is not among the {self.n_domain} domains (0 to {self.n_domain - 1})")
+            raise ValueError(f"domain_idx is {domain_idx}; it must be from 0 to {self.n_domain - 1}")
         self.domain_idx = domain_idx
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,34 +32,34 @@ class _DSBN(nn.Module):
 
 
 class DSBN1d(_DSBN):
-    """On features (B, C)."""
+    """For features (B, C)."""
 
     norm = nn.BatchNorm1d
 
 
 class DSBN2d(_DSBN):
-    """On feature maps (B, C, H, W)."""
+    """For feature maps (B, C, H, W)."""
 
     norm = nn.BatchNorm2d
 
 
 class _TransNorm(nn.Module):
-    """Wang et al. 2019: batch normalisation by domain, channels that transfer weighing more.
+    """Transferable normalisation (Wang et al. 2019): batch norm per domain, with more weight on transferable channels.
 
-    A training batch holds the source domain in its first half and the target domain in its second. Each is
-    normalised by its own statistics and both by the same weight and bias; evaluation uses the target's. Then channel
-    c is multiplied by 1 + alpha_c,
+    The first half of a training batch must hold the source domain, the second half the target domain. Each half is
+    normalised with its own statistics and then scaled with a common weight and bias; evaluation uses the target's
+    statistics. Then channel c is multiplied by 1 + alpha_c, where
 
         alpha_c = C q_c / sum_k q_k,   q_c = 1 / (1 + |mean_s / std_s - mean_t / std_t|)
 
     Args:
-        num_features: channels C.
+        num_features: number of channels C.
         eps: added to variances.
-        momentum: weight of the PAST in the running statistics, as in Dassl; torch's batch norm means the opposite.
-        adaptive_alpha: multiply by 1 + alpha.
+        momentum: weight of the PAST in the running statistics, as in Dassl; in torch's batch norm, of the present.
+        adaptive_alpha: False skips the multiplication by 1 + alpha.
     """
 
-    dims: int  # of the input
+    dims: int  # number of axes of the input
 
     running_mean_s: Tensor
     running_var_s: Tensor
@@ -81,15 +81,15 @@ class _TransNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C) or (B, C, H, W) to the same shape; B is even in training."""
+        """Normalise (B, C) or (B, C, H, W); B must be even in training."""
         if x.dim() != self.dims or x.shape[1] != self.num_features:
-            raise ValueError(f"expected {self.dims} axes, {self.num_features} channels; got shape {tuple(x.shape)}")
+            raise ValueError(f"expected {self.dims} axes and {self.num_features} channels, got shape {tuple(x.shape)}")
         if not self.training:
             source = self.running_mean_s, self.running_var_s
             target = self.running_mean_t, self.running_var_t
             return self._reweighted(self._normalised(x, *target), source, target)
         if len(x) % 2:
-            raise ValueError(f"a training batch is half source, half target; {len(x)} images cannot be halved")
+            raise ValueError(f"a training batch must be half source, half target; its size {len(x)} is odd")
         halves = x.chunk(2)
         source, target = (self._statistics(half) for half in halves)
         self._remember(source, self.running_mean_s, self.running_var_s)
@@ -124,12 +124,12 @@ class _TransNorm(nn.Module):
 
 
 class TransNorm1d(_TransNorm):
-    """On features (B, C)."""
+    """For features (B, C)."""
 
     dims = 2
 
 
 class TransNorm2d(_TransNorm):
-    """On feature maps (B, C, H, W)."""
+    """For feature maps (B, C, H, W)."""
 
     dims = 4

@@ -1,4 +1,4 @@
-"""Small operations that Dassl's semi-supervised trainers share."""
+"""Small operations for Dassl's semi-supervised trainers."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor, nn
 
 
 def sharpen_prob(p: Tensor, temperature: float = 2) -> Tensor:
-    """Probabilities (B, K) raised to ``temperature`` and normalised again: above 1 they become sharper."""
+    """Raise probabilities (B, K) to the power ``temperature`` and renormalise them; above 1 this sharpens them."""
     powered = p.pow(temperature)
     return powered / powered.sum(1, keepdim=True)
 
 
 def reverse_index(data: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the opposite order."""
+    """Reverse both along the first axis."""
     return data.flip(0), label.flip(0)
 
 
 def shuffle_index(data: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one random order."""
+    """Shuffle both in the same random order."""
     order = torch.randperm(len(data))
     return data[order], label[order]
 
 
 def create_onehot(label: Tensor, num_classes: int) -> Tensor:
-    """Labels (B,) as float32 (B, K), on the CPU as in Dassl."""
+    """Labels (B,) as one-hot rows (B, K), float32 on the CPU, as in Dassl."""
     return nn.functional.one_hot(label.detach().cpu().long(), num_classes).float()
 
 
 def sigmoid_rampup(current: float, rampup_length: float) -> float:
-    """exp(-5 (1 - t)^2) with t = current / rampup_length, held in [0, 1] (https://arxiv.org/abs/1610.02242)."""
+    """exp(-5 (1 - t)^2) with t = current / rampup_length clamped to [0, 1] (https://arxiv.org/abs/1610.02242)."""
     return math.exp(-5.0 * (1.0 - linear_rampup(current, rampup_length)) ** 2)
 
 
 def linear_rampup(current: float, rampup_length: float) -> float:
-    """current / rampup_length, held in [0, 1]."""
+    """current / rampup_length, clamped to [0, 1]."""
     if rampup_length <= 0:
         raise ValueError(f"rampup_length is {rampup_length}; it must be above 0")
     return min(max(current / rampup_length, 0.0), 1.0)
@@ -44,6 +44,6 @@ def linear_rampup(current: float, rampup_length: float) -> float:
 
 @torch.no_grad()
 def ema_model_update(model: nn.Module, ema_model: nn.Module, alpha: float) -> None:
-    """Move the averaged model's parameters towards the model's: alpha of the old, 1 - alpha of the new."""
+    """Update a moving average of a model's parameters: alpha * average + (1 - alpha) * current."""
     for average, current in zip(ema_model.parameters(), model.parameters(), strict=True):
         average.mul_(alpha).add_(current, alpha=1 - alpha)
