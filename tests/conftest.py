@@ -10,15 +10,33 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from golden_count import ReferenceArrays, note_property, summary
 
 # Tests run in one process per core; their tensors are small, and threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-report", action="store_true", help="count the reference's arrays that tests reproduce")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    try:
+        return (yield)
+    finally:
+        note_property(item)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.getoption("--golden-report"):
+        terminalreporter.section("reference arrays")
+        terminalreporter.write_line(summary(Golden.root, terminalreporter.stats))
 
 
 class Golden:
@@ -33,7 +51,7 @@ class Golden:
         return json.loads((self.root / f"{name}.json").read_text(encoding="utf-8"))
 
     def npz(self, name: str) -> Any:
-        return np.load(self.root / f"{name}.npz", allow_pickle=False)
+        return ReferenceArrays(self.root / f"{name}.npz")
 
     def require_its_torch(self) -> None:
         """Skip the test with a torch older than the one that printed the numbers: before, dropout masks were drawn, and
