@@ -4,9 +4,9 @@ Paper: Low-Rank Few-Shot Adaptation of Vision-Language Models, https://arxiv.org
 
     W' x = W x + alpha / sqrt(r) * B A dropout(x),   logits = exp(logit_scale) * normalise(image) @ normalise(text).T
 
-for W the query, key and value (and, if asked for, output) projection of the chosen blocks; A and B alone are trained
-and saved. Recipe (the authors' repository): r 2, alpha 1, dropout 0.25, all blocks; AdamW, lr 2e-4, weight decay 1e-2,
-batch 32, 500 steps per shot, cosine down to 1e-6 after every step.
+for W the query, key and value (optionally output) projections of the chosen blocks; only A and B are trained and saved.
+Recipe (the authors' repository): r 2, alpha 1, dropout 0.25, all blocks; AdamW, lr 2e-4, weight decay 1e-2, batch 32,
+500 steps per shot, cosine down to 1e-6 after every step.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Paper: Conditional Prompt Learning for Vision-Language Models, https://arxiv.org
     prompt_k(image) = [v_1 + pi] ... [v_n + pi] [name of class k] .
     logit_k = exp(logit_scale) * f . normalise(text_encoder(prompt_k(image)))
 
-Every image has K prompts of its own, which the text encoder computes against that image's context. Recipe (the
-authors' repository): SGD, lr 2e-3, batch 1, 10 epochs, context from "a photo of a"; here any batch size does.
+Every image has its own K prompts, so the text encoder runs once per image. Recipe (the authors' repository): SGD, lr
+2e-3, batch 1, 10 epochs, context initialised with "a photo of a"; here any batch size works.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""CoOp: context optimisation, learned vectors in the place of a prompt's words.
+"""CoOp: context optimisation, learned vectors instead of a prompt's words.
 
 Paper: Learning to Prompt for Vision-Language Models, https://arxiv.org/abs/2109.01134
 
-    prompt_k = [v_1] ... [v_n] [name of class k] .        or the name in the middle, or in front
+    prompt_k = [v_1] ... [v_n] [name of class k] .        or the name in the middle or in front
     logits = exp(logit_scale) * normalise(image) @ normalise(text_encoder(prompt_k)).T
 
-The n vectors are shared by all classes or, with CSC, each class has its own. Recipe (the authors' repository): SGD,
+The n vectors are shared by all classes; with CSC, each class has its own. Recipe (the authors' repository): SGD,
 batch 32, lr 2e-3, 16 vectors drawn with standard deviation 0.02, name at the end; 50 epochs for 1 shot, 100 for 2
 and 4, 200 for 8 and 16; ImageNet 50.
 """

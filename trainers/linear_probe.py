@@ -4,10 +4,10 @@ Paper: Learning Transferable Visual Models From Natural Language Supervision, ht
 
     logits = W f + b,   f (B, D) not normalised, W (K, D) and b (K,) start at 0: the problem is convex
 
-FIT gradient trains the layer as any other method (Adam, batch 256, lr 1e-2, 100 epochs: ours, as no recipe is
-published for few shots; on validation features of five sets 1e-2 and 1e-1 did equally well, 1e-3 worse). FIT
-logistic_regression is CoOp's baseline in the CLIP paper's form: one view of the test transform, C searched on the
-validation set. As a plain module: dassl_lite.models.CLIPModel.
+FIT gradient trains the layer like any other method (Adam, batch 256, lr 1e-2, 100 epochs: our recipe, since none is
+published for few shots; on validation features of five datasets 1e-2 and 1e-1 did equally well, 1e-3 worse). FIT
+logistic_regression is CoOp's baseline as in the CLIP paper: one view of the test transform, C searched on the
+validation set. The plain module is dassl_lite.models.CLIPModel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 
 class LinearLayer(nn.Linear):
-    """A fully connected layer, all zero at first; a checkpoint must have every class."""
+    """A fully connected layer that starts at zero; a checkpoint must have every class."""
 
     class_rows = ("weight", "bias")
     class_rows_required = True
@@ -35,7 +35,7 @@ class LinearLayer(nn.Linear):
 
 
 def samples(data: FeatureSet) -> logistic.Samples:
-    """For scikit-learn, in float64."""
+    """The same in float64, for scikit-learn."""
     return logistic.Samples(data.features.double().cpu().numpy(), data.labels.cpu().numpy())
 
 
@@ -69,7 +69,7 @@ class LinearProbe(FeatureTrainer):
             return
         train, val, c = samples(self.training_set(augmented=False)), self.selection_set(), self.method_cfg.C
         if val is None:
-            logger.info(f"No sweep: C {c:g} is taken as configured")
+            logger.info(f"No sweep: C {c:g} is used as configured")
         else:
             sweep = logistic.sweep_c(train, samples(val), self.method_cfg.C_STEPS)
             c = sweep.c

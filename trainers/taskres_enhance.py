@@ -1,12 +1,12 @@
-"""TaskResEnhance: tunes CLIP's text projection on the task, to serve as TaskRes' enhanced base.
+"""TaskResEnhance: tunes CLIP's text projection on the task; the result is TaskRes' enhanced base.
 
 Paper: Task Residual for Tuning Vision-Language Models, https://arxiv.org/abs/2211.10277, section on the enhanced
-base classifier, which the authors ship as files without the code.
+base classifier; the authors ship the files without the code.
 
     t = mean over templates of h @ W.T,   logits = exp(logit_scale) * normalise(image) @ normalise(t).T
 
 h (W wide) is the frozen text encoder's output before its projection; W (D x W) starts as CLIP's projection and is
-trained for 50 epochs. The checkpoint (``state_dict.weight``) is what TRAINER.TaskRes.ENHANCED_BASE takes.
+trained for 50 epochs. The checkpoint (``state_dict.weight``) is the value of TRAINER.TaskRes.ENHANCED_BASE.
 """
 
 from __future__ import annotations

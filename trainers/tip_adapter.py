@@ -1,13 +1,14 @@
-"""Tip-Adapter: CLIP's zero-shot logits plus those of a cache of the shots; and -F, which trains the cache's keys.
+"""Tip-Adapter: CLIP's zero-shot logits plus the logits of a cache of the shots; Tip-Adapter-F trains the cache's keys.
 
 Paper: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, https://arxiv.org/abs/2111.03930
 
     logits = exp(logit_scale) * f @ W.T + alpha * exp(-beta * (1 - f @ keys.T)) @ values
 
-f (B, D), W (K, D), keys (N, D): of length 1; keys: the N training images' features, averaged over augmented views;
-values (N, K): their labels, one-hot. Recipe (the authors' repository): ten views, alpha and beta searched by dataset
-on a grid; -F: AdamW, eps 1e-4, batch 256, lr 1e-3 along a cosine by batch, 20 epochs (EuroSAT 100). The authors keep
-the epoch of -F that is best on the test set; here TEST.FINAL_MODEL decides, and nothing is chosen on the test set.
+f (B, D), W (K, D) and keys (N, D) have length 1; keys are the features of the N training images, averaged over
+augmented views, values (N, K) their one-hot labels. Recipe (the authors' repository): ten views; alpha and beta from a
+grid search per dataset; -F: AdamW, eps 1e-4, batch 256, lr 1e-3 with a cosine schedule per batch, 20 epochs (EuroSAT
+100). The authors keep the epoch of -F that is best on the test set; here TEST.FINAL_MODEL decides, and nothing is
+selected on the test set.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ logger = get_logger(__name__)
 
 
 def grid(end: float, steps: int) -> list[float]:
-    """Values from 0.1 up to, and without, ``end``."""
+    """Values from 0.1 up to, but excluding, ``end``."""
     return [0.1 + i * (end - 0.1) / steps for i in range(steps)]
 
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FeatureTrainer):
-    """A cache of the shots beside zero-shot CLIP; nothing is trained."""
+    """Zero-shot CLIP plus a cache of the shots; nothing is trained."""
 
     trains = False
     takes_init_weights = False  # the keys are the shots
@@ -75,7 +76,7 @@ class TipAdapter(FeatureTrainer):
         """Select alpha and beta on the validation set (on a tie the first); keep the grid (beta by alpha) in a file."""
         node, val = self.method_cfg, self.selection_set() if self.method_cfg.SEARCH else None
         if val is None:
-            logger.info(f"No search: alpha {node.ALPHA:g} and beta {node.BETA:g} are taken as configured")
+            logger.info(f"No search: alpha {node.ALPHA:g} and beta {node.BETA:g} are used as configured")
             self.head.set_alpha_beta(node.ALPHA, node.BETA)
             return
         alphas, betas = grid(node.ALPHA_MAX, node.ALPHA_STEPS), grid(node.BETA_MAX, node.BETA_STEPS)

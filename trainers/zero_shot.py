@@ -4,8 +4,8 @@ Paper: Learning Transferable Visual Models From Natural Language Supervision, ht
 
     logits = exp(logit_scale) * normalise(image) @ normalise(text).T
 
-Templates as in CoOp's trainers: the dataset's own; the ensemble is the seven that CLIP's authors selected for
-ImageNet, and for other datasets their own beside them.
+Templates as in CoOp's trainers: the dataset's own; the ensemble is the seven that CLIP's authors selected for ImageNet,
+plus the dataset's own unless it is ImageNet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dassl_lite.models.prompts import class_weights
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(FeatureTrainer):
-    """CLIP as it is, with the dataset's own prompt."""
+    """Zero-shot CLIP with the dataset's own prompt."""
 
     trains = False
     uses_shots = False
@@ -35,7 +35,7 @@ class ZeroshotCLIP(FeatureTrainer):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):
-    """CLIP as it is, with an ensemble of prompts."""
+    """Zero-shot CLIP with an ensemble of prompts."""
 
     def templates(self) -> list[str]:
         ensemble = list(IMAGENET_TEMPLATES_SELECT)

@@ -5,12 +5,12 @@ Papers: LoRA, https://arxiv.org/abs/2106.09685; CLIP-LoRA, https://arxiv.org/abs
     W' x = W x + alpha / sqrt(r) * B A dropout(x)
 
 W (D x D) is a frozen projection of an attention layer (query, key, value or output), A (r x D) starts random, B (D x r)
-at zero. Each projection has a pair of its own and draws its own dropout mask.
+at zero. Each projection has its own pair and draws its own dropout mask.
 
-Why not a library: peft 0.21 knows torch's ``nn.MultiheadAttention``, but adapts the three input projections with one
-pair together, always the output projection too, and adds B A to W before the layer runs, so that dropout cannot act on
-the branch's input; loralib scales by alpha / r and has no layer for a model that is trained already. Neither gives the
-reference's parameter counts or gradients.
+Why not a library: peft 0.21 supports torch's ``nn.MultiheadAttention``, but adapts the three input projections with one
+joint pair, always adapts the output projection, and adds B A to W before the layer runs, so dropout cannot act on the
+branch's input; loralib scales by alpha / r and has no layer for a pre-trained model. Neither reproduces the reference's
+parameter counts or gradients.
 
 Shapes: N sequences, L tokens, W width, H heads, E = W / H, r rank.
 """
@@ -33,7 +33,7 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-# Which projections there are, and the names of their pairs in the reference's files.
+# The projections, and the names of their pairs in the reference's files.
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 ENCODERS = {"both": ("text", "vision"), "text": ("text",), "vision": ("vision",)}
 # Positions as ranges of an encoder's blocks, in sixths of its depth.
@@ -48,9 +48,9 @@ class LowRank(nn.Module):
         inputs, outputs: widths of the projection.
         rank: r.
         alpha: scaling is alpha / sqrt(r).
-        dropout: probability with which an element of x is dropped in training.
+        dropout: probability of dropping an element of x in training.
 
-    The pair is in float32 whatever the model's precision is, and computes in that of x.
+    The pair is stored in float32 whatever the model's precision, and computes in the precision of x.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, dropout: float = 0.0) -> None:
@@ -67,7 +67,7 @@ class LowRank(nn.Module):
         return self.active and self.dropout.training and self.dropout.p > 0
 
     def weight(self) -> Tensor:
-        """What is added to the projection's weight, (outputs, inputs), in float32."""
+        """The update of the projection's weight, (outputs, inputs), in float32."""
         return self.scaling * (self.w_lora_B @ self.w_lora_A)
 
     def forward(self, x: Tensor) -> Tensor | float:
@@ -78,11 +78,11 @@ class LowRank(nn.Module):
 
 
 class LoRAAttention(nn.Module):
-    """Takes the place of a frozen ``nn.MultiheadAttention`` in a block of open_clip.
+    """Replaces a frozen ``nn.MultiheadAttention`` in a block of open_clip.
 
     Args:
-        base: the attention, left as it is.
-        pairs: by projection ("q", "k", "v", "o"); those not named are not adapted.
+        base: the attention, unchanged.
+        pairs: by projection ("q", "k", "v", "o"); the others are not adapted.
     """
 
     def __init__(self, base: nn.MultiheadAttention, pairs: Mapping[str, LowRank]) -> None:
@@ -96,7 +96,7 @@ class LoRAAttention(nn.Module):
         return getattr(self, PROJECTIONS[projection], None)
 
     def in_proj(self, x: Tensor, parts: str = "qkv") -> tuple[Tensor, ...]:
-        """Queries, keys and values (..., W) of x (..., W): those that ``parts`` names."""
+        """Queries, keys and values (..., W) of x (..., W): those named in ``parts``."""
         frozen = text_layers.project(self.base, x, parts)
         pairs = (self.pair(part) for part in parts)
         return tuple(rows if pair is None else rows + pair(x) for rows, pair in zip(frozen, pairs, strict=True))
@@ -108,18 +108,18 @@ class LoRAAttention(nn.Module):
 
     @property
     def project(self) -> Any:
-        """``in_proj`` for the text tower, which runs a prefix that prompts share only once; None while dropout acts,
-        since each prompt then draws its own masks, in the prefix too."""
+        """``in_proj`` for the text tower, which runs a prefix shared by all prompts only once; None while dropout is
+        active, because each prompt then draws its own masks, for the prefix too."""
         dropping = any(module.is_dropping for module in self.children() if isinstance(module, LowRank))
         return None if dropping else self.in_proj
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Self-attention as ``nn.MultiheadAttention`` computes it, (N, L, W) -> (N, L, W), and no weights.
+        """Self-attention as in ``nn.MultiheadAttention``, (N, L, W) -> (N, L, W), without attention weights.
 
         Args:
-            query, key, value: one and the same; (L, N, W) if the base is not batch-first.
+            query, key, value: the same tensor; (L, N, W) if the base is not batch-first.
             attn_mask: (L, L) or (N * H, L, L), added to the scores; or bool, True where attention is forbidden.
         """
         if key is not query or value is not query or need_weights:
@@ -132,16 +132,16 @@ class LoRAAttention(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.MultiheadAttention:
-        """The base with the pairs added to its weights: a plain attention, which replaces this module."""
+        """Add the pairs to the weights of the base and return it: a plain attention to replace this module."""
         inputs = self.base.in_proj_weight.chunk(3)
         for projection, weight in zip("qkvo", (*inputs, self.base.out_proj.weight), strict=True):
             if (pair := self.pair(projection)) is not None:
-                weight.copy_(weight + pair.weight().to(weight.device))  # the sum is in the wider of the two types
+                weight.copy_(weight + pair.weight().to(weight.device))  # the sum has the wider of the two types
         return self.base
 
 
 def _mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """torch's two kinds of mask, as scaled_dot_product_attention takes them for queries (N, H, L, E)."""
+    """A mask of ``nn.MultiheadAttention`` as scaled_dot_product_attention takes it for queries (N, H, L, E)."""
     if mask is None:
         return None
     mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
@@ -157,7 +157,7 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
 ) -> nn.ModuleDict:
-    """Replace the attention of the blocks with these numbers; returns the pairs: block number -> projection -> pair."""
+    """Replace the attention of the numbered blocks; returns the pairs: block number -> projection -> pair."""
     adapters = nn.ModuleDict()
     for number in numbers:
         base: Any = blocks[number].attn
@@ -169,12 +169,12 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> int:
-    """Put plain attention layers with merged weights in the place of all that ``add_lora`` replaced in ``model``.
+    """Replace everything that ``add_lora`` put into ``model`` by plain attention layers with merged weights.
 
     The features stay the same (to rounding in the weights' precision), and nothing is left to train.
 
     Returns:
-        How many there were.
+        The number of layers replaced.
     """
     replaced = 0
     for module in list(model.modules()):
@@ -187,7 +187,7 @@ def merge_lora(model: nn.Module) -> int:
 
 @contextmanager
 def without_lora(adapters: nn.Module) -> Iterator[None]:
-    """While this lasts, the pairs in ``adapters`` add nothing: the model is the one it was before."""
+    """A context in which the pairs in ``adapters`` are inactive: the model is the original one."""
     pairs = [module for module in adapters.modules() if isinstance(module, LowRank)]
     for pair in pairs:
         pair.active = False
@@ -199,7 +199,7 @@ def without_lora(adapters: nn.Module) -> Iterator[None]:
 
 
 def adaptable_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of an image or text encoder that LoRA can adapt, in order; none for a ResNet."""
+    """The transformer blocks of an encoder that LoRA can adapt, in order; none for a ResNet."""
     blocks = getattr(getattr(encoder, "transformer", None), "resblocks", ())
     return list(blocks) if all(_is_adaptable(getattr(block, "attn", None)) for block in blocks) else []
 
@@ -211,26 +211,26 @@ def _is_adaptable(attention: Any) -> bool:
 
 
 def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, list[nn.Module]]:
-    """The blocks of each encoder that is to be adapted, text before vision.
+    """The blocks of each encoder to adapt, text before vision.
 
     Args:
-        model: open_clip's.
-        wanted: "both", "text", "vision", or "auto": both, but "text" where the image encoder is no transformer.
+        model: open_clip's model.
+        wanted: "both", "text", "vision", or "auto": both, but "text" if the image encoder is not a transformer.
         name: of the backbone, for messages.
 
     Raises:
-        UserError: an encoder that is asked for has no blocks.
+        UserError: a requested encoder has no such blocks.
     """
     found = {"text": adaptable_blocks(getattr(model, "text", model)), "vision": adaptable_blocks(model.visual)}
     if wanted == "auto" and not found["vision"]:
-        logger.info(f"The image encoder of backbone {name} is no transformer: LoRA adapts the text encoder alone")
+        logger.info(f"The image encoder of backbone {name} is not a transformer: LoRA adapts the text encoder alone")
     chosen = ("both" if found["vision"] else "text") if wanted == "auto" else wanted
     for encoder in ENCODERS[chosen]:
         if not found[encoder]:
             other = "text" if encoder == "vision" else "vision"
             raise UserError(
-                f"LoRA cannot adapt the {encoder} encoder of backbone {name}, which is no transformer of open_clip's; "
-                f"adapt the {other} encoder alone (TRAINER.CLIPLoRA.ENCODER {other}) or take a ViT backbone"
+                f"LoRA cannot adapt the {encoder} encoder of backbone {name}, which is not an open_clip transformer; "
+                f"adapt the {other} encoder alone (TRAINER.CLIPLoRA.ENCODER {other}) or use a ViT backbone"
             )
     return {encoder: found[encoder] for encoder in ENCODERS[chosen]}
 
@@ -240,17 +240,17 @@ def choose_blocks(position: str, numbers: Sequence[int], depth: int, encoder: st
 
     Args:
         position: a name in ``POSITIONS``, or "top1", "top2" ...: the last ones.
-        numbers: the blocks themselves; where given, ``position`` is not read.
+        numbers: the blocks themselves; they override ``position``.
         encoder: "text" or "vision", for messages.
 
     Raises:
-        UserError: no such position, or one that this encoder does not have.
+        UserError: unknown position, or one outside this encoder.
     """
     for number in numbers:
         if not 0 <= number < depth:
             raise UserError(
                 f"LoRA block {number} is out of range: the {encoder} encoder has blocks 0 to {depth - 1}; "
-                "set TRAINER.CLIPLoRA.BLOCKS to some of those"
+                "set TRAINER.CLIPLoRA.BLOCKS to numbers among those"
             )
     if numbers:
         return sorted(set(numbers))

@@ -1,4 +1,4 @@
-"""The settings that LoRA weights belong to, and the file in which CLIP-LoRA's authors keep both.
+"""The settings of LoRA weights, and the file format of CLIP-LoRA's authors, which holds both.
 
 The file (``lora_weights.pt``): ``metadata`` with the keys of ``OPTIONS``, and ``weights``: layer_0, layer_1 ... (the
 adapted blocks, text before vision) -> q_proj, k_proj, v_proj, proj -> w_lora_A, w_lora_B.
@@ -23,10 +23,10 @@ OPTIONS = {"r": "RANK", "alpha": "ALPHA", "encoder": "ENCODER", "params": "PARAM
 def settings(
     blocks: Sequence[str], rank: int, alpha: float, params: Sequence[str], position: str | list[int]
 ) -> dict[str, Any]:
-    """What LoRA weights belong to, with the keys of ``OPTIONS``.
+    """The settings of LoRA weights, with the keys of ``OPTIONS``.
 
     Args:
-        blocks: the adapted ones, such as "text.0".
+        blocks: the adapted blocks, such as "text.0".
         params: the adapted projections.
         position: its name, or the numbers of the blocks.
     """
@@ -36,13 +36,13 @@ def settings(
 
 
 def find(place: str | Path) -> Path | None:
-    """The authors' file at ``place``, which is the file or the folder that it is in; None where there is none."""
+    """The authors' file at ``place``, the file itself or its folder; None if there is none."""
     path = Path(place) / FILE_NAME if Path(place).is_dir() else Path(place)
     return path if str(place) and path.is_file() else None
 
 
 def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Refuse weights of other settings: some of them would fit, and be scaled or placed wrongly.
+    """Refuse weights with other settings: some would fit, but with a wrong scale or in the wrong place.
 
     Raises:
         UserError: names the setting, both values and the config key.
@@ -57,7 +57,7 @@ def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any], path
 
 
 def read_reference(path: Path, blocks: Iterable[str], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A state dict out of the authors' file.
+    """A state dict from the authors' file.
 
     Args:
         path: the file.
@@ -65,17 +65,17 @@ def read_reference(path: Path, blocks: Iterable[str], own: Mapping[str, Any]) ->
         own: this run's settings, with the keys of ``OPTIONS``.
 
     Raises:
-        UserError: no file of LoRA weights, or one of other settings.
+        UserError: not a file of LoRA weights, or one with other settings.
     """
     content = load_file(path, strict=True)
     layers = content.get("weights") if isinstance(content, dict) else None
     if not isinstance(layers, dict) or not isinstance(content.get("metadata"), dict):
-        raise UserError(f"{path} is no file of CLIP-LoRA's: it lacks 'weights' or 'metadata'")
+        raise UserError(f"{path} is not a CLIP-LoRA file: it lacks 'weights' or 'metadata'")
     require_same_settings(content["metadata"], own, path)
     blocks = list(blocks)
     if len(layers) != len(blocks):
         raise UserError(
-            f"{path} holds {len(layers)} LoRA layers, but this run has {len(blocks)}: it is of another backbone"
+            f"{path} holds {len(layers)} LoRA layers, but this run has {len(blocks)}: it belongs to another backbone"
         )
     return {
         f"{block}.{projection}.{name}": tensor

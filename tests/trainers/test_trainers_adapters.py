@@ -141,7 +141,7 @@ def test_tip_without_a_validation_set_takes_the_configured_values_and_says_so(bu
     with caplog.at_level("INFO", "dassl_lite"):
         trainer.train()
     assert "no validation set" in caplog.text
-    assert "alpha 2.5 and beta 4 are taken as configured" in caplog.text
+    assert "alpha 2.5 and beta 4 are used as configured" in caplog.text
     assert (trainer.head.alpha.item(), trainer.head.beta.item()) == (2.5, 4.0)
 
 
