@@ -136,7 +136,7 @@ def _decode(value: object) -> Any:
         return value
 
 
-def _cast(value: Any, default: Any, name: str, source: str) -> Any:
+def _cast(value: object, default: object, name: str, source: str) -> object:
     if default is None or (
         isinstance(value, type(default)) and not (isinstance(value, bool) ^ isinstance(default, bool))
     ):

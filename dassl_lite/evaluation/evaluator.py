@@ -1,4 +1,7 @@
-"""Evaluators: batches of logits and labels in, a dict of numbers out."""
+"""Evaluators: batches of logits and labels in, a dict of numbers out.
+
+Shapes: B images of a batch, N images, K classes.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +158,7 @@ class Classification(PredictionRecord, EvaluatorBase):
     per_class: list[ClassResult]
     confusion: Tensor | None
 
-    def __init__(self, cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: object) -> None:
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
         # Not self.reset(): a derived one may use attributes that its own __init__ has yet to set.

@@ -1,4 +1,7 @@
-"""Numbers computed from labels, predictions and confidences."""
+"""Numbers computed from labels, predictions and confidences.
+
+Shapes: N images, K classes.
+"""
 
 from __future__ import annotations
 

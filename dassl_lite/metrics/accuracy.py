@@ -1,4 +1,7 @@
-"""Top-k accuracy of a batch."""
+"""Top-k accuracy of a batch.
+
+Shapes: B images, K classes.
+"""
 
 from __future__ import annotations
 

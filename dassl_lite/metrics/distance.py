@@ -1,4 +1,7 @@
-"""Distances between two sets of features."""
+"""Distances between two sets of features.
+
+Shapes: M and N rows, D feature width.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Registries of image networks, for trainers that do not use CLIP."""
+"""Registries of image networks, for trainers that do not use CLIP.
+
+Shapes: B images, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -65,11 +66,11 @@ class WarmupScheduler(LRScheduler):
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
 
-    def warmup_lr(self, base_lr: float) -> float:
+    def warmup_lr(self, base_lr: float | Tensor) -> float | Tensor:
         """Rate in epoch ``self.last_epoch`` of the warm-up, of a group with the full rate ``base_lr``."""
         raise NotImplementedError
 
-    def get_lr(self) -> list[Any]:
+    def get_lr(self) -> list[float | Tensor]:
         if self.last_epoch >= self.warmup_epoch:
             return self.successor.get_last_lr()
         return [self.warmup_lr(base_lr) for base_lr in self.base_lrs]
@@ -121,7 +122,7 @@ class ConstantWarmupScheduler(WarmupScheduler):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr: float) -> float:
+    def warmup_lr(self, base_lr: float | Tensor) -> float | Tensor:
         return self.cons_lr
 
 
@@ -140,7 +141,7 @@ class LinearWarmupScheduler(WarmupScheduler):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr: float) -> float:
+    def warmup_lr(self, base_lr: float | Tensor) -> float | Tensor:
         return self.min_lr if self.last_epoch == 0 else base_lr * self.last_epoch / self.warmup_epoch
 
 

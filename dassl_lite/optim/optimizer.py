@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from dassl_lite.config import CN
 from dassl_lite.utils.errors import UserError
@@ -23,23 +24,22 @@ logger = get_logger(__name__)
 OPTIMIZER_REGISTRY = Registry("optimizer")
 
 Param = Tensor | tuple[str, Tensor] | dict[str, Any]  # a parameter, a named parameter, or a param group
-Params = list[Param]
 
 
 @OPTIMIZER_REGISTRY.register()
-def adam(params: Params, cfg: CN) -> Optimizer:
+def adam(params: ParamsT, cfg: CN) -> Optimizer:
     """Adam with L2 weight decay, https://arxiv.org/abs/1412.6980."""
     return torch.optim.Adam(params, **_rate_and_decay(cfg), **_adam(cfg))
 
 
 @OPTIMIZER_REGISTRY.register()
-def amsgrad(params: Params, cfg: CN) -> Optimizer:
+def amsgrad(params: ParamsT, cfg: CN) -> Optimizer:
     """Adam with the maximum of all second moments so far, https://arxiv.org/abs/1904.09237."""
     return torch.optim.Adam(params, **_rate_and_decay(cfg), **_adam(cfg), amsgrad=True)
 
 
 @OPTIMIZER_REGISTRY.register()
-def sgd(params: Params, cfg: CN) -> Optimizer:
+def sgd(params: ParamsT, cfg: CN) -> Optimizer:
     """Stochastic gradient descent with momentum."""
     return torch.optim.SGD(
         params,
@@ -51,20 +51,20 @@ def sgd(params: Params, cfg: CN) -> Optimizer:
 
 
 @OPTIMIZER_REGISTRY.register()
-def rmsprop(params: Params, cfg: CN) -> Optimizer:
+def rmsprop(params: ParamsT, cfg: CN) -> Optimizer:
     """RMSprop with momentum."""
     return torch.optim.RMSprop(params, **_rate_and_decay(cfg), momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA)
 
 
 @OPTIMIZER_REGISTRY.register()
-def radam(params: Params, cfg: CN) -> Optimizer:
+def radam(params: ParamsT, cfg: CN) -> Optimizer:
     """Rectified Adam, https://arxiv.org/abs/1908.03265."""
     # Decoupled, because the authors' implementation, which Dassl copies, decays the weights themselves.
     return torch.optim.RAdam(params, **_rate_and_decay(cfg), **_adam(cfg), decoupled_weight_decay=True)
 
 
 @OPTIMIZER_REGISTRY.register()
-def adamw(params: Params, cfg: CN) -> Optimizer:
+def adamw(params: ParamsT, cfg: CN) -> Optimizer:
     """Adam with decoupled weight decay, https://arxiv.org/abs/1711.05101."""
     return torch.optim.AdamW(params, **_rate_and_decay(cfg), **_adam(cfg))
 
@@ -111,7 +111,7 @@ def _adam(cfg: CN) -> dict[str, Any]:
     return {"betas": (cfg.ADAM_BETA1, cfg.ADAM_BETA2), "eps": cfg.get("ADAM_EPS", 1e-8)}
 
 
-def _staged_groups(model: nn.Module | Iterable[Param], cfg: CN) -> Params:
+def _staged_groups(model: nn.Module | Iterable[Param], cfg: CN) -> list[Param]:
     """Two groups: the base layers at the reduced rate, then the new layers at the full rate."""
     if not isinstance(model, nn.Module):
         raise UserError(f"OPTIM.STAGED_LR needs a module with named layers, not a {type(model).__name__}")
@@ -138,7 +138,7 @@ def _materialised(item: Param) -> Param:
     return {**item, "params": [params] if isinstance(params, Tensor) else list(params)}
 
 
-def _require_trainable(params: Params) -> None:
+def _require_trainable(params: Iterable[Param]) -> None:
     tensors = [p for item in params for p in (item["params"] if isinstance(item, Mapping) else [item])]
     if not any(getattr(p[1] if isinstance(p, tuple) else p, "requires_grad", False) for p in tensors):
         raise UserError(f"nothing to train: none of the optimizer's {len(tensors)} parameter(s) requires gradients")

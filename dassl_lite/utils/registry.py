@@ -66,7 +66,7 @@ class Registry:
         self._table[key] = obj
         return obj
 
-    def _let_others_win(self, key: str, held: Any, obj: Any) -> Any:
+    def _let_others_win(self, key: str, held: T, obj: T) -> T:
         """Of two definitions keep the one from another package, whichever came first; returns ``obj``."""
         ours, theirs = (held, obj) if _is_ours(held) else (obj, held)
         self._table[key], self.replaced[key] = theirs, ours
@@ -94,9 +94,9 @@ class Registry:
         return iter(self._table)
 
 
-def _origin(obj: Any) -> tuple[str, str]:
+def _origin(obj: Callable[..., object]) -> tuple[str, str]:
     return obj.__module__, obj.__qualname__
 
 
-def _is_ours(obj: Any) -> bool:
+def _is_ours(obj: Callable[..., object]) -> bool:
     return obj.__module__.split(".")[0] == __name__.split(".")[0]

@@ -63,7 +63,7 @@ def copy_up_to(epoch: int, source: Path, target: Path) -> None:
 def test_the_learning_rate_of_a_resumed_run_keeps_changing(
     run_tool: Any, golden_backbone: Any, tmp_path: Path, trainer: str, warm_up: str, warm: int, unit: str, stopped: int
 ) -> None:
-    """The reference's goes on at a frozen rate; its warm-ups do not even build on torch 2.7 or later."""
+    """The reference's continues at a frozen rate; its warm-ups do not even build on torch 2.7 or later."""
     options = {"OPTIM.WARMUP_TYPE": warm_up, "OPTIM.WARMUP_EPOCH": warm, "OPTIM.SCHEDULE_UNIT": unit}
     options |= {"OPTIM.WARMUP_CONS_LR": FIRST, "OPTIM.WARMUP_MIN_LR": FIRST}
     if trainer == "TaskRes":

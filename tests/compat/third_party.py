@@ -18,7 +18,7 @@ from yacs.config import CfgNode as CN
 
 
 class PromptLearner(nn.Module):
-    """Vectors in the place of a prompt's first words, the names' embeddings as buffers."""
+    """Vectors instead of a prompt's first words, the names' embeddings as buffers."""
 
     def __init__(self, cfg, classnames, clip_model, tokenize):
         super().__init__()

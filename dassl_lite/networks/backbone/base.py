@@ -1,4 +1,7 @@
-"""The backbone's base class, and pretrained weights from torchvision."""
+"""The backbone's base class, and pretrained weights from torchvision.
+
+Shapes: B images, H x W pixels.
+"""
 
 from __future__ import annotations
 

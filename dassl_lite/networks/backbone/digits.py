@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from dassl_lite.networks.backbone.base import Backbone
@@ -29,7 +27,7 @@ class DigitNet(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def cnn_digitsdg(**kwargs: Any) -> DigitNet:
+def cnn_digitsdg(**kwargs: object) -> DigitNet:
     """The network of Zhou et al. 2020 (https://arxiv.org/abs/2003.06054) for DigitsDG."""
     model = DigitNet()
     init_network_weights(model, init_type="kaiming")

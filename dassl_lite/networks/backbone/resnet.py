@@ -1,9 +1,11 @@
-"""torchvision's ResNets without the classifier, optionally with MixStyle or EFDMix between the stages."""
+"""torchvision's ResNets without the classifier, optionally with MixStyle or EFDMix between the stages.
+
+Shapes: B images, H x W pixels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -59,7 +61,7 @@ class ResNet(resnet.ResNet, Backbone):
 
 
 def _register(name: str, architecture: str, mixer: type[FeatureMix] | None = None, stages: Sequence[int] = ()) -> None:
-    def build(pretrained: bool = True, **kwargs: Any) -> ResNet:
+    def build(pretrained: bool = True, **kwargs: object) -> ResNet:
         block, layers = _ARCHITECTURES[architecture]
         model = ResNet(block, layers, mixer(p=0.5, alpha=0.1) if mixer else None, stages)
         if pretrained:

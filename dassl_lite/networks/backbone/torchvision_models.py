@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torchvision
 from torch import Tensor, nn
 
@@ -43,7 +41,7 @@ class TorchvisionBackbone(Backbone):
 
 
 def _register(name: str, architecture: str) -> None:
-    def build(pretrained: bool = True, **kwargs: Any) -> TorchvisionBackbone:
+    def build(pretrained: bool = True, **kwargs: object) -> TorchvisionBackbone:
         return TorchvisionBackbone(architecture, pretrained)
 
     build.__name__ = build.__qualname__ = name

@@ -1,4 +1,7 @@
-"""Layers: dynamic convolution and its attention, gradient reversal, a sequence with several inputs."""
+"""Layers: dynamic convolution and its attention, gradient reversal, a sequence with several inputs.
+
+Shapes: B images, C channels, H x W pixels, n kernels.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,9 @@ class Conv2dDynamic(nn.Module):
                 f"kernel_size {kernel_size} and padding {padding}: the first must be odd, the second half of it"
             )
 
-        def convolution(height: int, width: int, **more: Any) -> nn.Conv2d:
+        def convolution(height: int, width: int, groups: int = 1) -> nn.Conv2d:
             half = (height // 2, width // 2)
-            return nn.Conv2d(in_channels, out_channels, (height, width), stride, half, bias=bias, **more)
+            return nn.Conv2d(in_channels, out_channels, (height, width), stride, half, bias=bias, groups=groups)
 
         k = kernel_size
         self.conv = convolution(k, k)

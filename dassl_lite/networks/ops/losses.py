@@ -1,4 +1,7 @@
-"""Losses: cross entropy, maximum mean discrepancy, optimal transport."""
+"""Losses: cross entropy, maximum mean discrepancy, optimal transport.
+
+Shapes: B images, K classes, M and N images of two batches, D feature width.
+"""
 
 from __future__ import annotations
 

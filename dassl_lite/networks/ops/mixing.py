@@ -2,6 +2,8 @@
 
 Dassl's functions ``activate_*``, ``deactivate_*``, ``random_*`` and ``crossdomain_*`` are for ``model.apply``;
 ``run_with_*`` and ``run_without_*`` are context managers.
+
+Shapes: B images, C channels, H x W pixels, K classes.
 """
 
 from __future__ import annotations

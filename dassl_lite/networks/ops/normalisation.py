@@ -1,4 +1,7 @@
-"""Normalisation layers that keep statistics per domain."""
+"""Normalisation layers that keep statistics per domain.
+
+Shapes: B images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Small operations for Dassl's semi-supervised trainers."""
+"""Small operations for Dassl's semi-supervised trainers.
+
+Shapes: B images, K classes.
+"""
 
 from __future__ import annotations
 
