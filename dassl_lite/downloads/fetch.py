@@ -199,7 +199,8 @@ def _attempt(url: str, part: Part, size: int, patience: Patience) -> None:
 def _failure(url: str, error: Exception, responded: bool) -> DownloadError | _AttemptError:
     """The error to raise for a network error: final, or worth another attempt."""
     if isinstance(error, requests.exceptions.SSLError):
-        return DownloadError(url, f"its certificate is not valid ({reason_of(error)})")
+        advice = "behind a proxy that replaces certificates, set REQUESTS_CA_BUNDLE to its CA file"
+        return DownloadError(url, f"its certificate is not valid ({reason_of(error)})", advice)
     if isinstance(error, ValueError):  # not a URL at all
         return DownloadError(url, str(error))
     return _AttemptError(reason_of(error), responded)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dassl_lite.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 FIRST_C = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 MAX_ITERATIONS = 1000
@@ -26,8 +29,8 @@ MAX_ITERATIONS = 1000
 class Samples:
     """Features (N, D), float, and labels (N,), int."""
 
-    features: NDArray[Any]
-    labels: NDArray[Any]
+    features: NDArray[np.floating]
+    labels: NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def sweep_c(train: Samples, val: Samples, steps: int = 8) -> Sweep:
     return Sweep(first, tuple(rounds))
 
 
-def fit(train: Samples, c: float) -> Any:
+def fit(train: Samples, c: float) -> LogisticRegression:
     """scikit-learn's classifier, fitted with inverse regularisation strength ``c``.
 
     Raises:
@@ -104,7 +107,7 @@ def fit(train: Samples, c: float) -> Any:
     return LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train.features, train.labels)
 
 
-def weights_of(classifier: Any, num_classes: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def weights_of(classifier: LogisticRegression, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A fitted classifier as a linear layer: weight (K, D) and bias (K,), zero for classes without training images."""
     rows, bias = classifier.coef_, classifier.intercept_
     if len(rows) == 1:  # for two classes, scikit-learn stores the difference

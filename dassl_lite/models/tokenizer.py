@@ -27,7 +27,7 @@ class Tokenizer:
         tokenizer: an open_clip tokenizer; CLIP's own byte-pair encoding if None.
     """
 
-    def __init__(self, context_length: int = CONTEXT_LENGTH, tokenizer: Callable[..., Any] | None = None) -> None:
+    def __init__(self, context_length: int = CONTEXT_LENGTH, tokenizer: Callable[..., Tensor] | None = None) -> None:
         self.context_length = context_length
         self._tokenizer: Any = tokenizer if tokenizer is not None else _byte_pairs()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from download_server import IMPATIENT, Server
 
 from dassl_lite.downloads.fetch import (
@@ -197,6 +198,19 @@ def test_server_that_responded_once_is_retried_whatever_the_request(
     assert page.asked == ["", "", "bytes=1000-"]
 
 
+def test_invalid_certificate_is_reported_at_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def get(url: str, **options: object) -> None:
+        asked.append(url)
+        raise requests.exceptions.SSLError("certificate has expired")
+
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(DownloadError, match="certificate is not valid .*expired.*REQUESTS_CA_BUNDLE"):
+        fetch("https://example.org/f", target)
+    assert len(asked) == 1
+
+
 def test_probe_tells_reachable_files_from_missing_ones(server: Server, closed: str) -> None:
     server.add("f", CONTENT)
     check_reachable(server.url("f"), IMPATIENT)
@@ -229,6 +243,7 @@ def test_truncation_without_a_declared_length_is_noticed_by_the_known_size(serve
         ("a.bin", b"", {}, "is empty"),
         ("a.bin", b"12345", {"size": 4}, "has 5 bytes, not 4"),
         ("a.bin", b"12345", {"digest": "md5:00"}, "md5 digest 827ccb0eea8a706c4c34a16891f84e7b, not 00"),
+        ("a.bin", b"12345", {"digest": "sha256:"}, "sha256 digest .*, not $"),
         ("a.json", b'{"train": [', {}, "is not JSON"),
         ("a.bin", b"\xef\xbb\xbf \n<!DOCTYPE HTML><title>Quota exceeded", {}, "is a web page"),
         ("a.bin", b"  <html lang=en>", {}, "is a web page"),
