@@ -92,10 +92,10 @@ def golden_backbone(golden: Golden, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of real data that stands beside the project on some machines; the test is skipped elsewhere."""
-    folder = REPOSITORY.parent / "shared"
+    """Folder of real data: $DASSL_LITE_SHARED, else `shared` beside the checkout; without it the test is skipped."""
+    folder = Path(os.environ.get("DASSL_LITE_SHARED") or REPOSITORY.parent / "shared")
     if not (folder / "data").is_dir():
-        pytest.skip("the shared real data is not on this machine")
+        pytest.skip(f"no shared real data: {folder / 'data'} does not exist (set DASSL_LITE_SHARED)")
     return folder
 
 
