@@ -104,6 +104,30 @@ def test_an_extraction_killed_from_outside_several_times_comes_to_its_end(tmp_pa
     assert 0 <= twice <= 3 * 2 * 2  # of each killed run, the batch that was being written and the one before it
 
 
+def test_rows_are_on_the_disk_before_the_index_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure keeps what was synced and may lose the rest: an index ahead of its rows would name garbage."""
+    synced: list[tuple[str, int, int]] = []  # (file, its size, lines of the index at that moment)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        for path in (tmp_path / "cache").rglob("*"):
+            if path.is_file() and os.path.samestat(path.stat(), os.fstat(descriptor)) and path.suffix != ".tmp":
+                index = path.with_name("index.jsonl")
+                lines = index.read_bytes().count(b"\n") if index.exists() else 0
+                synced.append((path.name, path.stat().st_size, lines))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store(tmp_path / "cache", commit_seconds=0).fetch(draw_images(tmp_path / "a", 4), CountingEncoder(), batch_size=2)
+    names, row_bytes = [name for name, _, _ in synced], 4 * 4
+    assert names == ["rows-00000.bin", "index.jsonl"] * 2
+    assert [(size, lines) for name, size, lines in synced if name.startswith("rows")] == [
+        (2 * row_bytes, 0),
+        (4 * row_bytes, 1),
+    ]
+    assert [lines for name, _, lines in synced if name.startswith("index")] == [1, 2]
+
+
 @pytest.mark.parametrize("name", ["rows-00000.bin", "index.jsonl"])
 @pytest.mark.parametrize("cut", [1, 10])
 def test_a_torn_tail_is_not_trusted_and_the_rest_is(tmp_path: Path, name: str, cut: int) -> None:

@@ -75,6 +75,19 @@ def test_untrained_layer_equals_torchs_attention(batch_first, mask):
     assert (found - expected).abs().max() < 1e-12
 
 
+def test_a_pair_starts_as_the_authors_do():
+    torch.manual_seed(0)
+    pair = LowRank(256, 32, 64, 1.0)
+    bound = 1 / math.sqrt(256)  # of kaiming_uniform_ with a = sqrt(5), by which torch starts its linear layers
+    a = pair.w_lora_A.detach()
+    assert a.shape == (64, 256)
+    assert 0.99 * bound < a.max() <= bound
+    assert -bound <= a.min() < -0.99 * bound
+    assert a.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)  # of a uniform distribution
+    assert abs(a.mean().item()) < 0.02 * bound
+    assert not pair.w_lora_B.any()  # so that training starts at the frozen model
+
+
 def test_merging_gives_the_same_output_in_a_plain_attention():
     base, x = attention(), tokens()
     layer = adapted(base)

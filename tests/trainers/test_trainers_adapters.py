@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from dassl_lite.engine.build import build_trainer, configs_root, make_config
+from dassl_lite.engine.methods.feature_sets import training_set
 from dassl_lite.utils import UserError, set_random_seed
 
 LOGISTIC = ("TRAINER.LinearProbe.FIT", "logistic_regression")
@@ -246,6 +248,18 @@ def test_logistic_regression_of_two_classes_separates_them(build, tmp_path):
     trainer.train()
     assert trainer.results["test"]["accuracy"] > 70
     assert torch.allclose(trainer.head.weight[0], -trainer.head.weight[1])
+
+
+@pytest.mark.parametrize("c", [0.01, 100.0])
+def test_logistic_regression_without_a_validation_set_takes_the_configured_c(build, tmp_path, c):
+    no_val = make_folder(tmp_path / "no_val", list(COLOURS), parts=("train", "test"))
+    trainer = build("logistic regression", "TRAINER.LinearProbe.C", str(c), root=no_val)
+    assert trainer.val_loader is None
+    trainer.fit()
+    train = training_set(trainer, augmented=False)
+    expected = LogisticRegression(C=c, max_iter=1000).fit(train.features.double().numpy(), train.labels.numpy())
+    assert np.allclose(trainer.head.weight.detach().numpy(), expected.coef_, atol=1e-5)
+    assert np.allclose(trainer.head.bias.detach().numpy(), expected.intercept_, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe"])
