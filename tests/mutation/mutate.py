@@ -44,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--id", nargs="+", default=(), help="these mutations instead of a sample, as the report names them")
     add("--survivors", action="store_true", help="run again what survived before")
     add("--budget", type=float, default=120, help="seconds of tests for one mutation; the slowest are left out")
+    add("--patience", type=float, default=20, help="CPU seconds for one mutation, beyond 4 times those of its tests")
     add("--processes", type=int, default=2)
     add("--output", type=Path, default=REPOSITORY / "output" / "mutation", help="folder of the map, results, copies")
     add("--list", action="store_true", help="print the mutations and stop")
@@ -62,12 +63,13 @@ def sample(args: argparse.Namespace) -> list[Mutation]:
 class Run:
     """One mutation in one sandbox: its tests in two goes, first the few that are over soonest."""
 
-    def __init__(self, sandbox: Sandbox, mutation: Mutation, tests: CoverageMap, budget: float) -> None:
+    def __init__(self, sandbox: Sandbox, mutation: Mutation, tests: CoverageMap, args: argparse.Namespace) -> None:
         self.sandbox, self.mutation, self.started = sandbox, mutation, time.monotonic()
+        self.patience = args.patience
         self.seconds = tests.seconds
         chosen = list(tests.tests_of(mutation.path, mutation.line, mutation.last_line, _function_around(mutation)))
         self.count, self.left_out = len(chosen), 0
-        self.goes = list(self._divide(chosen, budget))
+        self.goes = list(self._divide(chosen, args.budget))
         self.job: Job | None = None
         self._write(mutation.apply((REPOSITORY / mutation.path).read_bytes()))
         self.outcome = "" if self.goes else NO_TEST
@@ -88,7 +90,7 @@ class Run:
         """Move on; True once the outcome is known, and the copy is as it was."""
         if not self.outcome and self.job is None:
             tests = self.goes.pop(0)
-            limit = 30 + 4 * sum(self.seconds[test] for test in tests)
+            limit = self.patience + 4 * sum(self.seconds[test] for test in tests)
             self.job = self.sandbox.start(lambda: _run_tests(self.sandbox, tests), limit)
         if self.job is not None and (code := self.job.poll()) is not None:
             self.job = None
@@ -155,7 +157,7 @@ def run_all(mutations: list[Mutation], tests: CoverageMap, sandboxes: list[Sandb
     while waiting or running:
         for sandbox in sandboxes:
             if sandbox not in running and waiting:
-                running[sandbox] = Run(sandbox, waiting.pop(0), tests, args.budget)
+                running[sandbox] = Run(sandbox, waiting.pop(0), tests, args)
             if sandbox in running and running[sandbox].poll():
                 yield running.pop(sandbox).result()
         time.sleep(0.02)

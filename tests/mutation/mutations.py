@@ -134,7 +134,7 @@ class _Finder:
         if type(node.op) in ARITHMETIC:
             token, after = ARITHMETIC[type(node.op)]
             self._between(node.target, node.value, re.escape(token) + "=", "arithmetic", f"{after}=")
-        self._add(*self._span(node), "deleted statement", "pass")
+        self._add(*self._span(node), "statement", "pass")
 
     def _of_BoolOp(self, node: ast.BoolOp) -> None:  # noqa: N802
         token, after = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
@@ -147,7 +147,7 @@ class _Finder:
 
     def _of_If(self, node: ast.If | ast.IfExp) -> None:  # noqa: N802
         start, end = self._span(node.test)
-        self._add(start, end, "negated condition", f"not ({self.source[start:end].decode()})")
+        self._add(start, end, "condition", f"not ({self.source[start:end].decode()})")
 
     _of_IfExp = _of_If  # noqa: N815
 
@@ -162,18 +162,18 @@ class _Finder:
 
     def _of_Expr(self, node: ast.Expr) -> None:  # noqa: N802
         if isinstance(node.value, ast.Call):
-            self._add(*self._span(node), "deleted statement", "pass")
+            self._add(*self._span(node), "statement", "pass")
 
     def _of_Assign(self, node: ast.Assign) -> None:  # noqa: N802
         if all(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets):
-            self._add(*self._span(node), "deleted statement", "pass")
+            self._add(*self._span(node), "statement", "pass")
 
     def _of_Return(self, node: ast.Return) -> None:  # noqa: N802
         if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
-            self._add(*self._span(node.value), "returned value", "None")
+            self._add(*self._span(node.value), "return", "None")
 
     def _of_Raise(self, node: ast.Raise) -> None:  # noqa: N802
-        self._add(*self._span(node), "deleted statement", "pass")
+        self._add(*self._span(node), "statement", "pass")
 
     def _of_Break(self, node: ast.Break) -> None:  # noqa: N802
         self._add(*self._span(node), "loop", "continue")
@@ -189,7 +189,7 @@ class _Finder:
                     end += following.end()
                 elif preceding := re.search(rb",\s*$", self.source[:start]):
                     start = preceding.start()
-                self._add(start, end, "keyword argument", "")
+                self._add(start, end, "keyword", "")
 
     def _between(self, left: ast.expr, right: ast.expr, token: str, kind: str, after: str) -> None:
         """The operator between two operands; the syntax tree does not say where it stands."""
@@ -200,7 +200,7 @@ class _Finder:
 
 
 def _is_left_alone(node: ast.stmt) -> bool:
-    """Docstrings, log lines, imports for annotations, lists of public names."""
+    """Docstrings, log lines and loggers, imports for annotations, lists of public names."""
     if isinstance(node, ast.Expr):
         call = node.value
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
@@ -210,7 +210,8 @@ def _is_left_alone(node: ast.stmt) -> bool:
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     if isinstance(node, ast.Assign):
         names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        return "__all__" in names or (isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr))
+        union = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr)  # a name for a type
+        return union or not {"__all__", "logger"}.isdisjoint(names)
     return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert)
 
 
