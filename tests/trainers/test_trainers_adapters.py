@@ -12,7 +12,6 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from dassl_lite.engine.build import build_trainer, configs_root, make_config
-from dassl_lite.engine.methods.feature_sets import training_set
 from dassl_lite.utils import UserError, set_random_seed
 
 LOGISTIC = ("TRAINER.LinearProbe.FIT", "logistic_regression")
@@ -256,7 +255,7 @@ def test_logistic_regression_without_a_validation_set_takes_the_configured_c(bui
     trainer = build("logistic regression", "TRAINER.LinearProbe.C", str(c), root=no_val)
     assert trainer.val_loader is None
     trainer.fit()
-    train = training_set(trainer, augmented=False)
+    train = trainer.training_set(augmented=False)
     expected = LogisticRegression(C=c, max_iter=1000).fit(train.features.double().numpy(), train.labels.numpy())
     assert np.allclose(trainer.head.weight.detach().numpy(), expected.coef_, atol=1e-5)
     assert np.allclose(trainer.head.bias.detach().numpy(), expected.intercept_, atol=1e-5)

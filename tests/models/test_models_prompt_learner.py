@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from dassl_lite.models.clip import load_clip
-from dassl_lite.models.prompt_layout import lay_out
-from dassl_lite.models.prompt_learner import STD, PromptLearner
+from dassl_lite.models.prompt_learner import STD, PromptLearner, lay_out
 
 NAMES = ["golden_retriever", "yo-yo"]
 
