@@ -124,8 +124,3 @@ def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptur
 
     effective = any(outcome(cfg) != outcome(changed(cfg, key)) for cfg in settings())
     assert effective != (key in WITHOUT_EFFECT)
-
-
-def test_the_list_of_keys_without_effect_names_declared_keys_and_reasons() -> None:
-    assert set(WITHOUT_EFFECT) <= set(KEYS)
-    assert all(WITHOUT_EFFECT.values())
