@@ -17,7 +17,7 @@ from typing import Any
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset, Split
 from dassl_lite.data.fewshot import group_by_label
-from dassl_lite.data.layouts import find_table, list_rows, read_table, refreshed, split_rows
+from dassl_lite.data.layouts import find_table, list_rows, read_table, refresh_split, split_rows
 from dassl_lite.data.splits import split_classes
 
 
@@ -42,7 +42,7 @@ class CSV(FolderDataset):
             return given
         kept = self.sidecar.find(self.split_file)
         split = super().load()
-        return refreshed(split, [self.items], str(kept)) if kept else split
+        return refresh_split(split, [self.items], str(kept)) if kept else split
 
     def make_split(self) -> Split:
         # Its own generator: which images are for testing must not depend on the seed of the first run.

@@ -13,12 +13,12 @@ from pathlib import Path
 from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset, Split
 from dassl_lite.data.layouts import (
     ClassFolder,
-    find_parts,
+    find_split_folders,
     list_classes,
     list_folders,
-    list_parts,
+    list_split_folders,
     name_folders,
-    refreshed,
+    refresh_split,
 )
 from dassl_lite.data.splits import split_classes
 
@@ -32,12 +32,12 @@ class ImageFolder(FolderDataset):
     split_file = "split_ImageFolder.json"
 
     def load(self) -> Split:
-        parts = find_parts(self.image_dir)
+        parts = find_split_folders(self.image_dir)
         if parts:
-            return list_parts(parts, self.class_folders(parts["train"]))
+            return list_split_folders(parts, self.class_folders(parts["train"]))
         kept = self.sidecar.find(self.split_file)
         split = super().load()
-        return refreshed(split, self.list_images(), str(kept)) if kept else split
+        return refresh_split(split, self.list_images(), str(kept)) if kept else split
 
     def make_split(self) -> Split:
         # Its own generator: which images are for testing must not depend on the seed of the first run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, Split
-from dassl_lite.data.layouts import list_parts
+from dassl_lite.data.layouts import list_split_folders
 from dassl_lite.datasets._by_wnid import ByWnid
 
 
@@ -21,5 +21,5 @@ class ImageNet(ByWnid):
 
     def load(self) -> Split:
         parts = {"train": os.path.join(self.image_dir, "train"), "test": os.path.join(self.image_dir, "val")}
-        train, _, test = list_parts(parts, self.class_folders(parts["train"]))
+        train, _, test = list_split_folders(parts, self.class_folders(parts["train"]))
         return Split(train, test, test)

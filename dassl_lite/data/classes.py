@@ -1,7 +1,7 @@
 """Class identity: which class of one dataset is which class of another.
 
-Labels are positions and say nothing outside their dataset. What a class *is* is said by its id (ImageNet's
-wnid) where the world gives one, else by its name.
+A label is a position and means nothing outside its dataset. Across datasets a class is identified by its id where it
+has one (ImageNet's wnid), else by its name.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a dataset in label order.
+    """Classes of a dataset in label order.
 
     Attributes:
         names: K class names, as given.
-        ids: K class ids, "" where a class has none.
+        ids: K class ids, "" for a class without one.
     """
 
     names: tuple[str, ...]
@@ -37,10 +37,10 @@ class ClassList:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """Where each class of a target is found in a source.
+    """The class of a source dataset that corresponds to each class of a target dataset.
 
     Attributes:
-        rows: for each target class the source's row, -1 where the source has no such class.
+        rows: the source row for each target class, -1 if the source lacks the class.
         by_id: number of classes matched by id.
         by_name: number of classes matched by normalised name.
     """
@@ -62,19 +62,19 @@ class ClassMatch:
 
 
 def normalise_name(name: str) -> str:
-    """A class name without what differs between spellings of it: case, width, ``_``, ``-``, ``/``, spaces.
+    """A class name without the usual spelling differences: case, character width, ``_``, ``-``, ``/`` and spaces.
 
-    Other signs are kept: ``c`` and ``c++`` are two classes.
+    Other characters are kept: ``c`` and ``c++`` are two classes.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     return " ".join(re.sub(r"[\s_\-/]+", " ", folded).split())
 
 
 def match_classes(source: ClassList, target: ClassList) -> ClassMatch:
-    """Find each of the target's classes among the source's.
+    """Find each target class among the source classes.
 
-    An id decides where there is one. A name counts only if it is the only one of its kind among the source's
-    names and among the target's (ImageNet has ``missile`` twice), and never ties two classes whose ids differ.
+    Ids match first. A name matches only if it is unique both in the source and in the target (ImageNet has ``missile``
+    twice), and never two classes with different ids.
     """
     row_of_id = _unique_positions(source.ids)
     row_of_name = _unique_positions(map(normalise_name, source.names))
@@ -85,14 +85,14 @@ def match_classes(source: ClassList, target: ClassList) -> ClassMatch:
     by_id = sum(row >= 0 for row in rows)
     for i, (identity, name) in enumerate(zip(target.ids, target_names, strict=True)):
         row = row_of_name.get(name, -1) if rows[i] < 0 and name in only_once else -1
-        if row < 0 or row in taken or (identity and source.ids[row]):  # two ids that are not the same
+        if row < 0 or row in taken or (identity and source.ids[row]):  # the ids differ, or they would have matched
             continue
         rows[i] = row
     return ClassMatch(tuple(rows), by_id, sum(row >= 0 for row in rows) - by_id)
 
 
 def _unique_positions(values: Iterable[str]) -> dict[str, int]:
-    """Position of each value that occurs once; the empty one never counts."""
+    """Position of each value that occurs exactly once, the empty string excepted."""
     listed = list(values)
     count = Counter(listed)
     return {value: i for i, value in enumerate(listed) if value and count[value] == 1}

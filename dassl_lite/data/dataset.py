@@ -1,53 +1,55 @@
-"""What a dataset is to the engine: lists of Datums, and the names of the classes (Dassl's contract)."""
+"""DatasetBase: lists of Datums and the names of their classes, as the engine sees a dataset (Dassl's contract)."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import overload
+
+from yacs.config import CfgNode
 
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import draw_shots, group_by_label
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DATASET_REGISTRY = Registry("dataset")
 
 
-def build_dataset(cfg: Any) -> DatasetBase:
-    """Make the dataset that ``cfg.DATASET.NAME`` names; ``cfg.DATASET.TEMPLATE`` replaces its template."""
-    make = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+def build_dataset(cfg: CfgNode) -> DatasetBase:
+    """Build the dataset called ``cfg.DATASET.NAME``; ``cfg.DATASET.TEMPLATE`` overrides its prompt template."""
+    dataset_class = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.VERBOSE:
-        logger.info("Loading dataset: %s", cfg.DATASET.NAME)
-    dataset = make(cfg)
+        logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
+    dataset: DatasetBase = dataset_class(cfg)
     if cfg.DATASET.TEMPLATE:
         if cfg.DATASET.TEMPLATE.count("{}") != 1:
-            raise UserError(f"DATASET.TEMPLATE '{cfg.DATASET.TEMPLATE}' must contain {{}} once, for the class name")
+            raise UserError(f"DATASET.TEMPLATE '{cfg.DATASET.TEMPLATE}' must contain {{}} once for the class name")
         dataset.template = cfg.DATASET.TEMPLATE
     return dataset
 
 
 class DatasetBase:
-    """Images in up to four lists, and their classes.
+    """Up to four lists of images, and their classes.
 
-    A subclass reads its files and hands the lists to this constructor; one in the field's layout derives
-    from :class:`dassl_lite.data.FolderDataset` instead and only declares where things are.
+    A subclass reads its files and passes the lists to this constructor. A dataset in the usual layout derives from
+    :class:`dassl_lite.data.FolderDataset` instead and only declares where its files are.
 
     Args:
-        train_x: labelled training items; classes and their names come from these.
-        train_u: unlabelled training items, if any.
-        val: validation items, if any.
-        test: test items.
+        train_x: labelled training images; they define the classes and their names.
+        train_u: unlabelled training images, if any.
+        val: validation images, if any.
+        test: test images.
 
     Attributes:
         dataset_dir: folder of the dataset.
-        domains: names of all domains, where there are several.
-        template: prompt for one class name.
-        ensemble_templates: further prompts that the field averages for this dataset (ImageNet's seven).
-        fewshot_digest: identity of the few-shot draw in use, "" if all training images are used.
+        domains: names of all domains, for datasets with several.
+        template: prompt template, with ``{}`` for the class name.
+        ensemble_templates: further templates that the field averages for this dataset (ImageNet's seven).
+        fewshot_digest: digest of the few-shot draw in use, "" if all training images are used.
     """
 
     dataset_dir: str = ""
@@ -64,7 +66,7 @@ class DatasetBase:
         test: list[Datum] | None = None,
     ) -> None:
         if not train_x:
-            raise UserError(f"dataset {type(self).__name__} has no training image, so its classes are unknown")
+            raise UserError(f"dataset {type(self).__name__} has no training images, so its classes are unknown")
         self._train_x = train_x
         self._train_u = train_u
         self._val = val
@@ -115,7 +117,7 @@ class DatasetBase:
 
     @staticmethod
     def get_lab2cname(data_source: Iterable[Datum]) -> tuple[dict[int, str], list[str]]:
-        """Class name of each label, and the names in label order."""
+        """Class name of each label; and the class names in label order."""
         names: dict[int, str] = {}
         for item in data_source:
             names.setdefault(item.label, item.classname)
@@ -123,41 +125,57 @@ class DatasetBase:
         return mapping, list(mapping.values())
 
     def check_input_domains(self, source_domains: Iterable[str], target_domains: Iterable[str]) -> None:
-        """Raise UserError for a domain that this dataset does not have."""
+        """Raise UserError if this dataset lacks one of the domains."""
         self.is_input_domain_valid((*source_domains, *target_domains))
 
     def is_input_domain_valid(self, input_domains: Iterable[str]) -> None:
-        """The same for one list of domains."""
+        """Raise UserError if this dataset lacks one of the domains (Dassl's name for a single list)."""
         for domain in input_domains:
             if domain not in self.domains:
                 raise unknown("domain", domain, self.domains)
 
     def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Download an archive to ``dst`` and unpack it there, as Dassl's datasets do where theirs is missing."""
-        from dassl_lite.downloads.url import download_and_unpack  # only where it is used: slow to import
+        """Download the archive at ``url`` to ``dst`` and unpack it there, as Dassl's datasets do for missing files."""
+        from dassl_lite.downloads.url import download_and_unpack  # slow to import
 
         download_and_unpack(url, dst, from_gdrive)
 
-    def generate_fewshot_dataset(self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False) -> Any:
-        """Draw ``num_shots`` items per class from each list, in the order given; all of them if it is below 1.
+    @overload
+    def generate_fewshot_dataset(
+        self, data_source: list[Datum], /, *, num_shots: int = -1, repeat: bool = False
+    ) -> list[Datum]: ...
+
+    @overload
+    def generate_fewshot_dataset(
+        self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
+    ) -> Sequence[list[Datum]]: ...
+
+    def generate_fewshot_dataset(
+        self, *data_sources: list[Datum], num_shots: int = -1, repeat: bool = False
+    ) -> list[Datum] | Sequence[list[Datum]]:
+        """Draw ``num_shots`` images per class from each list, in the order given.
+
+        Args:
+            num_shots: images per class; below 1, the lists are returned as they are.
+            repeat: draw with replacement from a class with fewer images; otherwise it gives all of its images.
 
         Returns:
-            A list of Datums for one source, a sequence of such lists for several.
+            A list for one source, a sequence of lists for several.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
-        logger.info("Creating a %d-shot dataset", num_shots)
+        logger.info(f"Creating a {num_shots}-shot dataset")
         drawn = [draw_shots(source, num_shots, repeat) for source in data_sources]
         return drawn[0] if len(drawn) == 1 else drawn
 
     @staticmethod
     def split_dataset_by_label(data_source: Iterable[Datum]) -> dict[int, list[Datum]]:
-        """Items per label, labels in the order in which they first appear."""
+        """Images per label, labels in order of first appearance."""
         return group_by_label(data_source)
 
     @staticmethod
     def split_dataset_by_domain(data_source: Iterable[Datum]) -> dict[int, list[Datum]]:
-        """Items per domain, domains in the order in which they first appear."""
+        """Images per domain, domains in order of first appearance."""
         groups: dict[int, list[Datum]] = {}
         for item in data_source:
             groups.setdefault(item.domain, []).append(item)

@@ -1,20 +1,21 @@
-"""One image of a dataset: where it lies and which class it shows."""
+"""Datum: one image of a dataset, by its path and its class."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 
 class Datum:
-    """An image with its label; read-only, so that splits and draws can share it.
+    """An image file with its label. Immutable, so that splits and few-shot draws can share it.
 
     Args:
         impath: path of the image file.
-        label: class label, from 0.
-        domain: domain label (domain adaptation and generalisation; else 0).
-        classname: the class as a prompt should call it.
-        classid: identity of the class across datasets (ImageNet's family: the wnid), or "".
+        label: class label, counted from 0.
+        domain: domain label, for domain adaptation and generalisation.
+        classname: class name, as prompts use it.
+        classid: identity of the class across datasets (for ImageNet and its variants the wnid), or "".
     """
 
     __slots__ = ("_classid", "_classname", "_domain", "_impath", "_label")
@@ -33,9 +34,9 @@ class Datum:
         self._classname = classname
         self._classid = classid
 
-    def __setstate__(self, state: Any) -> None:
-        """From a pickle of ours, or of Dassl's, whose Datum has no ``classid``."""
-        fields = state if isinstance(state, dict) else state[1]
+    def __setstate__(self, state: Mapping[str, Any] | tuple[None, Mapping[str, Any]]) -> None:
+        """Unpickle a Datum of ours, or one of Dassl's, which has no ``classid``."""
+        fields = state[1] if isinstance(state, tuple) else state
         for name in self.__slots__:
             setattr(self, name, fields.get(name, ""))
 
@@ -60,7 +61,7 @@ class Datum:
         return self._classid
 
     def relabelled(self, label: int) -> Datum:
-        """The same image under another label; name and id stay."""
+        """The same image with another label; class name and id stay."""
         return Datum(self._impath, label, self._domain, self._classname, self._classid)
 
     def _fields(self) -> tuple[str, int, int, str, str]:

@@ -1,19 +1,18 @@
-"""The few-shot draw: as the reference makes it, kept as JSON, recognised by its digest.
+"""Few-shot draws: made exactly as CoOp makes them, kept as JSON, identified by a digest.
 
-The draw takes ``num_shots`` images of each class with Python's global ``random``: train first, then val with
-at most four per class; classes in the order in which they first appear; without replacement; nothing is drawn
-for a class that has too few. Read back from its file it consumes no random numbers, as in the reference.
+A draw takes ``num_shots`` images of each class with Python's global ``random``: train first, then val with at most four
+per class; classes in order of first appearance; without replacement; a class with too few images gives all of them and
+consumes no random numbers. Reading a draw from its file consumes no random numbers either, as in CoOp.
 
-Dassl's forks keep theirs as pickles, ``split_fewshot/shot_N-seed_S.pkl``. One is taken wherever our JSON is not there
-yet, so a folder that the reference has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of Datum
-objects, with absolute paths of the machine that wrote it. Of each Datum its four fields are taken; anything else in the
-file is refused, and nothing in it is imported or called.
+CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
+not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
+Datum objects with the absolute paths of the machine that wrote it. Only the fields of each Datum are read; anything
+else in the file is refused, and nothing in it is imported or called.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import pickle
 import random
@@ -27,22 +26,23 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import digest_of
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_VAL_SHOTS = 4
 
 
 class Draw(NamedTuple):
-    """Drawn images; ``val`` is empty for a dataset that validates on other images than its own val list."""
+    """Drawn images; ``val`` is empty for a dataset that validates on its test images."""
 
     train: list[Datum]
     val: list[Datum]
 
 
 def group_by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
-    """Items per label, labels in the order in which they first appear."""
+    """Images per label, labels in order of first appearance."""
     groups: dict[int, list[Datum]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
@@ -53,7 +53,7 @@ def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> 
     """Draw ``num_shots`` images per class.
 
     Args:
-        repeat: draw with replacement where a class has fewer images; else it gives all that it has.
+        repeat: draw with replacement from a class with fewer images; otherwise it gives all of its images.
     """
     drawn: list[Datum] = []
     for images in group_by_label(items).values():
@@ -67,31 +67,27 @@ def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> 
 
 
 def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:
-    """Name, in one line, the classes that have fewer than ``num_shots`` training images."""
+    """Log one line with the classes that have fewer than ``num_shots`` training images."""
     small = [group for group in group_by_label(items).values() if len(group) < num_shots]
     if small:
         named = ", ".join(f"'{group[0].classname}' ({len(group)})" for group in small[:5])
-        logger.warning(
-            "Fewer than %d training images, all of them are used: %s%s",
-            num_shots,
-            named,
-            f" and {len(small) - 5} more classes" if len(small) > 5 else "",
-        )
+        more = f" and {len(small) - 5} more classes" if len(small) > 5 else ""
+        logger.warning(f"Classes with fewer than {num_shots} training images, all of which are used: {named}{more}")
 
 
 def draw_digest(draw: Draw, image_dir: str) -> str:
-    """SHA-256 (hex) of a draw: relative paths and labels in order. Equal means the same images."""
+    """SHA-256 (hex) of the relative paths and labels of a draw, in order: equal digests mean the same images."""
     parts = {name: rows_from_items(getattr(draw, name), image_dir) for name in Draw._fields}
     return digest_of({name: [row[:2] for row in rows] for name, rows in parts.items()})
 
 
 class DrawFile:
-    """Reads and writes draws of one dataset as JSON with relative paths.
+    """Reads and writes the draws of one dataset as JSON with relative paths.
 
     Args:
         dataset: registered name of the dataset.
-        image_dir: folder that the paths are relative to.
-        source: the whole dataset's train and val lists; a draw that names other images is refused.
+        image_dir: folder that paths are relative to.
+        source: the full train and val lists; a draw with other images is refused.
     """
 
     def __init__(self, dataset: str, image_dir: str, source: Draw) -> None:
@@ -111,14 +107,14 @@ class DrawFile:
         write_listing(content, path)
 
     def load(self, path: Path, expected: dict[str, Any], remedy: str) -> Draw:
-        """Read a draw back, in its order.
+        """Read a draw, in its order.
 
         Args:
-            expected: what the file must say of itself (``num_shots``, ``seed``), beside the dataset's name.
-            remedy: what the user should do with a file that does not fit.
+            expected: values that the file must hold (``num_shots``, ``seed``), besides the dataset's name.
+            remedy: what the user can do about a file that does not fit.
 
         Raises:
-            UserError: corrupt, of another dataset, shot count or seed, or not a draw from this split.
+            UserError: the file is corrupt, of another dataset, shot count or seed, or not a draw from this split.
         """
         try:
             content = read_listing(path)
@@ -126,20 +122,20 @@ class DrawFile:
             raise UserError(f"{error}. {remedy}") from error
         for key, wanted in {"dataset": self.dataset, **expected}.items():
             if content.get(key, wanted) != wanted:
-                raise UserError(f"few-shot file '{path}' says {key} {content[key]!r}, not {wanted!r}. {remedy}")
+                raise UserError(f"few-shot file '{path}' has {key} {content[key]!r}, not {wanted!r}. {remedy}")
         try:
             draw = Draw(*(self._pick(content.get(part), getattr(self.source, part)) for part in Draw._fields))
         except (LookupError, TypeError, ValueError) as error:
-            what = f"names '{error.args[0]}'" if isinstance(error, LookupError) else f"is corrupt: {error}"
+            what = f"lists '{error.args[0]}'" if isinstance(error, LookupError) else f"is corrupt: {error}"
             raise UserError(f"few-shot file '{path}' does not fit this split: it {what}. {remedy}") from error
         digest = draw_digest(draw, self.image_dir)
         if content.get("digest", digest) != digest:
-            raise UserError(f"few-shot file '{path}' was changed: its digest does not fit its images. {remedy}")
+            raise UserError(f"few-shot file '{path}' was modified: its digest does not match its images. {remedy}")
         return draw
 
     def _pick(self, rows: Any, items: Sequence[Datum]) -> list[Datum]:
-        """The items that the rows name; LookupError with the first path that is none of them."""
-        # By file name first: of ImageNet's 1.3 million images a draw names a few thousand.
+        """The items listed in ``rows``; raises LookupError with the first path that is not among ``items``."""
+        # Filter by file name first: a draw has a few thousand of ImageNet's 1.3 million images.
         names = {str(relative).rpartition("/")[2] for relative, _, _ in rows}
         near = [item for item in items if os.path.basename(item.impath) in names]
         known = {row[0]: item for row, item in zip(rows_from_items(near, self.image_dir), near, strict=True)}
@@ -153,54 +149,58 @@ class DrawFile:
 
 
 def read_pickled_draw(path: Path, image_dir: str, source: Draw) -> Draw:
-    """The draw in ``path``, as items of ``source``, the whole dataset.
+    """Read a draw that CoOp or a fork of it has pickled.
 
-    A stored path stands for the image whose path below ``image_dir`` it ends in, whatever is before that.
+    A stored path matches the image whose path below ``image_dir`` it ends with.
+
+    Args:
+        source: the full train and val lists, from which the items of the draw are taken.
 
     Raises:
-        UserError: no draw, one that holds other objects, or one of images that this dataset has not.
+        UserError: the file is not a draw, holds other objects, or has images that ``source`` lacks.
     """
     try:
-        stored = _read(path)
+        stored = _unpickle(path)
         return Draw(*(_match(stored.get(part, []), image_dir, getattr(source, part)) for part in Draw._fields))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except PICKLE_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"few-shot pickle {path} cannot be used: {reason}. Nothing in it was run; delete it to draw anew."
+            f"few-shot pickle {path} cannot be used: {reason}. None of its code was run; delete it to draw again."
         ) from error
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _unpickle(path: Path) -> Mapping[str, Any]:
     data = path.read_bytes()
     check_opcodes(data)
     stored = InertUnpickler(io.BytesIO(data), _no_tensors).load()
     if not isinstance(stored, dict) or not isinstance(stored.get("train"), list):
-        raise pickle.UnpicklingError("it holds no list of training images")
+        raise pickle.UnpicklingError("it has no list of training images")
     return stored
 
 
 def _no_tensors(dtype: torch.dtype, key: str, numel: int) -> NoReturn:
-    raise pickle.UnpicklingError("it holds a tensor")
+    raise pickle.UnpicklingError("it contains a tensor")
 
 
-def _match(stored: Any, image_dir: str, items: Sequence[Datum]) -> list[Datum]:
-    wanted = [_fields(entry) for entry in stored]
+def _match(stored: Iterable[object], image_dir: str, items: Sequence[Datum]) -> list[Datum]:
+    """The items for the stored Datums."""
+    wanted = [_path_and_label(entry) for entry in stored]
     names = {_parts(path)[-1] for path, _ in wanted}  # a few of ImageNet's 1.3 million
     near = [item for item in items if os.path.basename(item.impath) in names]
     known = {str(row[0]): item for row, item in zip(rows_from_items(near, image_dir), near, strict=True)}
-    return [_item_of(_parts(path), label, known) for path, label in wanted]
+    return [_find_item(_parts(path), label, known) for path, label in wanted]
 
 
-def _fields(entry: Any) -> tuple[str, int]:
+def _path_and_label(entry: object) -> tuple[str, int]:
     """Path and label of an inert Datum."""
     name = entry.name if isinstance(entry, Inert) else type(entry).__name__
-    if name.rpartition(".")[2] != "Datum" or not isinstance(entry.state, dict):
-        raise pickle.UnpicklingError(f"it holds a {name}, where Datum is expected")
+    if not isinstance(entry, Inert) or name.rpartition(".")[2] != "Datum" or not isinstance(entry.state, dict):
+        raise pickle.UnpicklingError(f"it contains a {name}, not a Datum")
     path, label = entry.state.get("_impath"), entry.state.get("_label")
     if not isinstance(path, str) or not isinstance(label, int) or not _parts(path):
-        raise pickle.UnpicklingError("it holds a Datum without path or label")
+        raise pickle.UnpicklingError("it contains a Datum without path or label")
     return path, label
 
 
@@ -208,7 +208,8 @@ def _parts(path: str) -> tuple[str, ...]:
     return (PureWindowsPath(path) if "\\" in path else PurePath(path)).parts
 
 
-def _item_of(parts: Sequence[str], label: int, known: Mapping[str, Datum]) -> Datum:
+def _find_item(parts: Sequence[str], label: int, known: Mapping[str, Datum]) -> Datum:
+    """The item whose relative path ends the stored path, given as its ``parts``."""
     for start in range(len(parts)):
         item = known.get("/".join(parts[start:]))
         if item is not None and item.label == label:

@@ -1,4 +1,4 @@
-"""What the field knows of ImageNet: the wnids that identify its classes, their names in prompts, its templates."""
+"""ImageNet's classes as the field uses them: wnids that identify them, names for prompts, prompt templates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WNID = re.compile(r"n\d{8}")
 
 @functools.cache
 def imagenet_classes() -> ClassList:
-    """ImageNet-1k's classes in label order (by wnid), under the names that CLIP's authors chose.
+    """ImageNet-1k's classes in label order (sorted by wnid), with the names that CLIP's authors chose.
 
-    Wnids are timm's bundled table, names open_clip's. Two names occur twice: ``missile`` and ``sunglasses``.
+    The wnids come from timm, the names from open_clip. Two names occur twice: ``missile`` and ``sunglasses``.
     """
-    from open_clip import IMAGENET_CLASSNAMES  # slow to import, so only where it is used
+    from open_clip import IMAGENET_CLASSNAMES  # slow to import
     from timm.data import ImageNetInfo
 
     return ClassList(tuple(IMAGENET_CLASSNAMES), tuple(ImageNetInfo("imagenet-1k").label_names()))
@@ -26,16 +26,19 @@ def imagenet_classes() -> ClassList:
 
 @functools.cache
 def imagenet_names() -> dict[str, str]:
-    """Class name of each of ImageNet-1k's wnids."""
+    """Class name of each wnid of ImageNet-1k."""
     classes = imagenet_classes()
     return dict(zip(classes.ids, classes.names, strict=True))
 
 
 def read_classnames(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Class name of each wnid, from a ``classnames.txt`` (``n01440764 tench`` in each line).
+    """Read a ``classnames.txt`` with a wnid and a class name on each line (``n01440764 tench``).
+
+    Returns:
+        Class name of each wnid.
 
     Raises:
-        UserError: a line that is not a wnid and a name, or a wnid that comes twice.
+        UserError: a line is not a wnid and a name, or a wnid occurs twice.
         OSError: the file cannot be read.
     """
     names: dict[str, str] = {}
@@ -45,13 +48,13 @@ def read_classnames(path: str | os.PathLike[str]) -> dict[str, str]:
             if not wnid:
                 continue
             if not WNID.fullmatch(wnid) or not name.strip() or wnid in names:
-                wrong = "comes twice" if wnid in names else "should be a wnid and a class name"
+                wrong = "occurs twice" if wnid in names else "should be a wnid and a class name"
                 raise UserError(f"'{path}', line {number}: '{line.strip()}' {wrong}")
             names[wnid] = name.strip()
     return names
 
 
-# The seven that CLIP's authors select out of their eighty for ImageNet.
+# The seven of CLIP's 80 ImageNet templates that its authors found to work best together.
 IMAGENET_TEMPLATES_SELECT: tuple[str, ...] = (
     "itap of a {}.",
     "a bad photo of the {}.",

@@ -1,4 +1,4 @@
-"""Reading an image file as the reference does: RGB, first frame, no EXIF rotation."""
+"""Reading an image file as Dassl does: RGB, first frame, no EXIF rotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dassl_lite.utils.errors import UserError
 
 
 class UnreadableImageError(UserError):
-    """An image file that cannot be read; ``path`` names it.
+    """An image file cannot be read.
 
     Args:
         path: the file.
@@ -24,38 +24,42 @@ class UnreadableImageError(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)  # an exception is pickled by its message alone otherwise
+        return type(self), (self.path, self.reason)  # by default an exception is rebuilt from its message alone
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """An image as 8-bit RGB.
+    """Read an image as 8-bit RGB.
 
-    An alpha channel is dropped, CMYK and palettes are converted, of an animation the first frame counts, and
-    EXIF orientation is not applied: all as the reference. Greys of 16 and 32 bits are scaled to 8, where the
-    reference clips them to white.
+    As in Dassl, an alpha channel is dropped, CMYK and palette images are converted, an animation gives its first frame,
+    and EXIF orientation is ignored. Grey images of 16 or 32 bits are scaled to 8 bits; Dassl clips them to white.
 
     Raises:
-        UnreadableImageError: missing, not an image, truncated, or too large (PIL's limit against bombs).
+        UnreadableImageError: the file is missing, not an image, truncated, or larger than PIL allows.
     """
     name = os.fspath(path)
     try:
         with warnings.catch_warnings():
-            # Transparency in a palette: dropped on purpose.
+            # Transparency is dropped on purpose.
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
             with Image.open(name) as image:
                 return _to_eight_bits(image).convert("RGB")
     except FileNotFoundError as error:
-        raise UnreadableImageError(name, "there is no such file") from error
+        raise UnreadableImageError(name, "no such file") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, "not an image in a format that PIL knows") from error
-    except Exception as error:  # PIL's decoders raise nearly anything on broken files
+        raise UnreadableImageError(name, "not an image in a format that PIL supports") from error
+    except Exception as error:  # PIL's decoders raise almost anything on broken files
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise UnreadableImageError(name, reason) from error
 
 
+def count_images(number: int) -> str:
+    """``1 image``, ``1,200 images``: for messages."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits scaled to 8; other modes as they are."""
+    """Grey images of more than 8 bits scaled to 8 bits; other modes unchanged."""
     if not image.mode.startswith("I"):
         return image
-    wide = image.convert("I")  # 32 bits, values of 0..65535 from every 16-bit file
+    wide = image.convert("I")  # 32 bits; every 16-bit file gives values from 0 to 65535
     return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")

@@ -1,69 +1,78 @@
-"""Splits: which images are for training, validation and test; read, made and saved as the field does.
+"""Splits into training, validation and test images: read, made, checked and saved as the field does.
 
-A split file (``split_zhou_*.json``) holds ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``
-with paths relative to the dataset's image folder.
+A split file (``split_zhou_*.json``) holds ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}`` with
+paths relative to the dataset's image folder.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from dassl_lite.data.datum import Datum
+from dassl_lite.data.images import count_images
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import atomic_path, read_json
+from dassl_lite.utils.files import PathLike, atomic_path, read_json
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-
-# What a folder or a table may call its parts.
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Accepted names of the splits, in folders and tables.
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Split(NamedTuple):
-    """The three lists of a dataset; ``val`` may be empty."""
+    """The training, validation and test images of a dataset; ``val`` may be empty."""
 
     train: list[Datum]
     val: list[Datum]
     test: list[Datum]
 
 
-def read_split(path: str | os.PathLike[str], image_dir: str) -> Split:
-    """Read a split file. Raises UserError naming the file if it is not one."""
-    logger.info("Reading split from %s", path)
+def read_split(path: PathLike, image_dir: str) -> Split:
+    """Read a split file.
+
+    Raises:
+        UserError: it cannot be read, or lacks one of the three lists.
+    """
+    logger.info(f"Reading split from {path}")
     content = read_listing(path)
     missing = [name for name in Split._fields if name not in content]
     if missing:
-        raise UserError(f"split file '{path}' has no list named {' or '.join(missing)}")
+        raise UserError(f"split file '{path}' lacks the list {' and the list '.join(missing)}")
     return Split(*(items_from_rows(content[name], image_dir, path) for name in Split._fields))
 
 
-def save_split(split: Split, path: str | os.PathLike[str], image_dir: str) -> None:
-    """Write a split file that :func:`read_split` and the reference read."""
+def save_split(split: Split, path: PathLike, image_dir: str) -> None:
+    """Write a split file that :func:`read_split` and the CoOp code can read."""
     write_listing({name: rows_from_items(getattr(split, name), image_dir) for name in Split._fields}, path)
-    logger.info("Saved split to %s", path)
+    logger.info(f"Saved split to {path}")
 
 
-def read_listing(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file; UserError if it cannot be read or is something else."""
+def read_listing(path: PathLike) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
         content = read_json(path)
-    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
         raise UserError(f"cannot read '{path}' as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' should hold a JSON object, not a {type(content).__name__}")
     return content
 
 
-def write_listing(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a JSON object whose lists have one element per line; whole or not at all.
+def write_listing(content: Mapping[str, object], path: PathLike) -> None:
+    """Write a JSON object atomically, its lists with one element per line.
 
-    ASCII only, so that file names that are not UTF-8 (which Python holds as lone surrogates) survive.
+    ASCII only, so that file names that are not UTF-8 (lone surrogates in Python) survive.
     """
     lines = []
     for key, value in content.items():
@@ -75,21 +84,21 @@ def write_listing(content: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
 
 
-def items_from_rows(rows: Any, image_dir: str, path: str | os.PathLike[str]) -> list[Datum]:
-    """Datums from ``[relative path, label, class name]`` rows of the file ``path``."""
+def items_from_rows(rows: Iterable[Sequence[Any]], image_dir: str, path: PathLike) -> list[Datum]:
+    """Datums from the rows ``[relative path, label, class name]`` of the file ``path``."""
     try:
         return [Datum(_joined(image_dir, relative), int(label), classname=name) for relative, label, name in rows]
     except (TypeError, ValueError) as error:
-        raise UserError(f"'{path}': its rows should be [path, label, class name] ({error})") from error
+        raise UserError(f"'{path}': rows should be [path, label, class name] ({error})") from error
 
 
 def _joined(image_dir: str, relative: str) -> str:
     path = os.path.join(image_dir, relative)
-    return os.path.normpath(path) if ".." in relative else path  # one path, one spelling
+    return os.path.normpath(path) if ".." in relative else path  # one spelling per path
 
 
 def rows_from_items(items: Iterable[Datum], image_dir: str) -> list[list[str | int]]:
-    """``[path relative to image_dir, label, class name]`` for each item; paths with forward slashes."""
+    """A row ``[path relative to image_dir, label, class name]`` for each item; paths have forward slashes."""
     prefix = os.path.join(image_dir, "")
     rows: list[list[str | int]] = []
     for item in items:
@@ -100,14 +109,17 @@ def rows_from_items(items: Iterable[Datum], image_dir: str) -> list[list[str | i
 
 
 def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[list[Datum], list[Datum]]:
-    """Take the fraction ``p_val`` of each class out of ``trainval``, at random, as validation data.
+    """Take a random fraction ``p_val`` of each class in ``trainval`` as validation data.
 
-    Draws from Python's global ``random``, classes in the order in which they first appear.
+    Draws from Python's global ``random``, classes in order of first appearance.
+
+    Returns:
+        Training and validation images.
 
     Raises:
         UserError: a class is too small to give one image.
     """
-    logger.info("Splitting trainval into %.0f%% train and %.0f%% val", 100 * (1 - p_val), 100 * p_val)
+    logger.info(f"Splitting trainval into {1 - p_val:.0%} train and {p_val:.0%} val")
     of_label: dict[int, list[int]] = {}
     for position, item in enumerate(trainval):
         of_label.setdefault(item.label, []).append(position)
@@ -116,29 +128,42 @@ def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[list[
         n_val = round(len(positions) * p_val)
         if n_val == 0:
             name = trainval[positions[0]].classname
-            raise UserError(f"class '{name}' has {len(positions)} images: too few to take {p_val:.0%} for validation")
+            raise UserError(
+                f"class '{name}' has {count_images(len(positions))}, too few to take {p_val:.0%} for validation"
+            )
         random.shuffle(positions)
         val += [trainval[position] for position in positions[:n_val]]
         train += [trainval[position] for position in positions[n_val:]]
     return train, val
 
 
-def split_classes(classes: Iterable[list[Datum]], rng: Any = random, p_train: float = 0.5, p_val: float = 0.2) -> Split:
-    """Split each class's images at random with ``rng`` (``random`` or a ``random.Random``); the rest is test.
+def split_classes(
+    classes: Iterable[list[Datum]],
+    rng: random.Random | ModuleType = random,
+    p_train: float = 0.5,
+    p_val: float = 0.2,
+) -> Split:
+    """Split the images of each class at random.
+
+    Args:
+        classes: the images of each class.
+        rng: a generator, or the module ``random`` for Python's global one.
+        p_train, p_val: fractions for training and validation; the rest is for testing.
 
     Raises:
-        UserError: a class is too small for one image in each part.
+        UserError: a class is too small for one image in each split.
     """
-    p_test = 1 - p_train - p_val
-    logger.info("Splitting into %.0f%% train, %.0f%% val, and %.0f%% test", 100 * p_train, 100 * p_val, 100 * p_test)
+    logger.info(f"Splitting into {p_train:.0%} train, {p_val:.0%} val, and {1 - p_train - p_val:.0%} test")
     split = Split([], [], [])
     for images in classes:
         shuffled = list(images)
         rng.shuffle(shuffled)
         n_train, n_val = round(len(shuffled) * p_train), round(len(shuffled) * p_val)
         if min(n_train, n_val, len(shuffled) - n_train - n_val) < 1:
-            where = f"'{images[0].classname}' has {len(images)} images" if images else "one has no image"
-            raise UserError(f"class {where}: too few for train, val and test")
+            which = (
+                f"class '{images[0].classname}' has {count_images(len(images))}" if images else "a class has no images"
+            )
+            raise UserError(f"{which}, too few for train, val and test")
         split.train.extend(shuffled[:n_train])
         split.val.extend(shuffled[n_train : n_train + n_val])
         split.test.extend(shuffled[n_train + n_val :])
@@ -146,15 +171,15 @@ def split_classes(classes: Iterable[list[Datum]], rng: Any = random, p_train: fl
 
 
 def subsample_classes(split: Split, which: str) -> Split:
-    """Keep the first half of the classes (``base``: ceil(n/2) of them), the second (``new``) or ``all``.
+    """Keep the first half of the classes (``base``), the second half (``new``) or ``all`` of them.
 
-    Halves are taken of the training items' sorted labels; the kept classes are relabelled from 0.
+    Base classes are the first ceil(K/2) of the sorted training labels. The kept classes are relabelled from 0.
     """
     if which not in ("all", "base", "new"):
         raise unknown("DATASET.SUBSAMPLE_CLASSES", which, ("all", "base", "new"))
     if which == "all":
         return split
-    logger.info("SUBSAMPLE %s CLASSES!", which.upper())
+    logger.info(f"SUBSAMPLE {which.upper()} CLASSES!")
     labels = sorted({item.label for item in split.train})
     half = math.ceil(len(labels) / 2)
     kept = labels[:half] if which == "base" else labels[half:]
@@ -164,7 +189,7 @@ def subsample_classes(split: Split, which: str) -> Split:
 
 
 def check_labels(split: Split, source: str) -> None:
-    """Raise UserError unless training labels run 0..K-1, one name each, and the other lists use no others."""
+    """Raise UserError unless the training labels are 0 to K - 1 with one name each, and cover val and test."""
     names: dict[int, str] = {}
     for item in split.train:
         if names.setdefault(item.label, item.classname) != item.classname:
@@ -172,31 +197,35 @@ def check_labels(split: Split, source: str) -> None:
     gaps = [label for label in range(max(names, default=0) + 1) if label not in names]
     if gaps or min(names, default=0) < 0:
         wrong = f"no training image has label {gaps[0]}" if gaps else f"label {min(names)} is negative"
-        raise UserError(f"{source}: labels must run from 0 without a gap, but {wrong}")
+        raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
     for item in (*split.val, *split.test):
         if item.label not in names:
             raise UserError(f"{source}: '{item.impath}' has label {item.label}, which no training image has")
 
 
 def check_files(split: Split, source: str, hint: str) -> None:
-    """Raise UserError if images are not there (how many, and the first three) or a folder may not be looked into.
+    """Raise UserError if images are missing (with their number and the first three) or a folder cannot be read.
 
-    Lists each folder once instead of asking for each file: 100,000 names take a second.
+    Lists each folder once instead of checking each file: 100,000 names take a second.
+
+    Args:
+        source: where the split comes from, for the error message.
+        hint: what the user can do about it.
     """
     items = [item for part in split for item in part]
     try:
         missing = find_missing(item.impath for item in items)
     except OSError as error:
-        raise UserError(f"{source}: cannot look into '{error.filename}': {error.strerror}") from error
+        raise UserError(f"{source}: cannot read the folder '{error.filename}': {error.strerror}") from error
     if missing:
         first = ", ".join(f"'{path}'" for path in missing[:3])
         more = ", ..." if len(missing) > 3 else ""
         total = len({item.impath for item in items})
-        raise UserError(f"{source} names {len(missing)} of {total} images that are not there: {first}{more}. {hint}")
+        raise UserError(f"{source}: missing {len(missing)} of {count_images(total)}: {first}{more}. {hint}")
 
 
 def find_missing(paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that are not there, once each, in order."""
+    """The missing files among ``paths``, without duplicates, in order."""
     listing: dict[str, set[str]] = {}
     missing: dict[str, None] = {}
     for path in paths:

@@ -51,7 +51,7 @@ def lay_out_folders(root: Path, size: int = 10) -> None:
 def test_a_folder_that_may_not_be_looked_into_is_said_to_be_missing(tmp_path: Path, forbid: Forbid, place: str) -> None:
     lay_out(tmp_path)
     forbid(tmp_path / place)
-    with pytest.raises(UserError, match=f"cannot look into '.*{place}': Permission denied") as raised:
+    with pytest.raises(UserError, match=f"cannot read the folder '.*{place}': Permission denied") as raised:
         Toy(config(tmp_path))
     assert "\n" not in str(raised.value)
 
@@ -67,7 +67,7 @@ def test_a_class_folder_that_may_not_be_read_is_left_out_of_the_split(tmp_path: 
 def test_an_empty_class_folder_is_not_named(tmp_path: Path) -> None:
     lay_out_folders(tmp_path)
     (tmp_path / "toy" / "images" / "cat").mkdir()
-    with pytest.raises(UserError, match=r"class folder '.*images/cat' holds no image"):
+    with pytest.raises(UserError, match=r"class folder '.*images/cat' contains no images"):
         FromFolders(config(tmp_path))
 
 
@@ -142,6 +142,6 @@ def test_a_root_that_is_a_file_or_the_dataset_itself_is_not_explained(tmp_path: 
     lay_out(tmp_path, ROWS)
     for root in (tmp_path / "toy", tmp_path / "toy" / "split_Toy.json"):
         with pytest.raises(
-            UserError, match=r"is not there: looked for the folder .* should be the folder that holds 'toy'"
+            UserError, match=r"is missing: there is no folder .* should be the folder that contains 'toy'"
         ):
             Toy(config(root))

@@ -58,12 +58,12 @@ def test_digest_depends_on_where_the_dataset_lies(toy: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 9}, "says seed 9, not 1"),
-        ({"num_shots": 3}, "says num_shots 3, not 2"),
-        ({"dataset": "Other"}, "says dataset 'Other', not 'Toy'"),
-        ({"train": [["ant/99.png", 0, "ant"]]}, r"it names 'ant/99\.png'"),
-        ({"train": [["ant/0.png", 1, "ant"]]}, r"it names 'ant/0\.png'"),
-        ({"train": [list(ROWS[0])]}, "was changed: its digest does not fit"),
+        ({"seed": 9}, "has seed 9, not 1"),
+        ({"num_shots": 3}, "has num_shots 3, not 2"),
+        ({"dataset": "Other"}, "has dataset 'Other', not 'Toy'"),
+        ({"train": [["ant/99.png", 0, "ant"]]}, r"it lists 'ant/99\.png'"),
+        ({"train": [["ant/0.png", 1, "ant"]]}, r"it lists 'ant/0\.png'"),
+        ({"train": [list(ROWS[0])]}, "was modified: its digest does not match"),
         ({"train": "all"}, "is corrupt"),
         ({"train": None}, "is corrupt"),
     ],
@@ -71,7 +71,7 @@ def test_digest_depends_on_where_the_dataset_lies(toy: Any, tmp_path: Path) -> N
 def test_foreign_or_changed_draw_is_used(toy: Any, kept: Path, change: Any, message: str) -> None:
     toy()
     kept.write_text(json.dumps({**json.loads(kept.read_text()), **change}))
-    with pytest.raises(UserError, match=f"{message}.*Delete it to draw anew") as raised:
+    with pytest.raises(UserError, match=f"{message}.*Delete it to draw again") as raised:
         toy()
     assert str(kept) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -80,7 +80,7 @@ def test_foreign_or_changed_draw_is_used(toy: Any, kept: Path, change: Any, mess
 def test_broken_draw_is_used(toy: Any, kept: Path) -> None:
     toy()
     kept.write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"cannot read .* as JSON.*Delete it to draw anew"):
+    with pytest.raises(UserError, match=r"cannot read .* as JSON.*Delete it to draw again"):
         toy()
 
 
@@ -92,7 +92,7 @@ def test_given_draw_is_not_used(toy: Any, kept: Path, tmp_path: Path) -> None:
     assert toy(FEWSHOT_FILE=str(given)).train_x == expected
     assert toy(FEWSHOT_FILE=str(given), NUM_SHOTS=-1).train_x == expected
     assert not kept.exists()
-    with pytest.raises(UserError, match=r"says num_shots 2, not 4\. Check DATASET\.FEWSHOT_FILE"):
+    with pytest.raises(UserError, match=r"has num_shots 2, not 4\. Check DATASET\.FEWSHOT_FILE"):
         toy(FEWSHOT_FILE=str(given), NUM_SHOTS=4)
     with pytest.raises(UserError, match=r"cannot read .*none\.json.* Check DATASET\.FEWSHOT_FILE"):
         toy(FEWSHOT_FILE=str(tmp_path / "none.json"))
@@ -126,7 +126,7 @@ def test_read_only_folder_stops_the_run(
     monkeypatch.setattr("dassl_lite.data.fewshot.write_listing", lambda *_: refuse(None, tmp_path / "x"))
     with caplog.at_level(logging.WARNING):
         toy(NUM_SHOTS=1)
-    assert "the run goes on without" in caplog.text
+    assert "the run continues without it" in caplog.text
 
 
 def test_two_folders_of_one_dataset_share_a_draw_in_the_cache(tmp_path: Path) -> None:
@@ -138,4 +138,6 @@ def test_small_classes_are_not_named_once(toy: Any, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         dataset = toy(NUM_SHOTS=8)
     assert len(dataset.train_x) == 12
-    assert caplog.messages == ["Fewer than 8 training images, all of them are used: 'ant' (4), 'bee' (4), 'cat' (4)"]
+    assert caplog.messages == [
+        "Classes with fewer than 8 training images, all of which are used: 'ant' (4), 'bee' (4), 'cat' (4)"
+    ]

@@ -99,9 +99,9 @@ class _Bomb:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("bomb", r"would call posix.mkdir. Nothing in it was run"),
+        ("bomb", r"would call posix.mkdir. None of its code was run"),
         ("other", "no image c0/nowhere.png with label 0"),
-        ("text", "holds a str, where Datum is expected"),
+        ("text", "contains a str, not a Datum"),
         ("empty", "Ran out of input|pickle exhausted|no list of training images"),
     ],
 )

@@ -78,9 +78,9 @@ def test_of_an_animation_another_than_the_first_frame_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not an image in a format that PIL knows"),
-        (b"<html>over quota</html>", "not an image in a format that PIL knows"),
-        (None, "there is no such file"),
+        (b"", "not an image in a format that PIL supports"),
+        (b"<html>over quota</html>", "not an image in a format that PIL supports"),
+        (None, "no such file"),
         ("cut", "."),
     ],
 )

@@ -90,5 +90,5 @@ def test_split_is_not_made_and_kept(tmp_path: Path) -> None:
 
 
 def test_missing_dataset_is_not_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"looked for .*caltech-101/101_ObjectCategories'; get the dataset from https"):
+    with pytest.raises(UserError, match=r"there is no folder '.*101_ObjectCategories'; get the dataset from https"):
         build_dataset(config(tmp_path))

@@ -87,7 +87,7 @@ def test_labels_without_names_are_not_told(folder: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         dataset = load("CSV", table(folder, "path,label,split", lines))
     assert dataset.classnames == [str(label) for label in range(11)]
-    assert "prompts call them by their labels" in caplog.text
+    assert "prompts use their labels" in caplog.text
 
 
 @pytest.mark.parametrize("names", [["ant", "bee", "cat"], {"0": "ant", "1": {"name": "bee", "id": "i1"}, "2": "cat"}])
@@ -152,13 +152,13 @@ def test_a_table_that_changed_after_its_split_is_not_told(folder: Path, caplog: 
     dataset = load("CSV", path)
     tested = next(i for i in range(30) if dataset.test[0].impath.endswith(f"{i:02}.png"))
     table(folder, "path,classname", [row for i, row in enumerate(rows()) if i != tested])
-    with pytest.raises(UserError, match=r"names 1 images that are not listed any more: .*delete .*split_mine\.json"):
+    with pytest.raises(UserError, match=r"has 1 image no longer listed: .*delete .*split_mine\.json"):
         load("CSV", path)
     Image.new("RGB", (4, 4)).save(folder / "images" / "30.png")
     table(folder, "path,classname", [*rows(), ["images/30.png", "ant"]])
     with caplog.at_level(logging.WARNING):
         assert sizes(load("CSV", path)) == (15, 6, 9)
-    assert "1 images are left out" in caplog.text
+    assert "Ignored 1 image added after the split" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -166,22 +166,22 @@ def test_a_table_that_changed_after_its_split_is_not_told(folder: Path, caplog: 
     [
         ("image,weight\na,1\n", r"needs a header with path, and label or classname .* first line is: image, weight"),
         ("", "its first line is: empty"),
-        ("path,label\n", "lists no image"),
-        ("path,image,label\n", "has two columns of the kind 'path': path, image, label"),
+        ("path,label\n", "lists no images"),
+        ("path,image,label\n", "has two columns for 'path': path, image, label"),
         ("path,classname\nimages/00.png,ant\nimages/01.png\n", r"line 3 has no classname: images/01\.png"),
         ("path,classname\n,ant\n", "line 2 has no path"),
         ("path,classname\nimages/00.png,\n", "line 2 has no class name"),
         ("path,label,classname\nimages/00.png,0,a\nimages/01.png,x,b\n", "line 3: label 'x' is not a whole number"),
         ("path,label,classname\nimages/00.png,-1,a\n", "line 2: label '-1' is not a whole number"),
-        ("path,label,classname\na,0,a\nb,0,b\n", r"line 3: class '0' has another name or id than in .* line 2"),
-        ("path,classname,classid\na,x,1\nb,x,2\n", r"line 3: class 'x' has another name or id than in .* line 2"),
-        ("path,classname\na,x\n\na,x\n", r"line 4: 'a' is there a second time, after .* line 2"),
+        ("path,label,classname\na,0,a\nb,0,b\n", r"line 3: class '0' has a different name or id in .* line 2"),
+        ("path,classname,classid\na,x,1\nb,x,2\n", r"line 3: class 'x' has a different name or id in .* line 2"),
+        ("path,classname\na,x\n\na,x\n", r"line 4: 'a' is already listed in .* line 2"),
         ("path,classname,split\na,x,train\nb,x,tset\n", r"unknown split in .*line 3: 'tset'\. Did you mean 'test'"),
         ("path,classname,split\na,x,train\nb,x,\n", r"unknown split in .*line 3: ''"),
         ("path,classname,split\na,x,train\n", "has the split test or val"),
         ("path,classname,split\na,x,test\n", "has the split train"),
         ('path,classname\n"a,x\n', "cannot read the table"),
-        ("path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n", "names 3 of 3 images"),
+        ("path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n", "missing 3 of 3 images"),
     ],
 )
 def test_a_wrong_row_is_not_named(folder: Path, text: str, message: str) -> None:
@@ -198,7 +198,7 @@ def test_a_table_that_cannot_be_read_is_not_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the table '.*other\.csv': .*No such file"):
         load("CSV", folder / "other.csv")
     (folder / "mine.csv").unlink()
-    with pytest.raises(UserError, match=r"give the table's file as root; the folder '.*mine' has none"):
+    with pytest.raises(UserError, match=r"set the root to the table's file; the folder '.*mine' has none"):
         load("CSV", folder)
 
 

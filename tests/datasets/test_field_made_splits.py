@@ -92,7 +92,7 @@ def test_pets_from_their_annotation_lists_differ_from_the_reference(golden: Any,
     ("name", "file", "line", "message"),
     [
         ("OxfordPets", "annotations/trainval.txt", "Abyssinian_1 one 1 1", r"line 1: 'Abyssinian_1 one 1 1' is not in"),
-        ("OxfordPets", "annotations/test.txt", "Abyssinian_1", r"test\.txt', line 1: .* publisher's form"),
+        ("OxfordPets", "annotations/test.txt", "Abyssinian_1", r"test\.txt', line 1: .* publisher's format"),
         ("UCF101", "ucfTrainTestlist/trainlist01.txt", "Yodel/v_Yodel_g01_c01.avi 1", r"line 1: .* \('Yodel'\)"),
         ("UCF101", "ucfTrainTestlist/classInd.txt", "x", r"trainlist01\.txt', line 1"),
         ("SUN397", "Training_01.txt", "/z/zoo/x.jpg", r"Training_01\.txt', line 1: .*zoo"),
@@ -123,12 +123,12 @@ def test_a_foreign_annotation_is_not_named(tmp_path: Path, name: str, file: str,
         (
             "OxfordPets",
             "annotations/test.txt",
-            r"test\.txt' is not there, nor is the split file 'split_zhou_OxfordPets",
+            r"test\.txt' is missing, and there is no split file 'split_zhou_OxfordPets",
         ),
-        ("StanfordCars", "devkit/cars_train_annos.mat", "cars_train_annos.mat' is not there, nor is the split file"),
-        ("OxfordFlowers", "imagelabels.mat", "imagelabels.mat' is not there, nor is the split file"),
-        ("FGVCAircraft", "variants.txt", r"FGVCAircraft: '.*variants\.txt' is not there; get the dataset from https"),
-        ("SUN397", "ClassName.txt", "ClassName.txt' is not there, nor is the split file"),
+        ("StanfordCars", "devkit/cars_train_annos.mat", "cars_train_annos.mat' is missing, and there is no split file"),
+        ("OxfordFlowers", "imagelabels.mat", "imagelabels.mat' is missing, and there is no split file"),
+        ("FGVCAircraft", "variants.txt", r"FGVCAircraft: '.*variants\.txt' is missing; get the dataset from https"),
+        ("SUN397", "ClassName.txt", "ClassName.txt' is missing, and there is no split file"),
     ],
 )
 def test_a_missing_annotation_is_not_named(tmp_path: Path, name: str, file: str, message: str) -> None:
@@ -141,7 +141,7 @@ def test_a_missing_annotation_is_not_named(tmp_path: Path, name: str, file: str,
 def test_lists_that_name_absent_images_are_believed(tmp_path: Path) -> None:
     WRITERS["SUN397"](tmp_path)
     shutil.rmtree(tmp_path / "sun397" / "SUN397" / "b")
-    with pytest.raises(UserError, match=r"names 8 of 24 images that are not there: '.*sun397/SUN397/b/bar/sun_"):
+    with pytest.raises(UserError, match=r"missing 8 of 24 images: '.*sun397/SUN397/b/bar/sun_"):
         load("SUN397", tmp_path)
 
 

@@ -66,7 +66,7 @@ def test_kept_files_are_taken_for_classes_or_shots_for_new_images(root: Path, ca
     assert sizes(again) == (6, 6, 9)
     assert again.train_x == first.train_x
     assert "left out" not in caplog.text
-    assert "Passed over" not in caplog.text
+    assert "Skipped" not in caplog.text
 
 
 def test_images_that_came_or_went_after_the_split_are_not_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,9 +74,9 @@ def test_images_that_came_or_went_after_the_split_are_not_told(root: Path, caplo
     Image.new("RGB", (4, 4)).save(root / "ant" / "new.png")
     with caplog.at_level(logging.WARNING):
         assert sizes(load(root)) == (15, 6, 9)
-    assert "1 images are left out" in caplog.text
+    assert "Ignored 1 image added after the split" in caplog.text
     Path(gone).unlink()
-    with pytest.raises(UserError, match=r"names 1 of 30 images .* or delete .*split_ImageFolder\.json to split anew"):
+    with pytest.raises(UserError, match=r"missing 1 of 30 images: .* or delete .*_ImageFolder\.json to split again"):
         load(root)
 
 
@@ -118,7 +118,7 @@ def test_classes_of_the_parts_may_differ(tmp_path: Path) -> None:
     fill(tmp_path / "test" / "a", 3)
     assert load(tmp_path).num_classes == 2
     fill(tmp_path / "test" / "c", 3)
-    with pytest.raises(UserError, match=r"has classes that .*train' has not: c"):
+    with pytest.raises(UserError, match=r"has classes that .*train' lacks: c"):
         load(tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_other_files_are_read_or_not_counted(root: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         dataset = load(root)
     assert sum(sizes(dataset)) == 31
-    assert f"Passed over 5 entries under '{root}' that are not images" in caplog.text
+    assert f"Skipped entries under '{root}' that are not images: 5" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_class_names_are_not_read(root: Path, names: Any) -> None:
         ('{"aunt": "x"}', r"unknown class folder .* 'aunt'\. Did you mean 'ant'"),
         ('["x"]', "lists 1 class names, but there are 3"),
         ('{"ant": 3}', "entry of 'ant' should be a name"),
-        ("3", "should hold an object"),
+        ("3", "should contain an object"),
         ("{", "cannot read .* as JSON"),
     ],
 )
@@ -169,18 +169,16 @@ def test_wrong_class_names_are_accepted(root: Path, text: str, message: str) -> 
 
 def test_empty_or_tiny_classes_are_accepted(root: Path, tmp_path: Path) -> None:
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match=r"class folder '.*empty' holds no image"):
+    with pytest.raises(UserError, match=r"class folder '.*empty' contains no images"):
         load(root)
     (root / "empty").rmdir()
     fill(root / "tiny", 2)
-    with pytest.raises(UserError, match="class 'tiny' has 2 images: too few for train, val and test"):
+    with pytest.raises(UserError, match="class 'tiny' has 2 images, too few for train, val and test"):
         load(root)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="holds no class folders"):
+    with pytest.raises(UserError, match="contains no class folders"):
         load(tmp_path / "nothing")
-    with pytest.raises(
-        UserError, match=r"looked for the folder '.*absent'.*should be the folder of the dataset itself"
-    ):
+    with pytest.raises(UserError, match=r"there is no folder '.*absent'.*should be the dataset's own folder"):
         load(tmp_path / "absent")
     with pytest.raises(UserError, match="needs --root"):
         load(Path(), ROOT="")

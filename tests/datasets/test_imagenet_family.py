@@ -146,14 +146,14 @@ def test_class_names_of_the_text_file_are_not_used(small: Path) -> None:
     dataset = load("ImageNet", small)
     assert dataset.classnames == ["tinca tinca", "grey bird", "big crane"]
     (small / "imagenet" / "classnames.txt").write_text("n03126707 big crane\n")
-    with pytest.raises(UserError, match=r"classnames\.txt' names no class for 2 of 3 folders: n01440764, n02012849"):
+    with pytest.raises(UserError, match=r"classnames\.txt' has no class name for 2 of 3 folders: n01440764, n02012849"):
         load("ImageNet", small)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n01440764 tench\nn01440764 again\n", "line 2: 'n01440764 again' comes twice"),
+        ("n01440764 tench\nn01440764 again\n", "line 2: 'n01440764 again' occurs twice"),
         ("tench\n", "line 1: 'tench' should be a wnid and a class name"),
         ("n01440764\n", "line 1: 'n01440764' should be a wnid and a class name"),
     ],
@@ -166,13 +166,13 @@ def test_wrong_class_names_are_accepted(tmp_path: Path, text: str, message: str)
 
 def test_a_folder_that_no_table_knows_is_accepted(small: Path) -> None:
     lay_out(small / "imagenet" / "images" / "train", [("n99999999", None)])
-    with pytest.raises(UserError, match=r"open_clip's table .* names no class for 1 of 4 folders: n99999999"):
+    with pytest.raises(UserError, match=r"open_clip's table .* has no class name for 1 of 4 folders: n99999999"):
         load("ImageNet", small)
 
 
 def test_classes_of_val_may_differ_from_trains(small: Path) -> None:
     lay_out(small / "imagenet" / "images" / "val", [("n01443537", None)])
-    with pytest.raises(UserError, match=r"images/val' has classes that '.*images/train' has not: n01443537"):
+    with pytest.raises(UserError, match=r"images/val' has classes that '.*images/train' lacks: n01443537"):
         load("ImageNet", small)
 
 
@@ -180,13 +180,11 @@ def test_an_empty_or_absent_class_or_part_is_not_named(small: Path) -> None:
     train = small / "imagenet" / "images" / "train"
     for path in (train / "n01440764").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"class folder '.*train/n01440764' holds no image"):
+    with pytest.raises(UserError, match=r"class folder '.*train/n01440764' contains no images"):
         load("ImageNet", small)
     (train / "n01440764" / "1.JPEG").touch()
     (small / "imagenet" / "images" / "val").rename(small / "val")
-    with pytest.raises(
-        UserError, match=r"ImageNet: '.*images/val' is not there; get the dataset from https://image-net"
-    ):
+    with pytest.raises(UserError, match=r"ImageNet: '.*images/val' is missing; get the dataset from https://image-net"):
         load("ImageNet", small)
 
 
@@ -203,5 +201,5 @@ def test_v2_without_one_of_its_folders_shifts_the_classes(tmp_path: Path) -> Non
     assert dataset.classnames[10] == "thing 10"
     (place / "7" / "7_0.JPEG").unlink()
     (place / "7").rmdir()
-    with pytest.raises(UserError, match=r"class folder '.*/7' is not there"):
+    with pytest.raises(UserError, match=r"class folder '.*/7' is missing"):
         load("ImageNetV2", tmp_path)

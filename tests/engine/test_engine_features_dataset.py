@@ -151,7 +151,7 @@ def test_a_given_draw_is_used(run, tmp_path):
     assert np.array_equal(taken, feature_file().parts["train"].views[0][[0, 6, 12, 18]])
     draw["train"][0][0] = "train/99"
     (tmp_path / "draw.json").write_text(json.dumps(draw))
-    with pytest.raises(UserError, match="names 'train/99'"):
+    with pytest.raises(UserError, match="lists 'train/99'"):
         run("TaskRes", feature_file(), *options)
 
 

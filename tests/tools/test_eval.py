@@ -59,7 +59,7 @@ def test_a_dataset_that_is_not_there_is_listed_and_skipped_unless_strict(source,
     assert evaluate(source, *targets, "--output", str(out)) == 0
     assert re.search(r"^Caltech101 +not found$", capsys.readouterr().out, re.MULTILINE)
     rows = {row["dataset"]: row for row in csv.DictReader(out.open())}
-    assert "looked for the folder" in rows["Caltech101"]["missing"]
+    assert "there is no folder" in rows["Caltech101"]["missing"]
     assert evaluate(source, *targets, "--strict") == 2
 
 

@@ -118,7 +118,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         ),
         "missing dataset": (
             ("--trainer", "TaskRes", "--root", str(tmp_path / "no"), "--dataset-config-file", "caltech101", *out),
-            f"looked for the folder '{tmp_path / 'no' / 'caltech-101'}",
+            f"there is no folder '{tmp_path / 'no' / 'caltech-101'}",
         ),
         "no root": (("--trainer", "TaskRes", "--dataset-config-file", "caltech101", *out), "needs --root"),
         "unknown backbone": ((*base, "--backbone", "ViT-B/17"), "ViT-B/17"),

@@ -1,4 +1,4 @@
-"""Dassl's import path for what a dataset file needs (``dassl.data.datasets``)."""
+"""Dassl's import path for what a dataset file needs, ``dassl.data.datasets``: four names, nothing of its own."""
 
 from __future__ import annotations
 

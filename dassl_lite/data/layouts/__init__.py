@@ -1,8 +1,8 @@
-"""Layouts: how images come on disk, and how that becomes lists of Datums.
+"""Layouts: how images are stored on disk, and how that becomes lists of Datums.
 
-Three kinds: a folder of images per class (``class_folders``), a user's CSV table (``table``) and publishers' annotation
-files, text lists and MATLAB's .mat (``annotations``). A dataset file calls these from its ``load`` or ``make_split``;
-nothing here knows a dataset or draws shots.
+There are three kinds: folders with the images of one class each (``class_folders``), a user's CSV table (``table``) and
+publishers' annotation files, as text or MATLAB's .mat (``annotations``). Dataset files call these functions from their
+``load`` or ``make_split``. Nothing here knows a particular dataset or draws shots.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from dassl_lite.data.layouts.annotations import Row, listed_images, parse_lines, parse_mat, split_lists
 from dassl_lite.data.layouts.class_folders import (
     ClassFolder,
-    find_parts,
+    find_split_folders,
     folders_by_wnid,
     list_classes,
     list_folders,
-    list_parts,
+    list_split_folders,
     name_folders,
-    refreshed,
+    refresh_split,
     split_folders,
 )
 from dassl_lite.data.layouts.table import find_table, list_rows, read_table, split_rows
@@ -24,19 +24,19 @@ from dassl_lite.data.layouts.table import find_table, list_rows, read_table, spl
 __all__ = [
     "ClassFolder",
     "Row",
-    "find_parts",
+    "find_split_folders",
     "find_table",
     "folders_by_wnid",
     "list_classes",
     "list_folders",
-    "list_parts",
     "list_rows",
+    "list_split_folders",
     "listed_images",
     "name_folders",
     "parse_lines",
     "parse_mat",
     "read_table",
-    "refreshed",
+    "refresh_split",
     "split_folders",
     "split_lists",
     "split_rows",

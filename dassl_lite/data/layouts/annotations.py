@@ -1,4 +1,4 @@
-"""Reading publishers' annotation files: text lists with one image per line, and MATLAB's .mat files."""
+"""Publishers' annotation files: text lists with one image per line, and MATLAB's .mat files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Row = tuple[str, int, str]  # image path relative to the image folder, label, cl
 
 
 def parse_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
-    """What ``parse`` makes of each line of a text file; blank lines are passed over.
+    """Parse each line of a text file that is not blank.
 
     Raises:
-        UserError: names the line on which ``parse`` raised ValueError or LookupError.
+        UserError: ``parse`` raised ValueError or LookupError; the message has the line.
         OSError: the file cannot be read.
     """
     results = []
@@ -33,28 +33,28 @@ def parse_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
                     results.append(parse(text))
             except (ValueError, LookupError) as error:
                 raise UserError(
-                    f"'{path}', line {number}: '{text}' is not in the publisher's form ({error})"
+                    f"'{path}', line {number}: '{text}' is not in the publisher's format ({error})"
                 ) from error
     return results
 
 
 def listed_images(path: Path, image_dir: str, parse: Callable[[str], Row]) -> list[Datum]:
-    """The images that the lines of a text file name."""
+    """The images listed in a text file, one per line."""
     rows = parse_lines(path, parse)
     return [Datum(os.path.join(image_dir, image), label, classname=name) for image, label, name in rows]
 
 
 def split_lists(trainval: Path, test: Path, image_dir: str, parse: Callable[[str], Row]) -> Split:
-    """The split of two lists; a fifth of each class in ``trainval`` becomes val, as :func:`split_trainval` draws."""
+    """The split given by two text files; :func:`split_trainval` draws a fifth of ``trainval`` for validation."""
     train, val = split_trainval(listed_images(trainval, image_dir, parse))
     return Split(train, val, listed_images(test, image_dir, parse))
 
 
 def parse_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
-    """What ``parse`` makes of each element of the variable ``key`` of a .mat file; structures come as dicts.
+    """Parse each element of the variable ``key`` of a .mat file; structures are passed as dicts.
 
     Raises:
-        UserError: not a .mat file, one without that variable, or an element on which ``parse`` failed.
+        UserError: the file is not a .mat file or lacks the variable, or ``parse`` failed.
         OSError: the file cannot be read.
     """
     from scipy.io import loadmat  # slow to import, and few datasets need it
@@ -65,6 +65,6 @@ def parse_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
         return [parse(element) for element in elements]
     except OSError:
         raise
-    except Exception as error:  # scipy raises nearly anything on a broken file
+    except Exception as error:  # scipy raises almost anything on a broken file
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"'{path}' is not the publisher's .mat file with the variable '{key}' ({reason})") from error

@@ -1,22 +1,25 @@
-"""A user's table of images: path, class, split and class id in each row of a CSV file."""
+"""A user's table of images: a CSV file with the path, class, split and class id of an image in each row."""
 
 from __future__ import annotations
 
 import csv
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.layouts.class_folders import ClassFolder, name_folders
-from dassl_lite.data.splits import PARTS, Split
+from dassl_lite.data.splits import SPLIT_NAMES, Split
 from dassl_lite.utils.errors import UserError, nearest, unknown
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from _csv import _reader as CSVReader  # the type of csv.reader, which typeshed names so
 
-# Column -> what its header may be, in upper or lower case.
+logger = get_logger(__name__)
+
+# Column -> its accepted headers, whatever their case.
 COLUMNS = {
     "path": ("path", "impath", "image", "file", "filename", "filepath"),
     "label": ("label",),
@@ -27,7 +30,7 @@ COLUMNS = {
 
 
 class TableRow(NamedTuple):
-    """A row as it is written; a column that the table lacks is empty. ``where`` is for error messages."""
+    """A row as it is written, "" for columns that the table lacks. ``where`` locates it in error messages."""
 
     where: str
     path: str
@@ -38,84 +41,84 @@ class TableRow(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What stands for the row's class: its label, else its name."""
+        """Identifies the row's class within the table: its label, else its class name."""
         return str(int(self.label)) if self.label else self.classname
 
 
-def find_table(place: str) -> Path:
-    """The table at ``place``: the file itself, or the only .csv or .tsv file in that folder."""
-    path = Path(place)
+def find_table(path: str | Path) -> Path:
+    """The table at ``path``: the file itself, or the only .csv or .tsv file in that folder."""
+    path = Path(path)
     if not path.is_dir():
         return path
     tables = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv"))
     if len(tables) != 1:
         found = f"has {len(tables)}: {', '.join(table.name for table in tables[:3])}" if tables else "has none"
-        raise UserError(f"dataset CSV: give the table's file as root; the folder '{path}' {found}")
+        raise UserError(f"dataset CSV: set the root to the table's file; the folder '{path}' {found}")
     return tables[0]
 
 
 def read_table(path: Path) -> list[TableRow]:
-    """The rows of a CSV file with a header; comma, semicolon or tab between the columns, as its first line has it.
+    """Read a CSV file with a header; columns are separated by commas, semicolons or tabs, as in its first line.
 
-    A column of labels that are not all whole numbers, without one of names beside it, holds the class names.
+    If there is no column of class names, labels that are not all whole numbers are the class names.
 
     Raises:
-        UserError: cannot be read, lacks a column, or names the row that lacks something.
+        UserError: the table cannot be read, lacks a column, or has an incomplete row.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
             lines = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            places = _columns(path, next(lines, []))
-            rows = list(_rows(path, lines, places))
+            columns = _find_columns(path, next(lines, []))
+            rows = list(_parse_rows(path, lines, columns))
     except UserError:
         raise
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8
         raise UserError(f"cannot read the table '{path}': {error}") from error
     if not rows:
-        raise UserError(f"the table '{path}' lists no image")
-    if "classname" not in places and not all(row.label.isdecimal() for row in rows):
+        raise UserError(f"the table '{path}' lists no images")
+    if "classname" not in columns and not all(row.label.isdecimal() for row in rows):
         rows = [row._replace(classname=row.label, label="") for row in rows]
-        places["classname"] = places.pop("label")
+        columns["classname"] = columns.pop("label")
     for row in rows:
-        if "label" in places and not row.label.isdecimal():
+        if "label" in columns and not row.label.isdecimal():
             raise UserError(f"{row.where}: label '{row.label}' is not a whole number, 0 or more")
-        if "classname" in places and not row.classname:
+        if "classname" in columns and not row.classname:
             raise UserError(f"{row.where} has no class name")
     return rows
 
 
-def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Position of each column that is there."""
-    places: dict[str, int] = {}
-    known = {called: column for column, names in COLUMNS.items() for called in names}
+def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Position of each known column in the header."""
+    columns: dict[str, int] = {}
+    known = {name: column for column, names in COLUMNS.items() for name in names}
     for position, cell in enumerate(header):
         column = known.get(cell.strip().lower())
         if column is None:
             meant = nearest(cell, known)
-            logger.info("Column '%s' of '%s' is not used%s", cell, path, f"; did you mean '{meant}'?" if meant else "")
-        elif column in places:
-            raise UserError(f"the table '{path}' has two columns of the kind '{column}': {', '.join(header)}")
+            logger.info(f"Column '{cell}' of '{path}' is not used{f'; did you mean {meant!r}?' if meant else ''}")
+        elif column in columns:
+            raise UserError(f"the table '{path}' has two columns for '{column}': {', '.join(header)}")
         else:
-            places[column] = position
-    if "path" not in places or not places.keys() & {"label", "classname"}:
+            columns[column] = position
+    if "path" not in columns or not columns.keys() & {"label", "classname"}:
         raise UserError(
-            f"the table '{path}' needs a header with path, and label or classname (split and classid if you like); "
+            f"the table '{path}' needs a header with path, and label or classname (optionally split and classid); "
             f"its first line is: {', '.join(header) or 'empty'}"
         )
-    return places
+    return columns
 
 
-def _rows(path: Path, lines: Any, places: dict[str, int]) -> Iterator[TableRow]:
+def _parse_rows(path: Path, lines: CSVReader, columns: Mapping[str, int]) -> Iterator[TableRow]:
     number = lines.line_num + 1
     for cells in lines:
         where = f"'{path}', line {number}"
-        number = lines.line_num + 1  # a cell may have line breaks in it
+        number = lines.line_num + 1  # cells may contain line breaks
         if not any(cells):
             continue
-        cut = [column for column, position in places.items() if position >= len(cells)]
-        row = TableRow(where, **{"path": "", **{c: cells[i].strip() for c, i in places.items() if c not in cut}})
+        cut = [column for column, position in columns.items() if position >= len(cells)]
+        row = TableRow(where, **{"path": "", **{c: cells[i].strip() for c, i in columns.items() if c not in cut}})
         if cut or not row.path:
             raise UserError(f"{where} has no {cut[0] if cut else 'path'}: {', '.join(cells)}")
         yield row
@@ -124,35 +127,34 @@ def _rows(path: Path, lines: Any, places: dict[str, int]) -> Iterator[TableRow]:
 def list_rows(rows: Sequence[TableRow], folder: Path) -> list[Datum]:
     """The image of each row, in order.
 
-    Labels are those of the table, else the positions of the sorted class names. A label without a name, and a
-    class name, is called as a ``classnames.json`` in ``folder`` says; see
-    :func:`dassl_lite.data.layouts.class_folders.name_folders`.
+    Labels are those of the table, or positions among the sorted class names. A ``classnames.json`` in ``folder`` may
+    rename classes, or name labels; see :func:`dassl_lite.data.layouts.class_folders.name_folders`.
 
     Args:
-        folder: what paths are relative to.
+        folder: folder that paths are relative to.
 
     Raises:
-        UserError: names the row.
+        UserError: two rows have the same image, or give a class different names or ids.
     """
-    classes = _classes(rows, folder / "classnames.json")
+    classes = _list_classes(rows, folder / "classnames.json")
     first: dict[str, TableRow] = {}
     items = []
     for row in rows:
         path = os.path.normpath(folder / row.path)
         if first.setdefault(path, row) is not row:
-            raise UserError(f"{row.where}: '{row.path}' is there a second time, after {first[path].where}")
+            raise UserError(f"{row.where}: '{row.path}' is already listed in {first[path].where}")
         label, name, classid = classes[row.key]
         items.append(Datum(path, label, classname=name, classid=classid))
     return items
 
 
-def _classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple[int, str, str]]:
+def _list_classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple[int, str, str]]:
     """Label, name and id of each class, by the key of its rows."""
     first: dict[str, TableRow] = {}
     for row in rows:
-        like = first.setdefault(row.key, row)
-        if (row.classname, row.classid) != (like.classname, like.classid):
-            raise UserError(f"{row.where}: class '{row.key}' has another name or id than in {like.where}")
+        same = first.setdefault(row.key, row)
+        if (row.classname, row.classid) != (same.classname, same.classid):
+            raise UserError(f"{row.where}: class '{row.key}' has a different name or id in {same.where}")
     keys = sorted(first, key=lambda key: (int(key), key) if key.isdecimal() else (len(first), key))
     numbered, named = bool(rows[0].label), bool(rows[0].classname)
     if numbered and named:
@@ -160,7 +162,7 @@ def _classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple[int,
     else:
         folders = name_folders(keys, names_file)
     if numbered and not named and not names_file.is_file():
-        logger.warning("The classes have no names: prompts call them by their labels (see '%s')", names_file)
+        logger.warning(f"The classes have no names, so prompts use their labels; name them in '{names_file}'")
     return {
         key: (int(key) if numbered else position, folder.name, first[key].classid or folder.classid)
         for position, (key, folder) in enumerate(zip(keys, folders, strict=True))
@@ -168,23 +170,23 @@ def _classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple[int,
 
 
 def split_rows(rows: Sequence[TableRow], items: Sequence[Datum]) -> Split | None:
-    """The split that the table gives, None if it gives none.
+    """The split given by the table, or None if it gives none.
 
-    Without a test part ``val`` is the test set, and there is none for validation: selection must not see what
-    is tested.
+    Without test rows ``val`` becomes the test set and there is no validation set: model selection must not see the test
+    images.
 
     Raises:
-        UserError: a row with a wrong split, or with none where others have one; no training or test images.
+        UserError: a row has an unknown split, or none although others have one; there are no training or test images.
     """
     if not any(row.split for row in rows):
         return None
     parts: dict[str, list[Datum]] = {part: [] for part in Split._fields}
     for row, item in zip(rows, items, strict=True):
-        if row.split.lower() not in PARTS:
-            raise unknown(f"split in {row.where}:", row.split, PARTS)
-        parts[PARTS[row.split.lower()]].append(item)
+        if row.split.lower() not in SPLIT_NAMES:
+            raise unknown(f"split in {row.where}:", row.split, SPLIT_NAMES)
+        parts[SPLIT_NAMES[row.split.lower()]].append(item)
     if not parts["test"]:
-        logger.info("No row of the table is for testing: those for validation are the test set")
+        logger.info("No row of the table has the split test: val is the test set, and there is no validation set")
         parts["test"], parts["val"] = parts["val"], []
     if not parts["train"] or not parts["test"]:
         lacking = "train" if not parts["train"] else "test or val"
