@@ -20,7 +20,7 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.data import DATASET_REGISTRY
-from dassl_lite.data.doctor import COLUMNS, Report, examine, makes_itself
+from dassl_lite.data.doctor import COLUMNS, Report, examine, generates_itself
 from dassl_lite.downloads import SOURCES, prepare
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, add_root_flag, tool_parser
@@ -54,7 +54,7 @@ def get_dataset(name: str, cfg: CfgNode, keep_archives: bool) -> None:
         prepare(name, cfg.DATASET.ROOT, keep_archives=keep_archives)
         return
     dataset_class = DATASET_REGISTRY.get(name)
-    if not makes_itself(name):
+    if not generates_itself(name):
         raise UserError(f"dataset {name} cannot be downloaded; choices: {', '.join(SOURCES)}")
     dataset = dataset_class.__new__(dataset_class)
     dataset.locate(cfg)

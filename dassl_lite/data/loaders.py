@@ -1,49 +1,57 @@
-"""From a list of Datums to batches: DatasetWrapper reads and transforms one item, ImageLoader batches them."""
+"""From a list of Datums to batches: ``DatasetWrapper`` reads and transforms images, ``ImageLoader`` batches them."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision import transforms as T
+from yacs.config import CfgNode
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.samplers import SeededIndex, SeededSampler, build_sampler
+from dassl_lite.data.transforms import Transform
 from dassl_lite.data.transforms.build import interpolation
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-Transform = Callable[[Image.Image], Any]
-_UNREADABLE = "unreadable"  # key in a batch on its way from the worker to the loader
+Item = dict[str, Any]
+Batch = dict[str, Any]
+
+_UNREADABLE = "unreadable"  # key of the unreadable images in a batch on its way from a worker to the loader
 
 
-class DatasetWrapper(Dataset[dict[str, Any]]):
-    """Items of a list of Datums as dicts: ``img, label, domain, impath, index`` (Dassl's contract).
+class DatasetWrapper(Dataset[Item]):
+    """The images of a list of Datums as dicts with ``img, label, domain, impath, index`` (Dassl's contract).
 
-    ``img`` is a tensor (3, H, W), under ``DATALOADER.K_TRANSFORMS`` > 1 a list of that many (training only);
-    a list of transforms gives ``img``, ``img2``, ...; ``DATALOADER.RETURN_IMG0`` adds ``img0``, resized only.
+    ``img`` is a tensor (3, H, W); with ``DATALOADER.K_TRANSFORMS`` > 1, in training, a list of that many. With a list
+    of transforms there are ``img``, ``img2``, ...; ``DATALOADER.RETURN_IMG0`` adds ``img0``, which is only resized.
 
     Args:
-        transform: one transform or a list of them; None: the image as a tensor, whatever its size.
+        transform: a transform or a list of them; None gives the image as a tensor, of its original size.
+        is_train: whether ``K_TRANSFORMS`` applies.
+
+    Attributes:
+        defer_errors: return the error in place of an unreadable image, for a loader that handles it in its own process.
 
     Raises:
-        UnreadableImageError: (a UserError) from reading an item.
+        UnreadableImageError: an image that is asked for cannot be read.
     """
 
-    # Set by a loader that hands broken images to its own process, where one line is raised or a count kept.
-    defer_errors = False
+    defer_errors: bool = False
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: CfgNode,
         data_source: Sequence[Datum],
         transform: Transform | Sequence[Transform] | None = None,
         is_train: bool = False,
@@ -55,11 +63,11 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
-            raise UserError(f"DATALOADER.K_TRANSFORMS {self.k_tfm} needs a transform, but INPUT.NO_TRANSFORM is set")
+            raise UserError(f"DATALOADER.K_TRANSFORMS {self.k_tfm} needs a transform, but INPUT.NO_TRANSFORM is True")
 
     @functools.cached_property
     def to_tensor(self) -> Transform:
-        """The transform of ``img0``: to the input size, without augmentation."""
+        """The transform of ``img0``: resizes to the input size, without augmentation."""
         node = self.cfg.INPUT
         steps = [T.Resize(tuple(node.SIZE), interpolation=interpolation(self.cfg)), T.ToTensor()]
         if not node.TRANSFORMS or "normalize" in node.TRANSFORMS:
@@ -69,11 +77,11 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.data_source)
 
-    def __getitem__(self, idx: int) -> dict[str, Any]:
+    def __getitem__(self, idx: int) -> Item:
         if isinstance(idx, SeededIndex):
             idx.seed_all()
         item = self.data_source[idx]
-        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
+        output: Item = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
         img0 = read_image(item.impath)
         if self.transform is None:
             output["img"] = T.functional.to_tensor(img0)
@@ -86,11 +94,11 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             output["img0"] = self.to_tensor(img0)
         return output
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any] | UnreadableImageError]:
-        """Items of one batch; with ``defer_errors`` an unreadable image is its error instead."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Item | UnreadableImageError]:
+        """The items of one batch; with ``defer_errors``, an unreadable image gives its error."""
         if not self.defer_errors:
             return [self[index] for index in indices]
-        items: list[dict[str, Any] | UnreadableImageError] = []
+        items: list[Item | UnreadableImageError] = []
         for index in indices:
             try:
                 items.append(self[index])
@@ -98,45 +106,54 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
                 items.append(error)
         return items
 
-    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:
-        """``img0`` transformed, or a list of ``k_tfm`` versions of it."""
+    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Tensor | list[Tensor]:
+        """The transformed image, or a list of ``k_tfm`` versions of it."""
         images = [tfm(img0) for _ in range(self.k_tfm)]
         return images[0] if len(images) == 1 else images
 
 
-def _collate(items: list[Any]) -> dict[str, Any]:
-    """A batch of the readable items; the others as (path, reason) under a key of their own."""
+def _collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
+    """A batch of the readable items; the others as (path, reason) under the key ``_UNREADABLE``."""
     readable = [item for item in items if not isinstance(item, UnreadableImageError)]
-    batch = default_collate(readable) if readable else {}
+    batch: Batch = default_collate(readable) if readable else {}
     if len(readable) < len(items):
         batch[_UNREADABLE] = [(item.path, item.reason) for item in items if isinstance(item, UnreadableImageError)]
     return batch
 
 
-class ImageLoader(DataLoader[dict[str, Any]]):
-    """torch's DataLoader over a DatasetWrapper, exact about random numbers and broken images.
+class ImageLoader(DataLoader[Item]):
+    """A DataLoader over a DatasetWrapper with reproducible random numbers and clean errors.
 
-    - With no workers every random number comes from where the reference takes it. With any number of them
-      (1 or 8) the batches are the same: each item brings its own seed.
-    - Workers that stay alive between epochs consume as many of the main process's random numbers as fresh
-      ones, so a resumed run goes on exactly as one never stopped.
-    - An unreadable image raises one UserError here, not a traceback out of a worker; with ``on_error="skip"``
-      it is left out, logged once, and counted in ``skipped``.
+    - Without workers, every random number comes from the same generator as in Dassl. With workers, the batches do not
+      depend on their number: each index carries a seed.
+    - Persistent workers consume as many random numbers of the main process as new ones would, so a resumed run
+      continues exactly as if it had not been interrupted.
+    - An unreadable image raises one UserError in the main process, not a traceback from a worker; with
+      ``on_error="skip"`` it is left out, logged once, and recorded in ``skipped``.
 
-    It starts nothing until it is iterated over.
+    No worker starts before the first iteration.
+
+    Args:
+        on_error: "stop" or "skip", for an image that cannot be read.
+        options: further arguments of DataLoader.
+
+    Attributes:
+        keep_empty_batches: return an empty dict for a batch without any readable image, instead of skipping the batch.
+        skipped: the reason for each unreadable image, by path.
     """
 
-    keeps_places = False  # whether a batch without one readable image is an empty dict, or left out
+    keep_empty_batches: bool = False
+    skipped: dict[str, str]
 
-    def __init__(self, dataset: Dataset[dict[str, Any]], *, on_error: str = "stop", **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Item], *, on_error: str = "stop", **options: Any) -> None:
         if isinstance(dataset, DatasetWrapper):
             dataset.defer_errors = True
         self.on_error = on_error
-        self.skipped: dict[str, str] = {}  # path -> reason
+        self.skipped = {}
         super().__init__(dataset, collate_fn=_collate, **options)
 
-    def with_batches(self, batch_sampler: Any) -> ImageLoader:
-        """The same images in other batches: ``batch_sampler`` gives lists of indices."""
+    def with_batches(self, batch_sampler: Sampler[list[int]] | Iterable[list[int]]) -> ImageLoader:
+        """A loader of the same images in the batches of ``batch_sampler``, which gives lists of indices."""
         return ImageLoader(
             self.dataset,
             on_error=self.on_error,
@@ -146,32 +163,32 @@ class ImageLoader(DataLoader[dict[str, Any]]):
             pin_memory=self.pin_memory,
         )
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader's own iterator type is private
         if self.persistent_workers and self._iterator is not None:
-            torch.empty((), dtype=torch.int64).random_()  # what a fresh iterator draws as its workers' seed
-        # Made here, not on the first `next`: two loaders read in turn then draw in the reference's order.
+            torch.empty((), dtype=torch.int64).random_()  # new workers would draw their base seed here
+        # Created here, not on the first `next`, so that two loaders read in turn draw in Dassl's order.
         return self._without_unreadable(super().__iter__())
 
-    def _without_unreadable(self, batches: Iterator[Any]) -> Iterator[dict[str, Any]]:
-        known = len(self.skipped)
+    def _without_unreadable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        before = len(self.skipped)
         for batch in batches:
             unreadable = batch.pop(_UNREADABLE, ()) if isinstance(batch, dict) else ()
             for path, reason in unreadable:
                 if self.on_error == "stop":
-                    del batches  # or the error's traceback keeps the workers until garbage is collected: 5 s
-                    raise UnreadableImageError(path, f"{reason} (DATASET.ON_ERROR skip passes it over)")
+                    del batches  # otherwise the traceback keeps the workers alive for 5 s
+                    raise UnreadableImageError(path, f"{reason} (set DATASET.ON_ERROR to skip such images)")
                 if path not in self.skipped:
                     self.skipped[path] = reason
                     if len(self.skipped) <= 3:
-                        logger.warning("Skipped '%s': %s", path, reason)
-            if batch or self.keeps_places:
+                        logger.warning(f"Skipped '{path}': {reason}")
+            if batch or self.keep_empty_batches:
                 yield batch
-        if len(self.skipped) > known:
-            logger.warning("Skipped %d unreadable images in all", len(self.skipped))
+        if len(self.skipped) > before:
+            logger.warning(f"Unreadable images skipped in total: {len(self.skipped)}")
 
 
 def build_data_loader(
-    cfg: Any,
+    cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
     data_source: Sequence[Datum] = (),
     batch_size: int = 64,
@@ -181,12 +198,17 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: Callable[..., Dataset[dict[str, Any]]] | None = None,
 ) -> ImageLoader:
-    """A loader over ``data_source`` (Dassl's signature).
+    """Build a loader over ``data_source`` (Dassl's signature).
 
-    Training drops the last batch if it is incomplete, but never the only one.
+    In training an incomplete last batch is dropped, unless it is the only one.
+
+    Args:
+        sampler_type: name of the sampler; see :func:`dassl_lite.data.samplers.build_sampler` for ``n_domain, n_ins``.
+        tfm: transform, or list of transforms, from a PIL image to a tensor.
+        dataset_wrapper: class to use instead of DatasetWrapper.
 
     Raises:
-        UserError: no items, a number out of range, an unknown sampler or ``DATASET.ON_ERROR``.
+        UserError: there are no images, a number is out of range, or the sampler or ``DATASET.ON_ERROR`` is unknown.
     """
     if not data_source:
         raise UserError(f"dataset {cfg.DATASET.NAME} has no {'training' if is_train else 'test'} images to load")
@@ -199,7 +221,7 @@ def build_data_loader(
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     drop_last = is_train and len(data_source) >= batch_size
     n_batches = -(-len(data_source) // batch_size)
-    # Never more processes than can do something at once; the batches do not depend on their number.
+    # No more workers than can run at once; the batches do not depend on their number.
     num_workers = min(cfg.DATALOADER.NUM_WORKERS, n_batches, _num_cpus())
     return ImageLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
@@ -214,7 +236,7 @@ def build_data_loader(
 
 
 def _num_cpus() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

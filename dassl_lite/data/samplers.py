@@ -1,14 +1,14 @@
-"""The order in which training items are read: Dassl's samplers by name, and seeds that travel with an index."""
+"""The order in which images are read: Dassl's samplers by name, and indices that carry a random seed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from yacs.config import CfgNode
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.utils.errors import UserError, unknown
@@ -18,18 +18,18 @@ SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDom
 
 def build_sampler(
     sampler_type: str,
-    cfg: Any = None,
+    cfg: CfgNode | None = None,
     data_source: Sequence[Datum] = (),
     batch_size: int = 32,
     n_domain: int = 0,
     n_ins: int = 16,
 ) -> Sampler[int]:
-    """The sampler called ``sampler_type``.
+    """Build the sampler called ``sampler_type``.
 
     Args:
-        cfg: not used; Dassl's signature.
+        cfg: not used; it is part of Dassl's signature.
         n_domain: domains per batch of RandomDomainSampler; below 1 means all.
-        n_ins: items per class of RandomClassSampler.
+        n_ins: images per class in a batch of RandomClassSampler.
     """
     if sampler_type == "RandomSampler":
         return RandomSampler(data_source)
@@ -45,9 +45,9 @@ def build_sampler(
 
 
 class RandomDomainSampler(Sampler[int]):
-    """Batches of ``n_domain`` domains drawn at random, with equally many items of each.
+    """Batches of ``n_domain`` randomly drawn domains, with the same number of images from each.
 
-    An epoch ends when a drawn domain has too few items left. Draws from Python's ``random``.
+    An epoch ends when a drawn domain has too few images left. Draws from Python's ``random``.
     """
 
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_domain: int) -> None:
@@ -58,16 +58,17 @@ class RandomDomainSampler(Sampler[int]):
         self.n_domain = n_domain if n_domain > 0 else len(self.domains)
         if self.n_domain > len(self.domains) or batch_size % self.n_domain:
             raise UserError(
-                f"a batch of {batch_size} cannot be shared equally by {self.n_domain} domains of {len(self.domains)}"
+                f"a batch of {batch_size} cannot be divided equally among {self.n_domain} domains; "
+                f"there are {len(self.domains)}"
             )
         self.n_per_domain = batch_size // self.n_domain
         smallest = min(map(len, self.indices.values()))
         if smallest < self.n_per_domain:
-            raise UserError(f"a batch takes {self.n_per_domain} images per domain, but one has {smallest}")
+            raise UserError(f"a batch needs {self.n_per_domain} images per domain, but one has {smallest}")
         self.length = len(list(iter(self)))  # an estimate: it depends on the domains drawn
 
     def next_domains(self) -> list[int]:
-        """Domains of the next batch."""
+        """The domains of the next batch."""
         return random.sample(self.domains, self.n_domain)
 
     def __iter__(self) -> Iterator[int]:
@@ -88,7 +89,7 @@ class RandomDomainSampler(Sampler[int]):
 
 
 class SeqDomainSampler(RandomDomainSampler):
-    """Batches with equally many items of every domain, domains in sorted order."""
+    """Batches with the same number of images from every domain, domains in sorted order."""
 
     def __init__(self, data_source: Sequence[Datum], batch_size: int) -> None:
         super().__init__(data_source, batch_size, n_domain=0)
@@ -98,9 +99,9 @@ class SeqDomainSampler(RandomDomainSampler):
 
 
 class RandomClassSampler(Sampler[int]):
-    """Batches of classes drawn at random with ``n_ins`` items each (after deep-person-reid).
+    """Batches of randomly drawn classes with ``n_ins`` images each, as in deep-person-reid.
 
-    A class with fewer items repeats some. Draws from Python's ``random``, repeats from NumPy's.
+    A class with fewer images repeats some. Draws from Python's ``random``, repeated images from NumPy's.
     """
 
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_ins: int) -> None:
@@ -112,12 +113,12 @@ class RandomClassSampler(Sampler[int]):
         if not 1 <= self.n_classes <= len(self.indices):
             raise UserError(
                 f"a batch of {batch_size} with {n_ins} images per class needs {self.n_classes} classes; "
-                f"it should be from 1 to the {len(self.indices)} that there are"
+                f"it should need between 1 and {len(self.indices)}, the number of classes"
             )
         self.length = len(list(iter(self)))  # an estimate: it depends on the classes drawn
 
     def _groups(self) -> dict[int, list[list[int]]]:
-        """For each class its items, shuffled, in groups of ``n_ins``; what is left over is dropped."""
+        """The shuffled images of each class in groups of ``n_ins``; an incomplete last group is dropped."""
         groups: dict[int, list[list[int]]] = {}
         for label, members in self.indices.items():
             indices = list(members)
@@ -144,7 +145,7 @@ class RandomClassSampler(Sampler[int]):
 
 
 class SeededIndex(int):
-    """An index that brings the random seed of its item along, into whichever worker process reads it."""
+    """An index that carries a random seed to the worker process that reads its image."""
 
     seed: int
 
@@ -157,17 +158,20 @@ class SeededIndex(int):
         return type(self), (int(self), self.seed)
 
     def seed_all(self) -> None:
-        """Seed the generators that transforms draw from."""
+        """Seed the generators that transforms use: Python's, NumPy's and torch's."""
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
         torch.manual_seed(self.seed)
 
 
 class SeededSampler(Sampler[int]):
-    """Another sampler's indices, each with a seed that depends on torch's random state and its place in the epoch.
+    """The indices of another sampler, each with a seed derived from torch's random state and its position in the epoch.
 
-    So what a transform draws does not depend on which worker reads the item, nor on how many there are. The
-    seeds come from a look at the state, not from a draw: the order of items stays what it is without them.
+    So a transform's random numbers depend neither on the worker that reads the image nor on the number of workers.
+    The random state is restored after deriving the seeds, so the order of images is the same with and without them.
+
+    Args:
+        sampler: gives the indices.
     """
 
     def __init__(self, sampler: Sampler[int]) -> None:
@@ -177,9 +181,9 @@ class SeededSampler(Sampler[int]):
         state = torch.get_rng_state()
         epoch_seed = int(torch.empty((), dtype=torch.int64).random_())
         torch.set_rng_state(state)
-        for place, index in enumerate(self.sampler):
-            # A Weyl sequence: neighbouring places get seeds far apart.
-            yield SeededIndex(index, (epoch_seed + place * 0x9E3779B97F4A7C15) % 2**63)
+        for position, index in enumerate(self.sampler):
+            # A Weyl sequence: neighbouring positions get seeds that are far apart.
+            yield SeededIndex(index, (epoch_seed + position * 0x9E3779B97F4A7C15) % 2**63)
 
     def __len__(self) -> int:
         return len(self.sampler)  # type: ignore[arg-type]  # all of ours have a length

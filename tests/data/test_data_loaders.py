@@ -169,7 +169,7 @@ def broken(items: list[Datum]) -> list[Datum]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_not_told_in_one_line(cfg: Any, broken: list[Datum], workers: int) -> None:
     cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(UnreadableImageError, match=r"2\.png': not an image .*DATASET\.ON_ERROR skip") as raised:
+    with pytest.raises(UnreadableImageError, match=r"2\.png': not an image .*DATASET\.ON_ERROR to skip") as raised:
         list(build_data_loader(cfg, data_source=broken, batch_size=4, is_train=False))
     assert "\n" not in str(raised.value)
 
@@ -187,7 +187,7 @@ def test_skipped_images_are_loaded_or_not_counted(
     assert [message.partition("'")[0] for message in caplog.messages] == [
         "Skipped ",
         "Skipped ",
-        "Skipped 2 unreadable images in all",
+        "Unreadable images skipped in total: 2",
     ]
 
 

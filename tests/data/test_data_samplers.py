@@ -61,9 +61,9 @@ def test_a_small_class_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("RandomDomainSampler", {"n_domain": 4}, "cannot be shared equally by 4 domains of 3"),
-        ("RandomDomainSampler", {"batch_size": 7}, "cannot be shared equally"),
-        ("SeqDomainSampler", {"batch_size": 60}, "takes 20 images per domain, but one has 12"),
+        ("RandomDomainSampler", {"n_domain": 4}, "cannot be divided equally among 4 domains; there are 3"),
+        ("RandomDomainSampler", {"batch_size": 7}, "cannot be divided equally"),
+        ("SeqDomainSampler", {"batch_size": 60}, "needs 20 images per domain, but one has 12"),
         ("RandomClassSampler", {"batch_size": 6, "n_ins": 16}, "needs 0 classes"),
         ("RandomClassSampler", {"batch_size": 60, "n_ins": 2}, "needs 30 classes"),
         ("RandomSampla", {}, r"unknown sampler 'RandomSampla'\. Did you mean 'RandomSampler'"),

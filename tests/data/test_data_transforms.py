@@ -101,7 +101,7 @@ def test_no_transform_is_one(cfg: Any) -> None:
         ("SIZE", (0, 4), r"INPUT\.SIZE \(0, 4\) should be"),
         ("INTERPOLATION", "cubic", r"unknown INPUT\.INTERPOLATION 'cubic'\. Did you mean 'bicubic'"),
         ("PIXEL_MEAN", [0.5], "should have three numbers"),
-        ("PIXEL_STD", [0.5, 0.0, 0.5], "no deviation of 0"),
+        ("PIXEL_STD", [0.5, 0.0, 0.5], "no standard deviation of 0"),
     ],
 )
 def test_wrong_input_settings_are_accepted(cfg: Any, key: str, value: Any, message: str) -> None:

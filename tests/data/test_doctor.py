@@ -108,7 +108,7 @@ def test_class_without_an_image_is_named(pets: Path, look: Callable[..., Report]
     shutil.rmtree(pets / "images/emu")
     report = look()
     assert report.classes == "2 of 3"
-    assert "classes without an image: 1 ('emu')" in report.problems
+    assert "classes without images: 1 ('emu')" in report.problems
 
 
 def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, look: Callable[..., Report]) -> None:
@@ -146,7 +146,7 @@ def test_closed_folder_is_unreadable(pets: Path, look: Callable[..., Report]) ->
 def test_split_of_another_size_than_the_fields_is_told(pets: Path, look: Callable[..., Report]) -> None:
     report = look(sources={"ToyPets": Source("pets", (), (13, 3, 6), 4)})
     assert "train has 12 images, but should have 13" in report.problems
-    assert "there are 3 classes, but should be 4" in report.problems
+    assert "4 classes expected, found 3" in report.problems
 
 
 def test_missing_split_file_is_wrong_where_there_is_an_official_one(pets: Path, look: Callable[..., Report]) -> None:

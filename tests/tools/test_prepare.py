@@ -36,7 +36,7 @@ def test_check_of_all_has_a_row_for_each(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--check", "Silhouettes", "--root", tmp_path) == 0
-    assert "Silhouettes: not there yet; it is made on first use" in capsys.readouterr().out
+    assert "Silhouettes: does not exist yet; it is generated on first use" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [], "a check draws nothing"
     assert run("Silhouettes", "--root", tmp_path) == 0
     assert "1 of 1 in order" in capsys.readouterr().out

@@ -1,4 +1,8 @@
-"""From an image to the tensor that the encoder takes: Dassl's choices by name, and what a cache must know of them."""
+"""Transforms: from a PIL image to the tensor that the encoder takes.
+
+``build`` turns the config's choices, which have Dassl's names, into one torchvision transform. ``augmentations`` has
+the steps that torchvision lacks. ``describe`` tells the feature cache whether a transform is random, and identifies it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from dassl_lite.data.transforms.build import (
     DEFAULT_CHOICES,
     INTERPOLATION_MODES,
     TRANSFORMS,
+    Transform,
     build_transform,
 )
 from dassl_lite.data.transforms.describe import describe, is_random
@@ -38,6 +43,7 @@ __all__ = [
     "RandAugmentFixMatch",
     "Random2DTranslation",
     "SVHNPolicy",
+    "Transform",
     "build_transform",
     "describe",
     "is_random",

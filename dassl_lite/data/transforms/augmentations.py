@@ -1,12 +1,12 @@
-"""The transforms of Dassl's list that torchvision does not have, or not in this form.
+"""Dassl's transforms that torchvision lacks, or has in a different form.
 
-They draw from the generators that the reference's draw from, so that a seed gives the same images.
+They use the same random generators as Dassl, so that a seed gives the same images.
 
-RandAugment comes in the three forms of Dassl's list: a few operations, drawn at random, one after the other.
-torchvision's own has another set of operations (no inversion, no cutout) and another scale of magnitudes.
+RandAugment applies a few randomly drawn operations one after the other. There are three variants; torchvision's has
+other operations (no inversion, no cutout) and another scale of magnitudes.
 
 - RandAugment: Cubuk et al. (arXiv 1909.13719), one magnitude for all operations.
-- RandAugment2: a magnitude drawn per operation, each applied with probability ``p``.
+- RandAugment2: a random magnitude for each operation, which is applied with probability ``p``.
 - RandAugmentFixMatch: Sohn et al. (arXiv 2001.07685), Table 12: milder enhancements, no inversion.
 
 AutoAugment's learned policies (Cubuk et al., arXiv 1805.09501) are torchvision's under Dassl's names.
@@ -32,12 +32,12 @@ ENLARGEMENT = 1.125
 
 @dataclass
 class Random2DTranslation:
-    """With probability ``p`` enlarge to 1.125 times the target size and crop it at random, else resize to it.
+    """With probability ``p``, resize to 1.125 times the target size and crop at random; else resize to the target size.
 
     Args:
-        height, width: size of the result in pixels.
+        height, width: target size in pixels.
         p: probability of the crop.
-        interpolation: of both resizes.
+        interpolation: used by both resizes.
     """
 
     height: int
@@ -57,7 +57,7 @@ class Random2DTranslation:
 
 @dataclass
 class InstanceNormalization:
-    """Each channel of an image (3, H, W) to mean 0 and standard deviation 1.
+    """Scale each channel of an image (3, H, W) to mean 0 and standard deviation 1.
 
     Ulyanov et al., Instance Normalization: The Missing Ingredient for Fast Stylization (arXiv 1607.08022).
     """
@@ -77,7 +77,7 @@ class Cutout:
 
     Args:
         n_holes: number of squares.
-        length: their side in pixels; one that reaches over the border is cut there.
+        length: side of a square in pixels; squares are clipped at the border.
     """
 
     n_holes: int = 1
@@ -95,7 +95,12 @@ class Cutout:
 
 @dataclass
 class GaussianNoise:
-    """With probability ``p`` add normal noise to an image tensor, on the scale that it has by then."""
+    """With probability ``p``, add Gaussian noise to an image tensor (3, H, W).
+
+    Args:
+        mean, std: of the noise, on the scale of the tensor after the earlier transforms.
+        p: probability of adding noise.
+    """
 
     mean: float = 0.0
     std: float = 0.15
@@ -169,12 +174,12 @@ def identity(image: Image.Image, _: float) -> Image.Image:
 
 
 def solarize(image: Image.Image, v: float) -> Image.Image:
-    """Invert what is ``v`` or brighter."""
+    """Invert pixels of value ``v`` and above."""
     return ImageOps.solarize(image, int(v))
 
 
 def solarize_add(image: Image.Image, v: float) -> Image.Image:
-    """Brighten by ``v``, then invert what is 128 or brighter."""
+    """Add ``v``, then invert pixels of value 128 and above."""
     brighter = np.clip(np.asarray(image, dtype=np.int64) + int(v), 0, 255).astype(np.uint8)
     return ImageOps.solarize(Image.fromarray(brighter), 128)
 
@@ -201,7 +206,7 @@ def sharpness(image: Image.Image, v: float) -> Image.Image:
 
 
 def cutout(image: Image.Image, v: float) -> Image.Image:
-    """Fill a square of side ``v`` pixels, centred anywhere, with grey."""
+    """Fill a square of side ``v`` pixels, centred at random, with grey."""
     x, y = (max(0.0, np.random.uniform(side) - v / 2) for side in image.size)
     filled = image.copy()
     corner = (min(image.width, int(x) + v), min(image.height, int(y) + v))
@@ -230,7 +235,11 @@ ORIGINAL: tuple[Operation, ...] = (
 
 
 def _per_operation(lowest: float, highest: float) -> tuple[Operation, ...]:
-    """Operations whose magnitude is drawn each time; the enhancements' factors lie between the two numbers."""
+    """Operations whose magnitude is drawn each time.
+
+    Args:
+        lowest, highest: range of the factors for brightness, colour, contrast and sharpness.
+    """
     return (
         (autocontrast, 0, 1),
         (brightness, lowest, highest),
@@ -272,7 +281,7 @@ class RandAugment:
 
 @dataclass
 class RandAugment2:
-    """``n`` operations, each with probability ``p`` and at a magnitude drawn for it."""
+    """``n`` operations, each with probability ``p`` and a random magnitude."""
 
     n: int = 2
     p: float = 0.6
@@ -286,7 +295,7 @@ class RandAugment2:
 
 @dataclass
 class RandAugmentFixMatch:
-    """``n`` operations, each at a magnitude drawn for it."""
+    """``n`` operations, each with a random magnitude."""
 
     n: int = 2
 
@@ -297,10 +306,10 @@ class RandAugmentFixMatch:
 
 
 class _Policy(v2.AutoAugment):
-    """An image to an image: one of the policy's pairs of operations, drawn at random.
+    """Applies one of the policy's pairs of operations, drawn at random, to a PIL image.
 
     Args:
-        fillcolor: red, green and blue of what a shear, a shift or a rotation leaves empty.
+        fillcolor: red, green and blue of the areas that a shear, a shift or a rotation leaves empty.
     """
 
     learned_on: AutoAugmentPolicy

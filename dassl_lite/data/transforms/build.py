@@ -1,18 +1,20 @@
-"""The config's choices as one torchvision transform: ``build_transform``, and Dassl's choices by name.
+"""The transforms named in the config as one torchvision transform, built from a registry of Dassl's choices.
 
-``TRANSFORMS`` has one entry for each choice: what is logged and what is done, in the order applied. A plug-in adds its
-own: ``TRANSFORMS.register(lambda cfg: Step("+ mine", Mine()), name="mine")``; it is applied to the image before it
-becomes a tensor, after all others.
+``TRANSFORMS`` has an entry for each choice, with its line in the log and its transform, in the order of application. A
+plug-in adds its own with ``TRANSFORMS.register(lambda cfg: Step("+ mine", Mine()), name="mine")``; it is applied to the
+PIL image, after all others.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from PIL import Image
+from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
 
 from dassl_lite.data.transforms.augmentations import (
     ENLARGEMENT,
@@ -28,54 +30,60 @@ from dassl_lite.data.transforms.augmentations import (
     SVHNPolicy,
 )
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+Transform = Callable[[Image.Image], Tensor]
+
+INTERPOLATION_MODES = {mode: InterpolationMode(mode) for mode in ("bilinear", "bicubic", "nearest")}
+DEFAULT_CHOICES = ("random_resized_crop", "random_flip", "normalize")  # the field's protocol for CLIP
 
 
 class Step(NamedTuple):
-    """One transform and its line in the log."""
+    """A transform of PIL images or of tensors, and its line in the log."""
 
     line: str
-    transform: Callable[[Any], Any]
+    transform: Callable[[Image.Image], Image.Image | Tensor] | Callable[[Tensor], Tensor]
 
 
-TRANSFORMS = Registry("transform")  # name -> function from cfg to Step, in the order in which they are applied
+TRANSFORMS = Registry("transform")  # name -> function from cfg to Step, in the order of application
 
 
-def interpolation(cfg: Any) -> InterpolationMode:
-    """The config's interpolation as torchvision names it."""
+def interpolation(cfg: CfgNode) -> InterpolationMode:
+    """The config's interpolation as a constant of torchvision's."""
     return InterpolationMode(cfg.INPUT.INTERPOLATION)
 
 
-def _choice(make: Callable[[Any], Step]) -> Callable[[Any], Step]:
+def _choice(make: Callable[[CfgNode], Step]) -> Callable[[CfgNode], Step]:
     """Register a function under its name without the leading underscore."""
     return TRANSFORMS.register(make, name=make.__name__.lstrip("_"))
 
 
 @_choice
-def _random_translation(cfg: Any) -> Step:
-    """Enlarge by an eighth with probability 0.5, and crop at random."""
+def _random_translation(cfg: CfgNode) -> Step:
+    """With probability 0.5, enlarge by an eighth and crop at random."""
     return Step("+ random translation", Random2DTranslation(*cfg.INPUT.SIZE))
 
 
 @_choice
-def _random_crop(cfg: Any) -> Step:
+def _random_crop(cfg: CfgNode) -> Step:
     """Pad by CROP_PADDING pixels and crop at random."""
     padding = cfg.INPUT.CROP_PADDING
     return Step(f"+ random crop (padding = {padding})", T.RandomCrop(tuple(cfg.INPUT.SIZE), padding=padding))
 
 
 @_choice
-def _random_resized_crop(cfg: Any) -> Step:
-    """Crop a random part with an area in RRCROP_SCALE, and resize it."""
+def _random_resized_crop(cfg: CfgNode) -> Step:
+    """Crop a random fraction of the area, in RRCROP_SCALE, and resize it."""
     size, scale = tuple(cfg.INPUT.SIZE), tuple(cfg.INPUT.RRCROP_SCALE)
     crop = T.RandomResizedCrop(size, scale=scale, interpolation=interpolation(cfg))
     return Step(f"+ random resized crop (size={size}, scale={scale})", crop)
 
 
 @_choice
-def _center_crop(cfg: Any) -> Step:
+def _center_crop(cfg: CfgNode) -> Step:
     """Enlarge by an eighth and crop the centre."""
     size = tuple(cfg.INPUT.SIZE)
     larger = tuple(int(side * ENLARGEMENT) for side in size)
@@ -84,52 +92,52 @@ def _center_crop(cfg: Any) -> Step:
 
 
 @_choice
-def _random_flip(cfg: Any) -> Step:
+def _random_flip(cfg: CfgNode) -> Step:
     """Flip horizontally with probability 0.5."""
     return Step("+ random flip", T.RandomHorizontalFlip())
 
 
 @_choice
-def _imagenet_policy(cfg: Any) -> Step:
+def _imagenet_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for ImageNet."""
     return Step("+ imagenet policy", ImageNetPolicy())
 
 
 @_choice
-def _cifar10_policy(cfg: Any) -> Step:
+def _cifar10_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for CIFAR-10."""
     return Step("+ cifar10 policy", CIFAR10Policy())
 
 
 @_choice
-def _svhn_policy(cfg: Any) -> Step:
+def _svhn_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for SVHN."""
     return Step("+ svhn policy", SVHNPolicy())
 
 
 @_choice
-def _randaugment(cfg: Any) -> Step:
+def _randaugment(cfg: CfgNode) -> Step:
     """RANDAUGMENT_N random operations of magnitude RANDAUGMENT_M."""
     n, m = cfg.INPUT.RANDAUGMENT_N, cfg.INPUT.RANDAUGMENT_M
     return Step(f"+ randaugment (n={n}, m={m})", RandAugment(n, m))
 
 
 @_choice
-def _randaugment_fixmatch(cfg: Any) -> Step:
+def _randaugment_fixmatch(cfg: CfgNode) -> Step:
     """RANDAUGMENT_N operations of FixMatch's list."""
     n = cfg.INPUT.RANDAUGMENT_N
     return Step(f"+ randaugment_fixmatch (n={n})", RandAugmentFixMatch(n))
 
 
 @_choice
-def _randaugment2(cfg: Any) -> Step:
+def _randaugment2(cfg: CfgNode) -> Step:
     """RANDAUGMENT_N operations, each with a random probability and magnitude."""
     n = cfg.INPUT.RANDAUGMENT_N
     return Step(f"+ randaugment2 (n={n})", RandAugment2(n))
 
 
 @_choice
-def _colorjitter(cfg: Any) -> Step:
+def _colorjitter(cfg: CfgNode) -> Step:
     """Change brightness, contrast, saturation and hue (COLORJITTER_*)."""
     values = {
         "brightness": cfg.INPUT.COLORJITTER_B,
@@ -142,48 +150,48 @@ def _colorjitter(cfg: Any) -> Step:
 
 
 @_choice
-def _randomgrayscale(cfg: Any) -> Step:
+def _randomgrayscale(cfg: CfgNode) -> Step:
     """Turn grey with probability RGS_P."""
     return Step("+ random gray scale", T.RandomGrayscale(p=cfg.INPUT.RGS_P))
 
 
 @_choice
-def _gaussian_blur(cfg: Any) -> Step:
+def _gaussian_blur(cfg: CfgNode) -> Step:
     """Blur with probability GB_P and kernel size GB_K."""
     kernel = cfg.INPUT.GB_K
     blur = T.RandomApply([T.GaussianBlur(kernel)], p=cfg.INPUT.GB_P)
     return Step(f"+ gaussian blur (kernel={kernel})", blur)
 
 
-def to_tensor(cfg: Any) -> Step:
-    """The step between those on images and those on tensors."""
+def to_tensor(cfg: CfgNode) -> Step:
+    """The step between the transforms of images and those of tensors."""
     return Step("+ to torch tensor of range [0, 1]", T.ToTensor())
 
 
 @_choice
-def _cutout(cfg: Any) -> Step:
-    """Cut CUTOUT_N squares of side CUTOUT_LEN out."""
+def _cutout(cfg: CfgNode) -> Step:
+    """Set CUTOUT_N squares of side CUTOUT_LEN to zero."""
     n, length = cfg.INPUT.CUTOUT_N, cfg.INPUT.CUTOUT_LEN
     return Step(f"+ cutout (n_holes={n}, length={length})", Cutout(n, length))
 
 
 @_choice
-def _normalize(cfg: Any) -> Step:
+def _normalize(cfg: CfgNode) -> Step:
     """Subtract PIXEL_MEAN and divide by PIXEL_STD."""
     mean, std = list(cfg.INPUT.PIXEL_MEAN), list(cfg.INPUT.PIXEL_STD)
     return Step(f"+ normalization (mean={mean}, std={std})", T.Normalize(mean, std))
 
 
 @_choice
-def _gaussian_noise(cfg: Any) -> Step:
-    """Add noise of mean GN_MEAN and deviation GN_STD."""
+def _gaussian_noise(cfg: CfgNode) -> Step:
+    """Add Gaussian noise with mean GN_MEAN and standard deviation GN_STD."""
     mean, std = cfg.INPUT.GN_MEAN, cfg.INPUT.GN_STD
     return Step(f"+ gaussian noise (mean={mean}, std={std})", GaussianNoise(mean, std))
 
 
 @_choice
-def _instance_norm(cfg: Any) -> Step:
-    """Normalise each channel by its own mean and deviation."""
+def _instance_norm(cfg: CfgNode) -> Step:
+    """Normalise each channel by its own mean and standard deviation."""
     return Step("+ instance normalization", InstanceNormalization())
 
 
@@ -191,21 +199,18 @@ ON_TENSORS = ("cutout", "normalize", "gaussian_noise", "instance_norm")
 AVAI_CHOICES = TRANSFORMS.registered_names()  # Dassl's name for the list
 
 
-INTERPOLATION_MODES = {mode: InterpolationMode(mode) for mode in ("bilinear", "bicubic", "nearest")}
-DEFAULT_CHOICES = ("random_resized_crop", "random_flip", "normalize")  # the field's protocol for CLIP
+def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
+    """Build a transform from a PIL image to a tensor (3, H, W), or None if ``INPUT.NO_TRANSFORM`` is True.
 
-
-def build_transform(cfg: Any, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
-    """A transform from a PIL image to a tensor (3, H, W); None if ``INPUT.NO_TRANSFORM``.
-
-    For training the ``choices`` are applied in the order of Dassl's list, whatever theirs. For testing: resize
-    to the larger of the two sides, centre crop, and of the choices ``normalize`` and ``instance_norm``.
+    In training, the ``choices`` are applied in the order of Dassl's list. In testing, the smaller side is resized to
+    the larger of the two target sides and the centre is cropped; of the choices, only ``normalize`` and
+    ``instance_norm`` are applied.
 
     Args:
-        choices: names; by default ``INPUT.TRANSFORMS``, and if that is empty the protocol's.
+        choices: names in ``TRANSFORMS``; by default ``INPUT.TRANSFORMS``, or the protocol's if that is empty.
 
     Raises:
-        UserError: a choice, size, interpolation or statistic that cannot be.
+        UserError: a choice is unknown, or ``INPUT`` has an invalid size, interpolation, mean or standard deviation.
     """
     if cfg.INPUT.NO_TRANSFORM:
         logger.info("Note: no transform is applied!")
@@ -216,17 +221,17 @@ def build_transform(cfg: Any, is_train: bool = True, choices: Sequence[str] | No
         if choice not in TRANSFORMS:
             raise unknown("transform", choice, TRANSFORMS.registered_names(), "See INPUT.TRANSFORMS.")
     _check_input(cfg, choices)
-    logger.info("Building transform_%s", "train" if is_train else "test")
+    logger.info(f"Building transform_{'train' if is_train else 'test'}")
     steps = list(_train_steps(cfg, choices) if is_train else _test_steps(cfg, choices))
     for step in steps:
-        logger.info("%s", step.line)
+        logger.info(step.line)
     return T.Compose([step.transform for step in steps])
 
 
-def _train_steps(cfg: Any, choices: Sequence[str]) -> Iterable[Step]:
+def _train_steps(cfg: CfgNode, choices: Sequence[str]) -> Iterable[Step]:
     height, width = cfg.INPUT.SIZE
     if "random_crop" not in choices and "random_resized_crop" not in choices:
-        # Nothing else makes the size right.
+        # No other choice gives the target size.
         resize = T.Resize((height, width), interpolation=interpolation(cfg))
         yield Step(f"+ resize to {height}x{width}", resize)
     chosen = [name for name in TRANSFORMS if name in choices]
@@ -235,7 +240,7 @@ def _train_steps(cfg: Any, choices: Sequence[str]) -> Iterable[Step]:
     yield from (TRANSFORMS.get(name)(cfg) for name in chosen if name in ON_TENSORS)
 
 
-def _test_steps(cfg: Any, choices: Sequence[str]) -> Iterable[Step]:
+def _test_steps(cfg: CfgNode, choices: Sequence[str]) -> Iterable[Step]:
     height, width = cfg.INPUT.SIZE
     side = max(height, width)
     yield Step(f"+ resize the smaller edge to {side}", T.Resize(side, interpolation=interpolation(cfg)))
@@ -244,7 +249,7 @@ def _test_steps(cfg: Any, choices: Sequence[str]) -> Iterable[Step]:
     yield from (TRANSFORMS.get(name)(cfg) for name in ("normalize", "instance_norm") if name in choices)
 
 
-def _check_input(cfg: Any, choices: Sequence[str]) -> None:
+def _check_input(cfg: CfgNode, choices: Sequence[str]) -> None:
     node = cfg.INPUT
     if len(node.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in node.SIZE):
         raise UserError(f"INPUT.SIZE {tuple(node.SIZE)} should be (height, width) in pixels, such as (224, 224)")
@@ -252,6 +257,6 @@ def _check_input(cfg: Any, choices: Sequence[str]) -> None:
         raise unknown("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES)
     if "normalize" in choices and not (len(node.PIXEL_MEAN) == len(node.PIXEL_STD) == 3 and all(node.PIXEL_STD)):
         raise UserError(
-            "INPUT.PIXEL_MEAN and INPUT.PIXEL_STD should have three numbers, for red, green and blue, and no deviation "
-            f"of 0; they are {list(node.PIXEL_MEAN)} and {list(node.PIXEL_STD)}"
+            "INPUT.PIXEL_MEAN and INPUT.PIXEL_STD should have three numbers, for red, green and blue, and no standard "
+            f"deviation of 0; they are {list(node.PIXEL_MEAN)} and {list(node.PIXEL_STD)}"
         )

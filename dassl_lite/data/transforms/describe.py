@@ -1,4 +1,4 @@
-"""What a cache of features must know of a transform: whether it draws at random, and a text that identifies it."""
+"""What the feature cache must know about a transform: whether it is random, and a text that identifies it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dassl_lite.data.transforms.augmentations import (
     SVHNPolicy,
 )
 
-# Descriptions name feature caches on disk, so a class that has moved keeps the module in which it began.
+# Descriptions are part of the keys of feature caches on disk, so a class that has moved keeps its first module's name.
 _FIRST_MODULE: dict[type, str] = {
     **dict.fromkeys((Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation), "custom"),
     **dict.fromkeys((RandAugment, RandAugment2, RandAugmentFixMatch), "randaugment"),
     **dict.fromkeys((CIFAR10Policy, ImageNetPolicy, SVHNPolicy), "autoaugment"),
 }
 
-# Those that give the same result for the same image; every other is taken to draw at random.
+# These give the same result for the same image; all others count as random.
 _DETERMINISTIC: tuple[type, ...] = (
     InstanceNormalization,
     *(T.Resize, T.CenterCrop, T.ToTensor, T.PILToTensor, T.ConvertImageDtype, T.Normalize, T.Grayscale, T.Pad),
@@ -40,11 +40,10 @@ _DETERMINISTIC: tuple[type, ...] = (
 )
 
 
-def is_random(transform: Any) -> bool:
-    """Whether two calls on one image may differ.
+def is_random(transform: object) -> bool:
+    """Whether two calls with the same image may give different results.
 
-    What cannot be known is taken to be random: a transform of one's own says otherwise by an attribute
-    ``deterministic = True``.
+    An unknown transform counts as random, unless it has the attribute ``deterministic = True``.
     """
     parts = _parts(transform)
     if parts is not None:
@@ -52,10 +51,11 @@ def is_random(transform: Any) -> bool:
     return not (isinstance(transform, _DETERMINISTIC) or getattr(transform, "deterministic", False))
 
 
-def describe(transform: Any) -> str:
-    """A text that is the same for the same transform, in every process, and another for another.
+def describe(transform: object) -> str:
+    """A text that identifies a transform, the same in every process.
 
-    Built of class names and settings; a function adds its code, since its name says nothing of what it does.
+    It consists of class names and settings. Functions add a digest of their code, because a name does not identify
+    them.
     """
     parts = _parts(transform)
     if parts is not None:
@@ -63,16 +63,16 @@ def describe(transform: Any) -> str:
     return _describe_value(transform)
 
 
-def _parts(transform: Any) -> Iterable[Any] | None:
-    """The transforms that are applied one after the other, if this is a chain of them."""
+def _parts(transform: object) -> Iterable[object] | None:
+    """The transforms in a sequence of transforms; None for a single one."""
     if isinstance(transform, (T.Compose, v2.Compose)):
-        return transform.transforms
+        return list(transform.transforms)
     if isinstance(transform, (list, tuple)) and all(map(callable, transform)):
         return transform
     return None
 
 
-def _describe_value(value: Any) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, (FunctionType, MethodType, functools.partial)):
         return _describe_function(value)
     if isinstance(value, torch.Tensor):
@@ -81,22 +81,22 @@ def _describe_value(value: Any) -> str:
         return f"[{', '.join(map(_describe_value, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key!r}: {_describe_value(value[key])}' for key in sorted(value, key=str))}}}"
-    if isinstance(value, (set, frozenset)):  # their own order differs from process to process
+    if isinstance(value, (set, frozenset)):  # the order of a set differs between processes
         return f"{{{', '.join(sorted(map(_describe_value, value)))}}}"
-    if isinstance(value, type) or not hasattr(value, "__dict__") or _plain(value):
+    if isinstance(value, type) or not hasattr(value, "__dict__") or _has_stable_repr(value):
         return _name(value) if isinstance(value, type) else repr(value)
-    # torchvision's own texts round their numbers, and those of other classes may hold an address.
+    # torchvision's reprs round numbers, and those of other classes may contain an address.
     settings = {key: item for key, item in vars(value).items() if key not in _BOOKKEEPING}
     settings |= {f"modules.{key}": item for key, item in getattr(value, "_modules", {}).items()}
     listed = ", ".join(f"{key}={_describe_value(settings[key])}" for key in sorted(settings))
     return f"{_name(type(value))}({listed})"
 
 
-_BOOKKEEPING = frozenset(vars(torch.nn.Module()))  # hooks and the like, none of them a setting
+_BOOKKEEPING = frozenset(vars(torch.nn.Module()))  # hooks and the like, not settings
 
 
-def _plain(value: Any) -> bool:
-    """Enumerations and dtypes and such, whose text is stable."""
+def _has_stable_repr(value: object) -> bool:
+    """True for enumerations, dtypes and the like."""
     return (
         type(value).__repr__ is not object.__repr__ and not isinstance(value, torch.nn.Module) and not callable(value)
     )
@@ -116,12 +116,12 @@ def _describe_function(function: Callable[..., Any]) -> str:
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:
-    """What a function does, without where it stands: instructions, constants (code of inner functions too), names."""
+    """What a function does, without its location: instructions, constants (with the code of inner functions), names."""
     constants = tuple(_code(item) if isinstance(item, CodeType) else _describe_value(item) for item in code.co_consts)
     return code.co_code, constants, code.co_names
 
 
-def _name(thing: Any) -> str:
-    first = _FIRST_MODULE.get(thing)
+def _name(thing: type | FunctionType) -> str:
+    first = _FIRST_MODULE.get(thing) if isinstance(thing, type) else None
     module = f"dassl_lite.data.transforms.{first}" if first else thing.__module__
     return f"{module}.{thing.__qualname__}"

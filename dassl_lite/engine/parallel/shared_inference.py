@@ -54,7 +54,7 @@ def _share(loader: Iterable[dict[str, Any]], processes: ProcessGroup) -> Iterabl
     if not isinstance(loader, ImageLoader) or loader.batch_sampler is None:
         return islice(loader, processes.rank, None, processes.size)
     mine = loader.with_batches(_EveryNth(loader.batch_sampler, processes))
-    mine.keeps_places, mine.skipped = True, loader.skipped
+    mine.keep_empty_batches, mine.skipped = True, loader.skipped
     return mine
 
 
