@@ -24,7 +24,7 @@ def test_an_image_changed_while_it_is_read_gives_no_row(tmp_path: Path) -> None:
     real = os.stat(paths[1])
     run = store(tmp_path / "cache", transform=meddling)
     # The dataset is decoded in order: the first image's transform changes the second file after its key was taken.
-    with pytest.raises(UserError, match=r"001\.png was changed while it was read"):
+    with pytest.raises(UserError, match=r"001\.png changed while it was being read"):
         run.fetch(paths, CountingEncoder())
     os.utime(paths[1], ns=(real.st_atime_ns, real.st_mtime_ns))
     encoder = CountingEncoder()
@@ -55,7 +55,7 @@ def test_a_corrupt_or_missing_image_can_be_left_out(tmp_path: Path, caplog: pyte
         assert torch.equal(features.tensor[:, 1], torch.zeros(1, WIDTH))
         assert torch.equal(features.tensor[:, [0, 2, 3]], expected([paths[0], *paths[2:4]]))
         assert len(caplog.records) == 1
-        assert "2 images could not be read" in caplog.text
+        assert "Skipped 2 images that could not be read" in caplog.text
         assert "001.png" in caplog.text
         assert "none.png" in caplog.text
     with pytest.raises(UserError, match=r"none\.png"):

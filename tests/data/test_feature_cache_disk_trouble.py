@@ -45,7 +45,7 @@ def test_a_write_that_fails_amid_an_extraction_costs_nothing_but_the_cache(
     (told,) = warnings(caplog)
     assert str(run.folder) in told
     assert os.strerror(code) in told
-    assert ("make room" in told) == (code == errno.ENOSPC)
+    assert ("free disk space" in told) == (code == errno.ENOSPC)
     assert "DATASET.FEATURES.DIR" in told
     # The next run finds what was committed before and a disk that works.
     encoder = CountingEncoder()
@@ -70,7 +70,7 @@ def test_a_real_limit_on_the_size_of_files_is_survived(tmp_path: Path, caplog: p
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.equal(features, store(None).fetch(paths, wide, batch_size=4).tensor)
     (told,) = warnings(caplog)
-    assert "make room" in told
+    assert "free disk space" in told
     counted = CountingEncoder()
     with pytest.raises(ValueError, match="width"):  # the first 24 are there, so the toy encoder's width is wrong
         store(tmp_path / "cache").fetch(paths, counted)
@@ -111,7 +111,7 @@ def test_a_read_only_cache_is_read_and_the_rest_stays_in_memory(
     assert encoder.seen == [3, 4]
     (told,) = warnings(caplog)
     assert "Read-only file system" in told
-    assert "make it writable" in told
+    assert "make the folder writable" in told
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

@@ -65,7 +65,7 @@ def test_kept_files_are_taken_for_classes_or_shots_for_new_images(root: Path, ca
         again = load(root, NUM_SHOTS=2)
     assert sizes(again) == (6, 6, 9)
     assert again.train_x == first.train_x
-    assert "left out" not in caplog.text
+    assert "Ignored" not in caplog.text
     assert "Skipped" not in caplog.text
 
 

@@ -1,9 +1,8 @@
-"""From image files to features: decode each image into its views, encode them, and do both at the same time.
+"""From image files to features: decoding images into augmented views and encoding them, both at the same time.
 
-Each view is drawn from a random stream of its own. View v of an image depends on the seed, the image's name (its folder
-and file name) and v: not on the order of the images, the batch, the number of workers, or where the dataset lies. And
-the run's own random streams are left as they were, so a run goes the same way whether its features were in the cache or
-not.
+Each view has its own random stream. View v of an image depends on the seed, the image's name (its folder and file name)
+and v, but not on the order of the images, the batch, the number of workers or the location of the dataset. The run's
+random streams are restored afterwards, so a run gives the same result whether or not its features were in the cache.
 
 Shapes: b images of a batch, V views, B = b * V encoder inputs, H x W pixels, D feature width.
 """
@@ -34,13 +33,13 @@ from dassl_lite.utils.errors import UserError
 Transform = Callable[[Image.Image], Tensor]
 Encoder = Callable[[Tensor], Tensor]
 
-_PROBED = 4  # images decoded to see how long it takes
-_FORK_PAYS_SECONDS = 3.0  # decoding that must be ahead before worker processes are worth starting
-_SPAWN_PAYS_SECONDS = 30.0  # each imports torch anew
+_PROBED = 4  # images decoded to measure the time that it takes
+_FORK_PAYS_SECONDS = 3.0  # decoding time from which worker processes are worth starting
+_SPAWN_PAYS_SECONDS = 30.0  # the same if each has to import torch
 
 
 class Decoded(NamedTuple):
-    """An image's views, V tensors (3, H, W); or, where it could not be read, none and the reason."""
+    """The views of an image, V tensors (3, H, W); or none and the reason, if it could not be read."""
 
     number: int
     views: list[Tensor]
@@ -48,14 +47,14 @@ class Decoded(NamedTuple):
 
 
 def view_seed(seed: int, name: str, view: int) -> int:
-    """The seed (64 bits) of one view of one image."""
+    """The seed (64 bits) of a view of an image."""
     text = f"{seed}\0{name}\0{view}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 @contextlib.contextmanager
 def random_streams_kept() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's (CPU) random streams back at the end; only these are seeded here."""
+    """Restore Python's, NumPy's and torch's random streams (on the CPU) at the end; views use no others."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -70,9 +69,9 @@ class ViewDataset(Dataset[Decoded]):
 
     Args:
         images: the files.
-        transform: PIL image -> float tensor (3, H, W); may be random.
-        views: V, how often the transform is applied to each image.
-        seed: chooses the views.
+        transform: from a PIL image to a float tensor (3, H, W); may be random.
+        views: V, the number of times that the transform is applied to each image.
+        seed: seed of the views.
     """
 
     def __init__(self, images: Sequence[ImageFile], transform: Transform, views: int, seed: int) -> None:
@@ -88,7 +87,7 @@ class ViewDataset(Dataset[Decoded]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Decoded]:
-        """A batch at once (DataLoader asks so), because keeping the random streams costs as much as a small image."""
+        """A batch (DataLoader calls this): restoring the random streams takes as long as decoding a small image."""
         with random_streams_kept():
             return [self._decode(number) for number in numbers]
 
@@ -99,7 +98,7 @@ class ViewDataset(Dataset[Decoded]):
         except UserError as error:
             return Decoded(number, [], str(error))
         if _changed(file):
-            return Decoded(number, [], f"the image {file.path} was changed while it was read")
+            return Decoded(number, [], f"the image {file.path} changed while it was being read")
         return Decoded(number, [self._view(image, file.name, view) for view in range(self.views)])
 
     def _view(self, image: Image.Image, name: str, view: int) -> Tensor:
@@ -109,7 +108,7 @@ class ViewDataset(Dataset[Decoded]):
         torch.default_generator.manual_seed(seed)
         tensor = self.transform(image)
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"the transform must give a tensor, not {type(tensor).__name__}: is ToTensor missing?")
+            raise TypeError(f"the transform must return a tensor, not {type(tensor).__name__}; is ToTensor missing?")
         return tensor
 
 
@@ -121,15 +120,15 @@ def _changed(file: ImageFile) -> bool:
 
 
 class DecodedBatch(NamedTuple):
-    """Encoder inputs (B, 3, H, W) of the images with these numbers, and the reasons why others are missing."""
+    """Encoder inputs (B, 3, H, W) of the images with these numbers, and the errors of those that could not be read."""
 
     numbers: list[int]
-    inputs: Tensor | None  # None where no image could be read
+    inputs: Tensor | None  # None if no image could be read
     errors: list[tuple[int, str]]
 
 
 class Extracted(NamedTuple):
-    """Features (b, V, D) on the CPU of the images with these numbers, and why others of the batch are missing."""
+    """Features (b, V, D) on the CPU of the images with these numbers, and the errors of the others in the batch."""
 
     numbers: list[int]
     features: Tensor | None
@@ -147,10 +146,10 @@ def extract(
     """Encode every image of ``dataset``, in order.
 
     Args:
-        share: of the batches, where other processes encode the rest.
-        encode: inputs (B, 3, H, W) on ``device`` -> features (B, D), no gradient.
+        encode: from inputs (B, 3, H, W) on ``device`` to features (B, D), without gradients.
         batch_size: encoder inputs at a time; an image counts V times.
-        num_workers: at most so many processes decode; none are started where that would take longer.
+        num_workers: maximum number of decoding processes; none are started if that would take longer than decoding.
+        share: the batches to encode, if other processes encode the rest.
     """
     per_batch = max(1, batch_size // dataset.views)
     numbers = list(range(len(dataset)))
@@ -163,17 +162,17 @@ def extract(
         num_workers=_workers(dataset, num_workers, len(batches)),
         pin_memory=on_gpu,
         worker_init_fn=drop_inherited_locks,
-        generator=torch.Generator(),  # or it would draw from the run's random stream
+        generator=torch.Generator(),  # by default it would draw from the run's random stream
     )
-    waiting: tuple[DecodedBatch, Tensor | None] | None = None
+    previous: tuple[DecodedBatch, Tensor | None] | None = None
     for batch in loader:
-        # A GPU returns at once: it computes this batch while the previous one is kept and the next one is decoded.
-        running = batch._replace(inputs=None), _encode(batch.inputs, encode, device, batch_size)
-        if waiting is not None:
-            yield _finish(dataset.views, *waiting)
-        waiting = running
-    if waiting is not None:
-        yield _finish(dataset.views, *waiting)
+        # Calls on a GPU are asynchronous: it encodes this batch while the previous one is stored and the next decoded.
+        current = batch._replace(inputs=None), _encode(batch.inputs, encode, device, batch_size)
+        if previous is not None:
+            yield _to_cpu(dataset.views, *previous)
+        previous = current
+    if previous is not None:
+        yield _to_cpu(dataset.views, *previous)
 
 
 def _collate(decoded: Sequence[Decoded]) -> DecodedBatch:
@@ -187,25 +186,25 @@ def _collate(decoded: Sequence[Decoded]) -> DecodedBatch:
 
 @torch.no_grad()
 def _encode(inputs: Tensor | None, encode: Encoder, device: torch.device | str, batch_size: int) -> Tensor | None:
-    """Features (B, D), or None where there is nothing to encode."""
+    """Features (B, D), or None if there is nothing to encode."""
     if inputs is None:
         return None
     parts = [encode(part.to(device, non_blocking=True)) for part in inputs.split(batch_size)]
     features = parts[0] if len(parts) == 1 else torch.cat(parts)
     if features.ndim != 2 or len(features) != len(inputs):
-        raise ValueError(f"the encoder must give (B, D), not {tuple(features.shape)} for {len(inputs)} inputs")
+        raise ValueError(f"the encoder must return (B, D), not {tuple(features.shape)} for {len(inputs)} inputs")
     return features
 
 
-def _finish(views: int, batch: DecodedBatch, features: Tensor | None) -> Extracted:
+def _to_cpu(views: int, batch: DecodedBatch, features: Tensor | None) -> Extracted:
     rows = None if features is None else features.cpu().unflatten(0, (-1, views))
     return Extracted(batch.numbers, rows, batch.errors)
 
 
 def _workers(dataset: ViewDataset, wanted: int, batches: int) -> int:
-    """How many processes to start: none where decoding everything here takes less than starting them."""
+    """Number of processes to start: none if decoding everything here takes less time than starting them."""
     count = min(wanted, batches, _usable_cores())
-    if count <= 0 or multiprocessing.current_process().daemon:  # a daemon may have no children
+    if count <= 0 or multiprocessing.current_process().daemon:  # a daemon may not have children
         return 0
     forks = multiprocessing.get_start_method() == "fork"
     if not forks and not _can_pickle(dataset.transform):
@@ -225,7 +224,7 @@ def _usable_cores() -> int:
 
 
 def _can_pickle(transform: object) -> bool:
-    """Whether a started (not forked) process can be handed the transform; a local function or lambda can't."""
+    """Whether the transform can be passed to a spawned process; local functions and lambdas cannot."""
     try:
         pickle.dumps(transform)
     except (pickle.PicklingError, AttributeError, TypeError):

@@ -1,31 +1,42 @@
-"""Batches of cached features: slices of one tensor, in the order in which a DataLoader would give the images."""
+"""Batches of cached features: slices of one tensor, in the order in which a DataLoader would give the images.
+
+Shapes: N images, V views, B images of a batch, D feature width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.feature_cache import Features
+from dassl_lite.data.feature_cache.store import Features
 from dassl_lite.data.samplers import SeededSampler
 
 
 class FeatureLoader:
-    """Stands in for an image loader where the image encoder is frozen.
+    """Replaces an image loader if the image encoder is frozen.
 
-    The order of a run's batches is that of ``loader``, whose sampler draws from the same random stream in the same
-    way, so a run on features and one on (unaugmented) images see the same batches.
+    It uses the sampler of ``loader``, which draws the same random numbers in the same order, so a run on features sees
+    the same batches as one on (unaugmented) images.
 
     Args:
-        loader: the image loader; gives sampler, batch size and ``drop_last``, never an image.
-        items: its N images' Datums.
-        fetch: gives the features, called at first use: ``tensor`` (V, N, D) and ``kept`` (N,).
-        device: where batches are wanted; the whole tensor is moved there once.
-        epoch: tells the current epoch, which selects the view: epoch mod V.
+        loader: the image loader, for its sampler, batch size and ``drop_last``; no image is read.
+        items: the Datums of its N images.
+        fetch: returns the features, ``tensor`` (V, N, D) and ``kept`` (N,); called on first use.
+        device: device of the batches; all features are moved there once.
+        epoch: returns the current epoch, which selects the view: epoch mod V.
+
+    Attributes:
+        kept: bool (N,), False for unreadable images that were skipped; set on first use, like ``labels``.
+        labels, domains: int64 (N,), on ``device``.
     """
+
+    kept: Tensor
+    labels: Tensor
+    domains: Tensor
 
     def __init__(
         self,
@@ -38,16 +49,16 @@ class FeatureLoader:
         self.items, self.device = items, device
         self.dataset, self.batch_size = loader.dataset, loader.batch_size
         sampler = loader.sampler
-        if isinstance(sampler, SeededSampler):  # no worker reads an image here, so none needs a seed
+        if isinstance(sampler, SeededSampler):  # seeds are for the workers that read images
             sampler = sampler.sampler
         self._batches = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
         self._fetch = fetch
-        self._views: torch.Tensor | None = None
+        self._views: Tensor | None = None
         self._epoch = epoch
 
     @property
-    def views(self) -> torch.Tensor:
-        """All features, (V, N, D), on the device."""
+    def views(self) -> Tensor:
+        """All features (V, N, D) on ``device``."""
         if self._views is None:
             features = self._fetch()
             self.kept = features.kept
@@ -59,13 +70,13 @@ class FeatureLoader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,)."""
         view = self.views[self._epoch() % len(self.views)]
-        torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws its workers' base seed here
+        torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws the base seed of its workers here
         for indices in self._batches:
             index = torch.tensor(indices)
-            index = index[self.kept[index]].to(self.device)  # corrupt images that were passed over have no feature
+            index = index[self.kept[index]].to(self.device)  # skipped images have no features
             if len(index):
                 yield {
                     "feature": view[index],

@@ -1,19 +1,20 @@
-"""One writer per store: a lock that the operating system drops by itself when its holder dies."""
+"""One writer per store: a file lock that the operating system releases when its holder dies."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dassl_lite.utils.logger import get_logger
+
 if sys.platform != "win32":
     import fcntl
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _held: set[int] = set()
@@ -21,10 +22,10 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, after waiting for the process (or thread) that has it.
+    """Hold a lock on the file ``path``, after waiting for the process (or thread) that holds it.
 
     Raises:
-        OSError: the file cannot be made (read-only or full disk) or the file system knows no locks.
+        OSError: the file cannot be created (read-only or full disk), or the file system has no locks.
     """
     descriptor = _lock_by_creation(path) if sys.platform == "win32" else _lock_by_flock(path)
     _held.add(descriptor)
@@ -34,15 +35,18 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(descriptor)
-        os.close(descriptor)  # drops the lock
+        os.close(descriptor)  # releases the lock
         if sys.platform == "win32":
             path.unlink(missing_ok=True)
 
 
 def drop_inherited_locks(worker_id: int = 0) -> None:
-    """Close the locks that a forked worker inherited.
+    """Close the locks that a forked worker has inherited.
 
-    A lock lasts until its last copy is closed, so workers that outlive a killed parent would keep it.
+    A lock is held until its last copy is closed, so workers that outlive a killed parent would keep it.
+
+    Args:
+        worker_id: not used; DataLoader passes it to a ``worker_init_fn``.
     """
     while _held:
         os.close(_held.pop())
@@ -63,11 +67,11 @@ def _lock_by_flock(path: Path) -> int:
 
 
 def _lock_by_creation(path: Path) -> int:
-    """Where there is no flock: whoever creates the file has the lock.
+    """Lock without flock: the process that creates the file holds the lock.
 
-    Windows does not delete a file that somebody has open, so a file that can be deleted was left by a dead process.
+    Windows refuses to delete an open file, so a file that can be deleted was left behind by a dead process.
     """
-    told = False
+    logged = False
     while True:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -75,9 +79,9 @@ def _lock_by_creation(path: Path) -> int:
             with contextlib.suppress(OSError):
                 path.unlink()
                 continue
-        if not told:
+        if not logged:
             _log_waiting(path)
-            told = True
+            logged = True
         time.sleep(_POLL_SECONDS)
 
 

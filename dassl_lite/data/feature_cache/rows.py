@@ -1,15 +1,14 @@
-"""A store's rows wherever they are: on disk, or in memory when the disk takes no more.
+"""The rows of a store, on disk or, if the disk cannot be written to, in memory.
 
-A cache that cannot be written costs time, never a run: the first failed write gives one warning, and from then on this
-run keeps its new rows in memory. What was committed before stays readable.
+A cache that cannot be written to costs time but never a run: the first failed write logs one warning, and from then on
+this run keeps its new rows in memory. Rows committed before stay readable.
 
-Letters: N images, V views, D feature width.
+Shapes: N images, V views, D feature width.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from dassl_lite.data.feature_cache.shards import ImageFile, Layout, ShardStore
 from dassl_lite.utils.errors import NO_ROOM
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
@@ -30,9 +30,9 @@ class Rows:
     """Rows by image, added within ``writing()`` and committed every few seconds.
 
     Args:
-        disk: where they are kept; None keeps them in memory only.
-        commit_seconds: how much work a killed process may lose.
-        writes: False leaves writing to another process: new rows stay in memory.
+        disk: where rows are kept; None keeps them in memory only.
+        commit_seconds: how much work a killed process may lose, in seconds.
+        writes: False leaves writing to another process and keeps new rows in memory.
     """
 
     def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool = True) -> None:
@@ -43,35 +43,35 @@ class Rows:
         self._blocks: list[np.ndarray] = []
         self._layout: Layout | None = None
         self._pending: list[tuple[Sequence[ImageFile], np.ndarray]] = []
-        self._committed = 0.0  # when, on the monotonic clock
+        self._committed = 0.0  # time of the last commit, on the monotonic clock
 
     @property
     def layout(self) -> Layout | None:
-        """None until the first row is known."""
+        """The layout of the rows; None until there is one."""
         return self._layout or (self._disk.layout if self._disk else None)
 
     def __contains__(self, image: object) -> bool:
         return image in self._memory or (self._disk is not None and image in self._disk)
 
     def load(self) -> None:
-        """Take in what is on disk now."""
+        """Load the rows that are on disk now."""
         if self._disk is None:
             return
         try:
             self._disk.load()
         except OSError as error:
-            self._do_without_disk(error)
+            self._stop_using_disk(error)
             self._disk = None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Add rows in here; alone, where they go to disk. What was added is kept whatever ends the block."""
+        """Add rows within this block, as the only writer to the disk. Added rows are kept however the block ends."""
         with contextlib.ExitStack() as stack:
             if self._disk is not None and self._writable:
                 try:
                     stack.enter_context(self._disk.exclusively())
                 except OSError as error:
-                    self._do_without_disk(error)
+                    self._stop_using_disk(error)
             self._committed = time.monotonic()
             try:
                 yield
@@ -79,10 +79,10 @@ class Rows:
                 self._commit()
 
     def add(self, images: Sequence[ImageFile], features: Tensor) -> None:
-        """Keep the features (N, V, D) of ``images``; they are on disk once they are committed."""
+        """Add the features (N, V, D) of ``images``; they are written to disk at the next commit."""
         layout = Layout.of(features)
         if self.layout not in (None, layout):
-            raise ValueError(f"the encoder gave {layout}, but the other rows are {self.layout}")
+            raise ValueError(f"the encoder returned {layout}, but the other rows are {self.layout}")
         self._layout = layout
         self._pending.append((images, layout.bits(features)))
         due = time.monotonic() - self._committed >= self._commit_seconds
@@ -92,8 +92,12 @@ class Rows:
     def gather(
         self, images: Sequence[ImageFile], columns: np.ndarray, views: int, total: int
     ) -> tuple[Tensor, list[ImageFile]]:
-        """The rows of ``images`` at ``columns`` of a tensor (V, total, D), zero elsewhere; and the damaged ones."""
-        if self.layout is None:  # nobody knows D, so no image has a row
+        """Copy the rows of ``images`` to ``columns`` of a tensor.
+
+        Returns:
+            The tensor (V, total, D), zero in other columns; and the images whose rows are damaged.
+        """
+        if self.layout is None:  # no image has a row, so D is unknown
             return torch.zeros(views, total, 0), []
         out = np.zeros((self.layout.views, total, self.layout.width), self.layout.carrier)
         in_memory = np.array([image in self._memory for image in images], dtype=bool)
@@ -102,7 +106,7 @@ class Rows:
             on_disk = [image for image in images if image not in self._memory]
             damaged = self._copy_from_disk(out, on_disk, columns[~in_memory])
         where = np.array([self._memory[image] for image in images if image in self._memory], dtype=np.int64)
-        where = where.reshape(-1, 2)  # also where there is none
+        where = where.reshape(-1, 2)  # also if it is empty
         for block in np.unique(where[:, 0]):
             part = where[:, 0] == block
             out[:, columns[in_memory][part]] = self._blocks[block][where[part, 1]].transpose(1, 0, 2)
@@ -112,39 +116,39 @@ class Rows:
         assert self._disk is not None
         try:
             return self._disk.copy_into(out, images, columns)
-        except OSError as error:  # what could be looked up a moment ago cannot be read now
-            self._do_without_disk(error)
+        except OSError as error:  # a row that was found a moment ago cannot be read
+            self._stop_using_disk(error)
             self._layout, self._disk = self.layout, None
             return images
 
     def forget(self, images: Sequence[ImageFile]) -> None:
-        """Drop rows that turned out damaged on disk."""
+        """Drop rows that are damaged on disk."""
         if self._disk is not None:
             self._disk.forget(images)
 
     def _commit(self) -> None:
         if not self._pending:
             return
-        images = [image for some, _ in self._pending for image in some]
+        images = [image for batch, _ in self._pending for image in batch]
         bits = np.concatenate([bits for _, bits in self._pending])
         self._pending = []
         self._committed = time.monotonic()
-        assert self._layout is not None, "set with the first row"
+        assert self._layout is not None, "set when the first row is added"
         if self._disk is not None and self._writable:
             try:
                 self._disk.commit(images, bits, self._layout)
                 return
             except OSError as error:
-                self._do_without_disk(error)
+                self._stop_using_disk(error)
         self._memory.update({image: (len(self._blocks), row) for row, image in enumerate(images)})
         self._blocks.append(bits)
 
-    def _do_without_disk(self, error: OSError) -> None:
+    def _stop_using_disk(self, error: OSError) -> None:
         assert self._disk is not None
         self._writable = False
-        remedy = "make room there" if error.errno in NO_ROOM else "make it writable"
+        remedy = "free disk space" if error.errno in NO_ROOM else "make the folder writable"
         logger.warning(
             f"The feature cache in {self._disk.folder} cannot be used ({error.strerror or error}): this run keeps its "
-            f"features in memory and the next one extracts them again. To keep them, {remedy} or set "
+            f"features in memory and the next one will extract them again. To keep them, {remedy} or set "
             "DATASET.FEATURES.DIR to another folder."
         )

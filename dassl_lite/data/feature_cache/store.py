@@ -1,8 +1,8 @@
-"""The feature cache: image features extracted once, kept on disk, read back as one tensor.
+"""Stores of the feature cache: image features extracted once, kept on disk, read back as one tensor.
 
-A store is one folder per way of making features (backbone and its weights, transform, views, seed) and holds a row per
-image, so every shot count, split, random seed and method shares it. A row belongs to a path with a size and a time of
-last change; a file that was changed is another row.
+A store is a folder for one way of computing features (backbone and its weights, transform, views, seed). It has a row
+per image, so all shot counts, splits, random seeds and methods share it. A row belongs to a path with a size and a time
+of last modification, so a modified file has a new row.
 
 Shapes: N images, V views, B encoder inputs, H x W pixels, D feature width.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,42 +26,44 @@ from tqdm import tqdm
 from dassl_lite.data.feature_cache.extract import Encoder, Extracted, Transform, ViewDataset, extract
 from dassl_lite.data.feature_cache.rows import COMMIT_SECONDS, Rows
 from dassl_lite.data.feature_cache.shards import DAMAGED, META, ImageFile, ShardStore
+from dassl_lite.data.images import count_images
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import digest_of, read_json
+from dassl_lite.utils.files import PathLike, digest_of, read_json
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FORMAT = 1
 _ATTEMPTS = 2
-_NAMED = 10  # unreadable images in a message
+_EXAMPLES = 10  # unreadable images named in a message
 
 T = TypeVar("T")
 
 
 class ProcessGroup:
-    """A process among those of its run. The engine derives from it for torchrun.
+    """The processes of a run that work together; here a single one. The engine derives from it for torchrun.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
-    rank = 0
-    size = 1
+    rank: int = 0
+    size: int = 1
 
     def gather(self, item: T) -> list[T]:
-        """What every process gives, in the order of their ranks; all have to come here."""
+        """The items of all processes, by rank; every process has to call it."""
         return [item]
 
     @property
     def share(self) -> slice:
-        """This process's part of a list whose items are dealt out in turn."""
+        """The items of a list that this process works on: every ``size``-th one."""
         return slice(self.rank, None, self.size)
 
     def in_turn(self, own: Iterable[T]) -> Iterator[T]:
-        """The items of every process, as each has those of its ``share``: in the order that the whole had.
+        """Merge the results for the ``share`` of every process into the order of the whole list.
 
-        One item of each process is underway at a time.
+        At most one item of each process is in memory at a time.
         """
         if self.size == 1:
             yield from own
@@ -75,17 +76,26 @@ class ProcessGroup:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """How features are made: everything that they depend on but the image."""
+    """How features are computed: everything that they depend on except the image.
 
-    backbone: str  # name, for people
-    digest: str  # of weights and precision
+    Attributes:
+        backbone: name of the backbone, for people.
+        digest: digest of its weights and precision.
+        transform: from a PIL image to a tensor (3, H, W).
+        transform_text: identifies the transform.
+        views: V.
+        seed: seed of the views.
+    """
+
+    backbone: str
+    digest: str
     transform: Transform
-    transform_text: str  # stands for the transform in the key
+    transform_text: str
     views: int = 1
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """The key as plain JSON; its digest names the folder."""
+        """The key of the store as plain JSON; its digest is the folder's name."""
         return {
             "format": FORMAT,
             "backbone": self.backbone,
@@ -98,11 +108,11 @@ class FeatureSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of N images, in the order asked for.
+    """Features of N images, in the order of the request.
 
     Attributes:
-        tensor: (V, N, D), of the type that the encoder gave; zero where ``kept`` is False.
-        kept: bool (N,), False for an image that could not be read and was passed over.
+        tensor: (V, N, D), of the encoder's dtype; zero where ``kept`` is False.
+        kept: bool (N,), False for unreadable images that were skipped.
     """
 
     tensor: Tensor
@@ -110,13 +120,13 @@ class Features:
 
 
 class FeatureStore:
-    """Features by image, extracted when they are first asked for.
+    """Features by image, extracted on first request.
 
     Args:
-        spec: how they are made.
-        root: the cache folder; the store is a folder within. None keeps features in memory only.
-        commit_seconds: how much work a killed process may lose.
-        processes: processes that all fetch the same images and extract what is missing together; the first one writes.
+        spec: how they are computed.
+        root: the cache folder, which contains the store's folder. None keeps features in memory only.
+        commit_seconds: how much work a killed process may lose, in seconds.
+        processes: processes that all fetch the same images and extract missing ones together; the first one writes.
     """
 
     def __init__(
@@ -137,7 +147,7 @@ class FeatureStore:
 
     def fetch(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: Sequence[PathLike],
         encode: Encoder,
         *,
         device: torch.device | str = "cpu",
@@ -145,16 +155,16 @@ class FeatureStore:
         num_workers: int = 0,
         on_error: str = "stop",
     ) -> Features:
-        """Features of the images at ``paths``, of which each may occur more than once.
+        """Features of the images at ``paths``, which may have duplicates.
 
         Args:
-            encode: inputs (B, 3, H, W) on ``device`` -> features (B, D); called only for images that are not cached.
+            encode: from inputs (B, 3, H, W) on ``device`` to features (B, D); called only for images without a row.
             batch_size: encoder inputs at a time; an image counts V times.
-            num_workers: at most so many processes decode images.
-            on_error: an image that cannot be read ends the run (``stop``) or is left out (``skip``).
+            num_workers: maximum number of decoding processes.
+            on_error: "stop" or "skip", for an image that cannot be read.
 
         Raises:
-            UserError: an image cannot be read and ``on_error`` is ``stop``, or none can.
+            UserError: an image cannot be read and ``on_error`` is "stop", or no image can be read.
         """
         if on_error not in ("stop", "skip"):
             raise unknown("on_error", on_error, ("stop", "skip"))
@@ -176,25 +186,23 @@ class FeatureStore:
                 raise _unreadable(errors)
             features, damaged = self._gather(files)
             if damaged:
-                logger.warning(
-                    f"{len(damaged)} rows of the feature cache in {self.folder} are damaged: extracting again"
-                )
+                logger.warning(f"Damaged rows in the feature cache {self.folder}, extracted again: {len(damaged)}")
                 self._rows.forget(damaged)
             if not any(self._processes.gather(bool(damaged))):
                 _warn_of_skipped(errors)
                 return features
-        raise UserError(f"{self.folder} gives back other bytes than were written: set DATASET.FEATURES.DIR elsewhere")
+        raise UserError(
+            f"the disk of {self.folder} returns other bytes than were written; set DATASET.FEATURES.DIR to another disk"
+        )
 
     def _missing(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[int]:
-        """Numbers of the files in ``wanted`` that are still to be extracted."""
+        """Numbers of the files in ``wanted`` that have neither a row nor an error."""
         return [n for n, file in enumerate(wanted) if file not in self._rows and file.path not in errors]
 
     def _missing_anywhere(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[ImageFile]:
-        """What one of the processes lacks: the same list in each, or their batches would not be those of one."""
+        """The files that any process lacks, the same list in each: otherwise their batches would not fit together."""
         if self._processes.size > 1:
-            self._processes.gather(
-                None
-            )  # by now the first one is alone with the disk, and knows what others have written
+            self._processes.gather(None)  # after this the first process holds the lock and has loaded all rows
             if self._processes.rank:
                 self._rows.load()
         numbers = set().union(*self._processes.gather(self._missing(wanted, errors)))
@@ -207,14 +215,14 @@ class FeatureStore:
         errors: dict[str, str],
         stop: bool,
     ) -> None:
-        """Add the rows of what is missing; images that cannot be read go to ``errors``, or end it if ``stop``."""
-        quiet = True if self._processes.rank else None  # None: where there is no terminal
+        """Add the missing rows. Unreadable images are added to ``errors``, or raise if ``stop``."""
+        no_bar = True if self._processes.rank else None  # None: no bar if there is no terminal
         with self._rows.writing():
-            missing = self._missing_anywhere(wanted, errors)  # another process may have been at it
+            missing = self._missing_anywhere(wanted, errors)  # another process may have added some
             dataset = ViewDataset(missing, self.spec.transform, self.spec.views, self.spec.seed)
             start = time.perf_counter()
             extracted = 0
-            with tqdm(total=len(missing), desc="features", unit="image", disable=quiet, leave=False) as bar:
+            with tqdm(total=len(missing), desc="features", unit="image", disable=no_bar, leave=False) as bar:
                 for part in self._processes.in_turn(run(dataset)):
                     self._add([missing[number] for number in part.numbers], part.features)
                     errors.update({missing[number].path: error for number, error in part.errors})
@@ -223,28 +231,28 @@ class FeatureStore:
                     extracted += len(part.numbers)
                     bar.update(len(part.numbers) + len(part.errors))
             seconds = time.perf_counter() - start
-        assert not self._missing(wanted, errors), "an image has a row or an error now"
+        assert not self._missing(wanted, errors), "every image now has a row or an error"
         logger.info(
-            f"Features of {len(wanted)} images ({self.spec.backbone}, views: {self.spec.views}): "
+            f"Features of {count_images(len(wanted))} ({self.spec.backbone}, views: {self.spec.views}): "
             f"{len(wanted) - len(missing)} from the cache, {extracted} extracted in {seconds:.1f} s "
             f"({extracted / max(seconds, 1e-9):.0f} images/s)"
         )
 
     def _add(self, images: Sequence[ImageFile], features: Tensor | None) -> None:
-        """Keep features (b, V, D) of ``images``, but for those that this process has and only another one lacked."""
+        """Add features (b, V, D) of ``images``, except of those that only another process lacked."""
         new = [row for row, image in enumerate(images) if image not in self._rows]
         if features is not None and new:
             self._rows.add([images[row] for row in new], features[new] if len(new) < len(images) else features)
 
     def _gather(self, files: Sequence[ImageFile | None]) -> tuple[Features, list[ImageFile]]:
-        """The features of all files that have a row, and those whose row turned out damaged."""
+        """The features of the files that have a row; and the files whose row is damaged."""
         kept = np.array([file is not None and file in self._rows for file in files], dtype=bool)
         chosen = [file for file in files if file is not None and file in self._rows]
         tensor, damaged = self._rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
         return Features(tensor, torch.from_numpy(kept)), damaged
 
 
-def _look_up(path: str | os.PathLike[str], errors: dict[str, str]) -> ImageFile | None:
+def _look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
     try:
         return ImageFile.of(path)
     except OSError as error:
@@ -254,21 +262,28 @@ def _look_up(path: str | os.PathLike[str], errors: dict[str, str]) -> ImageFile 
 
 
 def _unreadable(errors: dict[str, str]) -> UserError:
-    """The first error, saying so if there are more."""
+    """The first error, with the number of others."""
     first = next(iter(errors.values()))
     return UserError(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)")
 
 
 def _warn_of_skipped(errors: dict[str, str]) -> None:
     if errors:
-        named = "; ".join(list(errors.values())[:_NAMED])
-        more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-        logger.warning(f"{len(errors)} images could not be read and are left out: {named}{more}")
+        examples = "; ".join(list(errors.values())[:_EXAMPLES])
+        more = f"; and {len(errors) - _EXAMPLES} more" if len(errors) > _EXAMPLES else ""
+        logger.warning(f"Skipped {count_images(len(errors))} that could not be read: {examples}{more}")
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreSummary:
-    """One store, for a listing: its folder, how much it holds, and what that was made with."""
+    """A store in a listing.
+
+    Attributes:
+        folder: its folder.
+        images: number of images that it has features of.
+        bytes: size on disk.
+        made_with: what the features were computed with, as plain JSON.
+    """
 
     folder: Path
     images: int
@@ -277,7 +292,7 @@ class StoreSummary:
 
 
 def describe_stores(root: Path) -> list[StoreSummary]:
-    """The stores below ``root``, largest first. A folder with nothing committed is none, nor one that was set aside."""
+    """The stores in ``root``, largest first. Folders without a commit and stores that were set aside do not count."""
     found = []
     for meta_path in sorted(Path(root).glob(f"*/{META}")):
         folder = meta_path.parent
