@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dassl_lite.data import DATASET_REGISTRY
-from dassl_lite.data.feature_files.dataset import FeatureDataset
+from dassl_lite.data.feature_files import FeatureDataset
 
 
 @DATASET_REGISTRY.register()

@@ -18,8 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
-from dassl_lite.data.feature_files.file import FeatureFile, write_feature_file
+from dassl_lite.data.feature_files import FeatureFile, convert_features, first_of_each_class, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.arguments import (
     ToolParser,

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.data.dataset import DatasetBase, build_dataset
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.feature_files.dataset import FeatureDataset
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.loaders import ImageLoader, Item, build_data_loader
 from dassl_lite.data.transforms import Transform, build_transform
 from dassl_lite.utils.logger import get_logger

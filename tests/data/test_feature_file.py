@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
-from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
+from dassl_lite.data.feature_files import (
+    FeatureFile,
+    FeaturePart,
+    convert_features,
+    first_of_each_class,
+    read_feature_file,
+    write_feature_file,
+)
 from dassl_lite.utils import UserError
 
 K, D = 3, 4
@@ -106,30 +112,33 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ({"text_weights": None}, "lacks the array text_weights"),
         ({"classnames": np.array([])}, "classnames must be a list of texts"),
         ({"classnames": np.array([], dtype="<U1")}, "classnames is empty"),
-        ({"classnames": np.array(["a", 1], dtype=object)}, "classnames holds Python objects, which are never loaded"),
+        (
+            {"classnames": np.array(["a", 1], dtype=object)},
+            "classnames contains Python objects, which are never loaded",
+        ),
         ({"test_features": np.zeros(6)}, r"test_features must be .* \(N, D\) .*shape \(6,\)"),
         ({"test_features": np.zeros((6, D), int)}, "test_features must be floating-point numbers .* not int64"),
         ({"test_features": np.zeros((0, D))}, "test_features must be"),
         ({"test_features": np.zeros((2, 6, D))}, "test_features has 2 views of each image; only train_features may"),
-        ({"test_features": np.zeros((6, 5))}, "test_features is 5 wide, but text_weights is 4 wide"),
+        ({"test_features": np.zeros((6, 5))}, "test_features has width 5, but text_weights has 4"),
         ({"train_features": np.zeros((2, 2, 6, D))}, r"train_features must be .*\(V, N, D\)"),
         ({"train_features": np.zeros((2, 5, D))}, "train_labels has 6 entries, but train_features has 5 rows"),
         ({"train_plain_features": np.zeros((5, D))}, "train_plain_features has 5 rows, but train_features has 6"),
-        ({"train_plain_features": np.zeros((6, 9))}, "train_plain_features is 9 wide"),
+        ({"train_plain_features": np.zeros((6, 9))}, "train_plain_features has width 9"),
         ({"test_labels": np.zeros(6)}, "test_labels must be whole numbers"),
-        ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test_labels holds the label 3; .* 0 to 2"),
-        ({"val_labels": np.array([0, -1, 2])}, "val_labels holds the label -1"),
-        ({"text_weights": np.zeros((2, D))}, "text_weights has rows for 2 classes, but there are 3 classnames"),
-        ({"text_weights": np.zeros((2, K, D))}, "text_weights is for 2 templates, but there are 1"),
-        ({"templates": np.array(["a photo"])}, "templates holds 'a photo'"),
-        ({"ensemble_templates": np.array(["a {}"])}, "ensemble_templates holds 'a {}'"),
+        ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test_labels contains the label 3, .* 0 to 2"),
+        ({"val_labels": np.array([0, -1, 2])}, "val_labels contains the label -1"),
+        ({"text_weights": np.zeros((2, D))}, "text_weights has 2 classes, but there are 3 classnames"),
+        ({"text_weights": np.zeros((2, K, D))}, "text_weights has 2 templates, but the array templates has 1"),
+        ({"templates": np.array(["a photo"])}, "templates contains 'a photo'"),
+        ({"ensemble_templates": np.array(["a {}"])}, "ensemble_templates contains 'a {}'"),
         ({"classids": np.array(["n1"])}, "classids has 1 entries, but there are 3"),
         ({"logit_scale": np.array(0.0)}, "logit_scale is 0.0"),
         ({"logit_scale": np.array([100.0])}, "logit_scale must be a single number"),
         ({"backbone": np.array(["RN50"])}, "backbone must be a single text"),
-        ({"train_features": with_nan("train_features", (1, 4, 2))}, "train_features holds NaN .* first in row 1, 4"),
-        ({"val_features": with_nan("val_features", (2, 0), np.inf)}, "val_features holds NaN .* first in row 2"),
-        ({"text_weights": with_nan("text_weights", (1, 0))}, "text_weights holds NaN"),
+        ({"train_features": with_nan("train_features", (1, 4, 2))}, "train_features contains NaN .* first in row 1, 4"),
+        ({"val_features": with_nan("val_features", (2, 0), np.inf)}, "val_features contains NaN .* first in row 2"),
+        ({"text_weights": with_nan("text_weights", (1, 0))}, "text_weights contains NaN"),
     ],
 )
 def test_a_wrong_array_is_named_with_its_file(tmp_path, changes, message):
@@ -146,7 +155,7 @@ def test_nothing_is_unpickled(tmp_path):
             return (open, (str(tmp_path / "harmed"), "w"))
 
     for name in ("test_features", "classnames", "provenance"):
-        with pytest.raises(UserError, match=f"{name} holds Python objects"):
+        with pytest.raises(UserError, match=f"{name} contains Python objects"):
             read_feature_file(saved(tmp_path, **{name: np.array([Harm()], dtype=object)}))
     assert not (tmp_path / "harmed").exists()
 
@@ -158,7 +167,7 @@ def test_what_is_no_file_of_features_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="is not an .npz of arrays"):
         read_feature_file(tmp_path / "text.npz")
     np.save(tmp_path / "single.npy", np.zeros(3))
-    with pytest.raises(UserError, match="holds a single array"):
+    with pytest.raises(UserError, match="contains a single array"):
         read_feature_file(tmp_path / "single.npy")
     whole = saved(tmp_path).read_bytes()
     for cut in (10, len(whole) // 2, len(whole) - 30):
@@ -169,7 +178,7 @@ def test_what_is_no_file_of_features_is_refused_in_one_line(tmp_path):
 
 def test_an_array_without_a_meaning_is_told(tmp_path, caplog):
     read_feature_file(saved(tmp_path, features_val=np.zeros(2), val_features=None, val_labels=None))
-    assert "not used: features_val" in caplog.text
+    assert "unknown names: features_val" in caplog.text
 
 
 def table(folder: Path, **changes: Any) -> Path:
@@ -220,7 +229,7 @@ def test_a_file_that_cannot_be_converted_is_refused_by_what_it_lacks(tmp_path):
         convert_features(table(tmp_path, image_features=None))
     with pytest.raises(UserError, match="lacks the array suggested_split"):
         convert_features(table(tmp_path, suggested_split=None))
-    with pytest.raises(UserError, match="suggested_split holds the label 3"):
+    with pytest.raises(UserError, match="suggested_split contains the label 3"):
         convert_features(table(tmp_path, suggested_split=np.full(8, 3)))
     only_test = convert_features(table(tmp_path, suggested_split=np.zeros(8, int)))
     assert set(only_test.parts) == {"test"}

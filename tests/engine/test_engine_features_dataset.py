@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy import ToyTrainer
 
-from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, write_feature_file
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.evaluate import config_for, evaluate, stored_config
 from dassl_lite.models import clip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl_lite.data.feature_files.file import read_feature_file
+from dassl_lite.data.feature_files import read_feature_file
 from dassl_lite.datasets.gadgets import Gadgets
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import extract, train

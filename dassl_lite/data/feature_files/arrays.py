@@ -1,4 +1,4 @@
-"""The arrays of an ``.npz`` file, each checked as it is read; errors name the file and the array."""
+"""The arrays of an ``.npz`` file, each checked when it is read; errors name the file and the array."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from dassl_lite.utils.errors import UserError, nearest
+from dassl_lite.utils.files import PathLike
 
 Array = np.ndarray[Any, Any]
+
 _ROWS = 65536  # checked for NaN at a time
 _BROKEN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
-def open_arrays(path: str | Path) -> Iterator[Arrays]:
-    """Open an ``.npz``; nothing in it is unpickled.
+def open_arrays(path: PathLike) -> Iterator[Arrays]:
+    """Open an ``.npz`` file; nothing in it is unpickled.
 
     Raises:
-        UserError: there is no such file, or it is something else.
+        UserError: there is no such file, or it has another format.
     """
     if not Path(path).is_file():
         raise UserError(f"feature file {path} does not exist")
@@ -31,47 +34,45 @@ def open_arrays(path: str | Path) -> Iterator[Arrays]:
         stored = np.load(path, allow_pickle=False)
     except _BROKEN as error:
         raise UserError(f"feature file {path} is not an .npz of arrays, or it is damaged ({error})") from None
-    if not isinstance(stored, np.lib.npyio.NpzFile):
-        raise UserError(f"feature file {path} holds a single array; it must be an .npz with named arrays")
+    if not isinstance(stored, NpzFile):
+        raise UserError(f"feature file {path} contains a single array; it must be an .npz with named arrays")
     with stored:
         yield Arrays(str(path), stored)
 
 
 class Arrays:
-    """Named arrays of one file.
+    """The named arrays of a file. Every method raises a UserError for a missing or invalid array."""
 
-    Every method raises a UserError for an array that is missing or not as it should be.
-    """
-
-    def __init__(self, path: str, stored: Any) -> None:
+    def __init__(self, path: str, stored: NpzFile) -> None:
         self.path = path
         self._stored = stored
-        self._asked: set[str] = set()
+        self._read_names: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored.files
 
     def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raise a UserError about the array ``name``."""
         raise UserError(f"feature file {self.path}: the array {name} {problem}")
 
     def unused(self) -> list[str]:
-        """Names of arrays that nobody asked for."""
-        return sorted(set(self._stored.files) - self._asked)
+        """Names of the arrays that have not been read."""
+        return sorted(set(self._stored.files) - self._read_names)
 
     def _read(self, name: str) -> Array:
-        self._asked.add(name)
+        self._read_names.add(name)
         if name not in self:
             likely = nearest(name, self._stored.files)
-            hint = f"did you mean '{likely}'?" if likely else f"it holds {', '.join(self._stored.files) or 'nothing'}"
+            hint = f"did you mean '{likely}'?" if likely else f"it has {', '.join(self._stored.files) or 'no arrays'}"
             raise UserError(f"feature file {self.path} lacks the array {name}; {hint}")
         try:
             return self._stored[name]
         except _BROKEN as error:
-            pickled = "holds Python objects, which are never loaded; save it as numbers or text"
+            pickled = "contains Python objects, which are never loaded; save it as numbers or text"
             self.refuse(name, pickled if "allow_pickle" in str(error) else f"is damaged ({error})")
 
     def texts(self, name: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """A list of texts; ``default`` where there is no such array."""
+        """A list of texts; ``default`` if there is no such array."""
         if default is not None and name not in self:
             return default
         array = self._read(name)
@@ -80,7 +81,7 @@ class Arrays:
         return tuple(array.tolist())
 
     def text(self, name: str) -> str:
-        """A single text; "" where there is no such array."""
+        """A single text; "" if there is no such array."""
         if name not in self:
             return ""
         array = self._read(name)
@@ -89,7 +90,7 @@ class Arrays:
         return str(array)
 
     def positive(self, name: str, default: float) -> float:
-        """A single number above 0; ``default`` where there is no such array."""
+        """A single number above 0; ``default`` if there is no such array."""
         if name not in self:
             return default
         array = self._read(name)
@@ -101,7 +102,12 @@ class Arrays:
         return value
 
     def features(self, name: str, form: str, *dims: int) -> Array:
-        """Finite floating-point numbers of as many dimensions as one of ``dims``, which ``form`` writes out."""
+        """Finite floating-point numbers.
+
+        Args:
+            form: the allowed shapes, for error messages.
+            dims: the allowed numbers of dimensions.
+        """
         array = self._read(name)
         if array.dtype.kind != "f" or array.ndim not in dims or 0 in array.shape:
             self.refuse(name, f"must be floating-point numbers of shape {form}, not {_kind(array)}")
@@ -110,11 +116,11 @@ class Arrays:
             finite = np.isfinite(rows[start : start + _ROWS]).all(axis=1)
             if not finite.all():
                 index = np.unravel_index(start + int(finite.argmin()), array.shape[:-1])
-                self.refuse(name, f"holds NaN or an infinite value, first in row {', '.join(map(str, index))}")
+                self.refuse(name, f"contains NaN or infinity, first in row {', '.join(map(str, index))}")
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
     def labels(self, name: str, count: int, classes: int, of: str) -> Array:
-        """Class labels, one for each of ``count`` rows of the array ``of``: whole numbers from 0 to K - 1."""
+        """Class labels, whole numbers from 0 to K - 1, for each of the ``count`` rows of the array ``of``."""
         array = self._read(name)
         if array.dtype.kind not in "iu" or array.ndim != 1:
             self.refuse(name, f"must be whole numbers of shape (N,), not {_kind(array)}")
@@ -123,7 +129,7 @@ class Arrays:
         labels = array.astype(np.int64)
         if labels.min() < 0 or labels.max() >= classes:
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            self.refuse(name, f"holds the label {wrong}; the {classes} classnames allow 0 to {classes - 1}")
+            self.refuse(name, f"contains the label {wrong}, but the {classes} classnames allow 0 to {classes - 1}")
         return labels
 
 

@@ -1,12 +1,13 @@
-"""Features in other laboratories' layouts, as a file of ours. Two are known:
+"""Convert features from the layouts of other laboratories to our feature files. There are two layouts:
 
 a table:   image_features (N, D), labels (N,), suggested_split (N,) with 1 for train, 2 for val and 0 for test
 by split:  train16, val, test (N, D) and train16_labels, val_labels, test_labels (N,)
 
-and with either: classnames (K,) and text_weights (K, D), or text_subset_labels (S,) and text_subset_weights (S, D)
-where only S of the classes have them (the others are left out); backbone, a text, if known.
+Both have classnames (K,) and text_weights (K, D). If only S of the classes have text weights, they have
+text_subset_labels (S,) and text_subset_weights (S, D) instead, and the other classes are left out. A text ``backbone``
+is optional.
 
-Letters: N images, K classes, S classes with text, D feature width.
+Shapes: N images, K classes, S classes with text weights, D feature width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +22,20 @@ import numpy as np
 from dassl_lite.data.feature_files.arrays import Array, Arrays, open_arrays
 from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import PathLike
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SPLIT_CODES = {"train": 1, "val": 2, "test": 0}
 _BY_SPLIT = {"train": "train16", "val": "val", "test": "test"}
 
 
-def convert_features(path: str | Path) -> FeatureFile:
+def convert_features(path: PathLike) -> FeatureFile:
     """Read a file in one of the layouts above.
 
     Raises:
-        UserError: it is in none, or an array is not as it should be; names it.
+        UserError: it has another layout, or an array is invalid.
     """
     with open_arrays(path) as arrays:
         names = arrays.texts("classnames")
@@ -43,24 +45,24 @@ def convert_features(path: str | Path) -> FeatureFile:
             parts = {part: _part(arrays, name, f"{name}_labels", len(names)) for part, name in _BY_SPLIT.items()}
         else:
             raise UserError(
-                f"feature file {path} is in no layout that can be converted: it has neither image_features nor "
-                f"{_BY_SPLIT['train']}; datasets/README.md shows how to write a file of features"
+                f"feature file {path} cannot be converted: it has neither image_features nor {_BY_SPLIT['train']}; "
+                "datasets/README.md shows how to write a feature file"
             )
         backbone = arrays.text("backbone")
         if "text_weights" in arrays:
             weights = arrays.features("text_weights", "(K, D)", 2)
         else:
-            names, weights, parts = _only_with_text(arrays, names, parts)
+            names, weights, parts = _classes_with_text(arrays, names, parts)
     source = {"converted": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
     note = (json.dumps(source, sort_keys=True),)
     return FeatureFile(parts, names, weights[None], backbone=backbone, provenance=note)
 
 
 def first_of_each_class(file: FeatureFile, count: int) -> FeatureFile:
-    """The file with the first ``count`` training images of each class only."""
+    """The same file with only the first ``count`` training images of each class."""
     train = file.parts.get("train")
     if train is None:
-        raise UserError("there are no training features to take the first of each class of")
+        raise UserError(f"there are no training features, so the first {count} of each class cannot be kept")
     rows = np.sort(np.concatenate([np.flatnonzero(train.labels == label)[:count] for label in np.unique(train.labels)]))
     plain = None if train.plain is None else train.plain[rows]
     kept = FeaturePart(train.views[:, rows], train.labels[rows], plain)
@@ -79,13 +81,13 @@ def _from_table(arrays: Arrays, classes: int) -> dict[str, FeaturePart]:
     return {part: _rows(whole, mask) for part, mask in masks.items() if mask.any()}
 
 
-def _only_with_text(
+def _classes_with_text(
     arrays: Arrays, names: tuple[str, ...], parts: dict[str, FeaturePart]
 ) -> tuple[tuple[str, ...], Array, dict[str, FeaturePart]]:
-    """Names, text weights and images of the classes that have text weights, relabelled in their order."""
+    """Names, text weights and images of the classes with text weights, relabelled in the order of these."""
     weights = arrays.features("text_subset_weights", "(S, D)", 2)
     subset = arrays.labels("text_subset_labels", len(weights), len(names), "text_subset_weights")
-    logger.info("%d of %d classes have text weights; the others are left out", len(subset), len(names))
+    logger.info(f"{len(subset)} of {len(names)} classes have text weights; the others are left out")
     new_label = np.full(len(names), -1)
     new_label[subset] = np.arange(len(subset))
     relabelled = {}

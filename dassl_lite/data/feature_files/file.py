@@ -1,30 +1,28 @@
-"""A file of features: what a frozen CLIP gave for a dataset's images and classes, as one ``.npz`` to pass around.
+"""Feature files: the features of a dataset's images and classes from a frozen CLIP, as one ``.npz``.
 
-datasets/README.md describes the arrays. A file is checked in full when it is read, and nothing in it is ever
-unpickled.
+datasets/README.md describes the arrays. All of them are checked on reading, and nothing is ever unpickled.
 
-Letters: N images, V views, K classes, T templates, D feature width.
+Shapes: N images, V views, K classes, T templates, D feature width.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from dassl_lite.data.feature_files.arrays import Arrays, open_arrays
-from dassl_lite.utils.files import atomic_path
+from dassl_lite.data.feature_files.arrays import Array, Arrays, open_arrays
+from dassl_lite.utils.files import PathLike, atomic_path
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PARTS = ("train", "val", "test")
-LOGIT_SCALE = 100.0  # that of every published CLIP
-PLAIN_TEMPLATE = "{}"  # stands for the template of class weights that came without one
-Array = np.ndarray[Any, Any]
+LOGIT_SCALE = 100.0  # of every published CLIP
+PLAIN_TEMPLATE = "{}"  # for text weights without a template
+_TEXTS = ("backbone", "backbone_digest", "precision", "transform", "train_transform")
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class FeaturePart:
     """The images of one split.
 
     Attributes:
-        views: (V, N, D), as a frozen encoder gave them; of any length.
-        labels: (N,), int64.
-        plain: (N, D) without augmentation, where ``views`` are augmented.
+        views: features (V, N, D) from a frozen encoder, not necessarily normalised.
+        labels: int64 (N,).
+        plain: features (N, D) without augmentation, if ``views`` are augmented.
     """
 
     views: Array
@@ -44,18 +42,18 @@ class FeaturePart:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """What a file of features holds.
+    """The content of a feature file.
 
     Attributes:
-        parts: by name ("train", "val", "test"); only "test" is always there.
-        classnames, classids: K each, in label order; an id is "" where a class has none.
-        text_weights: (T, K, D), of any length: a feature for every template and class.
-        templates: T prompts with {} for the class name; the first is the dataset's own.
-        ensemble_templates: those of them that the field averages for this dataset (ImageNet's seven).
+        parts: the images of each split, by its name ("train", "val", "test"); only "test" is always there.
+        classnames, classids: K each, in label order; the id is "" for a class without one.
+        text_weights: text features (T, K, D) for every template and class, not necessarily normalised.
+        templates: T prompt templates with {} for the class name; the first is the dataset's own.
+        ensemble_templates: the templates that the field averages for this dataset (ImageNet's seven).
         logit_scale: factor on cosine similarities: CLIP's exp(logit_scale).
-        backbone, backbone_digest, precision: which CLIP; "" where the file does not say.
-        transform, train_transform: how images were prepared, as text.
-        provenance: JSON texts, one for each tool that had a hand in the file.
+        backbone, backbone_digest, precision: identify the CLIP model; "" if unknown.
+        transform, train_transform: descriptions of the image transforms.
+        provenance: JSON texts, one from each tool that created or changed the file.
     """
 
     parts: Mapping[str, FeaturePart]
@@ -70,7 +68,7 @@ class FeatureFile:
     precision: str = ""
     transform: str = ""
     train_transform: str = ""
-    provenance: tuple[str, ...] = field(default=())
+    provenance: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -78,14 +76,11 @@ class FeatureFile:
         return self.text_weights.shape[2]
 
 
-_TEXTS = ("backbone", "backbone_digest", "precision", "transform", "train_transform")
-
-
-def read_feature_file(path: str | Path) -> FeatureFile:
-    """Read and check a file of features.
+def read_feature_file(path: PathLike) -> FeatureFile:
+    """Read and check a feature file.
 
     Raises:
-        UserError: it is none, an array is missing, or has the wrong shape, type or values; names file and array.
+        UserError: it is not a feature file, or an array is missing or has the wrong shape, dtype or values.
     """
     with open_arrays(path) as arrays:
         names = arrays.texts("classnames")
@@ -110,12 +105,12 @@ def read_feature_file(path: str | Path) -> FeatureFile:
             **{name: arrays.text(name) for name in _TEXTS},
         )
         if unused := arrays.unused():
-            logger.warning("%s: these arrays have no meaning here and are not used: %s", path, ", ".join(unused))
+            logger.warning(f"{path}: ignored arrays of unknown names: {', '.join(unused)}")
     return file
 
 
-def write_feature_file(file: FeatureFile, path: str | Path) -> None:
-    """Write a file that :func:`read_feature_file` reads, whole or not at all."""
+def write_feature_file(file: FeatureFile, path: PathLike) -> None:
+    """Write, atomically, a file for :func:`read_feature_file`."""
     arrays: dict[str, Any] = {
         "classnames": np.array(file.classnames),
         "classids": np.array(file.classids or ("",) * len(file.classnames)),
@@ -126,7 +121,7 @@ def write_feature_file(file: FeatureFile, path: str | Path) -> None:
         **{
             name: np.array(getattr(file, name))
             for name in ("ensemble_templates", "provenance")
-            if getattr(file, name)  # an empty array has no text type
+            if getattr(file, name)  # an empty array would not have a text dtype
         },
     }
     for name, part in file.parts.items():
@@ -149,19 +144,19 @@ def _check_classes(
     if len(ids) != len(names):
         arrays.refuse("classids", f"has {len(ids)} entries, but there are {len(names)} classnames")
     if weights.shape[1] != len(names):
-        arrays.refuse("text_weights", f"has rows for {weights.shape[1]} classes, but there are {len(names)} classnames")
+        arrays.refuse("text_weights", f"has {weights.shape[1]} classes, but there are {len(names)} classnames")
     if weights.shape[0] != len(templates):
-        arrays.refuse("text_weights", f"is for {weights.shape[0]} templates, but there are {len(templates)} templates")
+        arrays.refuse("text_weights", f"has {weights.shape[0]} templates, but the array templates has {len(templates)}")
     for template in templates:
         if template.count("{}") != 1:
-            arrays.refuse("templates", f"holds '{template}', which does not have {{}} once, for the class name")
+            arrays.refuse("templates", f"contains '{template}', which must have {{}} once for the class name")
     for template in ensemble:
         if template not in templates:
-            arrays.refuse("ensemble_templates", f"holds '{template}', which is not among templates")
+            arrays.refuse("ensemble_templates", f"contains '{template}', which is not in templates")
 
 
 def _read_part(arrays: Arrays, name: str, classes: int, width: int) -> FeaturePart | None:
-    """One split, or None where the file has nothing of it (but the test split must be there)."""
+    """The images of a split, or None if the file has none of its arrays; the test split is required."""
     features, labels, plain = f"{name}_features", f"{name}_labels", f"{name}_plain_features"
     if name != "test" and not any(array in arrays for array in (features, labels, plain)):
         return None
@@ -184,4 +179,4 @@ def _read_part(arrays: Arrays, name: str, classes: int, width: int) -> FeaturePa
 
 
 def _refuse_width(arrays: Arrays, name: str, width: int, expected: int) -> NoReturn:
-    arrays.refuse(name, f"is {width} wide, but text_weights is {expected} wide: they are of different backbones")
+    arrays.refuse(name, f"has width {width}, but text_weights has {expected}: they come from different backbones")

@@ -16,7 +16,8 @@ import torch
 
 import dassl_lite
 from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, DataManager, Datum, describe, is_random
-from dassl_lite.data.feature_files.file import Array, FeatureFile, FeaturePart
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart
+from dassl_lite.data.feature_files.arrays import Array
 from dassl_lite.engine.methods.feature_source import FeatureSource
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompts import fill_templates, text_features

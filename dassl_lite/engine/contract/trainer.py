@@ -31,7 +31,7 @@ import dassl_lite
 from dassl_lite.config import to_dict
 from dassl_lite.data import DataManager
 from dassl_lite.data.classes import ClassList
-from dassl_lite.data.feature_files.dataset import FeatureDataset
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.contract.base import TrainerBase
 from dassl_lite.engine.contract.graceful_stop import GracefulStop

@@ -17,7 +17,7 @@ from torch import Tensor
 from dassl_lite.data import DatasetBase, Datum, describe, is_random
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.loader import FeatureLoader
-from dassl_lite.data.feature_files.dataset import FeatureDataset
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
