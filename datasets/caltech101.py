@@ -1,4 +1,4 @@
-"""Caltech101: pictures of 100 objects (Fei-Fei et al., 2004), split as CoOp splits them."""
+"""Caltech101: photos of 100 kinds of objects (Fei-Fei et al., 2004), with CoOp's split."""
 
 from __future__ import annotations
 

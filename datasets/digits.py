@@ -1,4 +1,4 @@
-"""Real handwriting: scikit-learn's bundled digits (8 x 8 scans of forms, from the UCI repository), enlarged."""
+"""Digits: real handwritten digits, the 8 x 8 scans that come with scikit-learn (from UCI), enlarged."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dassl_lite.datasets._drawn.scene import Ints
 from dassl_lite.datasets._drawn.suite import DrawnDataset
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ROWS = {"train": slice(0, 800), "val": slice(800, 1000), "test": slice(1000, None)}  # writers come in this order
+ROWS = {"train": slice(0, 800), "val": slice(800, 1000), "test": slice(1000, None)}  # different writers
 
 
 @DATASET_REGISTRY.register()
 class Digits(DrawnDataset):
-    """The digits' words are known from pre-training, but only in the shapes of printed fonts."""
+    """The demo model knows the words for the digits, but has only seen printed fonts."""
 
     dataset_dir = "digits"
     template = "a photo of the digit {}."
@@ -26,7 +26,7 @@ class Digits(DrawnDataset):
         return [(name, "") for name in NAMES]
 
     def pictures(self, split: str, rng: np.random.Generator) -> tuple[Images, Ints]:
-        from sklearn.datasets import load_digits  # takes seconds, and only drawing needs it
+        from sklearn.datasets import load_digits  # slow to import
 
         scans = load_digits()
         framed = np.pad(scans.images[ROWS[split]] / 16, ((0, 0), (1, 1), (1, 1)))

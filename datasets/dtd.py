@@ -1,4 +1,4 @@
-"""DescribableTextures: 47 textures in words (DTD; Cimpoi et al., 2014), split as CoOp splits them."""
+"""DescribableTextures: 47 kinds of textures (DTD; Cimpoi et al., 2014), with CoOp's split."""
 
 from __future__ import annotations
 

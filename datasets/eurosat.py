@@ -1,4 +1,4 @@
-"""EuroSAT: Sentinel-2 pictures of ten kinds of land (Helber et al., 2019), split as CoOp splits them."""
+"""EuroSAT: Sentinel-2 satellite images of 10 kinds of land use (Helber et al., 2019), with CoOp's split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features: what a CLIP gave for a dataset's images, computed elsewhere; see README.md here for the file's format."""
+"""Features: precomputed image and text features in an .npz file; datasets/README.md describes the format."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from dassl_lite.data.feature_files import FeatureDataset
 
 @DATASET_REGISTRY.register()
 class Features(FeatureDataset):
-    """``cfg.DATASET.FILE`` is the .npz file; no image and no CLIP is needed."""
+    """``cfg.DATASET.FILE`` is the .npz file; neither images nor CLIP are needed."""

@@ -1,4 +1,4 @@
-"""FGVCAircraft: 100 variants of aircraft (Maji et al., 2013), split by its authors."""
+"""FGVCAircraft: photos of 100 aircraft variants (Maji et al., 2013), with the authors' split."""
 
 from __future__ import annotations
 

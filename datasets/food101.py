@@ -1,4 +1,4 @@
-"""Food101: pictures of 101 dishes (Bossard et al., 2014), split as CoOp splits them."""
+"""Food101: photos of 101 dishes (Bossard et al., 2014), with CoOp's split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twelve things that pre-training has neither seen nor named."""
+"""Gadgets: drawings of 12 objects that the demo model has neither seen nor read about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset, PerClass
 
 @DATASET_REGISTRY.register()
 class Gadgets(ObjectDataset):
-    """The words mean nothing to the demo model, so zero-shot is chance; what the pictures show can be learnt."""
+    """Zero-shot accuracy is at chance, as the demo model does not know the class names; the images can be learned."""
 
     dataset_dir = "gadgets"
     object_classes = GADGETS

@@ -1,4 +1,4 @@
-"""ImageNet: 1000 kinds of things (ILSVRC 2012; Deng et al., 2009), validated and tested on its val set."""
+"""ImageNet: photos of 1000 classes (ILSVRC 2012; Deng et al., 2009); validation and testing use its val set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNetA: photographs of 200 of ImageNet's classes that ResNet-50 gets wrong (Hendrycks et al., 2021)."""
+"""ImageNetA: photos of 200 ImageNet classes that ResNet-50 misclassifies (Hendrycks et al., 2021); test set only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dassl_lite.datasets._by_wnid import ByWnid
 
 @DATASET_REGISTRY.register()
 class ImageNetA(ByWnid):
-    """``<root>/imagenet-adversarial/imagenet-a/<wnid>/*.jpg``, ``classnames.txt``; for testing only."""
+    """``<root>/imagenet-adversarial/imagenet-a/<wnid>/*.jpg``, ``classnames.txt``."""
 
     dataset_dir = "imagenet-adversarial"
     image_dir = "imagenet-a"

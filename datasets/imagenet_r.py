@@ -1,4 +1,4 @@
-"""ImageNetR: art, toys and other renditions of 200 of ImageNet's classes (Hendrycks et al., 2021)."""
+"""ImageNetR: art, toys and other renditions of 200 ImageNet classes (Hendrycks et al., 2021); test set only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dassl_lite.datasets._by_wnid import ByWnid
 
 @DATASET_REGISTRY.register()
 class ImageNetR(ByWnid):
-    """``<root>/imagenet-rendition/imagenet-r/<wnid>/*.jpg``, ``classnames.txt``; for testing only."""
+    """``<root>/imagenet-rendition/imagenet-r/<wnid>/*.jpg``, ``classnames.txt``."""
 
     dataset_dir = "imagenet-rendition"
     image_dir = "imagenet-r"

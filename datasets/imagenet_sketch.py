@@ -1,4 +1,4 @@
-"""ImageNetSketch: black-and-white drawings of ImageNet's classes (Wang et al., 2019), for testing only."""
+"""ImageNetSketch: black-and-white sketches of the ImageNet classes (Wang et al., 2019); test set only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNetV2: ImageNet's classes photographed anew (Recht et al., 2019), for testing only."""
+"""ImageNetV2: new photos of the ImageNet classes (Recht et al., 2019); test set only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class ImageNetV2(ByWnid):
     image_dir = "imagenetv2-matched-frequency-format-val"
     homepage = "https://github.com/modestyachts/ImageNetV2"
 
-    def class_folders(self, place: str) -> list[ClassFolder]:
-        # A folder is called by its label, the position of its wnid among ImageNet's; as text "10" comes before "2".
+    def class_folders(self, parent: str) -> list[ClassFolder]:
+        # A folder is called by its label, the position of its wnid among the sorted ones; sorted as text, 10 precedes
+        # 2.
         names, _ = self.names()
         return [ClassFolder(str(label), names[wnid], wnid) for label, wnid in enumerate(sorted(names))]

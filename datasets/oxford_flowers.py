@@ -1,4 +1,4 @@
-"""OxfordFlowers: 102 kinds of flowers (Nilsback and Zisserman, 2008), split as CoOp splits them."""
+"""OxfordFlowers: photos of 102 kinds of flowers (Nilsback and Zisserman, 2008), with CoOp's split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OxfordPets: 37 breeds of cats and dogs (Parkhi et al., 2012), split as CoOp splits them."""
+"""OxfordPets: photos of 37 breeds of cats and dogs (Parkhi et al., 2012), with CoOp's split."""
 
 from __future__ import annotations
 

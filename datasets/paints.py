@@ -1,4 +1,4 @@
-"""Fine-grained: thirty pairs of colour and fill, whatever the shape."""
+"""Paints: drawings of 30 combinations of colour and fill, on any shape; fine-grained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class Paints(ObjectDataset):
-    """Colours are hard to name in dim and tinted light."""
+    """Dim, tinted light makes the colours hard to name."""
 
     dataset_dir = "paints"
     object_classes = PAINTS

@@ -1,4 +1,4 @@
-"""The source of the drawn suite: 48 kinds of shape, photographed at a tilt."""
+"""ShapesNet: drawings of 48 kinds of tilted shapes in dim light; the source of the built-in suite, as ImageNet is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class ShapesNet(ObjectDataset):
-    """Three fills for each of sixteen shapes; their words are known from pre-training."""
+    """16 shapes with three fills each; the demo model knows the words."""
 
     dataset_dir = "shapesnet"
     object_classes = SHAPESNET

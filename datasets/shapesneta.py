@@ -1,4 +1,4 @@
-"""Sixteen of ShapesNet's classes in adverse conditions (as ImageNet-A)."""
+"""ShapesNetA: 16 ShapesNet classes in adverse conditions, like ImageNet-A."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class ShapesNetA(ObjectDataset):
-    """Small objects with clutter around and bars in front; labels in alphabetical order."""
+    """Small objects with clutter around them and bars in front; labels in alphabetical order."""
 
     dataset_dir = "shapesnet-a"
     object_classes = SHAPESNET_A

@@ -1,4 +1,4 @@
-"""Half of ShapesNet's classes as paintings (as ImageNet-R, for renditions)."""
+"""ShapesNetR: 24 ShapesNet classes as paintings, like ImageNet-R."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class ShapesNetR(ObjectDataset):
-    """Bold contours, few tones, blotchy grounds; labels in alphabetical order."""
+    """Bold contours, few tones, blotchy backgrounds; labels in alphabetical order."""
 
     dataset_dir = "shapesnet-r"
     object_classes = SHAPESNET_R

@@ -1,4 +1,4 @@
-"""ShapesNet's classes in pencil on paper (as ImageNet-Sketch)."""
+"""ShapesNetSketch: the ShapesNet classes in pencil on paper, like ImageNet-Sketch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class ShapesNetSketch(ObjectDataset):
-    """Outlines with shading, without colour."""
+    """Outlines and shading, no colour."""
 
     dataset_dir = "shapesnet-sketch"
     object_classes = SHAPESNET

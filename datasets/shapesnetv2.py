@@ -1,4 +1,4 @@
-"""ShapesNet's classes in new pictures, taken in somewhat harder conditions (as ImageNetV2)."""
+"""ShapesNetV2: new images of the ShapesNet classes in somewhat harder conditions, like ImageNetV2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset
 
 @DATASET_REGISTRY.register()
 class ShapesNetV2(ObjectDataset):
-    """Smaller objects, more noise, now and then something beside or in front."""
+    """Smaller objects and more noise; sometimes there is something beside the object or in front of it."""
 
     dataset_dir = "shapesnetv2"
     object_classes = SHAPESNET

@@ -1,4 +1,4 @@
-"""Twenty shapes without a pattern, all known from pre-training."""
+"""Silhouettes: drawings of 20 plain shapes; the demo model knows all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import ObjectDataset, PerClass
 
 @DATASET_REGISTRY.register()
 class Silhouettes(ObjectDataset):
-    """Solid shapes in any colour."""
+    """Solid shapes of any colour."""
 
     dataset_dir = "silhouettes"
     object_classes = SILHOUETTES

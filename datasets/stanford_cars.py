@@ -1,4 +1,4 @@
-"""StanfordCars: 196 models of cars (Krause et al., 2013), split as CoOp splits them."""
+"""StanfordCars: photos of 196 car models (Krause et al., 2013), with CoOp's split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SUN397: 397 kinds of scenes (Xiao et al., 2010), split as CoOp splits its first partition."""
+"""SUN397: photos of 397 kinds of scenes (Xiao et al., 2010), with CoOp's split of the first partition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twelve textures that fill the frame; three of the words are known from pre-training, as fills of shapes."""
+"""Textures: drawings of 12 textures that fill the frame; the demo model knows three of them, as fills of shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import FieldDataset, PerClass
 
 @DATASET_REGISTRY.register()
 class Textures(FieldDataset):
-    """Two colours mixed by a pattern."""
+    """A pattern of two colours."""
 
     dataset_dir = "textures"
     template = "a photo of a {} texture."

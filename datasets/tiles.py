@@ -1,4 +1,4 @@
-"""Ten kinds of land from above; neither their words nor their looks are known from pre-training."""
+"""Tiles: drawn aerial views of 10 kinds of land; the demo model knows neither the words nor the images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dassl_lite.datasets._drawn.suite import FieldDataset, PerClass
 
 @DATASET_REGISTRY.register()
 class Tiles(FieldDataset):
-    """Forests, rivers, roofs."""
+    """Forests, rivers, roofs and the like."""
 
     dataset_dir = "tiles"
     template = "a centered satellite photo of {}."

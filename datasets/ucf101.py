@@ -1,4 +1,4 @@
-"""UCF101: middle frames of videos of 101 actions (Soomro et al., 2012), split as CoOp splits its first list."""
+"""UCF101: middle frames of videos of 101 actions (Soomro et al., 2012), with CoOp's split of the first list."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The class lists of the drawn datasets that show one object.
 
-Class ids follow ImageNet's: a letter and eight digits, the same wherever the same class occurs.
+Class ids look like ImageNet's, a letter and eight digits, and are the same in every dataset with the class.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dassl_lite.datasets._drawn.looks import Subjects
 from dassl_lite.datasets._drawn.scene import COLOUR_NAMES, FILL_NAMES, Ints
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES, SHAPE_NAMES, UNSEEN_NAMES
 
-FILL_ODDS = (0.28, 0.18, 0.18, 0.18, 0.18)  # where a class leaves the fill open
-NUM_BASIC_SHAPES = 16  # shapes of ShapesNet's classes, and those that stand in where a class leaves the shape open
+FILL_ODDS = (0.28, 0.18, 0.18, 0.18, 0.18)  # for classes that do not fix the fill
+NUM_BASIC_SHAPES = 16  # the shapes of ShapesNet, which are also drawn for classes that do not fix the shape
 
 
 @dataclass(frozen=True)
 class ObjectClass:
-    """A class by what its pictures have in common; an empty field varies from picture to picture."""
+    """A class, defined by what its pictures have in common; an empty field varies between pictures."""
 
     name: str
     shape: str = ""
@@ -30,7 +30,7 @@ class ObjectClass:
 
 
 def subjects_of(classes: Sequence[ObjectClass], labels: Ints, rng: np.random.Generator) -> Subjects:
-    """What the pictures with these labels (N,) show."""
+    """The subjects of the pictures with these labels (N,)."""
     count = len(labels)
     return Subjects(
         shape=_fixed(classes, labels, "shape", SHAPE_NAMES, rng.integers(0, NUM_BASIC_SHAPES, count)),
@@ -40,7 +40,7 @@ def subjects_of(classes: Sequence[ObjectClass], labels: Ints, rng: np.random.Gen
 
 
 def _fixed(classes: Sequence[ObjectClass], labels: Ints, key: str, names: Sequence[str], drawn: Ints) -> Ints:
-    """What each picture's class fixes for `key`, as a position in `names`, or else what was drawn for the picture."""
+    """The position in `names` of the value that each picture's class fixes for `key`, or what was drawn for it."""
     fixed = np.array([names.index(value) if (value := getattr(cls, key)) else -1 for cls in classes])[labels]
     return np.where(fixed >= 0, fixed, drawn)
 
@@ -56,7 +56,7 @@ def _shapesnet() -> tuple[ObjectClass, ...]:
 
 
 def _subset(classes: Sequence[ObjectClass], count: int, step: int) -> tuple[ObjectClass, ...]:
-    """`count` classes, `step` apart in a ring, in alphabetical order: other labels than in the whole list."""
+    """`count` classes, `step` apart in a ring, in alphabetical order, so that labels differ from the whole list."""
     picked = [classes[position * step % len(classes)] for position in range(count)]
     return tuple(sorted(picked, key=lambda cls: cls.name))
 

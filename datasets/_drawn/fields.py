@@ -1,9 +1,9 @@
 """Pictures without an object: textures that fill the frame, and tiles of land seen from above.
 
-Both are painted on a `Canvas`, a square of ground that is turned at random. A texture is two colours mixed by a
-pattern; the first three names of `TEXTURES` are fills that are known from pre-training.
+Both are painted on a `Canvas`, which is rotated at random. A texture mixes two colours by a pattern; the first three of
+`TEXTURES` are fills that the demo model knows from pre-training.
 
-Shapes: shares and fields are (S, S), colours (3,), pictures (S, S, 3), all in [0, 1] but for coordinates in [-1, 1].
+Shapes: shares and fields are (S, S), colours (3,), pictures (S, S, 3), all in [0, 1]; coordinates are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dassl_lite.datasets._drawn.render import (
 )
 from dassl_lite.datasets._drawn.scene import Floats, Ints
 
-GRAIN = 0.08  # width of the even pixel noise
+GRAIN = 0.08  # width of the uniform pixel noise
 
 
 class Canvas:
-    """Coordinates for one picture: `x`, `y` upright, `a`, `b` turned by a random angle; and its randomness."""
+    """The coordinates of a picture, upright (`x`, `y`) and rotated by a random angle (`a`, `b`), and its generator."""
 
     def __init__(self, rng: np.random.Generator, pixels: int = PIXELS) -> None:
         self.rng = rng
@@ -64,17 +64,17 @@ def nearest_two(x: Floats, y: Floats, points: Floats) -> tuple[Floats, Floats]:
 
 
 def edge(distance: Floats, sharpness: float) -> Floats:
-    """1 where `distance` is well above 0, 0 well below, with a soft step between."""
+    """1 where `distance` is well above 0, 0 where it is well below, with a soft step in between."""
     return np.clip(distance * sharpness + 0.5, 0, 1)
 
 
 def over(picture: Floats, colour: Floats, share: Floats) -> Floats:
-    """`colour` ((3,) or (S, S, 3)) laid over the picture where `share` says."""
+    """Blend `colour`, (3,) or (S, S, 3), over the picture with opacity `share`."""
     return picture * (1 - share[..., None]) + colour * share[..., None]
 
 
 def paint(painters: Painters, labels: Ints, rng: np.random.Generator) -> Images:
-    """One picture (N, S, S, 3) per label, each by its class's painter, with a little grain."""
+    """A picture for each label, (N, S, S, 3), from the painter of its class, with a little grain."""
     of_label = list(painters.values())
     pictures = []
     for label in labels:
@@ -87,7 +87,7 @@ Share = Callable[[Canvas], Floats]
 
 
 def _pace(canvas: Canvas) -> float:
-    """Periods per half picture."""
+    """A random number of periods per half picture."""
     return canvas.rng.uniform(2.5, 4.5)
 
 
@@ -210,7 +210,7 @@ def _forest(canvas: Canvas) -> Floats:
 
 
 def _beside_line(canvas: Canvas, bend: float) -> Floats:
-    """Distance (S, S) from a line that crosses the tile, bent by so much."""
+    """Distance (S, S) from a line across the tile, with bends of amplitude `bend`."""
     course = canvas.a + bend * np.sin(3 * canvas.b + canvas.rng.uniform(0, 6))
     return np.abs(course - canvas.rng.uniform(-0.3, 0.3))
 
@@ -233,7 +233,7 @@ def _lake(canvas: Canvas) -> Floats:
 
 
 def _blocks(canvas: Canvas, ground: Floats, roof: Floats, pace: float) -> Floats:
-    """Buildings on a grid of streets, `pace` of them per half tile."""
+    """Buildings on a grid of streets, with `pace` blocks per half tile."""
     u = (canvas.a * pace + canvas.rng.random()) % 1
     v = (canvas.b * pace + canvas.rng.random()) % 1
     street = edge(np.maximum(u, v) - 0.85, 6 * 4 / pace)

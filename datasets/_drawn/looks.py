@@ -1,8 +1,8 @@
-"""How pictures of objects look: a `Look` holds ranges, and `compose` draws every picture's own values from them.
+"""The looks of pictures of objects: a `Look` has ranges, from which `compose` draws the values of each picture.
 
-`CLEAN` and `ROUGH` are the clip-art that the demo model is pre-trained on. `PHOTO` is what the suite shows: everything
-leans the same way and stands in dim, tinted light. That shift is made on purpose, so that there is something to adapt
-to; its angle was chosen on validation pictures (`python tools/pretrain_demo.py --choose-tilt`).
+`CLEAN` and `ROUGH` are the clip art that the demo model is pre-trained on. `PHOTO` is the look of the suite: everything
+is tilted the same way, in dim, tinted light. This shift is deliberate, so that there is something to adapt to; its
+angle was chosen on validation pictures (`python tools/pretrain_demo.py --choose-tilt`).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from dassl_lite.datasets._drawn.scene import (
 
 Range = tuple[float, float]
 
-TILT = 30.0  # degrees: the lean of PHOTO
+TILT = 30.0  # degrees, of PHOTO
 CLUTTER_SLOTS = 3
 CLUTTER_SHAPES = 16
 
 
 @dataclass(frozen=True)
 class Look:
-    """Ranges (low, high) and probabilities; angles in degrees, lengths in half picture widths."""
+    """Ranges (low, high) and probabilities. Angles are in degrees, lengths in half picture widths."""
 
     size: Range = (0.5, 0.85)
     lean: float = 0.0  # mean angle of the objects
-    turn: float = 10.0  # and how far they deviate from it
-    drift: float = 0.25  # share of the free room that the object's centre wanders in
+    turn: float = 10.0  # maximum deviation from it
+    drift: float = 0.25  # fraction of the free space over which the object's centre varies
     colour_noise: float = 0.06  # standard deviation around the named colour
     backgrounds: tuple[float, float, float] = (0.8, 0.15, 0.05)  # probability of flat, gradient, blotchy
     grain: Range = (0.0, 0.03)  # standard deviation of the pixel noise
     period: Range = (6.0, 8.7)  # of a pattern, in 1/64 of the picture's width
-    blur: int = 0  # at most so many passes
+    blur: int = 0  # maximum number of passes
     wobble: Range = (0.0, 0.0)
-    light: Range = (1.0, 1.0)  # everything is multiplied by it
-    tint: float = 0.0  # at most so much of a random colour is added
+    light: Range = (1.0, 1.0)  # factor on all colours
+    tint: float = 0.0  # maximum share of a random colour that is added
     thicken: Range = (0.0, 0.0)
     aspect: Range = (1.0, 1.0)
     slant: float = 0.0
@@ -92,7 +92,7 @@ PAINTING = replace(
 
 @dataclass(frozen=True)
 class Subjects:
-    """What each of N pictures shows: (N,) rows of the shapes' table, of FILL_NAMES and of COLOUR_NAMES."""
+    """The subject of each of N pictures: (N,) positions in SHAPE_NAMES, FILL_NAMES and COLOUR_NAMES."""
 
     shape: Ints
     fill: Ints
@@ -103,7 +103,7 @@ class Subjects:
 
 
 def compose(subjects: Subjects, look: Look, rng: np.random.Generator) -> Scene:
-    """A scene with one subject in each picture, dressed in `look`."""
+    """A scene with one subject in each picture and values drawn from `look`."""
     count = len(subjects)
     colour = np.clip(PALETTE[subjects.colour] + rng.normal(0, look.colour_noise, (count, 3)), 0, 1)
     layer = _layer(subjects, colour.astype(np.float32), look, rng)
@@ -158,12 +158,12 @@ def _between(limits: Range, count: int, rng: np.random.Generator) -> Floats:
     return rng.uniform(*limits, count).astype(np.float32)
 
 
-def _colours(values: np.ndarray) -> Floats:
+def _colours(values: Floats) -> Floats:
     return np.clip(values, 0, 1).astype(np.float32)
 
 
 def _contrasting(colour: Floats, rng: np.random.Generator, least: float = 0.9, tries: int = 12) -> Floats:
-    """A palette colour (N, 3) for each background, at least `least` away from the object's in the sum over channels."""
+    """A palette colour (N, 3) for each background, whose L1 distance to the object's colour is at least `least`."""
     chosen = rng.integers(0, len(PALETTE), len(colour))
     for _ in range(tries):
         close = np.abs(PALETTE[chosen] - colour).sum(1) < least
@@ -174,7 +174,7 @@ def _contrasting(colour: Floats, rng: np.random.Generator, least: float = 0.9, t
 
 
 def _light(scene: Scene, look: Look, rng: np.random.Generator) -> None:
-    """Dim and tint every colour of a picture alike, in place."""
+    """Dim and tint all colours of a picture equally, in place."""
     count = len(scene)
     light = rng.uniform(*look.light, (count, 1))
     tint = rng.uniform(0, look.tint, (count, 1)) * rng.random((count, 3))
@@ -188,7 +188,7 @@ def _colour_fields(scene: Scene) -> list[tuple[Scene | Layer, str]]:
 
 
 def _clutter(slot: int, count: int, look: Look, rng: np.random.Generator) -> Layer:
-    """A small plain object near the border, in one of three directions, in some of the pictures."""
+    """A small plain object near the border, in one of three directions, in some pictures."""
     subjects = Subjects(rng.integers(0, CLUTTER_SHAPES, count), np.full(count, SOLID), np.zeros(count, np.int64))
     layer = _layer(subjects, rng.random((count, 3), dtype=np.float32), replace(look, size=(0.08, 0.15)), rng)
     direction = rng.uniform(-0.5, 0.5, count) + slot * 2 * np.pi / CLUTTER_SLOTS
@@ -203,7 +203,7 @@ def _chance(probability: float, count: int, rng: np.random.Generator) -> Bools:
 
 
 def _on_paper(scene: Scene, rng: np.random.Generator) -> None:
-    """Dark ink on light paper, in place."""
+    """Turn the scene into dark ink on light paper, in place."""
     count = len(scene)
     scene.background = _colours(np.repeat(rng.uniform(0.85, 1, (count, 1)), 3, axis=1))
     scene.background_kind = np.full(count, FLAT)

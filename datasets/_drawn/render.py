@@ -1,7 +1,7 @@
-"""Scenes to pixels, many pictures at once: `draw(scene, rng)` gives (N, S, S, 3) uint8.
+"""The renderer: from scenes to pixels, many pictures at once. `draw(scene, rng)` returns uint8 (N, S, S, 3).
 
-All randomness comes from the generator that is passed, so the same seed gives the same bytes. First come the patterns
-inside an object and the pencil that draws a sketch (distances in pixels), then the renderer.
+All random numbers come from the generator that is passed, so the same seed gives the same bytes. The first functions
+are patterns inside an object, and the pencil that draws a sketch, with distances in pixels; then comes the renderer.
 
 Shapes: n pictures in a chunk, S pixels along a side.
 """
@@ -30,7 +30,7 @@ from dassl_lite.datasets._drawn.shapes import TABLE_REACH, TABLE_SIZE, shape_tab
 
 
 def square_wave(cycles: Floats, sharpness: float) -> Floats:
-    """A square wave in [0, 1] of period 1 with softened flanks."""
+    """A square wave in [0, 1] with period 1 and soft flanks."""
     return np.clip(np.sin(2 * np.pi * cycles) * sharpness + 0.5, 0, 1)
 
 
@@ -40,7 +40,7 @@ def checks(a: Floats, b: Floats, sharpness: float) -> Floats:
 
 
 def outside_dots(a: Floats, b: Floats, radius: float, sharpness: Floats | float) -> Floats:
-    """0 inside dots that stand on the integer grid, 1 outside."""
+    """0 inside dots on the integer grid, 1 outside."""
     distance = np.hypot(a - np.round(a), b - np.round(b))
     return np.clip((distance - radius) * sharpness + 0.5, 0, 1)
 
@@ -66,7 +66,7 @@ def pattern(fill: Ints, x: Floats, y: Floats, angle: Floats, period: Floats) -> 
 
 
 def coverage(fill: Ints, distance: Floats, line: Floats) -> Floats:
-    """How much of each pixel the object covers; a hollow one only along its edge, `line` (n,) pixels wide."""
+    """The fraction of each pixel that the object covers; a hollow one only along its edge, `line` (n,) pixels wide."""
     covered = np.clip(0.5 - distance, 0, 1)
     hollow = np.flatnonzero(fill == HOLLOW)
     half = line[hollow, None, None] / 2
@@ -75,7 +75,7 @@ def coverage(fill: Ints, distance: Floats, line: Floats) -> Floats:
 
 
 def pencil(fill: Ints, distance: Floats, share: Floats, line: Floats) -> Floats:
-    """Ink on paper for a sketch: an outline, then shading for solid, the pattern, or a second line for hollow."""
+    """The ink of a sketch: an outline, and inside it shading if solid, the pattern, or a second line if hollow."""
     fill = fill[:, None, None]
     outline = np.clip(1.35 - np.abs(distance), 0, 1)
     shade = np.where(fill == SOLID, 0.35, (1 - share) * 0.75) * np.clip(0.5 - distance, 0, 1)
@@ -84,13 +84,13 @@ def pencil(fill: Ints, distance: Floats, share: Floats, line: Floats) -> Floats:
 
 
 PIXELS = 64
-CHUNK = 64  # pictures drawn together: their arrays fit the processor's cache; part of what a seed means
+CHUNK = 64  # pictures drawn together, so that their arrays fit the CPU cache; changes what a seed gives
 
 Images = npt.NDArray[np.uint8]
 
 
 def draw(scene: Scene, rng: np.random.Generator, pixels: int = PIXELS, table: Floats | None = None) -> Images:
-    """Draw all pictures of `scene`: (N, pixels, pixels, 3). `table` replaces the shapes' table (glyphs)."""
+    """Draw all pictures of `scene`, (N, pixels, pixels, 3). `table` replaces the table of shapes (for glyphs)."""
     table = shape_table() if table is None else table
     pictures = np.empty((len(scene), pixels, pixels, 3), np.uint8)
     for start in range(0, len(scene), CHUNK):
@@ -122,14 +122,14 @@ def _draw_chunk(scene: Scene, rng: np.random.Generator, pixels: int, table: Floa
 
 
 def pixel_grid(pixels: int) -> tuple[Floats, Floats]:
-    """x and y of the pixels' centres, each (S, S), in [-1, 1] with y upwards."""
+    """x and y of the pixel centres, each (S, S), in [-1, 1] with y upwards."""
     axis = ((np.arange(pixels) + 0.5) / pixels * 2 - 1).astype(np.float32)
     x, y = np.meshgrid(axis, -axis, indexing="xy")
     return x, y
 
 
 def upsample(coarse: Floats, pixels: int) -> Floats:
-    """Bilinear: (n, k, k, channels) to (n, pixels, pixels, channels), corners on corners."""
+    """Bilinear from (n, k, k, channels) to (n, pixels, pixels, channels), with aligned corners."""
     position = np.linspace(0, coarse.shape[1] - 1, pixels)
     low = np.minimum(position.astype(int), coarse.shape[1] - 2)
     high_share = (position - low).astype(np.float32)[:, None]
@@ -172,7 +172,7 @@ def _paint(
     grid: tuple[Floats, Floats],
     table: Floats,
 ) -> Floats:
-    """Put one object on each image (n, S, S, 3)."""
+    """Paint an object on each image (n, S, S, 3)."""
     half = images.shape[1] / 2  # pixels per unit of length
     dx = grid[0] - layer.x[:, None, None]
     dy = grid[1] - layer.y[:, None, None]
@@ -213,7 +213,7 @@ def _distances(layer: Layer, dx: Floats, dy: Floats, table: Floats) -> Floats:
 
 
 def _bars(image: Floats, rng: np.random.Generator, grid: tuple[Floats, Floats]) -> None:
-    """Cross one image (S, S, 3) with two thin bars of random colours, in place."""
+    """Draw two thin bars of random colours across an image (S, S, 3), in place."""
     for _ in range(2):
         angle = rng.random() * np.pi
         offset = np.cos(angle) * grid[0] + np.sin(angle) * grid[1] - rng.uniform(-0.5, 0.5)

@@ -1,6 +1,6 @@
-"""What stands in N pictures, before a pixel is drawn.
+"""Scenes: what N pictures contain, before any pixel is drawn.
 
-Lengths are in half picture widths, y upwards; angles in radians.
+Lengths are in half picture widths, with y upwards; angles are in radians.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class _Table:
     """A record of arrays that share their first axis, one row per picture."""
 
     def take(self: T, rows: Rows) -> T:
-        """The same record for some rows only (a view for a slice, a copy otherwise)."""
+        """The record of some rows: a view for a slice, otherwise a copy."""
         return type(self)(**{item.name: _pick(getattr(self, item.name), rows) for item in fields(self)})
 
 
-def _pick(value: Any, rows: Rows) -> Any:
+def _pick(value: list[_Table] | npt.NDArray[Any], rows: Rows) -> list[_Table] | npt.NDArray[Any]:
     if isinstance(value, list):
         return [part.take(rows) for part in value]
     return value[rows]
@@ -59,27 +59,27 @@ def _pick(value: Any, rows: Rows) -> Any:
 
 @dataclass
 class Layer(_Table):
-    """One object in each of N pictures; all arrays are (N,) but for the colours, (N, 3) in [0, 1]."""
+    """One object in each of N pictures. Arrays are (N,), except colours, which are (N, 3) in [0, 1]."""
 
     present: Bools
-    shape: Ints  # row of the table of distance fields
+    shape: Ints  # row in the table of distance fields
     fill: Ints  # index into FILL_NAMES
     colour: Floats
-    second_colour: Floats  # between stripes, dots and squares
+    second_colour: Floats  # of the background of stripes, dots and squares
     size: Floats  # half the object's extent
     x: Floats
     y: Floats
     angle: Floats  # anti-clockwise
-    aspect: Floats  # width over height, 1 = as tabulated
-    shear: Floats  # slant: how far x moves per unit of y
-    thicken: Floats  # grows the figure by this much of its own unit
+    aspect: Floats  # width over height, relative to the tabulated shape
+    shear: Floats  # shift of x per unit of y
+    thicken: Floats  # growth of the outline, in the shape's own unit
     pattern_angle: Floats
     pattern_period: Floats  # in 1/64 of the picture's width
 
 
 @dataclass
 class Scene(_Table):
-    """N pictures: their objects (back to front) and everything around them; arrays are (N,) or (N, 3)."""
+    """N pictures: their objects, from back to front, and everything around them. Arrays are (N,) or (N, 3)."""
 
     layers: list[Layer]
     background: Floats
@@ -87,9 +87,9 @@ class Scene(_Table):
     background_kind: Ints
     background_angle: Floats
     grain: Floats  # standard deviation of the pixel noise
-    wobble: Floats  # how far the outline is bent
+    wobble: Floats  # amplitude of the bends of the outline
     blur: Ints  # passes of a three-tap binomial filter
-    barred: Bools  # two thin bars in front
+    barred: Bools  # whether two thin bars are in front
     style: Ints
 
     def __len__(self) -> int:

@@ -1,10 +1,10 @@
-"""The figures, each about two units across, and the table of their distance fields that the renderer reads.
+"""The shapes, each about two units wide, and the table of their distance fields that the renderer uses.
 
-A signed distance field is negative inside a figure and positive outside, in the figure's own unit: it maps points
-(P, 2), y upwards, to distances (P,). Figures are built from polygons and circles with `union`, `minus` and `common`;
-these keep the sign exact and the distance exact outside a union and inside an intersection.
+A signed distance field maps points (P, 2), with y upwards, to distances (P,), negative inside a shape and positive
+outside, in the shape's own unit. Shapes are built from polygons and circles with `union`, `minus` and `common`; these
+keep the sign exact everywhere, and the distance exact outside a union and inside an intersection.
 
-`SEEN` are drawn and named in the pre-training of the demo model, `UNSEEN` are neither.
+The demo model has seen and read about the shapes in `SEEN` during pre-training, but not those in `UNSEEN`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 
 def polygon(corners: Sequence[Point] | Floats) -> Field:
-    """Exact distance to a simple polygon given by its corners (N, 2) in order."""
+    """Exact distance to a simple polygon with these corners (N, 2), in either direction."""
     starts = np.asarray(corners, np.float64)
     ends = np.roll(starts, -1, axis=0)
 
@@ -46,7 +46,7 @@ def _squared_distance(points: Floats, start: Floats, end: Floats) -> Floats:
 
 
 def _crosses(points: Floats, start: Floats, end: Floats) -> npt.NDArray[np.bool_]:
-    """Whether a ray from each point to the right crosses the segment (the even-odd rule's step)."""
+    """Whether a ray from each point to the right crosses the segment, for the even-odd rule."""
     height = end[1] - start[1]
     if height == 0:
         return np.zeros(len(points), bool)
@@ -69,7 +69,7 @@ def box(left: float, bottom: float, right: float, top: float) -> Field:
 
 
 def regular(corners: int, radius: float, first: float = 90.0) -> Field:
-    """A regular polygon; `first` is its first corner's angle in degrees."""
+    """A regular polygon; `first` is the angle of its first corner in degrees."""
     angles = np.deg2rad(first) + _turns(corners)
     return polygon(radius * np.stack([np.cos(angles), np.sin(angles)], 1))
 
@@ -205,7 +205,7 @@ SHAPE_NAMES = SEEN_NAMES + UNSEEN_NAMES
 
 @functools.lru_cache(maxsize=1)
 def shape_table() -> npt.NDArray[np.float32]:
-    """All fields sampled on a grid: (len(SHAPE_NAMES), TABLE_SIZE, TABLE_SIZE), first row lowest."""
+    """All fields sampled on a grid, (len(SHAPE_NAMES), TABLE_SIZE, TABLE_SIZE), from the lowest row up."""
     axis = np.linspace(-TABLE_REACH, TABLE_REACH, TABLE_SIZE)
     points = np.stack(np.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
     fields = [*SEEN.values(), *UNSEEN.values()]

@@ -1,14 +1,14 @@
-"""The base class of the drawn datasets: drawn on first use into ordinary folders, then read like any other.
+"""The base class of the drawn datasets, which are drawn into ordinary folders on first use, then read like any other.
 
-`<root>/<dataset_dir>/images/<split>/<class>/<number>.png`, `split.json` and `classes.json`; without `DATASET.ROOT` the
-root is the folder `datasets` in the cache. A dataset is drawn elsewhere and put in its place whole, so a drawing that
-was killed is never taken for one, and of two processes at once one wins, with the same bytes.
+A dataset is `<root>/<dataset_dir>/images/<split>/<class>/<number>.png`, `split.json` and `classes.json`; without
+`DATASET.ROOT` the root is the folder `datasets` in the cache. It is drawn in a temporary folder that is renamed when it
+is complete. So an interrupted drawing is never used, and of two processes that draw at once one wins, with the same
+bytes.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -16,10 +16,11 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
+from yacs.config import CfgNode
 
 from dassl_lite.data import FolderDataset
 from dassl_lite.data.splits import write_listing
@@ -30,13 +31,14 @@ from dassl_lite.datasets._drawn.render import Images, draw
 from dassl_lite.datasets._drawn.scene import Ints
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
+from dassl_lite.utils.logger import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-EDITION = 1  # of the pictures; with another one, what an older version has drawn is drawn anew
+EDITION = 1  # of the pictures; a dataset of another edition is drawn again
 SPLITS = ("train", "val", "test")
 STAMP_FILE = "drawing.json"
-ABANDONED_AFTER = 3600.0  # seconds without a change, after which another process's unfinished drawing is removed
+ABANDONED_AFTER = 3600.0  # seconds without a change after which an unfinished drawing is removed
 
 
 class PerClass(NamedTuple):
@@ -48,19 +50,19 @@ class PerClass(NamedTuple):
 
 
 class DrawnDataset(FolderDataset):
-    """A dataset that draws itself. A subclass gives `class_table` and `pictures`."""
+    """A dataset that draws itself. A subclass implements `class_table`, and `draw` or `pictures`."""
 
     split_file = "split.json"
     classes_file = "classes.json"
     per_class: ClassVar[PerClass] = PerClass()
 
-    def find_root(self, cfg: Any) -> str:
+    def find_root(self, cfg: CfgNode) -> str:
         return super().find_root(cfg) if cfg.DATASET.ROOT else str(cache_root() / "datasets")
 
     def prepare(self) -> None:
-        """Draw the dataset if it is not there, or if another edition of the pictures is."""
+        """Draw the dataset if it does not exist yet, or exists in another edition."""
         stamp = {"drawn": type(self).__name__, "edition": EDITION}
-        place_whole(Path(self.dataset_dir), stamp, self._draw_into)
+        fill_folder(Path(self.dataset_dir), stamp, self._draw_into)
 
     def class_table(self) -> Sequence[tuple[str, str]]:
         """Name and id of each class, in label order."""
@@ -72,11 +74,11 @@ class DrawnDataset(FolderDataset):
         return self.draw(labels, rng), labels
 
     def draw(self, labels: Ints, rng: np.random.Generator) -> Images:
-        """One picture for each label."""
+        """A picture (S, S, 3) for each label."""
         raise NotImplementedError
 
     def _draw_into(self, folder: Path) -> None:
-        logger.info("Drawing %s into %s", type(self).__name__, self.dataset_dir)
+        logger.info(f"Drawing {type(self).__name__} into {self.dataset_dir}")
         names = [name for name, _ in self.class_table()]
         listing = {split: self._save_split(folder / Path(self.image_dir).name, split, names) for split in SPLITS}
         write_listing(listing, folder / self.split_file)
@@ -84,7 +86,11 @@ class DrawnDataset(FolderDataset):
         (folder / self.classes_file).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
     def _save_split(self, images_folder: Path, split: str, names: Sequence[str]) -> list[list[str | int]]:
-        """Draw and save one split; its rows for the split file."""
+        """Draw and save a split.
+
+        Returns:
+            Its rows for the split file.
+        """
         pictures, labels = self.pictures(split, split_rng(type(self).__name__, split))
         folders = [f"{split}/{name.replace(' ', '_')}" for name in names]
         for folder in folders:
@@ -100,7 +106,7 @@ class DrawnDataset(FolderDataset):
 
 
 class ObjectDataset(DrawnDataset):
-    """One object in each picture. A subclass lists its classes and says how the pictures look."""
+    """Pictures of one object each. A subclass declares its classes and the look of the pictures."""
 
     object_classes: ClassVar[Sequence[ObjectClass]] = ()
     look: ClassVar[Look] = PHOTO
@@ -113,7 +119,7 @@ class ObjectDataset(DrawnDataset):
 
 
 class FieldDataset(DrawnDataset):
-    """Pictures without an object. A subclass gives one painter for each class name."""
+    """Pictures without an object. A subclass declares a painter for each class name."""
 
     painters: ClassVar[Painters] = {}
 
@@ -125,19 +131,19 @@ class FieldDataset(DrawnDataset):
 
 
 def split_rng(dataset: str, split: str) -> np.random.Generator:
-    """Each split of each dataset has its own stream, so that none depends on how many pictures another has."""
+    """The generator of a split: each has its own, so that it does not depend on the number of pictures in another."""
     return np.random.default_rng([EDITION, zlib.crc32(f"{dataset}/{split}".encode())])
 
 
-def place_whole(folder: Path, stamp: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-    """Make sure that `folder` holds what `fill` puts into an empty folder, under this `stamp`.
+def fill_folder(folder: Path, stamp: Mapping[str, object], fill: Callable[[Path], None]) -> None:
+    """Create `folder` with the files that `fill` writes, unless it exists with the same `stamp`.
 
-    `fill` works in a folder beside it, which takes its name when done; nothing else is ever visible under that name.
+    `fill` works in a temporary folder beside it, which is renamed when it is complete.
 
     Raises:
-        UserError: the folder holds something else, or cannot be made.
+        UserError: the folder contains something else, or cannot be created.
     """
-    if _holds(folder, stamp):
+    if _has_stamp(folder, stamp):
         return
     try:
         _remove_abandoned(folder)
@@ -145,16 +151,20 @@ def place_whole(folder: Path, stamp: Mapping[str, Any], fill: Callable[[Path], N
         try:
             fill(drawing)
             write_listing(stamp, drawing / STAMP_FILE)
-            _put_in_place(drawing, folder, stamp)
+            _move_into_place(drawing, folder, stamp)
         finally:
             shutil.rmtree(drawing, ignore_errors=True)
     except OSError as error:
-        where = "set DATASET.ROOT (--root) or DASSL_LITE_CACHE to a folder that can be written to"
-        raise UserError(f"cannot draw into '{folder}' ({error.strerror or error}); {where}") from error
+        remedy = "set DATASET.ROOT (--root) or DASSL_LITE_CACHE to a writable folder"
+        raise UserError(f"cannot draw into '{folder}' ({error.strerror or error}); {remedy}") from error
 
 
-def _holds(folder: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the folder carries this stamp; False if it is not there, empty, or of another edition of ours."""
+def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
+    """Whether the folder has this stamp; False if it does not exist, is empty, or has one of another edition.
+
+    Raises:
+        UserError: the folder contains something else.
+    """
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     try:
@@ -162,7 +172,7 @@ def _holds(folder: Path, stamp: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("drawn") != stamp["drawn"]:
-        raise UserError(f"'{folder}' holds something that was not drawn here; move it away, or set another --root")
+        raise UserError(f"'{folder}' contains files of another origin; move it away, or set another --root")
     return found == dict(stamp)
 
 
@@ -172,14 +182,14 @@ def _new_sibling(folder: Path) -> Path:
     return sibling
 
 
-def _put_in_place(drawing: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
-    """Rename `drawing` to `folder`, unless another process was first with the same; an older edition gives way."""
+def _move_into_place(drawing: Path, folder: Path, stamp: Mapping[str, object]) -> None:
+    """Rename `drawing` to `folder`, replacing another edition, unless another process has drawn the same."""
     try:
         os.rename(drawing, folder)
     except OSError:
         if not folder.is_dir():
             raise
-        if _holds(folder, stamp):
+        if _has_stamp(folder, stamp):
             return
         old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.drawing")
         os.rename(folder, old)
@@ -188,11 +198,11 @@ def _put_in_place(drawing: Path, folder: Path, stamp: Mapping[str, Any]) -> None
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left beside `folder`."""
+    """Remove the temporary folders of killed processes beside `folder`."""
     for left in folder.parent.glob(f".{folder.name}.*.drawing"):
         try:
             idle = time.time() - max(path.stat().st_mtime for path in [left, *left.rglob("*")])
         except FileNotFoundError:
-            continue  # its process has just finished
+            continue  # its process has just finished with it
         if idle > ABANDONED_AFTER:
             shutil.rmtree(left, ignore_errors=True)

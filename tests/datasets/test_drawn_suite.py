@@ -152,7 +152,7 @@ def test_of_two_at_once_one_wins_and_both_find_it_whole(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            suite.place_whole(tmp_path / "thing", STAMP, fill)
+            suite.fill_folder(tmp_path / "thing", STAMP, fill)
         except UserError as error:
             problems.append(error)
 
@@ -172,7 +172,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        suite.place_whole(tmp_path / "thing", STAMP, fail)
+        suite.fill_folder(tmp_path / "thing", STAMP, fail)
     assert os.listdir(tmp_path) == []
 
 
@@ -194,7 +194,7 @@ def test_someone_elses_folder_is_never_touched(tmp_path: Path, stamp: str | None
     mine.write_text("precious")
     if stamp is not None:
         (mine.parent / suite.STAMP_FILE).write_text(stamp)
-    with pytest.raises(UserError, match="not drawn here"):
+    with pytest.raises(UserError, match="files of another origin"):
         Few(config(tmp_path))
     assert mine.read_text() == "precious"
 

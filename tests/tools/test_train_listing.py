@@ -82,7 +82,7 @@ def test_everything_of_ours_says_where_it_is_from_and_what_it_is(capsys):
     assert ours == []
     taskres = ["TaskRes", "dassl_lite.trainers.taskres", "A learned residual on every class's text feature."]
     assert cells(out, "TaskRes") == taskres
-    assert cells(out, "Caltech101")[2].startswith("Pictures of 100 objects")  # not where they lie
+    assert cells(out, "Caltech101")[2].startswith("Photos of 100 kinds of objects")  # not their paths
 
 
 def test_the_list_names_the_file_of_a_plug_in(capsys, plugin):
