@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache.store import Features
+from dassl_lite.data.loaders import Item
 from dassl_lite.data.samplers import SeededSampler
 
 
@@ -40,7 +41,7 @@ class FeatureLoader:
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: DataLoader[Item],
         items: Sequence[Datum],
         fetch: Callable[[], Features],
         device: torch.device,

@@ -15,7 +15,7 @@ from dassl_lite.utils.errors import UserError, nearest, unknown
 from dassl_lite.utils.logger import get_logger
 
 if TYPE_CHECKING:
-    from _csv import _reader as CSVReader  # the type of csv.reader, which typeshed names so
+    from _csv import Reader as CSVReader  # the type of csv.reader
 
 logger = get_logger(__name__)
 
