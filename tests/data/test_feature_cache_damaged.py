@@ -116,6 +116,29 @@ def test_two_processes_that_find_a_damaged_store_set_it_aside_once(tmp_path: Pat
     assert len(list((tmp_path / "cache").glob("*.damaged-*"))) == 1
 
 
+def test_a_damaged_store_that_another_process_sets_aside_while_it_is_read_stays_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = draw_images(tmp_path / "a", 3)
+    run = store(tmp_path / "cache")
+    run.fetch(paths, CountingEncoder())
+    assert run.folder is not None
+    meta = run.folder / "meta.json"
+    meta.write_bytes(b"{")
+    real = shards.read_json
+
+    def read_json(path: Path) -> Any:
+        if meta.exists() and meta.read_bytes() == b"{":
+            meta.unlink()  # by the other process
+        return real(path)
+
+    monkeypatch.setattr(shards, "read_json", read_json)
+    store(tmp_path / "cache").fetch(paths, CountingEncoder())
+    encoder = CountingEncoder()
+    store(tmp_path / "cache").fetch(paths, encoder)
+    assert encoder.seen == []
+
+
 @pytest.mark.parametrize("how", ["shorter", "gone", "closed"])
 def test_rows_that_cannot_be_read_any_more_are_extracted_again(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

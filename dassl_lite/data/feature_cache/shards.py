@@ -259,14 +259,13 @@ class ShardStore:
 
     def _read_layout(self) -> Layout | None:
         """The layout in meta.json, or None if there is no store yet."""
-        path = self.folder / META
-        if not path.exists():
-            return None
         try:
-            meta = read_json(path)
+            meta = read_json(self.folder / META)
             if meta["digest"] != digest_of(self.description):
                 raise UserError(f"{self.folder} contains other features; remove it: {meta['made_with']}")
             return Layout.read(meta["rows"])
+        except FileNotFoundError:  # or another process has just set a damaged store aside
+            return None
         except UserError:
             raise
         except (KeyError, TypeError, ValueError) as error:  # JSON and Unicode errors are ValueErrors
