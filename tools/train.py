@@ -109,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:
+        if args.resume and distributed.on_first(lambda: run.is_finished(cfg, cfg.OUTPUT_DIR)):
+            print(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
+            return 0
         with run.session(cfg) as trainer:
             trainer.train()
         return 0

@@ -91,6 +91,43 @@ def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
     assert resumed.get_current_lr() == whole.get_current_lr()
 
 
+def test_a_run_killed_before_its_results_resumes_to_those_of_one_never_stopped(data: Path, tmp_path: Path) -> None:
+    """With best_val, its last checkpoint holds a validation result that nothing computes again."""
+    whole = toy_trainer(data, tmp_path / "whole", "TEST.FINAL_MODEL", "best_val")
+    whole.train()
+    killed = toy_trainer(data, tmp_path / "run", "TEST.FINAL_MODEL", "best_val")
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    killed.after_train = die
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.train()
+    resumed = toy_trainer(data, tmp_path / "run", "TEST.FINAL_MODEL", "best_val")
+    resumed.train()
+    assert resumed.results == whole.results
+    assert resumed.history == whole.history
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3, 4, 4]
+    assert resumed.seconds.keys() == whole.seconds.keys()
+
+
+def test_the_time_of_a_resumed_run_adds_up(data: Path, tmp_path: Path) -> None:
+    first = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "1")
+
+    def stop() -> None:
+        if first.epoch == 2:
+            first.time_start -= 100  # as if the first two epochs had taken that long
+            first.save_model(first.epoch - 1, tmp_path)
+            raise RuntimeError("killed")
+
+    first.before_epoch = stop
+    with pytest.raises(RuntimeError, match="killed"):
+        first.train()
+    resumed = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "1")
+    resumed.train()
+    assert 100 < resumed.seconds["train"] < 200
+
+
 def test_ctrl_c_saves_the_epoch_and_the_run_resumes_from_it(data: Path, tmp_path: Path) -> None:
     whole = toy_trainer(data, tmp_path / "whole")
     whole.train()

@@ -249,3 +249,18 @@ def test_a_run_stopped_from_outside_and_resumed_equals_one_never_stopped(tmp_pat
         for run in ("whole", "parts")
     ]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+
+
+def test_resuming_a_finished_run_changes_nothing_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--trainer", "TaskRes", "--dataset-config-file", "gadgets", "--shots", "1", "--output-dir"]
+    arguments += [str(tmp_path / "run"), "--resume", "OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1"]
+    assert run_tool(train.main, [*arguments, "TEST.FINAL_MODEL", "best_val"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run_tool(train.main, [*arguments, "TEST.FINAL_MODEL", "best_val"]) == 0
+    assert "finished: there is nothing to resume" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert run_tool(train.main, [*arguments, "TEST.FINAL_MODEL", "best_val", "SEED", "9"]) == 2
+    assert "SEED 1, but now it is 9" in capsys.readouterr().err

@@ -10,8 +10,10 @@ from typing import Any
 from tabulate import tabulate
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import build_trainer
-from dassl_lite.engine.files.results import FILE_NAME, write_results
+from dassl_lite.config import to_dict
+from dassl_lite.engine.build import build_trainer, with_backbone_inputs
+from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.results import FILE_NAME, read_results, write_results
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import get_logger, set_random_seed, setup_logger
@@ -51,6 +53,19 @@ def session(cfg: CfgNode) -> Iterator[Any]:
             write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
         show(cfg, trainer.results, zero_shot)
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
+
+
+def is_finished(cfg: CfgNode, folder: str | Path) -> bool:
+    """Whether ``folder`` contains this run, finished.
+
+    Raises:
+        UserError: it contains a run with other settings.
+    """
+    results, path = read_results(folder), Path(folder) / FILE_NAME
+    if results is None:
+        return False
+    checkpoint.check_same_run(results["config"], to_dict(with_backbone_inputs(cfg)), path)
+    return True
 
 
 def train(cfg: CfgNode) -> Path:

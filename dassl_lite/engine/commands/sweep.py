@@ -22,11 +22,9 @@ import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from dassl_lite.config import to_dict
-from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config, with_backbone_inputs
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
-from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -134,11 +132,10 @@ def is_finished(folder: Path, cfg: CfgNode) -> bool:
     Raises:
         UserError: it contains a run with other settings or on other data.
     """
-    results = read_results(folder)
+    results = read_results(folder) if run.is_finished(cfg, folder) else None
     if results is None:
         return False
     path = folder / FILE_NAME
-    checkpoint.check_same_run(results["config"], to_dict(with_backbone_inputs(cfg)), path)
     # The root of the field's datasets may move; that of the user's own data says which data it is.
     before, now = results["config"]["DATASET"]["ROOT"], cfg.DATASET.ROOT
     if OWN_DATA.get(cfg.DATASET.NAME) == "ROOT" and Path(before).resolve() != Path(now).resolve():

@@ -176,7 +176,7 @@ class TrainerBase:
         if distributed.rank():
             return
         store = CheckpointStore(directory)
-        run_state = checkpoint.run_state(self.best_result, self.history, self.scaler)
+        run_state = checkpoint.run_state(self.best_result, self.history, self.results, self.scaler)
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -186,6 +186,7 @@ class TrainerBase:
                 "scheduler": None if sched is None else sched.state_dict(),
                 "val_result": val_result,
                 "run_state": run_state,
+                "seconds": self.seconds_so_far(),
                 "meta": self.checkpoint_meta(),
             }
             store.save(name, state, is_best=is_best, model_name=model_name)
@@ -197,6 +198,10 @@ class TrainerBase:
     def describe_run(self) -> dict[str, Any]:
         """What a checkpoint says about its data and config, as plain values."""
         return {}
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Wall time by phase, including the one that is under way; a resumed run adds to it."""
+        return dict(self.seconds)
 
     def resume_model_if_exist(self, directory: str | Path) -> int:
         """Resume from the newest checkpoint that every registered model has; returns the epoch to start with."""
@@ -214,7 +219,8 @@ class TrainerBase:
             checkpoint.check_origin(meta, own, path)
             checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
-        self.best_result, self.history = checkpoint.restore_run_state(state, self.scaler)
+        self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
+        self.seconds.update(state.get("seconds") or {})
         return int(state["epoch"])
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
@@ -297,6 +303,7 @@ class TrainerBase:
             return
         with self.training():
             self.before_train()
+            self.epoch = max(self.start_epoch - 1, 0)  # if no epoch is left: the last one
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 self.before_epoch()
                 self.run_epoch()

@@ -205,7 +205,7 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         distributed.same_random_states()  # which also waits: nobody writes what another has still to read
         self.init_writer(Path(self.output_dir) / "tensorboard")
-        self.time_start = time.time()
+        self.time_start = time.time() - self.seconds.get("train", 0.0)  # a resumed run adds to its time
         self._saved_at = time.monotonic()
         self.__dict__.pop("run_log", None)
 
@@ -234,9 +234,12 @@ class SimpleTrainer(TrainerBase):
         CheckpointStore(self.output_dir).mark_rolling(self.get_model_names(), self.epoch + 1)
         self._saved_at = time.monotonic()
 
+    def seconds_so_far(self) -> dict[str, float]:
+        return {**self.seconds, "train": time.time() - self.time_start} if "time_start" in vars(self) else self.seconds
+
     def after_train(self) -> None:
         self.run_log.close()
-        self.seconds["train"] = time.time() - self.time_start
+        self.seconds = self.seconds_so_far()
         logger.info("Finish training")
         distributed.wait()  # for rank 0's files
         if not self.cfg.TEST.NO_TEST:

@@ -166,13 +166,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     torchtools.load_weights(model, {**stored, **kept}, path)
 
 
-def run_state(best_result: float, history: list[dict[str, Any]], scaler: Any = None) -> dict[str, Any]:
+def run_state(
+    best_result: float, history: list[dict[str, Any]], results: Mapping[str, dict[str, Any]], scaler: Any = None
+) -> dict[str, Any]:
     """What a resumed run needs besides models and optimisers, as tensors and plain values.
 
     Args:
+        results: metrics by split, of the last evaluation.
         scaler: the trainer's gradient scaler, if any; a disabled one has no state.
     """
-    state = {"best_result": best_result, "history": list(history), "random_states": random_states()}
+    state = {"best_result": best_result, "history": list(history), "results": dict(results)}
+    state |= {"random_states": random_states()}
     return {**state, "scaler": scaler.state_dict()} if isinstance(scaler, torch.amp.GradScaler) else state
 
 
@@ -184,14 +188,17 @@ def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, 
             torchtools.restore_part(part, what, state, path)
 
 
-def restore_run_state(state: Mapping[str, Any], scaler: Any = None) -> tuple[float, list[dict[str, Any]]]:
-    """Restore the random states and the gradient scaler; returns the best result and the history so far."""
+def restore_run_state(
+    state: Mapping[str, Any], scaler: Any = None
+) -> tuple[float, list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Restore random states and gradient scaler; returns the best result, the history and the results so far."""
     saved = state.get("run_state") or {}
     if "random_states" in saved:
         restore_random_states(saved["random_states"])
     if isinstance(scaler, torch.amp.GradScaler) and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])
-    return saved.get("best_result", float("-inf")), list(saved.get("history", []))
+    best_result, history = saved.get("best_result", float("-inf")), list(saved.get("history", []))
+    return best_result, history, dict(saved.get("results", {}))
 
 
 # Config keys that may differ when a run is resumed: they say where and how fast, not what.
