@@ -61,7 +61,8 @@ class CLIPBackbone(nn.Module):
 
     Attributes:
         model: open_clip's model, with all parameters.
-        name, precision: as given to `load_clip`.
+        name: as given to `load_clip`.
+        precision: as given to `load_clip`.
         digest: hex digest of the weights as loaded, in the precision in which they are kept.
         preprocessing: how it expects its images.
         tokenizer: texts to token ids.

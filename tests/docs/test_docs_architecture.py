@@ -1,4 +1,4 @@
-"""docs/architecture.md draws the path of a batch; the calls of a real training are those."""
+"""docs/architecture.md lists the calls that a batch crosses; the calls of a real training are those."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     return steps[0]
 
 
-def test_the_path_of_a_batch_is_the_one_that_the_page_draws(calls: list[tuple[str, str]]) -> None:
-    drawn = re.findall(r"^(\w+)\([^)]*\) +(\S+\.py) ", PAGE, re.MULTILINE)
-    assert calls == drawn
+def test_the_path_of_a_batch_is_the_one_that_the_page_lists(calls: list[tuple[str, str]]) -> None:
+    listed = re.findall(r"^\| `(\w+)\([^)]*\)` \| `(\S+\.py)` \|", PAGE, re.MULTILINE)
+    assert calls == listed
 
 
 def test_a_batch_crosses_at_most_eight_calls_in_five_files(calls: list[tuple[str, str]]) -> None:
