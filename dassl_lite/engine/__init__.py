@@ -1,12 +1,12 @@
 """The engine: builds a trainer from a config and runs it. It finds methods and datasets by their registered names only.
 
-    contract/    Dassl's trainers, which third parties subclass
-    methods/     the base of the package's own methods
-    files/       what a run leaves in its folder and reads back
-    parallel/    several processes
-    commands/    what the command-line tools call
-    build.py     the trainer registry, and a config merged from files and flags
-    plugins.py   finding trainers and datasets
+- ``contract/``: Dassl's trainers, which third parties subclass
+- ``methods/``: the base of the package's own methods
+- ``files/``: what a run leaves in its folder and reads back
+- ``parallel/``: several processes
+- ``commands/``: what the command-line tools call
+- ``build.py``: the trainer registry, and a config merged from files and flags
+- ``plugins.py``: finding trainers and datasets
 """
 
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer
