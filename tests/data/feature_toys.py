@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,26 @@ class CountingEncoder:
         self.seen += [round(float(red) * 255) for red in inputs[:, 0, 0, 0]]
         weights = torch.linspace(-1, 1, WIDTH * 3 * 36).reshape(WIDTH, 3, 6, 6)
         return (inputs[:, None] * weights).flatten(2).sum(-1).to(self.dtype)
+
+
+@contextlib.contextmanager
+def on_waiting(action: Callable[[], object]) -> Iterator[None]:
+    """Call ``action`` whenever somebody in this process waits for the lock of a store."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Waiting for process"):
+                action()
+
+    logger, handler = logging.getLogger("dassl_lite.data.feature_cache.lock"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def spec(**changes: Any) -> FeatureSpec:

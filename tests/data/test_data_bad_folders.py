@@ -1,4 +1,4 @@
-"""Folders that may not be read or written, and what a run leaves in a dataset's folder."""
+"""Folders without permission, and the files that a run writes into a dataset's folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lay_out_folders(root: Path, size: int = 10) -> None:
 
 
 @pytest.mark.parametrize("place", ["toy/images", "toy/images/bee"])
-def test_a_folder_that_may_not_be_looked_into_is_said_to_be_missing(tmp_path: Path, forbid: Forbid, place: str) -> None:
+def test_a_folder_without_permission_is_reported_as_such(tmp_path: Path, forbid: Forbid, place: str) -> None:
     lay_out(tmp_path)
     forbid(tmp_path / place)
     with pytest.raises(UserError, match=f"cannot read the folder '.*{place}': Permission denied") as raised:
@@ -56,7 +56,7 @@ def test_a_folder_that_may_not_be_looked_into_is_said_to_be_missing(tmp_path: Pa
     assert "\n" not in str(raised.value)
 
 
-def test_a_class_folder_that_may_not_be_read_is_left_out_of_the_split(tmp_path: Path, forbid: Forbid) -> None:
+def test_a_class_folder_without_permission_stops_the_split(tmp_path: Path, forbid: Forbid) -> None:
     lay_out_folders(tmp_path)
     forbid(tmp_path / "toy" / "images" / "bee")
     with pytest.raises(UserError, match=r"FromFolders cannot be read: .*Permission denied: '.*images/bee'"):
@@ -64,14 +64,14 @@ def test_a_class_folder_that_may_not_be_read_is_left_out_of_the_split(tmp_path: 
     assert not (tmp_path / "toy" / "split_Toy.json").exists()
 
 
-def test_an_empty_class_folder_is_not_named(tmp_path: Path) -> None:
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     lay_out_folders(tmp_path)
     (tmp_path / "toy" / "images" / "cat").mkdir()
     with pytest.raises(UserError, match=r"class folder '.*images/cat' contains no images"):
         FromFolders(config(tmp_path))
 
 
-def test_a_run_leaves_more_than_the_split_and_the_draw(tmp_path: Path) -> None:
+def test_a_run_writes_only_the_split_and_the_draw(tmp_path: Path) -> None:
     lay_out_folders(tmp_path)
     before = set(tmp_path.rglob("*"))
     FromFolders(config(tmp_path, NUM_SHOTS=1))
@@ -80,7 +80,7 @@ def test_a_run_leaves_more_than_the_split_and_the_draw(tmp_path: Path) -> None:
     assert left == {"split_Toy.json", "split_fewshot", "split_fewshot/shot_1-seed_1.json"}
 
 
-def test_a_split_torn_while_it_is_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_of_the_split_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out_folders(tmp_path)
 
     def torn(*_: Any) -> None:
@@ -92,7 +92,7 @@ def test_a_split_torn_while_it_is_written_is_left(tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in (tmp_path / "toy").iterdir()) == ["images"]
 
 
-def test_a_read_only_dataset_is_split_anew_in_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_dataset_keeps_its_split_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dassl_lite.data import splits
 
     lay_out_folders(tmp_path)
@@ -114,7 +114,7 @@ def test_a_read_only_dataset_is_split_anew_in_each_run(tmp_path: Path, monkeypat
     assert sorted(path.name for path in (tmp_path / "toy").iterdir()) == ["images"]
 
 
-def test_a_forbidden_folder_of_draws_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_of_draws_counts_as_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path)
     stat = os.stat
 
@@ -128,7 +128,7 @@ def test_a_forbidden_folder_of_draws_stops_the_run(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("what", ["folder", "text"])
-def test_a_split_file_that_is_no_file_or_no_text_is_not_named(tmp_path: Path, what: str) -> None:
+def test_a_split_file_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
     path = tmp_path / "split.json"
     if what == "folder":
         path.mkdir()
@@ -138,7 +138,7 @@ def test_a_split_file_that_is_no_file_or_no_text_is_not_named(tmp_path: Path, wh
         read_split(path, "images")
 
 
-def test_a_root_that_is_a_file_or_the_dataset_itself_is_not_explained(tmp_path: Path) -> None:
+def test_a_wrong_root_is_explained(tmp_path: Path) -> None:
     lay_out(tmp_path, ROWS)
     for root in (tmp_path / "toy", tmp_path / "toy" / "split_Toy.json"):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Datum, DatasetBase and the declarative base: contract, order of the hooks, mistakes of the user's."""
+"""Datum, DatasetBase and FolderDataset: contract, order of the hooks, user errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(root: Path, **dataset: Any) -> Any:
     return cfg
 
 
-def test_datum_is_not_what_dassl_promises() -> None:
+def test_datum_keeps_dassls_contract() -> None:
     datum = Datum("a/b.png", 3, classname="cat", classid="n1")
     assert (datum.impath, datum.label, datum.domain, datum.classname, datum.classid) == ("a/b.png", 3, 0, "cat", "n1")
     assert datum == copy.deepcopy(datum)  # the way a worker gets it
@@ -53,13 +53,13 @@ def test_datum_is_not_what_dassl_promises() -> None:
     assert datum.relabelled(0) == Datum("a/b.png", 0, classname="cat", classid="n1")
 
 
-def test_dassls_import_path_is_missing_a_name() -> None:
+def test_dassls_import_path_has_its_four_names() -> None:
     assert dassl_path.DatasetBase is DatasetBase
     assert dassl_path.Datum is Datum
     assert dassl_path.DATASET_REGISTRY is DATASET_REGISTRY
 
 
-def test_base_does_not_take_its_classes_from_the_training_items() -> None:
+def test_the_classes_come_from_the_training_images() -> None:
     items = [Datum("1", 2, classname="c", classid="n2"), Datum("2", 0, domain=1, classname="a")]
     dataset = DatasetBase(train_x=items, test=[Datum("3", 9, classname="other")])
     assert dataset.num_classes == 3  # the largest label + 1
@@ -71,7 +71,7 @@ def test_base_does_not_take_its_classes_from_the_training_items() -> None:
     assert dataset.val is None
 
 
-def test_wrong_domain_is_accepted() -> None:
+def test_an_unknown_domain_is_refused() -> None:
     class Domains(DatasetBase):
         domains = ("art", "photo")
 
@@ -79,7 +79,7 @@ def test_wrong_domain_is_accepted() -> None:
         Domains(train_x=[Datum()]).check_input_domains(["art"], ["foto"])
 
 
-def test_unknown_dataset_is_not_told_with_the_nearest() -> None:
+def test_an_unknown_dataset_is_refused_with_the_nearest_name() -> None:
     cfg = config(Path())
     cfg.DATASET.NAME = "Toi"
     DATASET_REGISTRY.register(Toy, force=True)
@@ -91,7 +91,7 @@ def test_unknown_dataset_is_not_told_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("template", ["a photo.", "{} and {}"])
-def test_template_without_exactly_one_place_is_accepted(tmp_path: Path, template: str) -> None:
+def test_a_template_without_exactly_one_placeholder_is_refused(tmp_path: Path, template: str) -> None:
     lay_out(tmp_path)
     DATASET_REGISTRY.register(Toy, force=True)
     try:
@@ -103,7 +103,7 @@ def test_template_without_exactly_one_place_is_accepted(tmp_path: Path, template
         del DATASET_REGISTRY._table["Toy"]
 
 
-def test_prepare_is_not_called_before_anything_is_read(tmp_path: Path) -> None:
+def test_prepare_is_called_before_anything_is_read(tmp_path: Path) -> None:
     class Drawn(Toy):
         def prepare(self) -> None:
             assert os.path.isabs(self.image_dir)
@@ -112,7 +112,7 @@ def test_prepare_is_not_called_before_anything_is_read(tmp_path: Path) -> None:
     assert len(Drawn(config(tmp_path)).train_x) == len(ROWS)
 
 
-def test_class_ids_are_lost_on_the_way_to_new_classes(tmp_path: Path) -> None:
+def test_class_ids_stay_with_the_new_classes(tmp_path: Path) -> None:
     class WithIds(Toy):
         classes_file = "classes.json"
 
@@ -126,7 +126,7 @@ def test_class_ids_are_lost_on_the_way_to_new_classes(tmp_path: Path) -> None:
         WithIds(config(tmp_path))
 
 
-def test_a_test_only_dataset_has_no_classes_or_is_drawn_from(tmp_path: Path) -> None:
+def test_a_test_only_dataset_has_classes_and_no_shots(tmp_path: Path) -> None:
     class Variant(Toy):
         test_only = True
 
@@ -137,7 +137,7 @@ def test_a_test_only_dataset_has_no_classes_or_is_drawn_from(tmp_path: Path) -> 
     assert not (tmp_path / "toy" / "split_fewshot").exists()
 
 
-def test_val_is_drawn_from_where_it_is_the_test_set(tmp_path: Path) -> None:
+def test_no_shots_are_drawn_from_val_if_it_is_the_test_set(tmp_path: Path) -> None:
     class Imagenet(Toy):
         val_is_test = True
 
@@ -149,7 +149,7 @@ def test_val_is_drawn_from_where_it_is_the_test_set(tmp_path: Path) -> None:
     assert Imagenet(config(tmp_path, NUM_SHOTS=2)).train_x == dataset.train_x  # read back
 
 
-def test_missing_root_or_folder_is_not_told_with_where_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_root_or_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Toy needs --root \(DATASET\.ROOT\): the folder that contains 'toy'"):
         Toy(config(Path(), ROOT=""))
     with pytest.raises(UserError, match=r"there is no folder '.*toy/images'; get .* https://example.org/toy; --root"):
@@ -159,7 +159,7 @@ def test_missing_root_or_folder_is_not_told_with_where_to_get_it(tmp_path: Path)
         Toy(config(tmp_path))
 
 
-def test_missing_images_are_not_counted_or_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_images_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lay_out(tmp_path)
     for i in range(4):
         (tmp_path / "toy" / "images" / "bee" / f"{i}.png").unlink()
@@ -186,7 +186,7 @@ def test_missing_images_are_not_counted_or_not_named(tmp_path: Path, caplog: pyt
         ({"train": [], "val": [], "test": []}, "no training image"),
     ],
 )
-def test_a_split_that_makes_no_sense_is_accepted(tmp_path: Path, parts: Any, message: str) -> None:
+def test_an_inconsistent_split_is_refused(tmp_path: Path, parts: Any, message: str) -> None:
     lay_out(tmp_path, **parts)
     with pytest.raises(UserError, match=message):
         Toy(config(tmp_path))
@@ -200,27 +200,27 @@ def test_a_split_that_makes_no_sense_is_accepted(tmp_path: Path, parts: Any, mes
         ('{"train": []}', "lacks the list val and the list test"),
     ],
 )
-def test_a_split_file_that_is_none_is_accepted(tmp_path: Path, text: str, message: str) -> None:
+def test_a_malformed_split_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "split.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_split(path, "images")
 
 
-def test_unknown_subsample_is_accepted(tmp_path: Path) -> None:
+def test_an_unknown_choice_of_classes_is_refused(tmp_path: Path) -> None:
     lay_out(tmp_path)
     with pytest.raises(UserError, match=r"unknown DATASET\.SUBSAMPLE_CLASSES 'bas'\. Did you mean 'base'"):
         Toy(config(tmp_path, SUBSAMPLE_CLASSES="bas"))
 
 
 @pytest.mark.parametrize("num_shots", [0, -2])
-def test_shots_out_of_range_are_accepted(tmp_path: Path, num_shots: int) -> None:
+def test_shots_out_of_range_are_refused(tmp_path: Path, num_shots: int) -> None:
     lay_out(tmp_path)
     with pytest.raises(UserError, match=f"NUM_SHOTS {num_shots} is out of range"):
         Toy(config(tmp_path, NUM_SHOTS=num_shots))
 
 
-def test_names_with_spaces_slashes_and_foreign_bytes_are_lost(tmp_path: Path) -> None:
+def test_file_names_with_spaces_and_foreign_bytes_survive_the_split_file(tmp_path: Path) -> None:
     # A file name that is not UTF-8: Python holds its byte as a lone surrogate.
     rows = [["F-16A B/a b.png", 0, "F-16A/B"], ["ä/\udcff é.png", 1, "ä"], ["ä/'q\".png", 1, "ä"]]
     lay_out(tmp_path, rows, val=[], test=rows)

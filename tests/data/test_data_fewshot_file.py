@@ -1,4 +1,4 @@
-"""The kept few-shot draw: found again, recognised, refused when it does not fit, kept elsewhere when it must be."""
+"""Saved few-shot draws: found, verified, refused if they do not fit, saved in the cache if necessary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path / "toy" / "split_fewshot" / "shot_2-seed_1.json"
 
 
-def test_draw_is_not_kept_with_relative_paths_and_its_digest(toy: Any, kept: Path, tmp_path: Path) -> None:
+def test_a_draw_is_saved_with_relative_paths_and_its_digest(toy: Any, kept: Path, tmp_path: Path) -> None:
     dataset = toy()
     content = json.loads(kept.read_text())
     assert str(tmp_path) not in kept.read_text()
@@ -39,7 +39,7 @@ def test_draw_is_not_kept_with_relative_paths_and_its_digest(toy: Any, kept: Pat
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # nothing half-written is left
 
 
-def test_another_draw_has_the_same_digest(toy: Any, kept: Path) -> None:
+def test_every_draw_has_its_own_digest(toy: Any, kept: Path) -> None:
     first = toy().fewshot_digest
     assert toy().fewshot_digest == first
     kept.unlink()
@@ -48,7 +48,7 @@ def test_another_draw_has_the_same_digest(toy: Any, kept: Path) -> None:
     assert toy(NUM_SHOTS=-1).fewshot_digest == ""
 
 
-def test_digest_depends_on_where_the_dataset_lies(toy: Any, tmp_path: Path) -> None:
+def test_the_digest_is_the_same_wherever_the_dataset_is(toy: Any, tmp_path: Path) -> None:
     first = toy().fewshot_digest
     lay_out(tmp_path / "elsewhere")
     random.seed(1)
@@ -68,7 +68,7 @@ def test_digest_depends_on_where_the_dataset_lies(toy: Any, tmp_path: Path) -> N
         ({"train": None}, "is corrupt"),
     ],
 )
-def test_foreign_or_changed_draw_is_used(toy: Any, kept: Path, change: Any, message: str) -> None:
+def test_a_foreign_or_modified_draw_is_refused(toy: Any, kept: Path, change: Any, message: str) -> None:
     toy()
     kept.write_text(json.dumps({**json.loads(kept.read_text()), **change}))
     with pytest.raises(UserError, match=f"{message}.*Delete it to draw again") as raised:
@@ -77,14 +77,14 @@ def test_foreign_or_changed_draw_is_used(toy: Any, kept: Path, change: Any, mess
     assert "\n" not in str(raised.value)
 
 
-def test_broken_draw_is_used(toy: Any, kept: Path) -> None:
+def test_a_malformed_draw_is_refused(toy: Any, kept: Path) -> None:
     toy()
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(UserError, match=r"cannot read .* as JSON.*Delete it to draw again"):
         toy()
 
 
-def test_given_draw_is_not_used(toy: Any, kept: Path, tmp_path: Path) -> None:
+def test_a_given_draw_is_used(toy: Any, kept: Path, tmp_path: Path) -> None:
     random.seed(5)
     expected = toy().train_x
     given = tmp_path / "mine.json"
@@ -98,14 +98,14 @@ def test_given_draw_is_not_used(toy: Any, kept: Path, tmp_path: Path) -> None:
         toy(FEWSHOT_FILE=str(tmp_path / "none.json"))
 
 
-def test_draw_written_by_hand_is_refused(toy: Any, tmp_path: Path) -> None:
+def test_a_draw_written_by_hand_is_used(toy: Any, tmp_path: Path) -> None:
     given = tmp_path / "mine.json"
     given.write_text(json.dumps({"train": [ROWS[0], ROWS[4], ROWS[8]], "val": []}))
     dataset = toy(FEWSHOT_FILE=str(given))
     assert [item.label for item in dataset.train_x] == [0, 1, 2]
 
 
-def test_read_only_folder_stops_the_run(
+def test_a_read_only_folder_moves_the_draw_to_the_cache(
     toy: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write = splits.write_listing
@@ -129,12 +129,12 @@ def test_read_only_folder_stops_the_run(
     assert "the run continues without it" in caplog.text
 
 
-def test_two_folders_of_one_dataset_share_a_draw_in_the_cache(tmp_path: Path) -> None:
+def test_two_copies_of_a_dataset_have_separate_draws_in_the_cache(tmp_path: Path) -> None:
     keepers = [keep.SidecarFiles("Toy", str(tmp_path / name)) for name in ("full", "reduced")]
     assert keepers[0].folders[1] != keepers[1].folders[1]
 
 
-def test_small_classes_are_not_named_once(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_small_classes_are_named_in_one_line(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         dataset = toy(NUM_SHOTS=8)
     assert len(dataset.train_x) == 12

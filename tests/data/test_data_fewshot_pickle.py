@@ -1,4 +1,4 @@
-"""Few-shot pickles that Dassl's forks have kept: the same images, then as JSON; nothing in them is run."""
+"""Few-shot pickles of CoOp and its forks: they give the same images, and none of their code is run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rewrite(drawn: Any, path: Path, datum: type, prefix: str = "/home/somebody/d
 
 
 @pytest.mark.parametrize("prefix", ["/home/somebody/data/toy/images", "", "C:\\data\\images"])
-def test_a_pickled_draw_is_another_one(toy: Any, pickled: Path, foreign: type, prefix: str) -> None:
+def test_a_pickled_draw_gives_the_same_images(toy: Any, pickled: Path, foreign: type, prefix: str) -> None:
     random.seed(1)
     drawn = toy()
     rewrite(drawn, pickled, foreign, prefix)
@@ -79,7 +79,7 @@ def test_a_pickled_draw_is_another_one(toy: Any, pickled: Path, foreign: type, p
     assert toy().train_x == drawn.train_x
 
 
-def test_a_pickle_that_was_named_is_not_read(toy: Any, pickled: Path, foreign: type, tmp_path: Path) -> None:
+def test_a_pickle_given_by_name_is_read(toy: Any, pickled: Path, foreign: type, tmp_path: Path) -> None:
     random.seed(1)
     drawn = toy()
     rewrite(drawn, pickled, foreign)
@@ -105,7 +105,7 @@ class _Bomb:
         ("empty", "Ran out of input|pickle exhausted|no list of training images"),
     ],
 )
-def test_a_pickle_runs_or_draws_what_it_should_not(
+def test_a_pickle_that_is_no_draw_of_this_split_is_refused(
     toy: Any, pickled: Path, foreign: type, tmp_path: Path, kind: str, message: str
 ) -> None:
     target = tmp_path / "was_run"

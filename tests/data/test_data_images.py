@@ -30,7 +30,9 @@ RED = (200, 10, 20)
         ("P", 0, "gif", (0, 0, 0)),
     ],
 )
-def test_a_kind_of_image_is_not_rgb(tmp_path: Path, mode: str, colour: object, ending: str, expected: object) -> None:
+def test_every_kind_of_image_becomes_rgb(
+    tmp_path: Path, mode: str, colour: object, ending: str, expected: object
+) -> None:
     path = tmp_path / f"image.{ending}"
     Image.new(mode, (4, 3), colour).save(path)  # type: ignore[arg-type]
     image = read_image(path)
@@ -38,14 +40,14 @@ def test_a_kind_of_image_is_not_rgb(tmp_path: Path, mode: str, colour: object, e
     assert image.getpixel((2, 1)) == expected
 
 
-def test_a_cmyk_jpeg_is_inverted(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
     red, green, blue = read_image(tmp_path / "print.jpg").getpixel((8, 8))  # type: ignore[misc]
     assert red > 240
     assert max(green, blue) < 15
 
 
-def test_a_sixteen_bit_colour_image_is_not_scaled(tmp_path: Path) -> None:
+def test_a_sixteen_bit_colour_image_is_scaled(tmp_path: Path) -> None:
     # PIL cannot write one: PNG's header, one row of one pixel in big-endian 16 bits, and the end, by hand.
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -56,20 +58,20 @@ def test_a_sixteen_bit_colour_image_is_not_scaled(tmp_path: Path) -> None:
     assert read_image(tmp_path / "wide.png").getpixel((0, 0)) == RED
 
 
-def test_sixteen_bits_are_clipped_to_white(tmp_path: Path) -> None:
+def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
     values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "wide.png")
     assert np.asarray(read_image(tmp_path / "wide.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_exif_rotation_is_applied_although_the_reference_does_not(tmp_path: Path) -> None:
+def test_exif_rotation_is_ignored_as_in_the_reference(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to show
     Image.new("RGB", (6, 4), RED).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (6, 4)
 
 
-def test_of_an_animation_another_than_the_first_frame_is_read(tmp_path: Path) -> None:
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, (0, 255, 0))]
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.png").getpixel((0, 0)) == RED
@@ -84,7 +86,7 @@ def test_of_an_animation_another_than_the_first_frame_is_read(tmp_path: Path) ->
         ("cut", "."),
     ],
 )
-def test_a_broken_image_is_not_named_in_one_line(tmp_path: Path, content: bytes | str | None, reason: str) -> None:
+def test_a_broken_image_is_named_in_one_line(tmp_path: Path, content: bytes | str | None, reason: str) -> None:
     path = tmp_path / "broken image.png"
     if content == "cut":
         Image.effect_noise((64, 64), 50).save(path)
@@ -97,18 +99,18 @@ def test_a_broken_image_is_not_named_in_one_line(tmp_path: Path, content: bytes 
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_is_read_as_an_image(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="directory"):
         read_image(tmp_path)
 
 
-def test_the_error_does_not_come_back_from_a_worker() -> None:
+def test_the_error_survives_the_way_back_from_a_worker() -> None:
     error = copy.copy(UnreadableImageError("a.png", "torn"))  # as pickling does
     assert (error.path, error.reason, str(error)) == ("a.png", "torn", "cannot read image 'a.png': torn")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root reads everything")
-def test_an_image_without_permission_is_not_named(tmp_path: Path) -> None:
+def test_an_image_without_permission_is_named(tmp_path: Path) -> None:
     path = tmp_path / "locked.png"
     Image.new("RGB", (4, 4)).save(path)
     path.chmod(0)

@@ -1,4 +1,4 @@
-"""Loaders: Dassl's batches, independent of the workers, exact in their random numbers, clear about broken images."""
+"""Loaders: Dassl's batches and random numbers, independent of the workers; clear errors for broken images."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def equal(one: list[Any], other: list[Any]) -> bool:
     )
 
 
-def test_an_item_is_not_dassls(cfg: Any, items: list[Datum]) -> None:
+def test_an_item_has_dassls_keys(cfg: Any, items: list[Datum]) -> None:
     item = DatasetWrapper(cfg, items, transform=random_noise)[3]
     assert list(item) == ["label", "domain", "impath", "index", "img"]
     assert (item["label"], item["domain"], item["impath"], item["index"]) == (1, 1, items[3].impath, 3)
     assert item["img"].shape == (3, SIZE, SIZE)
 
 
-def test_copies_or_the_untransformed_image_are_missing(cfg: Any, items: list[Datum]) -> None:
+def test_copies_and_the_untransformed_image_are_given_on_request(cfg: Any, items: list[Datum]) -> None:
     cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.RETURN_IMG0 = 2, True
     item = DatasetWrapper(cfg, items, [random_noise, T.ToTensor(), T.ToTensor()], is_train=True)[0]
     assert list(item)[4:] == ["img", "img2", "img3", "img0"]
@@ -96,14 +96,14 @@ def test_copies_or_the_untransformed_image_are_missing(cfg: Any, items: list[Dat
     assert [tuple(copy.shape) for copy in batch["img"]] == [(4, 3, SIZE, SIZE)] * 2
 
 
-def test_copies_without_a_transform_are_accepted(cfg: Any, items: list[Datum]) -> None:
+def test_copies_without_a_transform_are_refused(cfg: Any, items: list[Datum]) -> None:
     assert DatasetWrapper(cfg, items)[0]["img"].shape == (3, 12, 12)
     cfg.DATALOADER.K_TRANSFORMS = 2
     with pytest.raises(UserError, match="K_TRANSFORMS 2 needs a transform"):
         DatasetWrapper(cfg, items, is_train=True)
 
 
-def test_results_depend_on_the_number_of_workers(cfg: Any, items: list[Datum]) -> None:
+def test_batches_are_the_same_for_any_number_of_workers(cfg: Any, items: list[Datum]) -> None:
     runs = []
     for workers in (1, 2):
         cfg.DATALOADER.NUM_WORKERS = workers
@@ -113,7 +113,7 @@ def test_results_depend_on_the_number_of_workers(cfg: Any, items: list[Datum]) -
     assert not equal(runs[0][:2], runs[0][2:])  # another epoch, other noise
 
 
-def test_order_with_workers_differs_from_that_without(cfg: Any, items: list[Datum]) -> None:
+def test_the_order_is_the_same_with_and_without_workers(cfg: Any, items: list[Datum]) -> None:
     orders = []
     for workers in (0, 1):
         cfg.DATALOADER.NUM_WORKERS = workers
@@ -124,7 +124,7 @@ def test_order_with_workers_differs_from_that_without(cfg: Any, items: list[Datu
     assert orders[:2] == orders[2:]
 
 
-def test_a_run_resumed_with_living_workers_goes_another_way(cfg: Any, items: list[Datum]) -> None:
+def test_persistent_workers_do_not_change_a_resumed_run(cfg: Any, items: list[Datum]) -> None:
     cfg.DATALOADER.NUM_WORKERS = 1
     set_random_seed(1)
     loader = train_loader(cfg, items)
@@ -135,7 +135,7 @@ def test_a_run_resumed_with_living_workers_goes_another_way(cfg: Any, items: lis
     assert equal(epochs(train_loader(cfg, items), 2), never_stopped)
 
 
-def test_workers_start_before_they_are_needed_or_for_nothing(cfg: Any, items: list[Datum]) -> None:
+def test_workers_start_only_when_they_are_needed(cfg: Any, items: list[Datum]) -> None:
     before = len(multiprocessing.active_children())
     cfg.DATALOADER.NUM_WORKERS = 4
     with warnings.catch_warnings():
@@ -148,7 +148,7 @@ def test_workers_start_before_they_are_needed_or_for_nothing(cfg: Any, items: li
         train_loader(cfg, items)
 
 
-def test_two_loaders_in_turn_draw_in_another_order_than_torchs(cfg: Any, items: list[Datum]) -> None:
+def test_two_loaders_read_in_turn_draw_in_the_order_of_torchs(cfg: Any, items: list[Datum]) -> None:
     def orders(made: list[Any]) -> list[list[int]]:
         set_random_seed(1)
         iterators = [iter(loader) for loader in made]
@@ -167,7 +167,7 @@ def broken(items: list[Datum]) -> list[Datum]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_not_told_in_one_line(cfg: Any, broken: list[Datum], workers: int) -> None:
+def test_a_broken_image_stops_the_run_in_one_line(cfg: Any, broken: list[Datum], workers: int) -> None:
     cfg.DATALOADER.NUM_WORKERS = workers
     with pytest.raises(UnreadableImageError, match=r"2\.png': not an image .*DATASET\.ON_ERROR to skip") as raised:
         list(build_data_loader(cfg, data_source=broken, batch_size=4, is_train=False))
@@ -175,7 +175,7 @@ def test_a_broken_image_is_not_told_in_one_line(cfg: Any, broken: list[Datum], w
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_skipped_images_are_loaded_or_not_counted(
+def test_skipped_images_are_left_out_and_counted(
     cfg: Any, broken: list[Datum], workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg.DATALOADER.NUM_WORKERS, cfg.DATASET.ON_ERROR = workers, "skip"
@@ -191,7 +191,7 @@ def test_skipped_images_are_loaded_or_not_counted(
     ]
 
 
-def test_a_loader_made_by_a_trainer_itself_breaks_on_markers(cfg: Any, broken: list[Datum]) -> None:
+def test_a_plain_dataloader_over_the_wrapper_raises_the_error(cfg: Any, broken: list[Datum]) -> None:
     plain = DataLoader(DatasetWrapper(cfg, broken), batch_size=4)
     with pytest.raises(UnreadableImageError, match=r"2\.png"):
         list(plain)
@@ -204,7 +204,7 @@ def test_a_loader_made_by_a_trainer_itself_breaks_on_markers(cfg: Any, broken: l
         ({"batch_size": 0}, "batch size 0 is out of range"),
     ],
 )
-def test_a_loader_that_cannot_be_is_built(cfg: Any, items: list[Datum], options: Any, message: str) -> None:
+def test_invalid_settings_of_a_loader_are_refused(cfg: Any, items: list[Datum], options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_data_loader(cfg, **{"data_source": items, **options})
     cfg.DATASET.ON_ERROR = "ignore"
@@ -225,7 +225,7 @@ def toy(cfg: Any, items: list[Datum]) -> Any:
     del DATASET_REGISTRY._table["Toy"]
 
 
-def test_manager_lacks_what_dassls_has(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_manager_has_what_dassls_has(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     toy.DATASET.SOURCE_DOMAINS = ("art",)
     toy.DATALOADER.TRAIN_U.SAME_AS_X, toy.DATALOADER.TRAIN_U.BATCH_SIZE = False, 2
     with caplog.at_level(logging.INFO):
@@ -239,7 +239,7 @@ def test_manager_lacks_what_dassls_has(toy: Any, caplog: pytest.LogCaptureFixtur
     assert "Source     ('art',)" in caplog.text
 
 
-def test_custom_transforms_or_wrapper_are_not_used(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_custom_transforms_and_wrapper_are_used(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Wrapper(DatasetWrapper):
         def __getitem__(self, idx: int) -> dict[str, Any]:
             return {**super().__getitem__(idx), "mine": 1}

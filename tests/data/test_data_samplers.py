@@ -1,4 +1,4 @@
-"""Samplers: what a batch is made of, and seeds that travel with an index."""
+"""Samplers: what a batch consists of, and indices that carry a seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batches(indices: list[int], size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_sampler_repeats_items_or_does_not_follow_the_seed(kind: str) -> None:
+def test_a_sampler_reads_each_image_once_and_follows_the_seed(kind: str) -> None:
     orders = []
     for _ in range(2):
         set_random_seed(3)
@@ -35,7 +35,7 @@ def test_a_sampler_repeats_items_or_does_not_follow_the_seed(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("n_domain", "expected"), [(2, 2), (0, 3), (3, 3)])
-def test_a_batch_does_not_share_equally_among_its_domains(n_domain: int, expected: int) -> None:
+def test_a_batch_has_as_many_images_of_each_domain(n_domain: int, expected: int) -> None:
     random.seed(0)
     sampler = build_sampler("RandomDomainSampler", None, ITEMS, batch_size=6, n_domain=n_domain)
     for batch in batches(list(sampler), 6):
@@ -44,13 +44,13 @@ def test_a_batch_does_not_share_equally_among_its_domains(n_domain: int, expecte
         assert len(set(counts.values())) == 1
 
 
-def test_sequential_domains_are_not_in_order() -> None:
+def test_sequential_domains_are_in_order() -> None:
     sampler = build_sampler("SeqDomainSampler", None, ITEMS[::-1], batch_size=6)
     for batch in batches(list(sampler), 6):
         assert [ITEMS[::-1][i].domain for i in batch] == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_small_class_is_not_repeated() -> None:
+def test_a_small_class_repeats_images() -> None:
     items = [*ITEMS[:8], Datum("x", label=9)]
     set_random_seed(0)
     sampler = build_sampler("RandomClassSampler", None, items, batch_size=4, n_ins=2)
@@ -69,12 +69,12 @@ def test_a_small_class_is_not_repeated() -> None:
         ("RandomSampla", {}, r"unknown sampler 'RandomSampla'\. Did you mean 'RandomSampler'"),
     ],
 )
-def test_a_sampler_that_cannot_be_is_built(kind: str, options: Any, message: str) -> None:
+def test_invalid_settings_of_a_sampler_are_refused(kind: str, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_sampler(kind, None, ITEMS, **{"batch_size": 6, **options})
 
 
-def test_seeds_change_the_order_or_the_random_stream() -> None:
+def test_seeds_leave_the_order_and_the_random_stream_alone() -> None:
     torch.manual_seed(4)
     plain = list(RandomSampler(ITEMS))
     state = torch.get_rng_state()
@@ -86,7 +86,7 @@ def test_seeds_change_the_order_or_the_random_stream() -> None:
     assert len({index.seed for index in (*seeded, *again)}) == 72  # of another epoch: others
 
 
-def test_an_index_loses_its_seed_on_the_way_to_a_worker() -> None:
+def test_an_index_keeps_its_seed_on_the_way_to_a_worker() -> None:
     index = copy.copy(SeededIndex(3, 2**62 + 5))  # as pickling does
     assert (index, index.seed) == (3, 2**62 + 5)
     draws = []

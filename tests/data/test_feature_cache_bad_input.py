@@ -1,4 +1,4 @@
-"""Images that cannot be read, and arguments and encoders that make no sense."""
+"""The feature cache with unreadable images and invalid arguments and encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from dassl_lite.utils.errors import UserError
 
 
-def test_an_image_changed_while_it_is_read_gives_no_row(tmp_path: Path) -> None:
+def test_an_image_that_changes_while_it_is_read_gets_no_row(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 2)
 
     def meddling(image: Image.Image) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_a_corrupt_image_stops_the_run_and_is_named(tmp_path: Path) -> None:
     assert encoder.seen == []  # nothing that was computed is lost
 
 
-def test_a_corrupt_or_missing_image_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrupt_and_missing_images_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [*draw_images(tmp_path / "a", 4), str(tmp_path / "none.png")]
     Path(paths[1]).write_bytes(b"no picture")
     run = store(tmp_path / "cache")
@@ -62,7 +62,7 @@ def test_a_corrupt_or_missing_image_can_be_left_out(tmp_path: Path, caplog: pyte
         run.fetch(paths[4:], CountingEncoder())
 
 
-def test_an_image_that_was_repaired_is_used(tmp_path: Path) -> None:
+def test_a_repaired_image_is_used(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 3)
     whole = Path(paths[1]).read_bytes()
     Path(paths[1]).write_bytes(whole[:40])
@@ -74,12 +74,12 @@ def test_an_image_that_was_repaired_is_used(tmp_path: Path) -> None:
     assert torch.equal(features.tensor, expected(paths))
 
 
-def test_images_none_of_which_can_be_read_are_an_error_even_where_they_may_be_left_out(tmp_path: Path) -> None:
+def test_if_no_image_can_be_read_it_is_an_error_even_with_skip(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.png.*1 more"):
         store(None).fetch([tmp_path / "a.png", tmp_path / "b.png"], CountingEncoder(), on_error="skip")
 
 
-def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1, not 0"):
         store(None, views=0)
     with pytest.raises(UserError, match=r"'skipp'.*Did you mean 'skip'"):
@@ -95,7 +95,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         store(None).fetch(paths, lambda inputs: torch.zeros(len(inputs), 3, dtype=torch.int32))
 
 
-def test_an_encoder_that_changes_its_width_is_an_error_not_a_mixture(tmp_path: Path) -> None:
+def test_an_encoder_that_changes_its_width_is_an_error(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 2)
     store(tmp_path / "cache").fetch(paths[:1], CountingEncoder())
     with pytest.raises(ValueError, match="width=3"):

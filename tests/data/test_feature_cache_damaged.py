@@ -1,4 +1,4 @@
-"""A store that somebody or something has damaged from outside: set aside, or its rows made again; never used."""
+"""Stores damaged from outside are set aside or extracted again, and never used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = list(nonsense({"rows": {}}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_store_with_a_damaged_description_is_set_aside_and_made_anew(
+def test_a_store_with_a_damaged_description_is_set_aside_and_rebuilt(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 4)
@@ -140,7 +140,7 @@ def test_a_damaged_store_that_another_process_sets_aside_while_it_is_read_stays_
 
 
 @pytest.mark.parametrize("how", ["shorter", "gone", "closed"])
-def test_rows_that_cannot_be_read_any_more_are_extracted_again(
+def test_rows_that_become_unreadable_are_extracted_again(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 5)
@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_read_any_more_are_extracted_again(
     assert "cannot be used" in caplog.text
 
 
-def test_a_damaged_store_that_cannot_be_set_aside_is_done_without(
+def test_a_damaged_store_that_cannot_be_set_aside_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 3)

@@ -1,4 +1,4 @@
-"""A disk that takes nothing (more): one warning, and the run goes on with everything it has computed."""
+"""Disks that cannot be written to: one warning, and the run continues with all that it has computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
-def test_a_write_that_fails_amid_an_extraction_costs_nothing_but_the_cache(
+def test_a_failed_write_during_extraction_costs_only_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, moment: int
 ) -> None:
     paths = draw_images(tmp_path / "a", 8)
@@ -77,7 +77,7 @@ def test_a_real_limit_on_the_size_of_files_is_survived(tmp_path: Path, caplog: p
     assert sorted(counted.seen) == list(range(24, 40))
 
 
-def test_a_cache_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_created_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 3)
     (tmp_path / "file").write_text("")
     run = store(tmp_path / "file" / "cache")
@@ -141,9 +141,7 @@ def test_a_store_that_cannot_be_read_is_one_warning(
     assert len(warnings(caplog)) == 1
 
 
-def test_without_a_folder_features_stay_in_memory_without_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_folder_features_silently_stay_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 3)
     run = store(None)
     encoder = CountingEncoder()

@@ -1,4 +1,4 @@
-"""Two that want the same features at once: one extracts, the other waits and reads."""
+"""Two processes that need the same features at once: one extracts them, the other waits and reads them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from feature_toys import CountingEncoder, draw_images, expected, store
+from feature_toys import CountingEncoder, draw_images, expected, on_waiting, store
 from torch import Tensor
 
 from dassl_lite.data.feature_cache import lock
@@ -28,21 +27,20 @@ def in_child(work: Callable[[], object]) -> Any:
 
 
 @forks
-def test_two_processes_at_once_encode_each_image_once(tmp_path: Path) -> None:
+def test_two_processes_together_encode_each_image_once(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 12)
     context = multiprocessing.get_context("fork")
-    together = context.Barrier(2)
-    answers = context.Queue()
+    other_waits, answers = context.Event(), context.Queue()
+
+    class Encoder(CountingEncoder):
+        def __call__(self, inputs: Tensor) -> Tensor:
+            assert other_waits.wait(60)
+            return super().__call__(inputs)
 
     def extract() -> None:
-        class Slow(CountingEncoder):
-            def __call__(self, inputs: Tensor) -> Tensor:
-                time.sleep(0.02)
-                return super().__call__(inputs)
-
-        run, encoder = store(tmp_path / "cache"), Slow()
-        together.wait()
-        features = run.fetch(paths, encoder, batch_size=2)
+        encoder = Encoder()
+        with on_waiting(other_waits.set):
+            features = store(tmp_path / "cache").fetch(paths, encoder, batch_size=2)
         answers.put((encoder.seen, features.tensor.tolist()))
 
     processes = [in_child(extract) for _ in range(2)]
@@ -54,43 +52,49 @@ def test_two_processes_at_once_encode_each_image_once(tmp_path: Path) -> None:
 
 
 @forks
-def test_who_waits_says_for_which_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    taken = multiprocessing.get_context("fork").Event()
+def test_a_waiting_process_logs_which_process_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = multiprocessing.get_context("fork")
+    taken, release = context.Event(), context.Event()
 
     def hold() -> None:
         with lock.exclusive_lock(tmp_path / "lock"):
             taken.set()
-            time.sleep(0.3)
+            release.wait(60)
 
     process = in_child(hold)
     assert taken.wait(60)
-    with caplog.at_level(logging.INFO), lock.exclusive_lock(tmp_path / "lock"):
+    with caplog.at_level(logging.INFO), on_waiting(release.set), lock.exclusive_lock(tmp_path / "lock"):
         pass
     process.join(60)
     assert f"Waiting for process {process.pid}" in caplog.text
 
 
 @forks
-def test_a_worker_that_outlives_its_killed_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_parent_releases_the_lock(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
     taken = multiprocessing.get_context("fork").Event()
+    alive, end = os.pipe()  # both children read it until the test closes its end
     parent = os.fork()
     if parent == 0:
+        os.close(end)
         with lock.exclusive_lock(tmp_path / "lock"):
             if os.fork() == 0:  # as DataLoader starts its workers
                 lock.drop_inherited_locks()
                 taken.set()
-                time.sleep(2)
-                os._exit(0)
-            time.sleep(60)
-    assert taken.wait(60)
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    start = time.monotonic()
-    with lock.exclusive_lock(tmp_path / "lock"):
-        assert time.monotonic() - start < 1
+            os.read(alive, 1)
+            os._exit(0)
+    try:
+        assert taken.wait(60)
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        with open(tmp_path / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError if the living worker has it
+    finally:
+        os.close(end)
+        os.close(alive)
 
 
-def test_without_flock_whoever_creates_the_file_has_the_lock(
+def test_without_flock_the_process_that_creates_the_file_has_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "lock"

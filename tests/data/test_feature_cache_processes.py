@@ -1,4 +1,4 @@
-"""Processes that extract together: the rows of one, each image encoded once, nobody left waiting. Here: threads."""
+"""Processes (here threads) that extract together encode each image once, and none waits forever."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from feature_toys import CountingEncoder, draw_images, expected, spec, store
+from feature_toys import CountingEncoder, draw_images, expected, on_waiting, spec, store
 from torch import Tensor
 
 from dassl_lite.data.feature_cache import FeatureStore, ProcessGroup, describe_stores, shards
@@ -70,7 +69,7 @@ def fetch_together(size: int, roots: Sequence[Path | None], paths: Sequence[str]
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_are_put_together_in_the_order_of_the_whole(count: int, size: int) -> None:
+def test_shares_are_merged_in_the_order_of_the_whole_list(count: int, size: int) -> None:
     items = list(range(count))
     assert together(size, lambda group: list(group.in_turn(items[group.share]))) == [items] * size
 
@@ -98,7 +97,7 @@ def test_a_group_without_a_disk_encodes_each_image_once(tmp_path: Path) -> None:
     assert all(torch.equal(features.tensor, expected([*paths, *paths[::-1]])) for features, _ in found)
 
 
-def test_a_corrupt_image_ends_it_for_all_or_is_left_out_by_all(tmp_path: Path) -> None:
+def test_all_processes_treat_a_corrupt_image_alike(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 8)
     Path(paths[5]).write_bytes(b"no picture")
     errors = fetch_together(2, [tmp_path / "cache"], paths)
@@ -111,7 +110,7 @@ def test_a_corrupt_image_ends_it_for_all_or_is_left_out_by_all(tmp_path: Path) -
         assert features.kept.tolist() == [True] * 5 + [False] + [True] * 2
 
 
-def test_a_full_disk_costs_a_group_nothing_but_the_cache(
+def test_a_full_disk_costs_a_group_only_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 9)
@@ -126,27 +125,28 @@ def test_a_full_disk_costs_a_group_nothing_but_the_cache(
     assert len(caplog.records) == 1  # of the one that writes
 
 
-def test_a_group_that_waited_for_another_run_takes_its_rows(tmp_path: Path) -> None:
+def test_a_group_that_waited_for_another_run_uses_its_rows(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 10)
-    started = threading.Event()
+    started, group_waits = threading.Event(), threading.Event()
 
-    class Slow(CountingEncoder):
+    class Encoder(CountingEncoder):
         def __call__(self, inputs: Tensor) -> Tensor:
             started.set()
-            time.sleep(0.1)
+            assert group_waits.wait(30)
             return super().__call__(inputs)
 
-    other = threading.Thread(target=lambda: store(tmp_path / "cache").fetch(paths, Slow(), batch_size=2))
+    other = threading.Thread(target=lambda: store(tmp_path / "cache").fetch(paths, Encoder(), batch_size=2))
     other.start()
     assert started.wait(30)
-    found = fetch_together(2, [tmp_path / "cache"], paths)
+    with on_waiting(group_waits.set):
+        found = fetch_together(2, [tmp_path / "cache"], paths)
     other.join()
     assert [seen for _, seen in found] == [[], []]
     assert all(torch.equal(features.tensor, expected(paths)) for features, _ in found)
 
 
 @pytest.mark.parametrize("known_to", [0, 1])
-def test_members_with_caches_of_their_own_agree_on_what_is_missing(tmp_path: Path, known_to: int) -> None:
+def test_processes_with_separate_caches_agree_on_missing_images(tmp_path: Path, known_to: int) -> None:
     paths = draw_images(tmp_path / "a", 8)
     roots = [tmp_path / "node0", tmp_path / "node1"]
     store(roots[known_to]).fetch(paths[2:6], CountingEncoder())

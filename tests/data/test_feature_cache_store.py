@@ -1,4 +1,4 @@
-"""What the feature cache shares, and what it must tell apart."""
+"""What the feature cache shares between runs, and what it keeps apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dassl_lite.data.feature_cache import describe_stores
 from dassl_lite.data.feature_cache.shards import Layout
 
 
-def test_features_are_the_encoder_s_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_features_are_the_encoders_in_the_order_of_the_request(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 5)
     order = [paths[i] for i in (3, 0, 4, 0, 2)]
     features = store(tmp_path / "cache").fetch(order, CountingEncoder(), batch_size=2)
@@ -27,7 +27,7 @@ def test_features_are_the_encoder_s_in_the_order_asked_for(tmp_path: Path) -> No
     assert features.tensor.is_contiguous()
 
 
-def test_a_second_fetch_encodes_nothing_in_this_run_and_the_next(tmp_path: Path) -> None:
+def test_a_second_fetch_encodes_nothing(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 5)
     first = store(tmp_path / "cache")
     given = first.fetch(paths, CountingEncoder()).tensor
@@ -46,7 +46,7 @@ def test_requests_that_overlap_share_rows(tmp_path: Path) -> None:
     assert sorted(encoder.seen) == list(range(8))
 
 
-def test_another_kind_of_path_to_the_same_file_shares_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_absolute_paths_share_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = draw_images(tmp_path / "a", 2)
     encoder = CountingEncoder()
     monkeypatch.chdir(tmp_path / "a")
@@ -65,7 +65,7 @@ def test_another_kind_of_path_to_the_same_file_shares_its_row(tmp_path: Path, mo
         {"seed": 2},
     ],
 )
-def test_whatever_features_depend_on_makes_an_entry_of_its_own(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_setting_of_the_features_has_its_own_store(tmp_path: Path, changes: dict[str, Any]) -> None:
     paths = draw_images(tmp_path / "a", 3)
     store(tmp_path / "cache").fetch(paths, CountingEncoder())
     encoder = CountingEncoder()
@@ -87,7 +87,7 @@ def test_a_changed_image_is_encoded_again_and_only_that(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["time", "size"])
-def test_size_and_time_each_tell_a_changed_image(tmp_path: Path, what: str) -> None:
+def test_size_and_time_each_reveal_a_changed_image(tmp_path: Path, what: str) -> None:
     paths = draw_images(tmp_path / "a", 2)
     status = os.stat(paths[0])
     store(tmp_path / "cache").fetch(paths, CountingEncoder())
@@ -133,7 +133,7 @@ def test_rows_in_several_shards_come_back_in_place(tmp_path: Path, monkeypatch: 
     assert encoder.calls == []
 
 
-def test_the_encoder_gets_batches_of_the_size_asked_for(tmp_path: Path) -> None:
+def test_the_encoder_gets_batches_of_the_requested_size(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 7)
     encoder = CountingEncoder()
     store(None).fetch(paths, encoder, batch_size=3)
@@ -163,9 +163,7 @@ def test_no_images_give_no_features(tmp_path: Path) -> None:
     assert run.fetch([], CountingEncoder()).tensor.shape == (2, 0, WIDTH)
 
 
-def test_an_extraction_is_told_in_one_line_and_a_cached_one_in_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_extraction_logs_one_line_and_a_cached_fetch_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 5)
     run = store(tmp_path / "cache")
     run.fetch(paths[:2], CountingEncoder())
@@ -182,7 +180,7 @@ def test_features_carry_no_gradient(tmp_path: Path) -> None:
     assert not store(None).fetch(paths, lambda inputs: inputs.flatten(1) @ weight).tensor.requires_grad
 
 
-def test_a_listing_tells_what_each_store_holds(tmp_path: Path) -> None:
+def test_a_listing_describes_each_store(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 3)
     store(tmp_path / "cache", views=2).fetch(paths, CountingEncoder())
     (summary,) = describe_stores(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Views depend on the image, the seed and their number; the run's own random streams on none of it."""
+"""Views depend only on the image, the seed and the number of the view."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feature_toys import CountingEncoder, draw_images, noisy, plain, store
 from dassl_lite.data.feature_cache import extract
 
 
-def test_views_do_not_depend_on_order_batch_or_company(tmp_path: Path) -> None:
+def test_views_do_not_depend_on_order_and_batch(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 6)
     whole = store(None, transform=noisy, views=3).fetch(paths, CountingEncoder(), batch_size=100).tensor
     backwards = store(None, transform=noisy, views=3).fetch(paths[::-1], CountingEncoder(), batch_size=4).tensor
@@ -23,7 +23,7 @@ def test_views_do_not_depend_on_order_batch_or_company(tmp_path: Path) -> None:
     assert torch.equal(alone[:, 0], whole[:, 4])
 
 
-def test_views_do_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+def test_views_do_not_depend_on_their_number(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 2)
     two = store(None, transform=noisy, views=2).fetch(paths, CountingEncoder()).tensor
     three = store(None, transform=noisy, views=3).fetch(paths, CountingEncoder()).tensor
@@ -40,7 +40,7 @@ def test_views_of_an_image_and_the_same_view_of_two_images_differ(tmp_path: Path
     assert not torch.isclose(other[:, 0], features[:, 0]).any()
 
 
-def test_a_dataset_moved_elsewhere_has_the_same_views(tmp_path: Path) -> None:
+def test_a_moved_dataset_has_the_same_views(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "here" / "cats", 3)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = [str(tmp_path / "there" / "cats" / Path(path).name) for path in paths]
@@ -64,9 +64,7 @@ def test_views_do_not_depend_on_worker_processes(tmp_path: Path, monkeypatch: py
     assert torch.equal(features.kept, expected.kept)
 
 
-def test_no_worker_starts_for_a_small_job_and_some_for_a_long_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_start_for_long_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = extract.ViewDataset([], plain, 1, 0)
     dataset.images = [None] * 1000  # type: ignore[list-item]
     monkeypatch.setattr(extract, "_usable_cores", lambda: 4)
@@ -82,7 +80,7 @@ def test_no_worker_starts_for_a_small_job_and_some_for_a_long_one(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_extraction_leaves_the_run_s_random_streams_alone(
+def test_extraction_restores_the_random_streams_of_the_run(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "_workers", lambda *_: workers)
@@ -103,7 +101,7 @@ def test_extraction_leaves_the_run_s_random_streams_alone(
     assert draw() == expected
 
 
-def test_a_failing_transform_gives_the_random_streams_back(tmp_path: Path) -> None:
+def test_a_failing_transform_restores_the_random_streams(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 1)
     torch.manual_seed(3)
     expected = torch.rand(())

@@ -1,4 +1,4 @@
-"""A file of features: what is written is read back, and what is wrong with one is said of the array that is wrong."""
+"""Feature files: what is written is read back, and errors name the invalid array."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ({"text_weights": with_nan("text_weights", (1, 0))}, "text_weights contains NaN"),
     ],
 )
-def test_a_wrong_array_is_named_with_its_file(tmp_path, changes, message):
+def test_an_invalid_array_is_named_with_its_file(tmp_path, changes, message):
     path = saved(tmp_path, **changes)
     with pytest.raises(UserError, match=message) as caught:
         read_feature_file(path)
@@ -160,7 +160,7 @@ def test_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
-def test_what_is_no_file_of_features_is_refused_in_one_line(tmp_path):
+def test_files_of_other_formats_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_feature_file(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
@@ -176,7 +176,7 @@ def test_what_is_no_file_of_features_is_refused_in_one_line(tmp_path):
             read_feature_file(tmp_path / "cut.npz")
 
 
-def test_an_array_without_a_meaning_is_told(tmp_path, caplog):
+def test_an_unknown_array_is_ignored_with_a_warning(tmp_path, caplog):
     read_feature_file(saved(tmp_path, features_val=np.zeros(2), val_features=None, val_labels=None))
     assert "unknown names: features_val" in caplog.text
 
@@ -224,7 +224,7 @@ def test_classes_without_text_weights_are_left_out_and_the_others_relabelled(tmp
     assert (file.text_weights[0] == values["text_subset_weights"]).all()
 
 
-def test_a_file_that_cannot_be_converted_is_refused_by_what_it_lacks(tmp_path):
+def test_an_unknown_layout_is_refused_with_what_it_lacks(tmp_path):
     with pytest.raises(UserError, match="neither image_features nor train16"):
         convert_features(table(tmp_path, image_features=None))
     with pytest.raises(UserError, match="lacks the array suggested_split"):

@@ -1,4 +1,4 @@
-"""The data's side of the reference's end-to-end run: its log lines, its files, its images (golden/e2e_taskres)."""
+"""The data part of the reference's end-to-end run: log lines, files and images (golden/e2e_taskres)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config(root: Path) -> Any:
     return cfg
 
 
-def test_log_files_or_images_differ_from_the_reference_run(
+def test_the_log_the_files_and_the_images_equal_the_reference_run(
     golden: Any, golden_pets: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec, run = golden.json("e2e_taskres")["dataset"], golden.json("e2e_taskres")["last_step"]

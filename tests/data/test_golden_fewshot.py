@@ -1,4 +1,4 @@
-"""Few-shot draws, splits and base/new against what the reference drew (golden/dassl_protocol)."""
+"""Few-shot draws, splits and base/new classes compared with the reference (golden/dassl_protocol)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def positions(items: list[Datum], rows: list[list[Any]]) -> list[int]:
 
 @pytest.mark.parametrize("num_shots", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_draw_differs_from_the_reference(protocol: Any, pets: Any, seed: int, num_shots: int) -> None:
+def test_the_draw_equals_the_reference(protocol: Any, pets: Any, seed: int, num_shots: int) -> None:
     expected = protocol["fewshot"]["picks"][f"seed{seed}_shots{num_shots}"]
     split = protocol["fewshot"]["split"]
     set_random_seed(seed)
@@ -64,7 +64,7 @@ def test_draw_differs_from_the_reference(protocol: Any, pets: Any, seed: int, nu
     assert random.random() == expected["next_random"]  # as much of the stream was used
 
 
-def test_draw_read_back_differs_or_consumes_random_numbers(protocol: Any, pets: Any) -> None:
+def test_a_draw_read_from_its_file_is_the_same_and_draws_nothing(protocol: Any, pets: Any) -> None:
     split, expected = protocol["fewshot"]["split"], protocol["fewshot"]["cached_reload"]
     set_random_seed(1)
     Pets(pets(num_shots=2))
@@ -77,7 +77,7 @@ def test_draw_read_back_differs_or_consumes_random_numbers(protocol: Any, pets: 
 
 @pytest.mark.parametrize("num_shots", [-1, 2])
 @pytest.mark.parametrize("which", ["all", "base", "new"])
-def test_base_and_new_classes_differ_from_the_reference(protocol: Any, pets: Any, which: str, num_shots: int) -> None:
+def test_base_and_new_classes_equal_the_reference(protocol: Any, pets: Any, which: str, num_shots: int) -> None:
     split, expected = protocol["fewshot"]["split"], protocol["subsample"][f"{which}_shots{num_shots}"]
     set_random_seed(1)
     dataset = Pets(pets(num_shots=num_shots, subsample=which))
@@ -94,7 +94,7 @@ def test_base_and_new_classes_differ_from_the_reference(protocol: Any, pets: Any
 
 
 @pytest.mark.parametrize("key", ["seed1_shots4", "seed1_shots16", "seed2_shots4", "seed2_shots16"])
-def test_draw_with_repeats_differs_from_the_reference(protocol: Any, key: str) -> None:
+def test_a_draw_with_repeats_equals_the_reference(protocol: Any, key: str) -> None:
     split, expected = protocol["fewshot"]["split"], protocol["fewshot_repeat"]["picks"][key]
     train, val = ([Datum(*row[:2], classname=row[2]) for row in split[part]] for part in ("train", "val"))
     seed, num_shots = (int(part.lstrip("sedhot")) for part in key.split("_"))
@@ -125,7 +125,7 @@ def pets_items(lines: list[str], image_dir: str) -> list[Datum]:
 
 
 @pytest.mark.parametrize("key", [f"seed{seed}_shots{shots}" for seed in (1, 2, 3) for shots in (-1, 2)])
-def test_made_split_differs_from_the_reference(protocol: Any, tmp_path: Path, key: str) -> None:
+def test_a_generated_split_equals_the_reference(protocol: Any, tmp_path: Path, key: str) -> None:
     golden = protocol["split_trainval"]
     expected = golden["runs"][key]
     seed, num_shots = (int(part.lstrip("sedhot")) for part in key.split("_"))
@@ -146,7 +146,7 @@ def test_made_split_differs_from_the_reference(protocol: Any, tmp_path: Path, ke
 
 
 @pytest.mark.parametrize("p_val", [0.1, 0.3])
-def test_other_fractions_for_val_differ_from_the_reference(protocol: Any, p_val: float) -> None:
+def test_other_fractions_for_val_equal_the_reference(protocol: Any, p_val: float) -> None:
     golden = protocol["split_trainval"]
     expected = golden[f"p_val_{p_val}"]
     items = pets_items(golden["trainval_lines"], "images")
@@ -157,7 +157,7 @@ def test_other_fractions_for_val_differ_from_the_reference(protocol: Any, p_val:
     assert positions(val, rows) == expected["val"]
 
 
-def test_split_made_from_folders_differs_from_the_reference(protocol: Any, tmp_path: Path) -> None:
+def test_a_split_of_folders_equals_the_reference(protocol: Any, tmp_path: Path) -> None:
     golden = protocol["dtd_split"]
     for label, size in enumerate(golden["sizes"]):
         (tmp_path / f"cat{label}").mkdir()

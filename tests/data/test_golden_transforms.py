@@ -1,4 +1,4 @@
-"""Transforms and loaders against what the reference printed and put out (golden/dassl_protocol)."""
+"""Transforms and loaders compared with the output of the reference (golden/dassl_protocol)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def default_config() -> Any:
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 @pytest.mark.parametrize("part", ["test", "train"])
-def test_lines_or_text_of_the_transform_differ_from_the_reference(
+def test_the_transforms_log_lines_and_text_equal_the_reference(
     protocol: Any, caplog: pytest.LogCaptureFixture, part: str, size: int
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -55,7 +55,7 @@ def test_lines_or_text_of_the_transform_differ_from_the_reference(
     assert repr(transform) == protocol["transforms"]["repr"][f"{part}{size}"]
 
 
-def test_lines_for_another_shape_differ_from_the_reference(protocol: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_for_another_shape_equal_the_reference(protocol: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         build_transform(default_config(), is_train=False)
         train = build_transform(default_config(), is_train=True)
@@ -67,14 +67,14 @@ def test_lines_for_another_shape_differ_from_the_reference(protocol: Any, caplog
     ("size", "name"),
     [(32, name) for name in ("rgb0", "rgb1", "rgb2", "gray", "rgba")] + [(64, "rgb0"), (64, "rgb1")],
 )
-def test_test_images_differ_from_the_reference(golden: Any, outputs: Any, size: int, name: str) -> None:
+def test_test_images_equal_the_reference(golden: Any, outputs: Any, size: int, name: str) -> None:
     transform = build_transform(config(size), is_train=False)
     image = transform(read_image(golden.path(f"images/{name}.png")))
     np.testing.assert_allclose(image.numpy(), outputs[f"tfm.test{size}.{name}.png"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rgb0", "rgb1", "rgb2", "rgba"])
-def test_large_test_images_differ_from_the_reference(golden: Any, protocol: Any, outputs: Any, name: str) -> None:
+def test_large_test_images_equal_the_reference(golden: Any, protocol: Any, outputs: Any, name: str) -> None:
     transform = build_transform(config(224), is_train=False)
     image = transform(read_image(golden.path(f"images/{name}.png")))
     np.testing.assert_allclose(
@@ -94,7 +94,7 @@ def test_large_test_images_differ_from_the_reference(golden: Any, protocol: Any,
         ("tfm.test24x40_default.rgb1.png", "rgb1", default_config()),
     ],
 )
-def test_other_interpolation_or_shape_differs_from_the_reference(
+def test_other_interpolations_and_shapes_equal_the_reference(
     golden: Any, outputs: Any, key: str, name: str, cfg: Any
 ) -> None:
     image = build_transform(cfg, is_train=False)(read_image(golden.path(f"images/{name}.png")))
@@ -102,7 +102,7 @@ def test_other_interpolation_or_shape_differs_from_the_reference(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_training_images_differ_from_the_reference(golden: Any, outputs: Any, seed: int) -> None:
+def test_training_images_equal_the_reference(golden: Any, outputs: Any, seed: int) -> None:
     transform = build_transform(config(32), is_train=True)
     torch.manual_seed(seed)
     image = transform(read_image(golden.path("images/rgb2.png")))
@@ -115,7 +115,7 @@ def loader_cases() -> list[str]:
 
 
 @pytest.mark.parametrize("case", loader_cases())
-def test_batches_differ_from_the_reference(golden: Any, protocol: Any, case: str) -> None:
+def test_batches_equal_the_reference(golden: Any, protocol: Any, case: str) -> None:
     expected = protocol["loader"]["cases"][case]
     n, batch_size, part = case.split("_")
     cfg = config(32)

@@ -1,4 +1,4 @@
-"""Caltech101 in the field's layout, on the reduced copy with real photographs where it is at hand."""
+"""Caltech101 in the field's layout, with real photos from the reduced copy if it is available."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def root(shared: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reduced_copy_is_not_read(root: Path) -> None:
+def test_a_reduced_copy_is_read(root: Path) -> None:
     dataset = build_dataset(config(root))
     assert (dataset.num_classes, len(dataset.train_x), len(dataset.val), len(dataset.test)) == (100, 800, 200, 600)
     assert dataset.classnames[:3] == ["face", "leopard", "motorbike"]
     assert dataset.template == "a photo of a {}."
 
 
-def test_classes_differ_from_the_fields_split(shared: Path, root: Path) -> None:
+def test_the_classes_equal_those_of_coops_split(shared: Path, root: Path) -> None:
     split = json.loads((shared / "data" / "splits" / "split_zhou_Caltech101.json").read_text())
     names = {label: name for _, label, name in split["train"]}
     assert build_dataset(config(root)).lab2cname == names
 
 
-def test_base_and_new_are_not_the_two_halves(root: Path) -> None:
+def test_base_and_new_are_the_two_halves_of_the_classes(root: Path) -> None:
     set_random_seed(1)
     base, new = (build_dataset(config(root, SUBSAMPLE_CLASSES=which, NUM_SHOTS=4)) for which in ("base", "new"))
     assert (base.num_classes, len(base.train_x), len(base.test)) == (50, 200, 300)
@@ -58,7 +58,7 @@ def test_base_and_new_are_not_the_two_halves(root: Path) -> None:
     assert new.fewshot_digest == base.fewshot_digest  # one draw
 
 
-def test_photographs_do_not_become_batches(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_photos_become_batches(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(root, NUM_SHOTS=1)
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (32, 32), "bicubic"
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = [0.5] * 3, [0.5] * 3
@@ -79,7 +79,7 @@ def lay_out_raw(root: Path) -> None:
             (folder / f"image_{i:04}.jpg").touch()
 
 
-def test_split_is_not_made_and_kept(tmp_path: Path) -> None:
+def test_a_split_is_made_and_saved(tmp_path: Path) -> None:
     lay_out_raw(tmp_path)
     set_random_seed(1)
     dataset = build_dataset(config(tmp_path))
@@ -89,6 +89,6 @@ def test_split_is_not_made_and_kept(tmp_path: Path) -> None:
     assert build_dataset(config(tmp_path)).test == dataset.test  # from another random state
 
 
-def test_missing_dataset_is_not_told(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder '.*101_ObjectCategories'; get the dataset from https"):
         build_dataset(config(tmp_path))

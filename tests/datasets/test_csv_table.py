@@ -1,4 +1,4 @@
-"""CSV: a user's table of images, written by hand, by pandas or by a spreadsheet."""
+"""CSV: a user's table of images, written by hand, by pandas or by a spreadsheet program."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sizes(dataset: Any) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("header", ["path,classname", "Image,Class", "FILE,label"])
-def test_class_names_alone_do_not_make_a_dataset(folder: Path, header: str) -> None:
+def test_class_names_alone_make_a_dataset(folder: Path, header: str) -> None:
     table(folder, header, rows())
     dataset = load("CSV", folder)
     assert sizes(dataset) == (15, 6, 9)
@@ -59,7 +59,7 @@ def test_class_names_alone_do_not_make_a_dataset(folder: Path, header: str) -> N
     assert all(Path(item.impath).is_file() for item in dataset.test)
 
 
-def test_split_is_not_kept_or_depends_on_the_seed(folder: Path) -> None:
+def test_the_split_is_saved_and_independent_of_the_seed(folder: Path) -> None:
     path = table(folder, "path,classname", rows())
     first = load("CSV", path)
     assert (folder / "split_mine.json").is_file()
@@ -68,7 +68,7 @@ def test_split_is_not_kept_or_depends_on_the_seed(folder: Path) -> None:
     assert load("CSV", path).test == load("CSV", folder).test == first.test
 
 
-def test_labels_and_names_are_not_taken_as_they_are(folder: Path) -> None:
+def test_labels_and_names_are_used_as_given(folder: Path) -> None:
     lines = [[*line, ("dog", "Cat", "yak")[int(line[1])], f"id{line[1]}"] for line in rows((2, 0, 1))]
     dataset = load("CSV", table(folder, "path,label,classname,classid", lines))
     assert dataset.classnames == ["dog", "Cat", "yak"]
@@ -76,13 +76,13 @@ def test_labels_and_names_are_not_taken_as_they_are(folder: Path) -> None:
     assert load("CSV", folder, NUM_SHOTS=1).classes.ids == ("id0", "id1", "id2")
 
 
-def test_two_classes_of_one_name_are_one(folder: Path) -> None:
+def test_two_classes_with_the_same_name_stay_two(folder: Path) -> None:
     lines = [[*line, "missile", f"n0{line[1]}"] for line in rows((0, 1))]
     dataset = load("CSV", table(folder, "path,label,classname,classid", lines))
     assert (dataset.classnames, dataset.classes.ids) == (["missile", "missile"], ("n00", "n01"))
 
 
-def test_labels_without_names_are_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_without_names_log_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [[*row, "train" if i < 15 else "test"] for i, row in enumerate(rows(range(11)))]
     with caplog.at_level(logging.WARNING):
         dataset = load("CSV", table(folder, "path,label,split", lines))
@@ -91,7 +91,7 @@ def test_labels_without_names_are_not_told(folder: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("names", [["ant", "bee", "cat"], {"0": "ant", "1": {"name": "bee", "id": "i1"}, "2": "cat"}])
-def test_class_names_are_not_read(folder: Path, names: Any) -> None:
+def test_class_names_come_from_classnames_json(folder: Path, names: Any) -> None:
     table(folder, "path,label", rows((2, 0, 1)))
     (folder / "classnames.json").write_text(json.dumps(names))
     dataset = load("CSV", folder)
@@ -99,7 +99,7 @@ def test_class_names_are_not_read(folder: Path, names: Any) -> None:
     assert dataset.classes.ids[1] == ("i1" if isinstance(names, dict) else "")
 
 
-def test_given_split_is_not_used(folder: Path) -> None:
+def test_the_tables_split_is_used(folder: Path) -> None:
     parts = ["train"] * 15 + ["Valid"] * 6 + ["TEST"] * 9
     path = table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
     dataset = load("CSV", path)
@@ -113,18 +113,18 @@ def test_given_split_is_not_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
-def test_a_sign_between_columns_is_not_recognised(folder: Path, sign: str) -> None:
+def test_each_separator_is_recognised(folder: Path, sign: str) -> None:
     path = table(folder, sign.join(("path", "classname", "note")), [[*row, "a"] for row in rows()], "t.tsv", sign)
     assert load("CSV", path).num_classes == 3
 
 
-def test_a_spreadsheets_file_is_not_read(folder: Path) -> None:
+def test_a_spreadsheets_export_is_read(folder: Path) -> None:
     text = "path,classname\r\n" + "".join(f'{a},"{b}, ""big"""\r\n' for a, b in rows(("ant", "bee"))) + ",\r\n"
     (folder / "mine.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert load("CSV", folder).classnames == ['ant, "big"', 'bee, "big"']
 
 
-def test_paths_outside_the_folder_are_lost(folder: Path, tmp_path: Path) -> None:
+def test_paths_outside_the_folder_are_kept(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "tables"
     elsewhere.mkdir()
     lines = [[f"../mine/{path}", name] for path, name in rows()]
@@ -137,7 +137,7 @@ def test_paths_outside_the_folder_are_lost(folder: Path, tmp_path: Path) -> None
     assert all(Path(item.impath).is_file() and ".." not in item.impath for item in again.test)
 
 
-def test_two_tables_in_one_folder_share_their_files(folder: Path) -> None:
+def test_two_tables_in_a_folder_have_separate_files(folder: Path) -> None:
     one, two = (
         table(folder, "path,classname", rows(classes), f"{n}.csv") for n, classes in (("a", "xyz"), ("b", "pq"))
     )
@@ -147,7 +147,7 @@ def test_two_tables_in_one_folder_share_their_files(folder: Path) -> None:
         load("CSV", folder)
 
 
-def test_a_table_that_changed_after_its_split_is_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_the_table_after_its_split_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = table(folder, "path,classname", rows())
     dataset = load("CSV", path)
     tested = next(i for i in range(30) if dataset.test[0].impath.endswith(f"{i:02}.png"))
@@ -184,14 +184,14 @@ def test_a_table_that_changed_after_its_split_is_not_told(folder: Path, caplog: 
         ("path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n", "missing 3 of 3 images"),
     ],
 )
-def test_a_wrong_row_is_not_named(folder: Path, text: str, message: str) -> None:
+def test_an_invalid_row_is_named(folder: Path, text: str, message: str) -> None:
     (folder / "mine.csv").write_text(text)
     with pytest.raises(UserError, match=message) as raised:
         load("CSV", folder / "mine.csv")
     assert "\n" not in str(raised.value)
 
 
-def test_a_table_that_cannot_be_read_is_not_named(folder: Path) -> None:
+def test_a_table_that_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "mine.csv").write_bytes("path,classname\ncaf\xe9.png,x\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"cannot read the table '.*mine\.csv': 'utf-8'"):
         load("CSV", folder)
@@ -202,7 +202,7 @@ def test_a_table_that_cannot_be_read_is_not_named(folder: Path) -> None:
         load("CSV", folder)
 
 
-def test_an_unused_column_is_not_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unused_column_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     table(folder, "path,classname,spllit", [[*row, "test"] for row in rows()])
     with caplog.at_level(logging.INFO):
         load("CSV", folder)

@@ -1,4 +1,4 @@
-"""datasets/README.md: its dataset is checked, trained on and evaluated by the commands that the guide gives."""
+"""datasets/README.md: its dataset is checked, trained on and evaluated with the guide's own commands."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def test_the_guides_commands_check_train_on_and_evaluate_the_dataset(followed, c
     assert (followed / "DATA" / "resisc45" / "split_fewshot" / "shot_4-seed_1.json").is_file()
 
 
-def test_the_check_before_the_first_run_works_as_the_guide_orders_it(followed, capsys):
+def test_the_check_works_before_the_first_run(followed, capsys):
     assert command(block("bash").splitlines()[0]) == 0, capsys.readouterr().out
     assert "1 of 1 in order" in capsys.readouterr().out
 
 
-def test_the_dataset_has_twenty_lines_or_fewer():
+def test_the_dataset_has_at_most_twenty_lines():
     assert len([line for line in block("python").splitlines() if line.strip()]) <= 20
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.py)` \|$", GUIDE, re.MULTILINE))))
-def test_an_example_that_the_guide_names_is_there(name):
+def test_every_example_in_the_guide_exists(name):
     assert (FOLDER / name).is_file()
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+) = ", GUIDE)) | {"classes_file", "prepare"}))
-def test_what_the_guide_lets_one_declare_is_an_attribute(name):
+def test_everything_to_declare_in_the_guide_is_an_attribute(name):
     assert hasattr(FolderDataset, name)

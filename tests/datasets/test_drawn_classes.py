@@ -1,4 +1,4 @@
-"""The class lists of the drawn suite: ids, subsets, and which words pre-training knows."""
+"""The class lists of the drawn suite: ids, subsets, and what their pictures show."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_pictures_show_what_their_class_says(classes: tuple) -> None:
         assert cls.colour in ("", COLOUR_NAMES[shown.colour[picture]])
 
 
-def test_what_a_class_leaves_open_varies() -> None:
+def test_what_a_class_does_not_fix_varies() -> None:
     shown = subjects_of(GADGETS, np.zeros(200, np.int64), np.random.default_rng(0))
     assert len(set(shown.fill)) == len(FILL_NAMES)
     assert len(set(shown.colour)) == len(COLOUR_NAMES)

@@ -1,4 +1,4 @@
-"""The renderer: what a scene says is what the pixels show."""
+"""The renderer draws what a scene describes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_solid_circle_covers_its_area_in_its_colour() -> None:
     assert covered == pytest.approx(math.pi * (0.6 * 0.88 / 2) ** 2, rel=0.02)
 
 
-def test_a_hollow_circle_shows_the_background_inside_and_a_ring_is_much_thicker() -> None:
+def test_a_hollow_circle_is_much_thinner_than_a_ring() -> None:
     hollow, ring = (picture(scene_on_white(shape, fill)) for shape, fill in (("circle", HOLLOW), ("ring", SOLID)))
     for image in (hollow, ring):
         assert image[32, 32] == pytest.approx([1, 1, 1], abs=0.01)
@@ -104,7 +104,7 @@ def test_the_light_of_a_photo_dims_every_colour() -> None:
     assert dark.background == pytest.approx(bright.background / 2)
 
 
-def test_clutter_stands_around_and_never_over_the_centre() -> None:
+def test_clutter_never_covers_the_centre() -> None:
     scene = compose(subjects("star", count=200), PHOTO_HARD, np.random.default_rng(0))
     assert len(scene.layers) == 4
     for layer in scene.layers[1:]:

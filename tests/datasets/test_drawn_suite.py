@@ -1,4 +1,4 @@
-"""Drawn datasets on disk: whole or not there at all, and read like any other dataset."""
+"""Drawn datasets on disk: complete or absent, and read like any other dataset."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ Few(cfg)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-def test_a_drawing_that_was_killed_is_done_again(tmp_path: Path) -> None:
+def test_an_interrupted_drawing_is_started_again(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
     assert killed.returncode == -9, killed.stderr.decode()
     assert not (tmp_path / "few").exists()
@@ -130,7 +130,7 @@ def test_a_drawing_that_was_killed_is_done_again(tmp_path: Path) -> None:
     assert content(tmp_path / "few") == content(tmp_path / "alone" / "few")
 
 
-def test_what_killed_processes_left_is_removed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_left_by_killed_processes_are_removed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, fresh = tmp_path / ".few.1.drawing", tmp_path / ".few.2.drawing"
     for folder in (old, fresh):
         folder.mkdir()
@@ -141,7 +141,7 @@ def test_what_killed_processes_left_is_removed_in_time(tmp_path: Path, monkeypat
     assert fresh.exists()  # another process may be at it
 
 
-def test_of_two_at_once_one_wins_and_both_find_it_whole(tmp_path: Path) -> None:
+def test_two_processes_that_draw_at_once_both_get_a_complete_dataset(tmp_path: Path) -> None:
     both_drawing = threading.Barrier(2, timeout=30)
     problems = []
 
@@ -176,7 +176,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_older_edition_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_edition_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Few(config(tmp_path))
     before = content(tmp_path / "few")
     monkeypatch.setattr(suite, "EDITION", suite.EDITION + 1)
@@ -188,7 +188,7 @@ def test_an_older_edition_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("stamp", [None, '{"drawn": "Other", "edition": 1}', "{", "[]"])
-def test_someone_elses_folder_is_never_touched(tmp_path: Path, stamp: str | None) -> None:
+def test_a_folder_of_another_origin_is_never_touched(tmp_path: Path, stamp: str | None) -> None:
     mine = tmp_path / "few" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
@@ -199,7 +199,7 @@ def test_someone_elses_folder_is_never_touched(tmp_path: Path, stamp: str | None
     assert mine.read_text() == "precious"
 
 
-def test_a_root_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_root_that_is_not_writable_is_explained_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot draw into .*few.*DASSL_LITE_CACHE"):
         Few(config(tmp_path / "file"))

@@ -1,4 +1,4 @@
-"""The fifteen datasets' yaml files and modules: CoOp's names, short, and found without being listed anywhere."""
+"""The fifteen datasets of the field: short yaml files and modules with CoOp's names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIELD = {
 
 
 @pytest.mark.parametrize("file", FIELD)
-def test_yaml_does_not_find_its_dataset(file: str) -> None:
+def test_each_yaml_finds_its_dataset(file: str) -> None:
     name, folder = FIELD[file]
     assert name == make_config(dataset_file=file).DATASET.NAME
     dataset = DATASET_REGISTRY.get(name)
@@ -40,10 +40,10 @@ def test_yaml_does_not_find_its_dataset(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", [*FIELD, "csv", "image_folder"])
-def test_yaml_is_longer_than_five_lines(file: str) -> None:
+def test_each_yaml_has_at_most_five_lines(file: str) -> None:
     assert len((REPOSITORY / "configs" / "datasets" / f"{file}.yaml").read_text().splitlines()) <= 5
 
 
 @pytest.mark.parametrize("file", FIELD)
-def test_module_is_longer_than_thirty_lines(file: str) -> None:
+def test_each_module_has_at_most_thirty_lines(file: str) -> None:
     assert len((REPOSITORY / "datasets" / f"{file}.py").read_text().splitlines()) <= 30

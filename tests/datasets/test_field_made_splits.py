@@ -1,4 +1,4 @@
-"""Datasets without their split file: the split is made as the reference makes it, from what the publisher gives."""
+"""Datasets without a split file: the split is made from the publisher's files, as in CoOp."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_lists(rows: Rows) -> dict[str, list[list[Any]]]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_split_differs_from_the_references(tmp_path: Path, name: str) -> None:
+def test_the_split_equals_the_references(tmp_path: Path, name: str) -> None:
     expected = WRITERS[name](tmp_path)
     random.seed(1)
     wanted = expected()
@@ -51,7 +51,7 @@ def test_split_differs_from_the_references(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(WRITERS) - {"FGVCAircraft"}))
-def test_split_is_not_kept_under_the_fields_name(tmp_path: Path, name: str) -> None:
+def test_the_split_is_saved_under_coops_name(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path)
     first = load(name, tmp_path)
     kept = [path for path in Path(first.dataset_dir).iterdir() if path.name.startswith("split_")]
@@ -61,7 +61,7 @@ def test_split_is_not_kept_under_the_fields_name(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_draw_differs_from_one_run_to_the_next(tmp_path: Path, name: str) -> None:
+def test_the_draw_is_the_same_in_every_run(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path)
     set_random_seed(1)
     first = load(name, tmp_path, NUM_SHOTS=1)
@@ -71,7 +71,7 @@ def test_draw_differs_from_one_run_to_the_next(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("key", [f"seed{seed}_shots{shots}" for seed in (1, 2, 3) for shots in (-1, 2)])
-def test_pets_from_their_annotation_lists_differ_from_the_reference(golden: Any, tmp_path: Path, key: str) -> None:
+def test_pets_split_from_their_annotations_equal_the_reference(golden: Any, tmp_path: Path, key: str) -> None:
     protocol = golden.json("dassl_protocol")["split_trainval"]
     folder = tmp_path / "oxford_pets"
     (folder / "annotations").mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_pets_from_their_annotation_lists_differ_from_the_reference(golden: Any,
         ("OxfordFlowers", "cat_to_name.json", "[]", "should hold a JSON object"),
     ],
 )
-def test_a_foreign_annotation_is_not_named(tmp_path: Path, name: str, file: str, line: str, message: str) -> None:
+def test_an_invalid_annotation_is_named(tmp_path: Path, name: str, file: str, line: str, message: str) -> None:
     WRITERS[name](tmp_path)
     next(tmp_path.glob(f"*/{file}")).write_text(line)
     with pytest.raises(UserError, match=message) as raised:
@@ -131,21 +131,21 @@ def test_a_foreign_annotation_is_not_named(tmp_path: Path, name: str, file: str,
         ("SUN397", "ClassName.txt", "ClassName.txt' is missing, and there is no split file"),
     ],
 )
-def test_a_missing_annotation_is_not_named(tmp_path: Path, name: str, file: str, message: str) -> None:
+def test_a_missing_annotation_file_is_named(tmp_path: Path, name: str, file: str, message: str) -> None:
     WRITERS[name](tmp_path)
     next(tmp_path.glob(f"*/{file}")).unlink()
     with pytest.raises(UserError, match=message):
         load(name, tmp_path)
 
 
-def test_lists_that_name_absent_images_are_believed(tmp_path: Path) -> None:
+def test_lists_with_missing_images_are_refused(tmp_path: Path) -> None:
     WRITERS["SUN397"](tmp_path)
     shutil.rmtree(tmp_path / "sun397" / "SUN397" / "b")
     with pytest.raises(UserError, match=r"missing 8 of 24 images: '.*sun397/SUN397/b/bar/sun_"):
         load("SUN397", tmp_path)
 
 
-def test_a_file_that_is_no_image_becomes_a_shot(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
     WRITERS["DescribableTextures"](tmp_path)
     for name in ("Thumbs.db", ".hidden.jpg", "banded_00.txt"):
         (tmp_path / "dtd" / "images" / "banded" / name).touch()

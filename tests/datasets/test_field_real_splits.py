@@ -1,4 +1,4 @@
-"""The field's real split files: sizes, classes and their order, and the same split sizes from the publishers' files."""
+"""CoOp's real split files: sizes, classes and their order; and the same sizes from the publishers' files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def class_sizes(rows: Rows) -> dict[str, Counter[tuple[int, str]]]:
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_real_split_is_read_otherwise(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_each_real_split_is_read_as_published(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr("dassl_lite.data.splits.find_missing", lambda _: [])  # the images are not at hand
     folder = tmp_path / IMAGE_DIRS[name]
     folder.mkdir(parents=True)
@@ -102,7 +104,7 @@ def published() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", published())
-def test_split_made_of_the_real_names_has_other_classes_or_sizes(
+def test_a_split_of_the_real_file_names_has_the_published_classes_and_sizes(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if PUBLISHED[name] is not write_as_folders:
@@ -117,7 +119,7 @@ def test_split_made_of_the_real_names_has_other_classes_or_sizes(
         assert made["test"] == rows["test"]  # the publisher's
 
 
-def test_real_textures_do_not_load(shared: Path, tmp_path: Path) -> None:
+def test_real_textures_load(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     source = shared / "data" / "dtd"
     (tmp_path / "dtd" / "images").symlink_to(source / "images")

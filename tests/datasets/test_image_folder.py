@@ -1,4 +1,4 @@
-"""ImageFolder: one's own images, split or not, with whatever else lies about."""
+"""ImageFolder: a user's own images, split or not, with other files among them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sizes(dataset: Any) -> tuple[int, int, int]:
     return len(dataset.train_x), len(dataset.val), len(dataset.test)
 
 
-def test_one_level_is_not_split_by_class(root: Path) -> None:
+def test_class_folders_are_split_by_class(root: Path) -> None:
     dataset = load(root)
     assert sizes(dataset) == (15, 6, 9)
     assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid is called as ImageNet calls it
@@ -50,7 +50,7 @@ def test_one_level_is_not_split_by_class(root: Path) -> None:
     assert [path.name for path in root.iterdir() if path.is_file()] == ["split_ImageFolder.json"]
 
 
-def test_split_depends_on_the_seed_of_the_first_run(root: Path) -> None:
+def test_the_split_does_not_depend_on_the_seed_of_the_first_run(root: Path) -> None:
     splits = []
     for seed in (1, 2):
         set_random_seed(seed)
@@ -59,7 +59,7 @@ def test_split_depends_on_the_seed_of_the_first_run(root: Path) -> None:
     assert splits[0] == splits[1]
 
 
-def test_kept_files_are_taken_for_classes_or_shots_for_new_images(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_saved_by_a_run_are_ignored_by_the_next(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         first = load(root, NUM_SHOTS=2)
         again = load(root, NUM_SHOTS=2)
@@ -69,7 +69,7 @@ def test_kept_files_are_taken_for_classes_or_shots_for_new_images(root: Path, ca
     assert "Skipped" not in caplog.text
 
 
-def test_images_that_came_or_went_after_the_split_are_not_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_added_or_removed_after_the_split_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     gone = load(root).test[0].impath
     Image.new("RGB", (4, 4)).save(root / "ant" / "new.png")
     with caplog.at_level(logging.WARNING):
@@ -80,7 +80,7 @@ def test_images_that_came_or_went_after_the_split_are_not_told(root: Path, caplo
         load(root)
 
 
-def test_a_new_class_is_not_told(root: Path) -> None:
+def test_a_class_added_after_the_split_is_reported(root: Path) -> None:
     load(root)
     fill(root / "bee")
     with pytest.raises(UserError, match="no training image has label 1"):
@@ -88,7 +88,7 @@ def test_a_new_class_is_not_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_given_parts_are_not_used(tmp_path: Path, val: str) -> None:
+def test_given_split_folders_are_used(tmp_path: Path, val: str) -> None:
     for part, n in (("train", 5), (val, 2), ("test", 3)):
         for name in ("b", "a"):
             fill(tmp_path / part / name, n)
@@ -100,19 +100,19 @@ def test_given_parts_are_not_used(tmp_path: Path, val: str) -> None:
     assert sizes(load(tmp_path, NUM_SHOTS=1)) == (2, 2, 6)  # the draw's folder is no part
 
 
-def test_without_test_folder_val_is_used_to_select(tmp_path: Path) -> None:
+def test_without_a_test_folder_val_is_the_test_set(tmp_path: Path) -> None:
     for part in ("train", "val"):
         fill(tmp_path / part / "a", 3)
     assert sizes(load(tmp_path)) == (3, 0, 3)
 
 
-def test_a_class_called_train_is_taken_for_a_part(tmp_path: Path) -> None:
+def test_a_class_called_train_stays_a_class(tmp_path: Path) -> None:
     for name in ("train", "bus"):
         fill(tmp_path / name)
     assert load(tmp_path).classnames == ["bus", "train"]
 
 
-def test_classes_of_the_parts_may_differ(tmp_path: Path) -> None:
+def test_split_folders_with_unknown_classes_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "train" / "a", 3)
     fill(tmp_path / "train" / "b", 3)
     fill(tmp_path / "test" / "a", 3)
@@ -122,7 +122,7 @@ def test_classes_of_the_parts_may_differ(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_other_files_are_read_or_not_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_skipped_and_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db", "no_ending"):
         (root / "ant" / name).touch()
     (root / "ant" / "deeper").mkdir()
@@ -142,7 +142,7 @@ def test_other_files_are_read_or_not_counted(root: Path, caplog: pytest.LogCaptu
         ["garden ant", "tench", "white shark"],
     ],
 )
-def test_class_names_are_not_read(root: Path, names: Any) -> None:
+def test_class_names_come_from_classnames_json(root: Path, names: Any) -> None:
     (root / "classnames.json").write_text(json.dumps(names))
     dataset = load(root)
     assert dataset.classnames == ["garden ant", "tench", "white shark"]
@@ -161,13 +161,13 @@ def test_class_names_are_not_read(root: Path, names: Any) -> None:
         ("{", "cannot read .* as JSON"),
     ],
 )
-def test_wrong_class_names_are_accepted(root: Path, text: str, message: str) -> None:
+def test_invalid_class_names_are_refused(root: Path, text: str, message: str) -> None:
     (root / "classnames.json").write_text(text)
     with pytest.raises(UserError, match=message):
         load(root)
 
 
-def test_empty_or_tiny_classes_are_accepted(root: Path, tmp_path: Path) -> None:
+def test_empty_and_tiny_classes_are_refused(root: Path, tmp_path: Path) -> None:
     (root / "empty").mkdir()
     with pytest.raises(UserError, match=r"class folder '.*empty' contains no images"):
         load(root)
@@ -184,13 +184,13 @@ def test_empty_or_tiny_classes_are_accepted(root: Path, tmp_path: Path) -> None:
         load(Path(), ROOT="")
 
 
-def test_a_folder_that_is_not_utf8_stops_the_run(root: Path) -> None:
+def test_a_folder_name_that_is_not_utf8_is_accepted(root: Path) -> None:
     fill(root / "caf\udce9")  # a byte that is not UTF-8, as Python holds it
     dataset = load(root, NUM_SHOTS=1)
     assert "caf\ufffd" in dataset.classnames
     assert load(root, NUM_SHOTS=1).train_x == dataset.train_x
 
 
-def test_template_is_not_the_users(root: Path) -> None:
+def test_the_users_template_is_used(root: Path) -> None:
     assert load(root).template == "a photo of a {}."
     assert load(root, TEMPLATE="a {} on my desk.").template == "a {} on my desk."

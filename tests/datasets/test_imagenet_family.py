@@ -1,4 +1,4 @@
-"""ImageNet and its variants in the field's layout: with a real photograph per class, or of empty files."""
+"""ImageNet and its variants in the field's layout, with a real photo per class or with empty files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_real_imagenet_has_other_classes(real: Path, shared: Path) -> None:
+def test_real_imagenet_has_the_published_classes(real: Path, shared: Path) -> None:
     dataset = load("ImageNet", real)
     sample_names = json.loads((shared / "data" / "imagenet_samples" / "names.json").read_text())
     assert dataset.classes.ids == tuple(sorted(sample_names)) == imagenet_classes().ids
@@ -94,7 +94,7 @@ def ids_and_names(dataset: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return dataset.classes.ids, dataset.classes.names
 
 
-def test_real_variants_are_not_imagenets_classes_in_their_own_order(real: Path, golden: Any) -> None:
+def test_real_variants_have_imagenets_classes_in_their_own_order(real: Path, golden: Any) -> None:
     indexes = golden.json("imagenet_a_r_indexes")
     rows = {
         "ImageNetV2": list(range(1000)),
@@ -113,7 +113,7 @@ def test_real_variants_are_not_imagenets_classes_in_their_own_order(real: Path, 
 
 
 @pytest.mark.parametrize("name", IMAGE_DIRS)
-def test_a_variant_has_shots_or_a_val_set(real: Path, name: str) -> None:
+def test_a_variant_has_a_test_set_only(real: Path, name: str) -> None:
     dataset = load(name, real, NUM_SHOTS=16)
     assert dataset.train_x == dataset.test
     assert not dataset.val
@@ -122,7 +122,7 @@ def test_a_variant_has_shots_or_a_val_set(real: Path, name: str) -> None:
     assert not (Path(dataset.dataset_dir) / "split_fewshot").exists()
 
 
-def test_imagenet_is_not_validated_on_its_test_set(small: Path) -> None:
+def test_imagenet_is_validated_on_its_test_set(small: Path) -> None:
     dataset = load("ImageNet", small, NUM_SHOTS=2)
     assert dataset.classes.ids == ("n01440764", "n02012849", "n03126707")
     assert dataset.classnames == ["tench", "crane bird", "construction crane"]
@@ -135,12 +135,12 @@ def test_imagenet_is_not_validated_on_its_test_set(small: Path) -> None:
     assert sorted(path.name for path in (small / "imagenet").iterdir()) == ["images", "split_fewshot"]
 
 
-def test_training_images_are_not_sorted(small: Path) -> None:
+def test_training_images_are_sorted(small: Path) -> None:
     paths = [item.impath for item in load("ImageNet", small).train_x]
     assert paths == sorted(paths)
 
 
-def test_class_names_of_the_text_file_are_not_used(small: Path) -> None:
+def test_class_names_come_from_the_text_file(small: Path) -> None:
     lines = ["n03126707 big crane", "n01440764 tinca tinca", "", "n02012849 grey bird", "n00000001 nothing"]
     (small / "imagenet" / "classnames.txt").write_text("\n".join(lines))
     dataset = load("ImageNet", small)
@@ -158,25 +158,25 @@ def test_class_names_of_the_text_file_are_not_used(small: Path) -> None:
         ("n01440764\n", "line 1: 'n01440764' should be a wnid and a class name"),
     ],
 )
-def test_wrong_class_names_are_accepted(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_class_names_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "classnames.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         read_classnames(tmp_path / "classnames.txt")
 
 
-def test_a_folder_that_no_table_knows_is_accepted(small: Path) -> None:
+def test_a_folder_without_a_class_name_is_refused(small: Path) -> None:
     lay_out(small / "imagenet" / "images" / "train", [("n99999999", None)])
     with pytest.raises(UserError, match=r"open_clip's table .* has no class name for 1 of 4 folders: n99999999"):
         load("ImageNet", small)
 
 
-def test_classes_of_val_may_differ_from_trains(small: Path) -> None:
+def test_classes_of_val_that_train_lacks_are_refused(small: Path) -> None:
     lay_out(small / "imagenet" / "images" / "val", [("n01443537", None)])
     with pytest.raises(UserError, match=r"images/val' has classes that '.*images/train' lacks: n01443537"):
         load("ImageNet", small)
 
 
-def test_an_empty_or_absent_class_or_part_is_not_named(small: Path) -> None:
+def test_an_empty_or_missing_folder_is_named(small: Path) -> None:
     train = small / "imagenet" / "images" / "train"
     for path in (train / "n01440764").iterdir():
         path.unlink()
@@ -188,7 +188,7 @@ def test_an_empty_or_absent_class_or_part_is_not_named(small: Path) -> None:
         load("ImageNet", small)
 
 
-def test_v2_without_one_of_its_folders_shifts_the_classes(tmp_path: Path) -> None:
+def test_v2_without_one_of_its_folders_is_refused(tmp_path: Path) -> None:
     place = tmp_path / IMAGE_DIRS["ImageNetV2"]
     (tmp_path / "imagenetv2").mkdir()
     wnids = [f"n{number:08}" for number in range(12)]
