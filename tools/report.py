@@ -47,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     headers, rows = as_table(cells)
     print(tabulate(rows, headers=headers, disable_numparse=True))
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
-    plural = "" if counts == [1] else "s"
-    over = f" over {' or '.join(map(str, counts))} seed{plural}" if counts else ""
-    print(f"\n{args.split} {args.metric} in %, mean ± 95 % confidence interval{over}")
+    if max(counts, default=1) > 1:
+        what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"
+    else:
+        what = "one seed"
+    print(f"\n{args.split} {args.metric} in %, {what}")
     folder = Path(args.folder)
     try:
         write_csv(cells, folder / "report.csv")

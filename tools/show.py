@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from yacs.config import CfgNode
 
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
+from dassl_lite.data.feature_files.dataset import FeatureDataset
 from dassl_lite.data.images import read_image
 from dassl_lite.engine.build import find_yaml, make_config
 from dassl_lite.engine.commands.arguments import (
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(args.plugin)
     cfg = config_of(args)
     dataset = build_dataset(cfg)
+    if isinstance(dataset, FeatureDataset):
+        raise UserError(f"{cfg.DATASET.FILE} has features and no images to show")
     name = data_label(args.data) if args.data else cfg.DATASET.NAME
     groups = choose(dataset, args.split, args.classes, args.per_class)
     out = Path(args.out or f"{name.lower()}-{args.split}.png")

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = sweep(todo, Settings(Path(args.output_dir), shared, tuple(args.plugin), args.jobs))
     if failed:
         rows = [[str(task.folder), textwrap.shorten(reason, 300)] for task, reason in failed.items()]
-        logger.warning("\n" + tabulate(rows, headers=["failed run", "reason"]))
+        logger.warning("some runs failed\n" + tabulate(rows, headers=["failed run", "reason"]))
     logger.info(f"Results: {args.output_dir} (python tools/report.py {args.output_dir})")
     return 1 if failed else 0
 

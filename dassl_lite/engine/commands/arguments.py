@@ -91,8 +91,7 @@ class ToolParser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(words[:start], namespace)
         for word in rest:
             if word.startswith("-"):
-                likely = nearest(word.partition("=")[0], self._option_string_actions)
-                self.error(f"unknown flag {word}" + (f"; did you mean {likely}?" if likely else ""))
+                self._report_unknown(word.partition("=")[0])
         options = [*rest, *words[start:]]
         if options and not hasattr(parsed, "options"):
             kind = "is a config key, but this tool takes none" if start < len(words) else "is one argument too many"
@@ -100,6 +99,12 @@ class ToolParser(argparse.ArgumentParser):
         if options:
             parsed.options = [*parsed.options, *options]
         return parsed
+
+    def _report_unknown(self, flag: str) -> NoReturn:
+        known = list(self._option_string_actions)
+        longer = [name for name in known if name.startswith(flag)]  # abbreviations are not accepted, but understood
+        likely = longer[0] if len(longer) == 1 else nearest(flag, known)
+        self.error(f"unknown flag {flag}" + (f"; did you mean {likely}?" if likely else ""))
 
     def format_help(self) -> str:
         self._action_groups.sort(key=lambda group: group.title == _GENERAL)  # last
