@@ -33,6 +33,6 @@ def test_the_bare_cost_counts_every_pass(tmp_path, capsys):
     assert "4 of 15 passes timed" in capsys.readouterr().out
 
 
-def test_a_number_out_of_range_ends_in_one_line(capsys):
+def test_a_number_out_of_range_prints_one_line(capsys):
     assert run_tool(bench.main, ["train", "--views", "0"]) == 2
     assert "--views must be at least 1, not 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""tools/eval.py: one model on many targets, classes matched by identity, what is not there said."""
+"""tools/eval.py: one model on many datasets, classes matched by identity, missing datasets reported."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
+from dassl_lite.datasets._drawn.classes import PAINTS
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.evaluate import stored_config, suite
+from dassl_lite.engine.commands.evaluate import Evaluation, stored_config, suite
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
 from dassl_lite.utils import UserError
@@ -35,7 +37,7 @@ def rows_of(path) -> dict:
     return {row["dataset"]: row for row in json.loads(path.read_text())["rows"]}
 
 
-def test_variants_find_their_classes_by_id_and_strangers_stay_zero_shot(source, tmp_path, capsys):
+def test_variants_match_classes_by_id_and_unknown_classes_stay_zero_shot(source, tmp_path, capsys):
     out = tmp_path / "table.json"
     targets = ("--dataset-config-file", "shapesnet", "shapesneta", "gadgets")
     assert evaluate(source, *targets, "--output", str(out)) == 0
@@ -53,7 +55,7 @@ def test_variants_find_their_classes_by_id_and_strangers_stay_zero_shot(source, 
     assert "knows 0 of this dataset's 12 classes" in capsys.readouterr().err
 
 
-def test_a_dataset_that_is_not_there_is_listed_and_skipped_unless_strict(source, tmp_path, capsys):
+def test_a_missing_dataset_is_a_row_of_its_own_and_an_error_with_strict(source, tmp_path, capsys):
     out = tmp_path / "table.csv"
     targets = ("--dataset-config-file", "gadgets", "caltech101", "--root", str(tmp_path))
     assert evaluate(source, *targets, "--output", str(out)) == 0
@@ -61,6 +63,44 @@ def test_a_dataset_that_is_not_there_is_listed_and_skipped_unless_strict(source,
     rows = {row["dataset"]: row for row in csv.DictReader(out.open())}
     assert "there is no folder" in rows["Caltech101"]["missing"]
     assert evaluate(source, *targets, "--strict") == 2
+
+
+def test_the_average_is_over_the_datasets_that_were_evaluated():
+    def row(dataset: str, accuracy: float, macro_f1: float, seconds: float) -> Evaluation:
+        return Evaluation(dataset, 10, 2, 2, accuracy, macro_f1, seconds=seconds)
+
+    missing = Evaluation("b", missing="looked for the folder", status="not found")
+    _, table = eval_tool.table_of([row("a", 80.0, 70.0, 1.0), missing, row("c", 50.0, 30.0, 2.5)])
+    assert table[1] == ["b", "not found", "", "", "", ""]
+    assert table[-1] == ["average", "65.00", "50.00", "", "", "3.5"]
+    assert [row[0] for row in eval_tool.table_of([row("a", 80.0, 70.0, 1.0), missing])[1]] == ["a", "b"]
+
+
+def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
+    for place in ("photos", "elsewhere/photos"):
+        for name, colour in (("red circle", "red"), ("blue", "blue")):
+            (tmp_path / place / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (16, 16), colour).save(tmp_path / place / name / f"{number}.png")
+    table = tmp_path / "listed.csv"
+    table.write_text("path,classname\n" + "".join(f"photos/blue/{number}.png,blue\n" for number in range(4)))
+    paths = [str(tmp_path / place) for place in ("photos", "elsewhere/photos", "listed.csv")]
+    out = tmp_path / "table.json"
+    assert evaluate(source, "--data", *paths, "--dataset-config-file", "gadgets", "--output", str(out), *FEW[-2:]) == 0
+    classes = {name: row["classes"] for name, row in rows_of(out).items()}
+    assert classes == {paths[0]: 2, paths[1]: 2, "listed": 1, "Gadgets": 12}
+
+
+def test_a_run_on_base_classes_evaluates_another_dataset_on_all_classes(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "table.json"
+    base = ("--trainer", "TaskRes", "--shots", "1", "--dataset-config-file", "gadgets", "--output-dir", str(run))
+    assert run_tool(train.main, [*base, *FEW, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
+    assert evaluate(run, "--output", str(out)) == 0
+    assert {name: row["classes"] for name, row in rows_of(out).items()} == {"Gadgets (base)": 6}
+    assert evaluate(run, "--dataset-config-file", "gadgets", "paints", "--output", str(out)) == 0
+    rows = rows_of(out)
+    assert (rows["Gadgets"]["classes"], rows["Gadgets"]["matched"]) == (12, 6)
+    assert (rows["Paints"]["classes"], rows["Paints"]["matched"]) == (len(PAINTS), 0)
 
 
 def test_base_to_new_is_a_suite_over_the_runs_own_dataset(source, tmp_path):
@@ -79,7 +119,7 @@ def test_suites_are_the_fields(source):
         suite("dmo")
 
 
-def test_mistakes_are_one_line(source, tmp_path, capsys):
+def test_user_errors_print_one_line(source, tmp_path, capsys):
     for arguments, expected in (
         (["--model-dir", str(tmp_path / "no")], "is not a folder"),
         (["--model-dir", str(tmp_path)], "contains no run"),

@@ -1,4 +1,4 @@
-"""tools/extract.py: the file that it writes trains as the images do; its mistakes end in one line."""
+"""tools/extract.py: training on its file equals training on the images; user errors print one line."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_file_says_what_it_is(tmp_path, images):
     assert str(images) not in "".join(file.provenance)  # no path of this machine travels along
 
 
-def test_without_views_the_images_are_taken_as_they_are(tmp_path, images):
+def test_zero_views_store_features_without_augmentation(tmp_path, images):
     assert run_extract("--data", str(images), "--output", str(tmp_path / "a.npz"), "--views", "0", *FEW) == 0
     assert run_extract("--data", str(images), "--output", str(tmp_path / "b.npz"), "--views", "1", *FEW) == 0
     plain, augmented = (read_feature_file(tmp_path / f"{name}.npz").parts["train"] for name in "ab")
@@ -105,7 +105,7 @@ def test_without_views_the_images_are_taken_as_they_are(tmp_path, images):
     assert np.array_equal(plain.views[0], augmented.plain)
 
 
-def test_validation_images_that_are_test_images_stay_out_of_the_file(tmp_path, monkeypatch):
+def test_validation_images_that_are_test_images_are_left_out(tmp_path, monkeypatch):
     load = Gadgets.load
     monkeypatch.setattr(Gadgets, "load", lambda self: load(self)._replace(val=load(self).test))  # as ImageNet is
     path = tmp_path / "x.npz"
@@ -113,7 +113,7 @@ def test_validation_images_that_are_test_images_stay_out_of_the_file(tmp_path, m
     assert set(read_feature_file(path).parts) == {"train", "test"}
 
 
-def test_mistakes_end_in_one_line(tmp_path, capsys):
+def test_user_errors_print_one_line(tmp_path, capsys):
     there = tmp_path / "there.npz"
     there.write_text("mine")
     for argv, message in (

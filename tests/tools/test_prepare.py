@@ -1,4 +1,4 @@
-"""The tool: exit codes, one line for what cannot be had, the doctor's table."""
+"""tools/prepare.py: exit codes, one line per error, the table of checks."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.Capt
         (["ImageFolder", "--root", "X"], "ImageFolder cannot be downloaded"),
     ],
 )
-def test_users_mistake_is_one_line(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_prints_one_line(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 2
     told = capsys.readouterr().err
     assert error in told
     assert told.count("\n") == 1
 
 
-def test_by_hand_listing_ends_in_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_to_download_by_hand_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "stanford_cars"
     folder.mkdir()
     (folder / "split_zhou_StanfordCars.json").write_text('{"train": [], "val": [], "test": []}')

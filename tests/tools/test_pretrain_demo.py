@@ -56,7 +56,7 @@ def test_every_caption_is_made_of_listed_words(pictures: Pictures) -> None:
         assert {word.strip(".") for word in text.split()} <= known
 
 
-def test_captions_are_true_and_name_what_they_say_they_name(pictures: Pictures) -> None:
+def test_captions_are_true_and_the_reported_parts_are_those_named(pictures: Pictures) -> None:
     rng = np.random.default_rng(2)
     for content in pictures.contents[pictures.contents[:, 0] == SHAPE]:
         text, named = caption(content, rng)
@@ -66,7 +66,7 @@ def test_captions_are_true_and_name_what_they_say_they_name(pictures: Pictures) 
             assert mentioned == (set() if part == NOT_NAMED else {names[truth]}), text
 
 
-def test_pictures_come_in_the_shares_asked_for(pictures: Pictures) -> None:
+def test_kinds_of_pictures_have_the_given_shares(pictures: Pictures) -> None:
     assert pictures.images.shape == (400, 64, 64, 3)
     kinds = np.bincount(pictures.contents[:, 0]) / 400
     assert kinds == pytest.approx([0.7, 0.2, 0.1])
@@ -76,20 +76,20 @@ def test_pictures_come_in_the_shares_asked_for(pictures: Pictures) -> None:
     assert np.ptp(grey, axis=-1).max() <= 12  # grain only
 
 
-def test_with_one_true_caption_each_the_loss_is_the_usual_one() -> None:
+def test_with_one_true_caption_each_the_loss_is_the_usual_contrastive_loss() -> None:
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     target = torch.arange(6)
     usual = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     assert contrastive_loss(logits, torch.eye(6)).item() == pytest.approx(usual.item(), rel=1e-6)
 
 
-def test_a_second_true_pair_is_no_mistake() -> None:
+def test_several_true_captions_share_the_target_evenly() -> None:
     true = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     perfect = contrastive_loss(100 * true, true)
     assert perfect.item() == pytest.approx(2 / 3 * np.log(2), rel=1e-4)  # the entropy of an even choice of two
 
 
-def test_a_few_steps_repeat_themselves_and_change_the_weights(trained: tuple, tmp_path: Path) -> None:
+def test_training_is_deterministic_and_changes_the_weights(trained: tuple, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     export(*trained, TRIAL.as_json(), tmp_path / "one.safetensors")
     export(*pretrain(TRIAL), TRIAL.as_json(), tmp_path / "two.safetensors")
@@ -114,7 +114,7 @@ def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, t
         assert F.cosine_similarity(loaded, original).min() > 0.999
 
 
-def test_the_digest_is_of_the_weights_and_of_nothing_else(trained: tuple, tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_weights_only(trained: tuple, tmp_path: Path) -> None:
     one, two, three = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "three"))
     export(*trained, TRIAL.as_json(), one)
     tensors = load_file(one)
@@ -133,7 +133,7 @@ def test_the_command_trains_writes_and_compares(tmp_path: Path, caplog: pytest.L
     assert run_tool(pretrain_demo.main, ["--steps", "0"]) == 2
 
 
-def test_the_shipped_file_is_of_this_recipe() -> None:
+def test_the_shipped_file_has_the_recipe_s_metadata() -> None:
     assert pretrain_demo.SHIPPED.stat().st_size < 4e6
     with safe_open(pretrain_demo.SHIPPED, framework="pt") as file:
         rows, metadata = file.get_tensor("token_embedding.rows"), file.metadata()
@@ -154,6 +154,6 @@ def test_the_shipped_model_knows_clip_art_and_printed_digits() -> None:
     assert right[shapes].float().mean() > 0.85  # chance is 1 in 100
 
 
-def test_the_tilt_is_chosen_by_zero_shot_and_not_by_the_gain() -> None:
+def test_the_tilt_depends_on_zero_shot_accuracy_only() -> None:
     trials = [Trial(0, 90, 95), Trial(20, 67, 80), Trial(30, 55, 72), Trial(40, 30, 90)]
     assert best(trials).tilt == 30

@@ -1,4 +1,4 @@
-"""Sweeps go on where they were, name what failed, and are summed up with honest intervals."""
+"""Sweeps continue where they stopped and list what failed; reports have the right means and intervals."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import math
 from pathlib import Path
 
 import pytest
+from yacs.config import CfgNode
 
+from dassl_lite.config import to_dict
+from dassl_lite.engine.build import make_config, with_backbone_inputs
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import DatasetChoice
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
-from dassl_lite.engine.commands.sweep import all_methods, tasks
+from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
-from dassl_lite.utils import UserError
+from dassl_lite.utils import UserError, write_json
 
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
 
@@ -26,7 +29,7 @@ def start(output: Path, *trainers: str, seeds: str = "1 2", options: tuple[str, 
     return run_tool(sweep.main, [*arguments, "--jobs", jobs, "--output-dir", str(output), *FEW, *options])
 
 
-def test_every_combination_is_run_once_and_what_uses_no_shots_only_once() -> None:
+def test_methods_without_shots_run_once_per_dataset_and_others_once_per_combination() -> None:
     load_plugins()
     datasets = [DatasetChoice("a"), DatasetChoice("b")]
     found = tasks(["TaskRes", "ZeroshotCLIP"], datasets, [1, 16], [1, 2, 3])
@@ -36,7 +39,7 @@ def test_every_combination_is_run_once_and_what_uses_no_shots_only_once() -> Non
     assert {"TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2"} <= set(all_methods())
 
 
-def test_a_sweep_skips_finished_runs_and_runs_failed_ones_again(tmp_path, capsys, monkeypatch):
+def test_a_repeated_sweep_skips_finished_runs_and_repeats_failed_ones(tmp_path, capsys, monkeypatch):
     trained: list[str] = []
     original = run.train
 
@@ -59,7 +62,7 @@ def test_a_sweep_skips_finished_runs_and_runs_failed_ones_again(tmp_path, capsys
     assert len(list(tmp_path.rglob("results.json"))) == 4
 
 
-def test_a_finished_run_under_other_settings_is_not_taken_for_this_one(tmp_path, capsys):
+def test_a_finished_run_with_other_settings_is_an_error(tmp_path, capsys):
     assert start(tmp_path, "TaskRes", seeds="1") == 0
     assert start(tmp_path, "TaskRes", seeds="1", options=("OPTIM.LR", "0.5")) == 1
     assert "belongs to a run with OPTIM.LR 0.002, but now it is 0.5" in " ".join(capsys.readouterr().err.split())
@@ -87,12 +90,43 @@ def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, 
     assert rows["Z"]["ci95"] == ""
 
 
+def test_datasets_that_would_share_a_folder_are_an_error(tmp_path) -> None:
+    load_plugins()
+    same = [DatasetChoice("", "a/photos"), DatasetChoice("", "b/photos")]
+    with pytest.raises(UserError, match="a/photos and b/photos would share the output folder photos/TaskRes"):
+        tasks(["TaskRes"], same, [1], [1])
+    folders = [task.folder.parts[0] for task in tasks(["TaskRes"], [DatasetChoice("/x/mine.yaml"), same[0]], [1], [1])]
+    assert folders == ["mine", "photos"]
+
+
+def test_a_finished_run_on_other_data_of_the_same_name_is_an_error(tmp_path) -> None:
+    def config(root: str) -> CfgNode:
+        return make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": root}})
+
+    write_json({"config": to_dict(with_backbone_inputs(config("a/photos")))}, tmp_path / "results.json")
+    assert is_finished(tmp_path, config("a/../a/photos"))
+    with pytest.raises(UserError, match="belongs to a run on a/photos, not on b/photos"):
+        is_finished(tmp_path, config("b/photos"))
+
+
+def test_a_report_names_the_user_s_own_data_by_its_folder_or_file(tmp_path, capsys) -> None:
+    places = {"ImageFolder": {"ROOT": "x/photos", "FILE": ""}, "Features": {"ROOT": "", "FILE": "y/made.npz"}}
+    for name, dataset in places.items():
+        results = {"dataset": name, "trainer": "X", "backbone": "B", "num_shots": 4, "seed": 1}
+        more = {"metrics": {"test": {"accuracy": 60.0}}, "config": {"DATASET": {"NAME": name, **dataset}}}
+        (tmp_path / name).mkdir()
+        write_json({**results, **more}, tmp_path / name / "results.json")
+    assert [cell.dataset for cell in gather(tmp_path)] == ["made", "photos"]
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    assert "test accuracy in %, one seed" in capsys.readouterr().out
+
+
 def test_a_single_value_has_no_interval() -> None:
     assert confidence_interval([5.0]) is None
     assert str(Cell("D", "X", "B", 1, (5.0,))) == "5.00"
 
 
-def test_a_report_of_nothing_is_told(tmp_path: Path) -> None:
+def test_a_report_without_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run"):
         gather(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
@@ -100,7 +134,7 @@ def test_a_report_of_nothing_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_at_a_time_give_the_same_numbers(tmp_path):
+def test_two_jobs_give_the_same_numbers_as_one(tmp_path):
     assert start(tmp_path / "one", "TaskRes") == 0
     assert start(tmp_path / "two", "TaskRes", jobs="2") == 0
     paths = sorted((tmp_path / "one").rglob("results.json"))

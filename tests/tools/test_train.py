@@ -1,4 +1,4 @@
-"""tools/train.py as its users meet it: one command, resumed runs, one line per mistake."""
+"""tools/train.py as a user sees it: one command, resumed runs, one line per error."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
+from dassl_lite.trainers.taskres import TaskRes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ("--dataset-config-file", "gadgets", "--shots", "2")  # the smallest of the drawn datasets
@@ -34,7 +35,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_a_run_prints_zero_shot_and_trained_accuracy_and_keeps_them(tmp_path, capsys):
+def test_a_run_prints_and_stores_zero_shot_and_trained_accuracy(tmp_path, capsys):
     assert taskres(tmp_path / "run") == 0
     out = capsys.readouterr().out
     kept = results(tmp_path / "run")
@@ -50,21 +51,6 @@ def test_a_run_prints_zero_shot_and_trained_accuracy_and_keeps_them(tmp_path, ca
     assert kept["config"]["OPTIM"]["MAX_EPOCH"] == 4
     assert kept["fewshot_digest"]
     assert {"features", "train", "evaluate test"} <= kept["seconds"].keys()
-
-
-def test_data_is_a_folder_a_table_or_features(tmp_path):
-    (tmp_path / "table.csv").write_text("path,classname\n")
-
-    def meant(place: Path) -> tuple[str, str, str]:
-        dataset = train.config_of(
-            train.make_parser().parse_args(["--trainer", "TaskRes", "--data", str(place)])
-        ).DATASET
-        return dataset.NAME, dataset.ROOT, dataset.FILE
-
-    assert meant(tmp_path) == ("ImageFolder", str(tmp_path), "")
-    assert meant(tmp_path / "table.csv") == ("CSV", str(tmp_path / "table.csv"), "")
-    name, _, file = meant(tmp_path / "x.npz")
-    assert (name, file) == ("Features", str(tmp_path / "x.npz"))
 
 
 def test_evaluating_a_run_gives_its_accuracy_to_the_last_digit(tmp_path):
@@ -86,7 +72,7 @@ def test_the_same_command_twice_gives_the_same_numbers(tmp_path):
     assert results(tmp_path / "a")["seed"] == 0  # zero is a seed
 
 
-def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path, capsys):
+def test_a_folder_with_a_run_is_used_again_only_to_resume_or_overwrite_it(tmp_path, capsys):
     assert taskres(tmp_path) == 0
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / "results.json").read_text()
@@ -97,6 +83,44 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise(tmp_path, capsy
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert taskres(tmp_path, "--resume") == 0  # a finished run: nothing left to train, the same numbers
     assert results(tmp_path)["metrics"] == json.loads(before)["metrics"]
+
+
+def test_resume_refuses_another_seed_number_of_shots_or_learning_rate(tmp_path, capsys):
+    assert taskres(tmp_path) == 0
+    capsys.readouterr()
+    before = (tmp_path / "results.json").read_text()
+    for flags, options, expected in (
+        (("--seed", "2"), (), "SEED 1, but now it is 2"),
+        (("--shots", "1"), (), "DATASET.NUM_SHOTS 2, but now it is 1"),
+        ((), ("OPTIM.LR", "0.25"), "OPTIM.LR 0.002, but now it is 0.25"),
+    ):
+        assert taskres(tmp_path, "--resume", *flags, options=options) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+        assert expected in line
+    assert (tmp_path / "results.json").read_text() == before
+    assert taskres(tmp_path, "--resume", options=("DATASET.FEATURES.BATCH_SIZE", "8")) == 0
+
+
+def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
+    def mine(number: int, frame: object) -> None:
+        """Of the program that calls the tool."""
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, mine) for number in numbers]
+    try:
+        during: list[object] = []
+        after_epoch = TaskRes.after_epoch
+        monkeypatch.setattr(
+            TaskRes, "after_epoch", lambda self: (during.append(signal.getsignal(signal.SIGINT)), after_epoch(self))
+        )
+        assert taskres(tmp_path / "ends") == 0
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+        assert taskres(tmp_path / "fails", options=("OPTIM.LR", "1e38", "OPTIM.NAME", "sgd")) == 2
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+        assert mine not in during
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
@@ -142,7 +166,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
 
 
 @pytest.mark.parametrize("name", list(mistakes(Path("/tmp"))))
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tmp_path_factory, capsys, monkeypatch, name):
+def test_a_user_error_prints_one_line_and_exits_with_2(tmp_path, tmp_path_factory, capsys, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
     arguments, expected = mistakes(tmp_path)[name]
     assert run(*arguments) == 2
@@ -153,7 +177,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tmp_path_factory, capsy
     assert expected in lines[0]
 
 
-def test_config_keys_end_the_flags_whatever_stands_before_them():
+def test_config_keys_end_the_flags():
     args = train.make_parser().parse_args(["--trainer", "X", "--resume", "OPTIM.LR", "1"])
     assert (args.resume, args.options) == (True, ["OPTIM.LR", "1"])
     args = train.make_parser().parse_args(["--transforms", "a", "b", "TRAINER.TaskRes.PREC", "amp", "SEED", "2"])
@@ -167,19 +191,19 @@ def test_a_wrong_flag_is_one_line(capsys):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable for root")
-def test_an_output_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert taskres(tmp_path / "run") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_an_output_folder_that_is_a_file_is_told(tmp_path, capsys):
+def test_an_output_folder_below_a_file_is_an_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert taskres(tmp_path / "file" / "run") == 2
     assert "cannot be written: Not a directory" in capsys.readouterr().err
 
 
-def test_checkpoints_of_another_method_backbone_or_truncated_are_refused_in_one_line(tmp_path, capsys, golden_backbone):
+def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path, capsys, golden_backbone):
     assert taskres(tmp_path / "run") == 0
     capsys.readouterr()
     evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--output-dir", str(tmp_path / "eval"))
@@ -197,7 +221,7 @@ def test_checkpoints_of_another_method_backbone_or_truncated_are_refused_in_one_
     assert "model.pth.tar-4" in lines[0]
 
 
-def test_an_enhanced_base_is_trained_and_taken_by_taskres(tmp_path):
+def test_taskres_starts_from_an_enhanced_base(tmp_path):
     enhance = tmp_path / "enhance"
     assert run("--trainer", "TaskResEnhance", *QUICK, "--output-dir", str(enhance), *FEW) == 0
     path = enhance / "enhanced_base" / "model.pth.tar-4"
@@ -224,7 +248,7 @@ def test_a_nan_in_training_keeps_the_last_good_checkpoint(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_stopped_from_outside_and_resumed_equals_one_never_stopped(tmp_path, sent):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, sent):
     more = ("OPTIM.MAX_EPOCH", "400", "TRAIN.CHECKPOINT_FREQ", "5")
     assert taskres(tmp_path / "whole", options=more) == 0
     command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), "--trainer", "TaskRes", *QUICK]

@@ -75,7 +75,7 @@ def test_the_list_has_every_registered_name_of_every_kind(capsys):
     }
 
 
-def test_everything_of_ours_says_where_it_is_from_and_what_it_is(capsys):
+def test_everything_in_the_package_has_an_origin_and_a_summary(capsys):
     out = printed(capsys, "--list")
     silent = [name for registry in REGISTRIES.values() for name in registry if len(cells(out, name)) < 3]
     ours = [name for name in silent if "dassl_lite." in cells(out, name)[1]]
@@ -103,23 +103,23 @@ def test_a_trainers_keys_are_listed_with_their_defaults_and_what_they_do(capsys,
     assert "OPTIM.LR" not in out  # the engine's keys are not the method's
 
 
-def test_the_help_tells_the_default_recipe_s_values_and_names_the_recipes(capsys):
+def test_the_help_shows_the_values_of_the_default_recipe_and_lists_the_recipes(capsys):
     out = printed(capsys, "--help-trainer", "TaskRes")
     assert "https://arxiv.org/abs/2211.10277" in out
     key = "TRAINER.TaskRes.RESIDUAL_SCALE"
     assert cells(out, key) == [key, "1.0 (0.5 in default.yaml)", "alpha; the recipes use 0.5"]
     assert "the paper's recipe" in cells(out, "default")[1]
-    assert cells(out, "adam_lr2e-3_B256_ep100")[1] == "OPTIM.MAX_EPOCH 100"
+    assert cells(out, "adam_lr2e-3_B256_ep100")[1] == "RN50, 100 epochs, for 1, 2 or 4 shots."
     assert "_base" not in out
 
 
 @pytest.mark.parametrize("name", ["ZeroshotCLIP2", "TipAdapterF", "CoCoOp"])
-def test_inherited_keys_stand_under_the_node_that_the_method_reads(capsys, name):
+def test_inherited_keys_are_listed_under_the_node_that_the_method_reads(capsys, name):
     nodes = {"ZeroshotCLIP2": "ZeroshotCLIP", "TipAdapterF": "TipAdapter", "CoCoOp": "COCOOP"}
     out = printed(capsys, "--help-trainer", name)
     assert cells(out, f"TRAINER.{nodes[name]}.PREC")[-1] == "fp32 | amp | fp16 | bf16"
 
 
-def test_a_misspelt_trainer_is_told(capsys):
+def test_a_misspelt_trainer_is_an_error(capsys):
     assert run_tool(train.main, ["--help-trainer", "TaskRess"]) == 2
     assert "Did you mean 'TaskRes'?" in capsys.readouterr().err

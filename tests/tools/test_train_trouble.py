@@ -1,4 +1,4 @@
-"""Runs in trouble: two in one folder, killed amid a write, a full disk, nothing to evaluate."""
+"""Runs in trouble: two in one folder, killed while writing, a full disk, nothing to evaluate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @forks
-def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(
+def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = multiprocessing.get_context("fork")
@@ -75,7 +75,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(
 
 
 @forks
-def test_a_killed_run_s_folder_is_free_at_once_though_a_child_of_it_lives(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path) -> None:
     taken = multiprocessing.get_context("fork").Event()
     parent = os.fork()
     if parent == 0:
@@ -94,7 +94,7 @@ def test_a_killed_run_s_folder_is_free_at_once_though_a_child_of_it_lives(tmp_pa
     assert not (tmp_path / run_lock.NAME).exists()
 
 
-def test_a_lock_whose_file_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, opened = os.open, []
 
     def open_late(path: Any, *given: Any) -> int:
@@ -110,14 +110,14 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(tmp_path: Path, monkeyp
         assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
 
 
-# ---- killed amid a write ----
+# ---- killed while writing ----
 
 
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("moment", ["before", "half", "unsynced"])
 @pytest.mark.parametrize("name", ["model.pth.tar-2", "checkpoint", "results.json", ".safetensors"])
-def test_a_run_killed_while_it_writes_a_file_goes_on_to_the_same_end(
+def test_a_run_killed_while_writing_a_file_resumes_to_the_same_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
 ) -> None:
     assert gadgets(tmp_path / "drawn", "--no-train") == 0
@@ -165,7 +165,7 @@ def small_files() -> Any:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_last_one_and_one_line(
+def test_a_full_disk_keeps_the_last_checkpoint_and_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
 ) -> None:
     assert gadgets(tmp_path / "whole", options=EVERY_EPOCH) == 0
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_last_one_and_one_line(
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
-def test_results_that_find_no_room_are_one_line(
+def test_a_full_disk_at_the_results_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
 ) -> None:
     real = train.run.write_results
@@ -222,7 +222,7 @@ def test_results_that_find_no_room_are_one_line(
     ("trainer", "options"),
     [("TipAdapter", ()), ("LinearProbe", ("TRAINER.LinearProbe.FIT", "logistic_regression")), ("TaskRes", ())],
 )
-def test_evaluation_of_what_was_learnt_needs_the_run(
+def test_evaluating_learned_parameters_needs_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str, options: tuple[str, ...]
 ) -> None:
     assert gadgets(tmp_path / "eval", "--eval-only", trainer=trainer, options=options) == 2
