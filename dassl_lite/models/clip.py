@@ -6,12 +6,14 @@ Shapes: B images, N texts, L tokens, D width of the features.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -176,10 +178,20 @@ def preprocessing_of(backbone: BackboneName) -> Preprocessing:
         config = published_weights.hub_config(backbone.architecture)
         return _preprocessing(config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"])
     if backbone.kind == "file":
-        architecture = openai_format.architecture_of(*openai_format.read(backbone.file))
-        return _preprocessing({}, architecture["vision_cfg"]["image_size"])
+        status = backbone.file.stat() if backbone.file.is_file() else None
+        return _preprocessing({}, _image_size(backbone.file, status and (status.st_size, status.st_mtime_ns)))
     size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
     return _preprocessing(open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag), size)
+
+
+@functools.lru_cache(maxsize=8)
+def _image_size(file: Path, status: tuple[int, int] | None) -> int:
+    """Of the CLIP in a local file: asked for by the config and by the model, and the file may be of gigabytes.
+
+    Args:
+        status: size and time of the file, so that another one in its place is read again.
+    """
+    return openai_format.architecture_of(*openai_format.read(file))["vision_cfg"]["image_size"]
 
 
 def _preprocessing(config: Mapping[str, Any], size: int | Sequence[int]) -> Preprocessing:

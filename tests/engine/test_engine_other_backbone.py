@@ -33,7 +33,7 @@ def build(tmp_path: Path) -> Any:
 @pytest.fixture
 def saved(build: Any, golden_backbone: Any, tmp_path: Path) -> tuple[Path, Path]:
     """(weights, folder of a run that was saved with them)."""
-    weights = tmp_path / "weights.pt"
+    weights = tmp_path / "weights.safetensors"
     shutil.copy(golden_backbone("vit0"), weights)
     build(weights).save_model(0, tmp_path / "run")
     return weights, tmp_path / "run"
@@ -42,12 +42,14 @@ def saved(build: Any, golden_backbone: Any, tmp_path: Path) -> tuple[Path, Path]
 def test_a_backbone_of_the_same_name_with_other_weights_is_refused(saved, build, golden_backbone):
     weights, run = saved
     shutil.copy(golden_backbone("vit1"), weights)
-    with pytest.raises(UserError, match=r"was saved with backbone '.*weights.pt', but .* '.*weights.pt' with other"):
+    with pytest.raises(
+        UserError, match=r"with backbone '.*/weights.safetensors', but .* '.*/weights.safetensors' with other"
+    ):
         build(weights).load_model(run)
 
 
 def test_a_backbone_of_another_name_is_refused(saved, build, golden_backbone):
-    with pytest.raises(UserError, match=r"weights.pt', but this run has backbone '.*vit1.pt'$"):
+    with pytest.raises(UserError, match=r"weights.safetensors', but this run has backbone '.*vit1.safetensors'$"):
         build(golden_backbone("vit1")).load_model(saved[1])
 
 

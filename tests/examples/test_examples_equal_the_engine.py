@@ -9,7 +9,6 @@ import plain_coop
 import plain_taskres
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run
@@ -53,20 +52,12 @@ def engine_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return make
 
 
-@pytest.fixture
-def golden_file(golden: Any, tmp_path: Path) -> str:
-    """The reference's tiny ViT as a file that both read."""
-    path = tmp_path / "vit0.safetensors"
-    save_file(golden.tiny_clip.state_dict("vit", 0), path)
-    return str(path)
-
-
 @pytest.mark.parametrize("backbone", ["vit0", "demo"])
 @pytest.mark.parametrize("method", METHODS)
-def test_example_gives_the_engines_losses_and_logits(method, backbone, images, golden_file, engine_run, monkeypatch):
+def test_example_gives_the_engines_numbers(method, backbone, images, golden_backbone, engine_run, monkeypatch):
     example = METHODS[method]
     monkeypatch.setattr(example, "BATCH_SIZE", BATCH_SIZE)
-    name = golden_file if backbone == "vit0" else backbone
+    name = backbone if backbone == "demo" else str(golden_backbone(backbone))
     expected_losses, expected = engine_run(method, name, shots=2, epochs=4)
     own = [] if backbone == "demo" else ["--backbone", name]  # the example's default is the demo model
     losses, logits, _ = example.run(["--images", str(images), *own, "--shots", "2", "--epochs", "4", "--seed", "3"])

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_clip import load_clip
-from safetensors.torch import save_file
 
 EXAMPLES = Path(plain_taskres.__file__).parent
 FORWARD, STEPS = 1e-5, 1e-3
@@ -23,10 +22,8 @@ PETS = "a photo of a {}, a type of pet."
 
 
 @pytest.fixture(scope="module")
-def model(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = tmp_path_factory.mktemp("backbone") / "vit0.safetensors"
-    save_file(golden.tiny_clip.state_dict("vit", 0), path)
-    return load_clip(str(path))
+def model(golden_backbone: Any) -> Any:
+    return load_clip(str(golden_backbone("vit0")))
 
 
 @pytest.fixture(scope="module")
