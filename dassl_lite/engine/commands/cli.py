@@ -30,7 +30,7 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     debug = "--debug" in words
     with contextlib.ExitStack() as stack:
         if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
-            stack.enter_context(contextlib.redirect_stdout(Logger()))  # type: ignore[type-var]
+            stack.enter_context(contextlib.redirect_stdout(Logger()))
         try:
             return main(argv) or 0
         except UserError as error:
