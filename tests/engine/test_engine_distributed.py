@@ -107,7 +107,7 @@ def test_when_a_process_dies_the_others_print_one_line(
         run_tool(main, [])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert run_tool(main, []) == 2
-    assert capsys.readouterr().err.startswith("Error: another process of this run has ended")
+    assert capsys.readouterr().err.startswith("Error: another process of this run ended")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import requests
 import torch
 from download_server import Server
+from safetensors.torch import load_file
 
 from dassl_lite.downloads.fetch import DownloadError, Patience, lock_for
 from dassl_lite.models import names, published_weights
@@ -225,7 +226,7 @@ def test_openais_file_in_the_cache_is_loaded_with_its_activation(
     requested: list[str], cache: Path, golden_backbone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.mkdir(parents=True)
-    (cache / "RN50.pt").write_bytes(golden_backbone("rn0").read_bytes())
+    torch.save(load_file(golden_backbone("rn0")), cache / "RN50.pt")
     monkeypatch.setattr(published_weights, "_check", lambda *args: None)
     clip = load_clip("RN50")
     state = load_clip(str(golden_backbone("rn0"))).model.state_dict()

@@ -229,9 +229,9 @@ def test_a_malformed_feature_file_is_reported_by_array(on_features, said, arrays
     broken[1, 2, 0] = np.nan
     for changes, message in (
         ({"text_weights": None}, "lacks the array text_weights"),
-        ({"train_features": broken}, "the array train_features holds NaN or an infinite value, first in row 1, 2"),
-        ({"text_weights": arrays["text_weights"][..., 1:]}, "128 wide, but text_weights is 127 wide: they are of diff"),
-        ({"test_labels": arrays["test_labels"] + 1}, "holds the label 3; the 3 classnames allow 0 to 2"),
+        ({"train_features": broken}, "the array train_features contains NaN or infinity, first in row 1, 2"),
+        ({"text_weights": arrays["text_weights"][..., 1:]}, "has width 128, but text_weights has 127: they come"),
+        ({"test_labels": arrays["test_labels"] + 1}, "contains the label 3, but the 3 classnames allow 0 to 2"),
     ):
         line = said(on_features("TaskRes", **changes))
         assert message in line

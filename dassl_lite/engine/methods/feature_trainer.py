@@ -129,7 +129,7 @@ class FeatureTrainer(TrainerX):
         settings = self.cfg.DATASET.FEATURES
         return FeatureSource(
             self.dm.dataset,
-            self.encode_image,
+            lambda images: self.encode_image(images),  # looked up at each call: a script may have replaced it
             backbone=self.clip.name,
             digest=f"{self.clip.digest}-{self.precision}",
             device=self.device,
