@@ -171,7 +171,7 @@ def test_missing_images_are_counted_and_named(tmp_path: Path, caplog: pytest.Log
     assert "or delete" in message
     with caplog.at_level(logging.WARNING):
         assert len(Toy(config(tmp_path, ON_ERROR="skip")).train_x) == 12  # the draw stays what it is
-    assert "They are skipped" in caplog.text
+    assert "Missing images are skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
