@@ -44,7 +44,7 @@ class FolderDataset(DatasetBase):
         image_dir: folder of images in ``dataset_dir``; paths in split files are relative to it.
         split_file: split file in ``dataset_dir``; read if it exists, otherwise made and saved.
         classes_file: JSON list of ``{"name": ..., "id": ...}`` in label order, in ``dataset_dir``, for classes with ids
-            that the split file does not hold.
+            that are not in the split file.
         homepage: where to get the dataset.
         fewshot_dir: folder of few-shot draws in ``dataset_dir``.
         val_is_test: the test images are also the validation set, and no shots are drawn from it (ImageNet).
@@ -162,7 +162,7 @@ class FolderDataset(DatasetBase):
         except UserError as error:
             if on_error != "skip":
                 raise
-            logger.warning(f"{error} They are skipped (DATASET.ON_ERROR).")
+            logger.warning(f"{error} Missing images are skipped (DATASET.ON_ERROR).")
         check_labels(split, source)
 
     def _with_class_ids(self, split: Split) -> Split:
