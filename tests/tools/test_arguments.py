@@ -97,10 +97,37 @@ def test_a_yaml_of_train_goes_with_the_user_s_own_data(tmp_path: Path) -> None:
     assert (dataset.NAME, dataset.TEMPLATE) == ("ImageFolder", "an aerial photo of {}.")
 
 
+def test_a_dataset_name_among_the_config_keys_replaces_the_embedded_dataset() -> None:
+    args = train.make_parser().parse_args(["DATASET.NAME", "Digits"])
+    assert arguments.dataset_choice(args) == DatasetChoice()
+
+
+def test_resume_with_a_folder_sets_its_key() -> None:
+    assert config("train", *TOOLS["train"], "--resume", "runs/one").RESUME == "runs/one"
+    assert config("train", *TOOLS["train"], "--resume").RESUME == ""
+
+
 def test_a_missing_path_is_of_the_kind_that_its_ending_says() -> None:
     assert own_data("no/x.csv")["DATASET.NAME"] == "CSV"
     assert own_data("no/x.npz") == {"DATASET.NAME": "Features", "DATASET.FILE": "no/x.npz"}
     assert own_data("no/x") == {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": "no/x"}
+
+
+def test_the_user_s_own_data_is_evaluated_without_the_settings_of_the_run_s_dataset() -> None:
+    dataset = {"NAME": "Gadgets", "SUBSAMPLE_CLASSES": "base", "TEMPLATE": "a photo of the gadget {}."}
+    stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": dataset}))
+    now = config_for(stored, own_data("photos"), {}).DATASET
+    assert (now.NAME, now.SUBSAMPLE_CLASSES, now.TEMPLATE) == ("ImageFolder", "all", "")
+
+
+def test_eval_merges_a_method_yaml_over_the_run_s_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[CfgNode] = []
+    stored = to_dict(make_config(trainer="TaskRes", dataset_file="gadgets"))
+    monkeypatch.setattr(eval_tool, "stored_config", lambda folder: stored)
+    monkeypatch.setattr(eval_tool, "evaluate_row", lambda cfg, *args, **kwargs: seen.append(cfg) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        eval_tool.main(["--model-dir", "run", "--config-file", "adam_lr2e-3_B256_ep100"])
+    assert seen[0].OPTIM.MAX_EPOCH == 100
 
 
 def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Path) -> None:
@@ -129,6 +156,10 @@ def test_a_wrong_command_line_is_one_line(main, argv, message, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_least_value_is_accepted() -> None:
+    arguments.check_at_least(argparse.Namespace(jobs=1, tile=2), 1, ["jobs", "tile"])
 
 
 @pytest.mark.parametrize("key", ["OPTIM.LR", "SEED", "VERBOSE", "TRAINER.TaskRes.PREC"])
