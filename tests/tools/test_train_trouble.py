@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,22 +75,26 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
 
 @forks
 def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path) -> None:
-    taken = multiprocessing.get_context("fork").Event()
+    context = multiprocessing.get_context("fork")
+    taken, done = context.Event(), context.Event()
     parent = os.fork()
     if parent == 0:
         with only_run_in(tmp_path):
             if os.fork() == 0:  # as a loader starts its workers
                 taken.set()
-                time.sleep(3)
+                done.wait(60)
                 os._exit(0)
-            time.sleep(60)
-    assert taken.wait(60)
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    assert (tmp_path / run_lock.NAME).exists()
-    with only_run_in(tmp_path):
-        assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
-    assert not (tmp_path / run_lock.NAME).exists()
+            signal.pause()  # until it is killed
+    try:
+        assert taken.wait(60)
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert (tmp_path / run_lock.NAME).exists()
+        with only_run_in(tmp_path):
+            assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
+        assert not (tmp_path / run_lock.NAME).exists()
+    finally:
+        done.set()
 
 
 def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
