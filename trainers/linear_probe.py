@@ -64,9 +64,7 @@ class LinearProbe(FeatureTrainer):
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Logistic regression; nothing if the layer is trained by gradient."""
-        if self.has_epochs():
-            return
+        """Logistic regression."""
         train, val, c = samples(self.training_set(augmented=False)), self.selection_set(), self.method_cfg.C
         if val is None:
             logger.info(f"No sweep: C {c:g} is used as configured")

@@ -95,6 +95,7 @@ class TipAdapterF(TipAdapter):
     """Tip-Adapter with trained keys."""
 
     trains = True
+    fits_first = True
     model_name = "tip_adapter_f"
 
     def run_epoch(self) -> None:

@@ -55,4 +55,7 @@ def test_a_backbone_of_another_name_is_refused(saved, build, golden_backbone):
 
 def test_the_same_weights_in_another_precision_are_accepted(saved, build):
     weights, run = saved
-    build(weights, "bf16").load_model(run)
+    trainer = build(weights, "bf16")
+    assert trainer.class_match is None
+    trainer.load_model(run)
+    assert trainer.class_match.matched == trainer.num_classes

@@ -286,3 +286,34 @@ def test_a_run_is_not_continued_under_other_settings(data: Path, tmp_path: Path)
     same = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", "TRAIN.PRINT_FREQ", "3")
     same.train()
     assert same.start_epoch == 1
+
+
+@TRAINER_REGISTRY.register(force=True)
+class HomonymTrainer(ToyTrainer):
+    """A third party's trainer, whose names for its own things are also ours."""
+
+    keys = ["a", "b"]  # noqa: RUF012
+    training = True
+
+    def build_model(self) -> None:
+        super().build_model()
+        self.model.evaluating = False
+
+    def fit(self, features: Any, labels: Any) -> None:
+        raise AssertionError("not ours to call")
+
+
+def test_a_third_partys_own_names_are_left_alone(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path, trainer="HomonymTrainer")
+    trainer.train()
+    assert trainer.results["test"]["accuracy"] > 0
+
+
+def test_time_spent_before_resuming_is_added_to_that_of_the_stopped_run(data: Path, tmp_path: Path) -> None:
+    first = toy_trainer(data, tmp_path)
+    first.seconds["features"] = 7.0
+    first.save_model(0, tmp_path)
+    resumed = toy_trainer(data, tmp_path)
+    resumed.seconds["features"] = 5.0  # as the zero-shot evaluation before training takes
+    resumed.resume_model_if_exist(tmp_path)
+    assert resumed.seconds["features"] == 12.0

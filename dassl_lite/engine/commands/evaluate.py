@@ -193,7 +193,7 @@ def evaluate_row(
         lacks_classes = isinstance(error, LackingClassesError)
         if strict or (lacks_classes and strict_classes):
             raise
-        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not found")
+        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not there")
     split = cfg.TEST.SPLIT
     data, metrics = trainer.dm.dataset, trainer.results[split]
     return Evaluation(

@@ -53,6 +53,7 @@ class TrainerBase:
     run_log: RunLog  # where steps are logged
 
     trains = True  # False: there are no epochs; fit() learns everything there is
+    fits_first = False  # True: fit() comes before the epochs
     epoch = 0
     batch_idx = 0
     num_batches = 0
@@ -220,7 +221,8 @@ class TrainerBase:
             checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
-        self.seconds.update(state.get("seconds") or {})
+        for phase, seconds in (state.get("seconds") or {}).items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
         return int(state["epoch"])
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
@@ -297,11 +299,12 @@ class TrainerBase:
         self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
         self.check_training_data()
         start = time.perf_counter()
-        self.fit()
+        if self.fits_first or not self.has_epochs():
+            self.fit()
         if not self.has_epochs():
             self.after_fit(time.perf_counter() - start)
             return
-        with self.training():
+        with self.epochs_context():
             self.before_train()
             self.epoch = max(self.start_epoch - 1, 0)  # if no epoch is left: the last one
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
@@ -333,7 +336,7 @@ class TrainerBase:
         """Multiplications of a step's forward pass, roughly, to choose the number of threads; None: unknown."""
         return None
 
-    def training(self) -> AbstractContextManager[None]:
+    def epochs_context(self) -> AbstractContextManager[None]:
         """The context in which epochs run."""
         return nullcontext()
 
@@ -341,7 +344,7 @@ class TrainerBase:
         """Raise a UserError if there is nothing to train on."""
 
     def fit(self) -> None:
-        """Learn from the training set at once: everything if there are no epochs, else what precedes them."""
+        """Learn from the training set at once; called if there are no epochs, or before them with ``fits_first``."""
 
     def after_fit(self, seconds: float) -> None:
         """After a ``fit`` that learned everything; ``seconds`` is how long it took."""

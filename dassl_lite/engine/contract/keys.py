@@ -49,7 +49,9 @@ def keys_of(trainer: type) -> dict[str, Key]:
     """The keys that a class and its bases declare, by name, the bases' first."""
     found: dict[str, Key] = {}
     for cls in reversed(trainer.__mro__):
-        found.update({declared.name: declared for declared in vars(cls).get("keys", ())})
+        declared = vars(cls).get("keys")  # a third party's trainer may call something else by that name
+        if isinstance(declared, tuple):
+            found.update({one.name: one for one in declared if isinstance(one, Key)})
     return found
 
 

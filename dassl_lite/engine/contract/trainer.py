@@ -186,7 +186,7 @@ class SimpleTrainer(TrainerBase):
             self.evaluate_split()
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def epochs_context(self) -> Iterator[None]:
         if self.selects_on_test:
             logger.warning(
                 f"TEST.FINAL_MODEL best_val selects the epoch on validation images that are also test images of "
@@ -284,7 +284,7 @@ class SimpleTrainer(TrainerBase):
         shown |= {"total": length_hint(loader) or None, "disable": not self.shows_progress}
         with ExitStack() as contexts:
             for model in self._models.values():
-                if (evaluating := getattr(model, "evaluating", None)) is not None:
+                if callable(evaluating := getattr(model, "evaluating", None)):
                     contexts.enter_context(evaluating())
             for output, label in tqdm(outputs(loader, self._infer), **shown):
                 self.evaluator.process(output, label)
