@@ -1,7 +1,9 @@
 """Measure the speed of the feature cache and the text tower.
 
-python tools/bench.py text-tower
-python tools/bench.py extract --help
+    python tools/bench.py text-tower
+    python tools/bench.py extract --help
+
+Rounds alternate between the two ways that a subject compares, so that a busy machine slows both.
 """
 
 from __future__ import annotations

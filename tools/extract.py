@@ -47,12 +47,18 @@ def make_parser() -> ToolParser:
     add("--overwrite", action="store_true", help="replace the file if it exists")
     add_backbone_flag(parser)
     add("--precision", default="fp32", metavar="NAME", help="fp32, fp16, bf16 or amp")
-    add("--views", type=int, default=10, metavar="N", help="augmented views per training image (0: none)")
+    add("--views", type=int, default=10, metavar="N", help="augmented views per training image, 0 for none")
     add("--shots", type=int, default=-1, metavar="N", help="training images per class (default: all)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the few-shot draw")
     add("--half", action="store_true", help="store features as float16, half the size")
     add("--convert", default="", metavar="FILE.npz", help="convert a file of features instead of encoding images")
-    add("--first", type=int, default=0, metavar="N", help="with --convert: keep the first N training rows per class")
+    add(
+        "--first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --convert: keep the first N training rows per class (default: all)",
+    )
     add_dataset_flags(parser)
     add_config_flags(parser)
     return parser

@@ -1,8 +1,10 @@
 """Write a contact sheet of a dataset as a PNG file: some images of each class under its name.
 
-python tools/show.py ShapesNet
-python tools/show.py Caltech101 --root DATA --split train --out caltech.png
-python tools/show.py --data FOLDER
+    python tools/show.py ShapesNet
+    python tools/show.py Caltech101 --root DATA --split train --out caltech.png
+    python tools/show.py --data FOLDER
+
+Without a dataset it shows the embedded one.
 """
 
 from __future__ import annotations

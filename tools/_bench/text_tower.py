@@ -110,7 +110,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     add("--classes", type=int, nargs="+", default=classes, metavar="N", help="number of prompts")
     add("--context", type=int, nargs="+", default=context, metavar="N", help="learned tokens per prompt")
     add("--architecture", default="ViT-B-16", metavar="NAME", help="open_clip architecture")
-    add("--cocoop-batch", type=int, default=8, metavar="N", help="images per CoCoOp batch (0: skip CoCoOp)")
+    add("--cocoop-batch", type=int, default=8, metavar="N", help="images per CoCoOp batch; 0 skips CoCoOp")
     add("--plain-classes", type=int, default=100, metavar="N", help="most prompts to run the plain way")
     add("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported")
     add("--cpu-time", action="store_true", help="measure CPU time instead of wall time, for a shared machine")

@@ -60,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     )
     add_root_flag(group)
     add("--backbone", default="demo", metavar="NAME", help="backbone; a real one takes hours on a CPU")
-    add("--seeds", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="seeds (none: skip part 1)")
+    add("--seeds", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="seeds; none skips part 1")
     add = parser.add_argument_group("part 2").add_argument
     add("--real-backbone", default="random:ViT-B-32", metavar="NAME", help="backbone (empty: skip part 2)")
     add("--classes", type=int, default=100, metavar="N", help="number of classes")
