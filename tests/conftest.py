@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
@@ -14,6 +15,8 @@ import pytest
 import torch
 from golden_count import ReferenceArrays, note_property, summary
 from safetensors.torch import save_file
+
+from dassl_lite.models import clip
 
 # Tests run in one process per core; their tensors are small, and threads would only wait for each other.
 torch.set_num_threads(1)
@@ -89,6 +92,34 @@ def golden_backbone(golden: Golden, tmp_path_factory: pytest.TempPathFactory) ->
         return path
 
     return make
+
+
+_BUILT: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CLIP of a weights file is built and digested once, then copied: a fifth of the time, in hundreds of tests.
+
+    tests/models, which tests the building, replaces this fixture.
+    """
+    build, digest = clip._load_openai, clip.digest_of_weights
+
+    def load(backbone: Any, dtype: torch.dtype) -> Any:
+        status = backbone.file.stat() if backbone.file.is_file() else None
+        key = status and (backbone.file, status.st_size, status.st_mtime_ns, dtype)
+        if key is None or key not in _BUILT:
+            model, tokenizer = build(backbone, dtype)
+            model.digest_as_built = digest(model)
+            _BUILT[key] = model, tokenizer
+        model, tokenizer = _BUILT[key]
+        return copy.deepcopy(model), tokenizer
+
+    def known_digest(model: torch.nn.Module) -> str:
+        return model.__dict__.pop("digest_as_built", None) or digest(model)
+
+    monkeypatch.setattr(clip, "_load_openai", load)
+    monkeypatch.setattr(clip, "digest_of_weights", known_digest)
 
 
 @pytest.fixture(scope="session")
