@@ -103,6 +103,7 @@ def test_every_room_of_the_engine_has_a_rule() -> None:
     assert found == set(ROOMS)
 
 
+@pytest.mark.slow
 def test_finding_the_plug_ins_imports_no_slow_library() -> None:
     slow = ("sklearn", "matplotlib", "torch.utils.tensorboard")
     code = (

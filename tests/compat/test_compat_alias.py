@@ -134,6 +134,7 @@ def test_the_alias_is_the_same_module() -> None:
     assert dassl_lite.engine.__spec__.name == "dassl_lite.engine"
 
 
+@pytest.mark.slow  # each starts a Python
 @pytest.mark.parametrize("name", ["ops.mixup", "ops.cross_entropy", "head.mlp", "backbone.alexnet"])
 def test_importing_a_module_keeps_the_function_of_its_name(name: str) -> None:
     package, function = name.split(".")
@@ -169,6 +170,7 @@ def test_keys_of_dassls_own_trainers_exist_while_the_alias_is_on() -> None:
         compat.enable()
 
 
+@pytest.mark.slow
 def test_keys_that_a_fork_adds_to_dassls_defaults_are_kept() -> None:
     """As forks do it in their copy of the package, and papers in theirs of train.py."""
     code = "import dassl_lite.compat; from dassl.config.defaults import _C; _C.TRAINER.FORK = 3;"
@@ -188,6 +190,7 @@ def real(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_installed_dassl_is_replaced_with_a_warning(real: Path) -> None:
     told = in_a_new_process("import dassl_lite.compat, dassl; print(dassl.__name__)", real)
     assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite replaces it" in told

@@ -28,7 +28,10 @@ def accuracy(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())["metrics"]["test"]["accuracy"]
 
 
-@pytest.mark.parametrize("trainer", PAPERS)
+SLOW_PAPERS = [pytest.param(name, marks=pytest.mark.slow) for name in PAPERS if name != "PaperEpoch"]
+
+
+@pytest.mark.parametrize("trainer", ["PaperEpoch", *SLOW_PAPERS])
 def test_a_third_partys_trainer_trains_resumes_and_evaluates(
     trainer: str, run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

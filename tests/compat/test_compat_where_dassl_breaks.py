@@ -49,7 +49,7 @@ def copy_up_to(epoch: int, source: Path, target: Path) -> None:
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
 
 
-@pytest.mark.parametrize("stopped", [1, 2, 3])
+@pytest.mark.parametrize("stopped", [1, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (2, 3))])
 @pytest.mark.parametrize(
     ("trainer", "warm_up", "warm", "unit"),
     [

@@ -98,9 +98,12 @@ PUBLISHED: dict[str, Callable[[Path, str, Rows], None]] = {
 }
 
 
+SLOW = ("Caltech101", "EuroSAT", "StanfordCars")
+
+
 def published() -> list[Any]:
     """Their names; those whose thousands of files must lie there to be listed are slow."""
-    return [pytest.param(n, marks=pytest.mark.slow) if n in ("Caltech101", "EuroSAT") else n for n in PUBLISHED]
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PUBLISHED]
 
 
 @pytest.mark.parametrize("name", published())

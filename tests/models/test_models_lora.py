@@ -225,6 +225,7 @@ def choices() -> Iterator[tuple[str, str, str]]:
     return itertools.chain((("both", subset, "all") for subset in subsets), itertools.product(ENCODERS, "v", positions))
 
 
+@pytest.mark.slow
 def test_merging_any_projections_of_any_blocks_gives_the_same_logits():
     torch.manual_seed(0)
     vision = {"layers": 6, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16}
@@ -268,6 +269,7 @@ def error_of():
 # ---- where it goes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", sorted({row["backbone"] for row in POSITIONS}))
 def test_adapted_blocks_and_parameter_counts_equal_the_references(backbone):
     with torch.device("meta"):

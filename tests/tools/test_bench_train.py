@@ -12,6 +12,7 @@ from dassl_lite.tools import bench
 SMALL = ("train", "--epochs", "2", "--shots", "2", "--views", "2", "--workers", "0", "--dataset", "gadgets")
 
 
+@pytest.mark.slow
 def test_both_ways_train_the_same_method_on_the_same_shots(tmp_path, capsys):
     assert bench.main([*SMALL, "--seeds", "1", "2", "--real-backbone", "", "--json", str(tmp_path / "x.json")]) == 0
     found = json.loads((tmp_path / "x.json").read_text())
@@ -23,6 +24,7 @@ def test_both_ways_train_the_same_method_on_the_same_shots(tmp_path, capsys):
     assert f"cached is {found['speedup']:.1f} times as fast" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_bare_cost_counts_every_pass(tmp_path, capsys):
     flags = ("--seeds", "--classes", "3", "--bare-inputs", "4", "--real-backbone", "random:ViT-S-32-alt")
     assert bench.main([*SMALL, *flags, "--json", str(tmp_path / "x.json")]) == 0

@@ -37,6 +37,7 @@ def rows_of(path) -> dict:
     return {row["dataset"]: row for row in json.loads(path.read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_variants_match_classes_by_id_and_unknown_classes_stay_zero_shot(source, tmp_path, capsys):
     out = tmp_path / "table.json"
     targets = ("--dataset-config-file", "shapesnet", "shapesneta", "gadgets")
@@ -91,6 +92,7 @@ def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
     assert classes == {paths[0]: 2, paths[1]: 2, "listed": 1, "Gadgets": 12}
 
 
+@pytest.mark.slow
 def test_a_run_on_base_classes_evaluates_another_dataset_on_all_classes(tmp_path):
     run, out = tmp_path / "run", tmp_path / "table.json"
     base = ("--trainer", "TaskRes", "--shots", "1", "--dataset-config-file", "gadgets", "--output-dir", str(run))

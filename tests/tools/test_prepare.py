@@ -34,6 +34,7 @@ def test_check_of_all_has_a_row_for_each(tmp_path: Path, capsys: pytest.CaptureF
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--check", "Silhouettes", "--root", tmp_path) == 0
     assert "Silhouettes: does not exist yet; it is generated on first use" in capsys.readouterr().out

@@ -124,6 +124,7 @@ def test_the_digest_depends_on_the_weights_only(trained: tuple, tmp_path: Path) 
     assert digest(one) == digest(two) != digest(three)
 
 
+@pytest.mark.slow
 def test_the_command_trains_writes_and_compares(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "demo.safetensors"
     argv = ["--steps", "1", "--pictures", "200", "--out", str(out)]

@@ -16,6 +16,7 @@ def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
     assert all(callable(module.add_parser) and callable(module.run) for module in modules)
 
 
+@pytest.mark.slow
 def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
     flags = ["--classes", "3", "6", "--context", "2", "--rounds", "1", "--plain-classes", "4", "--no-memory"]

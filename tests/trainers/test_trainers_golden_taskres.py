@@ -82,6 +82,7 @@ def test_zero_shot_text_features_and_logits_equal_the_references(golden, golden_
     assert error(logits, arrays[f"{name}.logits"]) < FORWARD
 
 
+@pytest.mark.slow
 def test_building_many_datasets_in_one_process_never_grows_the_templates(golden_trainer):
     for dataset in ("ImageNet", "OxfordPets", "EuroSAT", "ImageNet"):
         trainer = golden_trainer("ZeroshotCLIP2", "vit0", dataset)

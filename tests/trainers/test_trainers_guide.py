@@ -40,6 +40,7 @@ def command(line: str) -> int:
     return run_tool(tool.main, [*arguments, *quick])
 
 
+@pytest.mark.slow
 def test_the_guides_commands_lead_to_the_methods_row(followed, monkeypatch, capsys):
     monkeypatch.chdir(followed)
     lines = block("bash").splitlines()

@@ -65,7 +65,10 @@ def logits(trainer: Any) -> torch.Tensor:
         return torch.cat([trainer.model_inference(trainer.parse_batch_test(b)[0]) for b in trainer.test_loader])
 
 
-@pytest.mark.parametrize("method", METHODS)
+FAST = ("TaskRes", "CoOp")  # a head on the features; through the text encoder
+
+
+@pytest.mark.parametrize("method", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_a_method_gives_about_the_same_in_every_precision(trained, method, caplog):
     exact = logits(trained(method, "fp32"))
     for precision in ("amp", "bf16"):
