@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,18 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
         return (yield)
     finally:
         note_property(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``slow_after(n)``: of a test's cases, all but the first ``n`` are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("slow_after"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

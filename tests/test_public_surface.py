@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_public_surface_is_the_stored_one() -> None:
     """Renew the stored files with ``python tests/public_surface.py --write`` and commit them with the change."""
     # A process of its own: other tests register trainers, and dassl_lite.compat adds config keys.

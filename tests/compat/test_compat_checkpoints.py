@@ -40,6 +40,7 @@ def imagenet_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_eval_evaluates_a_folder_saved_by_dassl(
     golden: Any, golden_backbone: Any, imagenet_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_the_authors_lora_file_is_evaluated(
     assert f"* accuracy: {row['accuracy']:.1f}%" in log
 
 
+@pytest.mark.slow
 def test_evaluating_a_third_partys_run_leaves_only_its_results(
     run_tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +102,7 @@ def test_evaluating_a_third_partys_run_leaves_only_its_results(
     assert f"* accuracy: {row['accuracy']:.1f}%" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["eval", "train"])
 def test_a_file_missing_for_a_third_partys_trainer_is_reported_in_one_line(
     run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -136,6 +136,7 @@ def replays(
     setup_logger()  # let go of log.txt
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", RUNS)
 def test_every_step_and_evaluation_match_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str

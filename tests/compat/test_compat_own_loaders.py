@@ -25,6 +25,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("trainer", "more", "keys", "sizes"),
     [
@@ -72,6 +73,7 @@ def as_dassl_pickles(items: list[Datum], monkeypatch: pytest.MonkeyPatch) -> byt
     return data.replace(b"cof_dassl\nDatum\n", b"cdassl.data.datasets.base_dataset\nDatum\n")
 
 
+@pytest.mark.slow
 def test_a_draw_that_a_dataset_pickles_itself_comes_back_the_same(
     run_tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def accuracy(folder: Path) -> Any:
 SLOW_PAPERS = [pytest.param(name, marks=pytest.mark.slow) for name in PAPERS if name != "PaperEpoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["PaperEpoch", *SLOW_PAPERS])
 def test_a_third_partys_trainer_trains_resumes_and_evaluates(
     trainer: str, run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -49,6 +49,7 @@ def copy_up_to(epoch: int, source: Path, target: Path) -> None:
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("stopped", [1, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (2, 3))])
 @pytest.mark.parametrize(
     ("trainer", "warm_up", "warm", "unit"),
@@ -86,6 +87,7 @@ def parallel(run_tool: Any, output: str, wrap: str, *flags: str) -> None:
     assert run_tool("PaperParallel", output, *plugin, *flags, "TRAINER.PAPERPARALLEL.WRAP", wrap) == 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("saved", "loaded"), [("before", "''"), ("''", "before"), ("after", "''"), ("''", "after")])
 def test_checkpoints_of_wrapped_and_plain_networks_are_interchangeable(
     run_tool: Any, tmp_path: Path, saved: str, loaded: str
@@ -97,6 +99,7 @@ def test_checkpoints_of_wrapped_and_plain_networks_are_interchangeable(
     assert lines_of(tmp_path / "evaluated", "* accuracy") == lines_of(whole, "* accuracy")
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("wrap", ["before", "after"])
 def test_a_wrapped_run_resumes_like_a_plain_one(run_tool: Any, tmp_path: Path, wrap: str) -> None:
     parallel(run_tool, "plain", "''")
@@ -132,6 +135,7 @@ def test_torchs_safe_default_loads_our_files(run_tool: Any, tmp_path: Path) -> N
         assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= set(state)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("schedule", "last"), [("single_step", RATE / 10), ("multi_step", RATE / 10)])
 def test_dassls_schedules_run_on_this_torch(run_tool: Any, tmp_path: Path, schedule: str, last: float) -> None:
     """With a warm-up before it, through a trainer; cosine is above."""

@@ -111,6 +111,7 @@ def describe_training(cfg: CN) -> str:
     return f"{type(optimizer).__name__} {groups} {rates}"
 
 
+@pytest.mark.slow_after(9)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptureFixture) -> None:
     """In at least one setting; the warning is for a key that this setting ignores."""

@@ -60,6 +60,7 @@ def test_all_choices_of_dassl_are_registered() -> None:
     assert set(AVAI_CHOICES) == set(DASSL)
 
 
+@pytest.mark.slow_after(9)
 @pytest.mark.parametrize("choice", DASSL)
 def test_each_choice_keeps_the_size_is_logged_and_repeatable(
     cfg: Any, image: Image.Image, choice: str, caplog: pytest.LogCaptureFixture

@@ -47,6 +47,7 @@ def killing_append(moment: int, how: str) -> Callable[..., None]:
     return append
 
 
+@pytest.mark.slow_after(2)
 @forks
 @pytest.mark.parametrize("how", ["before", "half", "after"])
 @pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])  # of rows, index, rows, index, ...

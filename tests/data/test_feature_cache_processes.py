@@ -74,6 +74,7 @@ def test_shares_are_merged_in_the_order_of_the_whole_list(count: int, size: int)
     assert together(size, lambda group: list(group.in_turn(items[group.share]))) == [items] * size
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("count", [0, 1, 4, 9, 11])
 def test_a_group_fills_the_store_as_one_process_does(tmp_path: Path, count: int, size: int) -> None:

@@ -114,6 +114,7 @@ def loader_cases() -> list[str]:
     return [f"n{n}_bs{size}_{part}" for n, size in sizes for part in ("train", "test")]
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("case", loader_cases())
 def test_batches_equal_the_reference(golden: Any, protocol: Any, case: str) -> None:
     expected = protocol["loader"]["cases"][case]

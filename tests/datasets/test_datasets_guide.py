@@ -51,6 +51,7 @@ def command(line: str) -> int:
     return run_tool(tool.main, [*arguments, *(QUICK if Path(path).stem == "train" else ())])
 
 
+@pytest.mark.slow
 def test_the_guides_commands_check_train_on_and_evaluate_the_dataset(followed, capsys):
     check, train, evaluate = block("bash").splitlines()
     assert [command(line) for line in (train, evaluate, check)] == [0, 0, 0], capsys.readouterr().err

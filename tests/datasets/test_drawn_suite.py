@@ -95,6 +95,7 @@ def test_few_shots_are_drawn_from_it(tmp_path: Path) -> None:
     assert dataset.train_x[0].classid == SHAPESNET[0].id
 
 
+@pytest.mark.slow
 def test_the_config_may_replace_the_template(tmp_path: Path) -> None:
     cfg = config(tmp_path, NAME="Digits", TEMPLATE="the figure {}.")
     assert build_dataset(cfg).template == "the figure {}."
@@ -206,6 +207,7 @@ def test_a_root_that_is_not_writable_is_explained_in_one_line(tmp_path: Path) ->
         Few(config(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_digits_are_scikit_learns_in_its_order(tmp_path: Path) -> None:
     dataset = Digits(config(tmp_path))
     scans = load_digits()

@@ -55,6 +55,7 @@ def class_sizes(rows: Rows) -> dict[str, Counter[tuple[int, str]]]:
     return {part: Counter(row[1:] for row in items) for part, items in rows.items()}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", FACTS)
 def test_each_real_split_is_read_as_published(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -106,6 +107,7 @@ def published() -> list[Any]:
     return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PUBLISHED]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", published())
 def test_a_split_of_the_real_file_names_has_the_published_classes_and_sizes(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

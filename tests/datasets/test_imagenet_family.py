@@ -75,6 +75,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_real_imagenet_has_the_published_classes(real: Path, shared: Path) -> None:
     dataset = load("ImageNet", real)
     sample_names = json.loads((shared / "data" / "imagenet_samples" / "names.json").read_text())
@@ -94,6 +95,7 @@ def ids_and_names(dataset: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return dataset.classes.ids, dataset.classes.names
 
 
+@pytest.mark.slow
 def test_real_variants_have_imagenets_classes_in_their_own_order(real: Path, golden: Any) -> None:
     indexes = golden.json("imagenet_a_r_indexes")
     rows = {

@@ -175,6 +175,7 @@ def test_bomb_by_size_is_refused(tmp_path: Path, place: Path, make: Callable[...
     check_refused(bomb, place, "unpacks to more than 5,000,000 bytes", Limits(bytes=5_000_000))
 
 
+@pytest.mark.slow
 def test_bomb_by_growth_is_refused(tmp_path: Path, place: Path) -> None:
     bomb = make_tar(tmp_path / "a.tar.gz", ("zeros", b"\0" * (80 << 20)))
     assert bomb.stat().st_size < 1 << 20
@@ -192,6 +193,7 @@ def test_bomb_of_folders_is_refused(tmp_path: Path, place: Path) -> None:
     check_refused(bomb, place, "more than 100 files", Limits(files=100))
 
 
+@pytest.mark.slow
 def test_bomb_in_a_header_is_refused_within_little_memory(tmp_path: Path, place: Path) -> None:
     """tarfile would read a name of any length into memory."""
     name = tarfile.TarInfo("././@LongLink")

@@ -107,6 +107,7 @@ def test_part_longer_than_the_file_is_discarded(server: Server, target: Path) ->
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_slow_server_that_keeps_sending_is_waited_for(server: Server, target: Path) -> None:
     page = server.add("f", CONTENT, slow=0.1)  # 1 s in all, twice the patience, but never silent for that long
     fetch(server.url("f"), target, patience=IMPATIENT)
@@ -114,6 +115,7 @@ def test_slow_server_that_keeps_sending_is_waited_for(server: Server, target: Pa
     assert page.asked == [""]
 
 
+@pytest.mark.slow
 def test_silent_server_is_asked_again(server: Server, target: Path) -> None:
     page = server.add("f", CONTENT, stalls=[2000])
     fetch(server.url("f"), target, patience=IMPATIENT)

@@ -89,6 +89,7 @@ def test_a_second_run_encodes_nothing(build: Any) -> None:
     assert trainer.results["test"]["accuracy"] >= 0
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", ["bf16", "amp", "fp16"])
 def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
     build: Any, precision: str, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture

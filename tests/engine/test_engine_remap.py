@@ -73,6 +73,7 @@ def imagenet_trainer(imagenet_root: Path, golden_backbone: Any, tmp_path_factory
     return make
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("case", [*CASES, "ImageNetSketch.3"])
 def test_the_reference_checkpoint_gives_its_logits(
     golden: Any, imagenet_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture, case: str
@@ -166,6 +167,7 @@ def logits(trainer: Any) -> torch.Tensor:
         return trainer.model_inference(features)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe", "TipAdapter", "TipAdapterF"])
 @pytest.mark.parametrize("folders", ["numbered", "renamed"])
 def test_accuracy_does_not_depend_on_class_order(

@@ -51,6 +51,7 @@ def own_frames(frame: FrameType | None) -> list[tuple[str, str]]:
     return found[[name for _, name in found].index("run_tool") :]
 
 
+@pytest.mark.slow
 def test_a_batch_reaches_the_product_through_eight_frames_in_five_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_run_leaves_the_references_files_and_learns(data: Path, tmp_path: Path
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("stop", [1, 2, 3])
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
 def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
@@ -171,6 +172,7 @@ def test_best_val_without_a_validation_set_is_an_error(tmp_path: Path) -> None:
         toy_trainer(data, tmp_path / "run", "TEST.FINAL_MODEL", "best_val")
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("val", "final"), [("test", "best_val"), ("test", "last_step"), ("val", "best_val")])
 def test_an_epoch_chosen_on_test_images_is_reported_in_the_log_and_the_results(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, val: str, final: str

@@ -81,6 +81,7 @@ def tag(request: Any) -> str:
     return request.param
 
 
+@pytest.mark.slow_after(1)
 def test_every_kind_of_local_file_gives_the_same_model(tag: str, golden_backbone: Any, tmp_path: Path) -> None:
     path = golden_backbone(tag)
     reference = load_clip(str(path))
@@ -216,6 +217,7 @@ def test_preprocessing_is_known_without_the_weights(name: str, size: int, mean: 
 # --- random weights, precision, digest -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed_alone_and_are_logged(
     small_vit: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,6 +227,7 @@ def test_random_weights_depend_on_the_seed_alone_and_are_logged(
     assert "random weights (seed 0), for timing and tests only" in caplog.text
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
 def test_every_precision_encodes_images_and_texts(precision: str, tag: str, golden_backbone: Any, golden: Any) -> None:
     reference, clip = load_clip(str(golden_backbone(tag))), load_clip(str(golden_backbone(tag)), precision)

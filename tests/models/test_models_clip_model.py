@@ -37,6 +37,7 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_model, "load_clip", load)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", WIDTHS)
 def test_layer_has_the_backbones_width(without_weights: None, name: str) -> None:
     model = CLIPModel(name, num_classes=3)
@@ -58,6 +59,7 @@ def test_backbone_of_real_size_gives_outputs_and_features() -> None:
     assert torch.equal(outputs, model.fc(features))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("backbone", ["vit0", "rn1"])
 def test_outputs_are_the_layer_on_the_image_encoders_features(golden: Any, golden_backbone: Any, backbone: str) -> None:
     name = str(golden_backbone(backbone))

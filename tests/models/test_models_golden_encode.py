@@ -34,6 +34,7 @@ def inputs(tagged: tuple[str, CLIPBackbone], golden: Any) -> tuple[torch.Tensor,
     return images, torch.from_numpy(golden.npz("clip_encode")["token_ids"]).long()
 
 
+@pytest.mark.slow
 def test_generated_weights_are_those_of_the_reference(golden: Any) -> None:
     for model in golden.json("clip_encode")["models"].values():
         state = golden.tiny_clip.state_dict(model["kind"], model["seed"], model["scale"])
@@ -43,6 +44,7 @@ def test_generated_weights_are_those_of_the_reference(golden: Any) -> None:
             assert state[name].double().abs().sum().item() == pytest.approx(absolute, rel=1e-6)
 
 
+@pytest.mark.slow_after(1)
 def test_image_features_equal_the_references(tagged: Any, inputs: Any, golden: Any) -> None:
     tag, clip = tagged
     assert_close(clip.encode_image(inputs[0]), golden.npz("clip_encode")[f"{tag}.image"])

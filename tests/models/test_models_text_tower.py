@@ -94,6 +94,7 @@ def assert_relative(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize("custom_text", [False, True])
 def test_tokens_equal_open_clips_encode_text(dtype: torch.dtype, tolerance: float, custom_text: bool) -> None:
@@ -109,6 +110,7 @@ def test_prompt_as_long_as_the_context_equals_encode_text() -> None:
     assert_relative(TextTower(model).encode_tokens(tokens), model.encode_text(tokens), 1e-12)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_learned_prompts_equal_open_clips_computation(dtype: torch.dtype, tolerance: float, layout: str) -> None:
@@ -118,6 +120,7 @@ def test_learned_prompts_equal_open_clips_computation(dtype: torch.dtype, tolera
     assert_relative(gradient(ours, prompts.context), gradient(theirs, prompts.context), tolerance)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("layout", ["end", "csc_end"])
@@ -240,6 +243,7 @@ def test_changed_layer_takes_effect_and_is_logged(change: Any, caplog: pytest.Lo
     assert "without a shared prefix" in caplog.text
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_whole_prompts_in_chunks_give_the_same_features_and_gradients(chunk: int, checkpoint: bool) -> None:

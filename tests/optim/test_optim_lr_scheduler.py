@@ -64,6 +64,7 @@ def test_every_sequence_of_the_reference_is_reproduced(golden: Any) -> None:
         assert scheduler.get_last_lr() == [optimizer.param_groups[0]["lr"]], name
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 7, 11])
 def test_a_schedule_resumed_from_a_file_continues_exactly(golden: Any, stop: int) -> None:
     for name, case in golden.json("dassl_protocol")["lr"]["sequences"].items():

@@ -56,6 +56,7 @@ def test_variants_match_classes_by_id_and_unknown_classes_stay_zero_shot(source,
     assert "knows 0 of this dataset's 12 classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missing_dataset_is_a_row_of_its_own_and_an_error_with_strict(source, tmp_path, capsys):
     out = tmp_path / "table.csv"
     targets = ("--dataset-config-file", "gadgets", "caltech101", "--root", str(tmp_path))
@@ -77,6 +78,7 @@ def test_the_average_is_over_the_datasets_that_were_evaluated():
     assert [row[0] for row in eval_tool.table_of([row("a", 80.0, 70.0, 1.0), missing])[1]] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
     for place in ("photos", "elsewhere/photos"):
         for name, colour in (("red circle", "red"), ("blue", "blue")):
@@ -105,6 +107,7 @@ def test_a_run_on_base_classes_evaluates_another_dataset_on_all_classes(tmp_path
     assert (rows["Paints"]["classes"], rows["Paints"]["matched"]) == (len(PAINTS), 0)
 
 
+@pytest.mark.slow
 def test_base_to_new_is_a_suite_over_the_runs_own_dataset(source, tmp_path):
     out = tmp_path / "table.json"
     assert evaluate(source, "--suite", "base-to-new", "--output", str(out)) == 0
@@ -113,6 +116,7 @@ def test_base_to_new_is_a_suite_over_the_runs_own_dataset(source, tmp_path):
     assert all(row["matched"] == 24 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_suites_are_the_fields(source):
     assert len(suite("cross-dataset")) == 10
     assert suite("domain-generalization") == ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
@@ -121,6 +125,7 @@ def test_suites_are_the_fields(source):
         suite("dmo")
 
 
+@pytest.mark.slow
 def test_user_errors_print_one_line(source, tmp_path, capsys):
     for arguments, expected in (
         (["--model-dir", str(tmp_path / "no")], "is not a folder"),
@@ -135,6 +140,7 @@ def test_user_errors_print_one_line(source, tmp_path, capsys):
         assert expected in errors[0]
 
 
+@pytest.mark.slow
 def test_a_run_without_results_is_evaluated_from_its_checkpoint(source, tmp_path):
     (tmp_path / "prompt_learner").symlink_to(source / "prompt_learner")
     assert stored_config(tmp_path)["TRAINER"]["NAME"] == "TaskRes"

@@ -50,6 +50,7 @@ def gadgets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -105,6 +106,7 @@ def test_zero_views_store_features_without_augmentation(tmp_path, images):
     assert np.array_equal(plain.views[0], augmented.plain)
 
 
+@pytest.mark.slow
 def test_validation_images_that_are_test_images_are_left_out(tmp_path, monkeypatch):
     load = Gadgets.load
     monkeypatch.setattr(Gadgets, "load", lambda self: load(self)._replace(val=load(self).test))  # as ImageNet is

@@ -48,6 +48,7 @@ def test_no_word_of_the_unseen_sets_occurs_in_any_caption() -> None:
     assert not unseen & known
 
 
+@pytest.mark.slow
 def test_every_caption_is_made_of_listed_words(pictures: Pictures) -> None:
     known = {word.strip(".") for text in every_word() for word in text.split()}
     rng = np.random.default_rng(1)
@@ -56,6 +57,7 @@ def test_every_caption_is_made_of_listed_words(pictures: Pictures) -> None:
         assert {word.strip(".") for word in text.split()} <= known
 
 
+@pytest.mark.slow
 def test_captions_are_true_and_the_reported_parts_are_those_named(pictures: Pictures) -> None:
     rng = np.random.default_rng(2)
     for content in pictures.contents[pictures.contents[:, 0] == SHAPE]:
@@ -66,6 +68,7 @@ def test_captions_are_true_and_the_reported_parts_are_those_named(pictures: Pict
             assert mentioned == (set() if part == NOT_NAMED else {names[truth]}), text
 
 
+@pytest.mark.slow
 def test_kinds_of_pictures_have_the_given_shares(pictures: Pictures) -> None:
     assert pictures.images.shape == (400, 64, 64, 3)
     kinds = np.bincount(pictures.contents[:, 0]) / 400
@@ -89,6 +92,7 @@ def test_several_true_captions_share_the_target_evenly() -> None:
     assert perfect.item() == pytest.approx(2 / 3 * np.log(2), rel=1e-4)  # the entropy of an even choice of two
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_and_changes_the_weights(trained: tuple, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     export(*trained, TRIAL.as_json(), tmp_path / "one.safetensors")
@@ -98,6 +102,7 @@ def test_training_is_deterministic_and_changes_the_weights(trained: tuple, tmp_p
     assert not torch.equal(start.text_projection, trained[0].text_projection)
 
 
+@pytest.mark.slow
 def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, tmp_path: Path) -> None:
     model, vocabulary = trained
     path = tmp_path / "demo.safetensors"
@@ -114,6 +119,7 @@ def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, t
         assert F.cosine_similarity(loaded, original).min() > 0.999
 
 
+@pytest.mark.slow
 def test_the_digest_depends_on_the_weights_only(trained: tuple, tmp_path: Path) -> None:
     one, two, three = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "three"))
     export(*trained, TRIAL.as_json(), one)

@@ -33,6 +33,7 @@ def accuracy(shared: Path, tmp_path: Path) -> Any:
     return measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "zero_shot", "one_shot", "sixteen_shots"),
     [("whurs19_RN50", 70.88, 77.6, 96.96), ("whurs19_ViT-B-32", 80.32, 88.0, 97.92)],
@@ -43,6 +44,7 @@ def test_aerial_scenes_reach_the_known_accuracies(accuracy, name, zero_shot, one
     assert accuracy("TaskRes", name, shots=1, first=1) == pytest.approx(one_shot, abs=2.0)
 
 
+@pytest.mark.slow
 def test_zero_shot_beats_taskres_on_pets(accuracy):
     zero_shot = accuracy("ZeroshotCLIP", "oxford_pets", shots=16)
     assert zero_shot == pytest.approx(91.98, abs=0.1)

@@ -87,6 +87,7 @@ def test_the_user_s_own_images_are_shown_under_the_folder_s_name(
     assert (tmp_path / "photos-test.png").is_file()
 
 
+@pytest.mark.slow
 def test_user_errors_print_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

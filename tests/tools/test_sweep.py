@@ -39,6 +39,7 @@ def test_methods_without_shots_run_once_per_dataset_and_others_once_per_combinat
     assert {"TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2"} <= set(all_methods())
 
 
+@pytest.mark.slow
 def test_a_repeated_sweep_skips_finished_runs_and_repeats_failed_ones(tmp_path, capsys, monkeypatch):
     trained: list[str] = []
     original = run.train

@@ -79,6 +79,7 @@ def test_evaluating_a_run_gives_its_accuracy_to_the_last_digit(tmp_path):
     assert line in (tmp_path / "again" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_numbers(tmp_path):
     for name in ("a", "b"):
         assert taskres(tmp_path / name, "--seed", "0") == 0
@@ -179,6 +180,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     }
 
 
+@pytest.mark.slow_after(8)
 @pytest.mark.parametrize("name", list(mistakes(Path("/tmp"))))
 def test_a_user_error_prints_one_line_and_exits_with_2(tmp_path, tmp_path_factory, capsys, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -217,6 +219,7 @@ def test_an_output_folder_below_a_file_is_an_error(tmp_path, capsys):
     assert "cannot be written: Not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path, capsys, golden_backbone):
     assert taskres(tmp_path / "run") == 0
     capsys.readouterr()
@@ -235,6 +238,7 @@ def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path, capsys, golden_b
     assert "model.pth.tar-4" in lines[0]
 
 
+@pytest.mark.slow
 def test_taskres_starts_from_an_enhanced_base(tmp_path):
     enhance = tmp_path / "enhance"
     assert run("--trainer", "TaskResEnhance", *QUICK, "--output-dir", str(enhance), *FEW) == 0

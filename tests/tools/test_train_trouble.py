@@ -221,6 +221,7 @@ def test_a_full_disk_at_the_results_prints_one_line(
 # ---- nothing to evaluate ----
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [("TipAdapter", ()), ("LinearProbe", ("TRAINER.LinearProbe.FIT", "logistic_regression")), ("TaskRes", ())],

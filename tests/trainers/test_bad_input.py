@@ -112,6 +112,7 @@ def coop(run) -> Callable[..., None]:
     return make
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("trained", "loaded", "message"),
     [
@@ -130,6 +131,7 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
     assert files(tmp_path / "run") == before
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "width"),
     [("CoOp", 56), ("TaskRes", 24), ("CLIP_Adapter", 24), ("LinearProbe", 24), ("TipAdapterF", 24)],
@@ -160,6 +162,7 @@ def test_a_context_per_class_is_not_evaluated_on_classes_that_were_never_trained
     assert "it lacks aardvark" in said(run_tool(eval_tool.main, arguments))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("method", "options"), [("CoOp", ("TRAINER.COOP.CSC", "True")), ("LinearProbe", ())])
 def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, tmp_path, capsys, method, options):
     assert run(method, *options) == 0
@@ -217,6 +220,7 @@ def on_features(arrays, tmp_path) -> Callable[..., int]:
     return start
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIPLoRA", "TaskResEnhance"])
 def test_a_method_that_needs_an_encoder_says_so(on_features, said, method):
     line = said(on_features(method))

@@ -189,6 +189,7 @@ def test_saving_memory_changes_no_gradient(make):
         assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", ["amp", "bf16"])
 def test_narrow_precisions_train_to_about_the_same_loss(make, precision):
     def losses(*options: str) -> list[float]:
@@ -210,6 +211,7 @@ class _Silent:
         return (lambda *args: None) if name != "losses" else type("Losses", (), {"meters": {}})
 
 
+@pytest.mark.slow
 def test_a_resnet_backbone_adapts_its_text_encoder_and_says_so(make, caplog):
     with caplog.at_level("INFO", logger="dassl_lite"):
         trainer = make("run", backbone="rn0")

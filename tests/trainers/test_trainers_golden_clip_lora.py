@@ -81,6 +81,7 @@ def test_lora_training_logits_and_gradients_equal_the_references(golden, lora_tr
         assert error(named[key.removeprefix(prefix)].grad, arrays[key]) < GRADIENT, key
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize("merged", [False, True], ids=["pairs", "merged"])
 @pytest.mark.parametrize("name", list(LORA["cases"]))
 def test_lora_features_and_logits_equal_the_references(golden, lora_trainer, golden_inputs, error, name, merged):
@@ -143,6 +144,7 @@ def draw_masks(trainer: Any, batch: int) -> None:
             pair.dropout.masks.append(nn.functional.dropout(torch.ones(shape), p=LORA["q"]["drop"]))
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", ["run_nodrop_both", "run_nodrop_text", "run_drop_both", "run_drop_text"])
 def test_lora_training_run_equals_the_references(golden, lora_trainer, golden_inputs, error, name):
     drops, run, arrays = name.startswith("run_drop"), LORA[name], golden.npz("clip_lora")

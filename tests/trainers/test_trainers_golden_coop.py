@@ -36,6 +36,7 @@ def coop(golden_trainer: Any, golden_inputs: Any) -> Any:
     return make
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("name", list(COOP["cases"]))
 def test_coop_prompts_logits_and_gradients_equal_the_references(golden, coop, golden_inputs, error, name):
     case, arrays, trainer = COOP["cases"][name], golden.npz("coop"), coop(name)
@@ -69,6 +70,7 @@ def test_coop_tokens_behind_the_context_equal_the_references(golden, coop, name)
     assert (fixed > 0) == ("hyperspectral" in case["ctx_init"])
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", list(COOP["cases"]))
 def test_coop_training_steps_equal_the_references(golden, coop, golden_inputs, error, name):
     case, trainer = COOP["cases"][name], coop(name)

@@ -53,6 +53,7 @@ def words(line):
     return re.sub(r"(?<![\w.])\d[\d.]*(?:e-?\d+)?", "<n>", line)
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shots", SHOTS)
 def test_c_sweep_prints_what_the_reference_printed(golden, data, shots, seed):

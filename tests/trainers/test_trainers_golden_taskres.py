@@ -23,6 +23,7 @@ def taskres_options(name: str, case: dict) -> list[str]:
     return options
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "name", [n for n in TASKRES["cases"] if "steps" not in TASKRES["cases"][n] or "loss0" in TASKRES["cases"][n]]
 )
@@ -50,6 +51,7 @@ def test_taskres_base_logits_and_gradients_equal_the_references(golden, golden_t
     check("_r", "loss_r")
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", [n for n in TASKRES["cases"] if "steps" in TASKRES["cases"][n]])
 def test_taskres_training_steps_equal_the_references(golden, golden_trainer, golden_inputs, error, name):
     case, arrays = TASKRES["cases"][name], golden.npz("taskres")
@@ -71,6 +73,7 @@ def test_taskres_training_steps_equal_the_references(golden, golden_trainer, gol
     assert error(logits, arrays[f"{name}.logits_final"]) < STEPS
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize("name", list(ZERO_SHOT["cases"]))
 def test_zero_shot_text_features_and_logits_equal_the_references(golden, golden_trainer, golden_inputs, error, name):
     backbone, method, dataset = name.split(".")

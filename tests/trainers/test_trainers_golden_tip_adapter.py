@@ -96,6 +96,7 @@ def features_of(trainer, loader):
     return torch.cat([trainer.encode_image(batch["img"]) for batch in loader])
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", CASES)
 def test_tip_adapter_equals_the_reference(golden, build, error, q, name):
     arrays, expected = golden.npz("tip_adapter"), golden.json("tip_adapter")["cases"][name]
@@ -133,6 +134,7 @@ def test_tip_adapter_reports_the_references_test_accuracy(golden, build, name):
     assert trainer.results["test"]["accuracy"] == pytest.approx(expected)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", CASES)
 def test_tip_adapter_f_trains_as_the_reference(golden, build, error, q, name):
     arrays, expected = golden.npz("tip_adapter"), golden.json("tip_adapter")["cases"][name]["F"]

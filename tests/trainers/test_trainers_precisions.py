@@ -68,6 +68,7 @@ def logits(trainer: Any) -> torch.Tensor:
 FAST = ("TaskRes", "CoOp")  # a head on the features; through the text encoder
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_a_method_gives_about_the_same_in_every_precision(trained, method, caplog):
     exact = logits(trained(method, "fp32"))

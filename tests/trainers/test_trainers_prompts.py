@@ -83,6 +83,7 @@ def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build,
     assert len({float(row[0, 0]) for row in logits}) == 3
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("method", "options"), [("CoOp", ("CSC", "True")), ("CoOp", ()), ("CoCoOp", ())])
 def test_a_resumed_run_equals_one_never_stopped(build, tmp_path, method, options):
     whole = build(method, "TRAIN.CHECKPOINT_FREQ", "2", *options)
@@ -98,6 +99,7 @@ def test_a_resumed_run_equals_one_never_stopped(build, tmp_path, method, options
     assert resumed.results == whole.results
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
 def test_a_shared_context_is_loaded_into_any_classes(build, method):
     source = build(method)
@@ -145,6 +147,7 @@ def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_pat
     assert torch.equal(trainer.head.ctx, ctx.float())
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
 @pytest.mark.parametrize("precision", ["bf16", "amp", "fp16"])
 def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(build, caplog, method, precision):
