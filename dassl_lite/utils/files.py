@@ -1,16 +1,18 @@
-"""Files: atomic writes, JSON, and the cache folder."""
+"""Files: reading what others wrote, atomic writes, JSON, and the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PathLike = str | os.PathLike[str]
 
@@ -32,6 +34,36 @@ def check_isfile(fpath: PathLike) -> bool:
     if not found:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
     return found
+
+
+def open_file(path: PathLike) -> BinaryIO:
+    """Open a file for reading bytes, and only a file: a pipe would hang, and a device may never end.
+
+    Every reader of a file that we did not write begins here.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a socket or a device.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    _check_regular(os.stat(path).st_mode, path)  # before opening, because opening some devices has effects
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(mode: int, path: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"{kind}, not a file", path)
 
 
 def read_json(fpath: PathLike) -> Any:

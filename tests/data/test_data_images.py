@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import socket
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 from dassl_lite.data import UnreadableImageError, read_image
+from dassl_lite.data.images import image_extensions
 from dassl_lite.utils.errors import UserError
 
 RED = (200, 10, 20)
@@ -80,8 +84,8 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not an image in a format that PIL supports"),
-        (b"<html>over quota</html>", "not an image in a format that PIL supports"),
+        (b"", "not an image in a format that is read here"),
+        (b"<html>over quota</html>", "not an image in a format that is read here"),
         (None, "no such file"),
         ("cut", "."),
     ],
@@ -97,6 +101,58 @@ def test_a_broken_image_is_named_in_one_line(tmp_path: Path, content: bytes | st
         read_image(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail(f"a program was started: {args}")
+
+    for name in ("Popen", "check_call", "check_output", "run"):
+        monkeypatch.setattr(subprocess, name, refuse)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+UNWANTED = {
+    "EPS": EPS,
+    "EPS in a binary header": struct.pack("<IIIIIII", 0xC6D3D0C5, 32, len(EPS), 0, 0, 0, 0) + b"\0" * 4 + EPS,
+    "HDF5": b"\x89HDF\r\n\x1a\n" + b"\0" * 64,
+    "GRIB": b"GRIB\0\0\0\1" + b"\0" * 64,
+    "FITS": b"SIMPLE  =                    T" + b" " * 3000,
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + b"\1\0" * 40,
+    "XBM": b"#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {\n0x00};\n",
+}
+
+
+@pytest.mark.usefixtures("no_programs")
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("kind", UNWANTED)
+def test_a_file_of_an_unwanted_format_is_not_opened_whatever_it_is_called(
+    tmp_path: Path, kind: str, ending: str
+) -> None:
+    path = tmp_path / f"photo.{ending}"
+    path.write_bytes(UNWANTED[kind])
+    with pytest.raises(UnreadableImageError, match="not an image in a format that is read here"):
+        read_image(path)
+
+
+def test_only_extensions_of_wanted_formats_count_as_images() -> None:
+    assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm", ".jp2", ".tga"} <= image_extensions()
+    assert not {".eps", ".ps", ".h5", ".hdf", ".fits", ".grib", ".wmf", ".mpg", ".psd"} & image_extensions()
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "socket"])
+def test_only_a_regular_file_is_opened_as_an_image(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "photo.png"
+    with contextlib.ExitStack() as stack:
+        if target == "pipe":
+            os.mkfifo(path)
+        elif target == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        else:
+            path.symlink_to(target)
+        with pytest.raises(UnreadableImageError, match="not a file"):
+            read_image(path)
 
 
 def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:

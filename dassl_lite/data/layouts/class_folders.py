@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
-from dassl_lite.data.images import count_images
+from dassl_lite.data.images import count_images, image_extensions
 from dassl_lite.data.splits import SPLIT_NAMES, Split, split_classes
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import read_json
@@ -107,13 +104,6 @@ def _read_entries(path: Path, folders: Sequence[str]) -> Mapping[str, object]:
 
 
 # ---- listing ---------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def image_extensions() -> frozenset[str]:
-    """Lower-case extensions, with the dot, of the files that the installed PIL can read."""
-    Image.init()
-    return frozenset(extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN)
 
 
 def list_images(folder: str) -> Listing:
