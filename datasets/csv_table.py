@@ -3,7 +3,7 @@
 ``DATASET.ROOT`` is the table, or a folder with a single ``.csv`` file. Its columns are ``path`` (absolute, or relative
 to the table), ``label`` or ``classname`` or both, and optionally ``split`` (train, val or test) and ``classid``.
 Without splits, 50 % of each class are for training, 20 % for validation and 30 % for testing, as is usual in the field;
-the split is saved as ``split_<table>.json``.
+the split is kept as ``split_<table>.json``, in the cache unless DATASET.SPLITS_IN says otherwise.
 
 (The module is not called csv so that it cannot shadow Python's.)
 """
@@ -29,6 +29,7 @@ class CSV(FolderDataset):
 
     dataset_dir = ""
     image_dir = ""
+    own_data = True
     rows: list[TableRow]
     items: list[Datum]
 

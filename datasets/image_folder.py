@@ -1,8 +1,9 @@
 """ImageFolder: your own images, in one folder per class.
 
 ``<root>/<class>/*`` is split as is usual in the field, into 50 % training, 20 % validation and 30 % test images of each
-class, and the split is saved as ``split_ImageFolder.json``. ``<root>/{train,val,test}/<class>/*`` keeps its split. A
-class is called by its folder, by ImageNet's name if the folder is a wnid, or as ``<root>/classnames.json`` says.
+class, and the split is kept as ``split_ImageFolder.json``, in the cache unless DATASET.SPLITS_IN says otherwise.
+``<root>/{train,val,test}/<class>/*`` keeps its split. A class is called by its folder, by ImageNet's name if the folder
+is a wnid, or as ``<root>/classnames.json`` says.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ImageFolder(FolderDataset):
     dataset_dir = ""
     image_dir = ""
     split_file = "split_ImageFolder.json"
+    own_data = True
 
     def load(self) -> Split:
         folders = find_split_folders(self.image_dir)

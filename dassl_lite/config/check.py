@@ -35,6 +35,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "DATASET.ON_ERROR": ("stop", "skip"),
+    "DATASET.SPLITS_IN": ("auto", "dataset", "cache"),
     "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
     "OPTIM.WARMUP_TYPE": ("linear", "constant"),
     "OPTIM.SCHEDULE_UNIT": ("epoch", "batch"),

@@ -75,7 +75,9 @@ def _add_dataset(cfg: CN) -> None:
     node.SUBSAMPLE_CLASSES = "all"  # all | base (first half of the classes) | new (second half)
     # Ours:
     node.TEMPLATE = ""  # prompt with {} for the class name; empty: the dataset's own
-    node.FEWSHOT_FILE = ""  # JSON file with the few-shot draw; empty: draw, and store the draw beside the dataset
+    node.FEWSHOT_FILE = ""  # JSON file with the few-shot draw; empty: draw, and keep the draw
+    # Where made splits and draws are kept: dataset (in its folder) | cache | auto (dataset; your own data: cache)
+    node.SPLITS_IN = "auto"
     node.FILE = ""  # dataset Features: .npz file of image features to use instead of images
     node.ON_ERROR = "stop"  # stop | skip: what to do about a corrupt image
     node.FEATURES = CN()

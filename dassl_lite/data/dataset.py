@@ -13,6 +13,7 @@ from dassl_lite.data.fewshot import draw_shots, group_by_label
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
+from dassl_lite.utils.seeding import random_streams_kept
 
 logger = get_logger(__name__)
 
@@ -20,11 +21,16 @@ DATASET_REGISTRY = Registry("dataset")
 
 
 def build_dataset(cfg: CfgNode) -> DatasetBase:
-    """Build the dataset called ``cfg.DATASET.NAME``; ``cfg.DATASET.TEMPLATE`` overrides its prompt template."""
+    """Build the dataset called ``cfg.DATASET.NAME``; ``cfg.DATASET.TEMPLATE`` overrides its prompt template.
+
+    It may draw shots or a split from the random streams, or read them from a file; either way it leaves the streams as
+    they were, so what follows is the same in a first and a later run.
+    """
     dataset_class = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
-    dataset: DatasetBase = dataset_class(cfg)
+    with random_streams_kept():
+        dataset: DatasetBase = dataset_class(cfg)
     if cfg.DATASET.TEMPLATE:
         if cfg.DATASET.TEMPLATE.count("{}") != 1:
             raise UserError(f"DATASET.TEMPLATE '{cfg.DATASET.TEMPLATE}' must contain {{}} once for the class name")

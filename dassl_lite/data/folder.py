@@ -51,6 +51,8 @@ class FolderDataset(DatasetBase):
         test_only: there is no training set; the test images define the classes, and shots do not apply (ImageNet's
             variants).
         lists_files: :meth:`load` lists the folders on every run, so there is no need to check that its images exist.
+        own_data: the user's own files, not a dataset of the field: nothing is written into their folder unless
+            DATASET.SPLITS_IN asks for it.
         sidecar: where the split file and the few-shot draws are kept.
 
     Hooks, in the order in which they are called: :meth:`find_root`, :meth:`prepare`, :meth:`load` (which calls
@@ -65,7 +67,9 @@ class FolderDataset(DatasetBase):
     val_is_test: bool = False
     test_only: bool = False
     lists_files: bool = False
+    own_data: bool = False
     sidecar: SidecarFiles
+    _new_split: Split | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
         self.locate(cfg)
@@ -82,6 +86,9 @@ class FolderDataset(DatasetBase):
         self._check(split, cfg.DATASET.ON_ERROR)
         if not self.test_only:
             split = self._few_shots(split, cfg)
+        if self._new_split is not None:
+            # Only now: both are drawn from one stream, so a run killed in between must make both again.
+            self.sidecar.write(self.split_file, partial(save_split, self._new_split, image_dir=self.image_dir))
         split = subsample_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=split.train, val=split.val, test=split.test)
 
@@ -99,13 +106,15 @@ class FolderDataset(DatasetBase):
         """Called before anything is read: the place to generate or unpack files that do not exist yet."""
 
     def load(self) -> Split:
-        """The full dataset, from the split file or newly split and saved. Override it if there is no such file."""
+        """The full dataset, from the split file or newly split; once checked, a new split is saved.
+
+        Override it if there is no such file.
+        """
         kept = self.sidecar.find(self.split_file)
         if kept is not None:
             return read_split(kept, self.image_dir)
-        split = self.make_split()
-        self.sidecar.write(self.split_file, partial(save_split, split, image_dir=self.image_dir))
-        return split
+        self._new_split = self.make_split()
+        return self._new_split
 
     def make_split(self) -> Split:
         """The split to use if there is no split file."""
@@ -120,7 +129,13 @@ class FolderDataset(DatasetBase):
         """Make the folders absolute without reading anything, for callers that do not build the dataset."""
         self.dataset_dir = os.path.normpath(os.path.join(self.find_root(cfg), self.dataset_dir))
         self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.image_dir))
-        self.sidecar = SidecarFiles(type(self).__name__, self.dataset_dir)
+        self.sidecar = self.sidecar_files(cfg)
+
+    def sidecar_files(self, cfg: CfgNode) -> SidecarFiles:
+        """Where the split file and the few-shot draws are kept: beside the dataset, those of own data in the cache."""
+        place = cfg.DATASET.SPLITS_IN
+        beside = place == "dataset" or (place == "auto" and not self.own_data)
+        return SidecarFiles(type(self).__name__, self.dataset_dir, beside=beside)
 
     def _where_to_get(self) -> str:
         return f"; get the dataset from {self.homepage}" if self.homepage else ""
@@ -225,30 +240,33 @@ def _with_class_id(item: Datum, name: str, classid: str) -> Datum:
 class SidecarFiles:
     """Files that runs save for a dataset: its split and its few-shot draws.
 
-    They are kept beside the dataset, or in the cache if its folder cannot be written to.
+    They are kept beside the dataset, or in the cache if its folder cannot or may not be written to. Files that lie in
+    either place are found.
 
     Args:
         dataset: registered name.
         dataset_dir: absolute path of the dataset's folder.
+        beside: whether that folder may be written to.
     """
 
-    def __init__(self, dataset: str, dataset_dir: str) -> None:
+    def __init__(self, dataset: str, dataset_dir: str, *, beside: bool = True) -> None:
         # Two copies of a dataset (a full and a reduced one) must not share their draws.
         place = f"{dataset}-{digest_of(os.path.realpath(dataset_dir))[:12]}"
         self.folders = (Path(dataset_dir), cache_root() / "splits" / place)
+        self.beside = beside
 
     def find(self, name: str) -> Path | None:
         """Path of the file ``name``, or None. A folder without read permission counts as empty."""
         return next((folder / name for folder in self.folders if os.path.isfile(folder / name)), None)
 
     def write(self, name: str, writer: Callable[[Path], None]) -> Path | None:
-        """Write the file ``name`` with ``writer``, beside the dataset if possible, else in the cache.
+        """Write the file ``name`` with ``writer``, beside the dataset if possible and allowed, else in the cache.
 
         Returns:
             Path of the file, or None if it cannot be written anywhere.
         """
         problem: OSError | None = None
-        for folder in self.folders:
+        for folder in self.folders if self.beside else self.folders[1:]:
             try:
                 writer(folder / name)
             except OSError as error:

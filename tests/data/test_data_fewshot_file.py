@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from test_data_dataset import ROWS, Toy, config, lay_out
 
+from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, FolderDataset, Split, build_dataset, splits
 from dassl_lite.data import folder as keep
-from dassl_lite.data import splits
+from dassl_lite.data.splits import split_classes
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
+from dassl_lite.utils.seeding import set_random_seed
 
 
 @pytest.fixture
@@ -141,3 +146,67 @@ def test_small_classes_are_named_in_one_line(toy: Any, caplog: pytest.LogCapture
     assert caplog.messages == [
         "Classes with fewer than 8 training images, all of which are used: 'ant' (4), 'bee' (4), 'cat' (4)"
     ]
+
+
+class DrawnToy(FolderDataset):
+    """A toy dataset without a split file, whose split is drawn from the global stream."""
+
+    dataset_dir = "toy"
+    split_file = "split_DrawnToy.json"
+
+    def make_split(self) -> Split:
+        groups = [list_images(Path(self.image_dir) / name) for name in ("ant", "bee", "cat")]
+        return split_classes([[Datum(path, label) for path in paths] for label, paths in enumerate(groups)])
+
+
+def list_images(folder: Path) -> list[str]:
+    return sorted(map(str, folder.iterdir()))
+
+
+class PaperToy(DatasetBase):
+    """As a paper's dataset draws: from any of the global streams, and pickled for the next run."""
+
+    def __init__(self, cfg: Any) -> None:
+        kept = Path(cfg.DATASET.ROOT) / "kept"
+        if not kept.exists():
+            random.random(), np.random.rand(), torch.rand(1)
+            kept.touch()
+        super().__init__(train_x=[Datum("a.png", 0)], test=[Datum("b.png", 0)])
+
+
+@pytest.mark.parametrize("name", ["Toy", "DrawnToy", "PaperToy"])
+def test_drawing_and_reading_leave_the_same_random_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for kind in (Toy, DrawnToy, PaperToy):
+        monkeypatch.setitem(DATASET_REGISTRY._table, kind.__name__, kind)
+    lay_out(tmp_path)
+    following = []
+    for _ in range(2):
+        set_random_seed(1)
+        dataset = build_dataset(config(tmp_path, NAME=name, NUM_SHOTS=1))
+        following.append(([i.impath for i in dataset.train_x], random.random(), np.random.rand(), torch.rand(1).item()))
+    assert following[0] == following[1]
+
+
+def test_a_run_killed_between_saving_draw_and_split_makes_both_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(folder: str) -> list[str]:
+        set_random_seed(1)
+        dataset = DrawnToy(config(tmp_path / folder, NUM_SHOTS=1))
+        return [os.path.relpath(item.impath, dataset.image_dir) for item in (*dataset.train_x, *dataset.test)]
+
+    for folder in ("killed", "whole"):
+        lay_out(tmp_path / folder)
+    write = keep.SidecarFiles.write
+
+    def write_and_die(*given: Any) -> None:
+        write(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keep.SidecarFiles, "write", write_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        draw("killed")
+    monkeypatch.setattr(keep.SidecarFiles, "write", write)
+    assert draw("killed") == draw("whole") == draw("whole")

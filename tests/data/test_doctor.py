@@ -186,7 +186,7 @@ def test_own_images_are_checked_before_and_after_their_split(pets: Path, tmp_pat
     DATASET_REGISTRY.get("ImageFolder")(cfg)
     (pets / "images/cat/train-0.jpg").write_bytes(b"")
     report = examine("ImageFolder", cfg)
-    assert report.split_file == "present"
+    assert report.split_file == "in the cache"
     assert [problem.partition(":")[0] for problem in report.problems] == ["empty"]
 
 

@@ -62,8 +62,11 @@ def test_class_names_alone_make_a_dataset(folder: Path, header: str) -> None:
 def test_the_split_is_saved_and_independent_of_the_seed(folder: Path) -> None:
     path = table(folder, "path,classname", rows())
     first = load("CSV", path)
-    assert (folder / "split_mine.json").is_file()
-    (folder / "split_mine.json").unlink()
+    assert not (folder / "split_mine.json").exists()
+    assert load("CSV", path, SPLITS_IN="dataset").test == first.test
+    kept = first.sidecar.find("split_mine.json")
+    assert kept is not None
+    kept.unlink()
     set_random_seed(7)
     assert load("CSV", path).test == load("CSV", folder).test == first.test
 
@@ -106,7 +109,7 @@ def test_the_tables_split_is_used(folder: Path) -> None:
     assert sizes(dataset) == (15, 6, 9)
     assert dataset.train_x[0].impath.endswith("images/00.png")
     assert sizes(load("CSV", path, NUM_SHOTS=1)) == (3, 3, 9)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv", "split_fewshot"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv"]
     parts = ["train"] * 15 + ["val"] * 15
     table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
     assert sizes(load("CSV", path)) == (15, 0, 15)  # selection must not see what is tested

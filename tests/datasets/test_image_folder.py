@@ -47,14 +47,28 @@ def test_class_folders_are_split_by_class(root: Path) -> None:
     assert sizes(dataset) == (15, 6, 9)
     assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid is called as ImageNet calls it
     assert dataset.classes.ids == ("", "n01440764", "")
-    assert [path.name for path in root.iterdir() if path.is_file()] == ["split_ImageFolder.json"]
+
+
+def test_nothing_is_written_into_the_folder_unless_asked(root: Path) -> None:
+    first = load(root, NUM_SHOTS=2)
+    assert not [path for path in root.iterdir() if path.is_file() or path.name == "split_fewshot"]
+    asked = load(root, NUM_SHOTS=1, SPLITS_IN="dataset")
+    assert (root / "split_fewshot" / "shot_1-seed_1.json").is_file()
+    assert asked.test == load(root, NUM_SHOTS=2).test == first.test
+
+
+def test_files_that_lie_in_the_folder_are_used(root: Path) -> None:
+    kept = load(root, NUM_SHOTS=2, SPLITS_IN="dataset")
+    assert (root / "split_ImageFolder.json").is_file()
+    set_random_seed(9)
+    assert load(root, NUM_SHOTS=2).train_x == kept.train_x
 
 
 def test_the_split_does_not_depend_on_the_seed_of_the_first_run(root: Path) -> None:
     splits = []
     for seed in (1, 2):
         set_random_seed(seed)
-        splits.append([item.impath for item in load(root).test])
+        splits.append([item.impath for item in load(root, SPLITS_IN="dataset").test])
         (root / "split_ImageFolder.json").unlink()
     assert splits[0] == splits[1]
 

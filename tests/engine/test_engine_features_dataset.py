@@ -132,7 +132,7 @@ def test_shots_are_drawn_by_the_fields_rule_and_kept(run, tmp_path):
     data = trainer.dm.dataset
     assert [item.label for item in data.train_x] == [label for label in range(4) for _ in range(5)]
     assert len(data.val) == 16  # four at most
-    kept = json.loads(next(Path(data.dataset_dir).glob("split_fewshot/*.json")).read_text())
+    kept = json.loads(next(data.sidecar.folders[1].glob("split_fewshot/*.json")).read_text())
     assert {row[0].split("/")[0] for row in kept["train"]} == {"train"}
     first = [item.impath.rpartition("/")[2] for item in data.train_x]
     same, other = (run("TaskRes", file, "DATASET.NUM_SHOTS", "5", seed=seed).dm.dataset.train_x for seed in (1, 2))

@@ -9,9 +9,12 @@ import re
 import pytest
 from PIL import Image
 
+from dassl_lite.config import to_dict
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.datasets._drawn.classes import PAINTS
+from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.evaluate import Evaluation, stored_config, suite
+from dassl_lite.engine.commands.evaluate import Evaluation, config_for, stored_config, suite
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
 from dassl_lite.utils import UserError
@@ -92,6 +95,20 @@ def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
     assert evaluate(source, "--data", *paths, "--dataset-config-file", "gadgets", "--output", str(out), *FEW[-2:]) == 0
     classes = {name: row["classes"] for name, row in rows_of(out).items()}
     assert classes == {paths[0]: 2, paths[1]: 2, "listed": 1, "Gadgets": 12}
+
+
+@pytest.mark.parametrize("data", [{"NAME": "ImageFolder"}, {"NAME": "CSV"}, {"NAME": "Mine"}])
+@pytest.mark.parametrize(
+    ("target", "options"), [("gadgets", ()), ({"DATASET.NAME": "Gadgets"}, ()), (None, ("DATASET.NAME", "Gadgets"))]
+)
+def test_the_root_of_a_run_on_own_data_is_no_other_dataset_s_root(data, target, options):
+    if "Mine" not in DATASET_REGISTRY:
+        DATASET_REGISTRY.register(type("Mine", (FolderDataset,), {}))
+    stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {**data, "ROOT": "photos"}}))
+    cfg = config_for(stored, target, {}, options)
+    assert (cfg.DATASET.NAME, cfg.DATASET.ROOT) == ("Gadgets", "")
+    assert config_for(stored, target, {"DATASET": {"ROOT": "x"}}, options).DATASET.ROOT == "x"
+    assert config_for(stored, None, {}, ("DATASET.NAME", data["NAME"])).DATASET.ROOT == "photos"
 
 
 @pytest.mark.slow

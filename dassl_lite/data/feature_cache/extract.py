@@ -9,7 +9,6 @@ Shapes: b images of a batch, V views, B = b * V encoder inputs, H x W pixels, D 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from dassl_lite.data.feature_cache.lock import drop_inherited_locks
 from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.data.images import read_image
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.seeding import random_streams_kept
 
 Transform = Callable[[Image.Image], Tensor]
 Encoder = Callable[[Tensor], Tensor]
@@ -50,18 +50,6 @@ def view_seed(seed: int, name: str, view: int) -> int:
     """The seed (64 bits) of a view of an image."""
     text = f"{seed}\0{name}\0{view}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-@contextlib.contextmanager
-def random_streams_kept() -> Iterator[None]:
-    """Restore Python's, NumPy's and torch's random streams (on the CPU) at the end; views use no others."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 class ViewDataset(Dataset[Decoded]):

@@ -21,7 +21,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.arrays import Array
 from dassl_lite.data.feature_files.file import PARTS, FeatureFile, read_feature_file
-from dassl_lite.data.folder import FolderDataset, SidecarFiles
+from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.splits import Split, check_labels
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -52,6 +52,7 @@ class FeatureDataset(FolderDataset):
         rows: (K,), the row of ``file.text_weights`` for each class in use; not 0 to K - 1 if classes are subsampled.
     """
 
+    own_data = True
     file: FeatureFile
     rows: Array
 
@@ -109,8 +110,8 @@ class FeatureDataset(FolderDataset):
         if not path.is_absolute() and not path.is_file() and cfg.DATASET.ROOT:
             path = Path(cfg.DATASET.ROOT).expanduser() / path
         self.image_dir = os.path.abspath(path)
-        self.dataset_dir = os.path.splitext(self.image_dir)[0]  # few-shot draws are kept there, beside the file
-        self.sidecar = SidecarFiles(type(self).__name__, self.dataset_dir)
+        self.dataset_dir = os.path.splitext(self.image_dir)[0]  # where few-shot draws would lie beside the file
+        self.sidecar = self.sidecar_files(cfg)
 
     def _check_layout(self) -> None:
         """Nothing to check: reading the file reports what is wrong with it."""

@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.commands.arguments import OWN_DATA, nested
 from dassl_lite.engine.files.results import read_results
@@ -114,7 +115,9 @@ def config_for(
         base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # it would be written to a folder
     dataset_file = target if isinstance(target, str) else None
     keys = {} if target is None or isinstance(target, str) else target
-    if dataset_file or "DATASET.NAME" in keys:
+    given = [*keys.items(), *zip(options[::2], options[1::2], strict=False)]
+    names = [flags.get("DATASET", {}).get("NAME"), *(value for key, value in given if key == "DATASET.NAME")]
+    if dataset_file or "DATASET.NAME" in keys or any(name not in (None, stored["DATASET"]["NAME"]) for name in names):
         base["DATASET"] = {**base["DATASET"], **_reset(base["DATASET"])}
     return make_config(
         trainer=stored["TRAINER"]["NAME"],
@@ -130,9 +133,15 @@ def config_for(
 def _reset(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Default values for the keys that describe the run's own dataset."""
     fresh = make_config().DATASET
-    # The root of the user's own data is the data itself, which contains no other dataset.
-    keys = (*_OWN_DATASET, "ROOT") if dataset["NAME"] in OWN_DATA else _OWN_DATASET
+    keys = (*_OWN_DATASET, "ROOT") if _is_own_data(dataset["NAME"]) else _OWN_DATASET
     return {key: fresh[key] for key in keys if key in fresh}
+
+
+def _is_own_data(name: str) -> bool:
+    """Whether DATASET.ROOT is the dataset itself, the user's own, so that it can contain no other dataset."""
+    kind = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY else None
+    plain = isinstance(kind, type) and issubclass(kind, FolderDataset) and not kind.dataset_dir
+    return name in OWN_DATA or plain
 
 
 def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False) -> Any:

@@ -204,7 +204,7 @@ def restore_run_state(
 # Config keys that may differ when a run is resumed: they say where and how fast, not what.
 _FREE_ON_RESUME = (
     *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "TRAIN", "TEST"),
-    *("DATASET.ROOT", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
+    *("DATASET.ROOT", "DATASET.SPLITS_IN", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
     *("DATALOADER.NUM_WORKERS", "DATALOADER.TEST"),
 )
 
