@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list or args.help_trainer:
         print(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
         return 0
+    if args.resume and args.overwrite:
+        raise UserError("--resume continues the run in the folder, --overwrite replaces it; leave one of them out")
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
     kind = TRAINER_REGISTRY.get(args.trainer)  # reports a misspelt name before anything is created
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.resume and distributed.on_first(lambda: run.is_finished(cfg, cfg.OUTPUT_DIR)):
             print(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
             return 0
-        with run.session(cfg) as trainer:
+        with run.session(cfg, overwrite=args.overwrite) as trainer:
             trainer.train()
         return 0
     trainer = run.build(cfg)

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dassl_lite.engine.commands.cli import free_folder, run_tool
-from dassl_lite.engine.files import run_lock
+from dassl_lite.engine.files import run_folder, run_lock
+from dassl_lite.engine.files.run_folder import replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.tools import train
+from dassl_lite.trainers.taskres import TaskRes
 from dassl_lite.utils import files
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -111,6 +114,107 @@ def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: py
     with only_run_in(tmp_path):
         assert len(opened) == 2
         assert (tmp_path / run_lock.NAME).read_text() == str(os.getpid())
+
+
+# ---- replacing a run ----
+
+FILES = ("results.json", "log.txt", "prompt_learner/model.pth.tar-4")
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> dict[Path, bytes]:
+    """The files of a run in the folder ``run``, as small stand-ins."""
+    (tmp_path / "run" / "prompt_learner").mkdir(parents=True)
+    files = {tmp_path / "run" / name: f"old {name}".encode() for name in FILES}
+    for path, content in files.items():
+        path.write_bytes(content)
+    return files
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (("--data", "nosuch.npz"), ()),
+        (("--data", "nosuch"), ()),
+        (("--backbone", "nosuch.pt"), ()),
+        (("--dataset-config-file", "caltech101", "--root", "nosuch"), ()),
+        ((), ("OPTIM.LR", "-1")),
+        ((), ("OPTIM.LR", "1e38", "OPTIM.NAME", "sgd", "OPTIM.WEIGHT_DECAY", "1e30")),  # NaN in the first epoch
+        (("--resume",), ()),  # contradicts --overwrite
+    ],
+)
+def test_a_run_that_cannot_take_its_place_leaves_the_old_one_as_it_was(
+    tmp_path: Path, old_run: dict[Path, bytes], flags: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    assert gadgets(tmp_path / "run", "--overwrite", *flags, options=options) == 2
+    assert files_in(tmp_path / "run") == old_run
+
+
+def test_training_images_that_cannot_be_read_leave_the_old_run_as_it_was(
+    tmp_path: Path, old_run: dict[Path, bytes]
+) -> None:
+    for part, count in (("train", 2), ("test", 1)):
+        for name in "ab":
+            (tmp_path / "own" / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32)).save(tmp_path / "own" / part / name / f"{number}.png")
+    (tmp_path / "own" / "train" / "a" / "0.png").write_bytes(b"no image")
+    arguments = ("--trainer", "TaskRes", "--data", str(tmp_path / "own"), "--output-dir", str(tmp_path / "run"))
+    assert run_tool(train.main, [*arguments, "--overwrite", *FEW]) == 2
+    assert files_in(tmp_path / "run") == old_run
+
+
+@forks
+@pytest.mark.parametrize("moment", ["building", "training"])
+def test_an_old_run_outlives_the_killing_of_its_successor(
+    tmp_path: Path, old_run: dict[Path, bytes], capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    def work() -> None:
+        hook = "build_model" if moment == "building" else "before_epoch"
+        setattr(TaskRes, hook, lambda self: os.kill(os.getpid(), signal.SIGKILL))
+        gadgets(tmp_path / "run", "--overwrite")
+
+    process = in_child(work)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    if moment == "building":
+        assert old_run.items() <= files_in(tmp_path / "run").items()
+    capsys.readouterr()
+    assert gadgets(tmp_path / "run") == 2
+    assert "contains another run" in capsys.readouterr().err
+    assert gadgets(tmp_path / "run", "--overwrite", options=("MODEL.BACKBONE.NAME", "nosuch.pt")) == 2
+    if moment == "training":
+        with only_run_in(tmp_path / "run"), pytest.raises(KeyError), replacing(tmp_path / "run", overwrite=True):
+            raise KeyError
+    assert files_in(tmp_path / "run") == old_run
+    assert gadgets(tmp_path / "run", "--overwrite") == 0
+    assert not old_run.items() & files_in(tmp_path / "run").items()
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert (tmp_path / "run" / "log.txt").read_text().startswith("Loading trainer: TaskRes")
+
+
+@pytest.mark.parametrize("moved", range(len(FILES)))
+def test_a_run_killed_while_it_sets_another_aside_loses_nothing(
+    tmp_path: Path, old_run: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    real, calls = os.rename, []
+
+    def rename(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) == moved + 1:
+            raise SystemExit("killed")
+        real(*paths)
+
+    monkeypatch.setattr(run_folder.os, "rename", rename)
+    with pytest.raises(SystemExit), replacing(tmp_path / "run", overwrite=True):
+        pass
+    with replacing(tmp_path / "run", overwrite=False):
+        pass
+    assert files_in(tmp_path / "run") == old_run
 
 
 # ---- killed while writing ----

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dassl_lite.engine.files.results import FILE_NAME as RESULTS
+from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
-from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils.errors import NO_ROOM, UserError
 from dassl_lite.utils.logger import Logger
@@ -61,32 +59,22 @@ def _fail(message: str) -> int:
     return EXIT_USER_ERROR
 
 
-def holds_run(folder: str | Path) -> bool:
-    """Whether a folder contains a training run, finished or not."""
-    folder = Path(folder)
-    return folder.is_dir() and ((folder / RESULTS).exists() or bool(_model_folders(folder)))
-
-
 def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path:
     """Create the folder of a run.
 
     Args:
         folder: of the run.
-        overwrite: remove the run in it, and nothing else.
-        resume: allow a run in it.
+        overwrite, resume: allow a run in it; one that is replaced stays until its successor is built.
 
     Raises:
         UserError: the folder contains another run, or cannot be written to.
     """
     folder = Path(folder)
-    if holds_run(folder) and not resume:
-        if not overwrite:
-            raise UserError(
-                f"output folder {folder} contains another run; choose another --output-dir, or add --resume to "
-                "continue the run or --overwrite to replace it"
-            )
-        with only_run_in(folder):
-            _remove_run(folder)
+    if holds_run(folder) and not resume and not overwrite:
+        raise UserError(
+            f"output folder {folder} contains another run; choose another --output-dir, or add --resume to "
+            "continue the run or --overwrite to replace it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -103,14 +91,3 @@ def free_folder(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
-
-
-def _model_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and any(path.glob("model*.pth.tar*"))]
-
-
-def _remove_run(folder: Path) -> None:
-    for path in [*_model_folders(folder), folder / "tensorboard"]:
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (RESULTS, "log.txt", "cmat.pt"):
-        (folder / name).unlink(missing_ok=True)

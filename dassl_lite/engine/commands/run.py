@@ -14,6 +14,7 @@ from dassl_lite.config import to_dict
 from dassl_lite.engine.build import build_trainer, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.results import FILE_NAME, read_results, write_results
+from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import get_logger, set_random_seed, setup_logger
@@ -21,21 +22,25 @@ from dassl_lite.utils import get_logger, set_random_seed, setup_logger
 logger = get_logger(__name__)
 
 
-def build(cfg: CfgNode) -> Any:
+def build(cfg: CfgNode, log: str = "log.txt") -> Any:
     """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
     distributed.start()
-    setup_logger(cfg.OUTPUT_DIR, console=cfg.VERBOSE)
+    setup_logger(Path(cfg.OUTPUT_DIR) / log, console=cfg.VERBOSE)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     return build_trainer(cfg)
 
 
 @contextmanager
-def session(cfg: CfgNode) -> Iterator[Any]:
+def session(cfg: CfgNode, *, overwrite: bool = False) -> Iterator[Any]:
     """A built trainer that has its output folder to itself; once the body has trained it, its results are written.
 
         with session(cfg) as trainer:
             trainer.train()
+
+    Args:
+        cfg: of the run.
+        overwrite: replace the run in that folder, which goes once this one is built and has something to save.
 
     Raises:
         UserError: whatever is wrong with the config, or another run uses that folder.
@@ -44,13 +49,16 @@ def session(cfg: CfgNode) -> Iterator[Any]:
     if first:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     with only_run_in(cfg.OUTPUT_DIR) if first else nullcontext():
-        trainer = build(cfg)
+        trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
         if zero_shot is not None:
             logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
-        yield trainer
-        if first:
-            write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
+        trainer.check_training_data()
+        with replacing(cfg.OUTPUT_DIR, overwrite=overwrite) if first else nullcontext():
+            distributed.wait()  # until the folder is as the run expects it
+            yield trainer
+            if first:
+                write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
         show(cfg, trainer.results, zero_shot)
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, read_results
+from dassl_lite.engine.files.run_folder import REPLACED
 from dassl_lite.utils.errors import UserError, unknown
 
 
@@ -58,7 +59,8 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
-    runs = [results for path in sorted(root.rglob(FILE_NAME)) if (results := read_results(path.parent))]
+    paths = [path for path in sorted(root.rglob(FILE_NAME)) if path.parent.name != REPLACED]
+    runs = [results for path in paths if (results := read_results(path.parent))]
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
     cells: dict[tuple[str, str, str, int], dict[int, float]] = defaultdict(dict)

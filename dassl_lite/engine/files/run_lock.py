@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from dassl_lite.engine.files.run_folder import NEW_LOG
 from dassl_lite.utils.errors import UserError
 
 if sys.platform != "win32":
@@ -15,7 +16,7 @@ if sys.platform != "win32":
 
 NAME = ".running"  # lock file; holds the id of the process that uses the folder
 # Partly written files of a run that was killed; other hidden files are not ours.
-_TORN = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp")
+_TORN = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp", NEW_LOG)
 
 
 @contextlib.contextmanager
@@ -35,6 +36,7 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
             torn.unlink(missing_ok=True)
         yield
     finally:
+        (Path(folder) / NEW_LOG).unlink(missing_ok=True)  # of a run that could not be built
         if descriptor is not None:
             path.unlink(missing_ok=True)
             os.close(descriptor)  # drops the lock
