@@ -19,6 +19,7 @@ from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, as_table, gather
 from dassl_lite.utils import UserError, atomic_path
+from dassl_lite.utils.logger import say
 
 
 def write_csv(cells: Sequence[Cell], path: Path) -> None:
@@ -45,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     cells = gather(args.folder, args.metric, args.split)
     headers, rows = as_table(cells)
-    print(tabulate(rows, headers=headers, disable_numparse=True))
+    say(tabulate(rows, headers=headers, disable_numparse=True))
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
     if max(counts, default=1) > 1:
         what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"
     else:
         what = "one seed"
-    print(f"\n{args.split} {args.metric} in %, {what}")
+    say(f"\n{args.split} {args.metric} in %, {what}")
     folder = Path(args.folder)
     try:
         write_csv(cells, folder / "report.csv")
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    print(f"Written to {folder / 'report.md'} and {folder / 'report.csv'}")
+    say(f"Written to {folder / 'report.md'} and {folder / 'report.csv'}")
     return 0
 
 

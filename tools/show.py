@@ -35,6 +35,7 @@ from dassl_lite.engine.commands.arguments import (
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import say
 
 NAME_HEIGHT, GAP, MARGIN = 16, 2, 8  # pixels
 COLUMNS = 4  # classes side by side
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sheet.save(out, format="PNG", optimize=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    print(f"{out}: {len(groups)} of {dataset.num_classes} classes of {name}, {args.split} images")
+    say(f"{out}: {len(groups)} of {dataset.num_classes} classes of {name}, {args.split} images")
     return 0
 
 

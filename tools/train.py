@@ -33,6 +33,7 @@ from dassl_lite.engine.commands.evaluate import load_run
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
+from dassl_lite.utils.logger import say
 
 NO_MODEL_DIR = "--eval-only needs --model-dir, the folder of the run to evaluate"
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(plugins_in(argv))
     args = make_parser().parse_args(argv)
     if args.list or args.help_trainer:
-        print(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
+        say(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
         return 0
     if args.resume and args.overwrite:
         raise UserError("--resume continues the run in the folder, --overwrite replaces it; leave one of them out")
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:
         if args.resume and distributed.on_first(lambda: run.is_finished(cfg, cfg.OUTPUT_DIR)):
-            print(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
+            say(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
             return 0
         with run.session(cfg, overwrite=args.overwrite) as trainer:
             trainer.train()

@@ -24,7 +24,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.files import cache_root, digest_of, write_json
 from dassl_lite.utils.logger import get_logger
 
@@ -243,7 +243,13 @@ def _begin(response: requests.Response, part: Part, start: int, size: int) -> in
 def _receive(response: requests.Response, part: Part, total: int | None) -> None:
     """Append the body, undecoded: some servers declare a .tgz as a tar that was compressed for the transfer."""
     bar = tqdm(
-        total=total, initial=part.size, unit="B", unit_scale=True, desc=part.path.stem, leave=False, disable=None
+        total=total,
+        initial=part.size,
+        unit="B",
+        unit_scale=True,
+        desc=printable(part.path.stem),
+        leave=False,
+        disable=None,
     )
     with bar, open(part.path, "ab") as file:
         for block in response.raw.stream(_BLOCK, decode_content=False):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dassl_lite.config import CN
 from dassl_lite.evaluation.metrics import ClassCounts, expected_calibration_error
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.files import atomic_path
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -238,7 +238,7 @@ class Classification(PredictionRecord, EvaluatorBase):
         logger.info("=> per-class result")
         for row in self.per_class:
             logger.info(
-                f"* class: {row['label']} ({row['classname']})\ttotal: {row['total']:,}\t"
+                f"* class: {row['label']} ({printable(row['classname'])})\ttotal: {row['total']:,}\t"
                 f"correct: {row['correct']:,}\tacc: {row['accuracy']:.1f}%"
             )
         average = sum(row["accuracy"] for row in self.per_class) / len(self.per_class)

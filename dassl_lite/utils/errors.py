@@ -1,17 +1,43 @@
-"""User errors: one line each, which says what was wrong, where, and what to do."""
+"""What a user is told: errors of one line each, which say what was wrong, where, and what to do, in printable text."""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 # errno of an OSError that means a full disk, or a full quota.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+# Control characters (which move the cursor, ring, or rewrite what is shown), lone surrogates, Unicode's line breaks,
+# and marks that reverse the order of the characters after them.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Text from outside (names of classes and files, a server's words) as it may be shown on a terminal.
+
+    A character that is not shown but acts becomes its escape, such as ``\x1b``; all others, of any script, stay. Lines
+    of the log, user errors and what the tools print pass through here; call it yourself for a name in a row of a
+    table, which must not break the line, and for a progress bar. Files of results keep the raw text.
+
+    Args:
+        keep: characters that stay as they are, such as "\n" where the text has several lines of its own.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
+
+
 class UserError(ValueError):
-    """A mistake by the user; the command line prints its message in one line and exits with code 2."""
+    """A mistake by the user; the command line prints its message in one line and exits with code 2.
+
+    Args:
+        message: made printable here; line breaks, as in other libraries' errors, stay until it is shown.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message, keep="\n\t"))
 
 
 class MissingDatasetError(UserError):

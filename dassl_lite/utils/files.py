@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dassl_lite.utils.errors import printable
+
 PathLike = str | os.PathLike[str]
 
 
@@ -32,7 +34,7 @@ def check_isfile(fpath: PathLike) -> bool:
     """Whether ``fpath`` is a file; warns if not (Dassl's contract)."""
     found = Path(fpath).is_file()
     if not found:
-        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+        warnings.warn(f'No file found at "{printable(fpath)}"', stacklevel=2)
     return found
 
 

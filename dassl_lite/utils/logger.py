@@ -1,4 +1,4 @@
-"""Logging: bare messages to the console and to ``log.txt``, on rank 0 only."""
+"""Logging: bare messages to the console and to ``log.txt``, on rank 0 only; what tools print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 from pathlib import Path
+
+from dassl_lite.utils.errors import printable
 
 ROOT_NAME = "dassl_lite"
 # logger.info(text, extra=FILE_ONLY) writes to log.txt but not to the console.
@@ -48,7 +50,7 @@ class _FileHandler(logging.FileHandler):
 
 class _BareFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), keep="\n\t")
         return text if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {text}"
 
 
@@ -85,6 +87,11 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
         handler.setFormatter(_BareFormatter("%(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+def say(text: str) -> None:
+    """Print a tool's result, which may have several lines; names from outside in it cannot act on the terminal."""
+    print(printable(text, keep="\n\t"))  # noqa: T201 (the one place that prints)
 
 
 class Logger:

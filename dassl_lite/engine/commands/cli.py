@@ -12,7 +12,7 @@ from pathlib import Path
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.utils.errors import NO_ROOM, UserError
+from dassl_lite.utils.errors import NO_ROOM, UserError, printable
 from dassl_lite.utils.logger import Logger
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -27,6 +27,8 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
     with contextlib.ExitStack() as stack:
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # a name that the terminal cannot encode
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
             stack.enter_context(contextlib.redirect_stdout(Logger()))
         try:
@@ -55,7 +57,7 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"Error: {message}\n")
+    sys.stderr.write(f"Error: {printable(message)}\n")
     return EXIT_USER_ERROR
 
 

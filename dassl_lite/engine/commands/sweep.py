@@ -28,6 +28,7 @@ from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, Data
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
+from dassl_lite.utils.errors import printable
 
 logger = get_logger(__name__)
 
@@ -153,7 +154,7 @@ def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
             ended[outcome] += 1
             if outcome == FAILED:
                 failed[task] = reason
-            bar.set_postfix_str(str(task.folder), refresh=False)
+            bar.set_postfix_str(printable(task.folder), refresh=False)
             bar.update()
     setup_logger()
     seconds = time.perf_counter() - start
