@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 import dassl_lite.engine
 from dassl_lite import compat
+from dassl_lite.compat import small
+from dassl_lite.compat.names import IMPORTS, imports_of
 from dassl_lite.utils import UserError
 
 # The 25 names that seven third-party repositories import, where they import them (DESIGN.md, "TrainerX"), and
@@ -100,6 +104,87 @@ def test_every_name_is_where_dassl_has_it(module: str) -> None:
     scope: dict[str, object] = {}
     exec(f"from {module} import {', '.join(names)}", scope)
     assert set(names) <= scope.keys()
+
+
+# What Dassl's own modules import and trainers written for it take from there.
+MERELY_IMPORTED = {
+    "dassl.engine.trainer": "AverageMeter MetricMeter SummaryWriter DataManager tqdm np nn osp datetime time "
+    "OrderedDict build_optimizer build_lr_scheduler build_evaluator build_backbone build_head count_num_param "
+    "load_checkpoint save_checkpoint resume_from_checkpoint load_pretrained_weights mkdir_if_missing tolist_if_not",
+    "dassl.engine.build": "Registry check_availability",
+    "dassl.data.data_manager": "TorchDataset T torch read_image build_sampler tabulate",
+    "dassl.data.datasets.base_dataset": "gdown os osp random tarfile zipfile defaultdict check_isfile",
+    "dassl.data.datasets.build": "Registry",
+    "dassl.data.samplers": "Sampler RandomSampler SequentialSampler np",
+    "dassl.data.transforms.transforms": "F Compose Resize Normalize RandAugmentFixMatch InterpolationMode",
+    "dassl.data.transforms.randaugment": "ShearX TranslateXabs CutoutAbs Flip randaugment_list2 PIL",
+    "dassl.evaluation.evaluator": "f1_score confusion_matrix OrderedDict np",
+    "dassl.modeling.backbone.resnet": "BasicBlock Bottleneck conv3x3 model_zoo model_urls init_pretrained_weights",
+    "dassl.modeling.backbone.vgg": "load_state_dict_from_url nn",
+    "dassl.modeling.head.mlp": "functools nn HEAD_REGISTRY",
+    "dassl.modeling.ops.reverse_grad": "Function reverse_grad",
+    "dassl.optim.lr_scheduler": "torch _LRScheduler",
+    "dassl.optim.optimizer": "RAdam nn warnings",
+    "dassl.optim.radam": "Optimizer math",
+    "dassl.utils.tools": "osp json errno SequenceMatcher PIL",
+    "dassl.utils.torchtools": "pickle shutil partial set_bn_to_eval adjust_learning_rate",
+    "dassl.utils.meters": "defaultdict torch",
+    "dassl": "__version__ __author__ __homepage__",
+}
+
+
+@pytest.mark.parametrize("module", sorted(MERELY_IMPORTED))
+def test_a_module_also_gives_what_dassls_only_imports(module: str) -> None:
+    names = MERELY_IMPORTED[module].split()
+    scope: dict[str, object] = {}
+    exec(f"from {module} import {', '.join(names)}", scope)
+    assert set(names) <= scope.keys()
+
+
+def test_every_name_of_the_namespaces_table_is_found() -> None:
+    for place in IMPORTS:
+        module = importlib.import_module(f"dassl.{place}".rstrip("."))
+        missing = [name for name in imports_of(place) if not hasattr(module, name)]
+        assert missing == [], place
+
+
+def test_a_name_means_in_each_module_what_it_means_there() -> None:
+    functional = importlib.import_module("dassl.metrics.distance").F
+    assert functional is torch.nn.functional
+    assert importlib.import_module("dassl.data.transforms.transforms").F is torchvision.transforms.functional
+    assert importlib.import_module("dassl.engine.trainer").AverageMeter is dassl_lite.utils.AverageMeter
+
+
+def test_a_star_import_brings_the_merely_imported_names_too() -> None:
+    scope: dict[str, object] = {}
+    exec("from dassl.engine.trainer import *", scope)
+    assert {"TrainerX", "AverageMeter", "SummaryWriter", "nn"} <= scope.keys()
+
+
+def test_the_lent_names_go_with_the_alias() -> None:
+    trainer = importlib.import_module("dassl.engine.trainer")
+    assert hasattr(trainer, "AverageMeter")
+    compat.disable()
+    try:
+        assert not hasattr(trainer, "AverageMeter")
+        assert "AverageMeter" not in trainer.__all__
+    finally:
+        compat.enable()
+
+
+def test_small_functions_of_dassl_do_what_they_say() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=1.0)
+    small.adjust_learning_rate(optimiser, 1.0, 40)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.01)
+    small.adjust_learning_rate(optimiser, 1.0, 25, linear_decay=True, final_lr=0.2)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.8)
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout()).train()
+    net.apply(small.set_bn_to_eval)
+    assert [layer.training for layer in net] == [False, True]
+    small.reverse_grad(parameter, 2.0).sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad.item() == -2.0
 
 
 def rows_of_the_guide() -> list[tuple[str, str, str]]:

@@ -3,9 +3,10 @@
     import dassl_lite.compat                      # before anything that imports dassl
     python tools/train.py --dassl-compat --plugin their/trainers/x.py ...
 
-``dassl.engine`` *is* ``dassl_lite.engine``, not a copy, so a class that registers there is registered here. ``_PLACES``
-maps the modules whose names differ. If a third party's trainer or dataset has the name of a built-in one (every fork
-brings its own CoOp), it replaces the built-in one, and one log line says so.
+``dassl.engine`` *is* ``dassl_lite.engine``, not a copy, so a class that registers there is registered here.
+``names.py`` maps the modules whose names differ, and says what else can be imported from Dassl's. If a third party's
+trainer or dataset has the name of a built-in one (every fork brings its own CoOp), it replaces the built-in one, and
+one log line says so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from dassl_lite.compat.names import KEYS, PLACES, imports_of, resolve
 from dassl_lite.config import CN, cfg_default
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -29,73 +31,9 @@ logger = get_logger(__name__)
 
 THEIRS, OURS = "dassl", "dassl_lite"
 
-# Dassl's modules of a single family of backbones; networks.backbone has them all.
-_BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
-# Our module of layers or losses -> the modules of Dassl whose names it defines.
-_OPS = {
-    "layers": ("attention", "conv", "reverse_grad", "sequential2"),
-    "losses": ("cross_entropy", "mmd", "optimal_transport"),
-    "mixing": ("efdmix", "mixstyle", "mixup"),
-    "normalisation": ("dsbn", "transnorm"),
-}
-# Dassl's module -> ours, where the names differ. If there are several, the first that has an attribute provides it.
-_PLACES: dict[str, tuple[str, ...]] = {
-    "engine.trainer": ("engine.contract.trainer",),
-    "data.data_manager": ("data.manager", "data.loaders"),
-    "data.datasets.base_dataset": ("data.datasets",),
-    "data.datasets.build": ("data.datasets",),
-    "data.transforms.autoaugment": ("data.transforms.augmentations",),
-    "data.transforms.randaugment": ("data.transforms.augmentations",),
-    "data.transforms.transforms": ("data.transforms", "data.transforms.build"),
-    "evaluation.build": ("evaluation.evaluator",),
-    "modeling.backbone.backbone": ("networks.backbone.base",),
-    "modeling.backbone.build": ("networks.build",),
-    "modeling.backbone.resnet": ("networks.backbone.resnet", "networks.backbone"),
-    **{f"modeling.backbone.{file}": ("networks.backbone",) for file in _BACKBONE_FILES},
-    "modeling.head": ("networks.head", "networks.build"),
-    "modeling.head.build": ("networks.build",),
-    "modeling.head.mlp": ("networks.head",),
-    "modeling.network": ("networks.build", "networks"),
-    "modeling.network.build": ("networks.build",),
-    **{f"modeling.ops.{file}": (f"networks.ops.{ours}",) for ours, files in _OPS.items() for file in files},
-    "utils": ("utils", "utils.tools", "utils.logger", "data.images", "downloads.url"),
-    "utils.tools": ("utils.tools", "data.images", "downloads.url"),
-}
-
-
-# Config keys of Dassl's own trainers, which Dassl declares in its defaults and papers build on.
-_STRONG: dict[str, Any] = {"CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()}
-_KEYS: dict[str, dict[str, Any]] = {
-    "MCD": {"N_STEP_F": 4},
-    "MME": {"LMDA": 0.1},
-    "CDAC": {
-        "CLASS_LR_MULTI": 10,
-        "RAMPUP_COEF": 30,
-        "RAMPUP_ITRS": 1000,
-        "TOPK_MATCH": 5,
-        "P_THRESH": 0.95,
-        "STRONG_TRANSFORMS": (),
-    },
-    "SE": {"EMA_ALPHA": 0.999, "CONF_THRE": 0.95, "RAMPUP": 300},
-    "M3SDA": {"LMDA": 0.5, "N_STEP_F": 4},
-    "DAEL": {"WEIGHT_U": 0.5, **_STRONG},
-    "CROSSGRAD": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
-    "DDAIG": {
-        "G_ARCH": "",
-        "LMDA": 0.3,
-        "CLAMP": False,
-        "CLAMP_MIN": -1.0,
-        "CLAMP_MAX": 1.0,
-        "WARMUP": 0,
-        "ALPHA": 0.5,
-    },
-    "DAELDG": {"WEIGHT_U": 0.5, **_STRONG},
-    "DOMAINMIX": {"TYPE": "crossdomain", "ALPHA": 1.0, "BETA": 1.0},
-    "ENTMIN": {"LMDA": 1e-3},
-    "MEANTEACHER": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
-    "MIXMATCH": {"WEIGHT_U": 100.0, "TEMP": 2.0, "MIXUP_BETA": 0.75, "RAMPUP": 20000},
-    "FIXMATCH": {"WEIGHT_U": 1.0, **_STRONG},
-}
+# Modules of ours that were lent the names of a module of Dassl's, that module, and what they had under the names that
+# this changed.
+_lent: list[tuple[ModuleType, str, dict[str, Any]]] = []
 
 
 class _Alias(Loader):
@@ -128,11 +66,13 @@ class DasslFinder(MetaPathFinder):
 def _resolve(rest: str) -> ModuleType | None:
     """Our module for ``dassl.<rest>``, or None if there is none."""
     same_name = re.sub(r"^modeling\b", "networks", rest)
-    places = [f"{OURS}.{place}".rstrip(".") for place in _PLACES.get(rest, (same_name,))]
+    places = [f"{OURS}.{place}".rstrip(".") for place in PLACES.get(rest, (same_name,))]
     if not all(_exists(place) for place in places):
         return None
     modules = [importlib.import_module(place) for place in places]
-    return modules[0] if len(modules) == 1 else _gathered(f"{THEIRS}.{rest}", modules)
+    module = modules[0] if len(modules) == 1 else _gathered(f"{THEIRS}.{rest}", modules)
+    _lend(rest, module)
+    return module
 
 
 def _load_shadowed(rest: str, package: ModuleType) -> None:
@@ -141,12 +81,46 @@ def _load_shadowed(rest: str, package: ModuleType) -> None:
     The import system sets a submodule as an attribute of its package when it finds it, which would replace the
     function in our package. It looks in ``sys.modules`` first, and then leaves the attribute alone.
     """
-    for place in _PLACES:
+    for place in PLACES:
         parent, _, name = place.rpartition(".")
         if parent == rest and not isinstance(getattr(package, name, package), ModuleType):
             module = _resolve(place)
             if module is not None:
                 sys.modules.setdefault(f"{THEIRS}.{place}", module)
+
+
+def _lend(place: str, module: ModuleType) -> None:
+    """Let ``module`` also give the names that Dassl's module ``dassl.<place>`` imports; each is looked up on use."""
+    names, own = imports_of(place), module.__dict__
+    if not names or any(lent is module and of == place for lent, of, _ in _lent):
+        return
+    before: Callable[[str], Any] | None = own.get("__getattr__")
+
+    def find(attribute: str) -> Any:
+        if before is not None:
+            try:
+                return before(attribute)
+            except AttributeError:
+                if attribute not in names:
+                    raise
+        if attribute in names:
+            return resolve(names[attribute])
+        raise AttributeError(f"module '{module.__name__}' has no attribute '{attribute}'")
+
+    _lent.append((module, place, {name: own.get(name) for name in ("__getattr__", "__all__")}))
+    public = own.get("__all__") or [name for name in own if not name.startswith("_")]
+    own["__getattr__"], own["__all__"] = find, sorted({*public, *names})  # the latter is for `from dassl.x import *`
+
+
+def _take_back() -> None:
+    """Undo every ``_lend``."""
+    for module, _, before in reversed(_lent):
+        for name, value in before.items():
+            if value is None:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value
+    _lent.clear()
 
 
 def _exists(name: str) -> bool:
@@ -188,7 +162,7 @@ def enable() -> None:
         logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite replaces it in this process")
     sys.meta_path.insert(0, DasslFinder())
     Registry.others_win = True
-    for name, keys in _KEYS.items():
+    for name, keys in KEYS.items():
         cfg_default.TRAINER[name] = CN(keys)
 
 
@@ -197,8 +171,9 @@ def disable() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, DasslFinder)]
     for name in [name for name in sys.modules if name.partition(".")[0] == THEIRS]:
         del sys.modules[name]
+    _take_back()
     Registry.others_win = False
-    for name in _KEYS:
+    for name in KEYS:
         cfg_default.TRAINER.pop(name, None)
 
 
