@@ -29,7 +29,7 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import free_folder, prepare_output, run_tool
-from dassl_lite.engine.commands.evaluate import load_run
+from dassl_lite.engine.commands.evaluate import for_testing, load_run
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
@@ -69,7 +69,8 @@ def make_parser() -> ToolParser:
 def config_of(args: argparse.Namespace) -> CfgNode:
     """The run's config: files, then flags, then options."""
     resume = args.resume if isinstance(args.resume, str) else ""
-    return make_config(**config_arguments(args, flags={"RESUME": resume}))
+    cfg = make_config(**config_arguments(args, flags={"RESUME": resume}))
+    return for_testing(cfg) if args.eval_only else cfg
 
 
 def with_output(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:

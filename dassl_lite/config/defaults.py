@@ -79,6 +79,7 @@ def _add_dataset(cfg: CN) -> None:
     # Where made splits and draws are kept: dataset (in its folder) | cache | auto (dataset; your own data: cache)
     node.SPLITS_IN = "auto"
     node.FILE = ""  # dataset Features: .npz file of image features to use instead of images
+    node.TEST_ONLY = False  # your own images: without splits, all are test images (True where runs are evaluated)
     node.ON_ERROR = "stop"  # stop | skip: what to do about a corrupt image
     node.FEATURES = CN()
     node.FEATURES.VIEWS = 10  # augmented views per training image; epoch e uses view e mod VIEWS; 0: no cache

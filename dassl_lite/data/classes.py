@@ -9,8 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,32 @@ def normalise_name(name: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
     return " ".join(re.sub(r"[\s_\-/]+", " ", folded).split())
+
+
+def equal_names(names: Sequence[str]) -> list[list[int]]:
+    """The positions of classes that no prompt can tell apart: CLIP's tokenizer ignores case, and ``_`` is a space."""
+    positions: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        positions.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(position)
+    return [same for same in positions.values() if len(same) > 1]
+
+
+def describe_equal_names(names: Sequence[str]) -> str:
+    """What to say of classes with the same name; "" if there are none."""
+    groups = [f"'{names[same[0]]}' (labels {', '.join(map(str, same))})" for same in equal_names(names)]
+    if not groups:
+        return ""
+    more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+    return (
+        f"classes have the same name: {', '.join(groups[:3])}{more}; text alone cannot tell them apart, so zero-shot "
+        "predicts only the first of them"
+    )
+
+
+def tell_equal_names(names: Sequence[str]) -> None:
+    """Warn of classes with the same name."""
+    if text := describe_equal_names(names):
+        logger.warning(f"Some {text}")
 
 
 def match_classes(source: ClassList, target: ClassList) -> ClassMatch:

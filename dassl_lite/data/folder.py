@@ -23,6 +23,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from dassl_lite.data.classes import tell_equal_names
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, read_pickled_draw, warn_of_small_classes
@@ -53,6 +54,8 @@ class FolderDataset(DatasetBase):
         lists_files: :meth:`load` lists the folders on every run, so there is no need to check that its images exist.
         own_data: the user's own files, not a dataset of the field: nothing is written into their folder unless
             DATASET.SPLITS_IN asks for it.
+        drawn: the pictures are drawn, as those that the demo backbone has learnt from.
+        evaluating: the images are only evaluated (``DATASET.TEST_ONLY``).
         sidecar: where the split file and the few-shot draws are kept.
 
     Hooks, in the order in which they are called: :meth:`find_root`, :meth:`prepare`, :meth:`load` (which calls
@@ -68,10 +71,13 @@ class FolderDataset(DatasetBase):
     test_only: bool = False
     lists_files: bool = False
     own_data: bool = False
+    drawn: bool = False
+    evaluating: bool = False
     sidecar: SidecarFiles
     _new_split: Split | None = None
 
     def __init__(self, cfg: CfgNode) -> None:
+        self.evaluating = cfg.DATASET.TEST_ONLY
         self.locate(cfg)
         self.prepare()
         self._check_layout()
@@ -83,7 +89,7 @@ class FolderDataset(DatasetBase):
             raise UserError(f"dataset {type(self).__name__} cannot be read: {error}") from error
         if self.test_only:
             split = Split(split.test, split.val, split.test)
-        self._check(split, cfg.DATASET.ON_ERROR)
+        self.check_split(split, cfg.DATASET.ON_ERROR)
         if not self.test_only:
             split = self._few_shots(split, cfg)
         if self._new_split is not None:
@@ -91,6 +97,7 @@ class FolderDataset(DatasetBase):
             self.sidecar.write(self.split_file, partial(save_split, self._new_split, image_dir=self.image_dir))
         split = subsample_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=split.train, val=split.val, test=split.test)
+        tell_equal_names(self.classnames)
 
     # Hooks that a subclass may override.
 
@@ -167,9 +174,15 @@ class FolderDataset(DatasetBase):
                 f"dataset {type(self).__name__}: cannot read the folder '{self.image_dir}': {error.strerror}"
             ) from error
 
-    def _check(self, split: Split, on_error: str) -> None:
+    @property
+    def called(self) -> str:
+        """What the lists come from, for error messages."""
+        return f"dataset {type(self).__name__}"
+
+    def check_split(self, split: Split, on_error: str) -> None:
+        """Raise UserError if labels or files of a split are wrong; called before it is saved, if it is made here."""
         kept = self.sidecar.find(self.split_file) if self.split_file else None
-        source = f"split file '{kept}'" if kept else f"dataset {type(self).__name__}"
+        source = f"split file '{kept}'" if kept else self.called
         hint = f"Check the folder{f', or delete {kept} to split again' if kept else ''}."
         try:
             if not self.lists_files:

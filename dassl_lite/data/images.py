@@ -1,15 +1,18 @@
-"""Reading an image file as Dassl does: RGB, first frame, no EXIF rotation."""
+"""Image files: which files are images, and reading one as Dassl does (RGB, first frame, no EXIF rotation)."""
 
 from __future__ import annotations
 
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+from dassl_lite.data import grey
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import open_file
 
@@ -32,6 +35,11 @@ IMAGE_FORMATS = (
     "TIFF",
     "WEBP",
 )
+_CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # that PIL may have been built without
+HEIF = "HEIF"  # the pictures of phones; PIL learns it from pillow-heif
+HEIF_EXTENSIONS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+HEIF_REMEDY = "pip install pillow-heif reads them"
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 class UnreadableImageError(UserError):
@@ -55,27 +63,59 @@ class UnreadableImageError(UserError):
 def _decoded_formats() -> tuple[str, ...]:
     """Those of ``IMAGE_FORMATS`` that the installed PIL decodes."""
     Image.init()
-    return tuple(kind for kind in IMAGE_FORMATS if kind in Image.OPEN)
+    lacking = {kind for kind, codec in _CODECS.items() if not features.check(codec)}
+    return tuple(kind for kind in IMAGE_FORMATS if kind in Image.OPEN and kind not in lacking)
+
+
+@functools.cache
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed; if it is, PIL reads HEIC pictures from now on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Lower-case extensions, with the dot, of the files in one of ``IMAGE_FORMATS`` that the installed PIL decodes."""
+    """Lower-case extensions, with the dot, of the files in one of ``IMAGE_FORMATS`` that the installed PIL decodes.
+
+    Those of HEIC pictures are not among them: see :func:`reads_heif`.
+    """
     decoded = _decoded_formats()
     return frozenset(extension for extension, kind in Image.EXTENSION.items() if kind in decoded)
 
 
+def _is_heif(file: BinaryIO) -> bool:
+    """Whether a file begins like a HEIC picture, whatever it is called."""
+    start = file.read(12)
+    file.seek(0)
+    return start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS
+
+
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image file in one of ``IMAGE_FORMATS``; every reader of images begins here.
+    """Open an image file in one of ``IMAGE_FORMATS``, or in HEIC if pillow-heif is installed.
+
+    Every reader of images begins here.
 
     Raises:
         UnreadableImageError: the file is missing, not a file, not an image, or cannot be decoded in the block.
     """
     name = os.fspath(path)
     try:
-        with open_file(name) as file, Image.open(file, formats=_decoded_formats()) as image:
-            yield image
+        with open_file(name) as file:
+            formats = _decoded_formats()
+            if _is_heif(file):
+                if not reads_heif():
+                    raise UnreadableImageError(name, f"a HEIC picture; {HEIF_REMEDY}")
+                formats = (HEIF,)
+            with Image.open(file, formats=formats) as image:
+                yield image
+    except UnreadableImageError:
+        raise
     except FileNotFoundError as error:
         raise UnreadableImageError(name, "no such file") from error
     except UnidentifiedImageError as error:
@@ -89,7 +129,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image as 8-bit RGB.
 
     As in Dassl, an alpha channel is dropped, CMYK and palette images are converted, an animation gives its first frame,
-    and EXIF orientation is ignored. Grey images of 16 or 32 bits are scaled to 8 bits; Dassl clips them to white.
+    and EXIF orientation is ignored. Grey images of more than 8 bits are scaled to 8, see
+    :mod:`dassl_lite.data.grey`; Dassl clips them to white.
 
     Raises:
         UnreadableImageError: the file is missing, not an image, truncated, or larger than PIL allows.
@@ -98,7 +139,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         # Transparency is dropped on purpose.
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
         with open_image(path) as image:
-            return _to_eight_bits(image).convert("RGB")
+            return (grey.to_eight_bits(image, os.fspath(path)) if grey.is_wide(image) else image).convert("RGB")
 
 
 def count_images(number: int) -> str:
@@ -106,9 +147,19 @@ def count_images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of more than 8 bits scaled to 8 bits; other modes unchanged."""
-    if not image.mode.startswith("I"):
-        return image
-    wide = image.convert("I")  # 32 bits; every 16-bit file gives values from 0 to 65535
-    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+def kind_of(entry: os.DirEntry[str] | Path) -> str:
+    """The kind of a file that is no image or cannot be read, for :func:`describe_kinds`; "" for an image."""
+    extension = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith("."):
+        return "hidden"
+    if not entry.is_file():
+        return "no regular files"  # a dangling link, a pipe, a device
+    if extension in image_extensions() or (extension in HEIF_EXTENSIONS and reads_heif()):
+        return ""
+    return extension or "without extension"
+
+
+def describe_kinds(kinds: Mapping[str, int]) -> str:
+    """Files that are passed over, by kind: ``12 .heic (pip install pillow-heif reads them), 3 hidden``."""
+    listed = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    return ", ".join(f"{n:,} {kind}" + (f" ({HEIF_REMEDY})" if kind in HEIF_EXTENSIONS else "") for kind, n in listed)

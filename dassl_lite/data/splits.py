@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,8 +23,14 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-# Accepted names of the splits, in folders and tables.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Accepted names of the splits, in folders and tables, whatever their case.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+UNSPLIT = ""  # stands for the split of images that come without splits
+_SET = re.compile(r"[ _.-]*(set|split|data|images|imgs)$")
 
 
 class Split(NamedTuple):
@@ -32,6 +39,12 @@ class Split(NamedTuple):
     train: list[Datum]
     val: list[Datum]
     test: list[Datum]
+
+
+def split_called(name: str) -> str:
+    """The split with this name, such as "train" for ``Training`` or ``train_set``; "" for another name."""
+    plain = name.strip().lower()
+    return SPLIT_NAMES.get(plain) or SPLIT_NAMES.get(_SET.sub("", plain), "")
 
 
 def read_split(path: PathLike, image_dir: str) -> Split:
@@ -197,6 +210,8 @@ def check_labels(split: Split, source: str) -> None:
     gaps = [label for label in range(max(names, default=0) + 1) if label not in names]
     if gaps or min(names, default=0) < 0:
         wrong = f"no training image has label {gaps[0]}" if gaps else f"label {min(names)} is negative"
+        if names and gaps == [0]:
+            wrong += f": they run from 1 to {max(names)}; subtract 1"
         raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
     for item in (*split.val, *split.test):
         if item.label not in names:

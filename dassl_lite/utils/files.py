@@ -69,8 +69,8 @@ def _check_regular(mode: int, path: str) -> None:
 
 
 def read_json(fpath: PathLike) -> Any:
-    """Read a JSON file (UTF-8)."""
-    return json.loads(Path(fpath).read_text(encoding="utf-8"))
+    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 with one."""
+    return json.loads(Path(fpath).read_bytes())
 
 
 def write_json(obj: object, fpath: PathLike, indent: int | None = 4) -> None:

@@ -52,6 +52,7 @@ class PerClass(NamedTuple):
 class DrawnDataset(FolderDataset):
     """A dataset that draws itself. A subclass implements `class_table`, and `draw` or `pictures`."""
 
+    drawn = True
     split_file = "split.json"
     classes_file = "classes.json"
     per_class: ClassVar[PerClass] = PerClass()

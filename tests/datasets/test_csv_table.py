@@ -182,9 +182,11 @@ def test_changes_of_the_table_after_its_split_are_reported(folder: Path, caplog:
         ("path,classname,split\na,x,train\nb,x,tset\n", r"unknown split in .*line 3: 'tset'\. Did you mean 'test'"),
         ("path,classname,split\na,x,train\nb,x,\n", r"unknown split in .*line 3: ''"),
         ("path,classname,split\na,x,train\n", "has the split test or val"),
-        ("path,classname,split\na,x,test\n", "has the split train"),
         ('path,classname\n"a,x\n', "cannot read the table"),
-        ("path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n", "missing 3 of 3 images"),
+        (
+            "path,label,classname,split\na.png,0,a,train\nb.png,2,c,train\nc.png,0,a,test\n",
+            r"table '.*mine\.csv': missing 3 of 3 images",
+        ),
     ],
 )
 def test_an_invalid_row_is_named(folder: Path, text: str, message: str) -> None:
@@ -211,3 +213,39 @@ def test_an_unused_column_is_logged(folder: Path, caplog: pytest.LogCaptureFixtu
         load("CSV", folder)
     assert "Column 'spllit' of" in caplog.text
     assert "did you mean 'split'?" in caplog.text
+
+
+def test_a_table_for_testing_alone_is_evaluated(folder: Path) -> None:
+    lines = [[path, name, "Test"] for path, name in rows()]
+    dataset = load("CSV", table(folder, "path,classname,split", lines))
+    assert (len(dataset.test), dataset.test_only) == (30, True)
+    assert dataset.classnames == ["ant", "tench", "white shark"]
+
+
+def test_labels_of_a_table_for_testing_may_have_gaps(folder: Path) -> None:
+    lines = [[path, str(3 + 4 * int(label)), f"thing {label}", "test"] for path, label in rows((2, 0, 1))]
+    dataset = load("CSV", table(folder, "path,label,classname,split", lines))
+    assert dataset.classnames == ["thing 0", "thing 1", "thing 2"]
+    assert {item.label for item in dataset.test} == {0, 1, 2}
+
+
+def test_evaluating_takes_all_rows_of_a_table_without_splits(folder: Path) -> None:
+    path = table(folder, "path,classname", rows())
+    assert len(load("CSV", path, TEST_ONLY=True).test) == 30
+    assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv"]
+
+
+def test_labels_from_one_are_refused_before_a_split_is_saved(folder: Path) -> None:
+    path = table(folder, "path,label", rows((1, 2, 3)))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"table '.*mine\.csv': .* no training image has label 0: .*subtract 1"):
+            load("CSV", path)
+    assert not list(folder.glob("split_*"))
+
+
+def test_missing_images_are_reported_before_a_split_is_saved(folder: Path) -> None:
+    path = table(folder, "path,classname", [*rows(), *([f"gone{i}.png", "ant"] for i in range(10))])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"table '.*mine\.csv': missing 10 of 40 images"):
+            load("CSV", path)
+    assert sum(sizes(load("CSV", path, ON_ERROR="skip"))) == 40

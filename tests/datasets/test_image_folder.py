@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dassl_lite.config import get_cfg_default
-from dassl_lite.data import build_dataset
+from dassl_lite.data import build_dataset, images
 from dassl_lite.datasets import image_folder  # noqa: F401  registers
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
@@ -80,7 +80,7 @@ def test_files_saved_by_a_run_are_ignored_by_the_next(root: Path, caplog: pytest
     assert sizes(again) == (6, 6, 9)
     assert again.train_x == first.train_x
     assert "Ignored" not in caplog.text
-    assert "Skipped" not in caplog.text
+    assert "Passed over" not in caplog.text
 
 
 def test_images_added_or_removed_after_the_split_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +136,7 @@ def test_split_folders_with_unknown_classes_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_files_that_are_no_images_are_skipped_and_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_images_are_passed_over_by_kind(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db", "no_ending"):
         (root / "ant" / name).touch()
     (root / "ant" / "deeper").mkdir()
@@ -145,7 +145,7 @@ def test_files_that_are_no_images_are_skipped_and_counted(root: Path, caplog: py
     with caplog.at_level(logging.INFO):
         dataset = load(root)
     assert sum(sizes(dataset)) == 31
-    assert f"Skipped entries under '{root}' that are not images: 5" in caplog.text
+    assert f"Passed over in '{root}': 1 .db, 1 .txt, 1 hidden, 1 without extension" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -208,3 +208,177 @@ def test_a_folder_name_that_is_not_utf8_is_accepted(root: Path) -> None:
 def test_the_users_template_is_used(root: Path) -> None:
     assert load(root).template == "a photo of a {}."
     assert load(root, TEMPLATE="a {} on my desk.").template == "a {} on my desk."
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------
+
+# Folders, each with 10 images -> (training, validation, test) images and class names.
+LAYOUTS: dict[str, tuple[list[str], tuple[int, int, int], list[str]]] = {
+    "sub-folders of a class": (["ant/2019", "ant/2020/spring", "bee"], (15, 6, 9), ["ant", "bee"]),
+    "images at two depths of a class": (["ant", "ant/more", "bee"], (15, 6, 9), ["ant", "bee"]),
+    "capital splits": (["Train/a", "Train/b", "Val/a", "Test/a", "Test/b"], (20, 10, 20), ["a", "b"]),
+    "other names of splits": (["training/a", "VALIDATION/a", "testing/a"], (10, 10, 10), ["a"]),
+    "names with a suffix": (["train_set/a", "Test Data/a"], (10, 0, 10), ["a"]),
+    "train and val": (["TRAIN/a", "dev/a"], (10, 0, 10), ["a"]),
+    "splits with depth": (["train/a/x/y", "test/a/z"], (10, 0, 10), ["a"]),
+    "splits in classes": (["a/train", "a/test", "b/Train", "b/Test"], (20, 0, 20), ["a", "b"]),
+    "a folder around the classes": (["unpacked/data/a", "unpacked/data/b"], (10, 4, 6), ["a", "b"]),
+    "a folder around the splits": (["unpacked/Train/a", "unpacked/Test/a"], (10, 0, 10), ["a"]),
+    "training images alone": (["train/a", "train/b"], (10, 4, 6), ["a", "b"]),
+    "one class": (["a"], (5, 2, 3), ["a"]),
+    "splits and a folder that is none": (["train/a", "test/a", "extra/a"], (10, 0, 10), ["a"]),
+    "classes that are called like splits": (["train", "test", "bus"], (15, 6, 9), ["bus", "test", "train"]),
+    "folders of the system": (["a", "b", "__MACOSX/a", "@eaDir", ".git/x"], (10, 4, 6), ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_in_use_elsewhere_is_recognised(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+    folders, expected, classnames = LAYOUTS[layout]
+    for folder in folders:
+        if not (tmp_path / "mine" / folder).exists():
+            fill(tmp_path / "mine" / folder)
+            continue
+        for i in range(10):
+            Image.new("RGB", (4, 4), (i, 9, 0)).save(tmp_path / "mine" / folder / f"{i}.png")
+    with caplog.at_level(logging.INFO):
+        dataset = load(tmp_path / "mine")
+    assert (sizes(dataset), dataset.classnames) == (expected, classnames)
+    assert "is read as <" in caplog.text  # what was taken for what
+    assert len({item.impath for part in (dataset.train_x, dataset.val, dataset.test) for item in part}) == sum(expected)
+    assert sizes(load(tmp_path / "mine", NUM_SHOTS=1))[2] == expected[2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train/a", "test"], r"'.*mine/test' contains images but no class folders; .*mine/test/<class>/"),
+        (["train", "test"], "contains images but no class folders"),
+        (["train/a", "val/a", "Validation/a"], "two folders for val: 'Validation' and 'val'"),
+        (["a/train", "a/test", "b"], r"are split by folders called test and train, but '.*mine/b' is not"),
+        (["Train/Cat", "Test/cat"], r"Test' has classes that '.*Train' lacks: cat; did you mean Cat\?"),
+    ],
+)
+def test_folders_that_mean_two_things_are_refused(tmp_path: Path, folders: list[str], message: str) -> None:
+    for folder in folders:
+        fill(tmp_path / "mine" / folder)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "mine")
+
+
+def test_images_beside_the_folders_are_not_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("mine/train/a", "mine/test/a", "mine/extra/a"):
+        fill(tmp_path / folder)
+    for place in ("mine", "mine/train"):
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "loose.png")
+    with caplog.at_level(logging.INFO):
+        assert sizes(load(tmp_path / "mine")) == (10, 0, 10)
+    assert f"1 image beside the class folders in '{tmp_path / 'mine'}' are not used" in caplog.text
+    assert f"1 image beside the class folders in '{tmp_path / 'mine' / 'train'}' are not used" in caplog.text
+    assert f"The folder '{tmp_path / 'mine' / 'extra'}' is not used" in caplog.text
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / "mine" / name)
+        (tmp_path / "mine" / name / "up").symlink_to(tmp_path / "mine")
+        (tmp_path / "mine" / name / "other").symlink_to(tmp_path / "elsewhere")
+    fill(tmp_path / "elsewhere", 3)
+    assert sum(sizes(load(tmp_path / "mine"))) == 23
+
+
+def test_folders_without_end_are_refused_in_one_line(tmp_path: Path) -> None:
+    deep = tmp_path / "mine"
+    for _ in range(150):
+        deep = deep / "x"
+    deep.mkdir(parents=True)
+    with pytest.raises(UserError, match="folders deep"):
+        load(tmp_path / "mine")
+
+
+def test_classnames_json_beside_the_class_folders_is_found(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(tmp_path / "mine" / "unpacked" / name)
+    (tmp_path / "mine" / "unpacked" / "classnames.json").write_bytes(b'\xef\xbb\xbf{"a": "ant", "b": "bee"}')
+    assert load(tmp_path / "mine").classnames == ["ant", "bee"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_the_encodings_of_editors(root: Path, encoding: str) -> None:
+    (root / "classnames.json").write_bytes('{"ant": "Ämter"}'.encode(encoding))
+    assert load(root).classnames[0] == "Ämter"
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("ice_cream", "ice cream")])
+def test_classes_that_prompts_cannot_tell_apart_are_told(
+    tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (*names, "dog"):
+        fill(tmp_path / "mine" / name)
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path / "mine")
+    assert "classes have the same name" in caplog.text
+    assert "predicts only the first" in caplog.text
+
+
+# ---- kinds of files --------------------------------------------------------------------------------------------------
+
+
+def test_kinds_that_are_not_read_are_passed_over_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.h5", "b.fits", "c.eps", "d.psd", "e.mp4", "f.mp4", "g.cr2"):
+        (root / "ant" / name).write_bytes(b"x")
+    (root / "ant" / "gone.png").symlink_to(root / "nowhere")
+    with caplog.at_level(logging.INFO):
+        assert sum(sizes(load(root))) == 30
+    assert "2 .mp4, 1 .cr2, 1 .eps, 1 .fits, 1 .h5, 1 .psd, 1 no regular files" in caplog.text
+
+
+def test_without_pillow_heif_the_line_names_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "reads_heif", lambda: False)
+    (root / "phone").mkdir()
+    for i in range(3):
+        (root / "phone" / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(UserError, match=r"phone' contains no images \(3 \.heic \(pip install pillow-heif reads them"):
+        load(root)
+    (root / "phone" / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(UserError, match="a HEIC picture; pip install pillow-heif"):
+        images.read_image(root / "phone" / "renamed.jpg")
+
+
+def test_heic_pictures_are_read_with_pillow_heif(root: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    (root / "phone").mkdir()
+    for i in range(10):
+        Image.new("RGB", (64, 64), (200, 10, 20)).save(root / "phone" / f"IMG_{i}.HEIC", format="HEIF")
+    assert "phone" in load(root).classnames
+    red, green, _ = images.read_image(root / "phone" / "IMG_0.HEIC").getpixel((32, 32))  # type: ignore[misc]
+    assert (red > 180, green < 40) == (True, True)
+
+
+# ---- evaluating ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_takes_all_images_and_writes_nothing(root: Path) -> None:
+    before = sorted(root.rglob("*"))
+    dataset = load(root, TEST_ONLY=True, NUM_SHOTS=2)
+    assert len(dataset.test) == 30
+    assert dataset.test_only
+    assert sorted(root.rglob("*")) == before
+
+
+def test_evaluating_keeps_the_test_images_of_a_split(root: Path, tmp_path: Path) -> None:
+    tested = load(root).test
+    assert load(root, TEST_ONLY=True).test == tested  # the others may have been trained on
+    for part in ("train", "test"):
+        fill(tmp_path / "split" / part / "a", 3)
+    assert sizes(load(tmp_path / "split", TEST_ONLY=True)) == (3, 0, 3)
+
+
+@pytest.mark.parametrize("parts", [["test"], ["Test", "Val"]])
+def test_a_folder_with_test_images_alone_is_for_testing(tmp_path: Path, parts: list[str]) -> None:
+    for part in parts:
+        for name in ("a", "b"):
+            fill(tmp_path / "mine" / part / name)
+    dataset = load(tmp_path / "mine")
+    assert (len(dataset.test), dataset.classnames, dataset.test_only) == (20, ["a", "b"], True)

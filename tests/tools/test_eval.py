@@ -93,8 +93,24 @@ def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
     paths = [str(tmp_path / place) for place in ("photos", "elsewhere/photos", "listed.csv")]
     out = tmp_path / "table.json"
     assert evaluate(source, "--data", *paths, "--dataset-config-file", "gadgets", "--output", str(out), *FEW[-2:]) == 0
-    classes = {name: row["classes"] for name, row in rows_of(out).items()}
-    assert classes == {paths[0]: 2, paths[1]: 2, "listed": 1, "Gadgets": 12}
+    rows = rows_of(out)
+    assert {name: row["classes"] for name, row in rows.items()} == {
+        paths[0]: 2,
+        paths[1]: 2,
+        "listed": 1,
+        "Gadgets": 12,
+    }
+    assert [rows[name]["images"] for name in (paths[0], paths[1], "listed")] == [8, 8, 4]  # all, since nothing is split
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["blue", "red circle"]
+
+
+def test_all_images_of_other_data_than_the_run_s_own_are_for_testing(tmp_path):
+    stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": str(tmp_path)}}))
+    other = {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": str(tmp_path / "other")}
+    same = {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": str(tmp_path / "x" / "..")}
+    assert config_for(stored, other, {}).DATASET.TEST_ONLY
+    for target in (None, same, "gadgets"):
+        assert not config_for(stored, target, {}).DATASET.TEST_ONLY
 
 
 @pytest.mark.parametrize("data", [{"NAME": "ImageFolder"}, {"NAME": "CSV"}, {"NAME": "Mine"}])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import eval as eval_tool
@@ -114,6 +115,21 @@ def test_resume_refuses_another_seed_number_of_shots_or_learning_rate(tmp_path, 
         assert expected in line
     assert (tmp_path / "results.json").read_text() == before
     assert taskres(tmp_path, "--resume", options=("DATASET.FEATURES.BATCH_SIZE", "8")) == 0
+
+
+@pytest.mark.slow
+def test_the_demo_backbone_says_that_it_knows_drawn_shapes_only(tmp_path, capsys):
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    assert (
+        run("--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--data", str(tmp_path / "photos")) == 0
+    )
+    line = "Warning: The backbone demo knows drawn shapes only, and will not recognise photographs: name another"
+    assert capsys.readouterr().err.count(line) == 1
+    assert run("--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "drawn"), *QUICK[:2]) == 0
+    assert "drawn shapes only" not in capsys.readouterr().err
 
 
 def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):

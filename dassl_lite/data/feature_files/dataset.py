@@ -116,7 +116,7 @@ class FeatureDataset(FolderDataset):
     def _check_layout(self) -> None:
         """Nothing to check: reading the file reports what is wrong with it."""
 
-    def _check(self, split: Split, on_error: str) -> None:
+    def check_split(self, split: Split, on_error: str) -> None:
         check_labels(split, f"feature file {self.image_dir}")
 
     def load(self) -> Split:

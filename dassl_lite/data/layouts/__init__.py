@@ -1,6 +1,7 @@
 """Layouts: how images are stored on disk, and how that becomes lists of Datums.
 
-There are three kinds: folders with the images of one class each (``class_folders``), a user's CSV table (``table``) and
+There are four kinds: folders with the images of one class each (``class_folders``), a user's folder, whose meaning is
+found out (``own_folder``), a user's CSV table (``table``) and
 publishers' annotation files, as text or MATLAB's .mat (``annotations``). Dataset files call these functions from their
 ``load`` or ``make_split``. Nothing here knows a particular dataset or draws shots.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 from dassl_lite.data.layouts.annotations import Row, listed_images, parse_lines, parse_mat, split_lists
 from dassl_lite.data.layouts.class_folders import (
     ClassFolder,
-    find_split_folders,
     folders_by_wnid,
     list_classes,
     list_folders,
@@ -19,12 +19,13 @@ from dassl_lite.data.layouts.class_folders import (
     refresh_split,
     split_folders,
 )
+from dassl_lite.data.layouts.own_folder import OwnFolder, read_own_folder
 from dassl_lite.data.layouts.table import find_table, list_rows, read_table, split_rows
 
 __all__ = [
     "ClassFolder",
+    "OwnFolder",
     "Row",
-    "find_split_folders",
     "find_table",
     "folders_by_wnid",
     "list_classes",
@@ -35,6 +36,7 @@ __all__ = [
     "name_folders",
     "parse_lines",
     "parse_mat",
+    "read_own_folder",
     "read_table",
     "refresh_split",
     "split_folders",

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
-from dassl_lite.data.images import count_images, image_extensions
-from dassl_lite.data.splits import SPLIT_NAMES, Split, split_classes
+from dassl_lite.data.images import count_images, describe_kinds, kind_of
+from dassl_lite.data.splits import Split, split_classes
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import read_json
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-OUR_FOLDERS = ("split_fewshot",)  # written beside the class folders by our own runs
+OUR_FOLDERS = {"split_fewshot"}  # written beside the class folders by our own runs
+# Left by operating systems and archive programs.
+JUNK_FOLDERS = {
+    *("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"),
+}
 
 
 class ClassFolder(NamedTuple):
@@ -30,10 +35,10 @@ class ClassFolder(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The image files in a folder, sorted, and the number of its other entries."""
+    """The image files in a folder, sorted, and the number of its other entries by kind."""
 
     files: list[str]
-    skipped: int
+    passed: Counter[str]
 
 
 # ---- names of the classes --------------------------------------------------------------------------------------------
@@ -107,23 +112,32 @@ def _read_entries(path: Path, folders: Sequence[str]) -> Mapping[str, object]:
 
 
 def list_images(folder: str) -> Listing:
-    """Images directly in ``folder``, recognised by extension; hidden files, other files and folders are counted."""
-    files, skipped = [], 0
+    """Images directly in ``folder``, recognised by extension; what is passed over is counted by kind."""
+    files, passed = [], Counter[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
-            is_image = os.path.splitext(entry.name)[1].lower() in image_extensions()
-            if is_image and not entry.name.startswith(".") and entry.is_file():
-                files.append(entry.path)
+            if kind := "folders" if entry.is_dir() else kind_of(entry):
+                passed[kind] += 1
             else:
-                skipped += 1
-    return Listing(sorted(files), skipped)
+                files.append(entry.path)
+    return Listing(sorted(files), passed)
+
+
+def no_images(folder: str, passed: Mapping[str, int]) -> str:
+    """The message for a class folder without images, with what it has in their place."""
+    instead = f" ({describe_kinds(passed)})" if passed else ""
+    return f"class folder '{folder}' {f'contains no images{instead}' if os.path.isdir(folder) else 'is missing'}"
 
 
 def list_folders(folder: str) -> list[str]:
-    """Sorted names of the folders in ``folder``, without hidden ones and those that runs write."""
+    """Sorted names of the folders in ``folder`` that may hold images: see :func:`is_ignored`."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(set(names) - set(OUR_FOLDERS))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_ignored(entry.name))
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a folder holds no images, by its name: hidden, written by our runs, or left by other programs."""
+    return name.startswith(".") or name in OUR_FOLDERS or name.lower() in JUNK_FOLDERS
 
 
 def list_classes(parent: str, classes: Sequence[ClassFolder], allow_empty: bool = False) -> list[list[Datum]]:
@@ -138,16 +152,16 @@ def list_classes(parent: str, classes: Sequence[ClassFolder], allow_empty: bool 
     """
     if not classes:
         raise UserError(f"'{parent}' contains no class folders; images should be in {parent}/<class>/")
-    groups, skipped = [], 0
+    groups, passed = [], Counter[str]()
     for label, (folder, name, classid) in enumerate(classes):
         path = os.path.join(parent, folder)
-        listing = list_images(path) if os.path.isdir(path) else Listing([], 0)
-        skipped += listing.skipped
+        listing = list_images(path) if os.path.isdir(path) else Listing([], Counter())
+        passed += listing.passed
         if not listing.files and not allow_empty:
-            raise UserError(f"class folder '{path}' {'contains no images' if os.path.isdir(path) else 'is missing'}")
+            raise UserError(no_images(path, listing.passed))
         groups.append([Datum(file, label, classname=name, classid=classid) for file in listing.files])
-    if skipped:
-        logger.info(f"Skipped entries under '{parent}' that are not images: {skipped}")
+    if passed:
+        logger.info(f"Passed over in '{parent}': {describe_kinds(passed)}")
     return groups
 
 
@@ -177,27 +191,11 @@ def split_folders(
     return split_classes(list_classes(image_dir, classes), random, p_train, p_val)
 
 
-def find_split_folders(root: str) -> dict[str, str]:
-    """Folders of a dataset that comes split, ``{"train": path, ...}``; empty if it does not.
-
-    It comes split if it has a ``train`` folder and all other folders are splits too. Without a ``test`` folder ``val``
-    becomes the test set and there is no validation set: model selection must not see the test images.
-    """
-    folders = list_folders(root)
-    if "train" not in folders or len(folders) < 2 or not set(folders) <= {*SPLIT_NAMES, *OUR_FOLDERS}:
-        return {}
-    found = {SPLIT_NAMES[name]: os.path.join(root, name) for name in folders if name in SPLIT_NAMES}
-    if "test" not in found and "val" in found:
-        logger.info(f"There is no test folder in '{root}': val is the test set, and there is no validation set")
-        found["test"] = found.pop("val")
-    return found if "test" in found else {}
-
-
 def list_split_folders(folders: Mapping[str, str], classes: Sequence[ClassFolder]) -> Split:
     """The split given by folders for train, test and maybe val.
 
     Args:
-        folders: folder of each split, as :func:`find_split_folders` returns them.
+        folders: folder of each split, by the split's name.
         classes: the classes in the train folder; the other folders may lack some but not have others.
 
     Raises:

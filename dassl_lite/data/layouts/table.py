@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.layouts.class_folders import ClassFolder, name_folders
-from dassl_lite.data.splits import SPLIT_NAMES, Split
+from dassl_lite.data.splits import UNSPLIT, Split, split_called
 from dassl_lite.utils.errors import UserError, nearest, unknown
 from dassl_lite.utils.logger import get_logger
 
@@ -169,26 +169,20 @@ def _list_classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple
     }
 
 
-def split_rows(rows: Sequence[TableRow], items: Sequence[Datum]) -> Split | None:
-    """The split given by the table, or None if it gives none.
-
-    Without test rows ``val`` becomes the test set and there is no validation set: model selection must not see the test
-    images.
+def split_rows(rows: Sequence[TableRow], items: Sequence[Datum]) -> dict[str, list[Datum]]:
+    """The images of each split that the table gives, or all of them under UNSPLIT if it gives none.
 
     Raises:
-        UserError: a row has an unknown split, or none although others have one; there are no training or test images.
+        UserError: a row has an unknown split, or none although others have one; all rows are for training.
     """
     if not any(row.split for row in rows):
-        return None
-    parts: dict[str, list[Datum]] = {part: [] for part in Split._fields}
+        return {UNSPLIT: list(items)}
+    parts: dict[str, list[Datum]] = {}
     for row, item in zip(rows, items, strict=True):
-        if row.split.lower() not in SPLIT_NAMES:
-            raise unknown(f"split in {row.where}:", row.split, SPLIT_NAMES)
-        parts[SPLIT_NAMES[row.split.lower()]].append(item)
-    if not parts["test"]:
-        logger.info("No row of the table has the split test: val is the test set, and there is no validation set")
-        parts["test"], parts["val"] = parts["val"], []
-    if not parts["train"] or not parts["test"]:
-        lacking = "train" if not parts["train"] else "test or val"
-        raise UserError(f"no row of the table ({rows[0].where} and after) has the split {lacking}")
-    return Split(**parts)
+        part = split_called(row.split)
+        if not part:
+            raise unknown(f"split in {row.where}:", row.split, Split._fields)
+        parts.setdefault(part, []).append(item)
+    if set(parts) == {"train"}:
+        raise UserError(f"no row of the table ({rows[0].where} and after) has the split test or val")
+    return parts

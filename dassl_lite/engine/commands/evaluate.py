@@ -119,7 +119,7 @@ def config_for(
     names = [flags.get("DATASET", {}).get("NAME"), *(value for key, value in given if key == "DATASET.NAME")]
     if dataset_file or "DATASET.NAME" in keys or any(name not in (None, stored["DATASET"]["NAME"]) for name in names):
         base["DATASET"] = {**base["DATASET"], **_reset(base["DATASET"])}
-    return make_config(
+    cfg = make_config(
         trainer=stored["TRAINER"]["NAME"],
         base=base,
         dataset_file=dataset_file,
@@ -128,6 +128,24 @@ def config_for(
         options=options,
         allow_new_keys=True,
     )
+    return cfg if _own_data_of(cfg.DATASET) == _own_data_of(stored["DATASET"]) else for_testing(cfg)
+
+
+def for_testing(cfg: CfgNode) -> CfgNode:
+    """The config with all images of the user's own data for testing, unless they are split."""
+    if cfg.DATASET.NAME not in OWN_DATA:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.TEST_ONLY = True
+    cfg.freeze()
+    return cfg
+
+
+def _own_data_of(dataset: Mapping[str, Any]) -> Path | None:
+    """The path of the user's own data; None for one of the field's datasets."""
+    key = OWN_DATA.get(dataset["NAME"])
+    return Path(dataset[key]).expanduser().resolve() if key else None
 
 
 def _reset(dataset: Mapping[str, Any]) -> dict[str, Any]:

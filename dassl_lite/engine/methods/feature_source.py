@@ -14,18 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dassl_lite.data import DatasetBase, Datum, describe, is_random
+from dassl_lite.data import DatasetBase, Datum, FolderDataset, describe, is_random
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
+from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
+
+KNOWS_SHAPES = (
+    "The backbone demo knows drawn shapes only, and will not recognise photographs: name another, such as "
+    "--backbone ViT-B/16 (MODEL.BACKBONE.NAME)"
+)
 
 
 def known_precision(name: str, value: Any) -> None:
@@ -55,6 +61,8 @@ def load_backbone(
     """
     if not isinstance(dataset, FeatureDataset):
         logger.info(f"Loading CLIP (backbone: {name})")
+        if name == DEMO and isinstance(dataset, FolderDataset) and not dataset.drawn:
+            logger.warning(KNOWS_SHAPES)
         return load_clip(name, precision=precision, device=device).requires_grad_(False).eval()
     file = dataset.file
     stand_in = PrecomputedBackbone(

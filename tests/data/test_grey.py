@@ -1,0 +1,123 @@
+"""Grey images of more than 8 bits: black and white are what the file says or, failing that, what its values show."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from dassl_lite.data import grey, read_image
+
+STEPS = np.array([[0, 51, 128, 255]])  # what every image below looks like, whatever its values
+
+# Kind of file -> ending and values of the pixels.
+KINDS: dict[str, tuple[str, Any]] = {
+    "all of 16 bits": ("png", (STEPS * 257).astype(np.uint16)),
+    "all of 16 bits, tif": ("tif", (STEPS * 257).astype(np.uint16)),
+    "12 bits in 16": ("png", np.round(STEPS * 4095 / 255).astype(np.uint16)),
+    "12 bits in 16, tif": ("tif", np.round(STEPS * 4095 / 255).astype(np.uint16)),
+    "12 bits in 32": ("tif", np.round(STEPS * 4095 / 255).astype(np.int32)),
+    "16 bits in 32": ("tif", (STEPS * 257).astype(np.int32)),
+    "8 bits in 16": ("png", STEPS.astype(np.uint16)),
+    "8 bits in 16, tif": ("tif", STEPS.astype(np.uint16)),
+    "8 bits in 32": ("tif", STEPS.astype(np.int32)),
+    "0 to 1": ("tif", (STEPS / 255).astype(np.float32)),
+    "0 to 255": ("tif", STEPS.astype(np.float32)),
+    "0 to 65535": ("tif", (STEPS * 257).astype(np.float32)),
+    "-1 to 1": ("tif", (STEPS / 127.5 - 1).astype(np.float32)),
+    "negative whole numbers": ("tif", (STEPS * 10 - 1000).astype(np.int32)),
+    "a range of its own": ("tif", (STEPS * 20.0 - 1000).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_range_becomes_black_to_white(tmp_path: Path, kind: str) -> None:
+    ending, values = KINDS[kind]
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(values).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image)[0, :, 0].tolist() == STEPS[0].tolist()
+
+
+def test_values_beyond_0_to_1_by_resizing_are_cut(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-0.02, 0.2, 1.03]], dtype=np.float32)).save(tmp_path / "image.tif")
+    assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 51, 255]
+
+
+def test_numbers_that_are_none_are_black_and_infinite_ones_white(tmp_path: Path) -> None:
+    values = np.array([[np.nan, 0.2, 1, np.inf, -np.inf]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 51, 255, 255, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_black_image_stays_black(tmp_path: Path, dtype: Any) -> None:
+    Image.fromarray(np.zeros((3, 3), dtype)).save(tmp_path / "image.tif")
+    assert np.asarray(read_image(tmp_path / "image.tif")).max() == 0
+
+
+# ---- what the file says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tag", "kind"), [(281, 3), (341, 3)])
+def test_a_tif_says_its_largest_value(tmp_path: Path, tag: int, kind: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[tag] = kind
+    tags[tag] = 1023
+    Image.fromarray(np.array([[0, 100, 1023]], np.uint16)).save(tmp_path / "image.tif", tiffinfo=tags)
+    assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 25, 255]
+
+
+def test_a_pgm_says_its_largest_value(tmp_path: Path) -> None:
+    (tmp_path / "image.pgm").write_bytes(b"P5 3 1 1023\n" + struct.pack(">HHH", 0, 100, 1023))
+    assert np.asarray(read_image(tmp_path / "image.pgm"))[0, :, 0].tolist() == [0, 25, 255]
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 0, 257))
+    assert np.asarray(read_image(tmp_path / "dark.pgm"))[0, :, 0].tolist() == [0, 1]  # the file says that it is dark
+
+
+def png_with_significant_bits(path: Path, values: Any, bits: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, 16, 0, 0, 0, 0)) + chunk(b"sBIT", bytes([bits]))
+    pixels = zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("bits", "values", "expected"),
+    [
+        (10, [0, 100, 1023], [0, 25, 255]),  # as programs write it
+        (10, [0, 100 << 6, 1023 << 6], [0, 25, 255]),  # as PNG's standard says
+        (12, [0, 16, 32], [0, 0, 0]),  # by the standard, very dark
+        (16, [0, 257, 514], [0, 1, 2]),  # dark, not 12 bits
+    ],
+)
+def test_a_png_says_how_many_bits_count(tmp_path: Path, bits: int, values: list[int], expected: list[int]) -> None:
+    png_with_significant_bits(tmp_path / "image.png", values, bits)
+    assert np.asarray(read_image(tmp_path / "image.png"))[0, :, 0].tolist() == expected
+
+
+# ---- telling ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_range_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in range(len(grey._TOLD)):
+        grey._TOLD[kind] = 0
+    for number in range(3):
+        for kind in ("12 bits in 16", "8 bits in 16"):
+            Image.fromarray(KINDS[kind][1]).save(tmp_path / f"{kind} {number}.png")
+    with caplog.at_level(logging.INFO):
+        for path in sorted(tmp_path.iterdir()):
+            read_image(path)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "12 bits in 16 0.png' from the range 0 to 4095" in told[0]
+    assert "8 bits in 16 0.png' from the range 0 to 255" in told[1]
