@@ -69,7 +69,7 @@ class CLIP_Adapter(FeatureTrainer):  # noqa: N801 (the name under which the refe
         key("SIDE", "image", one_of("image", "text", "both"), "image | text | both: which features have an adapter"),
         key("RATIO", 0.2, number(above=0, at_most=1), "share of the adapter's output in the image features"),
         key("TEXT_RATIO", 0.2, number(above=0, at_most=1), "the same in the text features"),
-        key("REDUCTION", 4, number(at_least=1), "D over the width of the bottleneck"),
+        key("REDUCTION", 4, number(at_least=1, at_most=100_000), "D over the width of the bottleneck"),
     )
 
     def build_head(self) -> nn.Module:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of, satisfying, some_of
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, each, key, number, one_of, some_of
 from dassl_lite.engine.files.checkpoint import load_weights
 from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, text_encoder_options
 from dassl_lite.models import lora_file
@@ -86,11 +86,11 @@ class CLIPLoRA(FeatureTrainer):
         key(
             "BLOCKS",
             (),
-            satisfying(lambda blocks: all(isinstance(n, int) for n in blocks), "a list of numbers, like (0, 11)"),
+            each(number(at_least=0, at_most=1000), of="block numbers, like (0, 11)"),
             "block numbers from 0, instead of POSITION",
         ),
-        key("RANK", 2, number(at_least=1), "r"),
-        key("ALPHA", 1.0, number(above=0), "the update's scale is ALPHA / sqrt(RANK)"),
+        key("RANK", 2, number(at_least=1, at_most=4096), "r"),
+        key("ALPHA", 1.0, number(above=0, at_most=1e6), "the update's scale is ALPHA / sqrt(RANK)"),
         key("DROPOUT", 0.25, number(at_least=0, below=1), "of the update's input"),
     )
 

@@ -50,10 +50,10 @@ class LinearProbe(FeatureTrainer):
         key(
             "C",
             0.316,
-            number(above=0),
+            number(above=0, at_most=1e12),
             "inverse regularisation of logistic regression, if there is no val set",
         ),
-        key("C_STEPS", 8, number(at_least=1), "if there is one: rounds of the binary search for C"),
+        key("C_STEPS", 8, number(at_least=1, at_most=64), "if there is one: rounds of the binary search for C"),
     )
 
     def has_epochs(self) -> bool:

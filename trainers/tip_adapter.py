@@ -41,17 +41,29 @@ class TipAdapter(FeatureTrainer):
     config_node = "TipAdapter"
     head: KeyValueCache
     keys = (
-        key("ALPHA", 1.17, number(at_least=0), "weight of the cache while -F trains, and if there is no search"),
-        key("BETA", 1.0, number(at_least=0), "sharpness of the cache, likewise"),
+        key(
+            "ALPHA",
+            1.17,
+            number(at_least=0, at_most=1e6),
+            "weight of the cache while -F trains, and if there is no search",
+        ),
+        key("BETA", 1.0, number(at_least=0, at_most=1e6), "sharpness of the cache, likewise"),
         key("SEARCH", True, None, "select both on the validation set, among ALPHA_STEPS * BETA_STEPS pairs"),
-        key("ALPHA_MAX", 3.0, number(at_least=0.1), "alphas are searched from 0.1 up to, but excluding, this"),
-        key("ALPHA_STEPS", 20, number(at_least=1), "number of alphas"),
-        key("BETA_MAX", 7.0, number(at_least=0.1), "betas are searched from 0.1 up to, but excluding, this"),
-        key("BETA_STEPS", 200, number(at_least=1), "number of betas"),
+        key(
+            "ALPHA_MAX",
+            3.0,
+            number(at_least=0.1, at_most=1e6),
+            "alphas are searched from 0.1 up to, but excluding, this",
+        ),
+        key("ALPHA_STEPS", 20, number(at_least=1, at_most=1000), "number of alphas"),
+        key(
+            "BETA_MAX", 7.0, number(at_least=0.1, at_most=1e6), "betas are searched from 0.1 up to, but excluding, this"
+        ),
+        key("BETA_STEPS", 200, number(at_least=1, at_most=1000), "number of betas"),
         key(
             "AUGMENT_EPOCH",
             10,
-            number(at_least=1),
+            number(at_least=1, at_most=10_000),
             "views per key if DATASET.FEATURES.VIEWS is 0",
         ),
     )

@@ -1,13 +1,18 @@
 """Merge yaml files and command-line options into a config.
 
 On top of yacs: ``_BASE_``, by which a yaml file inherits from others; errors that name the file and suggest the closest
-key; and integers for keys whose default is a float.
+key; integers for keys whose default is a float; and text for keys whose default is text, as it was typed.
+
+What is read is untrusted: its size, its depth, what its aliases expand to and the types of its values are limited.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,15 @@ import yaml
 
 from dassl_lite.config.check import leaves
 from dassl_lite.config.defaults import CN
-from dassl_lite.utils.errors import UserError, nearest
+from dassl_lite.utils.errors import UserError, nearest, shown
 
 BASE_KEY = "_BASE_"
+MOST_BYTES = 2**18  # of a yaml file
+MOST_VALUES = 20_000  # of a yaml file, with its aliases expanded
+MOST_BASES = 64  # files that a yaml file inherits from
+DEEPEST = 32  # nesting of keys and values
+LONGEST_LITERAL = 10_000  # characters that are read as a Python literal
+WIDEST_INTEGER = 4096  # bits; Python refuses to print much wider ones
 
 
 def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
@@ -45,19 +56,22 @@ def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> No
         UserError: the file is missing or not valid yaml, its ``_BASE_`` is circular, a key is unknown, or a value has
             the wrong type.
     """
-    for source in _with_bases(Path(path), ()):
-        values = _read_yaml(source)
-        values.pop(BASE_KEY, None)
+    for number, (source, values) in enumerate(_with_bases(Path(path), ())):
+        if number > MOST_BASES:
+            raise UserError(f"{path} inherits from more than {MOST_BASES} files")
         merge_mapping(cfg, values, str(source), allow_new_keys=allow_new_keys)
 
 
 def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = False) -> None:
     """Merge the ``KEY VALUE`` pairs at the end of a command line."""
     if len(options) % 2:
-        raise UserError(f"config keys come as KEY VALUE pairs; '{options[-1]}' has no value")
+        raise UserError(f"config keys come as KEY VALUE pairs; {shown(options[-1])} has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        nested: Any = value
-        for part in reversed(key.split(".")):
+        parts = key.split(".")
+        if len(parts) > DEEPEST or not all(parts):
+            raise UserError(f"the command line: {shown(key)} is not a config key, such as OPTIM.LR")
+        nested: Any = _unquoted(value)
+        for part in reversed(parts):
             nested = {part: nested}
         merge_mapping(cfg, nested, "the command line", allow_new_keys=allow_new_keys)
 
@@ -83,32 +97,137 @@ def to_dict(cfg: CN) -> dict[str, Any]:
     return {k: to_dict(v) if isinstance(v, CN) else list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
 
 
-def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[Path]:
-    """``path`` after the files that it inherits from; ``chain``: the files that led to it."""
-    path = path.resolve()
+def _with_bases(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files that ``path`` inherits from, then ``path``, with their content; ``chain``: the files that led to it."""
+    path = path if "\0" in str(path) else Path(os.path.realpath(path))
+    if len(chain) > MOST_BASES:
+        raise UserError(f"{chain[0]} inherits from more than {MOST_BASES} files")
     if path in chain:
         raise UserError(f"{path}: its {BASE_KEY} is circular: " + " -> ".join(p.name for p in (*chain, path)))
-    bases = _read_yaml(path).get(BASE_KEY, [])
-    names = [bases] if isinstance(bases, str) else bases
-    return [p for name in names for p in _with_bases(path.parent / name, (*chain, path))] + [path]
+    values = _read_yaml(path)
+    bases = values.pop(BASE_KEY, [])
+    names = bases if isinstance(bases, list) else [bases]
+    for name in names:
+        base = name.text if isinstance(name, _Scalar) else name
+        if not isinstance(base, str) or not base:
+            raise UserError(
+                f"{path}: {BASE_KEY} is {shown(name)}; it must be the name of a yaml file, or a list of them"
+            )
+        yield from _with_bases(path.parent / base, (*chain, path))
+    yield path, values
+
+
+@dataclass(frozen=True)
+class _Scalar:
+    """A number or a yes or no in a yaml file, and how it was typed: a text key keeps that."""
+
+    value: Any
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml without dates, with numbers that know how they were typed, and with an end."""
+
+    values = depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.values, self.depth = self.values + 1, self.depth + 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+        if self.values > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        typed = isinstance(value, bool | int | float) and isinstance(node.value, str)
+        return _Scalar(value, node.value) if typed else value
+
+
+# A date is text; a key that is one would otherwise be refused.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of one yaml file, without what it inherits, as plain values; errors as in `merge_file`."""
+    return _unwrapped(_read_yaml(path))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a yaml file; its numbers and its yes or no are `_Scalar`.
+
+    Raises:
+        UserError: it cannot be read, is not valid, or is larger or deeper than a config.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _content(path)
+        loader = _Loader(content)
+        node = loader.get_single_node()
+        _check_size(node)
+        values = None if node is None else loader.construct_document(node)
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
+        raise UserError(f"config file {_shown_path(path)} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"config file {_shown_path(path)} cannot be read: {reason}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"config file {path} is not valid yaml{where}: {getattr(error, 'problem', error)}") from None
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"config file {path} is not valid yaml{where}: {reason}") from None
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # yaml's own constructors
+        raise UserError(f"config file {path} is not valid yaml: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"config file {path} must hold KEY: value lines, not a {type(values).__name__}")
+        kind = type(values.value if isinstance(values, _Scalar) else values).__name__
+        raise UserError(f"config file {path} must hold KEY: value lines, not a {kind}")
     return values
+
+
+def _content(path: Path) -> str:
+    if "\0" in str(path):
+        raise UserError(f"config file {shown(str(path))} cannot exist: its name has a NUL character")
+    if path.exists() and not path.is_file():
+        raise UserError(f"config file {path} is not a file")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"config file {path} has more than {MOST_BYTES:,} bytes")
+    return content.decode("utf-8-sig")
+
+
+def _shown_path(path: Path) -> str:
+    """A path for a message, shortened if no file system could have it."""
+    text = str(path)
+    return text if len(text) <= 1000 else f"{text[:100]}...{text[-100:]}"
+
+
+def _check_size(root: Any) -> None:
+    """Refuse a yaml document that is deep, contains itself, or whose aliases expand to more than a config holds."""
+    sizes: dict[int, int] = {}  # node -> values in it, with aliases expanded
+
+    def measure(node: Any, depth: int) -> int:
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"it contains itself, or its aliases make it more than {DEEPEST} deep")
+        if id(node) not in sizes:
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            flat = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            sizes[id(node)] = 1 + sum(measure(child, depth + 1) for child in flat)
+        return sizes[id(node)]
+
+    if root is not None and measure(root, 0) > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values")
 
 
 def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...], source: str, new: bool) -> None:
@@ -117,41 +236,100 @@ def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...],
         if key not in node:
             if not new:
                 raise _unknown_key(root, node, path, name, source)
-            node[key] = CN(value) if isinstance(value, Mapping) else _decode(value)
+            _require_plain({key: value}, name, source)
+            node[key] = CN(_unwrapped(value)) if isinstance(value, Mapping) else _decode(value)
         elif isinstance(node[key], CN):
             if not isinstance(value, Mapping):
-                raise UserError(f"{source}: {name} is a group of keys, not a value (got {value!r})")
+                raise UserError(f"{source}: {name} is a group of keys, not a value (got {shown(value)})")
             _merge(node[key], value, root, (*path, key), source, new)
         else:
-            node[key] = _cast(_decode(value), node[key], name, source)
+            _require_plain(value, name, source)
+            node[key] = _cast(value, node[key], name, source)
 
 
-def _decode(value: object) -> Any:
-    """Parse a string that is a Python literal, such as "(224, 224)", "1e-5" or "True"."""
+def _require_plain(value: Any, name: str, source: str, depth: int = 0) -> None:
+    """Refuse what a config cannot hold: other types than text, numbers, lists and groups, and depths without end."""
+    if depth > DEEPEST:
+        raise UserError(f"{source}: {name} is nested more than {DEEPEST} deep")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str) or not key:
+                raise UserError(f"{source}: {name}: {shown(key)} is not the name of a config key")
+            _require_plain(inner, name, source, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_plain(inner, name, source, depth + 1)
+    elif isinstance(value, _Scalar):
+        _require_plain(value.value, name, source, depth)
+    elif isinstance(value, int) and value.bit_length() > WIDEST_INTEGER:
+        raise UserError(f"{source}: {name} is a number of {value.bit_length():,} bits, which is too large")
+    elif not isinstance(value, str | int | float | type(None)):
+        raise UserError(f"{source}: {name} is a {type(value).__name__}, which a config cannot hold")
+
+
+def _unwrapped(value: Any) -> Any:
+    """The same without `_Scalar`."""
+    if isinstance(value, _Scalar):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _unwrapped(inner) for key, inner in value.items()}
+    return type(value)(map(_unwrapped, value)) if isinstance(value, list | tuple) else value
+
+
+def _decode(value: Any) -> Any:
+    """The value of a string that is a plain Python literal, such as "(224, 224)", "1e-5" or "True"; others stay."""
     if not isinstance(value, str):
+        return _unwrapped(value)
+    if len(value) > LONGEST_LITERAL:
         return value
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes, in a string that may be no literal at all
+            found = ast.literal_eval(value)
+        _require_plain(found, "", "")
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return value
+    return found
 
 
-def _cast(value: object, default: object, name: str, source: str) -> object:
+def _unquoted(value: str) -> str:
+    """The text of a quoted string, as scripts written for yacs give an empty one: ``KEY "''"``."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    found = _decode(value) if quoted else value
+    return found if isinstance(found, str) else value
+
+
+def _cast(given: Any, default: object, name: str, source: str) -> object:
+    if isinstance(default, str):
+        return _as_text(given, name, source, default)
+    value = _decode(given)
     if default is None or (
         isinstance(value, type(default)) and not (isinstance(value, bool) ^ isinstance(default, bool))
     ):
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{source}: {name} is {shown(value)}, which is too large") from None
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
     if isinstance(default, list) and isinstance(value, tuple):
         return list(value)
     if isinstance(default, tuple | list) and isinstance(value, str):
         return type(default)(part.strip() for part in value.split(",") if part.strip())
-    if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a folder or name that consists of digits
-    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {value!r}")
+    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {shown(value)}")
+
+
+def _as_text(given: Any, name: str, source: str, default: str) -> str:
+    """Text as it was typed: a folder may be called 007, 1e5 or 2024-01-01."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, _Scalar) and not isinstance(given.value, bool):
+        return given.text
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return str(given)
+    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {shown(given)}")
 
 
 def _kind(default: object) -> str:
@@ -162,5 +340,6 @@ def _kind(default: object) -> str:
 def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> UserError:
     siblings = [".".join((*path, key)) for key in node]
     likely = nearest(name, siblings) or nearest(name, leaves(root))
+    name = name if len(name) <= 100 else f"{name[:100]}..."
     hint = f"did you mean '{likely}'?" if likely else f"keys here: {', '.join(siblings)}"
     return UserError(f"{source}: unknown config key '{name}'; {hint} (--allow-new-keys accepts any key)")

@@ -73,8 +73,11 @@ def make_config(
     merge_options(cfg, options, allow_new_keys=allow_new_keys)
     if trainer:
         cfg.TRAINER.NAME = trainer
-    set_epochs(cfg)
     check_ranges(cfg)
+    set_epochs(cfg)
+    check = getattr(TRAINER_REGISTRY.get(trainer), "check_own_keys", None) if trainer in TRAINER_REGISTRY else None
+    if check is not None:
+        check(cfg)
     cfg.freeze()
     return cfg
 

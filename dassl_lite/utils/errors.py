@@ -5,10 +5,23 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import reprlib
 from collections.abc import Iterable
 
 # errno of an OSError that means a full disk, or a full quota.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+# errno of an OSError that means a path that cannot be used as it is used: its name, its kind, its permissions.
+NOT_USABLE = {
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 # Control characters (which move the cursor, ring, or rewrite what is shown), lone surrogates, Unicode's line breaks,
@@ -52,8 +65,22 @@ class NotFiniteError(UserError, FloatingPointError):
     """The loss is infinite or NaN; a FloatingPointError too, since that is what Dassl raises."""
 
 
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 100
+_brief.maxlong = 60
+_brief.maxlist = _brief.maxtuple = _brief.maxdict = 12
+
+
+def shown(value: object) -> str:
+    """A value for a message, as Python writes it; what is long or deep is shortened."""
+    whole = isinstance(value, str) and len(value) <= _brief.maxstring
+    return repr(value) if whole else _brief.repr(value)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice closest to ``word``, ignoring case, or None if none is close."""
+    if len(str(word)) > _brief.maxstring:
+        return None
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
@@ -75,4 +102,5 @@ def unknown(kind: str, name: object, choices: Iterable[str], hint: str = "") -> 
     likely = nearest(str(name), options)
     meant = f" Did you mean '{likely}'?" if likely else ""
     listed = ", ".join(options) if options else "none"
-    return UserError(f"unknown {kind} '{name}'.{meant} Choices: {listed}.{' ' + hint if hint else ''}")
+    given = str(name) if len(str(name)) <= _brief.maxstring else shown(str(name)).strip("'\"")
+    return UserError(f"unknown {kind} '{given}'.{meant} Choices: {listed}.{' ' + hint if hint else ''}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dassl_lite.config import (
+    CN,
     check_ranges,
     get_cfg_default,
     merge_file,
@@ -15,6 +16,7 @@ from dassl_lite.config import (
     set_epochs,
     to_dict,
 )
+from dassl_lite.config.check import ENGINE_RULES, leaves
 from dassl_lite.utils import UserError
 
 
@@ -139,3 +141,186 @@ def test_defaults_of_the_optimiser_are_the_references(golden) -> None:
     reference = golden.json("dassl_protocol")["optim"]["default_cfg"]
     own = to_dict(get_cfg_default().OPTIM)
     assert {key: own[key] for key in reference} == reference
+
+
+# ---- hostile input: every reading ends in a config or in one line ---------------------------------------------------
+
+
+def read(cfg: CN, given: Path | list[str]) -> None:
+    """As a tool does it."""
+    if isinstance(given, Path):
+        merge_file(cfg, given)
+    else:
+        merge_options(cfg, given)
+    check_ranges(cfg)
+
+
+DEEP, LONG, DIGITS = "[" * 5000, "x" * 300_000, "9" * 400
+LAUGHS = "A0: &a0 [1, 1]\n" + "".join(f"A{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+MERGES = "A0: &a0 {k: 1}\n" + "".join(f"A{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "OPTIM: {LR: 2001-99-99}",
+            "OPTIM: {LR: !!int abc}",
+            "OPTIM: {LR: !!timestamp abc}",
+            "OPTIM: {LR: !!float ''}",
+        ),
+        *(
+            "OPTIM: {LR: !!bool 7}",
+            "OPTIM: !!python/object:os.system {}",
+            "? [a, b]\n: 1",
+            "<<: 3",
+            "\0",
+            "OPTIM: \x1b",
+        ),
+        *(f"OPTIM: {{LR: {DEEP}", "- " * 20000, "? " * 20000, f"OPTIM: {{LR: {'[' * 40}{']' * 40}}}", "a\n" * 200_000),
+        *(f"OPTIM: {{MAX_EPOCH: {DIGITS}}}", f"OPTIM: {{LR: {DIGITS}}}", f"OPTIM: {{MAX_EPOCH: {DIGITS * 20}}}"),
+        *(f"OPTIM: {{MAX_EPOCH: 0x{'F' * 5000}}}", "OPTIM: {LR: .inf}", "OPTIM: {LR: .nan}", "OPTIM: {LR: 1e39}"),
+        *("_BASE_: null", "_BASE_: 3", "_BASE_: 2001-01-01", "_BASE_: [[]]", "_BASE_: {a: b}", "_BASE_: ''"),
+        *(f"_BASE_: {'b' * 300}", '_BASE_: "a\\0b"', "_BASE_: .", "_BASE_: /dev/zero"),
+        *("OPTIM: &a {LR: *a}", "DATASET: &a\n  ROOT: *a", "&a [*a]", LAUGHS, MERGES, LONG),
+        *(
+            "OPTIM: null",
+            "OPTIM: [LR]",
+            "OPTIM: {LR: null}",
+            "OPTIM: {1: 2}",
+            "OPTIM: {null: 2}",
+            "- OPTIM",
+            "3",
+            "!!set {a}",
+        ),
+        *(
+            "DATASET: {NAME: [x]}",
+            "DATASET: {NAME: !!binary aGVsbG8=}",
+            "DATASET: {SOURCE_DOMAINS: [{}]}",
+            "USE_CUDA: 2",
+        ),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_hostile_yaml_is_refused_in_one_short_line(tmp_path: Path, text: str) -> None:
+    cfg = get_cfg_default()
+    with pytest.raises(UserError) as found:
+        read(cfg, write(tmp_path / "x.yaml", text))
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [LAUGHS, MERGES, "A: &a {B: *a}", "A: !!set {a}", "A: !!binary aGVsbG8=", "A: {1: 2}"])
+def test_permission_for_new_keys_is_none_for_values_that_no_config_can_hold(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"x.yaml"):
+        merge_file(get_cfg_default(), write(tmp_path / "x.yaml", text), allow_new_keys=True)
+
+
+def test_aliases_and_merge_keys_are_read(tmp_path: Path) -> None:
+    text = "OPTIM: {LR: &rate 0.5, MIN_LR: *rate}\nMINE: &mine {A: 1}\nOTHER:\n  <<: *mine\n  B: 2\n"
+    cfg = get_cfg_default()
+    merge_file(cfg, write(tmp_path / "x.yaml", text), allow_new_keys=True)
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MIN_LR, dict(cfg.OTHER)) == (0.5, 0.5, {"A": 1, "B": 2})
+
+
+def test_bases_without_end_are_refused(tmp_path: Path) -> None:
+    for number in range(20):  # each file names the next one twice
+        write(tmp_path / f"{number}.yaml", f"_BASE_: [{number + 1}.yaml, {number + 1}.yaml]")
+    write(tmp_path / "20.yaml", "OPTIM: {LR: 1}")
+    with pytest.raises(UserError, match="inherits from more than 64 files"):
+        merge_file(get_cfg_default(), tmp_path / "0.yaml")
+
+
+LITERALS = [
+    "{[]:1}",
+    "-" * 20000,
+    "-" * 9000,
+    "(" * 9000,
+    DIGITS,
+    DIGITS * 20,
+    f"0x{'f' * 5000}",
+    "1e999",
+    "1j",
+    "...",
+    "{1}",
+]
+
+
+@pytest.mark.parametrize(
+    "value", [*LITERALS, "b'x'", "1is 2", "'\\d'", "\0", "[[[]]]", LONG], ids=lambda value: value[:20]
+)
+@pytest.mark.parametrize("key", ["OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.STEPSIZE", "OPTIM.EPOCHS_BY_SHOTS", "USE_CUDA"])
+def test_a_hostile_option_is_refused_in_one_short_line(key: str, value: str, recwarn: pytest.WarningsRecorder) -> None:
+    cfg = get_cfg_default()
+    with pytest.raises(UserError, match=key) as found:
+        read(cfg, [key, value])
+    assert len(str(found.value)) < 500
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("key", ["...", ".OPTIM", "OPTIM..LR", "", ".".join("A" * 5000), "OPTIM.LR.X", "OPTIM"])
+def test_an_option_that_names_no_key_is_refused(key: str) -> None:
+    with pytest.raises(UserError):
+        merge_options(get_cfg_default(), [key, "1"], allow_new_keys=True)
+
+
+@pytest.mark.parametrize("typed", ["1e5", "007", "True", "None", "(1, 2)", "[a]", "2024-01-01", "1_000", "{}", "no"])
+def test_a_text_key_keeps_an_option_as_it_was_typed(typed: str) -> None:
+    cfg = get_cfg_default()
+    merge_options(cfg, ["DATASET.ROOT", typed])
+    merge_mapping(cfg, {"DATASET": {"NAME": typed}}, "a flag")
+    assert (cfg.DATASET.ROOT, cfg.DATASET.NAME) == (typed, typed)
+
+
+@pytest.mark.parametrize("typed", ["1e5", "007", "1.50", "0x1F", "2024-01-01", "1_000", "12:30:45", "None"])
+def test_a_text_key_keeps_what_a_yaml_says(tmp_path: Path, typed: str) -> None:
+    cfg = get_cfg_default()
+    merge_file(cfg, write(tmp_path / "x.yaml", f"DATASET: {{ROOT: {typed}}}"))
+    assert cfg.DATASET.ROOT == typed
+
+
+def test_quotes_around_an_option_are_not_part_of_it() -> None:
+    """Scripts written for yacs give an empty text so."""
+    cfg = get_cfg_default()
+    merge_options(cfg, ["DATASET.NAME", "'mine'", "MODEL.BACKBONE.NAME", "''"])
+    assert (cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME) == ("mine", "")
+
+
+@pytest.mark.parametrize("value", [2.5, "nan", 10**400, float("inf"), [1, "a", None], "\0", "x" * 10_000, True])
+def test_a_third_partys_own_key_takes_any_plain_value(value: object) -> None:
+    cfg = get_cfg_default()
+    cfg.TRAINER.THEIRS = CN({"A": None})
+    merge_mapping(cfg, {"TRAINER": {"THEIRS": {"A": value}}}, "their file")
+    check_ranges(cfg)
+    assert cfg.TRAINER.THEIRS.A is value or value == cfg.TRAINER.THEIRS.A
+
+
+def test_every_number_and_list_of_the_engine_has_a_rule() -> None:
+    free = {key for key, value in leaves(get_cfg_default()).items() if isinstance(value, bool | str)}
+    assert leaves(get_cfg_default()).keys() - free <= ENGINE_RULES.keys() <= leaves(get_cfg_default()).keys()
+
+
+def test_the_defaults_follow_the_rules() -> None:
+    check_ranges(get_cfg_default())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("SEED", "4294967296"), ("OPTIM.MAX_EPOCH", "10000000"), ("DATALOADER.NUM_WORKERS", "100000")),
+        *(("DATALOADER.TRAIN_X.BATCH_SIZE", "1000000000"), ("OPTIM.LR", "1e39"), ("OPTIM.MOMENTUM", "-1.0")),
+        *(("OPTIM.ADAM_BETA1", "1.0"), ("INPUT.RRCROP_SCALE", "(0.5, 'a')"), ("INPUT.RRCROP_SCALE", "(1.0, 0.5)")),
+        *(("OPTIM.EPOCHS_BY_SHOTS", "(1, 2)"), ("OPTIM.EPOCHS_BY_SHOTS", "((1, 0),)"), ("INPUT.GB_K", "4")),
+        *(
+            ("OPTIM.EPOCHS_BY_SHOTS", "(('a', 'b'),)"),
+            ("OPTIM.STEPSIZE", "('a',)"),
+            ("INPUT.PIXEL_MEAN", "[0.5, 'a', 1]"),
+        ),
+        *(("MODEL.HEAD.HIDDEN_LAYERS", "(-1,)"), ("DATASET.SOURCE_DOMAINS", "[1]"), ("INPUT.TRANSFORMS", "[[]]")),
+        *(("DATASET.TEMPLATE", "{} {0.__class__}"), ("DATASET.TEMPLATE", "{} {x"), ("DATASET.ROOT", "a" * 5000)),
+        *(("DATASET.NUM_SHOTS", "10**9"), ("DATASET.FEATURES.VIEWS", "1000000"), ("INPUT.SIZE", "(100000, 100000)")),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_by_key(key: str, value: str) -> None:
+    cfg = get_cfg_default()
+    with pytest.raises(UserError, match=key):
+        read(cfg, [key, value])

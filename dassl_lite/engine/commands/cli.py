@@ -12,7 +12,7 @@ from pathlib import Path
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.utils.errors import NO_ROOM, UserError, printable
+from dassl_lite.utils.errors import NO_ROOM, NOT_USABLE, UserError, printable, shown
 from dassl_lite.utils.logger import Logger
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -41,6 +41,8 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_BROKEN_PIPE
         except OSError as error:
+            if not debug and error.errno in NOT_USABLE and error.filename:
+                return _fail(f"{error.strerror}: {shown(error.filename)}")
             if debug or error.errno not in NO_ROOM:
                 raise
             where = f" for {error.filename}" if error.filename else ""

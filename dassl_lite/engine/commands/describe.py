@@ -10,13 +10,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.config import add_keys, get_cfg_default
 from dassl_lite.config.check import leaves
-from dassl_lite.config.load import BASE_KEY
+from dassl_lite.config.load import BASE_KEY, read_yaml
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
@@ -149,7 +148,7 @@ def _recipes(name: str) -> str:
 def _about_recipe(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
-    values = yaml.safe_load(text) or {}
+    values = read_yaml(path)
     base = values.pop(BASE_KEY, "")
     settings = ", ".join(f"{key} {value}" for key, value in leaves(CfgNode(values)).items())
     return shorten(comment or settings or f"as {base}", WIDTH)

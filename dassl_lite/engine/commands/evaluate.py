@@ -15,7 +15,7 @@ from dassl_lite.config import to_dict
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.commands.arguments import OWN_DATA, nested
-from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.files.results import config_in, is_config, read_results
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import UserError, set_random_seed, unknown
 from dassl_lite.utils.errors import LackingClassesError, MissingDatasetError
@@ -61,11 +61,12 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
         raise UserError(f"--model-dir {folder} is not a folder{_NEEDS_TRAINER}")
     results = read_results(folder)
     if results is not None:
-        return results["config"]
+        return config_in(results, folder)
     for path in sorted(folder.glob("*/model*.pth.tar*")):
         state = load_file(path)
-        config = (state.get("meta") or {}).get("config") if isinstance(state, dict) else None
-        if config:
+        meta = state.get("meta") if isinstance(state, dict) else None
+        config = meta.get("config") if isinstance(meta, dict) else None
+        if isinstance(config, dict) and is_config(config):
             return config
         raise UserError(
             f"{path} does not say how it was trained (files from other programs never do); add --trainer NAME, "

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from dassl_lite.config import to_dict
 from dassl_lite.engine.build import build_trainer, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
-from dassl_lite.engine.files.results import FILE_NAME, read_results, write_results
+from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, write_results
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
@@ -72,7 +72,7 @@ def is_finished(cfg: CfgNode, folder: str | Path) -> bool:
     results, path = read_results(folder), Path(folder) / FILE_NAME
     if results is None:
         return False
-    checkpoint.check_same_run(results["config"], to_dict(with_backbone_inputs(cfg)), path)
+    checkpoint.check_same_run(config_in(results, folder), to_dict(with_backbone_inputs(cfg)), path)
     return True
 
 

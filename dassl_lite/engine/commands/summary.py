@@ -13,7 +13,7 @@ from typing import Any
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.errors import UserError, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,30 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
     cells: dict[tuple[str, str, str, int], dict[int, float]] = defaultdict(dict)
     for run in runs:
+        if not _is_complete(run):
+            raise UserError(f"a {FILE_NAME} below {root} does not hold the results of a run; delete it")
         metrics = run["metrics"].get(split, {})
         if metric not in metrics:
             raise unknown("metric", metric, metrics)
+        if not isinstance(metrics[metric], int | float):
+            raise UserError(f"a {FILE_NAME} below {root} says that its {metric} is {shown(metrics[metric])}; delete it")
         key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0))
         cells[key][run["seed"]] = metrics[metric]
     return [
         Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)))
         for (dataset, trainer, backbone, shots), by_seed in cells.items()
     ]
+
+
+def _is_complete(run: Mapping[str, Any]) -> bool:
+    """Whether results have what a table needs."""
+    words = all(isinstance(run.get(key), str) for key in ("trainer", "dataset", "backbone"))
+    numbers = all(type(run.get(key)) is int for key in ("num_shots", "seed"))
+    metrics = run.get("metrics")
+    config = run.get("config", {})
+    config = config.get("DATASET", {}) if isinstance(config, dict) else None
+    splits = isinstance(config, dict) and isinstance(metrics, dict) and all(isinstance(of, dict) for of in metrics.values())
+    return words and numbers and splits
 
 
 def dataset_label(results: Mapping[str, Any]) -> str:

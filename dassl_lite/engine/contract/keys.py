@@ -11,16 +11,26 @@ in the method's ``check_cfg``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.config.check import Rule, each, number, one_of, sane, satisfying, some_of
 
-Rule = Callable[[str, Any], None]  # (key, value): raises a UserError for a value that is not allowed
+__all__ = [
+    "Key",
+    "Rule",
+    "check_keys",
+    "declare_keys",
+    "each",
+    "key",
+    "keys_of",
+    "number",
+    "one_of",
+    "satisfying",
+    "some_of",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Key:
     Attributes:
         name: below the method's node, such as "RATIO".
         default: its type is the type that yaml files and the command line must give.
-        rule: raises a UserError for a value that is not allowed; None: anything of that type.
+        rule: raises a UserError for a value that is not allowed; None: any finite number or any text.
         about: what it does, in a few words, for ``--help-trainer``.
     """
 
@@ -68,52 +78,7 @@ def check_keys(trainer: type, cfg: CfgNode, node: str) -> None:
         UserError: for the first value that breaks its rule.
     """
     for name, declared in keys_of(trainer).items():
-        if declared.rule is not None:
-            declared.rule(f"TRAINER.{node}.{name}", cfg.TRAINER[node][name])
-
-
-def one_of(*choices: str, hint: str = "") -> Rule:
-    """One of these words."""
-
-    def check(name: str, value: Any) -> None:
-        if value not in choices:
-            raise unknown(f"value of {name}", value, choices, hint)
-
-    return check
-
-
-def some_of(*choices: str) -> Rule:
-    """A list of these words, at least one."""
-
-    def check(name: str, value: Any) -> None:
-        for word in value:
-            if word not in choices:
-                raise unknown(f"value in {name}", word, choices)
-        if not value:
-            raise UserError(f"{name} is {value}; it must be some of {', '.join(choices)}")
-
-    return check
-
-
-def number(
-    *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf, below: float = math.inf
-) -> Rule:
-    """A finite number within the given bounds."""
-    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    expected = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
-
-    def holds(value: float) -> bool:
-        return math.isfinite(value) and at_least <= value <= at_most and above < value < below
-
-    return satisfying(holds, expected or "a finite number")
-
-
-def satisfying(holds: Callable[[Any], bool], expected: str) -> Rule:
-    """A value for which ``holds`` is true; ``expected`` completes "it must be ..."."""
-
-    def check(name: str, value: Any) -> None:
-        if not holds(value):
-            shown = f"'{value}'" if isinstance(value, str) else value
-            raise UserError(f"{name} is {shown}; it must be {expected}")
-
-    return check
+        value = cfg.TRAINER[node][name]
+        for rule in (declared.rule, sane):
+            if rule is not None:
+                rule(f"TRAINER.{node}.{name}", value)

@@ -81,7 +81,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        check_keys(type(self), cfg, self.node_name())
+        self.check_own_keys(cfg)
         self.check_cfg(cfg)
         self.cfg = cfg
         self.device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
@@ -112,6 +112,11 @@ class SimpleTrainer(TrainerBase):
     def extend_cfg(cls, cfg: CfgNode) -> None:
         """Add the trainer's own keys to a config; Dassl's way to declare them is to override this."""
         declare_keys(cls, cfg, cls.node_name())
+
+    @classmethod
+    def check_own_keys(cls, cfg: CfgNode) -> None:
+        """Raise a UserError for a value that breaks its key's rule."""
+        check_keys(cls, cfg, cls.node_name())
 
     @property
     def method_cfg(self) -> CfgNode:

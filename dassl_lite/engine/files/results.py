@@ -14,6 +14,7 @@ from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import read_json, write_json
 
 FILE_NAME = "results.json"
+_NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")  # of every run's config
 
 
 def peak_memory() -> dict[str, float]:
@@ -38,6 +39,28 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return read_json(path)
-    except ValueError:
+        results = read_json(path)
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; delete it and run again") from None
+    if not isinstance(results, dict):
+        raise UserError(f"{path} does not hold the results of a run; delete it and run again")
+    return results
+
+
+def config_in(results: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """The config in the results of the run in ``folder``.
+
+    Raises:
+        UserError: they have none.
+    """
+    config = results.get("config")
+    if not isinstance(config, dict) or not is_config(config):
+        raise UserError(f"{Path(folder) / FILE_NAME} does not hold the config of a run; delete it and run again")
+    return config
+
+
+def is_config(config: Any) -> bool:
+    """Whether it is the config of a run, as nested plain values."""
+    if not isinstance(config, dict) or not all(isinstance(config.get(node), dict) for node in _NODES):
+        return False
+    return all(isinstance(config[node].get("NAME"), str) for node in ("DATASET", "TRAINER"))

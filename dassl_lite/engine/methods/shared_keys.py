@@ -13,7 +13,12 @@ from dassl_lite.models.prompt_learner import PromptLayout, lay_out
 
 # Methods whose gradients run through the text encoder.
 TEXT_ENCODER_KEYS = (
-    key("TEXT_CHUNK", 0, number(at_least=0), "classes that go through the text encoder at a time; 0: by memory"),
+    key(
+        "TEXT_CHUNK",
+        0,
+        number(at_least=0, at_most=1_000_000),
+        "classes that go through the text encoder at a time; 0: by memory",
+    ),
     key("TEXT_CHECKPOINT", False, None, "recompute activations in the backward pass: less memory, more time"),
 )
 
@@ -24,7 +29,7 @@ def _is_words(text: str) -> bool:
 
 # Methods with a learned context.
 CONTEXT_KEYS = (
-    key("N_CTX", 16, number(at_least=1), "number of context vectors"),
+    key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors"),
     key(
         "CTX_INIT",
         "",
@@ -34,7 +39,14 @@ CONTEXT_KEYS = (
 )
 
 # Methods that train for a number of steps, not of epochs.
-STEP_KEYS = (key("STEPS_PER_SHOT", 500, number(at_least=0), "length of the training; 0: OPTIM.MAX_EPOCH epochs"),)
+STEP_KEYS = (
+    key(
+        "STEPS_PER_SHOT",
+        500,
+        number(at_least=0, at_most=1_000_000),
+        "length of the training; 0: OPTIM.MAX_EPOCH epochs",
+    ),
+)
 
 
 def text_encoder_options(node: CfgNode) -> dict[str, Any]:
