@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import load_text_projection, template_means
 from dassl_lite.utils import get_logger
@@ -63,7 +63,7 @@ class TaskRes(FeatureTrainer):
 
     model_name = "prompt_learner"
     keys = (
-        key("RESIDUAL_SCALE", 1.0, number(at_least=-1e6, at_most=1e6), "alpha; the recipes use 0.5"),
+        key("RESIDUAL_SCALE", 1.0, None, "alpha; the recipes use 0.5"),
         key("RESIDUAL_ON", "text", one_of("text", "image"), "text (a row per class) | image (one shared row)"),
         key("ENHANCED_BASE", "none", None, "checkpoint of a tuned text projection (see TaskResEnhance), or none"),
         *(key(name, default, None, NO_EFFECT) for name, default in REFERENCE_KEYS.items()),

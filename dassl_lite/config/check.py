@@ -211,7 +211,8 @@ ENGINE_RULES: dict[str, Rule] = {
     "DATASET.TARGET_DOMAINS": _names,
     "DATASET.NUM_LABELED": _whole(-1, MOST_IMAGES),
     "DATASET.NUM_SHOTS": satisfying(
-        lambda n: _is_whole(n) and (n == -1 or 1 <= n <= MOST_SHOTS), f"at least 1, or -1 for all images (at most {MOST_SHOTS:,})"
+        lambda n: _is_whole(n) and (n == -1 or 1 <= n <= MOST_SHOTS),
+        f"at least 1, or -1 for all images (at most {MOST_SHOTS:,})",
     ),
     "DATASET.VAL_PERCENT": _fraction,
     "DATASET.STL10_FOLD": _whole(-1, 9),

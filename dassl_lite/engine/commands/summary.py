@@ -87,7 +87,9 @@ def _is_complete(run: Mapping[str, Any]) -> bool:
     metrics = run.get("metrics")
     config = run.get("config", {})
     config = config.get("DATASET", {}) if isinstance(config, dict) else None
-    splits = isinstance(config, dict) and isinstance(metrics, dict) and all(isinstance(of, dict) for of in metrics.values())
+    splits = (
+        isinstance(config, dict) and isinstance(metrics, dict) and all(isinstance(of, dict) for of in metrics.values())
+    )
     return words and numbers and splits
 
 
