@@ -10,10 +10,8 @@ alone is for evaluation. A class is called by its folder, by ImageNet's name if 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dassl_lite.data import DATASET_REGISTRY
-from dassl_lite.data.layouts import ClassFolder, OwnFolder, name_folders, read_own_folder
+from dassl_lite.data.layouts import read_own_folder
 from dassl_lite.data.own_data import Groups, OwnDataset
 from dassl_lite.utils import get_logger
 
@@ -31,13 +29,8 @@ class ImageFolder(OwnDataset):
         logger.info(folder.describe())
         for remark in folder.remarks():
             logger.info(remark)
-        classes = self.class_folders(folder)
+        classes = folder.named()
         return {
             part: folder.groups(part, classes, allow_empty=part in ("val", "test") and "train" in folder.parts)
             for part in folder.parts
         }
-
-    def class_folders(self, folder: OwnFolder) -> list[ClassFolder]:
-        """The classes with their names, from a ``classnames.json`` in the root or beside the class folders."""
-        files = [Path(place, "classnames.json") for place in (self.dataset_dir, folder.base.path)]
-        return name_folders(folder.classes, next((file for file in files if file.is_file()), files[0]))

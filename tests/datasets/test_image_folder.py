@@ -273,9 +273,17 @@ def test_images_beside_the_folders_are_not_used_and_told(tmp_path: Path, caplog:
         Image.new("RGB", (4, 4)).save(tmp_path / place / "loose.png")
     with caplog.at_level(logging.INFO):
         assert sizes(load(tmp_path / "mine")) == (10, 0, 10)
-    assert f"1 image beside the class folders in '{tmp_path / 'mine'}' are not used" in caplog.text
-    assert f"1 image beside the class folders in '{tmp_path / 'mine' / 'train'}' are not used" in caplog.text
-    assert f"The folder '{tmp_path / 'mine' / 'extra'}' is not used" in caplog.text
+    assert f"Not used: 1 image beside the class folders in '{tmp_path / 'mine'}'" in caplog.text
+    assert f"Not used: 1 image beside the class folders in '{tmp_path / 'mine' / 'train'}'" in caplog.text
+    assert f"Not used: the folder '{tmp_path / 'mine' / 'extra'}'" in caplog.text
+
+
+def test_domains_that_are_taken_for_classes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("photo/dog", "photo/horse", "sketch/dog", "sketch/horse"):
+        fill(tmp_path / "mine" / folder)
+    with caplog.at_level(logging.INFO):
+        assert load(tmp_path / "mine").classnames == ["photo", "sketch"]
+    assert f"(dog, horse ...): if those are the classes, name one: {tmp_path / 'mine' / 'photo'}" in caplog.text
 
 
 def test_links_that_lead_back_end(tmp_path: Path) -> None:

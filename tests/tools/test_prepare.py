@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dassl_lite.data.own_check import OwnReport
 from dassl_lite.downloads import SOURCES
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import prepare
@@ -80,3 +83,53 @@ def test_runs_as_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         runpy.run_path(str(FOLDER / "prepare.py"), run_name="__main__")
     assert ended.value.code == 0
     assert "--keep-archives" in capsys.readouterr().out
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40, 40 + number), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("flag", [[], ["--data"]])
+def test_check_of_own_data_shows_what_it_is_taken_for(
+    photos: Path, capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    assert run("--check", *flag, photos) == 0
+    told = capsys.readouterr().out
+    assert "taken for  a folder of images, <class>/<image>, not split" in told
+    assert re.search(r"^red +4$", told, re.MULTILINE)
+    assert f"Ready: dassl-lite train --trainer TaskRes --shots 16 --backbone ViT-B/16 --data {photos}" in told
+
+
+def test_check_of_own_data_with_a_problem_exits_with_1(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "red" / "broken.png").touch()
+    assert run("--check", photos) == 1
+    told = capsys.readouterr().out
+    assert "Problems:\n  - unreadable" in told
+    assert "Ready" not in told
+
+
+def test_many_classes_are_shown_from_both_ends(tmp_path: Path) -> None:
+    report = OwnReport("x", classes=[f"c{i}" for i in range(100)], counts={"": list(range(100))})
+    rows = prepare.class_rows(report)
+    assert [row[0] for row in (rows[0], rows[20], rows[-1])] == ["c0", "... 60 more ...", "c99"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["photos"], "needs no preparation; --check looks at it"), ([], "nothing to prepare"), (["nowhere"], "unknown")],
+)
+def test_what_cannot_be_prepared_is_one_line(
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err

@@ -15,10 +15,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.images import count_images, describe_kinds, kind_of
-from dassl_lite.data.layouts.class_folders import ClassFolder, is_ignored, no_images
+from dassl_lite.data.layouts.class_folders import ClassFolder, is_ignored, name_folders, no_images
 from dassl_lite.data.splits import UNSPLIT, split_called
 from dassl_lite.utils.errors import UserError, nearest
 
@@ -72,6 +73,7 @@ class OwnFolder:
         base: contains the class or split folders: the user's folder, or the only folder in it.
         layout: "<class>", "<split>/<class>" or "<class>/<split>".
         parts: class folders of each split: "train", "val" and "test", or UNSPLIT.
+        root: the user's folder.
         called: the folder's own name for each split.
         notes: on images and folders that are not used.
     """
@@ -79,6 +81,7 @@ class OwnFolder:
     base: Folder
     layout: str
     parts: dict[str, Part]
+    root: str = ""
     called: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -92,6 +95,11 @@ class OwnFolder:
     def passed(self) -> Counter[str]:
         """Files below the class folders that are passed over, by kind."""
         return sum((folder.all_passed for part in self.parts.values() for folder in part.values()), Counter())
+
+    def named(self) -> list[ClassFolder]:
+        """The classes with their names, from a ``classnames.json`` in the user's folder or beside the class folders."""
+        files = [Path(place, "classnames.json") for place in (self.root, self.base.path)]
+        return name_folders(self.classes, next((file for file in files if file.is_file()), files[0]))
 
     def describe(self) -> str:
         """In one line: what was taken for what."""
@@ -147,15 +155,17 @@ def read_own_folder(root: str) -> OwnFolder:
             break
         base = only
     if base.files:
-        notes.append(f"{count_images(len(base.files))} beside the class folders in '{base.path}' are not used")
+        notes.append(f"Not used: {count_images(len(base.files))} beside the class folders in '{base.path}'")
     if not base.folders:
-        unused = describe_kinds(base.passed)
+        unused = describe_kinds(base.passed + Counter({"images": len(base.files)} if base.files else {}))
         raise UserError(
             f"'{base.path}' contains no class folders; images should be in {base.path}/<class>/"
             + (f" (it contains {unused})" if unused else "")
         )
     found = _splits_first(base) or _splits_last(base) or OwnFolder(base, "<class>", {UNSPLIT: base.folders})
-    found.notes = notes + found.notes
+    found.root, found.notes = root, notes + found.notes
+    if found.layout == "<class>":
+        found.notes += _domains(found.base)
     return found
 
 
@@ -192,6 +202,18 @@ def _read(path: str, above: frozenset[tuple[int, int]], linked: set[tuple[int, i
     return folder
 
 
+def _domains(base: Folder) -> list[str]:
+    """A note if the folders taken for classes look like domains: all contain the same folders, which may be classes."""
+    inside = [{name for name, sub in folder.folders.items() if sub.has_images} for folder in base.folders.values()]
+    if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
+        return []
+    first = next(iter(base.folders.values()))
+    named = ", ".join(sorted(inside[0])[:3])
+    return [
+        f"All class folders contain the same folders ({named} ...): if those are the classes, name one: {first.path}"
+    ]
+
+
 def _splits_first(base: Folder) -> OwnFolder | None:
     """Split folders that contain class folders; None if there are none."""
     filled = {name: folder for name, folder in base.folders.items() if folder.has_images}
@@ -207,16 +229,16 @@ def _splits_first(base: Folder) -> OwnFolder | None:
             f"'{filled[flat[0]].path}' contains images but no class folders; images should be in "
             f"{filled[flat[0]].path}/<class>/"
         )
-    notes = [f"The folder '{base.folders[name].path}' is not used: it is no split" for name in others]
+    notes = [f"Not used: the folder '{base.folders[name].path}', which is no split" for name in others]
     for name in called.values():
         if filled[name].files:
             count = count_images(len(filled[name].files))
-            notes.append(f"{count} beside the class folders in '{filled[name].path}' are not used")
+            notes.append(f"Not used: {count} beside the class folders in '{filled[name].path}'")
     if set(called) == {"train"}:  # to be split
-        return OwnFolder(filled[called["train"]], "<class>", {UNSPLIT: filled[called["train"]].folders}, {}, notes)
+        return OwnFolder(filled[called["train"]], "<class>", {UNSPLIT: filled[called["train"]].folders}, notes=notes)
     order: list[str] = [part for part in ("train", "val", "test") if part in called]
     parts = {part: filled[called[part]].folders for part in order}
-    return OwnFolder(base, "<split>/<class>", parts, called, notes)
+    return OwnFolder(base, "<split>/<class>", parts, called={part: called[part] for part in order}, notes=notes)
 
 
 def _splits_last(base: Folder) -> OwnFolder | None:
@@ -227,7 +249,7 @@ def _splits_last(base: Folder) -> OwnFolder | None:
     for name, folder in base.folders.items():
         filled = {sub: inside for sub, inside in folder.folders.items() if inside.has_images}
         splits = _splits_among(folder, filled)
-        if folder.files or len(splits) < len(filled) or not splits:
+        if folder.has_images and (folder.files or len(splits) < len(filled)):
             whole.append(name)
         for part, sub in splits.items():
             called.setdefault(part, sub)
@@ -242,7 +264,7 @@ def _splits_last(base: Folder) -> OwnFolder | None:
     for part in called:  # a class may lack a split
         for name, folder in base.folders.items():
             parts[part].setdefault(name, Folder(os.path.join(folder.path, called[part])))
-    return OwnFolder(base, "<class>/<split>", {part: found for part, found in parts.items() if part in called}, called)
+    return OwnFolder(base, "<class>/<split>", {part: parts[part] for part in parts if part in called}, called=called)
 
 
 def _splits_among(parent: Folder, folders: dict[str, Folder]) -> dict[str, str]:

@@ -171,14 +171,19 @@ def add_dataset_flags(
         metavar="FILE",
         help=f"dataset yaml, as a path or a name such as caltech101 (default: {default})",
     )
-    add(
+    add_data_flag(group, several=several)
+    add_root_flag(group)
+
+
+def add_data_flag(group: argparse._ActionsContainer, *, several: bool = False) -> None:
+    """``--data``, to a parser or a group of its flags."""
+    group.add_argument(
         "--data",
-        nargs=nargs,
-        default=none,
+        nargs="+" if several else None,
+        default=[] if several else "",
         metavar="PATH",
         help="your own data: a folder with a sub-folder of images per class, a table (.csv) or features (.npz)",
     )
-    add_root_flag(group)
 
 
 def add_root_flag(group: argparse._ActionsContainer) -> None:
