@@ -25,13 +25,14 @@ import torch
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import digest_of
+from dassl_lite.utils.files import digest_of, open_file
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
 
 logger = get_logger(__name__)
 
 MAX_VAL_SHOTS = 4
+MAX_PICKLE = 256 << 20  # bytes; all of ImageNet as Datums has 130 MB
 
 
 class Draw(NamedTuple):
@@ -172,7 +173,8 @@ def read_pickled_draw(path: Path, image_dir: str, source: Draw) -> Draw:
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
-    data = path.read_bytes()
+    with open_file(path, MAX_PICKLE) as file:
+        data = file.read()
     check_opcodes(data)
     stored = InertUnpickler(io.BytesIO(data), _no_tensors).load()
     if not isinstance(stored, dict) or not isinstance(stored.get("train"), list):

@@ -27,8 +27,15 @@ from dassl_lite.data.classes import tell_equal_names
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, read_pickled_draw, warn_of_small_classes
-from dassl_lite.data.splits import Split, check_files, check_labels, read_split, save_split, subsample_classes
-from dassl_lite.utils.errors import MissingDatasetError, UserError
+from dassl_lite.data.splits import (
+    Split,
+    check_files,
+    check_labels,
+    read_split,
+    save_split,
+    subsample_classes,
+)
+from dassl_lite.utils.errors import MissingDatasetError, UserError, shown
 from dassl_lite.utils.files import cache_root, digest_of, read_json
 from dassl_lite.utils.logger import get_logger
 
@@ -90,6 +97,10 @@ class FolderDataset(DatasetBase):
         if self.test_only:
             split = Split(split.test, split.val, split.test)
         self.check_split(split, cfg.DATASET.ON_ERROR)
+        if split.train and not split.test and not cfg.TEST.NO_TEST:
+            raise UserError(
+                f"dataset {type(self).__name__} has no test images; TEST.NO_TEST True trains without evaluating"
+            )
         if not self.test_only:
             split = self._few_shots(split, cfg)
         if self._new_split is not None:
@@ -200,8 +211,10 @@ class FolderDataset(DatasetBase):
         path = os.path.join(self.dataset_dir, self.classes_file)
         try:
             classes = [(entry["name"], entry.get("id", "")) for entry in read_json(path)]
+            if wrong := next((entry for _, entry in classes if not isinstance(entry, str)), None):
+                raise ValueError(f"the id {shown(wrong)} is not a text")
             return Split(*([_with_class_id(item, *classes[item.label]) for item in part] for part in split))
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(f"class table '{path}' does not fit the split: {error}") from error
 
     def _few_shots(self, split: Split, cfg: CfgNode) -> Split:
@@ -230,6 +243,7 @@ class FolderDataset(DatasetBase):
             kept = self.sidecar.write(name, lambda path: file.save(draw, num_shots, seed, path))
             if kept is not None:
                 logger.info(f"Saving preprocessed few-shot data to {kept}")
+        check_labels(Split(draw.train, draw.val, []), f"few-shot file '{kept}'")  # those drawn here have all classes
         self.fewshot_digest = draw_digest(draw, self.image_dir)
         return Split(draw.train, split.val if self.val_is_test else draw.val, split.test)
 

@@ -8,6 +8,7 @@ import re
 
 from dassl_lite.data.classes import ClassList
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import open_text
 
 WNID = re.compile(r"n\d{8}")
 
@@ -42,7 +43,7 @@ def read_classnames(path: str | os.PathLike[str]) -> dict[str, str]:
         OSError: the file cannot be read.
     """
     names: dict[str, str] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open_text(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             wnid, _, name = line.strip().partition(" ")
             if not wnid:

@@ -40,6 +40,7 @@ HEIF = "HEIF"  # the pictures of phones; PIL learns it from pillow-heif
 HEIF_EXTENSIONS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 HEIF_REMEDY = "pip install pillow-heif reads them"
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+MAX_FILE = 2 << 30  # bytes of an image file: a sparse one costs nothing to make, and PIL reads what its header says
 
 
 class UnreadableImageError(UserError):
@@ -106,7 +107,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """
     name = os.fspath(path)
     try:
-        with open_file(name) as file:
+        with open_file(name, MAX_FILE) as file:
             formats = _decoded_formats()
             if _is_heif(file):
                 if not reads_heif():

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.images import count_images
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.errors import UserError, shown, unknown
 from dassl_lite.utils.files import PathLike, atomic_path, read_json
 from dassl_lite.utils.logger import get_logger
 
@@ -100,12 +100,51 @@ def write_listing(content: Mapping[str, object], path: PathLike) -> None:
 def items_from_rows(rows: Iterable[Sequence[Any]], image_dir: str, path: PathLike) -> list[Datum]:
     """Datums from the rows ``[relative path, label, class name]`` of the file ``path``."""
     try:
-        return [Datum(_joined(image_dir, relative), int(label), classname=name) for relative, label, name in rows]
+        return [
+            Datum(_joined(image_dir, relative), read_label(label), classname=check_name(name))
+            for relative, label, name in rows
+        ]
     except (TypeError, ValueError) as error:
         raise UserError(f"'{path}': rows should be [path, label, class name] ({error})") from error
 
 
+MAX_LABEL = 10**9
+
+
+def read_label(value: object) -> int:
+    """The whole number that a file gives as a label: a number, or its digits as a text.
+
+    Raises:
+        ValueError: it is something else, or above ``MAX_LABEL``.
+    """
+    if isinstance(value, str) and len(value) <= 20:  # Python refuses to read 5,000 digits, and they take long
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_LABEL:
+        raise ValueError(f"the label {shown(value)} is not a whole number up to {MAX_LABEL:,}")
+    return value
+
+
+def check_path(path: object) -> None:
+    """Raise ValueError if a file gives as a path what no file can be called."""
+    if not isinstance(path, str) or b"\0" in os.fsencode(path):  # fsencode: ValueError for lone surrogates
+        raise ValueError(f"{shown(path)} is not a path")
+
+
+def check_name(name: object) -> str:
+    """A class name or id as a file gives it; raises ValueError if it is not a text that can be encoded."""
+    try:
+        if isinstance(name, str):
+            name.encode()
+            return name
+    except UnicodeEncodeError:  # lone surrogates, which JSON and numpy allow
+        pass
+    raise ValueError(f"the class name {shown(name)} is not a text")
+
+
 def _joined(image_dir: str, relative: str) -> str:
+    check_path(relative)
     path = os.path.join(image_dir, relative)
     return os.path.normpath(path) if ".." in relative else path  # one spelling per path
 
@@ -207,10 +246,10 @@ def check_labels(split: Split, source: str) -> None:
     for item in split.train:
         if names.setdefault(item.label, item.classname) != item.classname:
             raise UserError(f"{source}: label {item.label} is both '{names[item.label]}' and '{item.classname}'")
-    gaps = [label for label in range(max(names, default=0) + 1) if label not in names]
-    if gaps or min(names, default=0) < 0:
-        wrong = f"no training image has label {gaps[0]}" if gaps else f"label {min(names)} is negative"
-        if names and gaps == [0]:
+    gap = next((label for label in range(len(names)) if label not in names), None)  # whatever the largest label
+    if gap is not None or min(names, default=0) < 0:
+        wrong = f"label {min(names)} is negative" if min(names) < 0 else f"no training image has label {gap}"
+        if gap == 0 and sorted(names) == list(range(1, len(names) + 1)):
             wrong += f": they run from 1 to {max(names)}; subtract 1"
         raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
     for item in (*split.val, *split.test):

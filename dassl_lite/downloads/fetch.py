@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ import urllib3
 from tqdm import tqdm
 
 from dassl_lite.utils.errors import UserError, printable
-from dassl_lite.utils.files import cache_root, digest_of, write_json
+from dassl_lite.utils.files import cache_root, digest_of, read_json, write_json
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -104,13 +103,13 @@ class Part:
         self.url = url
         self._origin = target.with_name(target.name + ".part.json")
         try:
-            origin = json.loads(self._origin.read_bytes())
+            origin = read_json(self._origin)
         except (OSError, ValueError):
             origin = {}
         if not isinstance(origin, dict) or origin.get("url") != url:
             self.path.unlink(missing_ok=True)
             origin = {}
-        self.version: str = origin.get("version", "")  # the ETag: the server's name for this version of the file
+        self.version = str(origin.get("version", ""))  # the ETag: the server's name for this version of the file
 
     @property
     def size(self) -> int:
@@ -364,8 +363,8 @@ def check_file(path: Path, *, size: int = 0, digest: str = "") -> None:
     check_digest(path, digest)
     if path.suffix == ".json":
         try:
-            json.loads(path.read_bytes())
-        except ValueError as error:
+            read_json(path)
+        except (OSError, ValueError) as error:
             raise WrongFileError(f"{path.name} is not JSON ({error})") from error
 
 

@@ -32,7 +32,12 @@ logger = get_logger(__name__)
 def fill_templates(classnames: Sequence[str], templates: Sequence[str], replace_underscore: bool = True) -> list[str]:
     """K * T prompts, class by class: every class name in every template."""
     names = [name.replace("_", " ") for name in classnames] if replace_underscore else classnames
-    return [template.format(name) for name in names for template in templates]
+    return [fill_template(template, name) for name in names for template in templates]
+
+
+def fill_template(template: str, name: str) -> str:
+    """The template with the name in place of ``{}``; not ``str.format``, whose fields can read attributes."""
+    return template.replace("{}", name)
 
 
 def class_weights(

@@ -42,15 +42,23 @@ def printable(text: object, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
 
 
+_LONGEST = 8000  # characters of a message: two paths of the greatest length that Linux allows
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
 class UserError(ValueError):
     """A mistake by the user; the command line prints its message in one line and exits with code 2.
 
     Args:
-        message: made printable here; line breaks, as in other libraries' errors, stay until it is shown.
+        message: made printable here, and cut if a file's content makes it very long; line breaks, as in other
+            libraries' errors, stay until it is shown.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message, keep="\n\t"))
+        super().__init__(_cut(printable(_cut(str(message)), keep="\n\t")))
 
 
 class MissingDatasetError(UserError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -12,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from dassl_lite.utils.errors import printable
 
@@ -38,15 +39,42 @@ def check_isfile(fpath: PathLike) -> bool:
     return found
 
 
-def open_file(path: PathLike) -> BinaryIO:
+MAX_TEXT = 1 << 30  # bytes of a table, split or list; ImageNet's split has 150 MB
+
+
+def open_file(path: PathLike, limit: int | None = None) -> BinaryIO:
     """Open a file for reading bytes, and only a file: a pipe would hang, and a device may never end.
 
     Every reader of a file that we did not write begins here.
 
+    Args:
+        limit: the most bytes that it may have.
+
     Raises:
-        OSError: it cannot be read, or is a pipe, a socket or a device.
+        OSError: it cannot be read, has more bytes, or is a pipe, a socket or a device.
     """
-    return open(path, "rb", opener=_open_regular)
+    file = open(path, "rb", opener=_open_regular)  # noqa: SIM115
+    size = os.fstat(file.fileno()).st_size
+    if limit is not None and size > limit:
+        file.close()
+        raise OSError(errno.EINVAL, f"it has {size:,} bytes, more than the {limit:,} that are read", os.fspath(path))
+    return file
+
+
+def open_text(path: PathLike, encoding: str = "utf-8-sig", **options: Any) -> TextIO:
+    """Open a text file of at most ``MAX_TEXT`` bytes; see :func:`open_file`. The options are those of ``open``."""
+    return io.TextIOWrapper(open_file(path, MAX_TEXT), encoding=encoding, **options)
+
+
+def read_text(path: PathLike, limit: int = MAX_TEXT) -> str:
+    """The text of a file (UTF-8, a byte order mark is skipped) of at most ``limit`` bytes.
+
+    Raises:
+        OSError: it cannot be read, is too large, or not a file.
+        ValueError: it is not UTF-8.
+    """
+    with open_file(path, limit) as file:
+        return file.read().decode("utf-8-sig")
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -69,8 +97,18 @@ def _check_regular(mode: int, path: str) -> None:
 
 
 def read_json(fpath: PathLike) -> Any:
-    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 with one."""
-    return json.loads(Path(fpath).read_bytes())
+    """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
+
+    Raises:
+        OSError: it cannot be read, has more than ``MAX_TEXT`` bytes, or is not a file.
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    with open_file(fpath, MAX_TEXT) as file:
+        data = file.read()
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_json(obj: object, fpath: PathLike, indent: int | None = 4) -> None:

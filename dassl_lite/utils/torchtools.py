@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.files import PathLike, atomic_path
+from dassl_lite.utils.files import PathLike, atomic_path, read_text
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
 
@@ -83,11 +83,19 @@ def newest_checkpoint(fdir: PathLike) -> Path:
     pointer = Path(fdir) / POINTER_NAME
     if not pointer.is_file():
         raise UserError(f'no checkpoint to resume from: "{pointer}" not found')
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = _read_name(pointer)
     path = pointer.parent / name
     if not name or not path.is_file():
         raise UserError(f'"{pointer}" names "{name}", which is not in that folder')
     return path
+
+
+def _read_name(pointer: Path) -> str:
+    """The file name in a pointer file."""
+    try:
+        return read_text(pointer, 4096).strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f'cannot read "{pointer}": {getattr(error, "strerror", None) or error}') from error
 
 
 def resume_from_checkpoint(

@@ -30,7 +30,7 @@ from dassl_lite.datasets._drawn.looks import PHOTO, Look, compose
 from dassl_lite.datasets._drawn.render import Images, draw
 from dassl_lite.datasets._drawn.scene import Ints
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import cache_root
+from dassl_lite.utils.files import cache_root, read_json
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -169,7 +169,7 @@ def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     try:
-        found = json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / STAMP_FILE)
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("drawn") != stamp["drawn"]:

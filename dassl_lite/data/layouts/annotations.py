@@ -11,7 +11,8 @@ import numpy as np
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.splits import Split, split_trainval
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import UserError, shown
+from dassl_lite.utils.files import MAX_TEXT, open_file, open_text
 
 T = TypeVar("T")
 Row = tuple[str, int, str]  # image path relative to the image folder, label, class name
@@ -25,7 +26,7 @@ def parse_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
         OSError: the file cannot be read.
     """
     results = []
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open_text(path, encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             text = line.strip()
             try:
@@ -33,7 +34,7 @@ def parse_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
                     results.append(parse(text))
             except (ValueError, LookupError) as error:
                 raise UserError(
-                    f"'{path}', line {number}: '{text}' is not in the publisher's format ({error})"
+                    f"'{path}', line {number}: {shown(text)} is not in the publisher's format ({error})"
                 ) from error
     return results
 
@@ -60,7 +61,7 @@ def parse_mat(path: Path, key: str, parse: Callable[[Any], T]) -> list[T]:
     from scipy.io import loadmat  # slow to import, and few datasets need it
 
     try:
-        with open(path, "rb") as file:
+        with open_file(path, MAX_TEXT) as file:
             elements = np.atleast_1d(loadmat(file, simplify_cells=True)[key])
         return [parse(element) for element in elements]
     except OSError:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
 from dassl_lite.data.images import count_images, describe_kinds, kind_of
-from dassl_lite.data.splits import Split, split_classes
+from dassl_lite.data.splits import Split, check_name, split_classes
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import read_json
 from dassl_lite.utils.logger import get_logger
@@ -84,9 +84,11 @@ def _from_entry(path: Path, folder: str, entry: object) -> ClassFolder:
     """A class called as its entry in the JSON file says."""
     described = entry if isinstance(entry, dict) else {"name": entry}
     name, classid = described.get("name"), described.get("id", folder if WNID.fullmatch(folder) else "")
-    if not isinstance(name, str) or not isinstance(classid, str):
-        raise UserError(f"'{path}': the entry of '{folder}' should be a name, or an object with 'name' and 'id'")
-    return ClassFolder(folder, name, classid)
+    try:
+        return ClassFolder(folder, check_name(name), check_name(classid) if classid != "" else "")
+    except ValueError as error:
+        should = "a name, or an object with 'name' and 'id'"
+        raise UserError(f"'{path}': the entry of '{folder}' should be {should} ({error})") from None
 
 
 def _read_entries(path: Path, folders: Sequence[str]) -> Mapping[str, object]:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.layouts.class_folders import ClassFolder, name_folders
-from dassl_lite.data.splits import UNSPLIT, Split, split_called
-from dassl_lite.utils.errors import UserError, nearest, unknown
+from dassl_lite.data.splits import MAX_LABEL, UNSPLIT, Split, check_path, split_called
+from dassl_lite.utils.errors import UserError, nearest, shown, unknown
+from dassl_lite.utils.files import open_text
 from dassl_lite.utils.logger import get_logger
 
 if TYPE_CHECKING:
     from _csv import Reader as CSVReader  # the type of csv.reader
 
 logger = get_logger(__name__)
+
+MAX_HEADER = 1 << 16  # characters
 
 # Column -> its accepted headers, whatever their case.
 COLUMNS = {
@@ -45,6 +48,11 @@ class TableRow(NamedTuple):
         return str(int(self.label)) if self.label else self.classname
 
 
+def _is_label(text: str) -> bool:
+    """Whether a cell is a whole number that can be a label; Python refuses to read one of 5,000 digits."""
+    return text.isdecimal() and len(text) <= 20 and int(text) <= MAX_LABEL
+
+
 def find_table(path: str | Path) -> Path:
     """The table at ``path``: the file itself, or the only .csv or .tsv file in that folder."""
     path = Path(path)
@@ -66,8 +74,10 @@ def read_table(path: Path) -> list[TableRow]:
         UserError: the table cannot be read, lacks a column, or has an incomplete row.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+        with open_text(path, newline="") as file:
+            header = file.readline(MAX_HEADER)
+            if len(header) == MAX_HEADER:
+                raise UserError(f"the table '{path}' has no header: its first line has over {MAX_HEADER:,} characters")
             file.seek(0)
             lines = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
             columns = _find_columns(path, next(lines, []))
@@ -82,8 +92,8 @@ def read_table(path: Path) -> list[TableRow]:
         rows = [row._replace(classname=row.label, label="") for row in rows]
         columns["classname"] = columns.pop("label")
     for row in rows:
-        if "label" in columns and not row.label.isdecimal():
-            raise UserError(f"{row.where}: label '{row.label}' is not a whole number, 0 or more")
+        if "label" in columns and not _is_label(row.label):
+            raise UserError(f"{row.where}: label {shown(row.label)} is not a whole number, 0 to {MAX_LABEL:,}")
         if "classname" in columns and not row.classname:
             raise UserError(f"{row.where} has no class name")
     return rows
@@ -119,6 +129,7 @@ def _parse_rows(path: Path, lines: CSVReader, columns: Mapping[str, int]) -> Ite
             continue
         cut = [column for column, position in columns.items() if position >= len(cells)]
         row = TableRow(where, **{"path": "", **{c: cells[i].strip() for c, i in columns.items() if c not in cut}})
+        check_path(row.path)
         if cut or not row.path:
             raise UserError(f"{where} has no {cut[0] if cut else 'path'}: {', '.join(cells)}")
         yield row
@@ -155,7 +166,7 @@ def _list_classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple
         same = first.setdefault(row.key, row)
         if (row.classname, row.classid) != (same.classname, same.classid):
             raise UserError(f"{row.where}: class '{row.key}' has a different name or id in {same.where}")
-    keys = sorted(first, key=lambda key: (int(key), key) if key.isdecimal() else (len(first), key))
+    keys = sorted(first, key=lambda key: (int(key), key) if _is_label(key) else (MAX_LABEL + 1, key))
     numbered, named = bool(rows[0].label), bool(rows[0].classname)
     if numbered and named:
         folders = [ClassFolder(key, first[key].classname) for key in keys]

@@ -138,7 +138,8 @@ def is_finished(folder: Path, cfg: CfgNode) -> bool:
         return False
     path = folder / FILE_NAME
     # The root of the field's datasets may move; that of the user's own data says which data it is.
-    before, now = results["config"]["DATASET"]["ROOT"], cfg.DATASET.ROOT
+    stored = results["config"].get("DATASET")
+    before, now = str(stored.get("ROOT", "") if isinstance(stored, dict) else ""), cfg.DATASET.ROOT
     if OWN_DATA.get(cfg.DATASET.NAME) == "ROOT" and Path(before).resolve() != Path(now).resolve():
         raise UserError(f"{path} belongs to a run on {before}, not on {now}; choose another --output-dir")
     return True

@@ -40,8 +40,10 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         results = read_json(path)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{path} is not valid JSON; delete it and run again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not isinstance(results, dict):
         raise UserError(f"{path} does not hold the results of a run; delete it and run again")
     return results

@@ -22,6 +22,7 @@ from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
+from dassl_lite.models.prompts import fill_template
 from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
@@ -67,7 +68,7 @@ def load_backbone(
     file = dataset.file
     stand_in = PrecomputedBackbone(
         dataset.text_weights,
-        [[template.format(name) for name in dataset.classnames] for template in file.templates],
+        [[fill_template(template, name) for name in dataset.classnames] for template in file.templates],
         file.logit_scale,
         name=file.backbone or None,
         digest=file.backbone_digest,
