@@ -1,8 +1,11 @@
-"""Logistic regression on features, with its regularisation chosen on a validation set as in CLIP's paper.
+"""Logistic regression on features, with its regularisation chosen on a validation set.
 
-Protocol: the linear probes of "Learning Transferable Visual Models From Natural Language Supervision",
-https://arxiv.org/abs/2103.00020, as CoOp's baseline runs them: scikit-learn's LBFGS with at most 1000 iterations; C
-from 10^6, 10^4 ... 10^-6, then a binary search on a log scale between a tenth of the best and ten times the best.
+``sweep_c`` is the protocol of the linear probes of "Learning Transferable Visual Models From Natural Language
+Supervision", https://arxiv.org/abs/2103.00020, as CoOp's baseline runs them: scikit-learn's LBFGS with at most 1000
+iterations; C from 10^6, 10^4 ... 10^-6, then a binary search on a log scale between a tenth of the best and ten times
+the best. Accuracy on few validation images has many ties, and rounding errors decide which C wins one: C may differ by a
+factor of 100 between two machines. ``smooth_c`` minimises the validation log loss instead, which moves smoothly with
+the features.
 
 Shapes: N images, D width of the features, K classes.
 """
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 FIRST_C = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 MAX_ITERATIONS = 1000
+SWEEP_TOLERANCE, SMOOTH_TOLERANCE = 1e-4, 1e-6  # of the gradient; the first is scikit-learn's default
+
+_SMALL = 2**21  # numbers: below that, several threads only wait for each other
 
 
 @dataclass(frozen=True)
@@ -94,17 +100,54 @@ def sweep_c(train: Samples, val: Samples, steps: int = 8) -> Sweep:
     return Sweep(first, tuple(rounds))
 
 
-def fit(train: Samples, c: float) -> LogisticRegression:
+def smooth_c(train: Samples, val: Samples) -> tuple[float, float]:
+    """C with the lowest mean log loss on ``val``, and that loss in nats.
+
+    The best of ``FIRST_C`` is refined by Brent's method on a log scale, up to its neighbours. Fits converge further
+    (``SMOOTH_TOLERANCE``) than in the sweep, where a large C is cut short. Of the validation images those whose class
+    has training images count.
+
+    Raises:
+        UserError: fewer than two classes, or no validation image of a class with training images.
+    """
+    from scipy.optimize import minimize_scalar  # slow to import
+    from scipy.special import logsumexp
+
+    known = np.isin(val.labels, train.labels)
+    if not known.any():
+        raise UserError("no validation image belongs to a class with training images, so C cannot be chosen")
+    features, labels = val.features[known], val.labels[known]
+
+    @functools.cache
+    def loss(log_c: float) -> float:
+        classifier = fit(train, 10.0**log_c, SMOOTH_TOLERANCE)
+        weight, bias = weights_of(classifier, int(classifier.classes_.max()) + 1)
+        logits = (features @ weight.T + bias)[:, classifier.classes_]
+        column = np.searchsorted(classifier.classes_, labels)
+        return float((logsumexp(logits, axis=1) - logits[np.arange(len(labels)), column]).mean())
+
+    powers = [float(np.log10(c)) for c in FIRST_C]
+    best = min(powers, key=loss)
+    lowest, highest = max(best - 2, min(powers)), min(best + 2, max(powers))
+    found = float(minimize_scalar(loss, bounds=(lowest, highest), method="bounded", options={"xatol": 0.01}).x)
+    best = min(best, found, key=loss)
+    return 10.0**best, loss(best)
+
+
+def fit(train: Samples, c: float, tolerance: float = SWEEP_TOLERANCE) -> LogisticRegression:
     """scikit-learn's classifier, fitted with inverse regularisation strength ``c``.
 
     Raises:
         UserError: fewer than two classes.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
+    from threadpoolctl import threadpool_limits
 
     if len(np.unique(train.labels)) < 2:
         raise UserError("logistic regression needs training images of at least two classes")
-    return LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(train.features, train.labels)
+    classifier = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=tolerance)
+    with threadpool_limits(1 if train.features.size < _SMALL else None):
+        return classifier.fit(train.features, train.labels)
 
 
 def weights_of(classifier: LogisticRegression, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from dassl_lite.config import get_cfg_default
+from dassl_lite.config.check import lookup
+from dassl_lite.config.load import merge_file
 from dassl_lite.engine.build import build_trainer, configs_root, make_config
+from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import UserError, set_random_seed
 
 LOGISTIC = ("TRAINER.LinearProbe.FIT", "logistic_regression")
@@ -263,6 +268,64 @@ def test_logistic_regression_without_a_validation_set_takes_the_configured_c(bui
     expected = LogisticRegression(C=c, max_iter=1000).fit(train.features.double().numpy(), train.labels.numpy())
     assert np.allclose(trainer.head.weight.detach().numpy(), expected.coef_, atol=1e-5)
     assert np.allclose(trainer.head.bias.detach().numpy(), expected.intercept_, atol=1e-5)
+
+
+def noisy_samples(seed: int, size: float = 0.0) -> logistic.Samples:
+    """Three overlapping classes of 8 features of length 1, each moved by about ``size``."""
+    labels = np.arange(3).repeat(16)
+    features = np.eye(3, 8)[labels] + np.random.default_rng(seed).normal(scale=0.5, size=(48, 8))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return logistic.Samples(features + size * np.random.default_rng(7).normal(size=features.shape), labels)
+
+
+def test_rounding_errors_in_the_features_do_not_move_c():
+    chosen = [logistic.smooth_c(noisy_samples(1, size), noisy_samples(2, size))[0] for size in (0.0, 1e-6, -1e-6)]
+    assert chosen[1:] == pytest.approx([chosen[0]] * 2, rel=0.02)
+
+
+def test_c_is_where_the_validation_log_loss_is_lowest():
+    train, val = noisy_samples(1), noisy_samples(2)
+
+    def log_loss(c: float) -> float:
+        model = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(train.features, train.labels)
+        return -np.log(model.predict_proba(val.features)[np.arange(len(val.labels)), val.labels]).mean()
+
+    c, loss = logistic.smooth_c(train, val)
+    assert loss == pytest.approx(log_loss(c), rel=1e-6)
+    assert loss <= min(log_loss(10.0**power) for power in np.arange(-6, 6.1, 0.5)) + 1e-6
+
+
+def test_validation_images_of_classes_without_training_images_do_not_count():
+    train, val = noisy_samples(1), noisy_samples(2)
+    more = logistic.Samples(np.concatenate([val.features, -val.features[:4]]), np.append(val.labels, [5, 5, 5, 5]))
+    assert logistic.smooth_c(train, more) == logistic.smooth_c(train, val)
+    with pytest.raises(UserError, match="no validation image belongs to a class with training images"):
+        logistic.smooth_c(train, logistic.Samples(val.features, val.labels + 3))
+
+
+@pytest.mark.parametrize(("by", "line"), [("log_loss", "log loss: "), ("accuracy", "accuracy: ")])
+def test_the_measure_that_chose_c_is_logged(build, caplog, by, line):
+    trainer = build("logistic regression", "TRAINER.LinearProbe.C_BY", by)
+    trainer.fit()
+    assert "Search of C on the *val* set: " in caplog.text
+    assert line in caplog.text
+
+
+STATED = ("OPTIM.NAME", "OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.LR_SCHEDULER", "DATALOADER.TRAIN_X.BATCH_SIZE")
+
+
+@pytest.mark.parametrize("method", sorted(folder.name for folder in (configs_root() / "trainers").iterdir()))
+def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
+    recipes = sorted((configs_root() / "trainers" / method).glob("[!_]*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        cfg, unset = get_cfg_default(), {}
+        for key in STATED:
+            *groups, name = key.split(".")
+            node = functools.reduce(getattr, groups, cfg)
+            node[name] = unset[key] = "unset" if isinstance(node[name], str) else -1 * type(node[name])(1)
+        merge_file(cfg, recipe, allow_new_keys=True)
+        assert [key for key in STATED if lookup(cfg, key) == unset[key]] == [], recipe
 
 
 @pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe"])

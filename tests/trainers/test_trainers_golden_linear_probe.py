@@ -85,7 +85,8 @@ def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, m
         sets[name] = FeatureSet(torch.from_numpy(features)[None], torch.from_numpy(labels))
     monkeypatch.setattr(linear_probe.LinearProbe, "training_set", lambda trainer, augmented: sets["train"])
     monkeypatch.setattr(linear_probe.LinearProbe, "selection_set", lambda trainer: sets["val"])
-    options = ["TRAINER.LinearProbe.FIT", "logistic_regression", "TRAINER.LinearProbe.C_STEPS", str(STEPS)]
+    options = ["TRAINER.LinearProbe.FIT", "logistic_regression"]
+    options += ["TRAINER.LinearProbe.C_BY", "accuracy", "TRAINER.LinearProbe.C_STEPS", str(STEPS)]
     trainer = golden_trainer("LinearProbe", "vit0", "OxfordPets", *options)
     trainer.head = linear_probe.LinearLayer(16, 5)  # the golden features are 16 wide
     trainer.fit()
