@@ -3,8 +3,8 @@
 ``sweep_c`` is the protocol of the linear probes of "Learning Transferable Visual Models From Natural Language
 Supervision", https://arxiv.org/abs/2103.00020, as CoOp's baseline runs them: scikit-learn's LBFGS with at most 1000
 iterations; C from 10^6, 10^4 ... 10^-6, then a binary search on a log scale between a tenth of the best and ten times
-the best. Accuracy on few validation images has many ties, and rounding errors decide which C wins one: C may differ by a
-factor of 100 between two machines. ``smooth_c`` minimises the validation log loss instead, which moves smoothly with
+the best. Accuracy on few validation images has many ties, and rounding errors decide which C wins one: C may differ by
+a factor of 100 between two machines. ``smooth_c`` minimises the validation log loss instead, which moves smoothly with
 the features.
 
 Shapes: N images, D width of the features, K classes.

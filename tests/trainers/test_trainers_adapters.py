@@ -306,7 +306,8 @@ def test_validation_images_of_classes_without_training_images_do_not_count():
 @pytest.mark.parametrize(("by", "line"), [("log_loss", "log loss: "), ("accuracy", "accuracy: ")])
 def test_the_measure_that_chose_c_is_logged(build, caplog, by, line):
     trainer = build("logistic regression", "TRAINER.LinearProbe.C_BY", by)
-    trainer.fit()
+    with caplog.at_level("INFO", "dassl_lite"):
+        trainer.fit()
     assert "Search of C on the *val* set: " in caplog.text
     assert line in caplog.text
 
@@ -317,6 +318,7 @@ STATED = ("OPTIM.NAME", "OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.LR_SCHEDULER", 
 @pytest.mark.parametrize("method", sorted(folder.name for folder in (configs_root() / "trainers").iterdir()))
 def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
     recipes = sorted((configs_root() / "trainers" / method).glob("[!_]*.yaml"))
+    recipes = [path for path in recipes if path.name != "rn50_val.yaml"]  # for evaluation only
     assert recipes
     for recipe in recipes:
         cfg, unset = get_cfg_default(), {}
