@@ -2,9 +2,9 @@
 
     python docs/results/linear_probe_recipe.py FEATURES.npz... --output-dir output/linear_probe
 
-Each file, in the layout of a feature file or one that `extract.py --convert` reads, is copied with its validation images
-as the test images, so that nothing is chosen on test images, and with its features multiplied by each length: the files
-hold features of length 1, CLIP's image encoders give 1 to 12. Each setting then trains by `tools/sweep.py`.
+Each file, in a layout that `extract.py --convert` reads, is copied with its validation images as the test images, so
+that nothing is chosen on test images, and with its features multiplied by each length: the files hold features of
+length 1, CLIP's image encoders give 1 to 12. Each setting then trains by `tools/sweep.py`.
 """
 
 from __future__ import annotations
