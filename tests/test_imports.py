@@ -15,6 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Package -> what it may import of dassl_lite, besides itself.
 MAY_IMPORT = {
+    "startup": set(),
     "utils": set(),
     "config": {"utils"},
     "downloads": {"utils"},
@@ -30,8 +31,8 @@ MAY_IMPORT["compat"] = set(MAY_IMPORT) | {"engine", "configs"}
 MAY_IMPORT["trainers"] = set(MAY_IMPORT) | {"engine"}
 MAY_IMPORT["datasets"] = {"data"}
 MAY_IMPORT["tools"] = set(MAY_IMPORT) | {"datasets", "trainers"}
-# Errors and logging are of the house, not of a layer above: a dataset may raise a UserError.
-EVERYWHERE = {"utils"}
+# Errors, logging and signals are of the house, not of a layer above: a dataset may raise a UserError.
+EVERYWHERE = {"utils", "startup"}
 # Room of the engine -> the others that it may import; "plugins" and "build" are its two files outside a room.
 ROOMS: dict[str, set[str]] = {
     "plugins": set(),

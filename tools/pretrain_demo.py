@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import dassl_lite  # isort: skip  # noqa: F401  ready for signals that come while torch loads
 import numpy as np
 import torch
 from tabulate import tabulate

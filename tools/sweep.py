@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
 from dassl_lite.engine.commands.arguments import (
@@ -63,6 +62,8 @@ def make_parser() -> ToolParser:
 
 def default_jobs() -> int:
     """Small models gain from one core and little from two; runs that share a GPU compete for its time and memory."""
+    import torch  # only now: a signal that comes while it loads must find the handlers of dassl_lite.startup
+
     return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 

@@ -113,11 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.start()
     cfg = with_output(config_of(args), args)
     if not args.eval_only and not args.no_train:
-        if args.resume and distributed.on_first(lambda: run.is_finished(cfg, cfg.OUTPUT_DIR)):
-            say(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
-            return 0
-        with run.session(cfg, overwrite=args.overwrite) as trainer:
-            trainer.train()
+        with run.session(cfg, overwrite=args.overwrite, skip_finished=bool(args.resume)) as trainer:
+            if trainer is None:
+                say(f"{cfg.OUTPUT_DIR} holds this run, finished: there is nothing to resume")
+            else:
+                trainer.train()
         return 0
     trainer = run.build(cfg)
     if args.eval_only:

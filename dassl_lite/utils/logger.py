@@ -23,7 +23,12 @@ class _ConsoleHandler(logging.StreamHandler):
             return
         out = getattr(sys.stdout, "console", sys.stdout)  # bypass Logger, which would write the line to log.txt twice
         self.stream = sys.stderr if record.levelno >= logging.WARNING else out
-        super().emit(record)
+        if self.stream is not None:  # closed
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):  # a console that has gone must not end a run, nor fill another
+            super().handleError(record)
 
 
 class _FileHandler(logging.FileHandler):

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
 from dassl_lite.engine.parallel import distributed
+from dassl_lite.startup import EXIT_INTERRUPTED, STOP_SIGNALS, stopped_by
 from dassl_lite.utils.errors import NO_ROOM, NOT_USABLE, UserError, printable, shown
 from dassl_lite.utils.logger import Logger
+from dassl_lite.utils.streams import lenient_streams
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_USER_ERROR, EXIT_BROKEN_PIPE = 2, 141
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a tool's ``main`` and return the process' exit code.
 
-    User errors and a full disk print one line to stderr and exit with 2, Ctrl-C prints one line and exits with 130;
-    ``--debug`` shows the traceback.
+    User errors and a full disk print one line to stderr and exit with 2. Ctrl-C, SIGTERM and SIGHUP print one line and
+    exit with 130. ``--debug`` shows the traceback. If nobody reads standard output (``| head -1``), the work is done in
+    silence, and the exit code is 141.
     """
+    with lenient_streams() as out:
+        code = _run(main, argv)
+        out.flush()
+        return EXIT_BROKEN_PIPE if out.lost and not code else code
+
+
+def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a name that the terminal cannot encode
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stack.enter_context(_signals_interrupt())
         if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
             stack.enter_context(contextlib.redirect_stdout(Logger()))
         try:
@@ -37,9 +50,6 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             if debug:
                 raise
             return _fail(" ".join(str(error).split()))
-        except BrokenPipeError:  # the reader is gone (`| head`)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_BROKEN_PIPE
         except OSError as error:
             if not debug and error.errno in NOT_USABLE and error.filename:
                 return _fail(f"{error.strerror}: {shown(error.filename)}")
@@ -56,6 +66,24 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
                 raise
             sys.stderr.write(f"\nInterrupted: {interrupt or 'stopped'}\n")
             return EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Every signal that asks a run to end raises KeyboardInterrupt, unless it is ignored, as under nohup."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(stopped_by(number))
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str) -> int:

@@ -32,7 +32,7 @@ def build(cfg: CfgNode, log: str = "log.txt") -> Any:
 
 
 @contextmanager
-def session(cfg: CfgNode, *, overwrite: bool = False) -> Iterator[Any]:
+def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = False) -> Iterator[Any]:
     """A built trainer that has its output folder to itself; once the body has trained it, its results are written.
 
         with session(cfg) as trainer:
@@ -41,6 +41,7 @@ def session(cfg: CfgNode, *, overwrite: bool = False) -> Iterator[Any]:
     Args:
         cfg: of the run.
         overwrite: replace the run in that folder, which goes once this one is built and has something to save.
+        skip_finished: give None in place of a trainer if that folder has the results of this run.
 
     Raises:
         UserError: whatever is wrong with the config, or another run uses that folder.
@@ -49,6 +50,9 @@ def session(cfg: CfgNode, *, overwrite: bool = False) -> Iterator[Any]:
     if first:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     with only_run_in(cfg.OUTPUT_DIR) if first else nullcontext():
+        if skip_finished and distributed.on_first(lambda: is_finished(cfg, cfg.OUTPUT_DIR)):
+            yield None
+            return
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
         if zero_shot is not None:
@@ -77,9 +81,10 @@ def is_finished(cfg: CfgNode, folder: str | Path) -> bool:
 
 
 def train(cfg: CfgNode) -> Path:
-    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``; returns its path."""
-    with session(cfg) as trainer:
-        trainer.train()
+    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``, unless it is there; returns its path."""
+    with session(cfg, skip_finished=True) as trainer:
+        if trainer is not None:
+            trainer.train()
     return Path(cfg.OUTPUT_DIR) / FILE_NAME
 
 

@@ -1,21 +1,25 @@
 """Many runs: every combination of method, dataset, shots and seed, each in its own folder.
 
 Runs share the feature cache and the text features. Repeating a sweep skips its finished runs and repeats those that
-failed or were killed.
+failed or were killed. Several sweeps may work on one folder at a time: each run is done by one of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -26,13 +30,17 @@ from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_confi
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.files.results import FILE_NAME, read_results
+from dassl_lite.engine.files.run_lock import FolderInUseError
 from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError, get_logger, setup_logger
 from dassl_lite.utils.errors import printable
+from dassl_lite.utils.streams import make_streams_lenient
 
 logger = get_logger(__name__)
 
-DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+DONE, SKIPPED, FAILED, BUSY = "done", "skipped", "failed", "busy"
+_PATIENCE = 1.0  # seconds until runs that another process does are looked at again
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class Task:
         cfg.OUTPUT_DIR, cfg.VERBOSE = str(folder), False
         cfg.freeze()
         return cfg
+
+
+Outcome = tuple[Task, str, str]  # task, one of the words above, why it failed
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,9 @@ def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
     start = time.perf_counter()
     ended: Counter[str] = Counter()
     failed: dict[Task, str] = {}
-    with tqdm(total=len(todo), desc="Sweep", unit="run", file=sys.stderr) as bar:
-        for task, outcome, reason in _outcomes(todo, settings):
+    outcomes = contextlib.closing(_outcomes(todo, settings))  # if it is interrupted, its processes end at once
+    with tqdm(total=len(todo), desc="Sweep", unit="run", file=sys.stderr) as bar, outcomes as ending:
+        for task, outcome, reason in ending:
             ended[outcome] += 1
             if outcome == FAILED:
                 failed[task] = reason
@@ -164,39 +176,85 @@ def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
     return failed
 
 
-def _outcomes(todo: Sequence[Task], settings: Settings) -> Iterator[tuple[Task, str, str]]:
-    """(task, outcome, reason) as the runs end."""
+def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, None, None]:
+    """The outcomes as the runs end; runs that another process does come last, once they are finished or free."""
+    said = False
+    with _workers(settings) as run_all:
+        while todo:
+            busy = []
+            for task, outcome, reason in run_all(todo):
+                if outcome == BUSY:
+                    busy.append(task)
+                else:
+                    yield task, outcome, reason
+            if busy and not said:
+                setup_logger()  # a run has silenced the console
+                logger.info(f"Waiting for {len(busy)} of the runs, which another process is doing")
+                said = True
+            time.sleep(_PATIENCE if busy else 0)
+            todo = busy
+
+
+@contextlib.contextmanager
+def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
+    """A function that does runs and gives their outcomes as they end: here, or in several processes."""
     if settings.jobs == 1:
-        yield from (_run_one(task, settings) for task in todo)
+        yield lambda todo: (_run_one(task, settings) for task in todo)
         return
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
     threads = max(1, (os.cpu_count() or 1) // settings.jobs)
     with ProcessPoolExecutor(settings.jobs, context, _start_worker, (threads, settings.plugins)) as pool:
-        futures = [pool.submit(_run_one, task, settings) for task in todo]
-        try:
-            for future in as_completed(futures):
+
+        def run_all(todo: Sequence[Task]) -> Iterator[Outcome]:
+            for future in as_completed([pool.submit(_run_in_worker, task, settings) for task in todo]):
                 yield future.result()
+
+        try:
+            yield run_all
         except BrokenProcessPool:
             raise UserError(
                 "a process of the sweep was killed, perhaps for lack of memory; repeat the command with fewer --jobs "
                 "to continue"
             ) from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()  # each saves a checkpoint first
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int, plugins: Sequence[str]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    make_streams_lenient()
     torch.set_num_threads(threads)
     load_plugins(plugins)
 
 
-def _run_one(task: Task, settings: Settings) -> tuple[Task, str, str]:
+def _end_with_parent() -> None:
+    """Stop this process when the sweep is killed: it would otherwise finish its run and then wait forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # wakes it if it waits
+
+
+def _run_in_worker(task: Task, settings: Settings) -> Outcome:
+    try:
+        return _run_one(task, settings)
+    except KeyboardInterrupt:  # after its checkpoint; the pool would go on with the next run
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _run_one(task: Task, settings: Settings) -> Outcome:
     folder = settings.folder / task.folder
     try:
         cfg = task.config(settings.shared, folder)
         if is_finished(folder, cfg):
             return task, SKIPPED, ""
         run.train(cfg)
+    except FolderInUseError:
+        return task, BUSY, ""
     except UserError as error:
         return task, FAILED, str(error)
     except Exception as error:

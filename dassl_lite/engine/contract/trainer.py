@@ -34,7 +34,7 @@ from dassl_lite.data.classes import ClassList
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.contract.base import TrainerBase
-from dassl_lite.engine.contract.graceful_stop import GracefulStop
+from dassl_lite.engine.contract.graceful_stop import GracefulStop, stops_at_once
 from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys
 from dassl_lite.engine.contract.loaders import LOADERS, manager_of
 from dassl_lite.engine.contract.run_log import RunLog
@@ -253,7 +253,8 @@ class SimpleTrainer(TrainerBase):
                 self.load_model(self.output_dir)
             else:
                 logger.info("Deploy the last-epoch model")
-            self.evaluate_split()
+            with stops_at_once():  # every epoch is saved
+                self.evaluate_split()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         logger.info(f"Elapsed: {elapsed}")
         self.close_writer()

@@ -19,6 +19,10 @@ NAME = ".running"  # lock file; holds the id of the process that uses the folder
 _TORN = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp", NEW_LOG)
 
 
+class FolderInUseError(UserError):
+    """Another process runs in the output folder."""
+
+
 @contextlib.contextmanager
 def only_run_in(folder: str | Path) -> Iterator[None]:
     """Lock an existing ``folder`` for this run.
@@ -27,7 +31,7 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
     resumed at once. On a file system without locks nothing is checked.
 
     Raises:
-        UserError: another process uses the folder.
+        FolderInUseError: another process uses the folder.
     """
     path = Path(folder) / NAME
     descriptor = _taken(path)
@@ -59,7 +63,7 @@ def _taken(path: Path) -> int | None:
         except (BlockingIOError, PermissionError):
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
-            raise UserError(
+            raise FolderInUseError(
                 f"output folder {path.parent} is in use by process {holder}; wait for it, or choose another "
                 "--output-dir"
             ) from None

@@ -18,6 +18,7 @@ from dassl_lite.data import DatasetBase, Datum, FolderDataset, describe, is_rand
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
+from dassl_lite.engine.contract.graceful_stop import stops_at_once
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.names import DEMO
@@ -152,7 +153,8 @@ class FeatureSource:
         )
         store = FeatureStore(spec, self.folder, processes=distributed.process_group())
         paths = [item.impath for item in items]
-        features = store.fetch(paths, self.encode, device=self.device, **self._extraction)
+        with stops_at_once():  # what has been extracted is kept
+            features = store.fetch(paths, self.encode, device=self.device, **self._extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
         return features
 
