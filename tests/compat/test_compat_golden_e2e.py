@@ -163,7 +163,7 @@ def test_what_is_learned_matches_the_references(
     expected, replay = arrays[f"{name}.final.{key}"], replays[name]
     if method == "coop":  # TaskRes starts from 0
         assert np.array_equal(replay.initial, arrays[f"{name}.init.{key}"])
-    file = "model.pth.tar-3" if name == "last_step" else "model-best.pth.tar"
+    file = f"model.pth.tar-{replay.trainer.max_epoch}" if name == "last_step" else "model-best.pth.tar"
     saved = load_checkpoint(replay.output / "prompt_learner" / file)["state_dict"][key]
     for learned in (replay.trainer.head.state_dict()[key], saved):
         assert np.abs(learned.numpy() - expected).max() < 1e-3 * np.abs(expected).max()
@@ -228,9 +228,11 @@ def test_curves_match_the_references_log(golden: Any, replays: dict[str, Replay]
     for tag, column in {"train/loss": -4, "train/acc": -2, "train/lr": -1}.items():
         expected = [(step, pytest.approx(numbers[column], rel=1e-3)) for step, numbers in enumerate(logged)]
         assert points[tag] == expected
-    per_epoch = len(spec["steps"]) // 3
+    per_epoch = len(spec["steps"]) // replays[name].trainer.max_epoch
     for split in ("val", "test"):
         tests = [
-            (steps // per_epoch - 1, accuracy) for part, accuracy, steps in spec["tests"] if (part or "test") == split
+            (steps // per_epoch - 1, pytest.approx(accuracy, rel=1e-6))  # the curves are stored in float32
+            for part, accuracy, steps in spec["tests"]
+            if (part or "test") == split
         ]
         assert points.get(f"{split}/accuracy", []) == tests

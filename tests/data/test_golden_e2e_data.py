@@ -11,6 +11,7 @@ import pytest
 from golden_pets import draw_pets
 
 from dassl_lite.config import get_cfg_default
+from dassl_lite.config.load import merge_options
 from dassl_lite.data import DATASET_REGISTRY, DataManager, FolderDataset
 from dassl_lite.utils.seeding import set_random_seed
 
@@ -30,12 +31,10 @@ def golden_pets() -> Iterator[None]:
         DATASET_REGISTRY.register(held, name="OxfordPets", force=True)
 
 
-def config(root: Path) -> Any:
+def config(root: Path, options: list[str]) -> Any:
     cfg = get_cfg_default()
-    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = "OxfordPets", str(root), 2
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE = 3, 5
-    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (32, 32), "bicubic", ("normalize",)
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.INPUT.INTERPOLATION = "OxfordPets", str(root), "bicubic"
+    merge_options(cfg, [*options, "DATALOADER.NUM_WORKERS", "0"], allow_new_keys=True)
     cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
     cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
     return cfg
@@ -48,7 +47,7 @@ def test_the_log_the_files_and_the_images_equal_the_reference_run(
     draw_pets(spec, tmp_path)
     set_random_seed(1)
     with caplog.at_level(logging.INFO):
-        manager = DataManager(config(tmp_path))
+        manager = DataManager(config(tmp_path, run["opts"]))
     logged = "\n".join(caplog.messages).replace(str(tmp_path), "<root>").splitlines()
     start = run["log"].index("Loading dataset: OxfordPets")
     # We deviate in one word: draws are JSON.

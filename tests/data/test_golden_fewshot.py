@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DatasetBase, Datum, FolderDataset, Split, split_folders, split_trainval
 from dassl_lite.data.splits import rows_from_items
 from dassl_lite.utils.seeding import set_random_seed
+
+PROTOCOL = json.loads((Path(__file__).parents[1] / "golden" / "dassl_protocol.json").read_text())
 
 
 class Pets(FolderDataset):
@@ -51,10 +55,18 @@ def positions(items: list[Datum], rows: list[list[Any]]) -> list[int]:
     return [where[Path(item.impath).name] for item in items]
 
 
-@pytest.mark.parametrize("num_shots", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_draw_equals_the_reference(protocol: Any, pets: Any, seed: int, num_shots: int) -> None:
-    expected = protocol["fewshot"]["picks"][f"seed{seed}_shots{num_shots}"]
+def cases(*names: str) -> list[str]:
+    """Keys of a golden table, such as "seed1_shots4"."""
+    return list(functools.reduce(lambda node, name: node[name], names, PROTOCOL))
+
+
+def seed_and_shots(key: str) -> list[int]:
+    return [int(number) for number in re.findall(r"-?\d+", key)]
+
+
+@pytest.mark.parametrize("key", cases("fewshot", "picks"))
+def test_the_draw_equals_the_reference(protocol: Any, pets: Any, key: str) -> None:
+    expected, (seed, num_shots) = protocol["fewshot"]["picks"][key], seed_and_shots(key)
     split = protocol["fewshot"]["split"]
     set_random_seed(seed)
     dataset = Pets(pets(num_shots=num_shots, seed=seed))
@@ -93,11 +105,11 @@ def test_base_and_new_classes_equal_the_reference(protocol: Any, pets: Any, whic
     assert {str(label): name for label, name in dataset.lab2cname.items()} == expected["lab2cname"]
 
 
-@pytest.mark.parametrize("key", ["seed1_shots4", "seed1_shots16", "seed2_shots4", "seed2_shots16"])
+@pytest.mark.parametrize("key", cases("fewshot_repeat", "picks"))
 def test_a_draw_with_repeats_equals_the_reference(protocol: Any, key: str) -> None:
     split, expected = protocol["fewshot"]["split"], protocol["fewshot_repeat"]["picks"][key]
     train, val = ([Datum(*row[:2], classname=row[2]) for row in split[part]] for part in ("train", "val"))
-    seed, num_shots = (int(part.lstrip("sedhot")) for part in key.split("_"))
+    seed, num_shots = seed_and_shots(key)
     base = DatasetBase(train_x=train)
     random.seed(seed)
     drawn = base.generate_fewshot_dataset(train, val, num_shots=num_shots, repeat=True)
@@ -124,11 +136,11 @@ def pets_items(lines: list[str], image_dir: str) -> list[Datum]:
     return items
 
 
-@pytest.mark.parametrize("key", [f"seed{seed}_shots{shots}" for seed in (1, 2, 3) for shots in (-1, 2)])
+@pytest.mark.parametrize("key", cases("split_trainval", "runs"))
 def test_a_generated_split_equals_the_reference(protocol: Any, tmp_path: Path, key: str) -> None:
     golden = protocol["split_trainval"]
     expected = golden["runs"][key]
-    seed, num_shots = (int(part.lstrip("sedhot")) for part in key.split("_"))
+    seed, num_shots = seed_and_shots(key)
     AnnotatedPets.lines = {"trainval": golden["trainval_lines"], "test": golden["test_lines"]}
     images = tmp_path / "oxford_pets" / "images"
     images.mkdir(parents=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +14,19 @@ from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.trainers import linear_probe
 
-SHOTS, SEEDS, STEPS = (1, 2, 4, 8, 16), (1, 2), 4
+RULE = json.loads((Path(__file__).parents[1] / "golden" / "linear_probe.json").read_text())
+ARGUMENTS = dict(zip(RULE["args"][::2], RULE["args"][1::2], strict=True))
+SHOTS, SEEDS, STEPS = (1, 2, 4, 8, 16), range(1, int(ARGUMENTS["--num_run"]) + 1), int(ARGUMENTS["--num_step"])
 
 
 @pytest.fixture(scope="module")
 def data(golden):
     """split -> (features in float64, labels) of the golden run."""
-    rule = golden.json("linear_probe")
-    prototypes = golden.tiny_clip.array(rule["seed"], rule["n_cls"], rule["dim"])
+    prototypes = golden.tiny_clip.array(RULE["seed"], RULE["n_cls"], RULE["dim"])
 
     def split(part, name):
-        labels = np.arange(rule["n_cls"]).repeat(rule["n"][name])
-        noise = golden.tiny_clip.array(rule["seed"] + part, len(labels), rule["dim"], scale=2.0)
+        labels = np.arange(RULE["n_cls"]).repeat(RULE["n"][name])
+        noise = golden.tiny_clip.array(RULE["seed"] + part, len(labels), RULE["dim"], scale=2.0)
         return (prototypes[labels] + noise).astype(np.float64), labels
 
     return {name: split(part, name) for part, name in enumerate(("train", "val", "test"), 1)}
@@ -63,10 +66,10 @@ def test_c_sweep_prints_what_the_reference_printed(golden, data, shots, seed):
     sweep = logistic.sweep_c(train, val, STEPS)
     found = [f"[{', '.join(f'np.float64({float(accuracy)})' for accuracy in sweep.first)}]"]  # as NumPy 2 prints it
     for number, step in enumerate(sweep.rounds):
-        weight, bias = logistic.weights_of(logistic.fit(train, step.c), 5)
+        weight, bias = logistic.weights_of(logistic.fit(train, step.c), RULE["n_cls"])
         accuracy = ((test_features @ weight.T + bias).argmax(1) == test_labels).mean()
         found += [
-            f"toy, {shots} Shot, Round {number}: {step.left}/{step.right}",
+            f"{ARGUMENTS['--dataset']}, {shots} Shot, Round {number}: {step.left}/{step.right}",
             f"Val accuracy (Left): {100 * step.left_accuracy:.2f}",
             f"Val accuracy (Right): {100 * step.right_accuracy:.2f}",
             f"Test Accuracy: {100 * accuracy:.2f}",
@@ -78,7 +81,7 @@ def test_c_sweep_prints_what_the_reference_printed(golden, data, shots, seed):
 
 
 def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, monkeypatch):
-    np.random.seed(2)
+    np.random.seed(SEEDS[-1])
     sets = {}
     for name in ("train", "val"):
         features, labels = draw(data, name, 4)
@@ -88,8 +91,8 @@ def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, m
     options = ["TRAINER.LinearProbe.FIT", "logistic_regression"]
     options += ["TRAINER.LinearProbe.C_BY", "accuracy", "TRAINER.LinearProbe.C_STEPS", str(STEPS)]
     trainer = golden_trainer("LinearProbe", "vit0", "OxfordPets", *options)
-    trainer.head = linear_probe.LinearLayer(16, 5)  # the golden features are 16 wide
+    trainer.head = linear_probe.LinearLayer(RULE["dim"], RULE["n_cls"])
     trainer.fit()
     test_features, test_labels = (torch.from_numpy(array) for array in data["test"])
     accuracy = (trainer.model_inference(test_features.float()).argmax(-1) == test_labels).double().mean().item()
-    assert f"Test Accuracy: {100 * accuracy:.2f}" == expected_lines(golden, 4, 2)[-1]
+    assert f"Test Accuracy: {100 * accuracy:.2f}" == expected_lines(golden, 4, SEEDS[-1])[-1]
