@@ -44,6 +44,7 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
     from dassl_lite.utils.errors import unknown
 
     tool, *rest = sys.argv[1:] if argv is None else argv
+    tool = tool.replace("-", "_")
     if tool not in (*tools(), "link_types"):
         raise unknown("tool", tool, tools())
     return importlib.import_module(f"dassl_lite.tools.{tool}").main(rest)

@@ -1,6 +1,7 @@
 """Run code written for Dassl: ``import dassl`` and its submodules resolve to this package.
 
     import dassl_lite.compat                      # before anything that imports dassl
+    python -m dassl_lite.compat REPO/train.py ARGUMENTS ...       # a training script as it is, see runner.py
     python tools/train.py --dassl-compat --plugin their/trainers/x.py ...
 
 ``dassl.engine`` *is* ``dassl_lite.engine``, not a copy, so a class that registers there is registered here.
@@ -21,6 +22,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from dassl_lite.compat.clip_package import ClipFinder
 from dassl_lite.compat.names import KEYS, PLACES, imports_of, resolve
 from dassl_lite.config import CN, cfg_default
 from dassl_lite.utils.errors import UserError
@@ -160,7 +162,7 @@ def enable() -> None:
     installed = importlib.util.find_spec(THEIRS)
     if installed is not None:
         logger.warning(f"dassl is installed at {installed.origin}, but dassl_lite replaces it in this process")
-    sys.meta_path.insert(0, DasslFinder())
+    sys.meta_path[:0] = [DasslFinder(), ClipFinder()]
     Registry.others_win = True
     for name, keys in KEYS.items():
         cfg_default.TRAINER[name] = CN(keys)
@@ -168,7 +170,7 @@ def enable() -> None:
 
 def disable() -> None:
     """Undo ``enable``. Code that has already imported something from ``dassl`` keeps it."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, DasslFinder)]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, DasslFinder | ClipFinder)]
     for name in [name for name in sys.modules if name.partition(".")[0] == THEIRS]:
         del sys.modules[name]
     _take_back()

@@ -12,6 +12,7 @@ from typing import Any
 
 from dassl_lite.config.defaults import CN, get_cfg_default
 from dassl_lite.utils.errors import UserError, shown, unknown
+from dassl_lite.utils.registry import Registry
 
 Rule = Callable[[str, Any], None]  # (key, value): raises a UserError for a value that is not allowed
 
@@ -255,12 +256,23 @@ ENGINE_RULES: dict[str, Rule] = {
     "OPTIM.WARMUP_TYPE": one_of("linear", "constant"),
     "OPTIM.WARMUP_CONS_LR": _not_negative,
     "OPTIM.WARMUP_MIN_LR": _not_negative,
-    "TRAIN.CHECKPOINT_FREQ": _whole(0, MOST_EPOCHS),  # 0: only the last epoch
+    "TRAIN.CHECKPOINT_FREQ": _whole(-MOST_EPOCHS, MOST_EPOCHS),  # 0 or less: only the last epoch
     "TRAIN.CHECKPOINT_SECONDS": number(at_least=0, at_most=1e9),  # 0: after every epoch
     "TRAIN.PRINT_FREQ": _whole(1, LARGEST_INTEGER),
     "TRAIN.COUNT_ITER": one_of("train_x", "train_u", "smaller_one"),
     "TEST.SPLIT": one_of("test", "val"),
     "TEST.FINAL_MODEL": one_of("last_step", "best_val"),
+}
+
+
+# What Dassl takes for its own keys, for code that was written for it.
+_DASSLS: dict[str, Rule] = {
+    "DATASET.NUM_SHOTS": _whole(-MOST_SHOTS, MOST_SHOTS),  # below 1: all images
+    "DATALOADER.TRAIN_U.BATCH_SIZE": _whole(-MOST_IMAGES, MOST_IMAGES),  # unused without unlabelled images
+    "OPTIM.LR": _not_negative,
+    "TRAIN.PRINT_FREQ": satisfying(
+        lambda n: _is_whole(n) and 0 < abs(n) <= LARGEST_INTEGER, "a number of batches, not 0"
+    ),
 }
 
 
@@ -271,11 +283,14 @@ def check_ranges(cfg: CN) -> None:
         UserError: for the first wrong value, with its key.
     """
     values = leaves(cfg)
+    rules = ENGINE_RULES | _DASSLS if Registry.others_win else ENGINE_RULES
+    if Registry.others_win and values.get("OPTIM.WARMUP_EPOCH", 0) <= 0:
+        rules = {key: rule for key, rule in rules.items() if key != "OPTIM.WARMUP_TYPE"}  # without effect
     for key, value in values.items():  # a plug-in may bring nodes of its own, without some of our keys
         if key in ENGINE_KEYS:
             sane(key, value)
-        if key in ENGINE_RULES:
-            ENGINE_RULES[key](key, value)
+        if key in rules:
+            rules[key](key, value)
     nesterov = values.get("OPTIM.NAME") == "sgd" and values.get("OPTIM.SGD_NESTEROV")
     if nesterov and (values["OPTIM.MOMENTUM"] == 0 or values["OPTIM.SGD_DAMPNING"] != 0):
         raise UserError("OPTIM.SGD_NESTEROV True needs an OPTIM.MOMENTUM above 0 and an OPTIM.SGD_DAMPNING of 0")

@@ -156,7 +156,7 @@ def _add_optim(cfg: CN) -> None:
 
 def _add_train_and_test(cfg: CN) -> None:
     cfg.TRAIN = CN()
-    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: only the last epoch
+    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0 or less: only the last epoch
     cfg.TRAIN.CHECKPOINT_SECONDS = 60.0  # ours: extra checkpoint after an epoch once the last is this old
     cfg.TRAIN.PRINT_FREQ = 10  # batches between log lines
     cfg.TRAIN.COUNT_ITER = "train_x"  # loader that sets an epoch's length: train_x | train_u | smaller_one

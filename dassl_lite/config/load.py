@@ -9,6 +9,7 @@ What is read is untrusted: its size, its depth, what its aliases expand to and t
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from dassl_lite.config.check import leaves
-from dassl_lite.config.defaults import CN
+from dassl_lite.config.defaults import _C, CN
 from dassl_lite.utils.errors import UserError, nearest, shown
 
 BASE_KEY = "_BASE_"
@@ -31,10 +32,58 @@ LONGEST_LITERAL = 10_000  # characters that are read as a Python literal
 WIDEST_INTEGER = 4096  # bits; Python refuses to print much wider ones
 
 
+class ConfigKeyError(UserError):
+    """A config key that nothing declares, or whose value is not of its type.
+
+    Attributes:
+        key: the dotted key.
+        what: the message without its hint.
+    """
+
+    def __init__(self, key: str, what: str, hint: str = "") -> None:
+        super().__init__(f"{what}{hint}")
+        self.key, self.what = key, what
+
+
 def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
     """Let a method or plug-in add its own keys: ``declare`` is called with the unfrozen config."""
     cfg.defrost()
     declare(cfg)
+
+
+def completed(cfg: CN, defaults: CN = _C) -> CN:
+    """``cfg`` with every key of ``defaults``: those that it lacks have their values.
+
+    A fork's copy of Dassl's ``defaults.py`` lacks our keys. A config that lacks nothing is returned as it is.
+
+    Args:
+        cfg: a config, or one of its nodes.
+        defaults: the engine's, or the same node of them. Of the trainers' nodes none is added.
+    """
+    if not _lacks(cfg, defaults):
+        return cfg
+    cfg, frozen = cfg.clone(), cfg.is_frozen()
+    cfg.defrost()
+    _fill(cfg, defaults)
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _lacks(node: CN, defaults: CN) -> bool:
+    pairs = ((key, value) for key, value in defaults.items() if not (defaults is _C and key == "TRAINER"))
+    return any(
+        key not in node or (isinstance(value, CN) and isinstance(node[key], CN) and _lacks(node[key], value))
+        for key, value in pairs
+    )
+
+
+def _fill(node: CN, defaults: CN) -> None:
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = copy.deepcopy(value)
+        elif isinstance(value, CN) and isinstance(node[key], CN) and not (defaults is _C and key == "TRAINER"):
+            _fill(node[key], value)
 
 
 def clean_cfg(cfg: CN, trainer: str) -> None:
@@ -76,9 +125,18 @@ def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = Fal
         merge_mapping(cfg, nested, "the command line", allow_new_keys=allow_new_keys)
 
 
-def merge_mapping(cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_keys: bool = False) -> None:
-    """Merge nested ``values`` into ``cfg`` in place; errors name ``source``."""
-    _merge(cfg, values, cfg, (), source, allow_new_keys)
+def merge_mapping(
+    cfg: CN, values: Mapping[str, Any], source: str, *, allow_new_keys: bool = False, own_types: bool = False
+) -> None:
+    """Merge nested ``values`` into ``cfg`` in place; errors name ``source``.
+
+    Args:
+        own_types: trainers' keys may have another type than here. A fork may declare ``CTX_INIT`` as False.
+
+    Raises:
+        ConfigKeyError: a key is unknown, or a value has the wrong type.
+    """
+    _merge(cfg, values, cfg, (), source, allow_new_keys, own_types)
     optim = values.get("OPTIM", {})
     if "MAX_EPOCH" in optim and "EPOCHS_BY_SHOTS" not in optim:
         cfg.OPTIM.EPOCHS_BY_SHOTS = ()
@@ -230,7 +288,15 @@ def _check_size(root: Any) -> None:
         raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values")
 
 
-def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...], source: str, new: bool) -> None:
+def _merge(
+    node: CN,
+    values: Mapping[str, Any],
+    root: CN,
+    path: tuple[str, ...],
+    source: str,
+    new: bool,
+    own_types: bool = False,
+) -> None:
     for key, value in values.items():
         name = ".".join((*path, str(key)))
         if key not in node:
@@ -241,10 +307,15 @@ def _merge(node: CN, values: Mapping[str, Any], root: CN, path: tuple[str, ...],
         elif isinstance(node[key], CN):
             if not isinstance(value, Mapping):
                 raise UserError(f"{source}: {name} is a group of keys, not a value (got {shown(value)})")
-            _merge(node[key], value, root, (*path, key), source, new)
+            _merge(node[key], value, root, (*path, key), source, new, own_types)
         else:
             _require_plain(value, name, source)
-            node[key] = _cast(value, node[key], name, source)
+            try:
+                node[key] = _cast(value, node[key], name, source)
+            except ConfigKeyError:
+                if not own_types or path[:1] != ("TRAINER",) or isinstance(value, Mapping):
+                    raise
+                node[key] = _decode(value)
 
 
 def _require_plain(value: Any, name: str, source: str, depth: int = 0) -> None:
@@ -318,7 +389,7 @@ def _cast(given: Any, default: object, name: str, source: str) -> object:
         return list(value)
     if isinstance(default, tuple | list) and isinstance(value, str):
         return type(default)(part.strip() for part in value.split(",") if part.strip())
-    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {shown(value)}")
+    raise ConfigKeyError(name, f"{source}: {name} must be a {_kind(default)}, got {shown(value)}")
 
 
 def _as_text(given: Any, name: str, source: str, default: str) -> str:
@@ -329,7 +400,7 @@ def _as_text(given: Any, name: str, source: str, default: str) -> str:
         return given.text
     if isinstance(given, int | float) and not isinstance(given, bool):
         return str(given)
-    raise UserError(f"{source}: {name} must be a {_kind(default)}, got {shown(given)}")
+    raise ConfigKeyError(name, f"{source}: {name} must be a {_kind(default)}, got {shown(given)}")
 
 
 def _kind(default: object) -> str:
@@ -337,9 +408,11 @@ def _kind(default: object) -> str:
     return names.get(type(default), "list") + f", like {default!r}"
 
 
-def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> UserError:
+def _unknown_key(root: CN, node: CN, path: tuple[str, ...], name: str, source: str) -> ConfigKeyError:
     siblings = [".".join((*path, key)) for key in node]
     likely = nearest(name, siblings) or nearest(name, leaves(root))
-    name = name if len(name) <= 100 else f"{name[:100]}..."
+    brief = name if len(name) <= 100 else f"{name[:100]}..."
     hint = f"did you mean '{likely}'?" if likely else f"keys here: {', '.join(siblings)}"
-    return UserError(f"{source}: unknown config key '{name}'; {hint} (--allow-new-keys accepts any key)")
+    return ConfigKeyError(
+        name, f"{source}: unknown config key '{brief}'", f"; {hint} (--allow-new-keys accepts any key)"
+    )

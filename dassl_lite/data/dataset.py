@@ -7,6 +7,7 @@ from typing import overload
 
 from yacs.config import CfgNode
 
+from dassl_lite.config import completed
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import draw_shots, group_by_label
@@ -26,6 +27,7 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
     It may draw shots or a split from the random streams, or read them from a file; either way it leaves the streams as
     they were, so what follows is the same in a first and a later run.
     """
+    cfg = completed(cfg)
     dataset_class = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")

@@ -38,6 +38,7 @@ from dassl_lite.data.splits import (
 from dassl_lite.utils.errors import MissingDatasetError, UserError, shown
 from dassl_lite.utils.files import cache_root, digest_of, read_json
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import Registry
 
 logger = get_logger(__name__)
 
@@ -220,6 +221,8 @@ class FolderDataset(DatasetBase):
     def _few_shots(self, split: Split, cfg: CfgNode) -> Split:
         """The split with train and val replaced by a few-shot draw: given, kept from an earlier run, or drawn now."""
         num_shots, seed, given = cfg.DATASET.NUM_SHOTS, cfg.SEED, cfg.DATASET.FEWSHOT_FILE
+        if num_shots < 1 and Registry.others_win:
+            num_shots = -1  # as in Dassl
         if num_shots == 0 or num_shots < -1:
             raise UserError(f"DATASET.NUM_SHOTS {num_shots} is out of range: 1 or more, or -1 for all images")
         if num_shots == -1 and not given:

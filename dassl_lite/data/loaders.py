@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
+from dassl_lite.config import completed
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.samplers import SeededIndex, SeededSampler, build_sampler
@@ -210,6 +211,7 @@ def build_data_loader(
     Raises:
         UserError: there are no images, a number is out of range, or the sampler or ``DATASET.ON_ERROR`` is unknown.
     """
+    cfg = completed(cfg)
     if not data_source:
         raise UserError(f"dataset {cfg.DATASET.NAME} has no {'training' if is_train else 'test'} images to load")
     if batch_size < 1:

@@ -9,6 +9,7 @@ from tabulate import tabulate
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
+from dassl_lite.config import completed
 from dassl_lite.data.dataset import DatasetBase, build_dataset
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_files import FeatureDataset
@@ -41,6 +42,7 @@ class DataManager:
         custom_tfm_test: Transform | None = None,
         dataset_wrapper: Callable[..., Dataset[Item]] | None = None,
     ) -> None:
+        cfg = completed(cfg)
         self.dataset = build_dataset(cfg)
         self.tfm_train = _transform(cfg, self.dataset, True, custom_tfm_train)
         self.tfm_test = _transform(cfg, self.dataset, False, custom_tfm_test)

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl_lite.config import (
+    ConfigKeyError,
     add_keys,
     check_ranges,
+    completed,
     get_cfg_default,
     merge_file,
     merge_mapping,
     merge_options,
     set_epochs,
 )
-from dassl_lite.engine.plugins import asked_plugins, load_plugins
+from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plugins, run_as_it_is
 from dassl_lite.models.clip import Preprocessing, preprocessing
+from dassl_lite.models.names import is_local
 from dassl_lite.networks import BACKBONE_REGISTRY
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
-from dassl_lite.utils.registry import Registry
+from dassl_lite.utils.registry import Registry, is_ours
 
 logger = get_logger(__name__)
 
 TRAINER_REGISTRY = Registry("trainer")
+_UNNAMED = "unnamed"  # of a backbone that nothing named
+_config_of_now: CfgNode | None = None  # of the third party's trainer that is being built
 CONFIGS = "dassl_lite.configs"
 # For networks other than CLIP: Dassl's defaults.
 IMAGENET_INPUT = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
@@ -37,12 +45,35 @@ def full_config() -> CfgNode:
     """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
     cfg = get_cfg_default()
     # A third party's class may replace one of ours and use its keys, as the forks of CoOp do.
-    ours = TRAINER_REGISTRY.replaced.values()
-    for source in [*ours, *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY), *asked_plugins()]:
-        declare = getattr(source, "extend_cfg", None)
-        if declare is not None:
-            add_keys(cfg, declare)
+    trainers = [*TRAINER_REGISTRY.replaced.values(), *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY)]
+    for trainer in sorted(trainers, key=is_ours, reverse=True):  # a fork's own declaration of a key of ours wins
+        if hasattr(trainer, "extend_cfg"):
+            add_keys(cfg, trainer.extend_cfg)
+    for plugin in asked_plugins():
+        if hasattr(plugin, "extend_cfg"):
+            _declare(cfg, plugin)
     return cfg
+
+
+def _declare(cfg: CfgNode, plugin: ModuleType) -> None:
+    """Let a plug-in declare its keys.
+
+    Raises:
+        UserError: its ``extend_cfg`` fails, or wants more than a config.
+    """
+    try:
+        inspect.signature(plugin.extend_cfg).bind(cfg)
+    except TypeError:
+        raise UserError(
+            f"extend_cfg of plug-in {plugin.__file__} takes more than a config, so it cannot be called here; "
+            f"{run_as_it_is(plugin)}"
+        ) from None
+    try:
+        add_keys(cfg, plugin.extend_cfg)
+    except Exception as error:
+        raise UserError(
+            f"extend_cfg of plug-in {plugin.__file__} fails: {type(error).__name__}: {error}; {run_as_it_is(plugin)}"
+        ) from error
 
 
 def make_config(
@@ -63,16 +94,29 @@ def make_config(
     """
     load_plugins()
     cfg = full_config()
-    if base:
-        merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=allow_new_keys)
-    if dataset_file:
-        merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
-    if method_file:
-        merge_file(cfg, find_yaml(method_file, f"trainers/{trainer}"), allow_new_keys=allow_new_keys)
-    merge_mapping(cfg, flags or {}, "the command line")
-    merge_options(cfg, options, allow_new_keys=allow_new_keys)
+    default, cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME, _UNNAMED
+    try:
+        if base:
+            merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=allow_new_keys, own_types=True)
+        if dataset_file:
+            merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
+        if method_file:
+            merge_file(cfg, find_yaml(method_file, f"trainers/{trainer}"), allow_new_keys=allow_new_keys)
+        merge_mapping(cfg, flags or {}, "the command line")
+        merge_options(cfg, options, allow_new_keys=allow_new_keys)
+    except ConfigKeyError as error:
+        file = declaring_script(error.key)
+        if file is None:
+            raise
+        raise UserError(
+            f"{error.what}; {file} declares it: add --plugin {file}, or run that script as it is: dassl-lite run-dassl "
+            f"{file} ARGUMENTS"
+        ) from error
     if trainer:
         cfg.TRAINER.NAME = trainer
+    if cfg.MODEL.BACKBONE.NAME == _UNNAMED:
+        cfg.MODEL.BACKBONE.NAME = default
+        vars(cfg.MODEL.BACKBONE)[_UNNAMED] = True  # beside the keys, so that a copy has it and a file does not
     check_ranges(cfg)
     set_epochs(cfg)
     check = getattr(TRAINER_REGISTRY.get(trainer), "check_own_keys", None) if trainer in TRAINER_REGISTRY else None
@@ -87,7 +131,62 @@ def build_trainer(cfg: CfgNode) -> Any:
     load_plugins()
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return trainer(with_backbone_inputs(cfg))
+    cfg = with_backbone_inputs(completed(cfg))
+    if is_ours(trainer):
+        return trainer(completed(cfg, _own_keys(trainer)))
+    if Registry.others_win:
+        cfg = _with_size_of_backbone(cfg)
+    name = cfg.MODEL.BACKBONE.NAME
+    try:
+        with _building(cfg):
+            return trainer(cfg)
+    except KeyError as error:  # of a table of backbones
+        if error.args != (name,):
+            raise
+        raise UserError(
+            f"{cfg.TRAINER.NAME} does not know the backbone '{name}'; name one that it knows with --backbone "
+            "(MODEL.BACKBONE.NAME)"
+        ) from error
+
+
+def _own_keys(trainer: Any) -> CfgNode:
+    """A config of the keys that a trainer of ours declares, and no others."""
+    cfg, node = get_cfg_default(), trainer.node_name()
+    trainer.extend_cfg(cfg)
+    return CfgNode({"TRAINER": {node: cfg.TRAINER[node]} if node in cfg.TRAINER else {}})
+
+
+@contextmanager
+def _building(cfg: CfgNode) -> Iterator[None]:
+    """While a third party's trainer is built; see ``is_unnamed``."""
+    global _config_of_now
+    before, _config_of_now = _config_of_now, cfg
+    try:
+        yield
+    finally:
+        _config_of_now = before
+
+
+def is_unnamed(backbone: str) -> bool:
+    """Whether the trainer that is being built has this backbone for the only reason that no other was named."""
+    node = None if _config_of_now is None else _config_of_now.MODEL.BACKBONE
+    return node is not None and node.NAME == backbone and _UNNAMED in vars(node)
+
+
+def _with_size_of_backbone(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with the image size of a CLIP of ours that a third party's yaml, made for another one, does not fit."""
+    name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
+    if _UNNAMED in vars(cfg.MODEL.BACKBONE) or name in BACKBONE_REGISTRY or not is_local(name):
+        return cfg
+    own = preprocessing(name).size
+    if size == own:
+        return cfg
+    logger.warning(f"INPUT.SIZE {size} does not fit backbone {name}; its own size, {own}, is used")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.SIZE = own
+    cfg.freeze()
+    return cfg
 
 
 def with_backbone_inputs(cfg: CfgNode) -> CfgNode:

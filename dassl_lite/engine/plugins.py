@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoints, entry_points
@@ -65,8 +66,58 @@ def load_plugin(plugin: str) -> ModuleType:
         )
     except Exception as error:
         raise UserError(f"plug-in {plugin} cannot be imported: {type(error).__name__}: {error}") from error
+    if plugin not in _asked and _is_script(module):
+        logger.warning(
+            f"plug-in {plugin} is a training script: only its imports and extend_cfg are used here, not its flags or "
+            f"what it sets itself; {run_as_it_is(module)}"
+        )
     _asked[plugin] = module
     return module
+
+
+def _is_script(module: ModuleType) -> bool:
+    """Whether a plug-in makes a config, or parses a command line, by itself."""
+    return any(callable(getattr(module, name, None)) for name in ("setup_cfg", "reset_cfg")) or bool(
+        re.search(r"^[^#\n]*\bArgumentParser\(", _source(module.__dict__.get("__file__")), re.MULTILINE)
+    )
+
+
+def run_as_it_is(module: ModuleType) -> str:
+    """How to run a plug-in that is a training script."""
+    return f"to run that script as it is: dassl-lite run-dassl {module.__file__} ARGUMENTS"
+
+
+def declaring_script(key: str) -> Path | None:
+    """The script of a plug-in's repository that declares a config key by a line such as ``cfg.TRAINER.X.KEY = 1``.
+
+    It is searched in the folders of the plug-ins and of their packages; scripts that are plug-ins themselves are not.
+    """
+    known = {file for module in _asked.values() if (file := _file_of_module(module))}
+    folders = dict.fromkeys(folder for file in known for folder in (file.parent, _root_of(file), *_above(file)))
+    pattern = re.compile(rf"\.{re.escape(key)}\s*=[^=]")
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            if path not in known and pattern.search(_source(path)):
+                return path
+    return None
+
+
+def _above(file: Path) -> list[Path]:
+    """The folder above that of a file outside a package: a repository's ``trainers`` need not be one."""
+    return [file.parent.parent] if _root_of(file) == file.parent else []
+
+
+def _file_of_module(module: ModuleType) -> Path | None:
+    """A third party's file; None for modules of this package."""
+    file = module.__dict__.get("__file__")
+    return Path(file).resolve() if file and module.__name__.partition(".")[0] != "dassl_lite" else None
+
+
+def _source(file: str | Path | None) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
+    except OSError:
+        return ""
 
 
 def _file_of(plugin: str) -> Path | None:
@@ -128,15 +179,21 @@ def _import_file(path: Path) -> ModuleType:
 
 def _add_to_path(path: Path) -> Path:
     """Prepend the folders that a file imports from to ``sys.path``; returns the one that contains its package."""
-    root = path.parent
-    while (root / "__init__.py").is_file():
-        root = root.parent
+    root = _root_of(path)
     folders = [path.parent] if root == path.parent else [root]
     if root == path.parent and path.parent.name in ("trainers", "datasets"):
         folders.append(root.parent)  # a repository whose folders are not packages
     for folder in reversed(folders):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    return root
+
+
+def _root_of(path: Path) -> Path:
+    """The folder that contains a file's package; its own folder, if it is in none."""
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
     return root
 
 

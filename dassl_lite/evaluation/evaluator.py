@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dassl_lite.config import CN
+from dassl_lite.config import CN, completed
 from dassl_lite.evaluation.metrics import ClassCounts, expected_calibration_error
 from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.files import atomic_path
@@ -39,6 +39,7 @@ def build_evaluator(cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwarg
     Raises:
         UserError: no such evaluator; the message lists the choices.
     """
+    cfg = completed(cfg)
     evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     if cfg.VERBOSE:
         logger.info(f"Loading evaluator: {cfg.TEST.EVALUATOR}")

@@ -92,6 +92,14 @@ def parse(text: str) -> BackboneName:
     raise unknown(f"weights for backbone {architecture}:", tag, tags, f"Or a file: {architecture}:/path/to/file.pt.")
 
 
+def is_local(text: str) -> bool:
+    """Whether a name is of a CLIP that is made or lies on this machine, unknown elsewhere: a file, demo, random:..."""
+    try:
+        return parse(text).kind in ("file", "random")
+    except UserError:
+        return False
+
+
 def _parse_random(text: str) -> BackboneName:
     """`random:ARCHITECTURE` or `random:ARCHITECTURE:SEED`."""
     architecture, _, seed = text.removeprefix("random:").partition(":")

@@ -128,6 +128,29 @@ def token_table(width: int, rows: int = 49408) -> Tensor:
     return torch.from_numpy(drawn * np.float32(ROWS_STD))
 
 
+def complete(tensors: Mapping[str, Tensor], architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A model's state dict: without the entries that only describe it, with every row of the token table."""
+    state = {key: value for key, value in tensors.items() if key.split(".")[-1] not in _DESCRIPTIONS}
+    if (rows := state.pop("token_embedding.rows", None)) is not None:
+        table = token_table(architecture["text_cfg"]["width"], architecture["text_cfg"]["vocab_size"])
+        table[rows.long()] = state["token_embedding.weight"].float()
+        state["token_embedding.weight"] = table
+    return state
+
+
+def as_openais_package_reads(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file for OpenAI's ``clip.build_model``, which takes the architecture from shapes alone.
+
+    Raises:
+        UserError: the file is no CLIP, or one whose architecture its shapes do not tell.
+    """
+    tensors, metadata = read(path)
+    architecture = architecture_of(tensors, metadata)
+    if architecture != architecture_of({key: tensors[key] for key in tensors if key != "input_resolution"}, {}):
+        raise UserError(f"{path} is a CLIP that OpenAI's `clip` package cannot build: its heads, size or GELU differ")
+    return complete(tensors, architecture)
+
+
 def build(
     tensors: Mapping[str, Tensor], architecture: dict[str, Any], dtype: torch.dtype, source: str
 ) -> open_clip.CLIP:
@@ -136,11 +159,7 @@ def build(
     Raises:
         UserError: the tensors do not fit the architecture; `source` and the first keys are named.
     """
-    state = {key: value for key, value in tensors.items() if key.split(".")[-1] not in _DESCRIPTIONS}
-    if (rows := state.pop("token_embedding.rows", None)) is not None:
-        table = token_table(architecture["text_cfg"]["width"], architecture["text_cfg"]["vocab_size"])
-        table[rows.long()] = state["token_embedding.weight"].float()
-        state["token_embedding.weight"] = table
+    state = complete(tensors, architecture)
     with torch.device("meta"):  # initialising weights to overwrite them would take seconds and consume random numbers
         model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
     model.to_empty(device="cpu")

@@ -70,6 +70,26 @@ def locate(architecture: str, tag: str) -> Path:
     )
 
 
+def locate_url(url: str) -> Path:
+    """The file published at `url`, by its name in the folders of weights, else downloaded.
+
+    Raises:
+        UserError: neither found nor downloaded, or found with a wrong digest.
+    """
+    places = [folder / url.rsplit("/", 1)[-1] for folder in _folders()]
+    for path in places:
+        if path.is_file():
+            _check(path, url, "delete it to download it again")
+            return path
+    try:
+        return _download(url, places[0])
+    except DownloadError as error:
+        raise UserError(
+            f"no weights: not found in {', '.join(map(str, places))}, and not downloaded from {url} ({error.reason}). "
+            f"Download the file elsewhere and put it at {places[0]}; --backbone demo needs no file"
+        ) from error
+
+
 def hub_config(name: str) -> dict[str, Any]:
     """A hub repository's description of its model. Raises UserError if it is unreachable or not an open_clip model."""
     repository, filename = name.removeprefix("hf-hub:"), "open_clip_config.json"

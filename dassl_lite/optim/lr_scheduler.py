@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from dassl_lite.config import CN
+from dassl_lite.config import CN, cfg_default, completed
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -182,6 +182,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, epoch_steps: int | N
     Raises:
         UserError: an unknown schedule or warm-up, a STEPSIZE that the schedule cannot use, or MAX_EPOCH below 1.
     """
+    optim_cfg = completed(optim_cfg, cfg_default.OPTIM)
     make = LR_SCHEDULER_REGISTRY.get(optim_cfg.LR_SCHEDULER)
     if optim_cfg.MAX_EPOCH <= 0:
         raise UserError(f"OPTIM.MAX_EPOCH is {optim_cfg.MAX_EPOCH}; it must be at least 1")

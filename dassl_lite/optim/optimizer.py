@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from dassl_lite.config import CN
+from dassl_lite.config import CN, cfg_default, completed
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -87,6 +87,7 @@ def build_optimizer(
     Raises:
         UserError: the name is unknown, no parameter requires gradients, or STAGED_LR is set without a module.
     """
+    optim_cfg = completed(optim_cfg, cfg_default.OPTIM)
     make = OPTIMIZER_REGISTRY.get(optim_cfg.NAME)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:

@@ -69,6 +69,10 @@ class LackingClassesError(UserError):
     """A dataset has a class that the run was not trained on and cannot handle; a suite of datasets skips it."""
 
 
+class MissingCheckpointError(UserError, FileNotFoundError):
+    """There is no such checkpoint; a FileNotFoundError too, since that is what Dassl raises."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """The loss is infinite or NaN; a FloatingPointError too, since that is what Dassl raises."""
 

@@ -26,7 +26,8 @@ class Registry:
         >>> TRAINER_REGISTRY.get("MyTrainer")
     """
 
-    # Set by dassl_lite.compat: classes of other packages replace ours of the same name, since every fork has its CoOp.
+    # Set by dassl_lite.compat, for code written for Dassl: classes of other packages replace ours of the same name
+    # (every fork has its CoOp), and values that Dassl takes are taken.
     others_win = False
 
     def __init__(self, kind: str) -> None:
@@ -57,7 +58,7 @@ class Registry:
         held = self._table.get(key)
         # Importing the same definition again (a reload, a script run by path) is fine.
         if held is not None and not force and _origin(held) != _origin(obj):
-            if self.others_win and _is_ours(held) != _is_ours(obj):
+            if self.others_win and is_ours(held) != is_ours(obj):
                 return self._let_others_win(key, held, obj)
             raise KeyError(
                 f"{self.kind} '{key}' is registered twice: by {held.__module__} and by {obj.__module__}. "
@@ -68,7 +69,7 @@ class Registry:
 
     def _let_others_win(self, key: str, held: T, obj: T) -> T:
         """Of two definitions keep the one from another package, whichever came first; returns ``obj``."""
-        ours, theirs = (held, obj) if _is_ours(held) else (obj, held)
+        ours, theirs = (held, obj) if is_ours(held) else (obj, held)
         self._table[key], self.replaced[key] = theirs, ours
         logger.info(f"{self.kind} '{key}' of {theirs.__module__} replaces the built-in one")
         return obj
@@ -98,5 +99,6 @@ def _origin(obj: Callable[..., object]) -> tuple[str, str]:
     return obj.__module__, obj.__qualname__
 
 
-def _is_ours(obj: Callable[..., object]) -> bool:
+def is_ours(obj: Callable[..., object]) -> bool:
+    """Whether a class or function is defined in this package, not by a third party."""
     return obj.__module__.split(".")[0] == __name__.split(".")[0]

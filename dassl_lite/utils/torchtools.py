@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.errors import MissingCheckpointError, UserError, unknown
 from dassl_lite.utils.files import PathLike, atomic_path, read_text
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
@@ -67,7 +67,7 @@ def load_checkpoint(fpath: PathLike) -> dict[str, Any]:
         raise UserError("no checkpoint given: the path is None")
     path = Path(fpath)
     if not path.is_file():
-        raise UserError(f'checkpoint "{path}" not found')
+        raise MissingCheckpointError(f'checkpoint "{path}" not found')
     checkpoint = load_file(path)
     if not isinstance(checkpoint, Mapping):
         raise UserError(f'"{path}" is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dict')

@@ -61,6 +61,62 @@ if __name__ == "__main__":
 """
 
 
+COPIED_DEFAULTS = """
+import sys
+from dassl.config import clean_cfg, get_cfg_default
+from dassl.data import DataManager
+from dassl.data.transforms import build_transform
+from dassl.engine import build_trainer
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from yacs.config import CfgNode as CN
+import torch
+import third_party
+import third_party_parts
+
+_C = CN()  # a fork's own defaults.py
+_C.VERSION, _C.OUTPUT_DIR, _C.RESUME, _C.SEED, _C.USE_CUDA, _C.VERBOSE = 1, sys.argv[2], "", 1, False, True
+_C.INPUT = CN({"SIZE": (16, 16), "INTERPOLATION": "bilinear", "TRANSFORMS": ("normalize",), "NO_TRANSFORM": False})
+_C.INPUT.PIXEL_MEAN, _C.INPUT.PIXEL_STD = [0.5, 0.5, 0.5], [0.2, 0.2, 0.2]
+_C.DATASET = CN({"ROOT": sys.argv[1], "NAME": "PaperColours", "NUM_SHOTS": 4, "SOURCE_DOMAINS": ()})
+_C.DATALOADER = CN({"NUM_WORKERS": 0, "K_TRANSFORMS": 1})
+_C.DATALOADER.TRAIN_X = CN({"SAMPLER": "RandomSampler", "BATCH_SIZE": 4, "N_DOMAIN": 0})
+_C.DATALOADER.TRAIN_U = CN({"SAME_AS_X": True})
+_C.DATALOADER.TEST = CN({"SAMPLER": "SequentialSampler", "BATCH_SIZE": 8})
+_C.MODEL = CN({"INIT_WEIGHTS": "", "BACKBONE": {"NAME": "paper_net", "PRETRAINED": False}})
+_C.OPTIM = CN({"NAME": "adam", "LR": 0.01, "MAX_EPOCH": 2, "LR_SCHEDULER": "cosine", "STEPSIZE": (-1,), "GAMMA": 0.1})
+_C.TRAIN = CN({"CHECKPOINT_FREQ": -1, "PRINT_FREQ": 5})
+_C.TEST = CN({"EVALUATOR": "Classification", "NO_TEST": False, "SPLIT": "test"})
+_C.TRAINER = CN({"NAME": "PaperTwoModels", "PAPERTWOMODELS": {"WIDTH": 16}})
+cfg = _C.clone()
+cfg.freeze()
+build_trainer(cfg).train()
+assert len(DataManager(cfg).train_loader_x) == 3
+assert build_transform(cfg, is_train=False)
+assert build_evaluator(cfg, lab2cname={0: "a"})
+net = torch.nn.Linear(2, 2)
+assert build_lr_scheduler(build_optimizer(net, cfg.OPTIM), cfg.OPTIM)
+assert "TEMPLATE" not in cfg.DATASET
+"""
+
+
+def test_a_config_from_a_copy_of_dassls_defaults_is_enough(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copied.py").write_text(COPIED_DEFAULTS)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    kept = dict(TRAINER_REGISTRY._table)
+    for name in ("third_party", "third_party_parts"):
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(f"dassl_lite_plugin_{name}"))
+        if sys.modules[name] is None:
+            del sys.modules[name]
+    monkeypatch.setattr(sys, "argv", ["copied.py", str(root), str(tmp_path / "run")])
+    runpy.run_path(str(tmp_path / "copied.py"), run_name="__main__")
+    TRAINER_REGISTRY._table = kept
+    saved = sorted(path.name for path in (tmp_path / "run" / "F").glob("model*"))
+    assert saved == ["model.pth.tar-2"]  # CHECKPOINT_FREQ -1: the last epoch only
+
+
 def test_a_papers_own_script_trains_and_evaluates(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from dassl_lite.config.check import lookup
+from dassl_lite.engine.build import make_config
 from dassl_lite.utils import load_checkpoint
 
 UNLABELLED = ("DATALOADER.K_TRANSFORMS", "2", "TRAIN.COUNT_ITER", "train_u", "DATALOADER.TRAIN_U.SAME_AS_X", "True")
@@ -93,3 +95,34 @@ def test_a_plug_ins_evaluator_optimiser_schedule_and_transform_are_used(run_tool
     assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.02 / 16)
     assert "+ paper flip" in (tmp_path / "run" / "log.txt").read_text()
     assert torch.load(tmp_path / "run" / "cmat.pt").shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("TRAIN.CHECKPOINT_FREQ", "-1"),
+        ("DATASET.NUM_SHOTS", "0"),
+        ("DATASET.NUM_SHOTS", "-2"),
+        ("DATALOADER.TRAIN_U.BATCH_SIZE", "0"),
+        ("OPTIM.LR", "0"),
+        ("TRAIN.PRINT_FREQ", "-1"),
+        ("OPTIM.WARMUP_TYPE", "none"),
+    ],
+)
+def test_values_that_dassl_takes_are_taken(key: str, value: str) -> None:
+    cfg = make_config(trainer="TaskRes", options=(key, value, "OPTIM.WARMUP_EPOCH", "-1"))
+    assert str(lookup(cfg, key)) in (value, f"{value}.0")
+
+
+def test_a_checkpoint_frequency_below_1_keeps_the_last_epoch_only(run_tool: Any, tmp_path: Path) -> None:
+    assert run_tool("PaperTwoModels", "run", "TRAIN.CHECKPOINT_FREQ", "-1") == 0
+    assert [path.name for path in (tmp_path / "run" / "F").glob("model*")] == ["model.pth.tar-4"]
+
+
+@pytest.mark.parametrize("shots", ["0", "-3"])
+def test_less_than_one_shot_means_all_images_as_in_dassl(run_tool: Any, root: Path, tmp_path: Path, shots: str) -> None:
+    """Of a dataset of ours, too."""
+    given = ("DATASET.NAME", "ImageFolder", "DATASET.ROOT", str(root / "colours"), "DATASET.NUM_SHOTS", shots)
+    assert run_tool("PaperTwoModels", "run", "--no-train", *given) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert any(line.split() == ["#", "train_x", "18"] for line in log.splitlines())

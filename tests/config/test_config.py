@@ -8,7 +8,9 @@ import pytest
 
 from dassl_lite.config import (
     CN,
+    ConfigKeyError,
     check_ranges,
+    completed,
     get_cfg_default,
     merge_file,
     merge_mapping,
@@ -324,3 +326,34 @@ def test_values_that_no_run_can_use_are_refused_by_key(key: str, value: str) -> 
     cfg = get_cfg_default()
     with pytest.raises(UserError, match=key):
         read(cfg, [key, value])
+
+
+def test_a_config_that_lacks_keys_gets_their_defaults_and_one_that_lacks_none_is_left_alone() -> None:
+    cfg = get_cfg_default()
+    cfg.OPTIM.LR = 0.5
+    cfg.TRAINER.OWN = CN({"A": 1})
+    cfg.freeze()
+    assert completed(cfg) is cfg
+    short = cfg.clone()
+    short.defrost()
+    for node, key in (("DATASET", "TEMPLATE"), ("OPTIM", "ADAM_EPS")):
+        del short[node][key]
+    del short["TEST"]
+    short.freeze()
+    full = completed(short)
+    assert full == cfg
+    assert full.is_frozen()
+    assert "TEST" not in short
+    assert completed(short.OPTIM, cfg.OPTIM) == cfg.OPTIM
+    full.defrost()
+    full.TEST.SPLIT = "val"
+    assert get_cfg_default().TEST.SPLIT == "test"
+
+
+def test_a_stored_configs_own_types_are_kept_for_trainers_only() -> None:
+    cfg = get_cfg_default()
+    cfg.TRAINER.COOP = CN({"CTX_INIT": "", "N_CTX": 4})
+    merge_mapping(cfg, {"TRAINER": {"COOP": {"CTX_INIT": False, "N_CTX": 2}}}, "a run", own_types=True)
+    assert (cfg.TRAINER.COOP.CTX_INIT, cfg.TRAINER.COOP.N_CTX) == (False, 2)
+    with pytest.raises(ConfigKeyError, match=r"a run: OPTIM\.LR must be a number"):
+        merge_mapping(cfg, {"OPTIM": {"LR": "fast"}}, "a run", own_types=True)

@@ -16,6 +16,7 @@ from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
+from dassl_lite.config import completed
 from dassl_lite.data.transforms.augmentations import (
     ENLARGEMENT,
     CIFAR10Policy,
@@ -212,6 +213,7 @@ def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] 
     Raises:
         UserError: a choice is unknown, or ``INPUT`` has an invalid size, interpolation, mean or standard deviation.
     """
+    cfg = completed(cfg)
     if cfg.INPUT.NO_TRANSFORM:
         logger.info("Note: no transform is applied!")
         return None

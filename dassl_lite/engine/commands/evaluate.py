@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from dassl_lite.config import to_dict
+from dassl_lite.config import get_cfg_default, to_dict
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
 from dassl_lite.engine.commands.arguments import OWN_DATA, nested
+from dassl_lite.engine.contract.base import load_model_of
 from dassl_lite.engine.files.results import config_in, is_config, read_results
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import UserError, set_random_seed, unknown
@@ -171,25 +174,39 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
     distributed.start()
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
-    trainer = build_trainer(cfg)
-    trainer.strict_classes = strict_classes
-    if trainer.has_state():
-        load_run(trainer, model_dir, epoch)
-    trainer.evaluate_split()
+    with _with_folder(cfg) as cfg:
+        trainer = build_trainer(cfg)
+        trainer.strict_classes = strict_classes
+        if trainer.has_state():
+            load_run(trainer, model_dir, epoch)
+        trainer.evaluate_split()
     return trainer
+
+
+@contextmanager
+def _with_folder(cfg: CfgNode) -> Iterator[CfgNode]:
+    """``cfg`` with an OUTPUT_DIR that exists, as a paper's trainer may write there: a temporary one if none is set."""
+    if cfg.OUTPUT_DIR != get_cfg_default().OUTPUT_DIR and Path(cfg.OUTPUT_DIR).is_dir():
+        yield cfg
+        return
+    with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = folder
+        cfg.freeze()
+        yield cfg
 
 
 def load_run(trainer: Any, model_dir: str | Path, epoch: int | None = None) -> None:
     """Load a run into a trainer.
 
     Raises:
-        UserError: the checkpoint does not exist (a paper's trainer may look for the best one only), or does not fit.
+        UserError: the checkpoint does not exist, or does not fit.
     """
     try:
-        trainer.load_model(model_dir, epoch=epoch)
+        load_model_of(trainer, model_dir, epoch)
     except FileNotFoundError as error:
-        hint = "" if epoch is not None else "; --load-epoch N loads the one of epoch N"
-        raise UserError(f"{error}{hint}") from error
+        raise UserError(f"{error}") from error
 
 
 def evaluate_row(

@@ -14,6 +14,7 @@ Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.class_rows import ClassRows
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import NotFiniteError, unknown
+from dassl_lite.utils.errors import NotFiniteError, UserError, unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -298,6 +299,10 @@ class TrainerBase:
         self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
         self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
         self.check_training_data()
+        if self.has_epochs() and not self._can_train():
+            raise UserError(
+                f"{type(self).__name__} has nothing to train: it defines no forward_backward; add --eval-only"
+            )
         start = time.perf_counter()
         if self.fits_first or not self.has_epochs():
             self.fit()
@@ -312,6 +317,12 @@ class TrainerBase:
                 self.run_epoch()
                 self.after_epoch()
             self.after_train()
+
+    def _can_train(self) -> bool:
+        own_loop = any(
+            getattr(type(self), name) is not getattr(TrainerBase, name) for name in ("run_epoch", "train", "fit")
+        )
+        return own_loop or hasattr(self, "forward_backward")
 
     def run_epoch(self) -> None:
         """One pass over the training data: a step per batch, with log lines and scalars."""
@@ -360,3 +371,22 @@ class TrainerBase:
 
     def after_epoch(self) -> None:
         """After each epoch."""
+
+
+def load_model_of(trainer: TrainerBase, directory: str | Path, epoch: int | None = None) -> None:
+    """``trainer.load_model``, whichever signature and default a paper gave it.
+
+    Papers' own look for the best epoch if they are given none, even if the run kept none: then they get the newest one.
+    One that has a parameter ``cfg`` gets the config.
+    """
+    if epoch is None and directory and type(trainer).load_model is not TrainerBase.load_model:
+        store, names = CheckpointStore(directory), trainer.get_model_names()
+        if not any((store.directory / name / checkpoint.BEST).is_file() for name in names):
+            epoch = store.newest_common_epoch(names)
+    parameters = inspect.signature(trainer.load_model).parameters
+    given = {"epoch": epoch}
+    if "cfg" in parameters:
+        given["cfg"] = getattr(trainer, "cfg", None)
+    if "epoch" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        del given["epoch"]
+    trainer.load_model(directory, **given)

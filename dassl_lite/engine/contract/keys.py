@@ -17,6 +17,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl_lite.config.check import Rule, each, number, one_of, sane, satisfying, some_of
+from dassl_lite.utils.errors import UserError, shown
 
 __all__ = [
     "Key",
@@ -79,6 +80,18 @@ def check_keys(trainer: type, cfg: CfgNode, node: str) -> None:
     """
     for name, declared in keys_of(trainer).items():
         value = cfg.TRAINER[node][name]
+        if not _of_kind(value, declared.default):
+            raise UserError(f"TRAINER.{node}.{name} is {shown(value)}; it must be like {declared.default!r}")
         for rule in (declared.rule, sane):
             if rule is not None:
                 rule(f"TRAINER.{node}.{name}", value)
+
+
+def _of_kind(value: Any, default: Any) -> bool:
+    """Whether a value has its default's type, as merging a config would give it."""
+    if default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    kinds = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}
+    return isinstance(value, kinds.get(type(default), type(default)))

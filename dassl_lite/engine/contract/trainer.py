@@ -28,12 +28,12 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 import dassl_lite
-from dassl_lite.config import to_dict
+from dassl_lite.config import completed, to_dict
 from dassl_lite.data import DataManager
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.manager import validates_on_test
-from dassl_lite.engine.contract.base import TrainerBase
+from dassl_lite.engine.contract.base import TrainerBase, load_model_of
 from dassl_lite.engine.contract.graceful_stop import GracefulStop, stops_at_once
 from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys
 from dassl_lite.engine.contract.loaders import LOADERS, manager_of
@@ -81,6 +81,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        cfg = completed(cfg)
         self.check_own_keys(cfg)
         self.check_cfg(cfg)
         self.cfg = cfg
@@ -225,7 +226,7 @@ class SimpleTrainer(TrainerBase):
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
-        if last or (frequency and (self.epoch + 1) % frequency == 0):
+        if last or (frequency > 0 and (self.epoch + 1) % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             CheckpointStore(self.output_dir).drop_rolling(self.get_model_names())
         elif stops or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
@@ -250,7 +251,7 @@ class SimpleTrainer(TrainerBase):
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 logger.info("Deploy the model with the best val performance")
-                self.load_model(self.output_dir)
+                load_model_of(self, self.output_dir)
             else:
                 logger.info("Deploy the last-epoch model")
             with stops_at_once():  # every epoch is saved

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MissingCheckpointError, UserError
 from dassl_lite.utils.seeding import random_states, restore_random_states
 
 BEST = "model-best.pth.tar"
@@ -52,7 +52,7 @@ class CheckpointStore:
         """The checkpoint file of a model: of ``epoch``, else the best, else the last.
 
         Raises:
-            UserError: there is no such file; says which epochs there are.
+            MissingCheckpointError: there is no such file; says which epochs there are.
         """
         folder, saved = self.directory / name, self.epochs(name)
         if epoch is not None:
@@ -63,7 +63,9 @@ class CheckpointStore:
             path = folder / f"model.pth.tar-{saved[-1]}"
         if not path.is_file():
             found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
-            raise UserError(f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}")
+            raise MissingCheckpointError(
+                f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}"
+            )
         return path
 
     def save(self, name: str, state: Mapping[str, Any], *, is_best: bool = False, model_name: str = "") -> None:
