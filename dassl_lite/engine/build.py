@@ -52,6 +52,10 @@ def full_config() -> CfgNode:
     for plugin in asked_plugins():
         if hasattr(plugin, "extend_cfg"):
             _declare(cfg, plugin)
+    ours = [trainer for trainer in trainers if is_ours(trainer)]
+    if len(ours) < len(trainers) or asked_plugins():
+        for trainer in ours:  # a fork's declaration of a whole node may lack a key that ours needs
+            cfg = completed(cfg, _own_keys(trainer))
     return cfg
 
 

@@ -334,7 +334,7 @@ def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path,
     [
         ("TRAINER: {PAPERX: {DEPTH: 3}}", "unknown config key 'TRAINER.PAPERX'"),
         ("LOSS: {GM: true}", "unknown config key 'LOSS'"),
-        ("TRAINER: {COOP: {CTX_INIT: false}}", "TRAINER.COOP.CTX_INIT must be a string, like '', got False"),
+        ("TRAINER: {COOP: {CTX_INIT: false}}", "TRAINER.COOP.CTX_INIT must be a string, like ''"),
     ],
 )
 def test_a_key_that_the_repositorys_script_declares_is_told_with_that_script(
@@ -381,4 +381,8 @@ def test_a_trainers_own_declaration_of_a_key_of_ours_wins(monkeypatch: pytest.Mo
 
     plugins.load_plugins()
     monkeypatch.setattr(TRAINER_REGISTRY, "_table", {**TRAINER_REGISTRY._table, "CoOp": CoOp})
-    assert make_config(trainer="CoCoOp").TRAINER.COCOOP.CTX_INIT is False
+    cfg = make_config(trainer="TaskRes")
+    assert cfg.TRAINER.COCOOP.CTX_INIT is False
+    assert cfg.TRAINER.COCOOP.N_CTX == 16  # which the fork does not declare, and ours needs
+    with pytest.raises(UserError, match="TRAINER.COCOOP.CTX_INIT is False; it must be like ''"):
+        make_config(trainer="CoCoOp")

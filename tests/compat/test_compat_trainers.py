@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dassl_lite.config.check import lookup
+from dassl_lite.config.check import leaves
 from dassl_lite.engine.build import make_config
 from dassl_lite.utils import load_checkpoint
 
@@ -111,7 +111,7 @@ def test_a_plug_ins_evaluator_optimiser_schedule_and_transform_are_used(run_tool
 )
 def test_values_that_dassl_takes_are_taken(key: str, value: str) -> None:
     cfg = make_config(trainer="TaskRes", options=(key, value, "OPTIM.WARMUP_EPOCH", "-1"))
-    assert str(lookup(cfg, key)) in (value, f"{value}.0")
+    assert str(leaves(cfg)[key]) in (value, f"{value}.0")
 
 
 def test_a_checkpoint_frequency_below_1_keeps_the_last_epoch_only(run_tool: Any, tmp_path: Path) -> None:
