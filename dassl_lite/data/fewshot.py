@@ -12,7 +12,6 @@ else in the file is refused, and nothing in it is imported or called.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import random
@@ -27,12 +26,11 @@ from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import digest_of, open_file
 from dassl_lite.utils.logger import get_logger
-from dassl_lite.utils.safe_load import PICKLE_ERRORS, Inert, InertUnpickler, check_opcodes
+from dassl_lite.utils.safe_load import MAX_PICKLE, PICKLE_ERRORS, Inert, unpickle
 
 logger = get_logger(__name__)
 
 MAX_VAL_SHOTS = 4
-MAX_PICKLE = 256 << 20  # bytes; all of ImageNet as Datums has 130 MB
 
 
 class Draw(NamedTuple):
@@ -175,8 +173,7 @@ def read_pickled_draw(path: Path, image_dir: str, source: Draw) -> Draw:
 def _unpickle(path: Path) -> Mapping[str, Any]:
     with open_file(path, MAX_PICKLE) as file:
         data = file.read()
-    check_opcodes(data)
-    stored = InertUnpickler(io.BytesIO(data), _no_tensors).load()
+    stored, _ = unpickle(data, _no_tensors)
     if not isinstance(stored, dict) or not isinstance(stored.get("train"), list):
         raise pickle.UnpicklingError("it has no list of training images")
     return stored

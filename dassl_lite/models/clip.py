@@ -191,7 +191,7 @@ def _image_size(file: Path, status: tuple[int, int] | None) -> int:
     Args:
         status: size and time of the file, so that another one in its place is read again.
     """
-    return openai_format.architecture_of(*openai_format.read(file))["vision_cfg"]["image_size"]
+    return openai_format.architecture_of(*openai_format.read(file), str(file))["vision_cfg"]["image_size"]
 
 
 def _preprocessing(config: Mapping[str, Any], size: int | Sequence[int]) -> Preprocessing:
@@ -255,7 +255,7 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
 
 def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
     tensors, metadata = openai_format.read(backbone.file)
-    architecture = openai_format.architecture_of(tensors, metadata)
+    architecture = openai_format.architecture_of(tensors, metadata, str(backbone.file))
     model = openai_format.build(tensors, architecture, dtype, str(backbone.file))
     return model, Tokenizer(architecture["text_cfg"]["context_length"])
 

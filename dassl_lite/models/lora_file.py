@@ -77,12 +77,15 @@ def read_reference(path: Path, blocks: Iterable[str], own: Mapping[str, Any]) ->
         raise UserError(
             f"{path} holds {len(layers)} LoRA layers, but this run has {len(blocks)}: it belongs to another backbone"
         )
-    return {
-        f"{block}.{projection}.{name}": tensor
-        for number, block in enumerate(blocks)
-        for projection, pair in layers.get(f"layer_{number}", {}).items()
-        for name, tensor in pair.items()
-    }
+    found: dict[str, Tensor] = {}
+    for number, block in enumerate(blocks):
+        layer = layers.get(f"layer_{number}", {})
+        pairs = layer.items() if isinstance(layer, dict) else [(f"layer_{number}", layer)]
+        for projection, pair in pairs:
+            if not isinstance(pair, dict) or not all(isinstance(tensor, Tensor) for tensor in pair.values()):
+                raise UserError(f"{path} is not a CLIP-LoRA file: its layer_{number} holds no pairs of tensors")
+            found |= {f"{block}.{projection}.{name}": tensor for name, tensor in pair.items()}
+    return found
 
 
 def _comparable(value: Any) -> Any:

@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits
+from dassl_lite.utils.files import open_file
 from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
 # Last parts of the names of entries that are not weights: descriptions of the model, and a buffer that is not state.
@@ -29,6 +30,9 @@ _REQUIRED = (
     "text_projection",
 )
 _HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
+# Sizes beyond those of any CLIP: a file of a few bytes can name any. Image sizes in pixels.
+_LARGEST = {"embed_dim": 16384, "layers": 256, "width": 16384, "patch_size": 1024, "image_size": 4096}
+_LARGEST |= {"head_width": 16384, "context_length": 8192, "vocab_size": 4_000_000, "heads": 1024}
 ROWS_SEED, ROWS_STD = 2021, 0.02  # of the rows of the token table that a file omits
 
 
@@ -42,10 +46,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         loaded = load_file(path)
         return unwrap(tensors_of(loaded) if is_torchscript(loaded) else loaded, str(path)), {}
     try:
+        open_file(path).close()  # only a file
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, *MISFITS) as error:  # kinds of numbers that torch lacks
         raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
     return unwrap(state, str(path)), metadata
 
@@ -70,9 +75,34 @@ def unwrap(state: object, source: str) -> dict[str, Tensor]:
     return tensors
 
 
-def architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Arguments for `open_clip.CLIP`, inferred from the shapes; `metadata` adds what shapes do not determine."""
-    metadata = metadata or {}
+def architecture_of(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, source: str = "the file"
+) -> dict[str, Any]:
+    """Arguments for `open_clip.CLIP`, inferred from the shapes; `metadata` adds what shapes do not determine.
+
+    Raises:
+        UserError: they make no model, or one beyond ``_LARGEST``; `source` is named.
+    """
+    with refusing_misfits(f"{source}: its shapes and metadata make no CLIP"):
+        architecture = _architecture_of(tensors, metadata or {})
+        _check_sizes(architecture, "")
+    return architecture
+
+
+def _check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
+    """Refuse sizes that no CLIP has, before anything is made of them."""
+    for name, value in sizes.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, f"{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            least = 0 if name == "layers" else 1
+            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= _LARGEST[name]:
+                raise UserError(f"{prefix}{name} would be {number}, not {least} to {_LARGEST[name]}")
+
+
+def _architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    if empty := next((key for key in _REQUIRED if 0 in tensors[key].shape), None):
+        raise ValueError(f"{empty} is empty")
     text_width = tensors["ln_final.weight"].shape[0]
     vision = _vision_transformer(tensors) if "visual.proj" in tensors else _resnet(tensors)
     if "input_resolution" in tensors:
@@ -159,22 +189,24 @@ def build(
     Raises:
         UserError: the tensors do not fit the architecture; `source` and the first keys are named.
     """
-    state = complete(tensors, architecture)
-    with torch.device("meta"):  # initialising weights to overwrite them would take seconds and consume random numbers
-        model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
-    model.to_empty(device="cpu")
-    length = architecture["text_cfg"]["context_length"]
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file contains
-    _load(model, state, source)
+    with refusing_misfits(f"{source}: its shapes and metadata make no CLIP"):
+        state = complete(tensors, architecture)
+        # Initialising weights to overwrite them would take seconds and consume random numbers.
+        with torch.device("meta"):
+            model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
+        _check_fit(model, state, source)  # before memory is taken for what the shapes promise
+        model.to_empty(device="cpu")
+        length = architecture["text_cfg"]["context_length"]
+        model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file contains
+        model.load_state_dict(state)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(model, dtype)
     return model.eval()
 
 
-def _load(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
+def _check_fit(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if wrong or len(state) != len(own):
         wrong += [key for key in state if key not in own]
         raise UserError(f"{source} does not fit the CLIP that its own shapes imply: {', '.join(wrong[:3])}")
-    model.load_state_dict(state)

@@ -116,7 +116,8 @@ def load_text_projection(path: str | Path, clip: CLIPBackbone) -> Tensor:
         UserError: the file is missing, lacks ``state_dict.weight``, or is for another backbone.
     """
     state = load_file(path)
-    weight = state.get("state_dict", {}).get("weight") if isinstance(state, dict) else None
+    weights = state.get("state_dict") if isinstance(state, dict) else None
+    weight = weights.get("weight") if isinstance(weights, dict) else None
     if not isinstance(weight, Tensor):
         raise UserError(f"enhanced base {path} contains no state_dict.weight; is it a checkpoint of TaskResEnhance?")
     expected = tuple(clip.text.projection.t().shape)

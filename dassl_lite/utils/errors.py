@@ -6,7 +6,8 @@ import difflib
 import errno
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # errno of an OSError that means a full disk, or a full quota.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -75,6 +76,34 @@ class MissingCheckpointError(UserError, FileNotFoundError):
 
 class NotFiniteError(UserError, FloatingPointError):
     """The loss is infinite or NaN; a FloatingPointError too, since that is what Dassl raises."""
+
+
+# What Python, torch and others raise for values, shapes or kinds that do not fit each other.
+MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@contextmanager
+def refusing_misfits(problem: str) -> Iterator[None]:
+    """Turn what the content of a file raises where it is used, whatever it is, into a UserError.
+
+    For what only shows there; ``problem`` names the file. A UserError passes unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MISFITS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{problem} ({type(error).__name__}{f': {reason}' if reason else ''})") from error
 
 
 _brief = reprlib.Repr()

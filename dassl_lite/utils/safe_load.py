@@ -8,6 +8,9 @@ imported. Names on a short list (tensor rebuilding, OrderedDict, dtypes) map to 
 data. Any other class becomes an `Inert` object, which stores the arguments and the state meant for the real one and
 does nothing else. A file that calls a function, such as `os.system`, is refused as a whole: no honest checkpoint does.
 
+A pickle can also be a bomb: `scan` and `check_graph` keep its bytes, steps, depth and sharing within budgets, before
+memory is taken for them.
+
 The public checkpoints of the CoOp family contain a pickled scheduler beside the weights: it loads as an `Inert`, and
 the weights load normally.
 """
@@ -15,12 +18,17 @@ the weights load normally.
 from __future__ import annotations
 
 import io
+import itertools
+import lzma
+import math
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -28,6 +36,7 @@ import numpy as np
 import torch
 
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import open_file
 
 T = TypeVar("T")
 
@@ -121,12 +130,10 @@ PICKLE_ERRORS = (
     LookupError,
     MemoryError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
 )
-
-# EXT instructions look an object up by number in a table of the process and can bypass `find_class`.
-_REFUSED_OPCODES = frozenset({"EXT1", "EXT2", "EXT4"})
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -145,15 +152,20 @@ _STORAGE_DTYPES = {
 }
 
 
+MAX_DIMS = 64
+MAX_REPEATED = 1 << 24  # elements of a tensor that repeats a smaller storage, such as a mask
+
+
 class _Builder:
     """A function of this file that a pickle may call, and only call: BUILD, which would set attributes, is refused."""
 
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_spend")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], spend: Callable[[Iterable[object]], None]) -> None:
+        self._function, self._spend = function, spend
 
     def __call__(self, *args: object) -> Any:
+        self._spend(args)
         return self._function(*args)
 
     def __setstate__(self, state: object) -> None:
@@ -163,9 +175,16 @@ class _Builder:
 def _rebuild_tensor(
     flat: torch.Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
 ) -> torch.Tensor:
-    """A view of a one-dimensional `flat`; raises RuntimeError if it would reach out of bounds."""
+    """A view of a one-dimensional `flat`; raises RuntimeError if it would reach out of bounds.
+
+    With strides of 0 a view can have more elements than its storage; what copies it then needs them all.
+    """
     if not isinstance(flat, torch.Tensor):
         raise pickle.UnpicklingError("a tensor has no storage")
+    if len(size) > MAX_DIMS or any(step < 0 for step in (*size, *stride)):
+        raise pickle.UnpicklingError("a tensor has an impossible shape")
+    if math.prod(size) > max(flat.numel(), MAX_REPEATED):
+        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} has a storage of {flat.numel():,} numbers")
     return torch.as_strided(flat, tuple(size), tuple(stride), offset)
 
 
@@ -187,7 +206,7 @@ class _NumpyType:
     """A numpy dtype of plain numbers in native byte order."""
 
     def __init__(self, kind: str, *_: object) -> None:
-        if not isinstance(kind, str) or kind[:1] not in "fiubc":
+        if not isinstance(kind, str) or not re.fullmatch(r"[fiubc]\d{1,2}", kind):
             raise pickle.UnpicklingError(f"numpy dtype {kind!r} is not a plain number")
         self.kind = kind
 
@@ -230,27 +249,36 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Reads one pickle without importing or calling anything it names.
+    """Reads one pickle without importing or calling anything it names; :func:`unpickle` calls it.
 
     Args:
-        file: open at the start of the pickle.
+        data: the pickle.
         storage: returns the one-dimensional tensor of a storage record, given (dtype, key, numel).
         strict: raise UnpicklingError at the first object that is neither a tensor nor a plain value.
     """
 
     def __init__(
-        self, file: IO[bytes], storage: Callable[[torch.dtype, str, int], torch.Tensor], strict: bool = False
+        self, data: bytes | memoryview, storage: Callable[[torch.dtype, str, int], torch.Tensor], strict: bool = False
     ) -> None:
-        super().__init__(file)
+        super().__init__(io.BytesIO(data))
         self._storage = storage
         self._strict = strict
+        self._globals: dict[str, Any] = {}
+        self._left = 8 * len(data) + (1 << 20)
 
     def find_class(self, module: str, name: str) -> Any:
         """The replacement for the global `module.name`: a builder, a dtype, or a subclass of Inert."""
         module = "builtins" if module == "__builtin__" else module  # the name in protocol 2
         qualified = f"{module}.{name}"
+        if qualified not in self._globals:
+            if len(self._globals) >= MAX_GLOBALS:
+                raise pickle.UnpicklingError(f"it names more than {MAX_GLOBALS:,} classes")
+            self._globals[qualified] = self._replacement(module, name, qualified)
+        return self._globals[qualified]
+
+    def _replacement(self, module: str, name: str, qualified: str) -> Any:
         if qualified in _BUILDERS:
-            return _Builder(_BUILDERS[qualified])
+            return _Builder(_BUILDERS[qualified], self._spend)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
@@ -258,6 +286,12 @@ class InertUnpickler(pickle.Unpickler):
         if self._strict:
             raise pickle.UnpicklingError(f"it names {qualified}, which is neither a tensor nor a plain value")
         return type("Inert", (Inert,), {"name": qualified})
+
+    def _spend(self, args: Iterable[object]) -> None:
+        """Count what builders copy: a pickle may have one long text copied a million times."""
+        self._left -= sum(len(arg) for arg in args if isinstance(arg, Sized) and not isinstance(arg, torch.Tensor))
+        if self._left < 0:
+            raise pickle.UnpicklingError("it copies more than it contains")
 
     def persistent_load(self, pid: object) -> torch.Tensor:
         """The tensor of a storage record: ("storage", dtype, key, location, numel[, view])."""
@@ -269,15 +303,224 @@ class InertUnpickler(pickle.Unpickler):
         return self._storage(dtype, key, numel)
 
 
-def check_opcodes(data: bytes | IO[bytes]) -> None:
-    """Raise UnpicklingError if a pickle uses EXT instructions; a file is read up to its STOP."""
-    for opcode, _, _ in pickletools.genops(data):
-        if opcode.name in _REFUSED_OPCODES:
-            raise pickle.UnpicklingError(f"it uses the instruction {opcode.name}")
+# ---- budgets: checked before a pickle is read ------------------------------------------------------------------------
+
+MAX_PICKLE = 256 << 20  # bytes of a pickle without its tensors; those of checkpoints have less than 1 MB
+MAX_STEPS = 3_000_000  # instructions; a checkpoint has about 50 per tensor
+MAX_GLOBALS = 10_000  # classes that a pickle names
+MAX_DEPTH = 500  # containers within containers
+MAX_LONGS = 10_000  # numbers of more than 64 bits
+MAX_DIGITS = 1000  # of a number written as text
+MAX_EXPANDED = 10_000_000  # values in a graph if each is counted as often as it is reached
+
+# What an instruction does, by its code. ``_ARGUMENTS``: bytes of its argument; negative: pickletools' codes for lengths
+# that vary. ``_TAKES``: values taken from the stack; ``_PUTS``: whether one is put there.
+_ARGUMENTS, _NAMES, _KINDS, _TAKES, _PUTS = [0] * 256, [""] * 256, [0] * 256, [0] * 256, [False] * 256
+_PUSH, _UNKNOWN, _EXTENSION, _STOP, _MARK, _PUT, _GET, _DUP, _POP, _PLAIN, _TO_MARK = range(11)
+_PREFIXES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_SPECIAL = {
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _EXTENSION),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _PUT),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _GET),
+    **{"STOP": _STOP, "MARK": _MARK, "DUP": _DUP, "POP": _POP},
+}
+_EFFECTS = {
+    **dict.fromkeys(("POP", "APPEND", "BUILD"), (1, False)),
+    "SETITEM": (2, False),
+    **dict.fromkeys(("REDUCE", "NEWOBJ", "STACK_GLOBAL", "TUPLE2"), (2, True)),
+    **dict.fromkeys(("NEWOBJ_EX", "TUPLE3"), (3, True)),
+    **dict.fromkeys(("BINPERSID", "TUPLE1"), (1, True)),
+    **dict.fromkeys(("PROTO", "FRAME", "READONLY_BUFFER"), (0, False)),
+}
+_MARK_EFFECTS = {
+    **dict.fromkeys(("POP_MARK", "APPENDS", "SETITEMS", "ADDITEMS"), False),
+    **dict.fromkeys(("TUPLE", "LIST", "DICT", "FROZENSET", "INST", "OBJ"), True),
+}
+_NESTS = {"TUPLE": 1, "TUPLE1": 1, "TUPLE2": 1, "TUPLE3": 1, "FROZENSET": 1, "REDUCE": 0}  # levels of tuples added
+
+
+def _learn_instructions() -> None:
+    _KINDS[:] = [_UNKNOWN] * 256
+    for opcode in pickletools.opcodes:
+        code, name = ord(opcode.code), opcode.name
+        _ARGUMENTS[code], _NAMES[code] = opcode.arg.n if opcode.arg else 0, name
+        plain = _PLAIN if name in _EFFECTS else _TO_MARK if name in _MARK_EFFECTS else _PUSH
+        _KINDS[code] = _SPECIAL.get(name, plain)
+        _TAKES[code], _PUTS[code] = _EFFECTS.get(name, (0, _MARK_EFFECTS.get(name, False)))
+
+
+_learn_instructions()
+
+
+def scan(data: bytes, start: int = 0) -> int:
+    """Check a pickle without reading it; returns the position after its STOP.
+
+    Refused are EXT instructions (they look an object up by number in a table of the process, and can bypass
+    `find_class`), more than ``MAX_STEPS`` instructions, a place in the memo beyond what was put there
+    (the memo is an array: one instruction could make it gigabytes long), tuples nested deeper than ``MAX_DEPTH``
+    (hashing one takes the stack of the process), and more than ``MAX_LONGS`` enormous numbers (whose hashes, unlike
+    those of texts, can be made to collide).
+
+    Raises:
+        UnpicklingError: it is refused, or not a pickle.
+    """
+    depths: list[int] = []  # of the tuples on the stack
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    position, longs = start, 0
+    try:
+        for _ in range(MAX_STEPS):
+            code, begin = data[position], position + 1
+            kind, argument = _KINDS[code], _ARGUMENTS[code]
+            position = begin + argument
+            if argument < 0:
+                position = _end_of_argument(data, begin, argument, _NAMES[code])
+                if position - begin > 9 and _NAMES[code].startswith("LONG") and (longs := longs + 1) > MAX_LONGS:
+                    raise pickle.UnpicklingError(f"it has more than {MAX_LONGS:,} numbers of more than 64 bits")
+            if position > len(data):
+                break
+            if kind == _PUSH:
+                depths.append(0)
+            elif kind == _PUT:
+                index = _index(data, begin, position, code) if argument else len(memo)
+                if index > position - start:  # honest ones are counted
+                    raise pickle.UnpicklingError(f"it keeps something at place {index:,}")
+                memo[index] = depths[-1]
+            elif kind == _GET:
+                depths.append(memo.get(_index(data, begin, position, code), 0))
+            elif kind in (_PLAIN, _TO_MARK):
+                below = len(depths) - _TAKES[code] if kind == _PLAIN else marks.pop()
+                _take(depths, below, code)
+            elif kind == _MARK:
+                marks.append(len(depths))
+            elif kind == _STOP:
+                return position
+            elif kind == _POP and marks and marks[-1] == len(depths):
+                marks.pop()
+            elif kind == _POP:
+                depths.pop()
+            elif kind == _DUP:
+                depths.append(depths[-1])
+            elif kind == _EXTENSION:
+                raise pickle.UnpicklingError(f"it uses the instruction {_NAMES[code]}")
+            else:
+                raise pickle.UnpicklingError(f"it has an unknown instruction {code}")
+        else:
+            raise pickle.UnpicklingError(f"it has more than {MAX_STEPS:,} instructions")
+    except IndexError:
+        pass
+    raise pickle.UnpicklingError("it ends in the middle, or is no pickle")
+
+
+def _take(depths: list[int], below: int, code: int) -> None:
+    """Replace what is above ``below`` by what the instruction makes of it."""
+    if below < 0:
+        raise pickle.UnpicklingError("it takes more than there is")
+    depth = 0
+    if (levels := _NESTS.get(_NAMES[code])) is not None:
+        depth = max(depths[below:], default=0) + levels
+        if depth > MAX_DEPTH:
+            raise pickle.UnpicklingError(f"tuples are nested more than {MAX_DEPTH} deep")
+    del depths[below:]
+    if _PUTS[code]:
+        depths.append(depth)
+
+
+def _end_of_argument(data: bytes, begin: int, kind: int, name: str) -> int:
+    """The position after an argument of variable length."""
+    if kind in _PREFIXES:
+        width = _PREFIXES[kind]
+        return begin + width + int.from_bytes(data[begin : begin + width], "little")
+    end = begin
+    for _ in range(2 if name in ("GLOBAL", "INST") else 1):
+        end = data.find(b"\n", end) + 1
+        if end == 0:
+            return len(data) + 1
+    if end - begin > MAX_DIGITS and name not in ("STRING", "UNICODE"):
+        raise pickle.UnpicklingError(f"the argument of {name} is too long")
+    return end
+
+
+def _index(data: bytes, begin: int, end: int, code: int) -> int:
+    """The place in the memo that an instruction names: in binary, or in digits and a line end."""
+    if end - begin == 1 and _ARGUMENTS[code] == 1:
+        return data[begin]
+    argument = data[begin:end]
+    return int(argument) if _ARGUMENTS[code] < 0 else int.from_bytes(argument, "little")
+
+
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
+def check_graph(root: object) -> None:
+    """Refuse what would be endless for whoever walks through it: cycles, depth, and values shared again and again.
+
+    What an `Inert` holds is not followed: the schedulers in public checkpoints refer to each other.
+
+    Raises:
+        UnpicklingError: it is refused.
+    """
+    sizes: dict[int, int] = {}  # of finished containers, expanded
+    path: dict[int, tuple[object, Iterator[object]]] = {}
+
+    def enter(node: object) -> None:
+        inner = itertools.chain(node.keys(), node.values()) if isinstance(node, dict) else node
+        nested = [value for value in inner if isinstance(value, _CONTAINERS)]  # type: ignore[attr-defined]
+        sizes[id(node)] = 1 + len(node)  # type: ignore[arg-type]
+        path[id(node)] = node, iter(nested)
+
+    if isinstance(root, _CONTAINERS):
+        enter(root)
+    while path:
+        current, (_, rest) = next(reversed(path.items()))
+        child = next(rest, None)
+        if child is None:
+            del path[current]
+            if path:
+                _add(sizes, next(reversed(path)), sizes[current])
+        elif id(child) in path:
+            raise pickle.UnpicklingError("a container contains itself")
+        elif id(child) in sizes:
+            _add(sizes, current, sizes[id(child)])
+        elif len(path) >= MAX_DEPTH:
+            raise pickle.UnpicklingError(f"containers are nested more than {MAX_DEPTH} deep")
+        else:
+            enter(child)
+
+
+def _add(sizes: dict[int, int], node: int, size: int) -> None:
+    sizes[node] += size
+    if sizes[node] > MAX_EXPANDED:
+        raise pickle.UnpicklingError(f"it expands to more than {MAX_EXPANDED:,} values")
+
+
+def unpickle(
+    data: bytes,
+    storage: Callable[[torch.dtype, str, int], torch.Tensor],
+    strict: bool = False,
+    start: int = 0,
+) -> tuple[Any, int]:
+    """Read the pickle that begins at ``start``, within the budgets above; see `InertUnpickler`.
+
+    Returns:
+        The object, and the position after the pickle.
+
+    Raises:
+        One of `PICKLE_ERRORS`.
+    """
+    end = scan(data, start)
+    loaded = InertUnpickler(memoryview(data)[start:end], storage, strict).load()
+    check_graph(loaded)
+    return loaded, end
 
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_READ_ERRORS = (*PICKLE_ERRORS, zipfile.BadZipFile, struct.error, NotImplementedError)
+_READ_ERRORS = (*PICKLE_ERRORS, zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError)
 
 
 def load_file(path: str | Path, strict: bool = False) -> Any:
@@ -295,7 +538,7 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(4) == b"PK\x03\x04":
                 return _load_zip(file, strict)
             file.seek(0)
@@ -312,46 +555,60 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
 
 def _load_zip(file: IO[bytes], strict: bool) -> Any:
     """Zip format: `<root>/data.pkl` and one record `<root>/data/<key>` per storage."""
+    left = file.seek(0, io.SEEK_END)  # bytes that storages may have
     archive = zipfile.ZipFile(file)
     names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(names) != 1:
         raise pickle.UnpicklingError("the zip file has no data.pkl")
     root = names[0].removesuffix("data.pkl")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in archive.namelist() and _small(archive, f"{root}byteorder", 64) != b"little":
         raise pickle.UnpicklingError("it was written on a big-endian machine")
     storages: dict[str, torch.Tensor] = {}
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        nonlocal left
         if key not in storages:
             info = archive.getinfo(f"{root}data/{key}")
             if info.compress_type != zipfile.ZIP_STORED:  # a tiny file could fill the memory; torch never compresses
                 raise pickle.UnpicklingError("a storage is compressed")
+            left -= info.file_size
+            if info.file_size != info.compress_size or left < 0:  # or records that overlap
+                raise pickle.UnpicklingError("its storages are larger than the file")
             storages[key] = _from_bytes(archive.read(info), dtype)
         return storages[key].view(dtype)
 
-    data = archive.read(names[0])
-    check_opcodes(data)
-    return InertUnpickler(io.BytesIO(data), storage, strict).load()
+    return unpickle(_small(archive, names[0], min(MAX_PICKLE, 32 * left + (1 << 20))), storage, strict)[0]
+
+
+def _small(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A record that may be compressed, if it unpacks to at most ``limit`` bytes."""
+    info = archive.getinfo(name)
+    if info.file_size > limit:
+        raise pickle.UnpicklingError(f"{name} has {info.file_size:,} bytes, more than the {limit:,} that are read")
+    return archive.read(info)
 
 
 def _load_legacy(file: IO[bytes], strict: bool) -> Any:
     """Legacy format: five pickles (magic, version, system, object, storage keys), then the storages."""
     storages: dict[str, torch.Tensor] = {}
+    left = file.seek(0, io.SEEK_END)  # bytes that storages may have
+    file.seek(0)
+    pickles = file.read(min(left, MAX_PICKLE))
+    position = 0
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        nonlocal left
         if key not in storages:
-            size = file.seek(0, io.SEEK_CUR), file.seek(0, io.SEEK_END)
-            file.seek(size[0])
-            if not 0 <= numel * dtype.itemsize <= size[1]:
-                raise pickle.UnpicklingError("a storage is larger than the file")
+            left -= numel * dtype.itemsize
+            if numel < 0 or left < 0:
+                raise pickle.UnpicklingError("its storages are larger than the file")
             storages[key] = torch.empty(numel, dtype=dtype)  # filled below, when its bytes are reached
         return storages[key]
 
     def load() -> Any:
-        start = file.tell()
-        check_opcodes(file)
-        file.seek(start)
-        return InertUnpickler(file, storage, strict).load()
+        nonlocal position
+        loaded, position = unpickle(pickles, storage, strict, position)
+        return loaded
 
     if load() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("unknown format")
@@ -359,6 +616,7 @@ def _load_legacy(file: IO[bytes], strict: bool) -> Any:
     result, keys = load(), load()
     if not isinstance(keys, list) or set(keys) != set(storages):
         raise pickle.UnpicklingError("its list of storages is wrong")
+    file.seek(position)
     for key in keys:
         (numel,) = struct.unpack("<q", file.read(8))
         flat = storages[key]
@@ -375,19 +633,32 @@ def _from_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
+MAX_MODULE_DEPTH = 64
+MAX_MODULE_PARTS = 300_000  # modules, tensors and values
+
+
 def is_torchscript(loaded: object) -> bool:
     """Whether `load_file` returned the root module of a TorchScript archive."""
     return isinstance(loaded, Inert) and loaded.name.startswith("__torch__.")
 
 
 def tensors_of(loaded: object) -> dict[str, torch.Tensor]:
-    """The tensors of a TorchScript module loaded by `load_file`, under the keys that its `state_dict()` would have."""
-    return dict(_walk(loaded, ""))
+    """The tensors of a TorchScript module loaded by `load_file`, under the keys that its `state_dict()` would have.
 
-
-def _walk(node: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(node, torch.Tensor):
-        yield path, node
-    elif isinstance(node, Inert) and isinstance(node.state, dict):
-        for name, child in node.state.items():
-            yield from _walk(child, f"{path}.{name}" if path else str(name))
+    Raises:
+        UserError: its modules contain themselves or each other, so that there is no end of keys.
+    """
+    found: dict[str, torch.Tensor] = {}
+    waiting: list[tuple[str, int, object]] = [("", 0, loaded)]
+    visited = 0
+    while waiting:
+        path, depth, node = waiting.pop()
+        visited += 1
+        if depth > MAX_MODULE_DEPTH or visited > MAX_MODULE_PARTS:
+            raise UserError("a TorchScript archive is refused: its modules contain themselves or each other")
+        if isinstance(node, torch.Tensor):
+            found[path] = node
+        elif isinstance(node, Inert) and isinstance(node.state, dict):
+            inner = [(f"{path}.{name}" if path else str(name), depth + 1, child) for name, child in node.state.items()]
+            waiting += reversed(inner)
+    return found

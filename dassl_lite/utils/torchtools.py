@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dassl_lite.utils.errors import MissingCheckpointError, UserError, unknown
+from dassl_lite.utils.errors import MISFITS, MissingCheckpointError, UserError, unknown
 from dassl_lite.utils.files import PathLike, atomic_path, read_text
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
@@ -74,6 +74,21 @@ def load_checkpoint(fpath: PathLike) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+def load_run_checkpoint(fpath: PathLike) -> dict[str, Any]:
+    """Load a run's checkpoint: ``load_checkpoint``, with a ``state_dict`` of names and a ``meta`` that is a dict.
+
+    Raises:
+        UserError: as ``load_checkpoint``, or it has no such ``state_dict``.
+    """
+    checkpoint = load_checkpoint(fpath)
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        found = ", ".join(map(str, list(checkpoint)[:3])) or "nothing"
+        raise UserError(f'"{fpath}" is not the checkpoint of a run: it has no state_dict, but {found}')
+    meta = checkpoint.get("meta")
+    return {**checkpoint, "meta": meta if isinstance(meta, dict) else {}}
+
+
 def newest_checkpoint(fdir: PathLike) -> Path:
     """The checkpoint that the folder's pointer file names.
 
@@ -117,14 +132,16 @@ def resume_from_checkpoint(
     """
     path = newest_checkpoint(fdir)
     logger.info(f'Loading checkpoint from "{path}"')
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_run_checkpoint(path)
     load_weights(model, checkpoint["state_dict"], path)
     logger.info("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
         if part is not None:
             restore_part(part, name, checkpoint, path)
             logger.info(f"Loaded {name}")
-    epoch = checkpoint["epoch"]
+    epoch = checkpoint.get("epoch")
+    if not isinstance(epoch, int):
+        raise UserError(f'"{path}" does not say which epoch it is of, so it cannot be resumed')
     logger.info(f"Previous epoch: {epoch}")
     return epoch
 
@@ -139,7 +156,7 @@ def restore_part(part: Optimizer | LRScheduler, name: str, checkpoint: Mapping[s
         raise UserError(f'checkpoint "{path}" has no {name} state: it can be evaluated but not resumed')
     try:
         part.load_state_dict(checkpoint[name])
-    except (KeyError, TypeError, ValueError) as error:
+    except MISFITS as error:
         raise UserError(f'the {name} state in "{path}" does not fit this run: {_one_line(error)}') from error
 
 
@@ -159,7 +176,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLi
     """
     try:
         unwrap(model).load_state_dict(strip_module_prefix(state_dict))
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise UserError(f'the weights in "{source}" do not fit the model: {_one_line(error)} {_MISFIT}') from error
 
 
@@ -170,7 +187,10 @@ def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
         UserError: no weight matches.
     """
     checkpoint = load_checkpoint(weight_path)
-    weights = strip_module_prefix(checkpoint.get("state_dict", checkpoint))
+    weights = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(weights, Mapping):
+        raise UserError(f'"{weight_path}" holds no weights: its state_dict is a {type(weights).__name__}')
+    weights = strip_module_prefix(weights)
     own = unwrap(model).state_dict()
     matched = {name: value for name, value in weights.items() if name in own and _same_shape(own[name], value)}
     discarded = [name for name in weights if name not in matched]
@@ -184,7 +204,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
 
 def strip_module_prefix(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The same weights without DataParallel's ``module.`` prefix."""
-    return {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return {str(name).removeprefix("module."): value for name, value in state_dict.items()}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

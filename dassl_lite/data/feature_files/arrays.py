@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
-from dassl_lite.utils.errors import UserError, nearest
-from dassl_lite.utils.files import PathLike
+from dassl_lite.data.splits import check_name
+from dassl_lite.utils.errors import MISFITS, UserError, nearest
+from dassl_lite.utils.files import PathLike, open_file
 
 Array = np.ndarray[Any, Any]
 
 _ROWS = 65536  # checked for NaN at a time
-_BROKEN = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+_GROWTH, _ALLOWANCE = 64, 256 << 20  # bytes that a file may unpack to: per byte of it, and in any case
+_KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
+_ENCRYPTED = 0x1
+_BROKEN = (OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
 
 
 @contextmanager
 def open_arrays(path: PathLike) -> Iterator[Arrays]:
-    """Open an ``.npz`` file; nothing in it is unpickled.
+    """Open an ``.npz`` file; nothing in it is unpickled, and no memory is taken for what it only claims to hold.
 
     Raises:
         UserError: there is no such file, or it has another format.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"feature file {path} does not exist")
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except _BROKEN as error:
-        raise UserError(f"feature file {path} is not an .npz of arrays, or it is damaged ({error})") from None
-    if not isinstance(stored, NpzFile):
-        raise UserError(f"feature file {path} contains a single array; it must be an .npz with named arrays")
-    with stored:
-        yield Arrays(str(path), stored)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_file(path))
+            if file.read(6) == b"\x93NUMPY":
+                raise UserError(f"feature file {path} contains a single array; it must be an .npz with named arrays")
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        except UserError:
+            raise
+        except _BROKEN as error:
+            raise UserError(f"feature file {path} is not an .npz of arrays, or it is damaged ({error})") from None
+        limit = _GROWTH * file.seek(0, os.SEEK_END) + _ALLOWANCE
+        if (total := sum(info.file_size for info in members.values())) > limit:
+            raise UserError(f"feature file {path} would unpack to {total:,} bytes; at most {limit:,} are read")
+        yield Arrays(str(path), archive, members)
 
 
 class Arrays:
     """The named arrays of a file. Every method raises a UserError for a missing or invalid array."""
 
-    def __init__(self, path: str, stored: NpzFile) -> None:
+    def __init__(self, path: str, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> None:
         self.path = path
-        self._stored = stored
+        self._archive, self._members = archive, members
         self._read_names: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored.files
+        return name in self._members
 
     def refuse(self, name: str, problem: str) -> NoReturn:
         """Raise a UserError about the array ``name``."""
@@ -57,19 +71,41 @@ class Arrays:
 
     def unused(self) -> list[str]:
         """Names of the arrays that have not been read."""
-        return sorted(set(self._stored.files) - self._read_names)
+        return sorted(self._members.keys() - self._read_names)
 
     def _read(self, name: str) -> Array:
         self._read_names.add(name)
         if name not in self:
-            likely = nearest(name, self._stored.files)
-            hint = f"did you mean '{likely}'?" if likely else f"it has {', '.join(self._stored.files) or 'no arrays'}"
+            likely = nearest(name, self._members)
+            hint = f"did you mean '{likely}'?" if likely else f"it has {', '.join(self._members) or 'no arrays'}"
             raise UserError(f"feature file {self.path} lacks the array {name}; {hint}")
+        info = self._members[name]
+        if info.flag_bits & _ENCRYPTED or info.compress_type not in _KINDS:
+            self.refuse(name, "is encrypted, or compressed in a way that numpy does not write")
         try:
-            return self._stored[name]
+            with self._archive.open(info) as member:
+                self._check_header(name, member, info.file_size)
+            with self._archive.open(info) as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+        except UserError:
+            raise
         except _BROKEN as error:
-            pickled = "contains Python objects, which are never loaded; save it as numbers or text"
-            self.refuse(name, pickled if "allow_pickle" in str(error) else f"is damaged ({error})")
+            self.refuse(name, f"is damaged ({error or type(error).__name__})")
+
+    def _check_header(self, name: str, member: IO[bytes], size: int) -> None:
+        """Refuse an array whose header promises more or less than its ``size`` bytes, before memory is taken."""
+        if member.read(6) != b"\x93NUMPY":
+            self.refuse(name, "is not an .npy array")
+        version = tuple(member.read(2))
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            self.refuse(name, "has a version that numbers and texts do not need")
+        shape, _, dtype = readers[version](member)
+        if dtype.hasobject:
+            self.refuse(name, "contains Python objects, which are never loaded; save it as numbers or text")
+        promised, there = math.prod(shape) * dtype.itemsize, size - member.tell()
+        if promised != there:
+            self.refuse(name, f"is damaged: its shape {shape} needs {promised:,} bytes, and there are {there:,}")
 
     def texts(self, name: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """A list of texts; ``default`` if there is no such array."""
@@ -78,7 +114,10 @@ class Arrays:
         array = self._read(name)
         if array.ndim != 1 or array.dtype.kind != "U":
             self.refuse(name, f"must be a list of texts, not {_kind(array)}")
-        return tuple(array.tolist())
+        try:
+            return tuple(check_name(text) for text in array.tolist())
+        except ValueError as error:  # code points that are no characters
+            self.refuse(name, f"holds what is no text ({error})")
 
     def text(self, name: str) -> str:
         """A single text; "" if there is no such array."""
@@ -87,7 +126,10 @@ class Arrays:
         array = self._read(name)
         if array.ndim != 0 or array.dtype.kind != "U":
             self.refuse(name, f"must be a single text, not {_kind(array)}")
-        return str(array)
+        try:
+            return check_name(str(array))
+        except ValueError as error:
+            self.refuse(name, f"holds what is no text ({error})")
 
     def positive(self, name: str, default: float) -> float:
         """A single number above 0; ``default`` if there is no such array."""
@@ -109,7 +151,7 @@ class Arrays:
             dims: the allowed numbers of dimensions.
         """
         array = self._read(name)
-        if array.dtype.kind != "f" or array.ndim not in dims or 0 in array.shape:
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.ndim not in dims or 0 in array.shape:
             self.refuse(name, f"must be floating-point numbers of shape {form}, not {_kind(array)}")
         rows = array.reshape(-1, array.shape[-1])
         for start in range(0, len(rows), _ROWS):

@@ -33,7 +33,7 @@ from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.class_rows import ClassRows
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import NotFiniteError, UserError, unknown
+from dassl_lite.utils.errors import NotFiniteError, UserError, refusing_misfits, unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -216,15 +216,17 @@ class TrainerBase:
         own = self.checkpoint_meta()
         for name in names:
             path = store.find(name, newest)
-            state = torchtools.load_checkpoint(str(path))
-            meta = state.get("meta") or {}
-            checkpoint.check_origin(meta, own, path)
-            checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
+            state = torchtools.load_run_checkpoint(str(path))
+            with refusing_misfits(f"{path} cannot be resumed"):
+                meta = state["meta"]
+                checkpoint.check_origin(meta, own, path)
+                checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
-        self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
-        for phase, seconds in (state.get("seconds") or {}).items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-        return int(state["epoch"])
+        with refusing_misfits(f"{path} cannot be resumed"):
+            self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
+            for phase, seconds in (state.get("seconds") or {}).items():
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+            return int(state["epoch"])
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load weights from a run's folder.
@@ -241,9 +243,10 @@ class TrainerBase:
             return
         for name in self.get_model_names():
             path = CheckpointStore(directory).find(name, epoch)
-            state = torchtools.load_checkpoint(str(path))
-            meta = state.get("meta") or {}
-            checkpoint.check_origin(meta, self.checkpoint_meta(), path)
+            state = torchtools.load_run_checkpoint(str(path))
+            meta = state["meta"]
+            with refusing_misfits(f"{path} does not say what it was trained on"):
+                checkpoint.check_origin(meta, self.checkpoint_meta(), path)
             logger.info(f'Loading weights to {name} from "{path}" (epoch = {state.get("epoch")})')
             weights = torchtools.strip_module_prefix(state["state_dict"])
             weights = self.adapt_state_dict(self._models[name], weights, meta, path)
@@ -260,7 +263,8 @@ class TrainerBase:
             prepare(weights, meta, path)
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
         rows = ClassRows.of(model)
-        picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
+        with refusing_misfits(f"{path} holds no rows of classes that can be picked"):
+            picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
         self.class_match = match or self.class_match
         return picked
 

@@ -164,7 +164,8 @@ class FeatureTrainer(TrainerX):
                 "weights; leave it out"
             )
         state = torchtools.load_checkpoint(path)
-        weights, meta = state.get("state_dict", state), state.get("meta") or {}
+        weights, meta = state.get("state_dict", state), state.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
         if not isinstance(weights, Mapping):
             raise UserError(f"MODEL.INIT_WEIGHTS {path} holds no weights: its state_dict is a {type(weights).__name__}")
         checkpoint.check_backbone(meta, self.checkpoint_meta(), path)
