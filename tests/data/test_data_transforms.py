@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import sys
+import textwrap
+import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as T
-from torchvision.transforms import v2
+from torchvision.transforms import functional, v2
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data.transforms import (
@@ -31,6 +35,7 @@ from dassl_lite.data.transforms import (
     build_transform,
     describe,
     is_random,
+    undescribed,
 )
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
@@ -235,3 +240,107 @@ def test_a_learned_policy_changes_the_image_and_fills_with_its_colour(policy: An
     assert ((128, 128, 128), (128, 128, 128)) in seen
     assert ((1, 2, 3), (1, 2, 3)) in seen
     assert len(seen) > 10  # and other things happen than filling
+
+
+# ---- descriptions of other people's code ----
+
+
+def made_by(source: str, folder: Path, name: str = "transform") -> Any:
+    """What a plug-in file defines under ``name``; each file is a module of its own, as each version of a plug-in is."""
+    path = folder / "plugin.py"
+    path.write_text(textwrap.dedent(source))
+    module = types.ModuleType("plugin_of_a_test")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(path.read_text(), path, "exec"), module.__dict__)
+    return module.__dict__[name]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "SCALE = {}\ndef transform(image): return image * SCALE",
+        "SCALE = {}\ntransform = lambda image: image * SCALE",
+        "SCALE = {}\ndef helper(image): return image * SCALE\ndef transform(image): return helper(image)",
+        "SCALE = {}\ndef transform(image): return (lambda: image * SCALE)()",
+        "SCALE = {}\nclass Mine:\n    def __call__(self, image): return image * SCALE\ntransform = Mine()",
+        "class Mine:\n    scale = {}\n    def __call__(self, image): return image * self.scale\ntransform = Mine()",
+        "class Mine:\n    def __call__(self, image): return image * {}\ntransform = Mine()",
+        "class Base:\n    def go(self, i): return i * {}\nclass Mine(Base):\n    pass\ntransform = Mine().go",
+        "class Mine:\n    __slots__ = ('s',)\n    def __init__(self): self.s = {}\n"
+        "    def __call__(self, i): return i * self.s\ntransform = Mine()",
+        "class Mine:\n    @property\n    def s(self): return {}\n    def __call__(self, i): return i * self.s\n"
+        "transform = Mine()",
+        "class Mine:\n    @staticmethod\n    def go(i): return i * {}\n    def __call__(self, i): return self.go(i)\n"
+        "transform = Mine()",
+        "def make(scale):\n    def transform(image): return image * scale\n    return transform\ntransform = make({})",
+        "def transform(image, *, scale={}): return image * scale",
+        "def transform(image): return image * transform.scale\ntransform.scale = {}",
+        "class Settings:\n    scale = {}\ndef transform(image): return image * Settings.scale",
+        "class Settings:\n    def __init__(self): self.scale = {}\n    def __repr__(self): return 'Settings'\n"
+        "settings = Settings()\ndef transform(image): return image * settings.scale",
+        "import numpy as np\nTABLE = np.zeros(5000)\nTABLE[2500] = {}\ndef transform(image): return TABLE[image]",
+        "import re\nNAMES = re.compile('a' * 300 + '{}')\ndef transform(image): return NAMES.match(image)",
+        "from PIL import Image\nMARK = Image.new('L', (9, 9), {})\ndef transform(image): return image.paste(MARK)",
+        "import torch\nclass Mine(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.register_buffer('scale', torch.tensor({}.0))\n    def forward(self, i): return i * self.scale\n"
+        "transform = Mine()",
+        "SETTINGS = dict(scale={})\ndef transform(image): return image * SETTINGS['scale']",
+        "import functools\nSCALE = {}\ndef f(image, k): return image * SCALE\ntransform = functools.partial(f, k=1)",
+        "SCALE = {}\nclass Mine:\n    def go(self, image): return image * SCALE\ntransform = Mine().go",
+        "SCALE = {}\ndef transform(n): return n * SCALE and other(n)\ndef other(n): return n and transform(n - 1)",
+    ],
+)
+def test_a_value_that_a_plugins_transform_reads_belongs_to_its_description(source: str, tmp_path: Path) -> None:
+    one, same, other = (describe(made_by(source.format(scale), tmp_path)) for scale in (1, 1, 2))
+    assert one == same
+    assert one != other
+    assert " at 0x" not in one
+    assert undescribed(made_by(source.format(1), tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import settings_of_a_test\ndef transform(image): return image * settings_of_a_test.SCALE",
+        "import settings_of_a_test as s\ndef transform(image): return s.scaled(image)",
+        "from settings_of_a_test import SCALE\ndef transform(image): return image * SCALE",
+        "from settings_of_a_test import scaled\ndef transform(image): return scaled(image)",
+        "def transform(image):\n    from settings_of_a_test import SCALE\n    return image * SCALE",
+    ],
+)
+def test_a_value_in_another_module_of_theirs_belongs_to_it_too(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = []
+    for scale in (1, 1, 2):
+        settings = types.ModuleType("settings_of_a_test")
+        exec(f"SCALE = {scale}\ndef scaled(image): return image * SCALE", settings.__dict__)
+        monkeypatch.setitem(sys.modules, settings.__name__, settings)
+        texts.append(describe(made_by(source, tmp_path)))
+        assert undescribed(made_by(source, tmp_path)) == []
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "unknown"),
+    [
+        ("FILE = open(__file__)\ndef transform(image): return image * len(FILE.read())", "TextIOWrapper"),
+        ("import settings_of_a_test as s\ndef transform(image): return image * getattr(s, 'SCALE')", "settings_of_a"),
+        (
+            "def transform(image):\n    import settings_of_a_test\n    return image * settings_of_a_test.S",
+            "settings_of",
+        ),
+        ("MANY = [[i] for i in range(20000)]\ndef transform(image): return MANY", "more than 10,000 values"),
+    ],
+)
+def test_what_cannot_be_described_is_named(
+    source: str, unknown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", types.ModuleType("settings_of_a_test"))
+    assert unknown in " ".join(undescribed(made_by(source, tmp_path)))
+
+
+def test_what_libraries_do_is_known_by_its_name() -> None:
+    assert undescribed(T.Compose([T.Resize(8), T.Lambda(functional.hflip), T.ToTensor()])) == []
+    assert "functional.hflip(" in describe(functional.hflip)

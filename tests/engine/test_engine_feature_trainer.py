@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,12 @@ import pytest
 import torch
 from toy import make_images
 
+from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.files import results
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.engine.plugins import load_plugin
+from dassl_lite.trainers.taskres import TaskRes
 from dassl_lite.utils import UserError, set_random_seed
 from dassl_lite.utils.errors import NotFiniteError
 
@@ -26,7 +34,7 @@ def build(data: Path, tmp_path: Path, golden_backbone: Any) -> Any:
 
     runs = itertools.count()
 
-    def make(views: str, *options: str, backbone: str = "vit0", root: Path = data) -> Any:
+    def make(views: str, *options: str, backbone: str = "vit0", root: Path = data, method: str = "TaskRes") -> Any:
         flags = {
             "DATASET": {"ROOT": str(root), "NAME": "ImageFolder", "FEATURES": {"DIR": str(tmp_path / "features")}},
             "MODEL": {"BACKBONE": {"NAME": str(golden_backbone(backbone))}},
@@ -34,7 +42,7 @@ def build(data: Path, tmp_path: Path, golden_backbone: Any) -> Any:
             "OPTIM": {"MAX_EPOCH": 3, "LR": 0.01},
             "OUTPUT_DIR": str(tmp_path / f"run-{next(runs)}"),
         }
-        cfg = make_config(trainer="TaskRes", flags=flags, options=["DATASET.FEATURES.VIEWS", views, *options])
+        cfg = make_config(trainer=method, flags=flags, options=["DATASET.FEATURES.VIEWS", views, *options])
         set_random_seed(3)
         return build_trainer(cfg)
 
@@ -176,3 +184,109 @@ def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:
     with pytest.raises(NotFiniteError, match="text_feature_residuals is infinite or NaN after epoch 2; lower OPTIM.LR"):
         trainer.train()
     assert [path.name for path in Path(trainer.output_dir).glob("*/model.pth.tar*")] == ["model.pth.tar-1"]
+
+
+# ---- what a run's time was spent on, and whose features it shares ----
+
+
+class SlowEncoder:
+    """Pretends that encoding takes a hundred seconds per call, by moving the clocks."""
+
+    def __init__(self, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.late, self.calls = 0.0, 0
+        clock, wall, encode = time.perf_counter, time.time, trainer.features.encode
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + self.late)
+        monkeypatch.setattr(time, "time", lambda: wall() + self.late)
+
+        def late_encode(images: torch.Tensor) -> torch.Tensor:
+            self.late += 100
+            self.calls += 1
+            return encode(images)
+
+        trainer.features.encode = late_encode
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("TaskRes", ("TEST.FINAL_MODEL", "best_val")),
+        ("LinearProbe", ("TRAINER.LinearProbe.FIT", "logistic_regression")),
+        ("TipAdapterF", ()),
+    ],
+)
+def test_the_phases_of_a_run_do_not_overlap(
+    build: Any, monkeypatch: pytest.MonkeyPatch, method: str, options: tuple[str, ...]
+) -> None:
+    trainer = build("1", *options, method=method)
+    slow = SlowEncoder(trainer, monkeypatch)
+    start = time.perf_counter()
+    trainer.train()
+    assert slow.calls >= 2  # training and test images at least
+    assert trainer.seconds["features"] >= 100 * slow.calls
+    assert {phase: seconds for phase, seconds in trainer.seconds.items() if seconds > 90}.keys() == {"features"}
+    assert {"train", "evaluate test"} <= trainer.seconds.keys()
+    assert sum(trainer.seconds.values()) <= time.perf_counter() - start + 0.1
+
+
+def test_the_peak_memory_of_a_run_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(1))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**20 if resets else 2**30)
+    results.reset_peak_memory()
+    assert results.peak_memory()["device_mib"] == 1
+    if "VmHWM" not in Path("/proc/self/status").read_text():
+        pytest.skip("this system does not tell a process's peak memory")
+    big = torch.ones(2**26)  # 256 MiB
+    with_it = results.peak_memory()["host_mib"]
+    del big
+    results.reset_peak_memory()
+    assert results.peak_memory()["host_mib"] < with_it - 200
+
+
+SCALED = """
+from dassl_lite.data.transforms import TRANSFORMS
+from dassl_lite.data.transforms.build import Step
+
+SCALE = {scale}
+FILE = open(__file__)
+
+def scaled(image):
+    return image.point(lambda value: value * SCALE)
+
+def unsure(image):
+    return image.point(lambda value: value * len(FILE.name))
+
+for function in (scaled, unsure):
+    TRANSFORMS.register(lambda cfg, f=function: Step(f"+ {{f.__name__}}", f), name=function.__name__, force=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["scaled", "unsure"])
+def test_two_versions_of_a_plugins_transform_share_no_features(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setattr(TRANSFORMS, "_table", dict(TRANSFORMS._table))
+    found = []
+    for number, scale in enumerate((0.1, 0.9, 0.1)):
+        folder = tmp_path / f"version{number}"
+        folder.mkdir()
+        (folder / "plugin.py").write_text(SCALED.format(scale=scale))
+        monkeypatch.delitem(sys.modules, "dassl_lite_plugin_plugin", raising=False)
+        load_plugin(str(folder / "plugin.py"))
+        with caplog.at_level(logging.INFO):
+            found.append(build("1", "INPUT.TRANSFORMS", f"('{name}', 'normalize')").train_loader_x.views)
+    if name == "scaled":
+        assert not torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
+        assert caplog.text.count("18 extracted in") == 2
+    else:
+        assert caplog.text.count("18 extracted in") == 3
+        assert "The features are not kept for other runs: the transform depends on what may change" in caplog.text
+
+
+def test_a_method_that_encodes_in_its_own_way_shares_no_features(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = build("1").train_loader_x.views
+    encode = FeatureTrainer.encode_image
+    monkeypatch.setattr(TaskRes, "encode_image", lambda self, images: 2 * encode(self, images), raising=False)
+    assert torch.allclose(build("1").train_loader_x.views, 2 * plain)

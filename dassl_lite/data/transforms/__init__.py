@@ -26,7 +26,7 @@ from dassl_lite.data.transforms.build import (
     Transform,
     build_transform,
 )
-from dassl_lite.data.transforms.describe import describe, is_random
+from dassl_lite.data.transforms.describe import describe, is_random, undescribed
 
 __all__ = [
     "AVAI_CHOICES",
@@ -47,4 +47,5 @@ __all__ = [
     "build_transform",
     "describe",
     "is_random",
+    "undescribed",
 ]

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from dassl_lite.config import to_dict
 from dassl_lite.engine.build import build_trainer, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
-from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, write_results
+from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, reset_peak_memory, write_results
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
@@ -26,6 +26,7 @@ def build(cfg: CfgNode, log: str = "log.txt") -> Any:
     """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
     distributed.start()
     setup_logger(Path(cfg.OUTPUT_DIR) / log, console=cfg.VERBOSE)
+    reset_peak_memory()
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     return build_trainer(cfg)

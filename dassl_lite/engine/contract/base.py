@@ -202,8 +202,16 @@ class TrainerBase:
         return {}
 
     def seconds_so_far(self) -> dict[str, float]:
-        """Wall time by phase, including the one that is under way; a resumed run adds to it."""
+        """Wall time by phase, also of the one under way. Phases do not overlap, and a resumed run adds to them."""
         return dict(self.seconds)
+
+    def _seconds_elsewhere(self) -> float:
+        """Wall time of all phases but training."""
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != "train")
+
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        """Add to the wall time of a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def resume_model_if_exist(self, directory: str | Path) -> int:
         """Resume from the newest checkpoint that every registered model has; returns the epoch to start with."""
@@ -225,7 +233,7 @@ class TrainerBase:
         with refusing_misfits(f"{path} cannot be resumed"):
             self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
             for phase, seconds in (state.get("seconds") or {}).items():
-                self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+                self._add_seconds(phase, seconds)
             return int(state["epoch"])
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
@@ -307,12 +315,14 @@ class TrainerBase:
             raise UserError(
                 f"{type(self).__name__} has nothing to train: it defines no forward_backward; add --eval-only"
             )
-        start = time.perf_counter()
         if self.fits_first or not self.has_epochs():
+            start, before = time.perf_counter(), self._seconds_elsewhere()
             self.fit()
-        if not self.has_epochs():
-            self.after_fit(time.perf_counter() - start)
-            return
+            seconds = time.perf_counter() - start - (self._seconds_elsewhere() - before)
+            if not self.has_epochs():
+                self.after_fit(seconds)
+                return
+            self._add_seconds("train", seconds)
         with self.epochs_context():
             self.before_train()
             self.epoch = max(self.start_epoch - 1, 0)  # if no epoch is left: the last one

@@ -77,6 +77,7 @@ class SimpleTrainer(TrainerBase):
     # Set while training; not in __init__, which some trainers replace, calling TrainerBase's only.
     model: Any = None
     _saved_at = float("inf")  # time of the last checkpoint
+    _elsewhere_before = 0.0  # seconds of other phases before training
     _stop = GracefulStop()  # train() enters its own
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -212,6 +213,7 @@ class SimpleTrainer(TrainerBase):
         distributed.same_random_states()  # which also waits: nobody writes what another has still to read
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time() - self.seconds.get("train", 0.0)  # a resumed run adds to its time
+        self._elsewhere_before = self._seconds_elsewhere()
         self._saved_at = time.monotonic()
         self.__dict__.pop("run_log", None)
 
@@ -241,11 +243,14 @@ class SimpleTrainer(TrainerBase):
         self._saved_at = time.monotonic()
 
     def seconds_so_far(self) -> dict[str, float]:
-        return {**self.seconds, "train": time.time() - self.time_start} if "time_start" in vars(self) else self.seconds
+        if "time_start" not in vars(self):
+            return dict(self.seconds)
+        within = self._seconds_elsewhere() - self._elsewhere_before
+        return {**self.seconds, "train": time.time() - self.time_start - within}
 
     def after_train(self) -> None:
         self.run_log.close()
-        self.seconds = self.seconds_so_far()
+        self.seconds.update(self.seconds_so_far())
         logger.info("Finish training")
         distributed.wait()  # for rank 0's files
         if not self.cfg.TEST.NO_TEST:
@@ -286,7 +291,7 @@ class SimpleTrainer(TrainerBase):
         if loader is None:
             raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
         logger.info(f"Evaluate on the *{split}* set")
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._seconds_elsewhere()
         shown: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
         shown |= {"total": length_hint(loader) or None, "disable": not self.shows_progress}
         with ExitStack() as contexts:
@@ -296,7 +301,8 @@ class SimpleTrainer(TrainerBase):
             for output, label in tqdm(outputs(loader, self._infer), **shown):
                 self.evaluator.process(output, label)
         results = distributed.on_first(self._metrics)  # an evaluator may write files
-        self.seconds[f"evaluate {split}"] = time.perf_counter() - start
+        features = self._seconds_elsewhere() - before
+        self._add_seconds(f"evaluate {split}", time.perf_counter() - start - features)
         self.results[split] = results
         self.history.append({"epoch": self.epoch + 1, "split": split, **results})
         for name, value in results.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Mapping
@@ -17,13 +18,27 @@ FILE_NAME = "results.json"
 _NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")  # of every run's config
 
 
+def reset_peak_memory() -> None:
+    """Start measuring anew, for a run in a process that has done others."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory() -> dict[str, float]:
-    """Peak resident memory of the process and, with a GPU, of the device, in MiB."""
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    memory = {"host_mib": kib / 1024}
+    """Peak resident memory of the process and, with a GPU, of the device, in MiB, since :func:`reset_peak_memory`."""
+    memory = {"host_mib": _peak_kib() / 1024}
     if torch.cuda.is_available():
         memory["device_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return memory
+
+
+def _peak_kib() -> float:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return float(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
 
 
 def write_results(results: Mapping[str, Any], folder: str | Path) -> Path:

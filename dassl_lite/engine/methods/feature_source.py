@@ -18,6 +18,7 @@ from dassl_lite.data import DatasetBase, Datum, FolderDataset, describe, is_rand
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
+from dassl_lite.data.transforms import undescribed
 from dassl_lite.engine.contract.graceful_stop import stops_at_once
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
@@ -151,7 +152,14 @@ class FeatureSource:
             views=views,
             seed=self.seed,
         )
-        store = FeatureStore(spec, self.folder, processes=distributed.process_group())
+        folder, lost = self.folder, undescribed(transform)
+        if lost and folder is not None:
+            folder = None
+            logger.warning(
+                "The features are not kept for other runs: the transform depends on what may change unseen "
+                f"({', '.join(lost)})"
+            )
+        store = FeatureStore(spec, folder, processes=distributed.process_group())
         paths = [item.impath for item in items]
         with stops_at_once():  # what has been extracted is kept
             features = store.fetch(paths, self.encode, device=self.device, **self._extraction)

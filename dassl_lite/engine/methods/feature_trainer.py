@@ -131,7 +131,7 @@ class FeatureTrainer(TrainerX):
             self.dm.dataset,
             lambda images: self.encode_image(images),  # looked up at each call: a script may have replaced it
             backbone=self.clip.name,
-            digest=f"{self.clip.digest}-{self.precision}",
+            digest=f"{self.clip.digest}-{self.precision}{self._encoder_text()}",
             device=self.device,
             folder=cache_folder(settings.DIR, settings.VIEWS),
             seed=settings.SEED,
@@ -140,6 +140,11 @@ class FeatureTrainer(TrainerX):
             on_error=self.cfg.DATASET.ON_ERROR,
             seconds=self.seconds,
         )
+
+    def _encoder_text(self) -> str:
+        """What a subclass does to the backbone's features, for the key of the cache."""
+        own = type(self).encode_image
+        return "" if own is FeatureTrainer.encode_image else f"-{describe(own)}"
 
     def build_schedule(self) -> Any:
         """The learning-rate schedule of ``self.optim``, over the steps of the training."""
