@@ -92,7 +92,8 @@ class Models(dict[str, str]):
     """
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and names.is_local(name))
+        # "", which names none, is told by a look-up
+        return super().__contains__(name) or (isinstance(name, str) and (not name or names.is_local(name)))
 
     def __missing__(self, name: str) -> str:
         if not name or build.is_unnamed(name):

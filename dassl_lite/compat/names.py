@@ -58,7 +58,7 @@ IMPORTS: dict[str, str] = {
     "data.transforms.transforms": "np random torch F=torchvision.transforms.functional Image Resize Compose ToTensor "
     "Normalize CenterCrop RandomCrop ColorJitter RandomApply GaussianBlur RandomGrayscale RandomResizedCrop "
     "RandomHorizontalFlip InterpolationMode SVHNPolicy CIFAR10Policy ImageNetPolicy RandAugment RandAugment2 "
-    "RandAugmentFixMatch",
+    "RandAugmentFixMatch _build_transform_train _build_transform_test",
     "engine.build": "Registry check_availability",
     "engine.trainer": "time np osp datetime OrderedDict torch nn tqdm SummaryWriter DataManager build_optimizer "
     "build_lr_scheduler MetricMeter AverageMeter tolist_if_not count_num_param load_checkpoint save_checkpoint "
@@ -191,6 +191,7 @@ SOURCES: dict[str, str] = {
     },
     **{name: f"{_SMALL}:{name}" for name in ("Flip", "fixmatch_list", "randaugment_list", "randaugment_list2")},
     **{name: f"{_SMALL}:{name}" for name in ("adjust_learning_rate", "set_bn_to_eval", "init_pretrained_weights")},
+    **{name: f"{_SMALL}:{name}" for name in ("_build_transform_train", "_build_transform_test")},
     **{name: f"{_SMALL}:{name}" for name in ("model_urls", "reverse_grad", "__author__", "__homepage__")},
 }
 

@@ -5,6 +5,7 @@ Shapes: C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -13,7 +14,8 @@ from torch.hub import load_state_dict_from_url
 from torch.optim import Optimizer
 from torchvision.models import get_model_weights
 
-from dassl_lite.data.transforms import augmentations
+from dassl_lite.config import CN
+from dassl_lite.data.transforms import augmentations, build_transform
 from dassl_lite.networks.ops import ReverseGrad
 
 __author__ = "the dassl-lite developers"
@@ -67,6 +69,14 @@ def reverse_grad(input: Tensor, grad_scaling: float) -> Tensor:
 def Flip(img: Image.Image, _: Any) -> Image.Image:  # noqa: N802 (Dassl's name)
     """The mirror image."""
     return ImageOps.mirror(img)
+
+
+def _build_transform_train(cfg: CN, choices: Sequence[str], target_size: str, normalize: Any) -> Any:
+    return build_transform(cfg, is_train=True, choices=choices)
+
+
+def _build_transform_test(cfg: CN, choices: Sequence[str], target_size: str, normalize: Any) -> Any:
+    return build_transform(cfg, is_train=False, choices=choices)
 
 
 def randaugment_list() -> list[augmentations.Operation]:

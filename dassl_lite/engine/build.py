@@ -173,14 +173,19 @@ def _building(cfg: CfgNode) -> Iterator[None]:
 
 def is_unnamed(backbone: str) -> bool:
     """Whether the trainer that is being built has this backbone for the only reason that no other was named."""
-    node = None if _config_of_now is None else _config_of_now.MODEL.BACKBONE
-    return node is not None and node.NAME == backbone and _UNNAMED in vars(node)
+    cfg = _config_of_now
+    return cfg is not None and cfg.MODEL.BACKBONE.NAME == backbone and not names_backbone(cfg)
+
+
+def names_backbone(cfg: CfgNode) -> bool:
+    """Whether a yaml, a flag or an option of ``make_config`` named the backbone; otherwise it is the default."""
+    return _UNNAMED not in vars(cfg.MODEL.BACKBONE)
 
 
 def _with_size_of_backbone(cfg: CfgNode) -> CfgNode:
     """``cfg`` with the image size of a CLIP of ours that a third party's yaml, made for another one, does not fit."""
     name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
-    if _UNNAMED in vars(cfg.MODEL.BACKBONE) or name in BACKBONE_REGISTRY or not is_local(name):
+    if not names_backbone(cfg) or name in BACKBONE_REGISTRY or not is_local(name):
         return cfg
     own = preprocessing(name).size
     if size == own:

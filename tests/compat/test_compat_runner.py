@@ -83,6 +83,7 @@ def test_a_script_runs_with_its_own_flags_and_settings_and_leaves_results(run: R
     assert get_cfg_default().MODEL.BACKBONE.NAME == default
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_the_script_leaves_results_but_not_in_place_of_a_trained_runs(
     run: Run, tmp_path: Path, capsys: Any
 ) -> None:
@@ -98,11 +99,13 @@ def test_an_evaluation_by_the_script_leaves_results_but_not_in_place_of_a_traine
     assert "whose results stay" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_script_that_only_builds_leaves_no_results(run: Run, tmp_path: Path) -> None:
     assert run("built", "--backbone", "demo", "--no-train") == 0
     assert not (tmp_path / "built" / "results.json").exists()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("backbone", "trainer", "told"),
     [
@@ -121,6 +124,7 @@ def test_what_a_script_cannot_run_with_is_told_in_one_line(
     assert told in error_of(capsys)
 
 
+@pytest.mark.slow
 def test_tools_run_and_evaluate_the_same_repository(
     run: Run, repository: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -141,9 +145,57 @@ def test_tools_run_and_evaluate_the_same_repository(
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} - before == {table}  # no loaded.txt
 
 
+@pytest.fixture
+def plugged(repository: Path) -> list[str]:
+    """The flags with which a tool uses the repository's trainers and dataset."""
+    files = [repository / "trainers" / "residual.py", repository / "datasets" / "colours_of_repository.py"]
+    declared = repository / "keys_of_repository.py"
+    declared.write_text(
+        "from yacs.config import CfgNode as CN\ndef extend_cfg(cfg):\n"
+        "    cfg.TRAINER.REPOSITORY = CN({'PREC': 'fp16'})\n    cfg.TRAINER.COOP.CTX_INIT = False\n"
+    )
+    return ["--dassl-compat", *(word for file in (*files, declared) for word in ("--plugin", str(file)))]
+
+
+@pytest.mark.slow
+def test_the_training_tool_trains_a_repositorys_trainer_on_the_demo_backbone(
+    plugged: list[str], repository: Path, root: Path, tmp_path: Path, capsys: Any
+) -> None:
+    given = [*plugged, "--trainer", "RepositoryResidual", "--config-file", str(repository / "x.yaml")]
+    given += ["--root", str(root), "--output-dir", str(tmp_path / "out")]
+    assert to_exit_code(train_tool.main, [*given, "--backbone", "demo", "DATASET.NAME", "RepositoryColours"]) == 0
+    assert "INPUT.SIZE (224, 224) does not fit backbone demo" in capsys.readouterr().err
+    results = read_results(tmp_path / "out")
+    assert results is not None
+    assert results["metrics"]["test"]["accuracy"] > 50
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("tool", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [
+        ("RepositoryResidual", "no backbone is named; name one with --backbone"),
+        ("RepositoryOwnTable", "RepositoryOwnTable does not know the backbone 'demo'; name one that it knows with"),
+    ],
+)
+def test_a_tool_tells_in_one_line_that_no_backbone_is_named(
+    plugged: list[str], repository: Path, root: Path, tmp_path: Path, capsys: Any, tool: str, trainer: str, told: str
+) -> None:
+    given = [*plugged, "--trainer", trainer, "--config-file", str(repository / "x.yaml"), "--root", str(root)]
+    options = ["DATASET.NAME", "RepositoryColours"]
+    if tool == "train":
+        code = to_exit_code(train_tool.main, [*given, "--output-dir", str(tmp_path / "out"), *options])
+    else:
+        code = to_exit_code(eval_tool.main, [*given, "--model-dir", str(tmp_path), *options])
+    assert code == 2
+    assert told in error_of(capsys)
+
+
 # ---- weights for their clip package ----
 
 
+@pytest.mark.slow
 def test_a_published_file_is_found_in_our_folders_by_its_name(run: Run, repository: Path, tmp_path: Path) -> None:
     """Their own address of it leads nowhere."""
     folder = tmp_path / "cache" / "clip"
@@ -153,6 +205,7 @@ def test_a_published_file_is_found_in_our_folders_by_its_name(run: Run, reposito
     assert (tmp_path / "out" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_is_a_model_of_their_package(run: Run, tmp_path: Path) -> None:
     shutil.copy(names.DEMO_FILE, tmp_path / "mine.safetensors")
     assert run("file", "--backbone", str(tmp_path / "mine.safetensors")) == 0
@@ -161,6 +214,7 @@ def test_a_file_of_weights_is_a_model_of_their_package(run: Run, tmp_path: Path)
     assert torch.equal(weights[0]["offset"], weights[1]["offset"])
 
 
+@pytest.mark.slow
 def test_models_still_lists_and_gets_what_it_did(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repository))
     from clip import clip
@@ -169,6 +223,10 @@ def test_models_still_lists_and_gets_what_it_did(repository: Path, monkeypatch: 
     assert clip._MODELS["tiny"] == "https://nowhere.invalid/clip/models/0123/tiny-of-paper.pt"
     assert clip._MODELS.get("demo", "") != ""
     assert clip._MODELS.get("nothing", "none") == "none"
+    with pytest.raises(UserError, match="no backbone is named"):
+        clip.load("")
+    with pytest.raises(RuntimeError, match="Model nothing not found"):
+        clip.load("nothing")
     assert clip.load("demo").visual.input_resolution == 64
     state = torch.get_rng_state()
     path = clip._MODELS["random:RN50:3"]
@@ -199,6 +257,7 @@ def test_a_file_in_their_own_folder_is_left_to_their_download(tmp_path: Path) ->
 # ---- several trainers, own tests ----
 
 
+@pytest.mark.slow
 def test_every_trainer_that_a_script_builds_leaves_its_results(
     repository: Path, root: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.config import get_cfg_default, to_dict
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
-from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config
+from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config, names_backbone
 from dassl_lite.engine.commands.arguments import OWN_DATA, nested
 from dassl_lite.engine.contract.base import load_model_of
 from dassl_lite.engine.files.results import config_in, is_config, read_results
@@ -83,7 +83,11 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
 def config_given(trainer: str, method_file: str | Path = "", backbone: str = "") -> dict[str, Any]:
     """The config, as nested plain values, of a run that does not store its own, such as one of Dassl's."""
     flags = {"MODEL": {"BACKBONE": {"NAME": backbone}}} if backbone else {}
-    return to_dict(make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags))
+    cfg = make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags)
+    given = to_dict(cfg)
+    if not names_backbone(cfg):  # so that the evaluation's config does not name it either
+        del given["MODEL"]["BACKBONE"]["NAME"]
+    return given
 
 
 def suite(name: str) -> list[Target]:
