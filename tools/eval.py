@@ -26,6 +26,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands.arguments import (
     DatasetChoice,
     ToolParser,
@@ -34,6 +35,8 @@ from dassl_lite.engine.commands.arguments import (
     add_model_flags,
     config_arguments,
     dataset_choices,
+    refuse_keys,
+    refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
@@ -53,6 +56,11 @@ from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, w
 logger = get_logger(__name__)
 
 FORMATS = (".json", ".csv", ".md")
+# Config keys without effect -> what to use in their place.
+IGNORED = {
+    **dict.fromkeys(("MODEL.INIT_WEIGHTS", "OPTIM", "RESUME", "TRAIN", "TEST.FINAL_MODEL", "TEST.NO_TEST"), ""),
+    **{"OUTPUT_DIR": "--output-dir", "TRAINER.NAME": "--trainer"},
+}
 
 
 def make_parser() -> ToolParser:
@@ -139,10 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger(args.output_dir or None)
     load_plugins(args.plugin)
+    refuse_keys(args.options, IGNORED, "on an evaluation")
     stored = _config_of_run(args)
     flags = config_arguments(args, DatasetChoice())["flags"]
     targets = targets_of(args)
-    configs = [config_for(stored, target, flags, args.options, args.config_file) for target, _ in targets]
+    new = {"allow_new_keys": args.allow_new_keys}
+    configs = [config_for(stored, target, flags, args.options, args.config_file, **new) for target, _ in targets]
+    for cfg in configs[:1] if len({cfg.DATASET.NAME for cfg in configs}) == 1 else []:
+        refuse_without_effect(args, [TRAINER_REGISTRY.get(cfg.TRAINER.NAME)], cfg)
     strict = {"strict_classes": args.strict_classes, "strict": args.strict or len(targets) == 1}
     rows = [
         evaluate_row(cfg, args.model_dir, args.load_epoch, name=name, **strict)

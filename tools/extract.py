@@ -19,13 +19,15 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.data.feature_files import FeatureFile, convert_features, first_of_each_class, write_feature_file
-from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, make_config
 from dassl_lite.engine.commands.arguments import (
     ToolParser,
     add_backbone_flag,
     add_config_flags,
     add_dataset_flags,
     config_arguments,
+    refuse_keys,
+    refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
@@ -37,6 +39,11 @@ from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logge
 logger = get_logger(__name__)
 
 FROZEN_CLIP = "ZeroshotCLIP"  # the method that adds nothing to it
+# Config keys without effect -> what to use in their place.
+IGNORED = {
+    **dict.fromkeys(("MODEL.HEAD", "MODEL.INIT_WEIGHTS", "OPTIM", "RESUME", "TEST", "TRAIN", "TRAINER.NAME"), ""),
+    **{"DATASET.FEATURES.VIEWS": "--views", "OUTPUT_DIR": "--output"},
+}
 
 
 def make_parser() -> ToolParser:
@@ -61,6 +68,7 @@ def make_parser() -> ToolParser:
     )
     add_dataset_flags(parser)
     add_config_flags(parser)
+    parser.ignores("--convert", but=("--output", "--overwrite", "--first"))
     return parser
 
 
@@ -76,7 +84,9 @@ def extract(args: argparse.Namespace) -> FeatureFile:
         raise UserError("--first goes with --convert; use --shots for a dataset of images")
     if args.views < 0:
         raise UserError(f"--views is {args.views}; it must be 0 or more")
+    refuse_keys(args.options, IGNORED, "on features")
     cfg = config_of(args)
+    refuse_without_effect(args, [TRAINER_REGISTRY.get(FROZEN_CLIP)], cfg)
     distributed.start()  # several processes share the encoding
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)

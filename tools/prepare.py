@@ -55,6 +55,7 @@ def make_parser() -> ToolParser:
     add("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     add_root_flag(parser)
     add_plugin_flags(parser)
+    parser.ignores("--check", "--keep-archives")
     return parser
 
 
@@ -167,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"nothing to {'check' if args.check else 'prepare'}: name datasets, {ALL} or your own data")
     if own and not args.check:
         raise UserError(f"{own[0]} is your own data, which needs no preparation; --check looks at it")
+    if args.root and not given:
+        raise UserError("--root has no effect on your own data, whose path says where it is")
     reports = [check_own(path) for path in own]
     wrong = any(report.problems for report in reports)
     return EXIT_WRONG if (bool(given) and field(args, given)) or wrong else 0

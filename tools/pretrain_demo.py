@@ -53,6 +53,8 @@ def make_parser() -> ToolParser:
     add("--choose-tilt", action="store_true", help="print validation accuracies by angle, and exit")
     add("--angles", type=float, nargs="+", default=ANGLES, metavar="DEGREES", help="angles for --choose-tilt")
     add("--weights", default="demo", metavar="NAME", help="weights for --choose-tilt")
+    parser.ignores("--choose-tilt", "--out", "--steps", "--pictures", "--seed")
+    parser.needs("--choose-tilt", "--angles", "--weights")
     return parser
 
 

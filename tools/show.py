@@ -30,6 +30,8 @@ from dassl_lite.engine.commands.arguments import (
     config_arguments,
     data_label,
     dataset_choice,
+    refuse_keys,
+    refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
@@ -39,6 +41,12 @@ from dassl_lite.utils.logger import say
 
 NAME_HEIGHT, GAP, MARGIN = 16, 2, 8  # pixels
 COLUMNS = 4  # classes side by side
+# Config keys without effect -> what to use in their place.
+IGNORED = {
+    **dict.fromkeys(("DATALOADER", "DATASET.FEATURES", "DATASET.TEMPLATE", "INPUT", "MODEL", "OPTIM", "RESUME"), ""),
+    **dict.fromkeys(("TEST", "TRAIN", "TRAINER", "USE_CUDA"), ""),
+    "OUTPUT_DIR": "--out",
+}
 
 
 def make_parser() -> ToolParser:
@@ -61,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_at_least(args, 1, ["classes", "per_class", "tile"])
     load_plugins(args.plugin)
+    refuse_keys(args.options, IGNORED, "on the pictures of a dataset")
     cfg = config_of(args)
+    refuse_without_effect(args, [], cfg)
     dataset = build_dataset(cfg)
     if isinstance(dataset, FeatureDataset):
         raise UserError(f"{cfg.DATASET.FILE} has features and no images to show")
@@ -80,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def config_of(args: argparse.Namespace) -> CfgNode:
     """The config of the dataset: DATASET, which is a registered name or that of a yaml, or what the flags choose."""
+    given = [args.dataset, args.data, args.dataset_config_file]
+    if args.dataset and len(list(filter(None, given))) > 1:
+        raise UserError(f"{args.dataset}, {args.data or args.dataset_config_file}: name one dataset")
     flags = {}
     if args.dataset in DATASET_REGISTRY or (args.dataset and not _is_yaml(args.dataset)):
         flags = {"DATASET.NAME": args.dataset}  # a misspelt one is reported by the registry

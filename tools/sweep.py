@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands.arguments import (
     DEFAULT_DATASET,
     DatasetChoice,
@@ -27,14 +28,22 @@ from dassl_lite.engine.commands.arguments import (
     check_at_least,
     config_arguments,
     dataset_choices,
+    refuse_keys,
+    refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks
+from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks, uses_shots
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.utils import get_logger, setup_logger
+from dassl_lite.utils import UserError, get_logger, setup_logger
 
 logger = get_logger(__name__)
+
+# Config keys that the combinations set -> what to use in their place.
+IGNORED = {
+    **{"SEED": "--seeds", "DATASET.NUM_SHOTS": "--shots", "OUTPUT_DIR": "--output-dir", "TRAINER.NAME": "--trainers"},
+    **{"RESUME": "", "VERBOSE": ""},
+}
 
 
 def make_parser() -> ToolParser:
@@ -72,13 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.jobs is None:
         args.jobs = default_jobs()
     check_at_least(args, 1, ["jobs"])
+    refuse_keys(args.options, IGNORED, "in a sweep")
     setup_logger()
     load_plugins(args.plugin)
 
     trainers = all_methods() if args.trainers == ["all"] else args.trainers
     datasets = dataset_choices(args) or [DatasetChoice(DEFAULT_DATASET)]  # its folder, if DATASET.NAME names another
+    for attribute, flag in args.given.items():
+        if attribute in ("numbers_of_shots", "seeds") and not any(uses_shots(name) for name in trainers):
+            raise UserError(f"{flag} has no effect on {', '.join(trainers)}: one run is all there is")
     todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
     shared = config_arguments(args, DatasetChoice(), trainer="")
+    kinds = [TRAINER_REGISTRY.get(name) for name in trainers]
+    named = {task.dataset: task for task in todo}
+    configs = [task.config(shared, Path(args.output_dir)) for task in named.values()]
+    if len({cfg.DATASET.NAME for cfg in configs}) == 1:
+        refuse_without_effect(args, kinds, configs[0])
     failed = sweep(todo, Settings(Path(args.output_dir), shared, tuple(args.plugin), args.jobs))
     if failed:
         rows = [[str(task.folder), textwrap.shorten(reason, 300)] for task, reason in failed.items()]

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from dassl_lite.engine.build import TRAINER_REGISTRY, make_config
 from dassl_lite.engine.commands import describe, run
 from dassl_lite.engine.commands.arguments import (
+    PLUGIN_FLAGS,
     ToolParser,
     add_config_flags,
     add_dataset_flags,
@@ -26,6 +27,8 @@ from dassl_lite.engine.commands.arguments import (
     add_model_flags,
     config_arguments,
     plugins_in,
+    refuse_keys,
+    refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import free_folder, prepare_output, run_tool
@@ -34,7 +37,10 @@ from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, setup_logger
 from dassl_lite.utils.logger import say
+from dassl_lite.utils.registry import is_ours
 
+# Config keys without effect on an evaluation -> what to use in their place.
+NOT_EVALUATED = {**dict.fromkeys(("MODEL.INIT_WEIGHTS", "OPTIM", "TRAIN"), ""), "RESUME": "--model-dir"}
 NO_MODEL_DIR = "--eval-only needs --model-dir, the folder of the run to evaluate"
 
 
@@ -63,6 +69,11 @@ def make_parser() -> ToolParser:
     add("--source-domains", nargs="+", metavar="NAME", help="domains to train on (DATASET.SOURCE_DOMAINS)")
     add("--target-domains", nargs="+", metavar="NAME", help="domains to test on (DATASET.TARGET_DOMAINS)")
     add_config_flags(parser)
+    for mode in ("--list", "--help-trainer"):
+        parser.ignores(mode, but=PLUGIN_FLAGS)
+    parser.ignores("--eval-only", "--resume", "--overwrite", "--no-train")
+    parser.ignores("--no-train", "--resume", "--overwrite")
+    parser.needs("--eval-only", "--model-dir", "--load-epoch")
     return parser
 
 
@@ -108,10 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
     kind = TRAINER_REGISTRY.get(args.trainer)  # reports a misspelt name before anything is created
+    if args.overwrite and not (args.output_dir or "OUTPUT_DIR" in args.options[::2]):
+        raise UserError("--overwrite has no effect without --output-dir: every run gets a new folder")
     if args.eval_only and not args.model_dir and getattr(kind, "takes_features", False) and kind.trains:
         raise UserError(NO_MODEL_DIR)  # other trainers must be built to know: a paper's zero-shot CLIP has no state
+    cfg = config_of(args)
+    refuse_without_effect(args, [kind], cfg)
+    if args.eval_only and is_ours(kind):
+        refuse_keys(args.options, NOT_EVALUATED, "with --eval-only")
     distributed.start()
-    cfg = with_output(config_of(args), args)
+    cfg = with_output(cfg, args)
     if not args.eval_only and not args.no_train:
         with run.session(cfg, overwrite=args.overwrite, skip_finished=bool(args.resume)) as trainer:
             if trainer is None:
@@ -125,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.model_dir:
                 raise UserError(NO_MODEL_DIR)
             load_run(trainer, args.model_dir, args.load_epoch)
+        elif args.model_dir or args.load_epoch is not None:
+            flag = "--model-dir" if args.model_dir else "--load-epoch"
+            raise UserError(f"{flag} has no effect: {args.trainer} learns nothing that is loaded")
         trainer.evaluate_split()
     return 0
 

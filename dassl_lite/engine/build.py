@@ -101,7 +101,7 @@ def make_config(
     default, cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME, _UNNAMED
     try:
         if base:
-            merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=allow_new_keys, own_types=True)
+            merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=True, own_types=True)
         if dataset_file:
             merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
         if method_file:

@@ -68,6 +68,8 @@ def run_tool(root: Path, tmp_path: Path) -> Callable[..., int]:
 
     def run(trainer: str, output: str, *more: str) -> int:
         flags: dict[str, Any] = {"--trainer": trainer, "--root": root, "--output-dir": tmp_path / output}
+        if "DATASET.ROOT" in more:
+            del flags["--root"]
         flags |= {"--dataset-config-file": recipe, "--seed": 1}
         given = [str(part) for pair in flags.items() for part in pair]
         plugins = [part for plugin in PLUGINS for part in ("--plugin", plugin)]

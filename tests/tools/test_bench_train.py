@@ -9,12 +9,13 @@ import pytest
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import bench
 
-SMALL = ("train", "--epochs", "2", "--shots", "2", "--views", "2", "--workers", "0", "--dataset", "gadgets")
+SMALL = ("train", "--epochs", "2", "--shots", "2", "--views", "2", "--workers", "0")
 
 
 @pytest.mark.slow
 def test_both_ways_train_the_same_method_on_the_same_shots(tmp_path, capsys):
-    assert bench.main([*SMALL, "--seeds", "1", "2", "--real-backbone", "", "--json", str(tmp_path / "x.json")]) == 0
+    flags = ("--dataset", "gadgets", "--seeds", "1", "2", "--real-backbone", "")
+    assert bench.main([*SMALL, *flags, "--json", str(tmp_path / "x.json")]) == 0
     found = json.loads((tmp_path / "x.json").read_text())
     ways = [(row["way"], row["seed"]) for row in found["runs"]]
     assert ways == [("encoded anew", 1), ("cached", 1), ("encoded anew", 2), ("cached", 2)]
@@ -38,3 +39,16 @@ def test_the_bare_cost_counts_every_pass(tmp_path, capsys):
 def test_a_number_out_of_range_prints_one_line(capsys):
     assert run_tool(bench.main, ["train", "--views", "0"]) == 2
     assert "--views must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--seeds", "--dataset", "gadgets"), "--dataset has no effect without --seeds"),
+        (("--real-backbone", "", "--classes", "3"), "--classes has no effect without --real-backbone"),
+        (("--seeds", "--real-backbone", ""), "nothing to measure"),
+    ],
+)
+def test_a_flag_of_a_skipped_part_is_an_error(argv, message, capsys):
+    assert run_tool(bench.main, ["train", *argv]) == 2
+    assert message in capsys.readouterr().err

@@ -246,7 +246,7 @@ def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, 
     assert on_features("TaskRes") == 0
     capsys.readouterr()
     narrow = {name: values[..., 1:] for name, values in arrays.items() if name.endswith(("_features", "_weights"))}
-    evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--overwrite")
+    evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"))
     line = said(on_features("TaskRes", *evaluate, **narrow, backbone=np.array(""), backbone_digest=np.array("")))
     assert "model.pth.tar-2" in line
     assert "128" in line

@@ -32,7 +32,7 @@ from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates
 from dassl_lite.tools._bench import draw_photos, seconds_of, write_rows
-from dassl_lite.utils import setup_logger
+from dassl_lite.utils import UserError, setup_logger
 
 NAME = "train"
 ANEW, CACHED = "encoded anew", "cached"
@@ -70,6 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print two tables; returns their contents."""
     check_at_least(args, 1, ["shots", "epochs", "views", "classes", "bare_inputs"])
+    check_parts(args)
     load_plugins()
     measured: dict[str, Any] = {"trainer": args.trainer, "epochs": args.epochs, "views": args.views}
     try:
@@ -81,6 +82,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         setup_logger()
     write_rows(args.json, measured)
     return measured
+
+
+PARTS = {
+    "seeds": ("dataset_config_file", "root", "backbone"),
+    "real_backbone": ("classes", "bare_inputs"),
+}
+
+
+def check_parts(args: argparse.Namespace) -> None:
+    """Raise a UserError for a flag of a part that is skipped."""
+    if not args.seeds and not args.real_backbone:
+        raise UserError("both parts are skipped: there is nothing to measure")
+    for attribute, flags in PARTS.items():
+        for flag in flags:
+            if not getattr(args, attribute) and flag in args.given:
+                off = attribute.replace("_", "-")
+                raise UserError(f"{args.given[flag]} has no effect without --{off}, which skips its part")
 
 
 # ---- part 1: both ways ----------------------------------------------------------------------------------------------

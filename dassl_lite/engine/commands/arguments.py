@@ -10,15 +10,23 @@ import argparse
 import copy
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
+from yacs.config import CfgNode
+
 import dassl_lite
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.utils.errors import UserError, nearest
+from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import is_ours
 
 DEFAULT_DATASET = "demo"  # embedded, so it needs no download
 # Attribute of the parsed arguments -> config key.
@@ -36,7 +44,12 @@ CONFIG_KEYS = {
 # Datasets of the user's own data -> key of cfg.DATASET that holds the path.
 OWN_DATA = {"ImageFolder": "ROOT", "CSV": "ROOT", "Features": "FILE"}
 
+logger = get_logger(__name__)
+
 _GENERAL = "general options"
+ALWAYS = ("--debug", "--version", "--help", "-h")  # flags that go with all others
+PLUGIN_FLAGS = ("--plugin", "--dassl-compat")
+KEY_VALUE = "KEY VALUE"  # stands for config keys among the flags of `ToolParser.ignores`
 _CONFIG_KEY = re.compile(
     r"(SEED|VERBOSE|USE_CUDA|OUTPUT_DIR|RESUME|(INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(\.[A-Z]\w*)+)$"
 )
@@ -76,12 +89,76 @@ class DatasetChoice:
         return own_data(self.data) if self.data else {}
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """When flags have no effect: beside another flag, or without it."""
+
+    mode: str
+    beside: bool
+    flags: tuple[str, ...] = ()
+    but: tuple[str, ...] = ()
+
+    def broken_by(self, given: Sequence[str]) -> str | None:
+        """The first of these flags that has no effect among them."""
+        if (self.mode in given) != self.beside:
+            return None
+        listed = (flag for flag in given if flag in self.flags or (self.but and flag not in (self.mode, *self.but)))
+        return next(listed, None)
+
+
 class ToolParser(argparse.ArgumentParser):
-    """A parser that raises UserError, takes no abbreviated flags and ends the flags at the first config key."""
+    """A parser that raises UserError, takes no abbreviated flags and ends the flags at the first config key.
+
+    A flag that has no effect beside others, or without others, is an error: see `ignores` and `needs`. What was parsed
+    has ``given``: the flags on the command line, by the attributes that they set.
+    """
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", _HelpFormatter)
         super().__init__(**settings, allow_abbrev=False)
+        self.rules: list[_Rule] = []
+
+    def ignores(self, mode: str, *flags: str, but: Iterable[str] = ()) -> None:
+        """Beside the flag ``mode``, ``flags`` have no effect or, if none are named, all others ``but`` these."""
+        self.rules.append(_Rule(mode, True, flags, () if flags else (*but, *ALWAYS)))
+
+    def needs(self, mode: str, *flags: str) -> None:
+        """Without the flag ``mode``, ``flags`` have no effect."""
+        self.rules.append(_Rule(mode, False, flags))
+
+    def parse_known_args(  # type: ignore[override]  # the base class overloads it for other namespace types
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(sys.argv[1:] if args is None else args)
+        parsed, rest = super().parse_known_args(words, namespace)
+        known = [flag for word in words if (flag := word.partition("=")[0]) in self._option_string_actions]
+        mine = {self._option_string_actions[flag].dest: flag for flag in sorted(known)}
+        twice = {flag for flag, number in Counter(known).items() if number > 1} - self._repeatable()
+        if twice:
+            self.error(f"{sorted(twice)[0]} is given twice, and the first would have no effect")
+        parsed.given = {**getattr(parsed, "given", {}), **mine}
+        self._check_rules(parsed, [])
+        return parsed, rest
+
+    def _repeatable(self) -> set[str]:
+        """The flags that may be given several times: those that collect values, or take none."""
+        collect = (argparse._AppendAction, argparse._ExtendAction)
+        return {flag for flag, a in self._option_string_actions.items() if isinstance(a, collect) or a.nargs == 0}
+
+    def _check_rules(self, parsed: argparse.Namespace, options: Sequence[str]) -> None:
+        """Raise a UserError for the first flag, or config key among ``options``, that has no effect."""
+        names = {dest: self._first_name(flag) for dest, flag in parsed.given.items()}
+        given = [*names.values(), *([KEY_VALUE] if options else [])]
+        for rule in self.rules:
+            flag = rule.broken_by(given)
+            if flag is not None:
+                shown = options[0] if flag == KEY_VALUE else flag
+                self.error(f"{shown} has no effect {'with' if rule.beside else 'without'} {rule.mode}")
+
+    def _first_name(self, flag: str) -> str:
+        """The first of the names of a flag; of the general ones and a sub-command's, that given."""
+        action = self._option_string_actions.get(flag)
+        return action.option_strings[0] if action else flag
 
     def parse_args(  # type: ignore[override]  # the base class overloads it for other namespace types
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -98,6 +175,7 @@ class ToolParser(argparse.ArgumentParser):
             self.error(f"{options[0]} {kind}")
         if options:
             parsed.options = [*parsed.options, *options]
+            self._check_rules(parsed, parsed.options)
         return parsed
 
     def _report_unknown(self, flag: str) -> NoReturn:
@@ -166,6 +244,7 @@ def add_dataset_flags(
     add(
         *filter(None, (alias, "--dataset-config-file")),
         dest="dataset_config_file",
+        action="extend" if several else "store",
         nargs=nargs,
         default=none,
         metavar="FILE",
@@ -179,6 +258,7 @@ def add_data_flag(group: argparse._ActionsContainer, *, several: bool = False) -
     """``--data``, to a parser or a group of its flags."""
     group.add_argument(
         "--data",
+        action="extend" if several else "store",
         nargs="+" if several else None,
         default=[] if several else "",
         metavar="PATH",
@@ -327,6 +407,106 @@ def config_arguments(
         "options": args.options,
         "allow_new_keys": args.allow_new_keys,
     }
+
+
+def refuse_conflicts(args: argparse.Namespace) -> None:
+    """Raise a UserError for a flag that something else on the command line overrides."""
+    typed: dict[str, str] = getattr(args, "given", {})
+    options = dict(zip(args.options[::2], args.options[1::2], strict=False))
+    keys = {**CONFIG_KEYS, "trainer": "TRAINER.NAME"}
+    for attribute, flag in typed.items():
+        key = keys.get(attribute, attribute)
+        if key in options and options[key] != str(getattr(args, attribute)):
+            raise UserError(f"{flag} and {key} say two things; leave one of them out")
+    data = [path for path in ([args.data] if isinstance(args.data, str) else args.data) if path]
+    places = {key for path in data for key in own_data(path)}
+    for key in options:
+        if key in places:
+            raise UserError(f"--data and {key} say two things; leave one of them out")
+    several = isinstance(args.dataset_config_file, list) and bool(args.dataset_config_file)
+    found = all(Path(path).suffix != ".npz" or Path(path).is_absolute() or Path(path).is_file() for path in data)
+    if "root" in typed and data and found and not several and not getattr(args, "suite", ""):
+        raise UserError("--root has no effect with --data, which says where the data are")
+
+
+def refuse_keys(options: Sequence[str], ignored: Mapping[str, str], where: str) -> None:
+    """Raise a UserError for a config key that a flag of the tool takes the place of; warn of others without effect.
+
+    Args:
+        options: KEY VALUE pairs.
+        ignored: keys, or nodes of keys, without effect, with the flag to use in their place ("" if there is none).
+        where: what they have no effect on, for the message.
+    """
+    unused = []
+    for key in options[::2]:
+        for name, instead in ignored.items():
+            if key == name or key.startswith(f"{name}."):
+                if instead:
+                    raise UserError(f"{key} has no effect {where}; use {instead}")
+                unused.append(key)
+    if unused:
+        logger.warning(f"Without effect {where}: {', '.join(unused)}")
+
+
+ON_CLIP = "a method on top of CLIP"
+# Kind of dataset or method -> config keys, or nodes of keys, without effect on it.
+IGNORED = {
+    "features, which are read from a file": (
+        *("MODEL.BACKBONE", "INPUT", "DATASET.ON_ERROR"),
+        *("DATASET.FEATURES.DIR", "DATASET.FEATURES.SEED", "DATASET.FEATURES.BATCH_SIZE"),
+    ),
+    "a dataset of images": ("DATASET.FILE",),
+    "a dataset without domains": ("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
+    "a dataset without unlabelled images": (
+        *("DATASET.NUM_LABELED", "DATASET.VAL_PERCENT", "DATASET.ALL_AS_UNLABELED"),
+        *("DATASET.STL10_FOLD", "DATASET.CIFAR_C_TYPE", "DATASET.CIFAR_C_LEVEL"),
+    ),
+    ON_CLIP: ("MODEL.HEAD", "MODEL.BACKBONE.PRETRAINED", "DATALOADER.TRAIN_U", "TRAIN.COUNT_ITER"),
+}
+
+
+def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg: CfgNode) -> None:
+    """Raise a UserError for a flag that has no effect on a run, and warn of such config keys on the command line.
+
+    Third parties' trainers and datasets may read anything, so nothing is said of those.
+
+    Args:
+        args: what was parsed.
+        trainers: classes of the methods that are run; empty where there are none.
+        cfg: the config, which says what the dataset is.
+    """
+    refuse_conflicts(args)
+    flags = {CONFIG_KEYS.get(attribute, attribute): flag for attribute, flag in getattr(args, "given", {}).items()}
+    ignored = {
+        name: kind
+        for kind in _kinds_of(DATASET_REGISTRY.get(cfg.DATASET.NAME) if cfg.DATASET.NAME in DATASET_REGISTRY else None)
+        for name in IGNORED[kind]
+    }
+    if trainers and all(is_ours(trainer) for trainer in trainers):
+        names = ", ".join(trainer.__name__ for trainer in trainers)
+        if all(issubclass(trainer, FeatureTrainer) for trainer in trainers):
+            ignored |= dict.fromkeys(IGNORED[ON_CLIP], ON_CLIP)
+        nodes = {_node(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY} - set(map(_node, trainers))
+        ignored |= {f"TRAINER.{node}": f"{names}: it belongs to {node}" for node in nodes}
+    for key in [*flags, *dict.fromkeys(args.options[::2])]:
+        for name, kind in ignored.items():
+            if key == name or key.startswith(f"{name}."):
+                if key in flags:
+                    raise UserError(f"{flags[key]} has no effect on {kind}")
+                logger.warning(f"{key} has no effect on {kind}")
+
+
+def _node(trainer: Any) -> str:
+    """The node of ``cfg.TRAINER`` with a method's keys."""
+    return trainer.node_name() if hasattr(trainer, "node_name") else getattr(trainer, "__name__", "")
+
+
+def _kinds_of(dataset: Any) -> list[str]:
+    """Which kinds of ``IGNORED`` a dataset's class is."""
+    if not (isinstance(dataset, type) and is_ours(dataset) and issubclass(dataset, FolderDataset)):
+        return []
+    images = "features, which are read from a file" if issubclass(dataset, FeatureDataset) else "a dataset of images"
+    return [images, "a dataset without domains", "a dataset without unlabelled images"]
 
 
 def nested(flat: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:

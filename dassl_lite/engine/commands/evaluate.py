@@ -107,6 +107,8 @@ def config_for(
     flags: Mapping[str, Any],
     options: Sequence[str] = (),
     method_file: str | Path | None = None,
+    *,
+    allow_new_keys: bool = False,
 ) -> CfgNode:
     """The config of an evaluation: the stored run's, on another target if one is given.
 
@@ -116,6 +118,7 @@ def config_for(
         flags: config keys from the command line, nested.
         options: trailing KEY VALUE pairs.
         method_file: a method yaml to merge over the stored config.
+        allow_new_keys: accept keys among ``options`` and in yaml files that nothing declares; the run's own may.
     """
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
     base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights replace them
@@ -134,7 +137,7 @@ def config_for(
         method_file=method_file,
         flags=nested(keys, flags),
         options=options,
-        allow_new_keys=True,
+        allow_new_keys=allow_new_keys,
     )
     return cfg if _own_data_of(cfg.DATASET) == _own_data_of(stored["DATASET"]) else for_testing(cfg)
 
@@ -183,6 +186,8 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
         trainer.strict_classes = strict_classes
         if trainer.has_state():
             load_run(trainer, model_dir, epoch)
+        elif epoch is not None:
+            raise UserError(f"--load-epoch {epoch} has no effect: {cfg.TRAINER.NAME} learns nothing that is loaded")
         trainer.evaluate_split()
     return trainer
 

@@ -112,6 +112,11 @@ def all_methods() -> list[str]:
     return sorted(found)
 
 
+def uses_shots(trainer: str) -> bool:
+    """Whether the number of shots and the seed make a difference to a method."""
+    return getattr(TRAINER_REGISTRY.get(trainer), "uses_shots", True)
+
+
 def tasks(
     trainers: Sequence[str], datasets: Sequence[DatasetChoice], shots: Sequence[int], seeds: Sequence[int]
 ) -> list[Task]:
@@ -123,7 +128,7 @@ def tasks(
 
     def combinations() -> Iterator[Task]:
         for dataset, trainer, number, seed in itertools.product(datasets, trainers, shots, seeds):
-            if getattr(TRAINER_REGISTRY.get(trainer), "uses_shots", True):
+            if uses_shots(trainer):
                 yield Task(trainer, dataset, number, seed)
             else:
                 yield Task(trainer, dataset, 0, 1)
