@@ -18,9 +18,11 @@ from pathlib import Path
 from tabulate import tabulate
 from yacs.config import CfgNode
 
+from dassl_lite.data import published_name
 from dassl_lite.data.feature_files import FeatureFile, convert_features, first_of_each_class, write_feature_file
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, make_config
 from dassl_lite.engine.commands.arguments import (
+    OWN_DATA,
     ToolParser,
     add_backbone_flag,
     add_config_flags,
@@ -66,6 +68,12 @@ def make_parser() -> ToolParser:
         metavar="N",
         help="with --convert: keep the first N training rows per class (default: all)",
     )
+    add(
+        "--dataset-name",
+        default="",
+        metavar="NAME",
+        help="with --convert: the dataset, such as ImageNet, for its recipes, template and tables",
+    )
     add_dataset_flags(parser)
     add_config_flags(parser)
     parser.ignores("--convert", but=("--output", "--overwrite", "--first"))
@@ -82,6 +90,8 @@ def extract(args: argparse.Namespace) -> FeatureFile:
     """The features of a dataset's images."""
     if args.first:
         raise UserError("--first goes with --convert; use --shots for a dataset of images")
+    if args.dataset_name:
+        raise UserError("--dataset-name goes with --convert; a dataset of images has a name")
     if args.views < 0:
         raise UserError(f"--views is {args.views}; it must be 0 or more")
     refuse_keys(args.options, IGNORED, "on features")
@@ -92,6 +102,7 @@ def extract(args: argparse.Namespace) -> FeatureFile:
     trainer = build_trainer(cfg)
     export = FeatureExport(
         data=trainer.dm,
+        dataset="" if cfg.DATASET.NAME in OWN_DATA else published_name(cfg),
         features=trainer.features,
         clip=trainer.clip,
         template=trainer.template,
@@ -112,7 +123,7 @@ def convert(args: argparse.Namespace) -> FeatureFile:
     """The features of another file."""
     if args.first < 0:
         raise UserError(f"--first is {args.first}; it must be 1 or more")
-    file = convert_features(args.convert)
+    file = convert_features(args.convert, args.dataset_name)
     return first_of_each_class(file, args.first) if args.first else file
 
 

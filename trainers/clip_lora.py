@@ -126,7 +126,7 @@ class CLIPLoRA(FeatureTrainer):
             weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache)
         return lambda: weights
 
-    def zero_shot(self, split: str | None = None) -> float:
+    def zero_shot(self, split: str | None = None) -> float | None:
         with without_lora(self.head):
             return super().zero_shot(split)
 

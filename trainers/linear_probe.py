@@ -5,8 +5,8 @@ Paper: Learning Transferable Visual Models From Natural Language Supervision, ht
     logits = W f + b,   f (B, D) not normalised, W (K, D) and b (K,) start at 0: the problem is convex
 
 FIT gradient trains the layer like any other method. None is published for few shots; the recipe is ours: Adam, batch
-256, lr 2e-2, 100 epochs, no weight decay (5e-4, Dassl's default, holds a layer back whose features have length 1). It
-is the best on validation features whatever their length, 1 to 10: docs/results/linear_probe_recipe.py.
+256, lr 3e-2, 100 epochs, no weight decay (5e-4, Dassl's default, holds a layer back whose features have length 1). It
+is the best on validation features of length 1 and 10 together: docs/results/linear_probe_recipe.py.
 
 FIT logistic_regression is CoOp's baseline: one view of the test transform, C chosen on the validation set. By default
 the C with the lowest log loss is taken. C_BY accuracy is the baseline's own search, where rounding errors of the

@@ -1,7 +1,8 @@
 """Merge yaml files and command-line options into a config.
 
-On top of yacs: ``_BASE_``, by which a yaml file inherits from others; errors that name the file and suggest the closest
-key; integers for keys whose default is a float; and text for keys whose default is text, as it was typed.
+On top of yacs: ``_BASE_``, by which a yaml file inherits from others, and ``_FOR_``, what it sets for one dataset only;
+errors that name the file and suggest the closest key; integers for keys whose default is a float; and text for keys
+whose default is text, as it was typed.
 
 What is read is untrusted: its size, its depth, what its aliases expand to and the types of its values are limited.
 """
@@ -24,6 +25,7 @@ from dassl_lite.config.defaults import _C, CN
 from dassl_lite.utils.errors import UserError, nearest, shown
 
 BASE_KEY = "_BASE_"
+FOR_KEY = "_FOR_"
 MOST_BYTES = 2**18  # of a yaml file
 MOST_VALUES = 20_000  # of a yaml file, with its aliases expanded
 MOST_BASES = 64  # files that a yaml file inherits from
@@ -93,12 +95,13 @@ def clean_cfg(cfg: CN, trainer: str) -> None:
             del cfg.TRAINER[key]
 
 
-def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> None:
+def merge_file(cfg: CN, path: str | Path, *, dataset: str = "", allow_new_keys: bool = False) -> None:
     """Merge a yaml file into ``cfg``, after the files that its ``_BASE_`` names (relative to the file).
 
     Args:
         cfg: changed in place.
         path: the yaml file.
+        dataset: what a file has for this dataset, ``_FOR_: {<dataset>: {<keys>}}``, is merged after the file.
         allow_new_keys: accept keys that nothing declares.
 
     Raises:
@@ -108,7 +111,13 @@ def merge_file(cfg: CN, path: str | Path, *, allow_new_keys: bool = False) -> No
     for number, (source, values) in enumerate(_with_bases(Path(path), ())):
         if number > MOST_BASES:
             raise UserError(f"{path} inherits from more than {MOST_BASES} files")
+        for_datasets = values.pop(FOR_KEY, {})
         merge_mapping(cfg, values, str(source), allow_new_keys=allow_new_keys)
+        if not isinstance(for_datasets, dict) or not all(isinstance(keys, dict) for keys in for_datasets.values()):
+            raise UserError(f"{source}: {FOR_KEY} must give config keys for names of datasets")
+        if dataset in for_datasets:
+            where = f"{source} ({FOR_KEY} {dataset})"
+            merge_mapping(cfg, for_datasets[dataset], where, allow_new_keys=allow_new_keys)
 
 
 def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = False) -> None:

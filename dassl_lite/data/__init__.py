@@ -12,7 +12,7 @@ Imports ``utils``, ``config`` and ``downloads`` only; it knows no method and no 
 from __future__ import annotations
 
 from dassl_lite.data.classes import ClassList, ClassMatch, match_classes, normalise_name
-from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase, build_dataset
+from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase, build_dataset, published_name
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
@@ -43,6 +43,7 @@ __all__ = [
     "is_random",
     "match_classes",
     "normalise_name",
+    "published_name",
     "read_image",
     "read_split",
     "save_split",

@@ -40,6 +40,13 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
     return dataset
 
 
+def published_name(cfg: CfgNode) -> str:
+    """Name under which papers report the dataset of ``cfg``: its own, or the one that its feature file states."""
+    name = str(cfg.DATASET.NAME)
+    stated = getattr(DATASET_REGISTRY.get(name), "stated_name", None) if name in DATASET_REGISTRY else None
+    return (stated(cfg) if stated else "") or name
+
+
 class DatasetBase:
     """Up to four lists of images, and their classes.
 

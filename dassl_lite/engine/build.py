@@ -23,6 +23,7 @@ from dassl_lite.config import (
     merge_options,
     set_epochs,
 )
+from dassl_lite.data import published_name
 from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plugins, run_as_it_is
 from dassl_lite.models.clip import Preprocessing, preprocessing
 from dassl_lite.models.names import is_local
@@ -93,21 +94,30 @@ def make_config(
     """The frozen config of a run.
 
     Merge order (the reference's): engine defaults, the methods' own keys, ``base`` (a stored run's config), dataset
-    yaml, method yaml, flags, trailing options. A yaml that does not exist as given is looked up among the package's
-    (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
+    yaml, method yaml, flags, trailing options. What the method yaml has for one dataset only (``_FOR_``) follows it, if
+    the run's dataset is that one, or a feature file of it. A yaml that does not exist as given is looked up among the
+    package's (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
     """
     load_plugins()
-    cfg = full_config()
-    default, cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME, _UNNAMED
-    try:
+
+    def merged(dataset: str) -> CfgNode:
+        cfg = full_config()
+        cfg.MODEL.BACKBONE.NAME = _UNNAMED
         if base:
             merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=True, own_types=True)
         if dataset_file:
             merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
         if method_file:
-            merge_file(cfg, find_yaml(method_file, f"trainers/{trainer}"), allow_new_keys=allow_new_keys)
+            method = find_yaml(method_file, f"trainers/{trainer}")
+            merge_file(cfg, method, dataset=dataset, allow_new_keys=allow_new_keys)
         merge_mapping(cfg, flags or {}, "the command line")
         merge_options(cfg, options, allow_new_keys=allow_new_keys)
+        return cfg
+
+    try:
+        cfg = merged("")
+        if method_file:
+            cfg = merged(published_name(cfg))
     except ConfigKeyError as error:
         file = declaring_script(error.key)
         if file is None:
@@ -119,7 +129,7 @@ def make_config(
     if trainer:
         cfg.TRAINER.NAME = trainer
     if cfg.MODEL.BACKBONE.NAME == _UNNAMED:
-        cfg.MODEL.BACKBONE.NAME = default
+        cfg.MODEL.BACKBONE.NAME = get_cfg_default().MODEL.BACKBONE.NAME
         vars(cfg.MODEL.BACKBONE)[_UNNAMED] = True  # beside the keys, so that a copy has it and a file does not
     check_ranges(cfg)
     set_epochs(cfg)

@@ -13,6 +13,7 @@ Shapes: N images, D width of the features, K classes.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -140,13 +141,15 @@ def fit(train: Samples, c: float, tolerance: float = SWEEP_TOLERANCE) -> Logisti
     Raises:
         UserError: fewer than two classes.
     """
-    from sklearn.linear_model import LogisticRegression  # slow to import
+    from sklearn.exceptions import ConvergenceWarning  # slow to import
+    from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     if len(np.unique(train.labels)) < 2:
         raise UserError("logistic regression needs training images of at least two classes")
     classifier = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=tolerance)
-    with threadpool_limits(1 if train.features.size < _SMALL else None):
+    with threadpool_limits(1 if train.features.size < _SMALL else None), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # expected of the largest C
         return classifier.fit(train.features, train.labels)
 
 

@@ -22,7 +22,7 @@ class PrecomputedBackbone(nn.Module):
     of a template at once. A method that needs an encoder gets an error that names the method and the dataset.
 
     Args:
-        text_features: (T, K, D), of any length.
+        text_features: (T, K, D), of any length; T is 0 if there are none.
         prompts: T lists of K prompts; ``_`` counts as a space.
         scale: exp(logit_scale), a scalar.
         name: of the CLIP that computed the features; None if unknown.
@@ -81,6 +81,8 @@ class PrecomputedBackbone(nn.Module):
         if missing or len(texts) != classes * templates:
             example = (missing or texts)[0]
             known = ", ".join(f"'{prompts[0]}'" for prompts in self.prompts)
+            if not self.prompts:
+                raise UserError(f"{self._method} needs text features, but {self._source} holds none (text_weights)")
             raise UserError(
                 f"{self._method} needs the text encoder, for prompts like '{example}', but {self._source} holds "
                 f"features only: text features of prompts like {known}"

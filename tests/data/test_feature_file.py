@@ -109,7 +109,9 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ({"test_labels": None, "test_label": np.zeros(6, int)}, "test_labels; did you mean 'test_label'"),
         ({"train_labels": None}, "lacks the array train_labels"),
         ({"val_features": None}, "lacks the array val_features"),
-        ({"text_weights": None}, "lacks the array text_weights"),
+        ({"text_weights": None, "templates": np.array(["a {}"])}, "lacks the array text_weights"),
+        ({"text_weights": np.diag([1.0, 0, 1, 1])[:K]}, "text_weights has only zeros for class '"),
+        ({"text_weights": np.eye(D)[[0, 1, 0]]}, "text_weights has the same text features for classes '.*' and '"),
         ({"classnames": np.array([])}, "classnames must be a list of texts"),
         ({"classnames": np.array([], dtype="<U1")}, "classnames is empty"),
         (
@@ -129,7 +131,10 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test_labels contains the label 3, .* 0 to 2"),
         ({"val_labels": np.array([0, -1, 2])}, "val_labels contains the label -1"),
         ({"text_weights": np.zeros((2, D))}, "text_weights has 2 classes, but there are 3 classnames"),
-        ({"text_weights": np.zeros((2, K, D))}, "text_weights has 2 templates, but the array templates has 1"),
+        (
+            {"text_weights": np.arange(1.0, 2 * K * D + 1).reshape(2, K, D)},
+            "text_weights has 2 templates, but the array templates has 1",
+        ),
         ({"templates": np.array(["a photo"])}, "templates contains 'a photo'"),
         ({"ensemble_templates": np.array(["a {}"])}, "ensemble_templates contains 'a {}'"),
         ({"classids": np.array(["n1"])}, "classids has 1 entries, but there are 3"),
@@ -225,7 +230,7 @@ def test_classes_without_text_weights_are_left_out_and_the_others_relabelled(tmp
 
 
 def test_an_unknown_layout_is_refused_with_what_it_lacks(tmp_path):
-    with pytest.raises(UserError, match="neither image_features nor train16"):
+    with pytest.raises(UserError, match="neither image_features nor test"):
         convert_features(table(tmp_path, image_features=None))
     with pytest.raises(UserError, match="lacks the array suggested_split"):
         convert_features(table(tmp_path, suggested_split=None))
@@ -235,3 +240,47 @@ def test_an_unknown_layout_is_refused_with_what_it_lacks(tmp_path):
     assert set(only_test.parts) == {"test"}
     with pytest.raises(UserError, match="no training features"):
         first_of_each_class(only_test, 1)
+
+
+def by_split(folder: Path, **changes: Any) -> Path:
+    rng = np.random.default_rng(3)
+    values = {
+        "classnames": np.array(["cat", "dog"]),
+        "text_weights": np.eye(2, D),
+        "train1": rng.normal(size=(2, D)),
+        "train1_labels": np.arange(2),
+        "train4": rng.normal(size=(8, D)),
+        "train4_labels": np.arange(8) % 2,
+        "val4": rng.normal(size=(6, D)),
+        "val4_labels": np.arange(6) % 2,
+        "test": rng.normal(size=(4, D)),
+        "test_labels": np.arange(4) % 2,
+    }
+    np.savez(folder / "split.npz", **{k: v for k, v in {**values, **changes}.items() if v is not None})
+    return folder / "split.npz"
+
+
+def test_splits_of_any_size_are_converted_the_largest_of_several(tmp_path, caplog):
+    file = convert_features(by_split(tmp_path))
+    assert {name: part.views.shape[1] for name, part in file.parts.items()} == {"train": 8, "val": 6, "test": 4}
+    assert "ignored train1, train1_labels" in caplog.text
+
+
+def test_only_the_test_split_is_required(tmp_path):
+    without = dict.fromkeys(("train1", "train1_labels", "train4", "train4_labels", "val4", "val4_labels"))
+    assert set(convert_features(by_split(tmp_path, **without)).parts) == {"test"}
+
+
+def test_a_file_without_text_features_is_converted_and_read_with_a_warning(tmp_path, caplog):
+    file = convert_features(by_split(tmp_path, text_weights=None))
+    assert "has no text features: it serves only methods that need none" in caplog.text
+    write_feature_file(file, tmp_path / "out.npz")
+    back = read_feature_file(tmp_path / "out.npz")
+    assert (back.text_weights.shape, back.templates, back.width) == ((0, 2, D), (), D)
+
+
+def test_the_name_of_the_dataset_is_kept_and_can_be_given(tmp_path):
+    assert convert_features(by_split(tmp_path, dataset=np.array("UCF101"))).dataset == "UCF101"
+    file = convert_features(by_split(tmp_path), dataset="ImageNet")
+    write_feature_file(file, tmp_path / "out.npz")
+    assert read_feature_file(tmp_path / "out.npz").dataset == "ImageNet"

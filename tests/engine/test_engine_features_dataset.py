@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -235,3 +236,45 @@ def test_results_name_the_backbone_of_the_file(run):
     trainer = run("ZeroshotCLIP", feature_file())
     trainer.train()
     assert trainer.run_results()["backbone"] == "RN50"
+
+
+def without_text(file: FeatureFile) -> FeatureFile:
+    return dataclasses.replace(file, text_weights=np.zeros((0, len(NAMES), WIDTH), np.float32), templates=())
+
+
+def test_a_method_without_text_features_trains_on_a_file_without_them(run):
+    trainer = run("LinearProbe", without_text(feature_file()))
+    assert trainer.zero_shot() is None
+    trainer.train()
+    assert trainer.results["test"]["accuracy"] > 50
+
+
+@pytest.mark.parametrize("method", [name for name in FEATURE_METHODS if name != "LinearProbe"])
+def test_a_method_that_needs_text_features_says_that_the_file_has_none(run, method):
+    with pytest.raises(UserError, match=f"{method} needs text features, but .* holds none"):
+        run(method, without_text(feature_file()))
+
+
+def test_a_file_of_a_known_dataset_has_its_template_its_name_and_its_recipe(tmp_path):
+    path = tmp_path / "pets.npz"
+    for stated, name, template in (
+        ("oxford_pets", "OxfordPets", "a photo of a {}, a type of pet."),
+        ("Lab", "Lab", "{}"),
+    ):
+        write_feature_file(dataclasses.replace(feature_file(), dataset=stated), path)
+        flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(tmp_path / name)}
+        trainer = build_trainer(make_config(trainer="ZeroshotCLIP", flags=flags))
+        assert (trainer.template, trainer.run_results()["dataset"]) == (template, name)
+    write_feature_file(dataclasses.replace(feature_file(), dataset="ImageNet"), path)
+    for options, rate in (((), 2e-4), (("OPTIM.LR", "0.5"), 0.5)):
+        cfg = make_config(trainer="TaskRes", method_file="default", flags=flags, options=options)
+        assert cfg.OPTIM.LR == rate
+    assert make_config(trainer="CoOp", method_file="default", flags=flags).OPTIM.MAX_EPOCH == 50
+    assert make_config(trainer="CoOp", method_file="default").OPTIM.MAX_EPOCH == 200
+
+
+@pytest.mark.parametrize("value", ["7", "[ImageNet]", "{ImageNet: 3}"])
+def test_settings_for_a_dataset_must_be_keys(tmp_path, value):
+    (tmp_path / "bad.yaml").write_text(f"_FOR_: {value}\n")
+    with pytest.raises(UserError, match=r"bad\.yaml: _FOR_ must give config keys for names of datasets"):
+        make_config(trainer="TaskRes", method_file=tmp_path / "bad.yaml")

@@ -65,6 +65,10 @@ class Arrays:
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
+    def names(self) -> list[str]:
+        """Names of all arrays, sorted."""
+        return sorted(self._stored.files)
+
     def refuse(self, name: str, problem: str) -> NoReturn:
         """Raise a UserError about the array ``name``."""
         raise UserError(f"feature file {self.path}: the array {name} {problem}")

@@ -7,6 +7,7 @@ Shapes: V views, N images, T templates, K classes, D feature width.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
+from dassl_lite.data.dataset import DATASET_REGISTRY
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache import Features
-from dassl_lite.data.feature_files.arrays import Array
-from dassl_lite.data.feature_files.file import PARTS, FeatureFile, read_feature_file
+from dassl_lite.data.feature_files.arrays import Array, open_arrays
+from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, read_feature_file
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.splits import Split, check_labels
 from dassl_lite.utils.errors import UserError
@@ -55,6 +57,15 @@ class FeatureDataset(FolderDataset):
     own_data = True
     file: FeatureFile
     rows: Array
+
+    @classmethod
+    def stated_name(cls, cfg: CfgNode) -> str:
+        """Name of the dataset whose features these are, as the file states it; "" if it does not, or cannot be read."""
+        try:
+            with open_arrays(file_of(cfg)) as arrays:
+                return registered_name(arrays.text("dataset"))
+        except UserError:  # reported where the dataset is built
+            return ""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
@@ -104,12 +115,7 @@ class FeatureDataset(FolderDataset):
     # What differs from a folder of images.
 
     def locate(self, cfg: CfgNode) -> None:
-        if not cfg.DATASET.FILE:
-            raise UserError(f"dataset {type(self).__name__} needs DATASET.FILE, the path of an .npz file of features")
-        path = Path(cfg.DATASET.FILE).expanduser()
-        if not path.is_absolute() and not path.is_file() and cfg.DATASET.ROOT:
-            path = Path(cfg.DATASET.ROOT).expanduser() / path
-        self.image_dir = os.path.abspath(path)
+        self.image_dir = file_of(cfg)
         self.dataset_dir = os.path.splitext(self.image_dir)[0]  # where few-shot draws would lie beside the file
         self.sidecar = self.sidecar_files(cfg)
 
@@ -120,8 +126,8 @@ class FeatureDataset(FolderDataset):
         check_labels(split, f"feature file {self.image_dir}")
 
     def load(self) -> Split:
-        self.file = file = read_feature_file(self.image_dir)
-        self.template, self.ensemble_templates = file.templates[0], file.ensemble_templates
+        self.file = file = with_templates_of_dataset(read_feature_file(self.image_dir))
+        self.template, self.ensemble_templates = (*file.templates, PLAIN_TEMPLATE)[0], file.ensemble_templates
         self.test_only = "train" not in file.parts
         logger.info(f"Features of {file.backbone or 'an unnamed backbone'}, width {file.width}, from {self.image_dir}")
         return Split(*(self._items(part, file) for part in PARTS))
@@ -133,6 +139,34 @@ class FeatureDataset(FolderDataset):
             Datum(os.path.join(folder, str(row)), label, 0, file.classnames[label], file.classids[label])
             for row, label in enumerate(labels)
         ]
+
+
+def file_of(cfg: CfgNode) -> str:
+    """Absolute path of ``cfg.DATASET.FILE``; a relative one may start from ``cfg.DATASET.ROOT``.
+
+    Raises:
+        UserError: none is given.
+    """
+    if not cfg.DATASET.FILE:
+        raise UserError(f"dataset {cfg.DATASET.NAME} needs DATASET.FILE, the path of an .npz file of features")
+    path = Path(cfg.DATASET.FILE).expanduser()
+    if not path.is_absolute() and not path.is_file() and cfg.DATASET.ROOT:
+        path = Path(cfg.DATASET.ROOT).expanduser() / path
+    return os.path.abspath(path)
+
+
+def registered_name(name: str) -> str:
+    """The registered dataset that ``name`` means, whatever its capitals and ``_``; else ``name`` itself."""
+    plain = {registered.lower(): registered for registered in DATASET_REGISTRY}
+    return plain.get(name.lower().replace("_", ""), name)
+
+
+def with_templates_of_dataset(file: FeatureFile) -> FeatureFile:
+    """A file without templates, but of a known dataset, with that dataset's own one."""
+    name = registered_name(file.dataset)
+    if file.templates != (PLAIN_TEMPLATE,) or name not in DATASET_REGISTRY:
+        return file
+    return dataclasses.replace(file, templates=(DATASET_REGISTRY.get(name).template,))
 
 
 def _split_and_row(item: Datum) -> tuple[str, int]:

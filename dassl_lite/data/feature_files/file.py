@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 PARTS = ("train", "val", "test")
 LOGIT_SCALE = 100.0  # of every published CLIP
 PLAIN_TEMPLATE = "{}"  # for text weights without a template
-_TEXTS = ("backbone", "backbone_digest", "precision", "transform", "train_transform")
+_TEXTS = ("dataset", "backbone", "backbone_digest", "precision", "transform", "train_transform")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,12 @@ class FeatureFile:
     Attributes:
         parts: the images of each split, by its name ("train", "val", "test"); only "test" is always there.
         classnames, classids: K each, in label order; the id is "" for a class without one.
-        text_weights: text features (T, K, D) for every template and class, not necessarily normalised.
+        text_weights: text features (T, K, D) for every template and class, not necessarily normalised; T is 0 in a
+            file for methods that need none.
         templates: T prompt templates with {} for the class name; the first is the dataset's own.
         ensemble_templates: the templates that the field averages for this dataset (ImageNet's seven).
         logit_scale: factor on cosine similarities: CLIP's exp(logit_scale).
+        dataset: registered or other name of the dataset, such as "ImageNet"; "" if the file does not state it.
         backbone, backbone_digest, precision: identify the CLIP model; "" if unknown.
         transform, train_transform: descriptions of the image transforms.
         provenance: JSON texts, one from each tool that created or changed the file.
@@ -63,6 +65,7 @@ class FeatureFile:
     templates: tuple[str, ...] = (PLAIN_TEMPLATE,)
     ensemble_templates: tuple[str, ...] = ()
     logit_scale: float = LOGIT_SCALE
+    dataset: str = ""
     backbone: str = ""
     backbone_digest: str = ""
     precision: str = ""
@@ -73,7 +76,7 @@ class FeatureFile:
     @property
     def width(self) -> int:
         """D."""
-        return self.text_weights.shape[2]
+        return self.parts["test"].views.shape[2]
 
 
 def read_feature_file(path: PathLike) -> FeatureFile:
@@ -87,14 +90,20 @@ def read_feature_file(path: PathLike) -> FeatureFile:
         if not names:
             arrays.refuse("classnames", "is empty")
         ids = arrays.texts("classids", default=("",) * len(names))
-        templates = arrays.texts("templates", default=(PLAIN_TEMPLATE,))
-        ensemble = arrays.texts("ensemble_templates", default=())
-        weights = arrays.features("text_weights", "(K, D) or (T, K, D)", 2, 3)
-        weights = weights[None] if weights.ndim == 2 else weights
+        read = {part: _read_part(arrays, part, len(names)) for part in PARTS}
+        parts = {name: part for name, part in read.items() if part is not None}
+        width = parts["test"].views.shape[2]
+        templates: tuple[str, ...] = ()
+        ensemble: tuple[str, ...] = ()
+        weights = np.zeros((0, len(names), width), np.float32)
+        if "text_weights" in arrays or "templates" in arrays:
+            templates = arrays.texts("templates", default=(PLAIN_TEMPLATE,))
+            ensemble = arrays.texts("ensemble_templates", default=())
+            weights = text_weights(arrays, "text_weights", "(K, D) or (T, K, D)", names)
         _check_classes(arrays, names, ids, templates, ensemble, weights)
-        found = {part: _read_part(arrays, part, len(names), weights.shape[2]) for part in PARTS}
+        _check_widths(arrays, parts, weights.shape[2])
         file = FeatureFile(
-            parts={name: part for name, part in found.items() if part is not None},
+            parts=parts,
             classnames=names,
             classids=ids,
             text_weights=weights,
@@ -114,8 +123,6 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
     arrays: dict[str, Any] = {
         "classnames": np.array(file.classnames),
         "classids": np.array(file.classids or ("",) * len(file.classnames)),
-        "text_weights": file.text_weights[0] if len(file.text_weights) == 1 else file.text_weights,
-        "templates": np.array(file.templates),
         "logit_scale": np.array(file.logit_scale),
         **{name: np.array(getattr(file, name)) for name in _TEXTS},
         **{
@@ -124,6 +131,9 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
             if getattr(file, name)  # an empty array would not have a text dtype
         },
     }
+    if len(file.text_weights):
+        arrays["text_weights"] = file.text_weights[0] if len(file.text_weights) == 1 else file.text_weights
+        arrays["templates"] = np.array(file.templates)
     for name, part in file.parts.items():
         arrays[f"{name}_features"] = part.views[0] if len(part.views) == 1 else part.views
         arrays[f"{name}_labels"] = part.labels
@@ -143,8 +153,6 @@ def _check_classes(
 ) -> None:
     if len(ids) != len(names):
         arrays.refuse("classids", f"has {len(ids)} entries, but there are {len(names)} classnames")
-    if weights.shape[1] != len(names):
-        arrays.refuse("text_weights", f"has {weights.shape[1]} classes, but there are {len(names)} classnames")
     if weights.shape[0] != len(templates):
         arrays.refuse("text_weights", f"has {weights.shape[0]} templates, but the array templates has {len(templates)}")
     for template in templates:
@@ -155,7 +163,27 @@ def _check_classes(
             arrays.refuse("ensemble_templates", f"contains '{template}', which is not in templates")
 
 
-def _read_part(arrays: Arrays, name: str, classes: int, width: int) -> FeaturePart | None:
+def text_weights(arrays: Arrays, name: str, form: str, classnames: tuple[str, ...]) -> Array:
+    """The text features (T, K, D) in the array ``name``, of shape (K, D) or, if ``form`` allows it, (T, K, D).
+
+    Raises:
+        UserError: a class has none (only zeros), or two classes of different names have the same.
+    """
+    weights = arrays.features(name, form, 2, 3 if "T" in form else 2)
+    weights = weights[None] if weights.ndim == 2 else weights
+    if weights.shape[1] != len(classnames):
+        arrays.refuse(name, f"has {weights.shape[1]} classes, but there are {len(classnames)} classnames")
+    for of_template in weights:
+        if (empty := ~of_template.any(axis=1)).any():
+            arrays.refuse(name, f"has only zeros for class '{classnames[int(empty.argmax())]}'")
+        first: dict[bytes, str] = {}
+        for row, class_ in zip(of_template, classnames, strict=True):
+            if (other := first.setdefault(row.tobytes(), class_)) != class_:
+                arrays.refuse(name, f"has the same text features for classes '{other}' and '{class_}'")
+    return weights
+
+
+def _read_part(arrays: Arrays, name: str, classes: int) -> FeaturePart | None:
     """The images of a split, or None if the file has none of its arrays; the test split is required."""
     features, labels, plain = f"{name}_features", f"{name}_labels", f"{name}_plain_features"
     if name != "test" and not any(array in arrays for array in (features, labels, plain)):
@@ -172,11 +200,13 @@ def _read_part(arrays: Arrays, name: str, classes: int, width: int) -> FeaturePa
     )
     if part.plain is not None and len(part.plain) != count:
         arrays.refuse(plain, f"has {len(part.plain)} rows, but {features} has {count}")
-    for array, values in ((features, views), (plain, part.plain)):
-        if values is not None and values.shape[-1] != width:
-            _refuse_width(arrays, array, values.shape[-1], width)
     return part
 
 
-def _refuse_width(arrays: Arrays, name: str, width: int, expected: int) -> NoReturn:
-    arrays.refuse(name, f"has width {width}, but text_weights has {expected}: they come from different backbones")
+def _check_widths(arrays: Arrays, parts: Mapping[str, FeaturePart], expected: int) -> None:
+    what = "text_weights" if "text_weights" in arrays else "test_features"
+    for name, part in parts.items():
+        for kind, values in (("features", part.views), ("plain_features", part.plain)):
+            if values is not None and values.shape[-1] != expected:
+                width = f"has width {values.shape[-1]}, but {what} has {expected}"
+                arrays.refuse(f"{name}_{kind}", f"{width}: they come from different backbones")

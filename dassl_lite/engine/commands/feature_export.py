@@ -30,6 +30,7 @@ class FeatureExport:
 
     Attributes:
         data: dataset and transforms.
+        dataset: name that the file states, "" for none.
         features: where image features come from.
         clip: the frozen CLIP.
         template: the dataset's own prompt template.
@@ -40,6 +41,7 @@ class FeatureExport:
     """
 
     data: DataManager
+    dataset: str
     features: FeatureSource
     clip: CLIPBackbone
     template: str
@@ -73,6 +75,7 @@ class FeatureExport:
             templates=templates,
             ensemble_templates=tuple(dataset.ensemble_templates),
             logit_scale=clip.logit_scale.exp().item(),
+            dataset=self.dataset,
             backbone=clip.name,
             backbone_digest=clip.digest,
             precision=clip.precision,

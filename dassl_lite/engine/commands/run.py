@@ -11,6 +11,7 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.data import published_name
 from dassl_lite.engine.build import build_trainer, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, reset_peak_memory, write_results
@@ -104,5 +105,5 @@ def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | No
     if zero_shot is not None:
         rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
         rows.append(["gain", "", f"{accuracy - zero_shot:+.2f}"])
-    headers = [cfg.DATASET.NAME, "shots per class", f"{split} accuracy %"]
+    headers = [published_name(cfg), "shots per class", f"{split} accuracy %"]
     logger.info("\n" + tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))

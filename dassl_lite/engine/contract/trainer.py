@@ -29,7 +29,7 @@ from yacs.config import CfgNode
 
 import dassl_lite
 from dassl_lite.config import completed, to_dict
-from dassl_lite.data import DataManager
+from dassl_lite.data import DataManager, published_name
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.manager import validates_on_test
@@ -343,7 +343,7 @@ class SimpleTrainer(TrainerBase):
         splits = {"train": data.train_x, "val": data.val, "test": data.test}
         return {
             "trainer": cfg.TRAINER.NAME,
-            "dataset": cfg.DATASET.NAME,
+            "dataset": published_name(cfg),
             "backbone": self.checkpoint_meta().get("backbone", cfg.MODEL.BACKBONE.NAME),  # a feature file says its own
             "num_shots": cfg.DATASET.NUM_SHOTS,
             "seed": cfg.SEED,

@@ -37,6 +37,7 @@ from dassl_lite.engine.methods.feature_source import (
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.metrics import compute_accuracy
+from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.utils import torchtools
@@ -333,8 +334,13 @@ class FeatureTrainer(TrainerX):
             return self.head(input).float()
 
     @torch.no_grad()
-    def zero_shot(self, split: str | None = None) -> float:
-        """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity."""
+    def zero_shot(self, split: str | None = None) -> float | None:
+        """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity.
+
+        None on a feature file without text features.
+        """
+        if isinstance(self.clip, PrecomputedBackbone) and not self.clip.prompts:
+            return None
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
         weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
         weights = F.normalize(weights, dim=-1)
