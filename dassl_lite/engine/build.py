@@ -129,7 +129,7 @@ def make_config(
     if trainer:
         cfg.TRAINER.NAME = trainer
     if cfg.MODEL.BACKBONE.NAME == _UNNAMED:
-        cfg.MODEL.BACKBONE.NAME = get_cfg_default().MODEL.BACKBONE.NAME
+        cfg.MODEL.BACKBONE.NAME = full_config().MODEL.BACKBONE.NAME
         vars(cfg.MODEL.BACKBONE)[_UNNAMED] = True  # beside the keys, so that a copy has it and a file does not
     check_ranges(cfg)
     set_epochs(cfg)
