@@ -7,12 +7,15 @@ through. Links inside the archive are skipped; links out of it, devices and bomb
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import ntpath
+import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,27 +23,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple, NoReturn
 
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MISFITS, UserError
+from dassl_lite.utils.files import open_file
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
 GIB = 1 << 30
 _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
+_MAX_GLOBALS = 1 << 20  # bytes of attributes of all members, which tarfile keeps
+_MAX_CHAIN = 8  # headers of one member
 _MAX_LINK = 4096
+_MAX_NAME = 255  # bytes of a file's name
+_MAX_FOLDERS = 100  # within each other
 _BLOCK = 1 << 20
 _ALLOWANCE = 64 << 20  # bytes that any archive may unpack to
+_BAD_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
 _BROKEN = (
+    *MISFITS,
+    struct.error,
     tarfile.TarError,
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a compression method that this Python lacks
-    UnicodeError,
 )
 
 
@@ -96,10 +105,12 @@ def unpack(archive: Path, into: Path, take: str = "", limits: Limits | None = No
     into.mkdir(parents=True)
     try:
         budget = _Budget(limits or Limits(), archive.stat().st_size)
-        with open_archive(archive) as members:
+        with open_archive(archive, limits) as members:
             written, links, tops = 0, 0, set()
             for member in members:
                 budget.count(member)
+                if member.content is not None and not member.path.parts:
+                    raise ArchiveError("contains a file without a name")
                 tops.add(member.path.parts[0] if member.path.parts else ".")
                 path = _relative_to(member.path, take)
                 if path is None or _is_litter(member.path):
@@ -123,35 +134,58 @@ def unpack(archive: Path, into: Path, take: str = "", limits: Limits | None = No
 
 
 @contextmanager
-def open_archive(path: Path) -> Iterator[Iterator[Member]]:
+def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Iterator[Member]]:
     """Iterate over the members of a zip or tar archive, whatever its file name says.
+
+    Args:
+        limits: ceilings on what is read from it; None for the usual ones.
 
     Raises:
         ArchiveError: it is neither, it is broken, or a member is a device or has a name that points out of the folder.
     """
-    with open(path, "rb") as file:
-        magic = file.read(6)
     try:
-        if magic.startswith(b"PK"):
-            with zipfile.ZipFile(path) as archive:
-                yield _zip_members(archive)
-        else:
-            # Not tarfile's own decompression: it mistakes the end of a truncated file for the end of the archive.
-            with (
-                _open_decompressed(path, magic) as content,
-                tarfile.open(fileobj=content, mode="r|", bufsize=_BLOCK, tarinfo=_SmallTarInfo) as stream,
-            ):
-                yield _tar_members(stream)
+        with open_file(path) as file:
+            magic = file.read(6)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            if magic.startswith(b"PK"):
+                with zipfile.ZipFile(file) as archive:
+                    yield _zip_members(archive)
+            else:
+                # Not tarfile's own decompression: it mistakes the end of a truncated file for the end of the archive.
+                content = _Metered(_decompressed(file, magic), size * (limits or Limits()).growth + 2 * _ALLOWANCE)
+                with tarfile.open(fileobj=content, mode="r|", bufsize=_BLOCK, tarinfo=_tar_info()) as stream:  # type: ignore[call-overload]
+                    yield _tar_members(stream)
+    except UserError:
+        raise
     except _BROKEN as error:
         raise ArchiveError(f"is broken: {str(error) or type(error).__name__}") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # bz2's have none; EINVAL: a pipe or device, an impossible place
+            raise
+        raise ArchiveError(f"is broken: {error.strerror or error}") from error
 
 
-def _open_decompressed(path: Path, magic: bytes) -> io.BufferedIOBase:
+def _decompressed(file: BinaryIO, magic: bytes) -> IO[bytes]:
     if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(path)
+        return gzip.open(file)  # type: ignore[return-value]
     if magic.startswith(b"BZh"):
-        return bz2.open(path)
-    return lzma.open(path) if magic.startswith(b"\xfd7zXZ\0") else open(path, "rb")
+        return bz2.open(file)
+    return lzma.open(file) if magic.startswith(b"\xfd7zXZ\0") else file
+
+
+class _Metered:
+    """Reads a stream up to a number of bytes: what tarfile reads by itself, headers and skipped members, counts too."""
+
+    def __init__(self, content: IO[bytes], limit: int) -> None:
+        self._content, self._left, self._limit = content, limit, limit
+
+    def read(self, size: int) -> bytes:
+        data = self._content.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ArchiveError(f"unpacks to more than {self._limit:,} bytes, the limit; it was not unpacked")
+        return data
 
 
 def safe_path(name: str) -> PurePosixPath:
@@ -161,6 +195,9 @@ def safe_path(name: str) -> PurePosixPath:
         ArchiveError: it is absolute, or points out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _MAX_NAME or len(path.parts) > _MAX_FOLDERS:
+        raise ArchiveError(f"contains a name of {longest} bytes, {len(path.parts)} folders deep; no disk holds it")
     if path.is_absolute() or ".." in path.parts or ntpath.splitdrive(name)[0] or "\0" in name:
         raise ArchiveError(f"contains '{name}', which points outside the folder")
     return path
@@ -186,23 +223,43 @@ def check_link(path: PurePosixPath, target: str, *, from_root: bool) -> None:
         raise ArchiveError(f"contains a link that points outside the folder: '{path}' -> '{target}'")
 
 
-class _SmallTarInfo(tarfile.TarInfo):
-    """A member whose long name and attributes must be small: tarfile reads them into memory whatever their size."""
+def _tar_info() -> type[tarfile.TarInfo]:
+    """The members of one archive: their long names and attributes must be small, and no file sparse.
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _SmallTarInfo:
-        info = super().frombuf(buf, encoding, errors)
-        is_header = info.type not in tarfile.SUPPORTED_TYPES or info.type in (
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-        )
-        if is_header and info.size > _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {info.size:,} bytes")
-        return info
+    tarfile reads both into memory whatever their size, follows a chain of them by recursion, and takes a damaged header
+    for the end of the archive.
+    """
+    chain = total = 0
+
+    class SmallTarInfo(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> SmallTarInfo:
+            nonlocal chain, total
+            try:
+                info = super().frombuf(buf, encoding, errors)
+            except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+                raise tarfile.ReadError(f"a damaged header ({error})") from error
+            is_header = info.type not in tarfile.SUPPORTED_TYPES or info.type in (
+                tarfile.GNUTYPE_LONGNAME,
+                tarfile.GNUTYPE_LONGLINK,
+            )
+            chain = chain + 1 if is_header else 0
+            total += info.size if info.type == tarfile.XGLTYPE else 0
+            if is_header and (info.size > _MAX_HEADER or total > _MAX_GLOBALS or chain > _MAX_CHAIN):
+                raise tarfile.ReadError(f"a header of {info.size:,} bytes, {chain} in a row")
+            return info
+
+        def _refuse_sparse(self, *_: object) -> NoReturn:
+            raise tarfile.ReadError("a sparse file, which no dataset needs")
+
+        _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+    return SmallTarInfo
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
-    for info in archive:
+    while (info := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # or it keeps all of them
         path = safe_path(info.name)
         if info.issym() or info.islnk():
             check_link(path, info.linkname, from_root=info.islnk())
@@ -219,6 +276,8 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
     for info in archive.infolist():
+        if not info.filename:
+            raise ArchiveError("contains a file without a name")
         path = safe_path(info.filename)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir():
@@ -261,6 +320,10 @@ def _write(content: IO[bytes], size: int, path: Path, budget: _Budget) -> None:
                 file.write(block)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise ArchiveError(f"contains '{path.name}' both as a file and as a folder") from error
+    except OSError as error:
+        if error.errno not in _BAD_NAMES:
+            raise
+        raise ArchiveError(f"contains a name that this disk cannot hold: '{path.name}'") from error
     if written != size:
         raise ArchiveError(f"is truncated: '{path.name}' has {written:,} of {size:,} bytes")
 

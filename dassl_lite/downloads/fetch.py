@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import inspect
 import os
 import re
@@ -24,18 +25,22 @@ import urllib3
 from tqdm import tqdm
 
 from dassl_lite.utils.errors import UserError, printable
-from dassl_lite.utils.files import cache_root, digest_of, read_json, write_json
+from dassl_lite.utils.files import cache_root, digest_of, open_file, read_json, write_json
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
 DRIVE = "drive:"  # prefix of a Google Drive id that serves as a URL
 _BLOCK = 1 << 18
+_CHECKED = 1 << 26  # bytes after which the free space is looked at, if the size is unknown
 _HASH_BLOCK = 1 << 20
 _SLOW_TO_HASH = 256 << 20  # bytes; hashing fewer takes no noticeable time
 _PROGRESS = 1 << 20  # bytes; an attempt that received as many does not count as a failure
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth another attempt
-_NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError)
+_UNDECLARED = 32 << 30  # bytes of a file whose size neither we nor the server state
+_SPARE = 1 << 30  # bytes of the disk that such a file leaves free
+# ValueError: a malformed Location, which requests and urllib3 pass on as they find it.
+_NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError)
 
 
 @dataclass(frozen=True)
@@ -109,17 +114,19 @@ class Part:
         if not isinstance(origin, dict) or origin.get("url") != url:
             self.path.unlink(missing_ok=True)
             origin = {}
+        total = origin.get("total")
+        self.total = total if isinstance(total, int) else None  # bytes of the whole file, as a first answer said
         self.version = str(origin.get("version", ""))  # the ETag: the server's name for this version of the file
 
     @property
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def restart(self, version: str) -> None:
-        """Discard what was received, and note the version that the server has now."""
+    def restart(self, version: str, total: int | None = None) -> None:
+        """Discard what was received, and note the version that the server has now and its size."""
         self.path.unlink(missing_ok=True)
-        self.version = version
-        write_json({"url": self.url, "version": version}, self._origin)
+        self.version, self.total = version, total
+        write_json({"url": self.url, "version": version, "total": total}, self._origin)
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -186,9 +193,11 @@ def _attempt(url: str, part: Part, size: int, patience: Patience) -> None:
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.read)) as response:
             responded = True
-            total = _begin(response, part, start, size)
+            total = _begin(response, part, start, size) or size or None
             if total is None or part.size < total:
-                _receive(response, part, total)
+                _receive(response, part, total, total or _UNDECLARED)
+    except UserError:
+        raise
     except _NETWORK_ERRORS as error:
         raise _failure(url, error, responded) from error
     if total is not None and part.size != total:
@@ -200,8 +209,8 @@ def _failure(url: str, error: Exception, responded: bool) -> DownloadError | _At
     if isinstance(error, requests.exceptions.SSLError):
         advice = "behind a proxy that replaces certificates, set REQUESTS_CA_BUNDLE to its CA file"
         return DownloadError(url, f"its certificate is not valid ({reason_of(error)})", advice)
-    if isinstance(error, ValueError):  # not a URL at all
-        return DownloadError(url, str(error))
+    if isinstance(error, ValueError):  # not a URL at all, or the server redirects to what is none
+        return DownloadError(url, f"{error}{'' if isinstance(error, requests.RequestException) else ' (redirected)'}")
     return _AttemptError(reason_of(error), responded)
 
 
@@ -212,7 +221,8 @@ def _begin(response: requests.Response, part: Part, start: int, size: int) -> in
     if status in _TRANSIENT:
         raise _AttemptError(answer)
     if status == 416 and start:  # nothing after ``start``: the part is complete, or the file has changed
-        if _total_of(response) == start:
+        total = _total_of(response)
+        if start in (total, part.total) and part.total in (None, start) and total in (None, start):
             return start
         part.restart("")
         raise _AttemptError("the file has changed on the server")
@@ -221,26 +231,34 @@ def _begin(response: requests.Response, part: Part, start: int, size: int) -> in
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise WebPageError(url)
     if status == 206:
-        begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        begins = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
         if not begins or int(begins[1]) != start:
             part.restart("")
             raise _AttemptError("the server did not resume where the download stopped")
-        total = _total_of(response)
+        total = _total_of(response) or part.total
+        if part.total is not None and total != part.total:
+            part.restart("")
+            raise _AttemptError("the file has changed on the server")
     else:
         if start:
             logger.info(f"{part.path.stem}: the server cannot resume the download; starting over")
         etag = response.headers.get("ETag", "")
-        part.restart("" if etag.startswith("W/") else etag)
         length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+        part.restart("" if etag.startswith("W/") else etag, total)
     if size and total is not None and total != size:
         raise DownloadError(url, f"it has {total:,} bytes, not {size:,}; the publisher has changed it")
     _check_space(part, total or size)
     return total
 
 
-def _receive(response: requests.Response, part: Part, total: int | None) -> None:
-    """Append the body, undecoded: some servers declare a .tgz as a tar that was compressed for the transfer."""
+def _receive(response: requests.Response, part: Part, total: int | None, ceiling: int) -> None:
+    """Append the body, undecoded: some servers declare a .tgz as a tar that was compressed for the transfer.
+
+    Args:
+        ceiling: the most bytes that the file may have; a server that sends more is given up.
+    """
+    received = part.size
     bar = tqdm(
         total=total,
         initial=part.size,
@@ -252,12 +270,18 @@ def _receive(response: requests.Response, part: Part, total: int | None) -> None
     )
     with bar, open(part.path, "ab") as file:
         for block in response.raw.stream(_BLOCK, decode_content=False):
+            received += len(block)
+            if received > ceiling:
+                part.discard()
+                raise DownloadError(part.url, f"the server sends more than {ceiling:,} bytes")
+            if total is None and received // _CHECKED > (received - len(block)) // _CHECKED:
+                _check_space(part, part.size + _SPARE)
             file.write(block)
             bar.update(len(block))
 
 
 def _total_of(response: requests.Response) -> int | None:
-    found = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    found = re.search(r"/([0-9]{1,18})$", response.headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
@@ -285,6 +309,8 @@ def check_reachable(url: str, patience: Patience) -> None:
         with requests.head(url, timeout=(patience.connect, patience.read)) as response:  # a redirect is fine
             if response.status_code >= 400:
                 raise DownloadError(url, f"the server answered {response.status_code} {response.reason}")
+    except UserError:
+        raise
     except _NETWORK_ERRORS as error:
         raise DownloadError(url, reason_of(error)) from error
 
@@ -370,7 +396,7 @@ def check_file(path: Path, *, size: int = 0, digest: str = "") -> None:
 
 def looks_like_page(path: Path) -> bool:
     """Whether a file begins like a web page."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         beginning = file.read(512)
     return beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
@@ -391,7 +417,7 @@ def check_digest(path: Path, digest: str, name: str = "") -> None:
     if path.stat().st_size > _SLOW_TO_HASH:
         logger.info(f"Checking the digest of {name or path.name}")
     hasher = hashlib.new(kind, usedforsecurity=False)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(_HASH_BLOCK):
             hasher.update(block)
     if not expected or not hasher.hexdigest().startswith(expected):
