@@ -124,8 +124,8 @@ def describe_own(report: OwnReport) -> str:
     }
     lines = [report.path, *(f"  {name:<9}  {text}" for name, text in facts.items() if text)]
     if report.classes:
-        texts = [0, 1] if report.folders else [0]
-        lines += ["", tabulate(class_rows(report), class_columns(report), intfmt=",", disable_numparse=texts)]
+        names = [0, 1] if report.folders else [0]
+        lines += ["", tabulate(class_rows(report), class_columns(report), intfmt=",", disable_numparse=names)]
     for title, texts in (("Problems", report.problems), ("Warnings", report.warnings)):
         if texts:
             lines += ["", f"{title}:", *(f"  - {text}" for text in texts)]

@@ -67,7 +67,7 @@ class Arrays:
 
     def names(self) -> list[str]:
         """Names of all arrays, sorted."""
-        return sorted(self._stored.files)
+        return sorted(self._members)
 
     def refuse(self, name: str, problem: str) -> NoReturn:
         """Raise a UserError about the array ``name``."""
