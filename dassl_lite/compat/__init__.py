@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from dassl_lite.compat.clip_package import ClipFinder
-from dassl_lite.compat.names import KEYS, PLACES, imports_of, resolve
+from dassl_lite.compat.names import KEYS, PLACES, imports_of, resolve, submodules_of
 from dassl_lite.config import CN, cfg_default
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -61,7 +61,6 @@ class DasslFinder(MetaPathFinder):
         module = _resolve(rest) if root == THEIRS else None
         if module is None:
             return None
-        _load_shadowed(rest, module)
         return ModuleSpec(fullname, _Alias(module), is_package=hasattr(module, "__path__"))
 
 
@@ -73,7 +72,9 @@ def _resolve(rest: str) -> ModuleType | None:
         return None
     modules = [importlib.import_module(place) for place in places]
     module = modules[0] if len(modules) == 1 else _gathered(f"{THEIRS}.{rest}", modules)
-    _lend(rest, module)
+    if not any(borrower is module and place == rest for borrower, place, _ in _lent):
+        _load_shadowed(rest, module)
+        _lend(rest, module)
     return module
 
 
@@ -92,9 +93,11 @@ def _load_shadowed(rest: str, package: ModuleType) -> None:
 
 
 def _lend(place: str, module: ModuleType) -> None:
-    """Let ``module`` also give the names that Dassl's module ``dassl.<place>`` imports; each is looked up on use."""
-    names, own = imports_of(place), module.__dict__
-    if not names or any(lent is module and of == place for lent, of, _ in _lent):
+    """Let ``module`` also give the names that Dassl's module ``dassl.<place>`` imports, and its submodules; each is
+    looked up on use."""
+    lent, own = imports_of(place), module.__dict__
+    names = {**submodules_of(place), **lent}
+    if not names:
         return
     before: Callable[[str], Any] | None = own.get("__getattr__")
 
@@ -111,7 +114,7 @@ def _lend(place: str, module: ModuleType) -> None:
 
     _lent.append((module, place, {name: own.get(name) for name in ("__getattr__", "__all__")}))
     public = own.get("__all__") or [name for name in own if not name.startswith("_")]
-    own["__getattr__"], own["__all__"] = find, sorted({*public, *names})  # the latter is for `from dassl.x import *`
+    own["__getattr__"], own["__all__"] = find, sorted({*public, *lent})  # the latter is for `from dassl.x import *`
 
 
 def _take_back() -> None:

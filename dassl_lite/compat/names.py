@@ -202,6 +202,12 @@ def imports_of(place: str) -> dict[str, str]:
     return {name: source or SOURCES[name] for name, _, source in words}
 
 
+def submodules_of(place: str) -> dict[str, str]:
+    """The submodules of ``dassl.<place>`` that ours has elsewhere, for ``from dassl.engine import trainer``."""
+    parents = ((name.rpartition("."), name) for name in PLACES)
+    return {child: f"dassl.{name}" for (parent, _, child), name in parents if parent == place}
+
+
 def resolve(source: str) -> Any:
     """What "module" or "module:attribute" names."""
     module, _, attribute = source.partition(":")

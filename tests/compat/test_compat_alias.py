@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -139,6 +140,27 @@ def test_a_module_also_gives_what_dassls_only_imports(module: str) -> None:
     scope: dict[str, object] = {}
     exec(f"from {module} import {', '.join(names)}", scope)
     assert set(names) <= scope.keys()
+
+
+SUBMODULES = {
+    "dassl.data": "data_manager samplers transforms datasets",
+    "dassl.data.datasets": "base_dataset build",
+    "dassl.data.transforms": "autoaugment randaugment transforms",
+    "dassl.engine": "build trainer",
+    "dassl.evaluation": "build evaluator",
+    "dassl.modeling": "ops head backbone network",
+    "dassl.modeling.backbone": "build backbone resnet",
+    "dassl.modeling.ops": "utils mmd dsbn attention conv optimal_transport reverse_grad transnorm",
+    "dassl.utils": "tools logger meters registry torchtools",
+}
+
+
+@pytest.mark.parametrize("package", sorted(SUBMODULES))
+def test_a_package_gives_its_submodules(package: str) -> None:
+    scope: dict[str, object] = {}
+    names = SUBMODULES[package].split()
+    exec(f"from {package} import {', '.join(names)}", scope)
+    assert all(isinstance(scope[name], ModuleType) for name in names)
 
 
 def test_every_name_of_the_namespaces_table_is_found() -> None:
