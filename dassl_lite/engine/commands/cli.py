@@ -29,23 +29,18 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     exit with 130. ``--debug`` shows the traceback. If nobody reads standard output (``| head -1``), the work is done in
     silence, and the exit code is 141.
     """
-    with lenient_streams() as out:
-        code = _run(main, argv)
-        out.flush()
-        return EXIT_BROKEN_PIPE if out.lost and not code else code
-
-
-def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
-    with contextlib.ExitStack() as stack:
+    with lenient_streams() as out, contextlib.ExitStack() as stack:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a name that the terminal cannot encode
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         stack.enter_context(_signals_interrupt())
         if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
             stack.enter_context(contextlib.redirect_stdout(Logger()))
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            sys.stdout.flush()
+            return code or (EXIT_BROKEN_PIPE if out.lost else 0)
         except UserError as error:
             if debug:
                 raise

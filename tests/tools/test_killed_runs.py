@@ -1,0 +1,57 @@
+"""Runs killed at random instants end as if they had not been; `python tests/kill_runs.py` kills more of them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))  # as `python tests/kill_runs.py` does
+
+from kill_runs import KINDS, comparable, difference, turns  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["train-cold", "train-images", "extract", "sweep"])
+def test_a_run_killed_at_a_random_instant_ends_like_one_never_stopped(kind: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(TESTS / "kill_runs.py"), "--count", "1", "--kinds", kind, "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.stdout.splitlines()[-1] == "1/1 equal those of runs that were never stopped", done.stdout + done.stderr
+
+
+def test_every_difference_is_found() -> None:
+    def found() -> dict:
+        return {
+            "run/results.json": {"metrics": {"test": {"accuracy": 50.0, "ece": math.nan}}, "history": [{"epoch": 1}]},
+            "run/model.pth.tar-1": {"weight": torch.zeros(2)},
+            "features.npz": {"labels": np.arange(3)},
+        }
+
+    assert difference(found(), found()) == ""
+    changed = [found() for _ in range(5)]
+    changed[0]["run/results.json"]["metrics"]["test"]["accuracy"] = 50.000001
+    changed[1]["run/results.json"]["history"].append({"epoch": 2})
+    changed[2]["run/model.pth.tar-1"]["weight"][1] = 1e-7
+    changed[3]["features.npz"]["labels"][0] = 9
+    del changed[4]["run/model.pth.tar-1"]
+    assert all(difference(found(), other) for other in changed)
+
+
+def test_times_memory_environment_and_places_are_not_compared() -> None:
+    kept = {"metrics": {}, "seconds": {}, "peak_memory": {}, "finished": "", "environment": {}}
+    results = comparable({**kept, "config": {"SEED": 1, "OUTPUT_DIR": "a", "RESUME": ""}})
+    assert results == {"metrics": {}, "config": {"SEED": 1}}
+
+
+def test_kinds_take_turns_and_the_rare_ones_come_every_fourth_round() -> None:
+    chosen = list(turns(60, list(KINDS)))
+    assert len(chosen) == 60
+    assert chosen[:6] == list(KINDS)
+    assert chosen.count("sweep-jobs") == 3
+    assert min(chosen.count(name) for name in KINDS if name != "sweep-jobs") >= 11
