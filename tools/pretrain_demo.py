@@ -45,7 +45,15 @@ def make_parser() -> ToolParser:
     """The flags of pretrain_demo.py."""
     parser = tool_parser("pretrain_demo", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("demo.safetensors"), metavar="FILE", help="file to write")
+    add(
+        "--output",
+        "--out",
+        dest="out",
+        type=Path,
+        default=Path("demo.safetensors"),
+        metavar="FILE",
+        help="file to write",
+    )
     add("--threads", type=int, default=THREADS, metavar="N", help="CPU threads; the weights in the package used 1")
     add("--steps", type=int, default=Recipe.steps, metavar="N", help="training steps")
     add("--pictures", type=int, default=Recipe.pictures, metavar="N", help="number of pictures to draw, at least 200")
@@ -53,7 +61,7 @@ def make_parser() -> ToolParser:
     add("--choose-tilt", action="store_true", help="print validation accuracies by angle, and exit")
     add("--angles", type=float, nargs="+", default=ANGLES, metavar="DEGREES", help="angles for --choose-tilt")
     add("--weights", default="demo", metavar="NAME", help="weights for --choose-tilt")
-    parser.ignores("--choose-tilt", "--out", "--steps", "--pictures", "--seed")
+    parser.ignores("--choose-tilt", "--output", "--steps", "--pictures", "--seed")
     parser.needs("--choose-tilt", "--angles", "--weights")
     return parser
 

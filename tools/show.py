@@ -45,7 +45,7 @@ COLUMNS = 4  # classes side by side
 IGNORED = {
     **dict.fromkeys(("DATALOADER", "DATASET.FEATURES", "DATASET.TEMPLATE", "INPUT", "MODEL", "OPTIM", "RESUME"), ""),
     **dict.fromkeys(("TEST", "TRAIN", "TRAINER", "USE_CUDA"), ""),
-    "OUTPUT_DIR": "--out",
+    "OUTPUT_DIR": "--output",
 }
 
 
@@ -55,7 +55,14 @@ def make_parser() -> ToolParser:
     add = parser.add_argument
     add("dataset", nargs="?", default="", metavar="DATASET", help="registered name or dataset yaml")
     add("--split", choices=("train", "val", "test"), default="test", help="images to show")
-    add("--out", default="", metavar="FILE.png", help="file to write (default: DATASET-SPLIT.png)")
+    add(
+        "--output",
+        "--out",
+        dest="out",
+        default="",
+        metavar="FILE.png",
+        help="file to write (default: DATASET-SPLIT.png)",
+    )
     add("--classes", type=int, default=24, metavar="N", help="show at most N classes, evenly spread")
     add("--per-class", type=int, default=4, metavar="N", help="images of each class")
     add("--tile", type=int, default=96, metavar="PIXELS", help="side of an image on the sheet")

@@ -40,6 +40,27 @@ def is_wide(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
+def is_cut(image: Image.Image) -> bool:
+    """Whether PIL cuts an opened image with 16 bits per channel to the upper 8, as it does with colours."""
+    return any(";16" in str(tile[3:]) for tile in getattr(image, "tile", ())) and not is_wide(image)
+
+
+def tell_dark(image: Image.Image, path: str) -> None:
+    """Warn, once, of a colour image of 16 bits that the cut to the upper 8 has made all but black.
+
+    Args:
+        image: the image in RGB.
+        path: of its file.
+    """
+    highest = max(high for _, high in image.getextrema())  # type: ignore[misc]
+    if highest < 16 and not _TOLD[-1]:
+        _TOLD[-1] = 1
+        logger.warning(
+            f"Colour images of 16 bits are cut to their upper 8, which leaves '{path}' all but black: if it holds 8 or "
+            "12 bits in 16, save it with 8"
+        )
+
+
 def to_eight_bits(image: Image.Image, path: str) -> Image.Image:
     """A grey image of more than 8 bits as one of 8; how is logged once for each kind of range.
 
@@ -123,7 +144,7 @@ def _significant_bits(path: str) -> int:
 def _tell(path: str, found: Range) -> None:
     """Log a range unless one like it has been logged, in this process or one that shares its memory."""
     like = found if found.source == _VALUES else found.source
-    kind = zlib.crc32(repr(like).encode()) % len(_TOLD)
+    kind = zlib.crc32(repr(like).encode()) % (len(_TOLD) - 1)  # the last one is of `tell_dark`
     if _TOLD[kind]:
         return
     _TOLD[kind] = 1

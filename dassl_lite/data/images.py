@@ -140,7 +140,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         # Transparency is dropped on purpose.
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
         with open_image(path) as image:
-            return (grey.to_eight_bits(image, os.fspath(path)) if grey.is_wide(image) else image).convert("RGB")
+            name, is_cut = os.fspath(path), grey.is_cut(image)
+            found = (grey.to_eight_bits(image, name) if grey.is_wide(image) else image).convert("RGB")
+            if is_cut:
+                grey.tell_dark(found, name)
+            return found
 
 
 def count_images(number: int) -> str:

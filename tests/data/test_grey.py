@@ -121,3 +121,21 @@ def test_each_kind_of_range_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert len(told) == 2
     assert "12 bits in 16 0.png' from the range 0 to 4095" in told[0]
     assert "8 bits in 16 0.png' from the range 0 to 255" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [((20, 200, 255), True), ((4095, 0, 9), True), ((51400, 2570, 5140), False)]
+)
+def test_a_colour_image_of_16_bits_that_becomes_black_is_told(
+    tmp_path: Path, values: tuple[int, ...], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    pixel = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">HHH", *values)))
+    (tmp_path / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixel + chunk(b"IEND", b""))
+    grey._TOLD[len(grey._TOLD) - 1] = 0
+    read_image(tmp_path / "wide.png")
+    read_image(tmp_path / "wide.png")
+    assert caplog.text.count("all but black") == int(told)

@@ -107,6 +107,13 @@ def test_resume_with_a_folder_sets_its_key() -> None:
     assert config("train", *TOOLS["train"], "--resume").RESUME == ""
 
 
+def test_eval_only_takes_all_of_the_user_s_own_data_for_testing(places: dict[str, Path]) -> None:
+    data = ("--data", str(places["folder"]))
+    assert config("train", *TOOLS["train"], "--eval-only", *data).DATASET.TEST_ONLY
+    assert not config("train", *TOOLS["train"], *data).DATASET.TEST_ONLY
+    assert not config("train", *TOOLS["train"], "--eval-only").DATASET.TEST_ONLY
+
+
 def test_a_missing_path_is_of_the_kind_that_its_ending_says() -> None:
     assert own_data("no/x.csv")["DATASET.NAME"] == "CSV"
     assert own_data("no/x.npz") == {"DATASET.NAME": "Features", "DATASET.FILE": "no/x.npz"}

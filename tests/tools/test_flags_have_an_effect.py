@@ -46,7 +46,7 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("bench", "text-tower"): set(),
     ("bench", "extract"): set(),
     ("pretrain_demo", ""): {"--angles", "--weights"},
-    ("pretrain_demo", "--choose-tilt"): {"--out", "--steps", "--pictures", "--seed"},
+    ("pretrain_demo", "--choose-tilt"): {"--output", "--steps", "--pictures", "--seed"},
 }
 
 
@@ -160,7 +160,8 @@ COMMANDS = {
     "show Digits --data photos": "name one dataset",
     "show Digits --dataset-config-file gadgets": "name one dataset",
     "show --data photos --root x": "--root has no effect with --data",
-    "show Digits OUTPUT_DIR x": "use --out",
+    "show Digits OUTPUT_DIR x": "use --output",
+    "bench train --data photos --dataset gadgets": "leave them out",
     "prepare --check photos --root x": "--root has no effect on your own data",
     "prepare --check EuroSAT --keep-archives": "--keep-archives has no effect with --check",
     "pretrain_demo --angles 3": "--angles has no effect without --choose-tilt",
@@ -239,3 +240,23 @@ def test_data_may_be_given_several_times_where_it_takes_several(tool: str) -> No
 
 def test_plug_ins_may_be_given_several_times() -> None:
     assert arguments_of("eval", "--plugin", "a", "--plugin", "b").plugin == ["a", "b"]
+
+
+# Flag -> tools that take it: one idea has one flag.
+SHARED = {
+    "--data": {"train", "eval", "extract", "sweep", "show", "prepare", "bench"},
+    "--dataset-config-file": {"train", "eval", "extract", "sweep", "show", "bench"},
+    "--output": {"eval", "extract", "show", "pretrain_demo"},
+}
+
+
+@pytest.mark.parametrize("flag", SHARED)
+def test_one_idea_has_one_flag_in_all_tools(flag: str) -> None:
+    taking = set()
+    for tool in cli.tools():
+        parser = parser_of(tool)
+        flags = {
+            name for action in flags_of(parser, ["train" if tool == "bench" else ""]) for name in action.option_strings
+        }
+        taking |= {tool} if flag in flags else set()
+    assert taking == SHARED[flag]

@@ -25,7 +25,14 @@ from yacs.config import CfgNode
 
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run as engine
-from dassl_lite.engine.commands.arguments import ToolParser, add_root_flag, check_at_least
+from dassl_lite.engine.commands.arguments import (
+    ToolParser,
+    add_data_flag,
+    add_root_flag,
+    check_at_least,
+    nested,
+    own_data,
+)
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.plugins import load_plugins
@@ -52,12 +59,14 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     group = parser.add_argument_group("part 1")
     add = group.add_argument
     add(
+        "--dataset-config-file",
         "--dataset",
         dest="dataset_config_file",
         default="demo",
         metavar="FILE",
         help="dataset yaml, as a path or a name",
     )
+    add_data_flag(group)
     add_root_flag(group)
     add("--backbone", default="demo", metavar="NAME", help="backbone; a real one takes hours on a CPU")
     add("--seeds", type=int, nargs="*", default=[1, 2, 3], metavar="N", help="seeds; none skips part 1")
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS = {
-    "seeds": ("dataset_config_file", "root", "backbone"),
+    "seeds": ("dataset_config_file", "data", "root", "backbone"),
     "real_backbone": ("classes", "bare_inputs"),
 }
 
@@ -106,6 +115,8 @@ def check_parts(args: argparse.Namespace) -> None:
 
 def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
     """Runs of both ways, alternating, for every seed; ``speedup`` is the ratio of their total seconds."""
+    if args.data and {"dataset_config_file", "root"} & args.given.keys():
+        raise UserError("--data takes the place of --dataset-config-file and --root; leave them out")
     runs, dataset = [], args.dataset_config_file
     for seed in args.seeds:
         for way, views in ((ANEW, 0), (CACHED, args.views)):
@@ -117,8 +128,9 @@ def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
     speedup = table[0][1] / table[1][1]
     sizes = results["split_sizes"]
     print(
-        f"{args.trainer}, {dataset}, {args.backbone}: {sizes['train']} training and {sizes['test']} test images, "
-        f"{args.epochs} epochs, {args.views} views, {torch.get_num_threads()} threads"
+        f"{args.trainer}, {args.data or dataset}, {args.backbone}: "
+        f"{sizes['train']} training and {sizes['test']} test images, {args.epochs} epochs, {args.views} views, "
+        f"{torch.get_num_threads()} threads"
     )
     headers = ["way", "seconds per run", "accuracy %", "std", *(f"seed {seed}" for seed in args.seeds)]
     print(tabulate(table, headers=headers, floatfmt=".4g"))
@@ -145,6 +157,8 @@ def _config(args: argparse.Namespace, folder: Path, views: int, seed: int, backb
     }
     if args.root:
         flags["DATASET"]["ROOT"] = args.root
+    if args.data:
+        flags, dataset = nested(own_data(args.data), flags), ""
     method = default_recipe(args.trainer)
     return make_config(trainer=args.trainer, dataset_file=dataset, method_file=method, flags=flags)
 
@@ -169,7 +183,7 @@ def _measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
         for part, count in (("train", args.shots), ("test", 1)):
             for label in range(args.classes):
                 draw_photos(folder / "photos" / part / f"thing {label}", count, seed=label)
-        args = argparse.Namespace(**{**vars(args), "root": str(folder / "photos")})
+        args = argparse.Namespace(**{**vars(args), "root": str(folder / "photos"), "data": ""})
         with mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(folder / "cache")):  # no text features cached yet
             cfg = _config(args, folder, args.views, 1, args.real_backbone, "image_folder")
             clip = load_clip(args.real_backbone, "fp32", _device(cfg))
