@@ -168,6 +168,7 @@ def test_missing_images_are_counted_and_named(tmp_path: Path, caplog: pytest.Log
     message = str(raised.value)
     assert "missing 4 of 12 images" in message
     assert message.count(".png'") == 3
+    assert ".png', .... " in message
     assert "or delete" in message
     with caplog.at_level(logging.WARNING):
         assert len(Toy(config(tmp_path, ON_ERROR="skip")).train_x) == 12  # the draw stays what it is

@@ -58,6 +58,14 @@ def test_a_small_class_repeats_images() -> None:
         assert sorted(Counter(items[i].label for i in batch).values()) == [2, 2]
 
 
+def test_a_class_with_just_enough_images_repeats_none() -> None:
+    items = [*ITEMS[:8], Datum("x", label=9), Datum("y", label=9)]
+    for seed in range(5):
+        set_random_seed(seed)
+        drawn = list(build_sampler("RandomClassSampler", None, items, batch_size=4, n_ins=2))
+        assert sorted(index for index in drawn if index >= 8) in ([], [8, 9])
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

@@ -135,6 +135,23 @@ def test_files_without_permission_are_unreadable(
     assert report.problems[0].startswith("no permission: 4 (")
 
 
+def test_folders_that_may_not_be_listed_are_unreadable_and_the_next_is_still_looked_at(
+    pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refusing(folder: Any) -> Any:
+        if str(folder).endswith("images/cat"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    next((pets / "images" / "dog").glob("train-*")).unlink()
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = look()
+    assert counts(report)["train"] == (12, 7, 1, 4)
+    assert any(problem.startswith("no permission: ") for problem in report.problems)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_closed_folder_is_unreadable(pets: Path, look: Callable[..., Report]) -> None:
     (pets / "images/cat").chmod(0)

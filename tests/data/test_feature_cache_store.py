@@ -12,7 +12,7 @@ import torch
 from feature_toys import WIDTH, CountingEncoder, draw_images, expected, noisy, plain, store
 from PIL import Image
 
-from dassl_lite.data.feature_cache import describe_stores
+from dassl_lite.data.feature_cache import describe_stores, rows
 from dassl_lite.data.feature_cache.shards import Layout
 
 
@@ -188,3 +188,13 @@ def test_a_listing_describes_each_store(tmp_path: Path) -> None:
     assert summary.bytes >= 3 * 2 * WIDTH * 4
     assert summary.made_with["transform"] == "plain"
     assert describe_stores(tmp_path / "nothing") == []
+
+
+def test_rows_are_committed_every_few_seconds_by_the_clock(tmp_path, monkeypatch):
+    clock, commits = [100.0], []
+    monkeypatch.setattr(rows.time, "monotonic", lambda: clock[0])
+    kept = rows.Rows(None, commit_seconds=10.0)
+    monkeypatch.setattr(kept, "_commit", lambda: commits.append(clock[0]) or setattr(kept, "_committed", clock[0]))
+    for clock[0] in (100.0, 105.0, 109.0, 110.0, 119.0, 121.0):
+        kept.add([f"image at {clock[0]}"], torch.zeros(1, 1, WIDTH))
+    assert commits == [100.0, 110.0, 121.0]

@@ -66,3 +66,12 @@ def test_a_rule_of_ones_own_says_what_it_expects() -> None:
     assert Key("N", 2, even).rule is even
     with pytest.raises(UserError, match="N is 3; it must be an even number"):
         even("N", 3)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [({}, "a finite number"), ({"at_least": 1, "below": 5}, "at least 1 and below 5"), ({"at_most": 2}, "at most 2")],
+)
+def test_a_number_out_of_its_bounds_is_told_them(bounds: dict[str, float], wanted: str) -> None:
+    with pytest.raises(UserError, match=rf"X is inf; it must be {wanted}$"):
+        number(**bounds)("X", float("inf"))

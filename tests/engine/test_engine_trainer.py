@@ -15,9 +15,10 @@ import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.contract.loaders import manager_of
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import write_results
-from dassl_lite.utils import UserError, set_random_seed
+from dassl_lite.utils import UserError, set_random_seed, torchtools
 from dassl_lite.utils.safe_load import load_file
 
 
@@ -319,3 +320,29 @@ def test_time_spent_before_resuming_is_added_to_that_of_the_stopped_run(data: Pa
     resumed.seconds["features"] = 5.0  # as the zero-shot evaluation before training takes
     resumed.resume_model_if_exist(tmp_path)
     assert resumed.seconds["features"] == 12.0
+
+
+def test_a_disk_that_takes_no_more_is_told_and_another_error_is_not_taken_for_one(tmp_path, monkeypatch):
+    def failing(text: str):
+        monkeypatch.setattr(torchtools, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(RuntimeError(text)))
+
+    store = CheckpointStore(tmp_path)
+    failing("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/1")
+    with pytest.raises(UserError, match="the disk takes no more: .* earlier checkpoints are intact"):
+        store.save("model", {"epoch": 1})
+    failing("a shape is wrong")
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        store.save("model", {"epoch": 1})
+
+
+def test_a_replaceable_checkpoint_that_is_gone_already_is_no_error(tmp_path):
+    (tmp_path / "model").mkdir()
+    store = CheckpointStore(tmp_path)
+    store.mark_rolling(["model"], 1)
+    store.mark_rolling(["model"], 2)
+    assert [path.read_text() for path in (tmp_path / "model").iterdir()] == ["2"]
+
+
+def test_loaders_without_a_dataset_have_no_classes():
+    manager = manager_of(dict.fromkeys(("train_x", "train_u", "val", "test")), 0)
+    assert (manager.num_classes, manager.lab2cname) == (0, {})

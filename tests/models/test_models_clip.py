@@ -273,3 +273,17 @@ def test_open_clip_leaves_the_root_logger_as_it_was(small_vit: None) -> None:
     handlers = list(logging.getLogger().handlers)
     load_clip("random:ViT-B-32")
     assert logging.getLogger().handlers == handlers
+
+
+def test_the_image_size_follows_from_patches_and_positions() -> None:
+    state = {
+        "visual.conv1.weight": torch.zeros(96, 3, 4, 4),
+        "visual.positional_embedding": torch.zeros(7 * 7 + 1, 96),
+        "visual.transformer.resblocks.0.ln_1.weight": torch.zeros(96),
+    }
+    found = openai_format._vision_transformer(state)
+    assert found == {"layers": 1, "width": 96, "patch_size": 4, "image_size": 28}
+
+
+def test_a_tag_may_be_written_with_dashes_or_capitals() -> None:
+    assert names.parse("ViT-B-16:LAION2B-s34b-b88k").tag == "laion2b_s34b_b88k"

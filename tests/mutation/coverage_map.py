@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,15 @@ class CoverageMap:
                 for line, tests in lines.items():
                     self.lines[path][int(line)].update(passed.keys() & set(tests))
 
-    def tests_of(self, path: str, first: int, last: int, fallback: tuple[int, int] | None) -> Iterator[str]:
+    def tests_of(self, path: str, first: int, last: int, *, or_whole_file: bool = False) -> list[str]:
         """Tests that execute one of the lines, those that are over soonest first, file by file.
 
         Args:
-            fallback: lines of the surrounding function, for what is executed at import only (a default, a constant);
-                None: at a module's top level any line of it counts.
+            or_whole_file: any line of the file counts, as it does if no test executes these.
         """
         known = self.lines.get(path, {})
         found = {test for line in range(first, last + 1) for test in known.get(line, ())}
-        if not found and fallback:
-            found = {test for line in range(fallback[0], fallback[1] + 1) for test in known.get(line, ())}
-        if not found:
+        if or_whole_file or not found:
             found = {test for tests in known.values() for test in tests}
         files: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found, key=lambda test: self.seconds[test]):

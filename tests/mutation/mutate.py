@@ -67,7 +67,8 @@ class Run:
         self.sandbox, self.mutation, self.started = sandbox, mutation, time.monotonic()
         self.patience = args.patience
         self.seconds = tests.seconds
-        chosen = list(tests.tests_of(mutation.path, mutation.line, mutation.last_line, _function_around(mutation)))
+        lines, at_import = _lines_that_run_it(mutation)
+        chosen = tests.tests_of(mutation.path, *lines, or_whole_file=at_import)
         self.count, self.left_out = len(chosen), 0
         self.goes = list(self._divide(chosen, args.budget))
         self.job: Job | None = None
@@ -142,13 +143,22 @@ def _run_tests(sandbox: Sandbox, tests: list[str]) -> int:
     return int(pytest.main([*pytest_options(sandbox), "-x", "--no-header", *files], plugins=[Selection()]))
 
 
-def _function_around(mutation: Mutation) -> tuple[int, int] | None:
-    """First and last line of the innermost function that a mutation is in, its signature included."""
+def _lines_that_run_it(mutation: Mutation) -> tuple[tuple[int, int], bool]:
+    """Lines whose tests can notice a mutation, and whether it is executed when its module is imported.
+
+    Within a function's body they are the mutation's own. A default value counts with its function's body, and a
+    constant with all lines of the file: the tests that happen to import the module first tell nothing about its users.
+    """
     tree = ast.parse((REPOSITORY / mutation.path).read_bytes())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    around = [(node.lineno, node.end_lineno or node.lineno) for node in functions]
-    within = [lines for lines in around if lines[0] <= mutation.line <= lines[1]]
-    return max(within, default=None)
+    around = [node for node in functions if node.lineno <= mutation.line <= (node.end_lineno or node.lineno)]
+    if not around:
+        return (mutation.line, mutation.last_line), True
+    innermost = max(around, key=lambda node: node.lineno)
+    first = innermost.body[0].lineno
+    if mutation.line >= first:
+        return (mutation.line, mutation.last_line), False
+    return (first, innermost.end_lineno or first), False
 
 
 def run_all(mutations: list[Mutation], tests: CoverageMap, sandboxes: list[Sandbox], args: Any) -> Iterator[dict]:

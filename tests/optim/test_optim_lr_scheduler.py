@@ -212,3 +212,9 @@ def test_a_schedule_by_batch_is_the_schedule_by_epoch_stretched():
     by_batch = rates(optim, 12, 3)
     optim.merge_from_list(["MAX_EPOCH", 12, "WARMUP_EPOCH", 3])
     assert by_batch == rates(optim, 12, 1)
+
+
+@pytest.mark.parametrize("schedule", ["single_step", "multi_step"])
+def test_a_stepwise_schedule_multiplies_the_rate_by_gamma(schedule: str) -> None:
+    cfg = optim_cfg(NAME="sgd", LR=1.0, LR_SCHEDULER=schedule, STEPSIZE=(2,), GAMMA=0.25, WARMUP_EPOCH=-1, MAX_EPOCH=5)
+    assert run(*make(cfg), 5) == pytest.approx([1.0, 1.0, 0.25, 0.25, 0.0625 if schedule == "single_step" else 0.25])
