@@ -23,6 +23,8 @@ from dassl_lite.networks import BACKBONE_REGISTRY, HEAD_REGISTRY
 from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
 from dassl_lite.tools import train as tool
 
+compat.disable()  # importing it has enabled it, for the tests of other folders too
+
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 
