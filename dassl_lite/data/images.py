@@ -158,7 +158,7 @@ def kind_of(entry: os.DirEntry[str] | Path) -> str:
     if entry.name.startswith("."):
         return "hidden"
     if not entry.is_file():
-        return "no regular files"  # a dangling link, a pipe, a device
+        return "special file or broken link"  # a pipe, a socket, a device
     if extension in image_extensions() or (extension in HEIF_EXTENSIONS and reads_heif()):
         return ""
     return extension or "without extension"
