@@ -43,6 +43,7 @@ def printable(text: object, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
 
 
+_LINE_BREAK = re.compile(r"\s*\n\s*")
 _LONGEST = 8000  # characters of a message: two paths of the greatest length that Linux allows
 
 
@@ -54,12 +55,11 @@ class UserError(ValueError):
     """A mistake by the user; the command line prints its message in one line and exits with code 2.
 
     Args:
-        message: made printable here, and cut if a file's content makes it very long; line breaks, as in other
-            libraries' errors, stay until it is shown.
+        message: made printable and one line here, and cut if a file's content makes it very long.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_cut(printable(_cut(str(message)), keep="\n\t")))
+        super().__init__(_cut(printable(_LINE_BREAK.sub(" ", _cut(str(message))))))
 
 
 class MissingDatasetError(UserError):

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ _ROWS = 65536  # checked for NaN at a time
 _GROWTH, _ALLOWANCE = 64, 256 << 20  # bytes that a file may unpack to: per byte of it, and in any case
 _KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _ENCRYPTED = 0x1
-_BROKEN = (OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
+_BROKEN = (tokenize.TokenError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
 
 
 @contextmanager
@@ -47,7 +48,9 @@ def open_arrays(path: PathLike) -> Iterator[Arrays]:
         except UserError:
             raise
         except _BROKEN as error:
-            raise UserError(f"feature file {path} is not an .npz of arrays, or it is damaged ({error})") from None
+            raise UserError(
+                f"feature file {path} is not an .npz of arrays, or it is damaged ({_reason(error)})"
+            ) from None
         limit = _GROWTH * file.seek(0, os.SEEK_END) + _ALLOWANCE
         if (total := sum(info.file_size for info in members.values())) > limit:
             raise UserError(f"feature file {path} would unpack to {total:,} bytes; at most {limit:,} are read")
@@ -94,7 +97,7 @@ class Arrays:
         except UserError:
             raise
         except _BROKEN as error:
-            self.refuse(name, f"is damaged ({error or type(error).__name__})")
+            self.refuse(name, f"is damaged ({_reason(error)})")
 
     def _check_header(self, name: str, member: IO[bytes], size: int) -> None:
         """Refuse an array whose header promises more or less than its ``size`` bytes, before memory is taken."""
@@ -120,7 +123,7 @@ class Arrays:
             self.refuse(name, f"must be a list of texts, not {_kind(array)}")
         try:
             return tuple(check_name(text) for text in array.tolist())
-        except ValueError as error:  # code points that are no characters
+        except (ValueError, SystemError) as error:  # code points that are no characters
             self.refuse(name, f"holds what is no text ({error})")
 
     def text(self, name: str) -> str:
@@ -132,7 +135,7 @@ class Arrays:
             self.refuse(name, f"must be a single text, not {_kind(array)}")
         try:
             return check_name(str(array))
-        except ValueError as error:
+        except (ValueError, SystemError) as error:
             self.refuse(name, f"holds what is no text ({error})")
 
     def positive(self, name: str, default: float) -> float:
@@ -177,6 +180,10 @@ class Arrays:
             wrong = labels.min() if labels.min() < 0 else labels.max()
             self.refuse(name, f"contains the label {wrong}, but the {classes} classnames allow 0 to {classes - 1}")
         return labels
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _kind(array: Array) -> str:
