@@ -68,8 +68,10 @@ def make_parser() -> ToolParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    check_at_least(args, 1, ["steps", "threads"])
-    check_at_least(args, 200, ["pictures"])
+    check_at_least(args, 1, ["threads"], at_most=1024)
+    check_at_least(args, 1, ["steps"], at_most=10_000_000)
+    check_at_least(args, 200, ["pictures"], at_most=10_000_000)
+    check_at_least(args, 0, ["seed"], at_most=2**32 - 1)
     setup_logger()
     torch.set_num_threads(args.threads)
     if args.choose_tilt:

@@ -40,6 +40,7 @@ from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import say
 
 NAME_HEIGHT, GAP, MARGIN = 16, 2, 8  # pixels
+MOST_PIXELS = 200_000_000  # of a sheet, 600 MB
 COLUMNS = 4  # classes side by side
 # Config keys without effect -> what to use in their place.
 IGNORED = {
@@ -139,7 +140,12 @@ def contact_sheet(groups: dict[str, list[Datum]], tile: int = 96) -> Image.Image
     width, height = most * (tile + GAP) + MARGIN, NAME_HEIGHT + tile + MARGIN
     columns = min(COLUMNS, len(groups))
     rows = -(-len(groups) // columns)
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    size = (columns * width + MARGIN, rows * height + MARGIN)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UserError(
+            f"a sheet of {size[0]:,} x {size[1]:,} pixels is too large; lower --tile, --classes or --per-class"
+        )
+    sheet = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for position, (name, items) in enumerate(groups.items()):
         left, top = MARGIN + position % columns * width, MARGIN // 2 + position // columns * height

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.jobs is None:
         args.jobs = default_jobs()
-    check_at_least(args, 1, ["jobs"])
+    check_at_least(args, 1, ["jobs"], at_most=1024)
     refuse_keys(args.options, IGNORED, "in a sweep")
     setup_logger()
     load_plugins(args.plugin)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dassl_lite.config.defaults import CN, get_cfg_default
 from dassl_lite.utils.errors import UserError, shown, unknown
+from dassl_lite.utils.files import can_be_path
 from dassl_lite.utils.registry import Registry
 
 Rule = Callable[[str, Any], None]  # (key, value): raises a UserError for a value that is not allowed
@@ -92,11 +93,15 @@ def each(rule: Rule, *, lengths: Sequence[int] = (), of: str = "") -> Rule:
 
 
 def text(name: str, value: Any) -> None:
-    """Rule of names and paths: text without NUL, of at most 4,096 characters."""
+    """Rule of names and paths: text that the system takes, of at most 4,096 characters."""
     if not isinstance(value, str):
         raise UserError(f"{name} is {shown(value)}; it must be text")
-    if "\0" in value or len(value) > LONGEST_TEXT:
-        what = "contains a NUL character" if "\0" in value else f"has {len(value):,} characters"
+    if not can_be_path(value) or len(value) > LONGEST_TEXT:
+        what = (
+            f"has {len(value):,} characters"
+            if can_be_path(value)
+            else "has a NUL character or half of a surrogate pair"
+        )
         raise UserError(
             f"{name} is {shown(value)}, which {what}; it must be text of at most {LONGEST_TEXT:,} characters"
         )

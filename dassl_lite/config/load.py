@@ -23,6 +23,7 @@ import yaml
 from dassl_lite.config.check import leaves
 from dassl_lite.config.defaults import _C, CN
 from dassl_lite.utils.errors import UserError, nearest, shown
+from dassl_lite.utils.files import can_be_path
 
 BASE_KEY = "_BASE_"
 FOR_KEY = "_FOR_"
@@ -166,7 +167,11 @@ def to_dict(cfg: CN) -> dict[str, Any]:
 
 def _with_bases(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The files that ``path`` inherits from, then ``path``, with their content; ``chain``: the files that led to it."""
-    path = path if "\0" in str(path) else Path(os.path.realpath(path))
+    if not can_be_path(str(path)):
+        raise UserError(
+            f"config file {shown(str(path))} cannot exist: it has a NUL character or half of a surrogate pair"
+        )
+    path = Path(os.path.realpath(path))
     if len(chain) > MOST_BASES:
         raise UserError(f"{chain[0]} inherits from more than {MOST_BASES} files")
     if path in chain:
@@ -263,8 +268,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> str:
-    if "\0" in str(path):
-        raise UserError(f"config file {shown(str(path))} cannot exist: its name has a NUL character")
     if path.exists() and not path.is_file():
         raise UserError(f"config file {path} is not a file")
     with path.open("rb") as file:

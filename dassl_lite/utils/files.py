@@ -20,6 +20,14 @@ from dassl_lite.utils.errors import printable
 PathLike = str | os.PathLike[str]
 
 
+def can_be_path(text: str) -> bool:
+    """Whether the system takes this text as a path: it has no NUL, and can be encoded."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
 def mkdir_if_missing(dirname: PathLike) -> None:
     """Make a folder and its parents, unless they exist."""
     Path(dirname).mkdir(parents=True, exist_ok=True)

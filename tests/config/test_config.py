@@ -183,7 +183,14 @@ MERGES = "A0: &a0 {k: 1}\n" + "".join(f"A{i}: &a{i}\n  <<: [{', '.join([f'*a{i -
         *(f"OPTIM: {{MAX_EPOCH: {DIGITS}}}", f"OPTIM: {{LR: {DIGITS}}}", f"OPTIM: {{MAX_EPOCH: {DIGITS * 20}}}"),
         *(f"OPTIM: {{MAX_EPOCH: 0x{'F' * 5000}}}", "OPTIM: {LR: .inf}", "OPTIM: {LR: .nan}", "OPTIM: {LR: 1e39}"),
         *("_BASE_: null", "_BASE_: 3", "_BASE_: 2001-01-01", "_BASE_: [[]]", "_BASE_: {a: b}", "_BASE_: ''"),
-        *(f"_BASE_: {'b' * 300}", '_BASE_: "a\\0b"', "_BASE_: .", "_BASE_: /dev/zero"),
+        *(
+            f"_BASE_: {'b' * 300}",
+            '_BASE_: "a\\0b"',
+            "_BASE_: .",
+            '_BASE_: "\\ud800"',
+            'DATASET: {NAME: "\\ud800"}',
+            "_BASE_: /dev/zero",
+        ),
         *("OPTIM: &a {LR: *a}", "DATASET: &a\n  ROOT: *a", "&a [*a]", LAUGHS, MERGES, LONG),
         *(
             "OPTIM: null",

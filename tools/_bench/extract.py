@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure and print a table; returns its rows: what, inputs_per_second, seconds, of_bare."""
-    check_at_least(args, 1, ["images", "views", "batch_size", "rounds"])
+    check_at_least(args, 1, ["images", "views", "batch_size", "rounds"], at_most=1_000_000)
     if args.images > _MOST:
         raise UserError(f"--images must be at most {_MOST}, not {args.images}")
     with tempfile.TemporaryDirectory() as folder:

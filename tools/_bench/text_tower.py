@@ -23,7 +23,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from dassl_lite.engine.commands.arguments import ToolParser
+from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
 from dassl_lite.tools._bench import Row, seconds_of, write_rows
@@ -121,6 +121,8 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 
 def run(args: argparse.Namespace) -> list[Row] | None:
     """Measure and print a table; returns its rows."""
+    check_at_least(args, 1, ["classes", "context", "rounds", "plain_classes"], at_most=1_000_000)
+    check_at_least(args, 0, ["cocoop_batch"], at_most=1_000_000)
     if args.peak_of:
         prompts = make_prompts(args.classes[0], args.context[0], architecture=args.architecture)
         prompts.step(getattr(prompts, args.peak_of))

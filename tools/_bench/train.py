@@ -78,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print two tables; returns their contents."""
-    check_at_least(args, 1, ["shots", "epochs", "views", "classes", "bare_inputs"])
+    check_at_least(args, 1, ["shots", "epochs", "views", "classes", "bare_inputs"], at_most=1_000_000)
     check_parts(args)
     load_plugins()
     measured: dict[str, Any] = {"trainer": args.trainer, "epochs": args.epochs, "views": args.views}

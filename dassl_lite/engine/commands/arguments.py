@@ -19,12 +19,13 @@ from typing import Any, NoReturn, TypedDict
 from yacs.config import CfgNode
 
 import dassl_lite
+from dassl_lite.config.check import LARGEST_INTEGER
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import COMPAT
-from dassl_lite.utils.errors import UserError, nearest
+from dassl_lite.utils.errors import UserError, nearest, shown
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import is_ours
 
@@ -521,9 +522,15 @@ def nested(flat: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> di
     return tree
 
 
-def check_at_least(args: argparse.Namespace, least: int, names: Iterable[str]) -> None:
-    """Raise a UserError for the first of these arguments that is below ``least``."""
-    for name in names:
-        value = getattr(args, name)
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def check_at_least(args: argparse.Namespace, least: int, names: Iterable[str], at_most: int = LARGEST_INTEGER) -> None:
+    """Raise a UserError for the first of these arguments that is below ``least`` or above ``at_most``."""
+    found = [(name, value) for name in names for value in _several(getattr(args, name))]
+    for name, value in found:
         if value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {shown(value)}")
+        if value > at_most:
+            raise UserError(f"--{name.replace('_', '-')} must be at most {at_most:,}, not {shown(value)}")

@@ -20,6 +20,7 @@ from dassl_lite.utils.logger import Logger
 from dassl_lite.utils.streams import lenient_streams
 
 EXIT_USER_ERROR, EXIT_BROKEN_PIPE = 2, 141
+LONGEST_MESSAGE = 2000  # characters
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -82,6 +83,8 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str) -> int:
+    if len(message) > LONGEST_MESSAGE:  # it quotes what was given
+        message = f"{message[: LONGEST_MESSAGE - 300]} ... {message[-200:]}"
     sys.stderr.write(f"Error: {printable(message)}\n")
     return EXIT_USER_ERROR
 
