@@ -375,7 +375,7 @@ def flags(stage: Stage, rng: random.Random, folder: Path) -> list[str]:
     values = [at for at, word in enumerate(words) if at and words[at - 1].startswith("--")]
     for _ in range(rng.randint(1, 2)):
         if values and rng.random() < 0.6:
-            words[rng.choice(values)] = text(rng).replace("\ud800", "\udc80")
+            words[rng.choice(values)] = text(rng).replace("\ud800", "\udc80") or "x"  # nothing means the demo dataset
         else:
             flag = rng.choice(parser_of(tool))
             words[:0] = [flag, *([text(rng).replace("\ud800", "\udc80")] if rng.random() < 0.8 else [])]

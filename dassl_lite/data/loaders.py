@@ -88,9 +88,9 @@ class DatasetWrapper(Dataset[Item]):
             output["img"] = T.functional.to_tensor(img0)
         elif isinstance(self.transform, Sequence):
             for i, transform in enumerate(self.transform):
-                output["img" if i == 0 else f"img{i + 1}"] = self._transform_image(transform, img0)
+                output["img" if i == 0 else f"img{i + 1}"] = self._transform_image(transform, img0, item.impath)
         else:
-            output["img"] = self._transform_image(self.transform, img0)
+            output["img"] = self._transform_image(self.transform, img0, item.impath)
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
@@ -107,9 +107,12 @@ class DatasetWrapper(Dataset[Item]):
                 items.append(error)
         return items
 
-    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Tensor | list[Tensor]:
+    def _transform_image(self, tfm: Transform, img0: Image.Image, path: str = "") -> Tensor | list[Tensor]:
         """The transformed image, or a list of ``k_tfm`` versions of it."""
-        images = [tfm(img0) for _ in range(self.k_tfm)]
+        try:
+            images = [tfm(img0) for _ in range(self.k_tfm)]
+        except ValueError as error:  # such as an image that is smaller than a crop
+            raise UnreadableImageError(path, f"it cannot be transformed: {error}") from error
         return images[0] if len(images) == 1 else images
 
 

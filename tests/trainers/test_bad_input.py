@@ -87,6 +87,15 @@ def files(folder: Path) -> dict[Path, bytes]:
         (*LORA, "BLOCKS=(0, 2)", "block 2 is out of range: the text encoder has blocks 0 to 1; set TRAINER.CLIPLoRA"),
         (*LORA, "PARAMS=('q', 'w')", "unknown value in TRAINER.CLIPLoRA.PARAMS 'w'. Choices: k, o, q, v."),
         ("TipAdapter", "DATASET.", "NUM_SHOTS=0", "NUM_SHOTS is 0; it must be at least 1, or -1 for all images"),
+        ("TaskRes", "INPUT.", "SIZE=(16, 24)", "takes images of (32, 32) pixels, not (16, 24); leave INPUT.SIZE"),
+        ("TaskRes", "INPUT.", "NO_TRANSFORM=True", "INPUT.NO_TRANSFORM True leaves images as they are"),
+        ("TaskRes", "INPUT.", "TRANSFORMS=('random_crop',)", "cannot be transformed: Required crop size (32, 32)"),
+        (
+            "CLIPLoRA",
+            "DATALOADER.",
+            "K_TRANSFORMS=2",
+            "takes one version of an image; set DATALOADER.K_TRANSFORMS to 1",
+        ),
         ("TipAdapterF", "TRAINER.TipAdapter.", "AUGMENT_EPOCH=0", "AUGMENT_EPOCH is 0; it must be at least 1"),
     ],
 )

@@ -87,7 +87,10 @@ class ViewDataset(Dataset[Decoded]):
             return Decoded(number, [], str(error))
         if _changed(file):
             return Decoded(number, [], f"the image {file.path} changed while it was being read")
-        return Decoded(number, [self._view(image, file.name, view) for view in range(self.views)])
+        try:
+            return Decoded(number, [self._view(image, file.name, view) for view in range(self.views)])
+        except ValueError as error:  # such as an image that is smaller than a crop
+            return Decoded(number, [], f"the image {file.path} cannot be transformed: {error}")
 
     def _view(self, image: Image.Image, name: str, view: int) -> Tensor:
         seed = view_seed(self.seed, name, view)

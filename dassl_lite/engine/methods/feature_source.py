@@ -25,7 +25,7 @@ from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import fill_template
-from dassl_lite.utils.errors import unknown
+from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
@@ -143,6 +143,11 @@ class FeatureSource:
         """
         if isinstance(self.dataset, FeatureDataset):
             return self.dataset.fetch(items, augmented=is_random(transform))
+        if transform is None:
+            raise UserError(
+                "INPUT.NO_TRANSFORM True leaves images as they are, but features are of images of the backbone's size; "
+                "leave it out"
+            )
         start = time.perf_counter()
         spec = FeatureSpec(
             backbone=self.backbone,

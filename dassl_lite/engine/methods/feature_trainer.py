@@ -37,6 +37,7 @@ from dassl_lite.engine.methods.feature_source import (
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.metrics import compute_accuracy
+from dassl_lite.models.clip import preprocessing
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
@@ -239,7 +240,16 @@ class FeatureTrainer(TrainerX):
         They carry gradients if the image encoder is trained.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast():
-            return self.clip.encode_image(images.to(self.device))
+            try:
+                return self.clip.encode_image(images.to(self.device))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                size, wanted = tuple(images.shape[-2:]), preprocessing(self.cfg.MODEL.BACKBONE.NAME).size
+                if size == tuple(wanted):
+                    raise
+                raise UserError(
+                    f"backbone {self.clip.name} takes images of {wanted} pixels, not {size}; leave INPUT.SIZE and "
+                    "INPUT.NO_TRANSFORM as they are"
+                ) from error
 
     def autocast(self) -> Any:
         """The mixed-precision context of PREC amp; does nothing otherwise."""
@@ -322,6 +332,8 @@ class FeatureTrainer(TrainerX):
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """(image features (B, D) in float32, labels (B,)); a batch of images is encoded first."""
+        if isinstance(batch.get("img"), list):
+            raise UserError(f"{self.cfg.TRAINER.NAME} takes one version of an image; set DATALOADER.K_TRANSFORMS to 1")
         features = batch["feature"] if "feature" in batch else self.encode_image(batch["img"])
         return features.float(), batch["label"].to(self.device)
 
