@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number, one_of
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import fill_templates, text_features
 
@@ -67,8 +67,14 @@ class CLIP_Adapter(FeatureTrainer):  # noqa: N801 (the name under which the refe
     model_name = "clip_adapter"
     keys = (
         key("SIDE", "image", one_of("image", "text", "both"), "image | text | both: which features have an adapter"),
-        key("RATIO", 0.2, number(above=0, at_most=1), "share of the adapter's output in the image features"),
-        key("TEXT_RATIO", 0.2, number(above=0, at_most=1), "the same in the text features"),
+        key(
+            "RATIO",
+            0.2,
+            number(above=0, at_most=1),
+            "share of the adapter's output in the image features",
+            idle_if("SIDE", "text"),
+        ),
+        key("TEXT_RATIO", 0.2, number(above=0, at_most=1), "the same in the text features", idle_if("SIDE", "image")),
         key("REDUCTION", 4, number(at_least=1, at_most=100_000), "D over the width of the bottleneck"),
     )
 

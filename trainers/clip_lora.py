@@ -82,6 +82,7 @@ class CLIPLoRA(FeatureTrainer):
             "all",
             None,
             "all | bottom | mid | up | half-bottom | half-up | top1, top2 ... (last blocks)",
+            lambda run: "BLOCKS names the blocks" if run.method_cfg.BLOCKS else "",
         ),
         key(
             "BLOCKS",
@@ -100,6 +101,12 @@ class CLIPLoRA(FeatureTrainer):
         if shots < 1:  # all images: as many as a class has on average
             shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
         return self.method_cfg.STEPS_PER_SHOT * shots or super().steps_to_train()
+
+    def idle_keys(self) -> dict[str, str]:
+        steps = self.method_cfg.STEPS_PER_SHOT
+        keys = ("OPTIM.MAX_EPOCH", "OPTIM.EPOCHS_BY_SHOTS") if steps else ()
+        reason = f"TRAINER.{self.node_name()}.STEPS_PER_SHOT {steps} sets the length of the training"
+        return super().idle_keys() | dict.fromkeys(keys, reason)
 
     def build_head(self) -> nn.Module:
         node, clip = self.method_cfg, self.clip

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number, one_of
 from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import get_logger
@@ -42,6 +42,17 @@ def samples(data: FeatureSet) -> logistic.Samples:
     return logistic.Samples(data.features.double().cpu().numpy(), data.labels.cpu().numpy())
 
 
+_fits = idle_if("FIT", "gradient")  # why the keys of logistic regression have no effect
+
+
+def _searches(run: FeatureTrainer) -> str:
+    return _fits(run) or ("" if run.has_selection_set else "there is no validation set")
+
+
+def _bisects(run: FeatureTrainer) -> str:
+    return _searches(run) or idle_if("C_BY", "log_loss")(run)
+
+
 @TRAINER_REGISTRY.register()
 class LinearProbe(FeatureTrainer):
     """One fully connected layer on the image features, by gradient or by logistic regression."""
@@ -50,13 +61,20 @@ class LinearProbe(FeatureTrainer):
     model_name = "linear_probe"
     keys = (
         key("FIT", "gradient", one_of("gradient", "logistic_regression"), "gradient | logistic_regression"),
-        key("C_BY", "log_loss", one_of("log_loss", "accuracy"), "validation measure that chooses C; accuracy: as CoOp"),
-        key("C_STEPS", 8, number(at_least=1, at_most=64), "with accuracy: rounds of the binary search for C"),
+        key(
+            "C_BY",
+            "log_loss",
+            one_of("log_loss", "accuracy"),
+            "validation measure that chooses C; accuracy: as CoOp",
+            _searches,
+        ),
+        key("C_STEPS", 8, number(at_least=1, at_most=64), "with accuracy: rounds of the binary search for C", _bisects),
         key(
             "C",
             0.316,
             number(above=0, at_most=1e12),
             "inverse regularisation of logistic regression, if there is no val set",
+            lambda run: _fits(run) or ("C is chosen on the validation set" if run.has_selection_set else ""),
         ),
     )
 

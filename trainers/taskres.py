@@ -66,7 +66,7 @@ class TaskRes(FeatureTrainer):
         key("RESIDUAL_SCALE", 1.0, None, "alpha; the recipes use 0.5"),
         key("RESIDUAL_ON", "text", one_of("text", "image"), "text (a row per class) | image (one shared row)"),
         key("ENHANCED_BASE", "none", None, "checkpoint of a tuned text projection (see TaskResEnhance), or none"),
-        *(key(name, default, None, NO_EFFECT) for name, default in REFERENCE_KEYS.items()),
+        *(key(name, default, None, NO_EFFECT, lambda run: NO_EFFECT) for name, default in REFERENCE_KEYS.items()),
     )
     # The reference's flag of tools/train.py -> config key, help.
     cli_flags: ClassVar = {

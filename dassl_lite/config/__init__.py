@@ -12,6 +12,7 @@ from dassl_lite.config.load import (
     merge_mapping,
     merge_options,
     set_epochs,
+    sources_of,
     to_dict,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "merge_mapping",
     "merge_options",
     "set_epochs",
+    "sources_of",
     "to_dict",
 ]

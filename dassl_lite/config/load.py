@@ -27,6 +27,7 @@ from dassl_lite.utils.files import can_be_path
 
 BASE_KEY = "_BASE_"
 FOR_KEY = "_FOR_"
+_SOURCES = "__sources__"  # attribute of a config, beside yacs' own, which its copies have too
 MOST_BYTES = 2**18  # of a yaml file
 MOST_VALUES = 20_000  # of a yaml file, with its aliases expanded
 MOST_BASES = 64  # files that a yaml file inherits from
@@ -150,6 +151,11 @@ def merge_mapping(
     optim = values.get("OPTIM", {})
     if "MAX_EPOCH" in optim and "EPOCHS_BY_SHOTS" not in optim:
         cfg.OPTIM.EPOCHS_BY_SHOTS = ()
+
+
+def sources_of(cfg: CN) -> dict[str, str]:
+    """Which file, or "the command line", set a key last, by dotted key; keys at their defaults are not there."""
+    return dict(cfg.__dict__.get(_SOURCES, {}))
 
 
 def set_epochs(cfg: CN) -> None:
@@ -311,6 +317,8 @@ def _merge(
 ) -> None:
     for key, value in values.items():
         name = ".".join((*path, str(key)))
+        if not isinstance(value, Mapping):
+            root.__dict__.setdefault(_SOURCES, {})[name] = source
         if key not in node:
             if not new:
                 raise _unknown_key(root, node, path, name, source)

@@ -11,7 +11,7 @@
 
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer
 from dassl_lite.engine.contract.base import TrainerBase
-from dassl_lite.engine.contract.keys import Key, each, key, number, one_of, satisfying, some_of
+from dassl_lite.engine.contract.keys import Key, each, idle_if, key, number, one_of, satisfying, some_of
 from dassl_lite.engine.contract.simple_net import SimpleNet
 from dassl_lite.engine.contract.trainer import SimpleTrainer, TrainerX, TrainerXU
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
@@ -27,6 +27,7 @@ __all__ = [
     "TrainerXU",
     "build_trainer",
     "each",
+    "idle_if",
     "key",
     "number",
     "one_of",

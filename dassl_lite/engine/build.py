@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from dassl_lite.config import (
     merge_mapping,
     merge_options,
     set_epochs,
+    sources_of,
 )
 from dassl_lite.data import published_name
 from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plugins, run_as_it_is
@@ -37,6 +39,7 @@ logger = get_logger(__name__)
 TRAINER_REGISTRY = Registry("trainer")
 _UNNAMED = "unnamed"  # of a backbone that nothing named
 _config_of_now: CfgNode | None = None  # of the third party's trainer that is being built
+STORED = "the checkpoint's config"  # where the keys of a run that is evaluated come from
 CONFIGS = "dassl_lite.configs"
 # For networks other than CLIP: Dassl's defaults.
 IMAGENET_INPUT = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
@@ -104,7 +107,7 @@ def make_config(
         cfg = full_config()
         cfg.MODEL.BACKBONE.NAME = _UNNAMED
         if base:
-            merge_mapping(cfg, base, "the checkpoint's config", allow_new_keys=True, own_types=True)
+            merge_mapping(cfg, base, STORED, allow_new_keys=True, own_types=True)
         if dataset_file:
             merge_file(cfg, find_yaml(dataset_file, "datasets"), allow_new_keys=allow_new_keys)
         if method_file:
@@ -222,6 +225,19 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
         cfg.INPUT[key] = cfg.INPUT[key] or value
     cfg.freeze()
     return cfg
+
+
+def set_by_user(cfg: CfgNode) -> set[str]:
+    """The keys, dotted, that the command line or a yaml of the user's set last; recipes that come with methods do not
+    count."""
+    own = default_recipe(cfg.TRAINER.NAME)
+    root = os.path.realpath(configs_root())
+    found = set()
+    for key, source in sources_of(cfg).items():
+        shipped = source.startswith(root + os.sep) or (own is not None and source == os.path.realpath(own))
+        if not shipped and source != STORED:
+            found.add(key)
+    return found
 
 
 def find_yaml(name: str | Path, folder: str) -> Path:

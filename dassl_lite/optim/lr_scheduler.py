@@ -215,6 +215,24 @@ def _in_steps(cfg: CN, epoch_steps: int) -> CN:
     return cfg
 
 
+def idle_keys(optim_cfg: CN) -> dict[str, str]:
+    """Keys of OPTIM that `build_lr_scheduler` does not read with these values, each with the reason."""
+    name, idle = optim_cfg.LR_SCHEDULER, {}
+    if name == "cosine":
+        idle |= dict.fromkeys(("STEPSIZE", "GAMMA"), "LR_SCHEDULER is cosine")
+    elif name in ("single_step", "multi_step"):
+        idle["MIN_LR"] = f"LR_SCHEDULER is {name}"
+    if optim_cfg.WARMUP_EPOCH <= 0:
+        keys = ("WARMUP_TYPE", "WARMUP_CONS_LR", "WARMUP_MIN_LR", "WARMUP_RECOUNT")
+        idle |= dict.fromkeys(keys, "there is no warm-up: WARMUP_EPOCH is not set")
+    else:
+        other = "WARMUP_CONS_LR" if optim_cfg.WARMUP_TYPE == "linear" else "WARMUP_MIN_LR"
+        idle[other] = f"WARMUP_TYPE is {optim_cfg.WARMUP_TYPE}"
+    if optim_cfg.EPOCHS_BY_SHOTS:
+        idle["MAX_EPOCH"] = "EPOCHS_BY_SHOTS sets it"
+    return idle
+
+
 # Dassl's names.
 AVAI_SCHEDS = LR_SCHEDULER_REGISTRY.registered_names()
 _BaseWarmupScheduler = WarmupScheduler

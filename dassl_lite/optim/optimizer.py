@@ -69,6 +69,26 @@ def adamw(params: ParamsT, cfg: CN) -> Optimizer:
     return torch.optim.AdamW(params, **_rate_and_decay(cfg), **_adam(cfg))
 
 
+# Keys of OPTIM that only some of these optimisers read.
+_READ_BY = {
+    "MOMENTUM": ("sgd", "rmsprop"),
+    "SGD_DAMPNING": ("sgd",),
+    "SGD_NESTEROV": ("sgd",),
+    "RMSPROP_ALPHA": ("rmsprop",),
+    **dict.fromkeys(("ADAM_BETA1", "ADAM_BETA2", "ADAM_EPS"), ("adam", "amsgrad", "radam", "adamw")),
+}
+
+
+def idle_keys(optim_cfg: CN) -> dict[str, str]:
+    """Keys of OPTIM that `build_optimizer` does not read with these values, each with the reason."""
+    idle = {}
+    if optim_cfg.NAME in AVAI_OPTIMS:  # a plug-in's may read any
+        idle = {key: f"{optim_cfg.NAME} has none" for key, names in _READ_BY.items() if optim_cfg.NAME not in names}
+    if not optim_cfg.STAGED_LR:
+        idle |= dict.fromkeys(("NEW_LAYERS", "BASE_LR_MULT"), "STAGED_LR is False")
+    return idle
+
+
 AVAI_OPTIMS = OPTIMIZER_REGISTRY.registered_names()  # Dassl's name for the list
 
 

@@ -1,21 +1,34 @@
-"""Every INPUT.* and OPTIM.* key changes the transform, the optimiser or the schedule somewhere."""
+"""Every INPUT.* and OPTIM.* key changes the transform, the optimiser or the schedule somewhere; a user who sets a key
+that changes nothing in a run is told so."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from dassl_lite.config import CN, get_cfg_default, set_epochs
 from dassl_lite.config.check import leaves
 from dassl_lite.data import build_transform, describe
 from dassl_lite.data.transforms import AVAI_CHOICES
-from dassl_lite.optim import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY, build_lr_scheduler, build_optimizer
+from dassl_lite.data.transforms import build as transforms
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.optim import (
+    LR_SCHEDULER_REGISTRY,
+    OPTIMIZER_REGISTRY,
+    build_lr_scheduler,
+    build_optimizer,
+    lr_scheduler,
+    optimizer,
+)
+from dassl_lite.tools import train
 
 # A second valid value of each key whose kind does not suggest one.
 OTHER = {
@@ -97,18 +110,18 @@ def describe_training(cfg: CN) -> str:
     cfg.DATASET.NUM_SHOTS = 4
     set_epochs(cfg)
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    optimizer = build_optimizer(model, cfg.OPTIM)
+    optim = build_optimizer(model, cfg.OPTIM)
     groups = [
         {key: [tuple(p.shape) for p in value] if key == "params" else value for key, value in group.items()}
-        for group in optimizer.param_groups
+        for group in optim.param_groups
     ]
-    schedule = build_lr_scheduler(optimizer, cfg.OPTIM)
+    schedule = build_lr_scheduler(optim, cfg.OPTIM)
     rates = []
     for _ in range(12):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
+        rates.append([group["lr"] for group in optim.param_groups])
+        optim.step()
         schedule.step()
-    return f"{type(optimizer).__name__} {groups} {rates}"
+    return f"{type(optim).__name__} {groups} {rates}"
 
 
 @pytest.mark.slow_after(9)
@@ -125,3 +138,92 @@ def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptur
 
     effective = any(outcome(cfg) != outcome(changed(cfg, key)) for cfg in settings())
     assert effective != (key in WITHOUT_EFFECT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["INPUT", "OPTIM"])
+def test_a_key_that_is_said_to_have_no_effect_has_none(node: str) -> None:
+    torch.manual_seed(0)
+    build, settings = (describe_transform, inputs) if node == "INPUT" else (describe_training, optims)
+    said = 0
+    for cfg in settings():
+        in_optim = optimizer.idle_keys(cfg.OPTIM) | lr_scheduler.idle_keys(cfg.OPTIM)
+        for key in transforms.idle_keys(cfg) if node == "INPUT" else in_optim:
+            said += 1
+            assert build(cfg) == build(changed(cfg, f"{node}.{key}")), key
+    assert said > 50
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for part, name in itertools.product(("train", "val", "test"), ("crane", "yo-yo")):
+        (root / part / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (number, 9, 99)).save(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def told(images: Path, tmp_path: Path, golden_backbone: Any, capsys: pytest.CaptureFixture) -> Callable[..., list[str]]:
+    """``told("CoOp", "OPTIM.LR", "1")``: the lines of that run that speak of keys without effect."""
+
+    def run(method: str, *options: str) -> list[str]:
+        flags = ("--trainer", method, "--data", str(images), "--backbone", str(golden_backbone("vit0")), "--shots", "1")
+        flags = (*flags, "--output-dir", str(tmp_path / "run"))
+        cheap = ("DATALOADER.NUM_WORKERS", "0", "DATASET.FEATURES.VIEWS", "1", "VERBOSE", "False")
+        assert run_tool(train.main, [*flags, *options, *cheap]) == 0
+        said = capsys.readouterr()
+        return [line for line in (said.out + said.err).splitlines() if "no effect in this run" in line]
+
+    return run
+
+
+ONE = "OPTIM.MAX_EPOCH 1 "
+
+
+@pytest.mark.slow_after(3)
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("ZeroshotCLIP", "OPTIM.LR 0.5 OPTIM.NAME sgd", "OPTIM.LR, OPTIM.NAME (ZeroshotCLIP trains without epochs)"),
+        (
+            "CLIPLoRA",
+            "TRAINER.CLIPLoRA.STEPS_PER_SHOT 1 OPTIM.MAX_EPOCH 7",
+            "OPTIM.MAX_EPOCH (TRAINER.CLIPLoRA.STEPS_PER_SHOT 1 sets the length of the training)",
+        ),
+        ("CLIP_Adapter", f"{ONE} TRAINER.CLIP_Adapter.TEXT_RATIO 0.5", "CLIP_Adapter.TEXT_RATIO (SIDE is image)"),
+        ("TaskRes", f"{ONE} TRAINER.TaskRes.N_CTX 4", "TRAINER.TaskRes.N_CTX (no effect, in the reference neither)"),
+        ("TaskRes", f"{ONE} OPTIM.RMSPROP_ALPHA 0.5", "OPTIM.RMSPROP_ALPHA (adam has none)"),
+        ("TaskRes", f"{ONE} INPUT.CUTOUT_N 3", "INPUT.CUTOUT_N (cutout is not among INPUT.TRANSFORMS)"),
+        ("TaskRes", f"{ONE} MODEL.HEAD.NAME mlp", "MODEL.HEAD.NAME (TaskRes adapts a CLIP"),
+        ("TipAdapter", "TRAINER.TipAdapter.ALPHA 2.0", "TipAdapter.ALPHA (it is selected on the validation set"),
+        (
+            "TipAdapter",
+            "TRAINER.TipAdapter.SEARCH False TRAINER.TipAdapter.BETA_STEPS 3",
+            "BETA_STEPS (SEARCH is",
+        ),
+        ("LinearProbe", f"{ONE} TRAINER.LinearProbe.C 2.0", "TRAINER.LinearProbe.C (FIT is gradient)"),
+        ("CoOp", f"{ONE} TRAINER.COOP.CTX_INIT a_photo TRAINER.COOP.N_CTX 3", "COOP.N_CTX (CTX_INIT gives the number"),
+    ],
+)
+def test_a_key_of_the_users_without_effect_is_told_once(
+    told: Callable[..., list[str]], method: str, options: str, expected: str
+) -> None:
+    lines = told(method, *options.split())
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_a_yaml_of_the_users_counts_as_the_command_line_does(told: Callable[..., list[str]], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("OPTIM: {LR: 0.5}\n")
+    assert "OPTIM.LR (ZeroshotCLIP trains" in told("ZeroshotCLIP", "--config-file", str(mine))[0]
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize("method", ["ZeroshotCLIP", "TipAdapter", "CLIPLoRA", "TaskRes", "LinearProbe", "CoOp"])
+def test_what_a_shipped_recipe_sets_is_not_told(told: Callable[..., list[str]], method: str) -> None:
+    options = () if method in ("ZeroshotCLIP", "TipAdapter") else ("OPTIM.MAX_EPOCH", "1")
+    options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1") if method == "CLIPLoRA" else options
+    assert told(method, *options) == []

@@ -200,6 +200,34 @@ ON_TENSORS = ("cutout", "normalize", "gaussian_noise", "instance_norm")
 AVAI_CHOICES = TRANSFORMS.registered_names()  # Dassl's name for the list
 
 
+# Keys of INPUT that only some of these transforms read.
+_READ_BY = {
+    "CROP_PADDING": ("random_crop",),
+    "RRCROP_SCALE": ("random_resized_crop",),
+    "CUTOUT_N": ("cutout",),
+    "CUTOUT_LEN": ("cutout",),
+    "GN_MEAN": ("gaussian_noise",),
+    "GN_STD": ("gaussian_noise",),
+    "RANDAUGMENT_N": ("randaugment", "randaugment_fixmatch", "randaugment2"),
+    "RANDAUGMENT_M": ("randaugment",),
+    **dict.fromkeys(("COLORJITTER_B", "COLORJITTER_C", "COLORJITTER_S", "COLORJITTER_H"), ("colorjitter",)),
+    "RGS_P": ("randomgrayscale",),
+    "GB_P": ("gaussian_blur",),
+    "GB_K": ("gaussian_blur",),
+    "PIXEL_MEAN": ("normalize",),
+    "PIXEL_STD": ("normalize",),
+}
+
+
+def idle_keys(cfg: CfgNode) -> dict[str, str]:
+    """Keys of INPUT that the chosen transforms do not read, each with the reason."""
+    chosen = cfg.INPUT.TRANSFORMS or DEFAULT_CHOICES
+    if not set(chosen) <= set(AVAI_CHOICES):  # a plug-in's may read any
+        return {}
+    unread = {key: names for key, names in _READ_BY.items() if not set(names) & set(chosen)}
+    return {key: f"{' or '.join(names)} is not among INPUT.TRANSFORMS" for key, names in unread.items()}
+
+
 def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
     """Build a transform from a PIL image to a tensor (3, H, W), or None if ``INPUT.NO_TRANSFORM`` is True.
 

@@ -11,8 +11,9 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.config.check import leaves
 from dassl_lite.data import published_name
-from dassl_lite.engine.build import build_trainer, with_backbone_inputs
+from dassl_lite.engine.build import build_trainer, full_config, set_by_user, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, reset_peak_memory, write_results
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
@@ -56,6 +57,7 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             yield None
             return
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
+        tell_idle_keys(trainer)
         zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
         if zero_shot is not None:
             logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
@@ -67,6 +69,30 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
                 write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
         show(cfg, trainer.results, zero_shot)
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
+
+
+def tell_idle_keys(trainer: Any) -> None:
+    """Warn of config keys that the user has set and that have no effect in this run.
+
+    A trainer says which ones have none (``idle_keys``); what the package's own recipes set is not told.
+    """
+    cfg = trainer.cfg
+    idle = trainer.idle_keys() if hasattr(trainer, "idle_keys") else {}
+    values, defaults = leaves(cfg), leaves(full_config())
+    by_reason: dict[str, list[str]] = {}
+    for key in sorted(set_by_user(cfg)):
+        owner = next((name for name in (key, *_groups(key)) if name in idle), "")
+        if owner and values.get(key) != defaults.get(key):
+            by_reason.setdefault(idle[owner], []).append(key)
+    if by_reason:
+        told = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
+        logger.warning(f"no effect in this run: {told}")
+
+
+def _groups(key: str) -> list[str]:
+    """The groups that a dotted key is in, the innermost first."""
+    parts = key.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
 def is_finished(cfg: CfgNode, folder: str | Path) -> bool:

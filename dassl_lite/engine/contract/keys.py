@@ -11,6 +11,7 @@ in the method's ``check_cfg``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ __all__ = [
     "check_keys",
     "declare_keys",
     "each",
+    "idle_if",
+    "idle_keys",
     "key",
     "keys_of",
     "number",
@@ -43,17 +46,38 @@ class Key:
         default: its type is the type that yaml files and the command line must give.
         rule: raises a UserError for a value that is not allowed; None: any finite number or any text.
         about: what it does, in a few words, for ``--help-trainer``.
+        idle: why the key has no effect in the run of this trainer, once it is built, or ""; a user who sets such a key
+            is told. See `idle_if`.
     """
 
     name: str
     default: Any
     rule: Rule | None = None
     about: str = ""
+    idle: Callable[[Any], str] = lambda trainer: ""
 
 
-def key(name: str, default: Any, rule: Rule | None = None, about: str = "") -> Key:
+def key(
+    name: str, default: Any, rule: Rule | None = None, about: str = "", idle: Callable[[Any], str] = Key.idle
+) -> Key:
     """Declare a config key; see `Key`."""
-    return Key(name, default, rule, about)
+    return Key(name, default, rule, about, idle)
+
+
+def idle_if(name: str, *values: Any) -> Callable[[Any], str]:
+    """``idle`` of a key that has no effect while another one of the method has one of these values."""
+
+    def reason(trainer: Any) -> str:
+        value = trainer.method_cfg[name]
+        return f"{name} is {value}" if value in values else ""
+
+    return reason
+
+
+def idle_keys(trainer: Any, node: str) -> dict[str, str]:
+    """The trainer's own keys that have no effect in its run, dotted, each with the reason."""
+    declared = keys_of(type(trainer)).items()
+    return {f"TRAINER.{node}.{name}": reason for name, one in declared if (reason := one.idle(trainer))}
 
 
 def keys_of(trainer: type) -> dict[str, Key]:

@@ -35,7 +35,7 @@ from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.contract.base import TrainerBase, load_model_of
 from dassl_lite.engine.contract.graceful_stop import GracefulStop, stops_at_once
-from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys
+from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys, idle_keys
 from dassl_lite.engine.contract.loaders import LOADERS, manager_of
 from dassl_lite.engine.contract.run_log import RunLog
 from dassl_lite.engine.contract.simple_net import SimpleNet
@@ -119,6 +119,13 @@ class SimpleTrainer(TrainerBase):
     def check_own_keys(cls, cfg: CfgNode) -> None:
         """Raise a UserError for a value that breaks its key's rule."""
         check_keys(cls, cfg, cls.node_name())
+
+    def idle_keys(self) -> dict[str, str]:
+        """Config keys, or groups of them, that have no effect in this run, each with the reason; for a built trainer.
+
+        A user who has set one is told when the run starts.
+        """
+        return idle_keys(self, self.node_name())
 
     @property
     def method_cfg(self) -> CfgNode:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.manager import validates_on_test
+from dassl_lite.data.samplers import SAMPLERS
+from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
 from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
@@ -41,6 +43,8 @@ from dassl_lite.models.clip import preprocessing
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
+from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
+from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
 from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
@@ -216,6 +220,32 @@ class FeatureTrainer(TrainerX):
         through_encoder = getattr(self.head, "through_encoder", False)
         return self.device.type == "cuda" and self.precision in (("amp", "fp16") if through_encoder else ("amp",))
 
+    def idle_keys(self) -> dict[str, str]:
+        cfg, name = self.cfg, self.cfg.TRAINER.NAME
+        optim = {**idle_in_schedule(cfg.OPTIM), **idle_in_optim(cfg.OPTIM)}
+        idle = {f"OPTIM.{one}": why for one, why in optim.items()}
+        idle |= {f"INPUT.{one}": why for one, why in idle_in_transforms(cfg).items()}
+        idle |= dict.fromkeys(("DATALOADER.TRAIN_U", "TRAIN.COUNT_ITER"), f"{name} uses no unlabelled images")
+        idle |= dict.fromkeys(("MODEL.HEAD", "MODEL.BACKBONE.PRETRAINED"), f"{name} adapts a CLIP, which has its own")
+        sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
+        for one, needed in (("N_DOMAIN", "RandomDomainSampler"), ("N_INS", "RandomClassSampler")):
+            if sampler in SAMPLERS and sampler != needed:
+                idle[f"DATALOADER.TRAIN_X.{one}"] = f"SAMPLER is {sampler}"
+        if self.features.is_file:
+            keys = ("INPUT", "DATALOADER.NUM_WORKERS", "DATASET.FEATURES.SEED", "DATASET.FEATURES.DIR")
+            keys = (*keys, "DATASET.FEATURES.BATCH_SIZE", "DATASET.ON_ERROR", "MODEL.BACKBONE.NAME")
+            idle |= dict.fromkeys(keys, "the dataset holds features, not images")
+        elif self.trains_images:
+            keys = tuple(f"DATASET.FEATURES.{one}" for one in ("SEED", "DIR", "BATCH_SIZE"))
+            idle |= dict.fromkeys(keys, f"{name} trains the image encoder, so features are not kept")
+        elif cfg.DATASET.FEATURES.VIEWS:
+            keys = ("DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0")
+            idle |= dict.fromkeys(keys, "images are replaced by their features (DATASET.FEATURES.VIEWS)")
+        if not self.has_epochs():
+            keys = ("OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL")
+            idle |= dict.fromkeys(keys, f"{name} trains without epochs")
+        return idle | super().idle_keys()
+
     # ---- features -------------------------------------------------------------------------------------------------
 
     def _use_features(self) -> None:
@@ -278,16 +308,19 @@ class FeatureTrainer(TrainerX):
         kept = loader.kept.to(tensor.device)
         return FeatureSet(tensor[:, kept].float(), loader.labels[kept])
 
+    @property
+    def has_selection_set(self) -> bool:
+        """Whether there are validation images that are not test images."""
+        return self.val_loader is not None and bool(self.dm.dataset.val) and not validates_on_test(self.dm.dataset)
+
     def selection_set(self) -> FeatureSet | None:
         """The features of the validation images, to select hyper-parameters on; None if there are none.
 
         ImageNet's validation images are the ones that the field tests on, so nothing may be selected on them.
         """
-        if self.val_loader is None or not self.dm.dataset.val:
-            logger.info(f"{self.cfg.DATASET.NAME} has no validation set")
-            return None
-        if validates_on_test(self.dm.dataset):
-            logger.info(f"{self.cfg.DATASET.NAME} has no validation set of its own: its images are test images")
+        if not self.has_selection_set:
+            whose = " of its own: its images are test images" if self.dm.dataset.val else ""
+            logger.info(f"{self.cfg.DATASET.NAME} has no validation set{whose}")
             return None
         batches = [self.parse_batch_test(batch) for batch in self.val_loader]
         features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -27,9 +27,13 @@ def _is_words(text: str) -> bool:
     return "{" not in text and (not text or bool(text.strip("_ ")))
 
 
+def _has_words(run: Any) -> str:
+    return "CTX_INIT gives the number of words" if run.method_cfg.CTX_INIT else ""
+
+
 # Methods with a learned context.
 CONTEXT_KEYS = (
-    key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors"),
+    key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors", _has_words),
     key(
         "CTX_INIT",
         "",
