@@ -217,7 +217,8 @@ def _in_steps(cfg: CN, epoch_steps: int) -> CN:
 
 def idle_keys(optim_cfg: CN) -> dict[str, str]:
     """Keys of OPTIM that `build_lr_scheduler` does not read with these values, each with the reason."""
-    name, idle = optim_cfg.LR_SCHEDULER, {}
+    name = optim_cfg.LR_SCHEDULER
+    idle: dict[str, str] = {}
     if name == "cosine":
         idle |= dict.fromkeys(("STEPSIZE", "GAMMA"), "LR_SCHEDULER is cosine")
     elif name in ("single_step", "multi_step"):

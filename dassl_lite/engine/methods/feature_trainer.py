@@ -232,17 +232,17 @@ class FeatureTrainer(TrainerX):
             if sampler in SAMPLERS and sampler != needed:
                 idle[f"DATALOADER.TRAIN_X.{one}"] = f"SAMPLER is {sampler}"
         if self.features.is_file:
-            keys = ("INPUT", "DATALOADER.NUM_WORKERS", "DATASET.FEATURES.SEED", "DATASET.FEATURES.DIR")
-            keys = (*keys, "DATASET.FEATURES.BATCH_SIZE", "DATASET.ON_ERROR", "MODEL.BACKBONE.NAME")
+            keys = ["INPUT", "DATALOADER.NUM_WORKERS", "DATASET.FEATURES.SEED", "DATASET.FEATURES.DIR"]
+            keys += ["DATASET.FEATURES.BATCH_SIZE", "DATASET.ON_ERROR", "MODEL.BACKBONE.NAME"]
             idle |= dict.fromkeys(keys, "the dataset holds features, not images")
         elif self.trains_images:
-            keys = tuple(f"DATASET.FEATURES.{one}" for one in ("SEED", "DIR", "BATCH_SIZE"))
+            keys = [f"DATASET.FEATURES.{one}" for one in ("SEED", "DIR", "BATCH_SIZE")]
             idle |= dict.fromkeys(keys, f"{name} trains the image encoder, so features are not kept")
         elif cfg.DATASET.FEATURES.VIEWS:
-            keys = ("DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0")
+            keys = ["DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0"]
             idle |= dict.fromkeys(keys, "images are replaced by their features (DATASET.FEATURES.VIEWS)")
         if not self.has_epochs():
-            keys = ("OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL")
+            keys = ["OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL"]
             idle |= dict.fromkeys(keys, f"{name} trains without epochs")
         return idle | super().idle_keys()
 
