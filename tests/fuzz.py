@@ -259,7 +259,9 @@ class Stage:
 
     def base(self, method: str = "TaskRes", data: Path | None = None) -> list[str]:
         """A command of train.py that takes well under a second."""
-        flags = ["--trainer", method, "--data", str(data or self.images), "--backbone", str(self.weights)]
+        flags = ["--trainer", method, "--data", str(data or self.images)]
+        if data is None or data.suffix != ".npz":
+            flags += ["--backbone", str(self.weights)]
         return [*flags, "--shots", "2", "--output-dir", "out", *QUICK]
 
 
@@ -302,7 +304,7 @@ def make_stage(folder: Path) -> Stage:
     spec.loader.exec_module(tiny)
     save_file(tiny.state_dict("vit", 0), stage.weights)
     for words in (
-        ["train", *stage.base()[: -len(QUICK)], "--output-dir", str(stage.run), *QUICK],
+        ["train", *(str(stage.run) if word == "out" else word for word in stage.base())],
         ["extract", "--data", str(stage.images), "--backbone", str(stage.weights), "--views", "1", *NO_WORKERS],
     ):
         words = [*words[:1], *(["--output", str(folder / "features.npz")] if words[0] == "extract" else []), *words[1:]]

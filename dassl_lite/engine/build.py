@@ -25,6 +25,7 @@ from dassl_lite.config import (
     set_epochs,
     sources_of,
 )
+from dassl_lite.config.check import leaves
 from dassl_lite.data import published_name
 from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plugins, run_as_it_is
 from dassl_lite.models.clip import Preprocessing, preprocessing
@@ -228,14 +229,14 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
 
 
 def set_by_user(cfg: CfgNode) -> set[str]:
-    """The keys, dotted, that the command line or a yaml of the user's set last; recipes that come with methods do not
-    count."""
+    """The keys, dotted, that the command line or a yaml of the user's set last; neither recipes that come with methods
+    nor values that are the defaults count."""
     own = default_recipe(cfg.TRAINER.NAME)
     root = os.path.realpath(configs_root())
-    found = set()
+    values, defaults, found = leaves(cfg), leaves(full_config()), set()
     for key, source in sources_of(cfg).items():
-        shipped = source.startswith(root + os.sep) or (own is not None and source == os.path.realpath(own))
-        if not shipped and source != STORED:
+        shipped = source.startswith(root + os.sep) or (own is not None and source.startswith(os.path.realpath(own)))
+        if not shipped and source != STORED and values.get(key) != defaults.get(key):
             found.add(key)
     return found
 

@@ -22,7 +22,7 @@ import dassl_lite
 from dassl_lite.config.check import LARGEST_INTEGER
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.feature_files import FeatureDataset
-from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, set_by_user
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import COMPAT
 from dassl_lite.utils.errors import UserError, nearest, shown
@@ -467,9 +467,10 @@ IGNORED = {
 
 
 def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg: CfgNode) -> None:
-    """Raise a UserError for a flag that has no effect on a run, and warn of such config keys on the command line.
+    """Raise a UserError for a flag that has no effect on a run, and warn of such config keys of the user's.
 
-    Third parties' trainers and datasets may read anything, so nothing is said of those.
+    Third parties' trainers and datasets may read anything, so nothing is said of those. What depends on the values in
+    a run (an optimiser's keys, a search) is told by `run.tell_idle_keys`, once the trainer is built.
 
     Args:
         args: what was parsed.
@@ -489,7 +490,8 @@ def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg
             ignored |= dict.fromkeys(IGNORED[ON_CLIP], ON_CLIP)
         nodes = {_node(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY} - set(map(_node, trainers))
         ignored |= {f"TRAINER.{node}": f"{names}: it belongs to {node}" for node in nodes}
-    for key in [*flags, *dict.fromkeys(args.options[::2])]:
+    keys = sorted(set_by_user(cfg) - {*flags, *args.options[::2]})
+    for key in [*flags, *dict.fromkeys([*args.options[::2], *keys])]:
         for name, kind in ignored.items():
             if key == name or key.startswith(f"{name}."):
                 if key in flags:

@@ -11,9 +11,8 @@ from tabulate import tabulate
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
-from dassl_lite.config.check import leaves
 from dassl_lite.data import published_name
-from dassl_lite.engine.build import build_trainer, full_config, set_by_user, with_backbone_inputs
+from dassl_lite.engine.build import build_trainer, set_by_user, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, reset_peak_memory, write_results
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
@@ -78,11 +77,10 @@ def tell_idle_keys(trainer: Any) -> None:
     """
     cfg = trainer.cfg
     idle = trainer.idle_keys() if hasattr(trainer, "idle_keys") else {}
-    values, defaults = leaves(cfg), leaves(full_config())
     by_reason: dict[str, list[str]] = {}
     for key in sorted(set_by_user(cfg)):
         owner = next((name for name in (key, *_groups(key)) if name in idle), "")
-        if owner and values.get(key) != defaults.get(key):
+        if owner:
             by_reason.setdefault(idle[owner], []).append(key)
     if by_reason:
         told = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())

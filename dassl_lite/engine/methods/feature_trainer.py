@@ -224,17 +224,14 @@ class FeatureTrainer(TrainerX):
         cfg, name = self.cfg, self.cfg.TRAINER.NAME
         optim = {**idle_in_schedule(cfg.OPTIM), **idle_in_optim(cfg.OPTIM)}
         idle = {f"OPTIM.{one}": why for one, why in optim.items()}
-        idle |= {f"INPUT.{one}": why for one, why in idle_in_transforms(cfg).items()}
-        idle |= dict.fromkeys(("DATALOADER.TRAIN_U", "TRAIN.COUNT_ITER"), f"{name} uses no unlabelled images")
-        idle |= dict.fromkeys(("MODEL.HEAD", "MODEL.BACKBONE.PRETRAINED"), f"{name} adapts a CLIP, which has its own")
+        if not self.features.is_file:
+            idle |= {f"INPUT.{one}": why for one, why in idle_in_transforms(cfg).items()}
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         for one, needed in (("N_DOMAIN", "RandomDomainSampler"), ("N_INS", "RandomClassSampler")):
             if sampler in SAMPLERS and sampler != needed:
                 idle[f"DATALOADER.TRAIN_X.{one}"] = f"SAMPLER is {sampler}"
         if self.features.is_file:
-            keys = ["INPUT", "DATALOADER.NUM_WORKERS", "DATASET.FEATURES.SEED", "DATASET.FEATURES.DIR"]
-            keys += ["DATASET.FEATURES.BATCH_SIZE", "DATASET.ON_ERROR", "MODEL.BACKBONE.NAME"]
-            idle |= dict.fromkeys(keys, "the dataset holds features, not images")
+            idle["DATALOADER.NUM_WORKERS"] = "the dataset holds features, not images"
         elif self.trains_images:
             keys = [f"DATASET.FEATURES.{one}" for one in ("SEED", "DIR", "BATCH_SIZE")]
             idle |= dict.fromkeys(keys, f"{name} trains the image encoder, so features are not kept")
