@@ -52,7 +52,7 @@ def make_parser() -> ToolParser:
     add_model_flags(parser)
     add("--head", default="", metavar="NAME", help="head on the image features (MODEL.HEAD.NAME)")
     add("--transforms", nargs="+", metavar="NAME", help="training transforms (INPUT.TRANSFORMS)")
-    add("--shots", type=int, metavar="N", help="training images per class (default: all)")
+    add("--shots", type=int, metavar="N", help="training images per class (default: as the recipe says)")
     add("--seed", type=int, metavar="N", help="seed of the few-shot draw and of training (default: 1)")
     add("--output-dir", default="", metavar="DIR", help="folder for the run (default: output/TRAINER/DATASET-...)")
     add("--resume", nargs="?", const=True, default="", metavar="DIR", help="resume the run in DIR or in --output-dir")
