@@ -15,7 +15,7 @@ ROOT_NAME = "dassl_lite"
 FILE_ONLY = {"file_only": True}
 
 
-class _ConsoleHandler(logging.StreamHandler):
+class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript before Python 3.11
     """Writes to the current ``sys.stdout`` (warnings: ``sys.stderr``), so that captured output stays captured."""
 
     def emit(self, record: logging.LogRecord) -> None:
