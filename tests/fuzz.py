@@ -476,7 +476,7 @@ def npz_file(stage: Stage, rng: random.Random, folder: Path) -> list[str]:
         for _ in range(rng.randint(1, 3)):
             name = rng.choice(sorted(arrays))
             array = arrays[name]
-            arrays[name] = rng.choice(HOSTILE_ARRAYS)(array, rng)
+            arrays[name] = np.asarray(rng.choice(HOSTILE_ARRAYS)(array, rng))
             if rng.random() < 0.2:
                 del arrays[name]
             if rng.random() < 0.1:

@@ -131,6 +131,9 @@ class ToolParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if "\0" in word:  # only from Python: no system passes one
+                self.error(f"{shown(word)} has a NUL character")
         parsed, rest = super().parse_known_args(words, namespace)
         known = [flag for word in words if (flag := word.partition("=")[0]) in self._option_string_actions]
         mine = {self._option_string_actions[flag].dest: flag for flag in sorted(known)}
