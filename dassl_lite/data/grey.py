@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dassl_lite.utils.files import open_file
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -128,7 +129,7 @@ def _number(value: Any) -> float | None:
 
 def _significant_bits(path: str) -> int:
     """What a PNG file's sBIT chunk says of its first channel; 0 without one. PIL does not read it."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(8)
         for _ in range(64):  # chunks before the pixels
             header = file.read(8)

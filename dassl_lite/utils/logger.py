@@ -50,7 +50,9 @@ class _FileHandler(logging.FileHandler):
         if stream is not None:
             with contextlib.suppress(OSError):  # closing flushes
                 stream.close()
-        sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {error.strerror}; logging stops here\n")
+        sys.stderr.write(
+            f"Warning: {printable(self.baseFilename)} cannot be written: {error.strerror}; logging stops here\n"
+        )
 
 
 class _BareFormatter(logging.Formatter):
