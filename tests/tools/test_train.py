@@ -105,12 +105,13 @@ def test_resume_refuses_another_seed_number_of_shots_or_learning_rate(tmp_path, 
     assert taskres(tmp_path) == 0
     capsys.readouterr()
     before = (tmp_path / "results.json").read_text()
-    for flags, options, expected in (
-        (("--seed", "2"), (), "SEED 1, but now it is 2"),
-        (("--shots", "1"), (), "DATASET.NUM_SHOTS 2, but now it is 1"),
-        ((), ("OPTIM.LR", "0.25"), "OPTIM.LR 0.002, but now it is 0.25"),
+    same = ["--trainer", "TaskRes", *QUICK, "--output-dir", str(tmp_path), "--resume"]
+    for flags, expected in (
+        ([*same, "--seed", "2", *FEW], "SEED 1, but now it is 2"),
+        (["1" if flag == "2" else flag for flag in same] + [*FEW], "DATASET.NUM_SHOTS 2, but now it is 1"),
+        ([*same, *FEW, "OPTIM.LR", "0.25"], "OPTIM.LR 0.002, but now it is 0.25"),
     ):
-        assert taskres(tmp_path, "--resume", *flags, options=options) == 2
+        assert run(*flags) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
         assert expected in line
     assert (tmp_path / "results.json").read_text() == before
