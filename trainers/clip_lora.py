@@ -102,11 +102,8 @@ class CLIPLoRA(FeatureTrainer):
             shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
         return self.method_cfg.STEPS_PER_SHOT * shots or super().steps_to_train()
 
-    def idle_keys(self) -> dict[str, str]:
-        steps = self.method_cfg.STEPS_PER_SHOT
-        keys = ("OPTIM.MAX_EPOCH", "OPTIM.EPOCHS_BY_SHOTS") if steps else ()
-        reason = f"TRAINER.{self.node_name()}.STEPS_PER_SHOT {steps} sets the length of the training"
-        return super().idle_keys() | dict.fromkeys(keys, reason)
+    def length_key(self) -> str:
+        return "STEPS_PER_SHOT" if self.method_cfg.STEPS_PER_SHOT else ""
 
     def build_head(self) -> nn.Module:
         node, clip = self.method_cfg, self.clip

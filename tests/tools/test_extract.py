@@ -73,8 +73,10 @@ def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, gadgets, method, o
     assert found["features"]["split_sizes"] == found["images"]["split_sizes"]
     assert found["features"]["backbone"] == found["images"]["backbone"] == "demo"
     assert found["features"]["zero_shot_accuracy"] == found["images"]["zero_shot_accuracy"]
+    # Logistic regression stops at a tolerance, so that rounding may move one image; the others train the same steps.
+    tolerance = 1.5 * 100 / found["images"]["split_sizes"]["test"] if options == LOGISTIC else 1e-3
     for name, value in found["images"]["metrics"]["test"].items():
-        assert found["features"]["metrics"]["test"][name] == pytest.approx(value, abs=1e-3), name
+        assert found["features"]["metrics"]["test"][name] == pytest.approx(value, abs=tolerance), name
 
 
 def test_the_file_says_what_it_is(tmp_path, images):

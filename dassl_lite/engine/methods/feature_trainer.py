@@ -220,6 +220,10 @@ class FeatureTrainer(TrainerX):
         through_encoder = getattr(self.head, "through_encoder", False)
         return self.device.type == "cuda" and self.precision in (("amp", "fp16") if through_encoder else ("amp",))
 
+    def length_key(self) -> str:
+        """The method's own key that sets the length of the training in place of OPTIM.MAX_EPOCH; "" if none does."""
+        return ""
+
     def idle_keys(self) -> dict[str, str]:
         cfg, name = self.cfg, self.cfg.TRAINER.NAME
         optim = {**idle_in_schedule(cfg.OPTIM), **idle_in_optim(cfg.OPTIM)}
@@ -241,6 +245,9 @@ class FeatureTrainer(TrainerX):
         if not self.has_epochs():
             keys = ["OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL"]
             idle |= dict.fromkeys(keys, f"{name} trains without epochs")
+        if own := self.length_key():
+            reason = f"TRAINER.{self.node_name()}.{own} {self.method_cfg[own]} sets the length of the training"
+            idle |= dict.fromkeys(("OPTIM.MAX_EPOCH", "OPTIM.EPOCHS_BY_SHOTS"), reason)
         return idle | super().idle_keys()
 
     # ---- features -------------------------------------------------------------------------------------------------
