@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, FolderDataset, build_dataset, read_split
 from dassl_lite.data import datasets as dassl_path
+from dassl_lite.data.splits import split_classes
 from dassl_lite.utils.errors import UserError
 
 ROWS = [(f"{name}/{i}.png", label, name) for label, name in enumerate(("ant", "bee", "cat")) for i in range(4)]
@@ -230,3 +232,10 @@ def test_file_names_with_spaces_and_foreign_bytes_survive_the_split_file(tmp_pat
     again = Toy(config(tmp_path, NUM_SHOTS=1))
     assert again.train_x == dataset.train_x
     assert all(os.path.isfile(item.impath) for item in again.test)
+
+
+def test_half_of_a_class_is_for_training_and_a_fifth_for_validation() -> None:
+    items = [Datum(f"{i}.png", 0, classname="ant") for i in range(10)]
+    train, val, test = split_classes([items], random.Random(0))
+    assert [len(part) for part in (train, val, test)] == [5, 2, 3]
+    assert {item.impath for item in (*train, *val, *test)} == {item.impath for item in items}

@@ -344,3 +344,39 @@ def test_what_cannot_be_described_is_named(
 def test_what_libraries_do_is_known_by_its_name() -> None:
     assert undescribed(T.Compose([T.Resize(8), T.Lambda(functional.hflip), T.ToTensor()])) == []
     assert "functional.hflip(" in describe(functional.hflip)
+
+
+def test_operations_have_the_references_magnitudes() -> None:
+    def ranges(operations: Any) -> dict[str, tuple[float, float]]:
+        return {operation.__name__: (low, high) for operation, low, high in operations}
+
+    signed = {"rotate": (-30, 30), "shear_x": (-0.3, 0.3), "shear_y": (-0.3, 0.3)}
+    signed |= {"translate_x": (-0.3, 0.3), "translate_y": (-0.3, 0.3)}
+    same = {"autocontrast": (0, 1), "equalize": (0, 1), "posterize": (4, 8), "solarize": (0, 256)}
+    factors = ("brightness", "color", "contrast", "sharpness")
+    assert ranges(augmentations.FIXMATCH) == {
+        **same,
+        **signed,
+        "identity": (0, 1),
+        **dict.fromkeys(factors, (0.05, 0.95)),
+    }
+    assert ranges(augmentations.SECOND) == {
+        **same,
+        **signed,
+        "identity": (0, 1),
+        "invert": (0, 1),
+        **dict.fromkeys(factors, (0.1, 1.9)),
+    }
+    assert ranges(augmentations.ORIGINAL) == {
+        **same,
+        **dict.fromkeys(factors, (0.1, 1.9)),
+        "invert": (0, 1),
+        "rotate": (0, 30),
+        "solarize_add": (0, 110),
+        "shear_x": (0.0, 0.3),
+        "shear_y": (0.0, 0.3),
+        "cutout": (0, 40),
+        "translate_x_pixels": (0.0, 100),
+        "translate_y_pixels": (0.0, 100),
+    }
+    assert augmentations.Random2DTranslation(8, 8).p == 0.5

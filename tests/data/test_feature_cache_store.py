@@ -193,7 +193,7 @@ def test_a_listing_describes_each_store(tmp_path: Path) -> None:
 def test_rows_are_committed_every_few_seconds_by_the_clock(tmp_path, monkeypatch):
     clock, commits = [100.0], []
     monkeypatch.setattr(rows.time, "monotonic", lambda: clock[0])
-    kept = rows.Rows(None, commit_seconds=10.0)
+    kept = rows.Rows(None, commit_seconds=10.0, writes=True)
     monkeypatch.setattr(kept, "_commit", lambda: commits.append(clock[0]) or setattr(kept, "_committed", clock[0]))
     for clock[0] in (100.0, 105.0, 109.0, 110.0, 119.0, 121.0):
         kept.add([f"image at {clock[0]}"], torch.zeros(1, 1, WIDTH))

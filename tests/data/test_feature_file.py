@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dassl_lite.config import get_cfg_default
 from dassl_lite.data.feature_files import (
     FeatureFile,
     FeaturePart,
@@ -17,6 +18,7 @@ from dassl_lite.data.feature_files import (
     read_feature_file,
     write_feature_file,
 )
+from dassl_lite.data.feature_files.dataset import file_of
 from dassl_lite.utils import UserError
 
 K, D = 3, 4
@@ -284,3 +286,18 @@ def test_the_name_of_the_dataset_is_kept_and_can_be_given(tmp_path):
     file = convert_features(by_split(tmp_path), dataset="ImageNet")
     write_feature_file(file, tmp_path / "out.npz")
     assert read_feature_file(tmp_path / "out.npz").dataset == "ImageNet"
+
+
+def test_a_relative_file_is_looked_for_here_and_then_in_the_root(tmp_path, monkeypatch):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here, root):
+        folder.mkdir()
+        saved(folder)
+    monkeypatch.chdir(here)
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.FILE, cfg.DATASET.ROOT = "Features", "x.npz", str(root)
+    assert file_of(cfg) == str(here / "x.npz")
+    (here / "x.npz").unlink()
+    assert file_of(cfg) == str(root / "x.npz")
+    cfg.DATASET.FILE = str(here / "absent.npz")
+    assert file_of(cfg) == str(here / "absent.npz")

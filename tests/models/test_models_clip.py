@@ -287,3 +287,24 @@ def test_the_image_size_follows_from_patches_and_positions() -> None:
 
 def test_a_tag_may_be_written_with_dashes_or_capitals() -> None:
     assert names.parse("ViT-B-16:LAION2B-s34b-b88k").tag == "laion2b_s34b_b88k"
+
+
+@pytest.mark.parametrize(
+    ("openais", "open_clips"),
+    [
+        *((name, name) for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")),
+        *(("ViT-B/32", "ViT-B-32"), ("ViT-B/16", "ViT-B-16")),
+        *(("ViT-L/14", "ViT-L-14"), ("ViT-L/14@336px", "ViT-L-14-336")),
+    ],
+)
+def test_openais_names_are_open_clips_architectures_with_openais_weights(openais: str, open_clips: str) -> None:
+    parsed = names.parse(openais)
+    assert (parsed.kind, parsed.architecture, parsed.tag) == ("tag", open_clips, "openai")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".tar", ".bin", ".safetensors"])
+def test_a_file_of_weights_is_known_by_its_ending(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"weights{suffix}").write_bytes(b"x")
+    assert names.parse(str(tmp_path / f"weights{suffix}")).kind == "file"
+    with pytest.raises(UserError, match=f"weights2{suffix}"):
+        names.parse(f"weights2{suffix}")

@@ -286,3 +286,12 @@ def test_the_own_data_s_keys_exist() -> None:
     assert set(arguments.OWN_DATA.values()) <= set(dataset)
     assert {key.split(".")[0] for key in arguments.CONFIG_KEYS.values()} <= set(get_cfg_default())
     assert extract.FROZEN_CLIP in TRAINER_REGISTRY
+
+
+def test_a_parser_says_how_it_is_used_and_domains_become_keys():
+    assert arguments.tool_parser("mine", "Mine.").format_usage() == "usage: mine.py [options]\n"
+    args = train.make_parser().parse_args(
+        ["--trainer", "TaskRes", "--target-domains", "a", "b", "--source-domains", "c"]
+    )
+    node = make_config(**config_arguments(args, trainer="TaskRes")).DATASET
+    assert (node.TARGET_DOMAINS, node.SOURCE_DOMAINS) == (("a", "b"), ("c",))

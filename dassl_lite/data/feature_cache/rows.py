@@ -35,7 +35,7 @@ class Rows:
         writes: False leaves writing to another process and keeps new rows in memory.
     """
 
-    def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool = True) -> None:
+    def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool) -> None:
         self._disk = disk
         self._writable = writes and disk is not None
         self._commit_seconds = commit_seconds
