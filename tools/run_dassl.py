@@ -18,7 +18,7 @@ from dassl_lite.engine.commands.cli import run_tool
 
 def make_parser() -> ToolParser:
     """The flags of run_dassl.py, which stand before the script."""
-    parser = tool_parser("run_dassl", __doc__, "%(prog)s [options] SCRIPT [ARGUMENT ...]")
+    parser = tool_parser("run-dassl", __doc__, "%(prog)s [options] SCRIPT [ARGUMENT ...]")
     parser.add_argument("script", metavar="SCRIPT", help="the script, such as REPO/train.py")
     parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="its own flags and config keys")
     return parser

@@ -59,7 +59,7 @@ def make_parser() -> ToolParser:
         type=int,
         default=[1, 2, 4, 8, 16],
         metavar="N",
-        help="training images per class",
+        help="training images per class; -1 for all",
     )
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds")
     add("--output-dir", default="output/sweep", metavar="DIR", help="folder of the sweep")
@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for attribute, flag in args.given.items():
         if attribute in ("numbers_of_shots", "seeds") and not any(uses_shots(name) for name in trainers):
             raise UserError(f"{flag} has no effect on {', '.join(trainers)}: one run is all there is")
+    for number in args.numbers_of_shots:
+        if number < -1 or number == 0:
+            raise UserError(f"--shots {number} must be at least 1, or -1 for all images")
     todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
     shared = config_arguments(args, DatasetChoice(), trainer="")
     kinds = [TRAINER_REGISTRY.get(name) for name in trainers]

@@ -124,6 +124,11 @@ def merge_file(cfg: CN, path: str | Path, *, dataset: str = "", allow_new_keys: 
 
 def merge_options(cfg: CN, options: Sequence[str], *, allow_new_keys: bool = False) -> None:
     """Merge the ``KEY VALUE`` pairs at the end of a command line."""
+    for name, following in zip(options[::2], options[1::2], strict=False):
+        if name.startswith("--"):
+            raise UserError(f"the flag {shown(name)} must come before the config keys, which are last")
+        if following.startswith("--"):
+            raise UserError(f"the config key {shown(name)} has no value: the flag {shown(following)} follows it")
     if len(options) % 2:
         raise UserError(f"config keys come as KEY VALUE pairs; {shown(options[-1])} has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):

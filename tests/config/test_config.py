@@ -364,3 +364,18 @@ def test_a_stored_configs_own_types_are_kept_for_trainers_only() -> None:
     assert (cfg.TRAINER.COOP.CTX_INIT, cfg.TRAINER.COOP.N_CTX) == (False, 2)
     with pytest.raises(ConfigKeyError, match=r"a run: OPTIM\.LR must be a number"):
         merge_mapping(cfg, {"OPTIM": {"LR": "fast"}}, "a run", own_types=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["OPTIM.LR", "0.1", "--output-dir", "x"], "the flag '--output-dir' must come before the config keys"),
+        (
+            ["OPTIM.LR", "--output-dir", "x"],
+            "the config key 'OPTIM.LR' has no value: the flag '--output-dir' follows it",
+        ),
+    ],
+)
+def test_a_flag_among_the_config_keys_is_told(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        merge_options(get_cfg_default(), options)

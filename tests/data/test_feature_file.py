@@ -107,6 +107,7 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
     ("changes", "message"),
     [
         ({"classnames": None}, "lacks the array classnames"),
+        ({"test_features": np.zeros((0, D))}, r"test_features is empty: its shape is \(0, 4\)"),
         ({"test_features": None}, "lacks the array test_features"),
         ({"test_labels": None, "test_label": np.zeros(6, int)}, "test_labels; did you mean 'test_label'"),
         ({"train_labels": None}, "lacks the array train_labels"),
@@ -122,7 +123,6 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ),
         ({"test_features": np.zeros(6)}, r"test_features must be .* \(N, D\) .*shape \(6,\)"),
         ({"test_features": np.zeros((6, D), int)}, "test_features must be floating-point numbers .* not int64"),
-        ({"test_features": np.zeros((0, D))}, "test_features must be"),
         ({"test_features": np.zeros((2, 6, D))}, "test_features has 2 views of each image; only train_features may"),
         ({"test_features": np.zeros((6, 5))}, "test_features has width 5, but text_weights has 4"),
         ({"train_features": np.zeros((2, 2, 6, D))}, r"train_features must be .*\(V, N, D\)"),
@@ -301,3 +301,8 @@ def test_a_relative_file_is_looked_for_here_and_then_in_the_root(tmp_path, monke
     assert file_of(cfg) == str(root / "x.npz")
     cfg.DATASET.FILE = str(here / "absent.npz")
     assert file_of(cfg) == str(here / "absent.npz")
+
+
+def test_a_file_that_can_be_converted_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"lacks the array test_features; tools/extract\.py --convert makes"):
+        read_feature_file(table(tmp_path))

@@ -277,7 +277,7 @@ def test_help_explains_every_flag() -> None:
 
 def test_help_shows_a_default_that_the_text_leaves_out() -> None:
     shown = " ".join(sweep.make_parser().format_help().split())
-    assert "training images per class (default: 1 2 4 8 16)" in shown
+    assert "training images per class; -1 for all (default: 1 2 4 8 16)" in shown
     assert "runs at a time (default: with a GPU 1, else one per core, at most 4) " in shown
 
 

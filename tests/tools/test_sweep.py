@@ -143,3 +143,28 @@ def test_two_jobs_give_the_same_numbers_as_one(tmp_path):
     for path in paths:
         other = tmp_path / "two" / path.relative_to(tmp_path / "one")
         assert json.loads(path.read_text())["metrics"] == json.loads(other.read_text())["metrics"]
+
+
+def test_runs_on_all_images_have_a_column_of_their_own(tmp_path, capsys):
+    for trainer, shots, accuracy in (("TaskRes", -1, 90.0), ("TaskRes", 4, 70.0), ("ZeroshotCLIP", -1, 50.0)):
+        folder = tmp_path / trainer / str(shots)
+        folder.mkdir(parents=True)
+        results = {"dataset": "D", "trainer": trainer, "backbone": "B", "num_shots": shots, "seed": 1}
+        (folder / "results.json").write_text(json.dumps({**results, "metrics": {"test": {"accuracy": accuracy}}}))
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["dataset", "method", "4", "shots", "all"] in lines
+    assert ["D", "TaskRes", "70.00", "90.00"] in lines
+    assert ["D", "ZeroshotCLIP", "50.00", "50.00"] in lines
+
+
+@pytest.mark.parametrize("shots", ["0", "-2"])
+def test_a_sweep_over_no_images_is_refused(tmp_path, capsys, shots):
+    assert run_tool(sweep.main, ["--trainers", "TaskRes", f"--shots={shots}", "--output-dir", str(tmp_path)]) == 2
+    assert f"--shots {shots} must be at least 1, or -1 for all images" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_on_all_images_has_a_folder_that_says_so():
+    load_plugins()
+    (task,) = tasks(["TaskRes"], [DatasetChoice("gadgets")], [-1], [2])
+    assert str(task.folder) == "gadgets/TaskRes/allshots-seed2"

@@ -158,7 +158,9 @@ class Arrays:
             dims: the allowed numbers of dimensions.
         """
         array = self._read(name)
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.ndim not in dims or 0 in array.shape:
+        if array.ndim in dims and 0 in array.shape:
+            self.refuse(name, f"is empty: its shape is {array.shape}")
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.ndim not in dims:
             self.refuse(name, f"must be floating-point numbers of shape {form}, not {_kind(array)}")
         rows = array.reshape(-1, array.shape[-1])
         for start in range(0, len(rows), _ROWS):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dassl_lite.data.feature_files.arrays import Array, Arrays, open_arrays
+from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import PathLike, atomic_path
 from dassl_lite.utils.logger import get_logger
 
@@ -89,6 +90,9 @@ def read_feature_file(path: PathLike) -> FeatureFile:
         names = arrays.texts("classnames")
         if not names:
             arrays.refuse("classnames", "is empty")
+        if "test_features" not in arrays and ("image_features" in arrays or "test" in arrays):
+            converted = "tools/extract.py --convert makes a feature file of it"
+            raise UserError(f"feature file {path} lacks the array test_features; {converted}")
         ids = arrays.texts("classids", default=("",) * len(names))
         read = {part: _read_part(arrays, part, len(names)) for part in PARTS}
         parts = {name: part for name, part in read.items() if part is not None}

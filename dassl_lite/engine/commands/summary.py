@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
@@ -101,13 +102,25 @@ def dataset_label(results: Mapping[str, Any]) -> str:
 
 
 def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a row per dataset and method, a column per number of shots (0: all images or none)."""
-    shots = sorted({cell.shots for cell in cells if cell.shots})
+    """Header and rows: a row per dataset and method, a column per number of shots, and one for all training images.
+
+    A method that uses no shots has the same number in every column.
+    """
     by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
     for cell in cells:
         by_row[cell.dataset, cell.trainer][cell.shots] = cell
+    columns = sorted({cell.shots for cell in cells if cell.shots})
+    if any(cell.shots == 0 and _uses_shots(cell.trainer) for cell in cells):
+        columns.append(0)
     rows = []
     for (dataset, trainer), found in sorted(by_row.items()):
-        fixed = found.get(0)  # a method that uses no shots is the same in every column
-        rows.append([dataset, trainer, *(str(found.get(number) or fixed or "") for number in shots or [0])])
-    return ["dataset", "method", *(f"{n} shot{'s' if n > 1 else ''}" for n in shots or [0])], rows
+        fixed = None if _uses_shots(trainer) else found.get(0)
+        rows.append([dataset, trainer, *(str(found.get(number) or fixed or "") for number in columns or [0])])
+    names = ["all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}" for number in columns]
+    return ["dataset", "method", *(names or ["no shots"])], rows
+
+
+def _uses_shots(trainer: str) -> bool:
+    """Whether a method draws shots; one that is not known here is taken to."""
+    known = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY else None
+    return bool(getattr(known, "uses_shots", True))

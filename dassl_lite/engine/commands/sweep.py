@@ -45,7 +45,7 @@ _PATIENCE = 1.0  # seconds until runs that another process does are looked at ag
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a sweep. ``shots`` and ``seed`` are 0 and 1 for a method that uses neither."""
+    """One run of a sweep. ``shots`` is -1 for all images; 0, with seed 1, for a method that uses neither."""
 
     trainer: str
     dataset: DatasetChoice
@@ -58,7 +58,8 @@ class Task:
         dataset = Path(self.dataset.label)
         if dataset.is_absolute() or ".." in dataset.parts:  # a yaml elsewhere
             dataset = Path(dataset.stem)
-        return dataset / self.trainer / f"{self.shots}shots-seed{self.seed}"
+        shots = "all" if self.shots < 0 else self.shots
+        return dataset / self.trainer / f"{shots}shots-seed{self.seed}"
 
     def config(self, shared: ConfigArguments, folder: Path) -> CfgNode:
         """The frozen config of the run.
