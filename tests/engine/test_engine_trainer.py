@@ -16,7 +16,7 @@ from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.contract.loaders import manager_of
-from dassl_lite.engine.files.checkpoint import CheckpointStore
+from dassl_lite.engine.files.checkpoint import CheckpointStore, progress
 from dassl_lite.engine.files.results import write_results
 from dassl_lite.utils import UserError, set_random_seed, torchtools
 from dassl_lite.utils.safe_load import load_file
@@ -333,6 +333,22 @@ def test_a_disk_that_takes_no_more_is_told_and_another_error_is_not_taken_for_on
     failing("a shape is wrong")
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         store.save("model", {"epoch": 1})
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        ({"epoch": 10**38}, "its epoch is 10{38}$"),
+        ({"epoch": -1}, "its epoch is -1$"),
+        ({"seconds": {"train": 1e38}}, r"its train is 1e\+38$"),
+        ({"seconds": {"train": float("nan")}}, "its train is nan$"),
+    ],
+)
+def test_progress_that_no_run_has_made_is_refused(tmp_path, lie, told):
+    state = {"epoch": 3, "seconds": {"train": 2.5}}
+    assert progress(state, tmp_path) == (3, {"train": 2.5})
+    with pytest.raises(UserError, match=f"cannot be resumed: {told}"):
+        progress({**state, **lie}, tmp_path)
 
 
 def test_a_replaceable_checkpoint_that_is_gone_already_is_no_error(tmp_path):

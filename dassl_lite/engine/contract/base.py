@@ -232,9 +232,10 @@ class TrainerBase:
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         with refusing_misfits(f"{path} cannot be resumed"):
             self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
-            for phase, seconds in (state.get("seconds") or {}).items():
+            epoch, seconds_by_phase = checkpoint.progress(state, path)
+            for phase, seconds in seconds_by_phase.items():
                 self._add_seconds(phase, seconds)
-            return int(state["epoch"])
+            return epoch
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load weights from a run's folder.

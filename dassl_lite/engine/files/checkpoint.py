@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from dassl_lite.utils import torchtools
-from dassl_lite.utils.errors import MissingCheckpointError, UserError
+from dassl_lite.utils.errors import MissingCheckpointError, UserError, shown
 from dassl_lite.utils.seeding import random_states, restore_random_states
 
 BEST = "model-best.pth.tar"
 _NUMBERED = re.compile(r"model\.pth\.tar-(\d+)$")
 _ROLLING = ".rolling"  # text file: epoch of a checkpoint that only serves resuming
+_MOST_EPOCHS, _MOST_SECONDS = 10**9, 10**10  # that a checkpoint can say without lying
 # Embeddings of the class names, which a prompt learner computes for the classes at hand.
 _RECOMPUTED = ("token_prefix", "token_suffix")
 
@@ -201,6 +202,19 @@ def restore_run_state(
         scaler.load_state_dict(saved["scaler"])
     best_result, history = saved.get("best_result", float("-inf")), list(saved.get("history", []))
     return best_result, history, dict(saved.get("results", {}))
+
+
+def progress(state: Mapping[str, Any], path: Path) -> tuple[int, dict[str, float]]:
+    """Epochs that are done, and the wall time in seconds of each phase so far.
+
+    Raises:
+        UserError: a number that no run has.
+    """
+    epoch, seconds = int(state["epoch"]), dict(state.get("seconds") or {})
+    for name, value, most in [("epoch", epoch, _MOST_EPOCHS), *((n, s, _MOST_SECONDS) for n, s in seconds.items())]:
+        if not 0 <= value <= most:
+            raise UserError(f"{path} cannot be resumed: its {name} is {shown(value)}")
+    return epoch, seconds
 
 
 # Config keys that may differ when a run is resumed: they say where and how fast, not what.
