@@ -18,7 +18,7 @@ from kill_runs import KINDS, comparable, difference, turns  # noqa: E402
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["train-cold", "train-images", "extract", "sweep"])
+@pytest.mark.parametrize("kind", ["train-images", "sweep"])
 def test_a_run_killed_at_a_random_instant_ends_like_one_never_stopped(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, str(TESTS / "kill_runs.py"), "--count", "1", "--kinds", kind, "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
