@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from dassl_lite.engine.build import TRAINER_REGISTRY
+from dassl_lite.engine.build import TRAINER_REGISTRY, uses_shots
 from dassl_lite.engine.commands.arguments import (
     DEFAULT_DATASET,
     DatasetChoice,
@@ -33,7 +33,7 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks, uses_shots
+from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 

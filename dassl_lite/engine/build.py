@@ -174,6 +174,12 @@ def _own_keys(trainer: Any) -> CfgNode:
     return CfgNode({"TRAINER": {node: cfg.TRAINER[node]} if node in cfg.TRAINER else {}})
 
 
+def uses_shots(trainer: str) -> bool:
+    """Whether the number of shots and the seed make a difference to a method; one that is not known is taken to."""
+    kind = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY else None
+    return bool(getattr(kind, "uses_shots", True))
+
+
 @contextmanager
 def _building(cfg: CfgNode) -> Iterator[None]:
     """While a third party's trainer is built; see ``is_unnamed``."""

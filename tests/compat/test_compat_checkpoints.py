@@ -66,6 +66,7 @@ def test_eval_evaluates_a_folder_saved_by_dassl(
     assert f"* accuracy: {rows[()]['accuracy']:.1f}%" in (tmp_path / "evaluated" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_authors_lora_file_is_evaluated(
     golden: Any, golden_backbone: Any, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +103,7 @@ def test_evaluating_a_third_partys_run_leaves_only_its_results(
     assert f"* accuracy: {row['accuracy']:.1f}%" in (tmp_path / "run" / "log.txt").read_text()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eval", "train"])
 @pytest.mark.parametrize("there", [True, False])
 def test_the_newest_file_is_found_for_a_third_partys_trainer_and_a_missing_one_told_in_one_line(

@@ -66,6 +66,7 @@ def error_of(capsys: Any) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_script_runs_with_its_own_flags_and_settings_and_leaves_results(run: Run, tmp_path: Path) -> None:
     argv, default = list(sys.argv), get_cfg_default().MODEL.BACKBONE.NAME
     assert run("out", "--backbone", "demo", "--temperature", "0.5") == 0

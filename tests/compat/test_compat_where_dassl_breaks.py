@@ -49,7 +49,7 @@ def copy_up_to(epoch: int, source: Path, target: Path) -> None:
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, *(pytest.param(epoch, marks=pytest.mark.slow) for epoch in (2, 3))])
 @pytest.mark.parametrize(
     ("trainer", "warm_up", "warm", "unit"),
@@ -87,7 +87,7 @@ def parallel(run_tool: Any, output: str, wrap: str, *flags: str) -> None:
     assert run_tool("PaperParallel", output, *plugin, *flags, "TRAINER.PAPERPARALLEL.WRAP", wrap) == 0
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "loaded"), [("before", "''"), ("''", "before"), ("after", "''"), ("''", "after")])
 def test_checkpoints_of_wrapped_and_plain_networks_are_interchangeable(
     run_tool: Any, tmp_path: Path, saved: str, loaded: str
@@ -99,7 +99,7 @@ def test_checkpoints_of_wrapped_and_plain_networks_are_interchangeable(
     assert lines_of(tmp_path / "evaluated", "* accuracy") == lines_of(whole, "* accuracy")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["before", "after"])
 def test_a_wrapped_run_resumes_like_a_plain_one(run_tool: Any, tmp_path: Path, wrap: str) -> None:
     parallel(run_tool, "plain", "''")
@@ -113,6 +113,7 @@ def test_a_wrapped_run_resumes_like_a_plain_one(run_tool: Any, tmp_path: Path, w
         assert all(torch.equal(value, other["state_dict"][key]) for key, value in plain["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_a_file_with_dataparallels_prefixes_loads(run_tool: Any, tmp_path: Path) -> None:
     assert run_tool("PaperTwoModels", "run") == 0
     for model in ("F", "C"):

@@ -191,6 +191,7 @@ def test_a_dataset_in_another_layout_is_checked_too(pets: Path, look: Callable[.
     assert counts(report) == {"train": (2, 1, 1, 0), "test": (2, 1, 1, 0)}
 
 
+@pytest.mark.slow
 def test_own_images_are_checked_before_and_after_their_split(pets: Path, tmp_path: Path) -> None:
     cfg = get_cfg_default()
     cfg.DATASET.ROOT = str(pets / "images")
@@ -207,6 +208,7 @@ def test_own_images_are_checked_before_and_after_their_split(pets: Path, tmp_pat
     assert [problem.partition(":")[0] for problem in report.problems] == ["empty"]
 
 
+@pytest.mark.slow
 def test_a_real_dataset_in_the_real_layout_is_checked(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "caltech-101"
     shutil.copytree(shared / "data/caltech101", folder)

@@ -96,6 +96,7 @@ def test_class_names_that_may_mean_the_same_are_told(names: list[str], expected:
     assert len(near_names(names)) == expected
 
 
+@pytest.mark.slow
 def test_near_names_of_many_classes_take_no_time() -> None:
     assert near_names([f"kind {'abcdefghij'[i % 10] * 9} {i}" for i in range(5000)]) == []
 

@@ -124,6 +124,7 @@ def test_a_split_of_the_real_file_names_has_the_published_classes_and_sizes(
         assert made["test"] == rows["test"]  # the publisher's
 
 
+@pytest.mark.slow
 def test_real_textures_load(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     source = shared / "data" / "dtd"

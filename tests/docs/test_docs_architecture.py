@@ -41,6 +41,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     return steps[0]
 
 
+@pytest.mark.slow
 def test_the_path_of_a_batch_is_the_one_that_the_page_lists(calls: list[tuple[str, str]]) -> None:
     listed = re.findall(r"^\| `(\w+)\([^)]*\)` \| `(\S+\.py)` \|", PAGE, re.MULTILINE)
     assert calls == listed

@@ -204,6 +204,7 @@ def test_a_checkpoint_of_another_width_or_backbone_is_refused_in_one_line(run, m
     run(method, feature_file(backbone="")).load_model(source.output_dir)  # a file that does not say is taken
 
 
+@pytest.mark.slow
 def test_logistic_regression_takes_the_images_without_augmentation(run):
     options = ("TRAINER.LinearProbe.FIT", "logistic_regression")
     with pytest.raises(UserError, match="train_plain_features"):

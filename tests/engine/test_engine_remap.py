@@ -167,7 +167,7 @@ def logits(trainer: Any) -> torch.Tensor:
         return trainer.model_inference(features)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe", "TipAdapter", "TipAdapterF"])
 @pytest.mark.parametrize("folders", ["numbered", "renamed"])
 def test_accuracy_does_not_depend_on_class_order(

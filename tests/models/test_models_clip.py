@@ -81,7 +81,7 @@ def tag(request: Any) -> str:
     return request.param
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_every_kind_of_local_file_gives_the_same_model(tag: str, golden_backbone: Any, tmp_path: Path) -> None:
     path = golden_backbone(tag)
     reference = load_clip(str(path))

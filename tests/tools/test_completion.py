@@ -95,6 +95,7 @@ def test_zsh_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None
     assert dict(zip(CASES, (set(line.split()) for line in found), strict=False)) == CASES
 
 
+@pytest.mark.slow
 def test_fish_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
     fish, several = need("fish"), {"sweep --trainers TaskRes CoO"}  # it completes only a flag's first value
     for line in CASES.keys() - several:

@@ -14,7 +14,7 @@ from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.datasets._drawn.classes import PAINTS
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.evaluate import Evaluation, config_for, stored_config, suite
+from dassl_lite.engine.commands.evaluate import Evaluation, config_for, evaluate_row, stored_config, suite
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import train
 from dassl_lite.utils import UserError
@@ -171,6 +171,17 @@ def test_user_errors_print_one_line(source, tmp_path, capsys):
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1
         assert expected in errors[0]
+
+
+def test_a_row_counts_the_images_of_the_split_that_was_evaluated(source):
+    stored = stored_config(source)
+    data = {}
+    for split in ("val", "test"):
+        cfg = config_for(stored, None, {}, ["TEST.SPLIT", split])
+        data[split] = evaluate_row(cfg, source).images
+    dataset = DATASET_REGISTRY.get("ShapesNet")(cfg)
+    assert data == {"val": len(dataset.val), "test": len(dataset.test)}
+    assert data["val"] != data["test"]
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def test_the_file_says_what_it_is(tmp_path, images):
     assert str(images) not in "".join(file.provenance)  # no path of this machine travels along
 
 
+@pytest.mark.slow
 def test_zero_views_store_features_without_augmentation(tmp_path, images):
     assert run_extract("--data", str(images), "--output", str(tmp_path / "a.npz"), "--views", "0", *FEW) == 0
     assert run_extract("--data", str(images), "--output", str(tmp_path / "b.npz"), "--views", "1", *FEW) == 0

@@ -45,6 +45,7 @@ def test_mutated_input_ends_in_success_or_in_one_line(stage: fuzz.Stage, kind: s
     ends_well()
 
 
+@pytest.mark.slow
 @settings(FIXED, max_examples=300)
 @given(RANDOM)
 def test_any_value_of_any_key_gives_a_config_or_a_user_error(rng: random.Random) -> None:

@@ -148,6 +148,7 @@ def test_the_shipped_file_has_the_recipe_s_metadata() -> None:
     assert metadata["train"] == Recipe().as_json()
 
 
+@pytest.mark.slow
 def test_the_shipped_model_knows_clip_art_and_printed_digits() -> None:
     clip = load_clip("demo")
     shown = pretraining_pictures(200, np.random.default_rng(123), {"clean": 0.6, "digits": 0.4})

@@ -58,6 +58,7 @@ def test_a_long_name_stays_within_its_column(dataset: DatasetBase) -> None:
     assert corner("long " * 20) == corner("a")
 
 
+@pytest.mark.slow
 def test_a_sheet_of_a_registered_dataset_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "sheet.png"
     argv = ["Digits", "--root", str(tmp_path), "--split", "val", "--out", str(out), "VERBOSE", "False"]

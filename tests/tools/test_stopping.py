@@ -69,6 +69,7 @@ def sends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 # ---- asked to stop ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
 def test_a_signal_within_an_epoch_stops_the_run_after_it_with_a_checkpoint(
     tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int
@@ -112,6 +113,7 @@ def test_a_signal_within_an_epochs_extraction_ends_it_at_once(
     assert gadgets(tmp_path / "run", "--resume", options=small) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
 def test_a_signal_while_the_last_epoch_is_evaluated_ends_it_at_once(tmp_path: Path, sends: Any, sent: int) -> None:
     sends(TaskRes, "evaluate_split", sent)
@@ -161,6 +163,7 @@ def start_sweep(output: Path, *more: str) -> int:
     return run_tool(sweep.main, [*arguments, "--output-dir", str(output), *more, *FEW])
 
 
+@pytest.mark.slow
 def test_runs_of_another_sweep_are_waited_for_and_then_skipped_or_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +187,7 @@ def test_runs_of_another_sweep_are_waited_for_and_then_skipped_or_done(
     assert len(list(tmp_path.rglob("results.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_repeated_sweep_skips_finished_runs_and_repeats_failed_ones(tmp_path, 
     assert len(list(tmp_path.rglob("results.json"))) == 4
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_other_settings_is_an_error(tmp_path, capsys):
     assert start(tmp_path, "TaskRes", seeds="1") == 0
     assert start(tmp_path, "TaskRes", seeds="1", options=("OPTIM.LR", "0.5")) == 1

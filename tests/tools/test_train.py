@@ -50,6 +50,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_prints_and_stores_zero_shot_and_trained_accuracy(tmp_path, capsys):
     assert taskres(tmp_path / "run") == 0
     out = capsys.readouterr().out
@@ -68,6 +69,7 @@ def test_a_run_prints_and_stores_zero_shot_and_trained_accuracy(tmp_path, capsys
     assert {"features", "train", "evaluate test"} <= kept["seconds"].keys()
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_gives_its_accuracy_to_the_last_digit(tmp_path):
     assert taskres(tmp_path / "run") == 0
     expected = results(tmp_path / "run")["metrics"]["test"]
@@ -88,6 +90,7 @@ def test_the_same_command_twice_gives_the_same_numbers(tmp_path):
     assert results(tmp_path / "a")["seed"] == 0  # zero is a seed
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_used_again_only_to_resume_or_overwrite_it(tmp_path, capsys):
     assert taskres(tmp_path) == 0
     (tmp_path / "notes.txt").write_text("mine")
@@ -101,6 +104,7 @@ def test_a_folder_with_a_run_is_used_again_only_to_resume_or_overwrite_it(tmp_pa
     assert results(tmp_path)["metrics"] == json.loads(before)["metrics"]
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_seed_number_of_shots_or_learning_rate(tmp_path, capsys):
     assert taskres(tmp_path) == 0
     capsys.readouterr()
@@ -133,6 +137,7 @@ def test_the_demo_backbone_says_that_it_knows_drawn_shapes_only(tmp_path, capsys
     assert "drawn shapes only" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
     def mine(number: int, frame: object) -> None:
         """Of the program that calls the tool."""
@@ -308,6 +313,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, sent):
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

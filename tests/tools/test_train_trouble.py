@@ -47,6 +47,7 @@ def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 # ---- two runs at once ----
 
 
+@pytest.mark.slow
 @forks
 def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -168,6 +169,7 @@ def test_training_images_that_cannot_be_read_leave_the_old_run_as_it_was(
     assert files_in(tmp_path / "run") == old_run
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize("moment", ["building", "training"])
 def test_an_old_run_outlives_the_killing_of_its_successor(
@@ -272,6 +274,7 @@ def small_files() -> Any:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint_and_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
 ) -> None:
@@ -325,7 +328,7 @@ def test_a_full_disk_at_the_results_prints_one_line(
 # ---- nothing to evaluate ----
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "options"),
     [("TipAdapter", ()), ("LinearProbe", ("TRAINER.LinearProbe.FIT", "logistic_regression")), ("TaskRes", ())],

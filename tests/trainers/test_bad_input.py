@@ -171,7 +171,7 @@ def test_a_context_per_class_is_not_evaluated_on_classes_that_were_never_trained
     assert "it lacks aardvark" in said(run_tool(eval_tool.main, arguments))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), [("CoOp", ("TRAINER.COOP.CSC", "True")), ("LinearProbe", ())])
 def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, tmp_path, capsys, method, options):
     assert run(method, *options) == 0

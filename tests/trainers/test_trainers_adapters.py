@@ -277,11 +277,13 @@ def noisy_samples(seed: int, size: float = 0.0) -> logistic.Samples:
     return logistic.Samples(features + size * np.random.default_rng(7).normal(size=features.shape), labels)
 
 
+@pytest.mark.slow
 def test_rounding_errors_in_the_features_do_not_move_c():
     chosen = [logistic.smooth_c(noisy_samples(1, size), noisy_samples(2, size))[0] for size in (0.0, 1e-6, -1e-6)]
     assert chosen[1:] == pytest.approx([chosen[0]] * 2, rel=0.02)
 
 
+@pytest.mark.slow
 def test_c_is_where_the_validation_log_loss_is_lowest():
     train, val = noisy_samples(1), noisy_samples(2)
 

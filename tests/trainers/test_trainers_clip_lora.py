@@ -79,6 +79,7 @@ def test_the_number_of_steps_follows_the_shots_then_the_epochs(make):
     assert (by_epochs.steps_to_train(), by_epochs.max_epoch) == (12, 3)
 
 
+@pytest.mark.slow
 def test_the_saved_file_holds_the_pairs_alone_and_gives_the_same_logits(make, golden):
     trainer, images = make("run"), golden.tiny_clip.images("vit", 5, 6)
     trainer.train()
@@ -100,6 +101,7 @@ def test_the_saved_file_holds_the_pairs_alone_and_gives_the_same_logits(make, go
     assert (merged - expected).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_never_stopped(make):
     whole = make("whole", "TRAIN.CHECKPOINT_FREQ", "1")
     whole.train()
@@ -113,6 +115,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(make):
         assert torch.equal(resumed.head.state_dict()[key], value), key
 
 
+@pytest.mark.slow
 def test_weights_of_another_scale_are_refused(make):
     trainer = make("run")
     trainer.train()
@@ -120,6 +123,7 @@ def test_weights_of_another_scale_are_refused(make):
         make("other", "TRAINER.CLIPLoRA.ALPHA", "2").load_model(trainer.output_dir)
 
 
+@pytest.mark.slow
 def test_the_evaluating_tool_reads_the_authors_file(make, golden, golden_backbone, pictures, tmp_path):
     described = golden.json("clip_lora")
     path, backbone = golden.path("") / described["saved_file"]["path"][0], described["model"]
@@ -147,6 +151,7 @@ def test_zero_shot_ignores_the_pairs(make):
     assert trainer.zero_shot() == before
 
 
+@pytest.mark.slow
 def test_only_text_adapters_train_on_cached_features(make):
     text = make("text", "TRAINER.CLIPLoRA.ENCODER", "text")
     assert isinstance(text.train_loader_x, FeatureLoader)
@@ -173,6 +178,7 @@ def test_class_weights_are_computed_once_per_evaluation(make):
     assert torch.equal(trainer.head.class_features(), before)
 
 
+@pytest.mark.slow
 def test_saving_memory_changes_no_gradient(make):
     def gradients(*options: str) -> list[torch.Tensor]:
         trainer = make("memory", "TRAINER.CLIPLoRA.TEXT_CHUNK", "2", *options)
@@ -189,7 +195,7 @@ def test_saving_memory_changes_no_gradient(make):
         assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(plain, again, strict=True))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["amp", "bf16"])
 def test_narrow_precisions_train_to_about_the_same_loss(make, precision):
     def losses(*options: str) -> list[float]:

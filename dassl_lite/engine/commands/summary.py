@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl_lite.engine.build import TRAINER_REGISTRY
+from dassl_lite.engine.build import uses_shots
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
@@ -110,17 +110,11 @@ def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     for cell in cells:
         by_row[cell.dataset, cell.trainer][cell.shots] = cell
     columns = sorted({cell.shots for cell in cells if cell.shots})
-    if any(cell.shots == 0 and _uses_shots(cell.trainer) for cell in cells):
+    if any(cell.shots == 0 and uses_shots(cell.trainer) for cell in cells):
         columns.append(0)
     rows = []
     for (dataset, trainer), found in sorted(by_row.items()):
-        fixed = None if _uses_shots(trainer) else found.get(0)
+        fixed = None if uses_shots(trainer) else found.get(0)
         rows.append([dataset, trainer, *(str(found.get(number) or fixed or "") for number in columns or [0])])
     names = ["all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}" for number in columns]
     return ["dataset", "method", *(names or ["no shots"])], rows
-
-
-def _uses_shots(trainer: str) -> bool:
-    """Whether a method draws shots; one that is not known here is taken to."""
-    known = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY else None
-    return bool(getattr(known, "uses_shots", True))

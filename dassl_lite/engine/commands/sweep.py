@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config, uses_shots
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.files.results import FILE_NAME, read_results
@@ -111,11 +111,6 @@ def all_methods() -> list[str]:
         if trainer.__module__.startswith("dassl_lite.trainers.") and getattr(trainer, "standalone", True):
             found.append(name)
     return sorted(found)
-
-
-def uses_shots(trainer: str) -> bool:
-    """Whether the number of shots and the seed make a difference to a method."""
-    return getattr(TRAINER_REGISTRY.get(trainer), "uses_shots", True)
 
 
 def tasks(
