@@ -6,12 +6,16 @@ import copy
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cuda_standin
 import pytest
 import torch
 from golden_count import ReferenceArrays, note_property, summary
@@ -133,6 +137,24 @@ def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(clip, "_load_openai", load)
     monkeypatch.setattr(clip, "digest_of_weights", known_digest)
+
+
+@pytest.fixture(scope="session")
+def on_cuda() -> Iterator[Callable[..., Any]]:
+    """``on_cuda(function, *arguments)``: what it returns in a process with a stand-in for a GPU.
+
+    The process is the same for all calls. Function, arguments and result have to be picklable.
+    """
+    if reason := cuda_standin.why_not():
+        pytest.skip(reason)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _start_on_cuda) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def _start_on_cuda() -> None:
+    torch.set_num_threads(1)
+    cuda_standin.enter()
 
 
 @pytest.fixture(scope="session")
