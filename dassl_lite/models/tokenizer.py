@@ -1,17 +1,20 @@
-"""CLIP's tokenizer: texts to token ids, with their lengths checked.
+"""A backbone's tokenizer: texts to token ids, with their lengths checked.
+
+Most backbones have CLIP's own byte-pair encoding; others have one of Hugging Face's, which needs the extra ``hf``.
 
 Shapes: N texts, L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import regex
 import torch
 from open_clip import SimpleTokenizer
+from open_clip.tokenizer import SigLipTokenizer, basic_clean, canonicalize_text
 from torch import Tensor
 
 from dassl_lite.utils.errors import UserError
@@ -20,16 +23,20 @@ CONTEXT_LENGTH = 77
 
 
 class Tokenizer:
-    """Texts to (N, L) token ids: start token, the text, end token, zeros.
+    """Texts to (N, L) token ids: `prefix_ids`, the text, `suffix_ids`, padding, `final_ids`.
+
+    CLIP's own byte-pair encoding puts a start token before the text, an end token behind it, and zeros for padding.
 
     Args:
         context_length: L.
         tokenizer: an open_clip tokenizer; CLIP's own byte-pair encoding if None.
     """
 
-    def __init__(self, context_length: int = CONTEXT_LENGTH, tokenizer: Callable[..., Tensor] | None = None) -> None:
+    def __init__(self, context_length: int = CONTEXT_LENGTH, tokenizer: Any = None) -> None:
         self.context_length = context_length
         self._tokenizer: Any = tokenizer if tokenizer is not None else _byte_pairs()
+        # Hugging Face's, in open_clip's wrapper, which cleans the text first.
+        self._inner: Any = getattr(self._tokenizer, "tokenizer", None)
 
     def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
         """Token ids (N, L), int64.
@@ -38,38 +45,124 @@ class Tokenizer:
             UserError: a text does not fit and `truncate` is False; names the text.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if not isinstance(self._tokenizer, SimpleTokenizer):
-            return self._tokenizer(texts, context_length=self.context_length)  # truncates texts that are too long
+        encoded = self._encode(texts)
+        if not truncate:
+            for text, ids in zip(texts, encoded, strict=True):
+                self._require_room(text, len(ids))
+        if self._inner is not None and texts:
+            return self._tokenizer(texts, context_length=self.context_length).long()
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self.encode(text), self.end]
-            if len(ids) > self.context_length:
-                if not truncate:
-                    raise UserError(
-                        f"a text has {len(ids)} tokens where {self.context_length} fit, including start and end; "
-                        f"shorten it: '{text[:60]}...'"
-                    )
-                ids = [*ids[: self.context_length - 1], self.end]
-            row[: len(ids)] = torch.tensor(ids)
+        for row, ids in zip(rows, encoded, strict=True):
+            framed = [self.start, *ids[: self.context_length - 2], self.end]
+            row[: len(framed)] = torch.tensor(framed)
         return rows
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text alone, without start and end token."""
-        return self._tokenizer.encode(text)
+    def encode(self, text: str, *, after_word: bool = False) -> list[int]:
+        """The ids of a text alone, without special tokens.
+
+        Args:
+            after_word: as it is written behind another word and a space, which some tokenizers spell differently.
+        """
+        if not after_word:
+            return self._encode([text])[0]
+        word, both = self._encode(["a", f"a {text}"])
+        return both[len(word) :] if both[: len(word)] == word else self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, in lower case and with a space after each word, as CLIP's decoder returns it."""
-        return self._tokenizer.decode([int(i) for i in ids])
+        """The text of some ids. CLIP's is in lower case and has a space after each word."""
+        coder = self._tokenizer if self._inner is None else self._inner
+        return coder.decode([int(i) for i in ids])
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens."""
+        if self._inner is None:
+            return [self._tokenizer.encode(text) for text in texts]
+        return self._ids([self._clean(text) for text in texts], special=False)
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        """Of a Hugging Face tokenizer: neither padded nor truncated."""
+        return self._inner(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+
+    def _clean(self, text: str) -> str:
+        """A text as open_clip's wrapper hands it on."""
+        if isinstance(self._tokenizer, SigLipTokenizer):
+            return canonicalize_text(basic_clean(text))
+        return self._tokenizer.clean_fn(text)
+
+    def _require_room(self, text: str, ids: int) -> None:
+        count = len(self.prefix_ids) + ids + len(self.suffix_ids) + len(self.final_ids)
+        if count > self.context_length:
+            raise UserError(
+                f"a text has {count} tokens where {self.context_length} fit, including start and end; "
+                f"shorten it: '{text[:60]}...'"
+            )
+
+    # ---- what stands around a text -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The special tokens before and behind a text."""
+        if self._inner is None:
+            return (self._tokenizer.sot_token_id,), (self._tokenizer.eot_token_id,)
+        inner = self._inner
+        if self._mode == "clips":
+            return (inner.bos_token_id,), (inner.eos_token_id,)
+        (text,), (framed,) = self._ids(["a"], special=False), self._ids(["a"], special=True)
+        first = next((i for i in range(len(framed)) if framed[i : i + len(text)] == text), None)
+        if first is None:
+            raise UserError("this backbone's tokenizer changes the text when it adds special tokens")
+        before, behind = framed[:first], framed[first + len(text) :]
+        if getattr(self._tokenizer, "strip_sep_token", False):
+            before, behind = ([0 if i == inner.sep_token_id else i for i in ids] for ids in (before, behind))
+        return tuple(before), tuple(behind)
+
+    @property
+    def _mode(self) -> str:
+        return getattr(self._tokenizer, "tokenizer_mode", "")
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The special tokens before a text; none for SigLIP."""
+        return self._frame[0]
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """The special tokens directly behind a text."""
+        return self._frame[1]
+
+    @property
+    def final_ids(self) -> tuple[int, ...]:
+        """The special tokens at the end of a row, behind the padding; most tokenizers have none."""
+        return (self._inner.cls_token_id,) if self._mode == "clips" else ()
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a row."""
+        return 0 if self._inner is None else self._inner.pad_token_id
+
+    def row(self, ids: Sequence[int]) -> list[int]:
+        """The L ids of a text's row, given the text's own: with special tokens and padding.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        self._require_room(self.decode(ids), len(ids))
+        framed = [*self.prefix_ids, *ids, *self.suffix_ids]
+        return [*framed, *[self.pad_id] * (self.context_length - len(framed) - len(self.final_ids)), *self.final_ids]
 
     @property
     def start(self) -> int:
-        """Id of the start token."""
-        return self._tokenizer.sot_token_id
+        """Id of the start token. Raises UserError if the backbone has none."""
+        if not self.prefix_ids:
+            raise UserError("this backbone's tokenizer has no start token")
+        return self.prefix_ids[0]
 
     @property
     def end(self) -> int:
-        """Id of the end token."""
-        return self._tokenizer.eot_token_id
+        """Id of the end token. Raises UserError if the backbone has none."""
+        if not self.suffix_ids:
+            raise UserError("this backbone's tokenizer has no end token")
+        return self.suffix_ids[-1]
 
 
 @lru_cache(maxsize=1)
