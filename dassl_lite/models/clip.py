@@ -99,6 +99,14 @@ class CLIPBackbone(nn.Module):
         return self.model.logit_scale
 
     @property
+    def logit_bias(self) -> Tensor | None:
+        """Added to all logits by a model that was trained with a sigmoid loss (SigLIP); None if the model has none.
+
+        A softmax over classes does not change with it, so it is left out of logits except for a sigmoid.
+        """
+        return getattr(self.model, "logit_bias", None)
+
+    @property
     def embed_dim(self) -> int:
         """D, the width of image and text features."""
         return self.text.embed_dim

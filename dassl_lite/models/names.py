@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -116,7 +115,6 @@ def _split(text: str) -> tuple[str, str]:
     return OPENAI_NAMES.get(architecture, architecture), tag
 
 
-@lru_cache(maxsize=1)
 def architectures() -> frozenset[str]:
     """The architectures that open_clip knows."""
     return frozenset(open_clip.list_models())

@@ -25,6 +25,7 @@ class PrecomputedBackbone(nn.Module):
         text_features: (T, K, D), of any length; T is 0 if there are none.
         prompts: T lists of K prompts; ``_`` counts as a space.
         scale: exp(logit_scale), a scalar.
+        bias: logit_bias; None if the CLIP has none.
         name: of the CLIP that computed the features; None if unknown.
         digest, precision: of its weights; "" if unknown.
         method: the method that asks, for messages.
@@ -33,11 +34,13 @@ class PrecomputedBackbone(nn.Module):
     Attributes:
         text_features: (T, K, D), float32.
         logit_scale: logarithm of the scale, frozen.
+        logit_bias: added to logits under a sigmoid, a scalar; None if the CLIP has none.
         prompts: the T lists, with spaces for ``_``.
         name, digest, precision: as given; an unknown digest is the name.
     """
 
     text_features: Tensor
+    logit_bias: Tensor | None
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class PrecomputedBackbone(nn.Module):
         prompts: Sequence[Sequence[str]],
         scale: float,
         *,
+        bias: float | None = None,
         name: str | None = None,
         digest: str = "",
         precision: str = "",
@@ -54,6 +58,7 @@ class PrecomputedBackbone(nn.Module):
         super().__init__()
         self.register_buffer("text_features", text_features.float())
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=False)
+        self.register_buffer("logit_bias", None if bias is None else torch.tensor(bias))
         self.prompts = [_spaced(of_template) for of_template in prompts]
         self.name, self.precision = name, precision
         self.digest = digest or name or ""

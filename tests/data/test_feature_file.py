@@ -61,6 +61,7 @@ def test_arrays_come_back_as_they_were_given(tmp_path):
     assert file.parts["test"].labels.tolist() == given["test_labels"].tolist()
     assert (file.text_weights[0] == given["text_weights"]).all()
     assert (file.templates, file.logit_scale, file.classids, file.width) == (("{}",), 100.0, ("",) * K, D)
+    assert file.logit_bias is None
     assert (file.backbone, file.provenance) == ("", ())
 
 
@@ -75,6 +76,7 @@ def test_every_field_survives_writing_and_reading(tmp_path):
         templates=("a {}.", "art of {}."),
         ensemble_templates=("art of {}.",),
         logit_scale=50.5,
+        logit_bias=-16.5,
         backbone="ViT-B/16",
         backbone_digest="ab12",
         precision="fp32",
@@ -141,6 +143,9 @@ def test_numbers_of_another_byte_order_are_read(tmp_path):
         ({"ensemble_templates": np.array(["a {}"])}, "ensemble_templates contains 'a {}'"),
         ({"classids": np.array(["n1"])}, "classids has 1 entries, but there are 3"),
         ({"logit_scale": np.array(0.0)}, "logit_scale is 0.0"),
+        ({"logit_scale": np.array(np.inf)}, "logit_scale is inf; it must be a finite number"),
+        ({"logit_bias": np.array(np.nan)}, "logit_bias is nan; it must be a finite number"),
+        ({"logit_bias": np.array([-10.0])}, "logit_bias must be a single number"),
         ({"logit_scale": np.array([100.0])}, "logit_scale must be a single number"),
         ({"backbone": np.array(["RN50"])}, "backbone must be a single text"),
         ({"train_features": with_nan("train_features", (1, 4, 2))}, "train_features contains NaN .* first in row 1, 4"),

@@ -58,6 +58,22 @@ def test_token_rows_that_the_demo_omits_come_from_the_documented_seed() -> None:
     assert torch.equal(clip.model.token_embedding.weight[others], drawn[others])
 
 
+def test_the_bias_of_a_sigmoid_is_at_hand_and_leaves_logits_as_they_are(small_vit: None, monkeypatch: Any) -> None:
+    assert load_clip("random:ViT-B-32").logit_bias is None
+    config = open_clip.get_model_config("ViT-B-32") | {"init_logit_bias": -10}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", config)
+    clip = load_clip("random:ViT-B-32")
+    assert clip.logit_bias.item() == -10
+    images, tokens = torch.randn(1, 3, *clip.image_size), clip.tokenize(["a", "b"])
+    assert clip(images, tokens).abs().max() <= clip.logit_scale.exp()
+
+
+def test_an_architecture_added_to_open_clip_is_known_at_once(monkeypatch: Any) -> None:
+    names.parse("random:ViT-B-32")
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "my-vit", open_clip.get_model_config("ViT-B-32"))
+    assert names.parse("random:my-vit").architecture == "my-vit"
+
+
 def test_loading_leaves_the_random_stream_as_it_was(small_vit: None) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -50,3 +50,9 @@ def test_encoders_are_refused(backbone, name):
         getattr(backbone, name)
     with pytest.raises(UserError, match="needs the image encoder"):
         backbone.encode_image(torch.zeros(1, 3, 2, 2))
+
+
+def test_the_bias_of_a_sigmoid_is_the_given_one_and_none_otherwise(backbone):
+    assert backbone.logit_bias is None
+    biased = PrecomputedBackbone(torch.ones(1, 1, 2), [["a"]], 10.0, bias=-12.5)
+    assert biased.logit_bias.item() == -12.5

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dassl_lite.data.feature_files import read_feature_file
 from dassl_lite.datasets.gadgets import Gadgets
+from dassl_lite.engine import build_trainer
+from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.methods import feature_source
+from dassl_lite.models.clip import load_clip
 from dassl_lite.tools import extract, train
 
 FEW = ("DATALOADER.NUM_WORKERS", "0")
@@ -98,6 +104,25 @@ def test_the_file_says_what_it_is(tmp_path, images):
     (made,) = map(json.loads, file.provenance)
     assert (made["dataset"], made["views"], made["half"]) == ("ImageFolder", 2, True)
     assert str(images) not in "".join(file.provenance)  # no path of this machine travels along
+
+
+@pytest.mark.slow
+def test_a_model_trained_with_a_sigmoid_hands_its_bias_on(tmp_path, images, monkeypatch):
+    load = load_clip
+
+    def load_biased(name: str, **options: Any) -> Any:
+        clip = load(name, **options)
+        clip.model.logit_bias = torch.nn.Parameter(torch.tensor(-12.5))
+        return clip
+
+    for name, loader, bias in (("plain", load, None), ("biased", load_biased, -12.5)):
+        monkeypatch.setattr(feature_source, "load_clip", loader)
+        path = tmp_path / f"{name}.npz"
+        assert run_extract("--data", str(images), "--output", str(path), "--views", "0", *FEW) == 0
+        assert read_feature_file(path).logit_bias == bias
+        flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(tmp_path / name)}
+        found = build_trainer(make_config(trainer="ZeroshotCLIP", flags=flags)).clip.logit_bias
+        assert found is None if bias is None else found.item() == bias
 
 
 @pytest.mark.slow

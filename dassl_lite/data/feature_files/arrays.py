@@ -142,12 +142,19 @@ class Arrays:
         """A single number above 0; ``default`` if there is no such array."""
         if name not in self:
             return default
+        value = self.number(name)
+        if value <= 0:
+            self.refuse(name, f"is {value}; it must be a number above 0")
+        return value
+
+    def number(self, name: str) -> float:
+        """A single finite number."""
         array = self._read(name)
         if array.ndim != 0 or array.dtype.kind not in "fiu":
             self.refuse(name, f"must be a single number, not {_kind(array)}")
         value = float(array)
-        if not 0 < value < float("inf"):
-            self.refuse(name, f"is {value}; it must be a number above 0")
+        if not math.isfinite(value):
+            self.refuse(name, f"is {value}; it must be a finite number")
         return value
 
     def features(self, name: str, form: str, *dims: int) -> Array:

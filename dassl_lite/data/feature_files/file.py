@@ -53,6 +53,7 @@ class FeatureFile:
         templates: T prompt templates with {} for the class name; the first is the dataset's own.
         ensemble_templates: the templates that the field averages for this dataset (ImageNet's seven).
         logit_scale: factor on cosine similarities: CLIP's exp(logit_scale).
+        logit_bias: added to logits under a sigmoid: SigLIP's logit_bias; None if the CLIP has none.
         dataset: registered or other name of the dataset, such as "ImageNet"; "" if the file does not state it.
         backbone, backbone_digest, precision: identify the CLIP model; "" if unknown.
         transform, train_transform: descriptions of the image transforms.
@@ -66,6 +67,7 @@ class FeatureFile:
     templates: tuple[str, ...] = (PLAIN_TEMPLATE,)
     ensemble_templates: tuple[str, ...] = ()
     logit_scale: float = LOGIT_SCALE
+    logit_bias: float | None = None
     dataset: str = ""
     backbone: str = ""
     backbone_digest: str = ""
@@ -114,6 +116,7 @@ def read_feature_file(path: PathLike) -> FeatureFile:
             templates=templates,
             ensemble_templates=ensemble,
             logit_scale=arrays.positive("logit_scale", LOGIT_SCALE),
+            logit_bias=arrays.number("logit_bias") if "logit_bias" in arrays else None,
             provenance=arrays.texts("provenance", default=()),
             **{name: arrays.text(name) for name in _TEXTS},
         )
@@ -135,6 +138,8 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
             if getattr(file, name)  # an empty array would not have a text dtype
         },
     }
+    if file.logit_bias is not None:
+        arrays["logit_bias"] = np.array(file.logit_bias)
     if len(file.text_weights):
         arrays["text_weights"] = file.text_weights[0] if len(file.text_weights) == 1 else file.text_weights
         arrays["templates"] = np.array(file.templates)

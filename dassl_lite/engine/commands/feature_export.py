@@ -75,6 +75,7 @@ class FeatureExport:
             templates=templates,
             ensemble_templates=tuple(dataset.ensemble_templates),
             logit_scale=clip.logit_scale.exp().item(),
+            logit_bias=None if clip.logit_bias is None else clip.logit_bias.item(),
             dataset=self.dataset,
             backbone=clip.name,
             backbone_digest=clip.digest,

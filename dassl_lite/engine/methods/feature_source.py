@@ -72,6 +72,7 @@ def load_backbone(
         dataset.text_weights,
         [[fill_template(template, name) for name in dataset.classnames] for template in file.templates],
         file.logit_scale,
+        bias=file.logit_bias,
         name=file.backbone or None,
         digest=file.backbone_digest,
         precision=file.precision,
