@@ -154,6 +154,7 @@ _decay = number(at_least=0, below=1)
 _not_negative = number(at_least=0, at_most=LARGEST_FLOAT)
 _finite = number(at_least=-LARGEST_FLOAT, at_most=LARGEST_FLOAT)
 _names = each(text, of="names")
+_resize_mode = one_of("", "shortest", "squash", "longest", "cover")
 _channels = each(_finite, lengths=(0, 1, 3), of="three numbers, for red, green and blue")
 
 
@@ -193,6 +194,8 @@ ENGINE_RULES: dict[str, Rule] = {
     "VERSION": _whole(1, 1),
     "SEED": _whole(-(2**32), 2**32 - 1),  # what NumPy takes; negative: unseeded
     "INPUT.SIZE": _size,
+    "INPUT.RESIZE_MODE": _resize_mode,
+    "INPUT.FILL_COLOR": each(_whole(0, 255), lengths=(0, 3), of="three numbers, for red, green and blue"),
     "INPUT.PIXEL_MEAN": _channels,
     "INPUT.PIXEL_STD": _channels,
     "INPUT.TRANSFORMS": _names,

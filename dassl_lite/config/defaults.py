@@ -35,9 +35,14 @@ def _defaults() -> CN:
 
 def _add_input(cfg: CN) -> None:
     node = cfg.INPUT = CN()
-    # Ours: an empty SIZE, PIXEL_MEAN, PIXEL_STD or INTERPOLATION is taken from the backbone (Dassl: 224, ImageNet's).
+    # Ours: an empty SIZE, INTERPOLATION, RESIZE_MODE, FILL_COLOR, PIXEL_MEAN or PIXEL_STD is taken from the backbone
+    # (Dassl: 224, ImageNet's).
     node.SIZE = ()  # (height, width) in pixels
     node.INTERPOLATION = ""  # bilinear | bicubic | nearest
+    # In testing, to SIZE: shortest (the shorter side fits, the rest is cut off) | squash (both sides fit, distorted) |
+    # longest (the longer side fits, the rest is filled) | cover (shortest, for sides that differ)
+    node.RESIZE_MODE = ""
+    node.FILL_COLOR = ()  # longest: red, green and blue of what is filled, 0 to 255
     node.PIXEL_MEAN = []  # per channel, for normalize
     node.PIXEL_STD = []
     node.TRANSFORMS = ()  # training transforms; empty: random_resized_crop, random_flip, normalize

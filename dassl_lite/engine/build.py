@@ -219,16 +219,22 @@ def _with_size_of_backbone(cfg: CfgNode) -> CfgNode:
 
 
 def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with image size, mean, std and interpolation filled in from the backbone unless they are set."""
-    keys = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION")
-    if all(cfg.INPUT[key] for key in keys):
+    """``cfg`` with what the backbone says of its images (size, mean, std, interpolation, way of resizing) filled in
+    unless it is set."""
+    dassls, ours = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION"), ("RESIZE_MODE", "FILL_COLOR")
+    if all(cfg.INPUT[key] for key in (*dassls, *ours)):
         return cfg
     name = cfg.MODEL.BACKBONE.NAME
-    own = IMAGENET_INPUT if not name or name in BACKBONE_REGISTRY else preprocessing(name)
-    values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation)
+    try:
+        own = IMAGENET_INPUT if not name or name in BACKBONE_REGISTRY else preprocessing(name)
+    except UserError:
+        if not all(cfg.INPUT[key] for key in dassls):
+            raise
+        own = IMAGENET_INPUT  # a third party's name, beside everything that Dassl has: whoever loads it reports it
+    values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation, own.resize_mode, tuple(own.fill_color))
     cfg = cfg.clone()
     cfg.defrost()
-    for key, value in zip(keys, values, strict=True):
+    for key, value in zip((*dassls, *ours), values, strict=True):
         cfg.INPUT[key] = cfg.INPUT[key] or value
     cfg.freeze()
     return cfg

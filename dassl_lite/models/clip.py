@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from dassl_lite.models import names, openai_format, published_weights
 from dassl_lite.models.names import BackboneName
+from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
 from dassl_lite.utils.errors import UserError, unknown
@@ -36,22 +36,6 @@ PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16
 _OPEN_CLIP_PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What open_clip and the loaders that it calls raise for an unusable file or repository.
 _OPEN_CLIP_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, ImportError)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a backbone expects its images.
-
-    Attributes:
-        size: (height, width) in pixels.
-        mean, std: of the red, green and blue channels, for values between 0 and 1.
-        interpolation: "bicubic" or "bilinear", for resizing.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
-    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
-    interpolation: str = "bicubic"
 
 
 class CLIPBackbone(nn.Module):
@@ -184,12 +168,15 @@ def preprocessing_of(backbone: BackboneName) -> Preprocessing:
     """How a backbone expects its images. Only a local file is opened."""
     if backbone.kind == "hub":
         config = published_weights.hub_config(backbone.architecture)
-        return _preprocessing(config.get("preprocess_cfg", {}), config["model_cfg"]["vision_cfg"]["image_size"])
+        size = config["model_cfg"]["vision_cfg"]["image_size"]
+        return described_by_open_clip(config.get("preprocess_cfg", {}), size, backbone.text)
     if backbone.kind == "file":
         status = backbone.file.stat() if backbone.file.is_file() else None
-        return _preprocessing({}, _image_size(backbone.file, status and (status.st_size, status.st_mtime_ns)))
+        size = _image_size(backbone.file, status and (status.st_size, status.st_mtime_ns))
+        return described_by_open_clip({}, size, backbone.text)
     size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
-    return _preprocessing(open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag), size)
+    published = open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag)
+    return described_by_open_clip(published, size, backbone.text)
 
 
 @functools.lru_cache(maxsize=8)
@@ -200,18 +187,6 @@ def _image_size(file: Path, status: tuple[int, int] | None) -> int:
         status: size and time of the file, so that another one in its place is read again.
     """
     return openai_format.architecture_of(*openai_format.read(file), str(file))["vision_cfg"]["image_size"]
-
-
-def _preprocessing(config: Mapping[str, Any], size: int | Sequence[int]) -> Preprocessing:
-    """From open_clip's description of published weights; OpenAI's values where it gives none."""
-    height, width = (size, size) if isinstance(size, int) else size
-    default = Preprocessing((int(height), int(width)))
-    return Preprocessing(
-        default.size,
-        tuple(config.get("mean") or default.mean),
-        tuple(config.get("std") or default.std),
-        config.get("interpolation") or default.interpolation,
-    )
 
 
 def digest_of_weights(model: nn.Module) -> str:

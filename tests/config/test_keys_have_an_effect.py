@@ -19,6 +19,7 @@ from dassl_lite.config.check import leaves
 from dassl_lite.data import build_transform, describe
 from dassl_lite.data.transforms import AVAI_CHOICES
 from dassl_lite.data.transforms import build as transforms
+from dassl_lite.data.transforms.build import RESIZE_MODES
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.optim import (
     LR_SCHEDULER_REGISTRY,
@@ -34,6 +35,8 @@ from dassl_lite.tools import train
 OTHER = {
     "INPUT.SIZE": (16, 24),
     "INPUT.INTERPOLATION": "bicubic",
+    "INPUT.RESIZE_MODE": "squash",
+    "INPUT.FILL_COLOR": (1, 2, 3),
     "INPUT.PIXEL_MEAN": [0.1, 0.2, 0.3],
     "INPUT.PIXEL_STD": [0.1, 0.2, 0.3],
     "INPUT.TRANSFORMS": ("center_crop",),
@@ -75,10 +78,10 @@ def changed(cfg: CN, key: str) -> CN:
 
 
 def inputs() -> Iterator[CN]:
-    """A config for each transform, by itself."""
-    for choice in AVAI_CHOICES:
+    """A config for each transform, by itself, and for each way of resizing."""
+    for choice, mode in [*((choice, "") for choice in AVAI_CHOICES), *(("normalize", mode) for mode in RESIZE_MODES)]:
         cfg = get_cfg_default()
-        cfg.INPUT.TRANSFORMS = (choice,)
+        cfg.INPUT.TRANSFORMS, cfg.INPUT.RESIZE_MODE = (choice,), mode
         cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (24, 32), "bilinear"
         cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = [0.5] * 3, [0.25] * 3
         yield cfg
@@ -101,7 +104,7 @@ def optims() -> Iterator[CN]:
 
 
 def describe_transform(cfg: CN) -> str:
-    return describe(build_transform(cfg))
+    return "\n".join(describe(build_transform(cfg, is_train)) for is_train in (True, False))
 
 
 def describe_training(cfg: CN) -> str:

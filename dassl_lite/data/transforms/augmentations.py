@@ -56,6 +56,45 @@ class Random2DTranslation:
 
 
 @dataclass
+class ResizeKeepRatio:
+    """Resize so that one side has its target size and the other is not longer, or not shorter, than its own.
+
+    Args:
+        size: target (height, width) in pixels.
+        interpolation: of the resize.
+        inside: True: neither side exceeds its target; False: neither falls short of it.
+    """
+
+    size: tuple[int, int]
+    interpolation: InterpolationMode
+    inside: bool
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        sides = image.size[::-1]
+        ratios = [side / target for side, target in zip(sides, self.size, strict=True)]
+        ratio = max(ratios) if self.inside else min(ratios)
+        return F.resize(image, [max(1, round(side / ratio)) for side in sides], self.interpolation)
+
+
+@dataclass
+class PadToSize:
+    """Put an image in the centre of a larger one.
+
+    Args:
+        size: (height, width) of the larger one in pixels.
+        fill: its red, green and blue, 0 to 255.
+    """
+
+    size: tuple[int, int]
+    fill: tuple[int, ...]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = (target - side for target, side in zip(self.size[::-1], image.size, strict=True))
+        border = [width // 2, height // 2, (width + 1) // 2, (height + 1) // 2]
+        return F.pad(image, border, fill=self.fill if image.mode == "RGB" else self.fill[0])
+
+
+@dataclass
 class InstanceNormalization:
     """Scale each channel of an image (3, H, W) to mean 0 and standard deviation 1.
 

@@ -24,10 +24,12 @@ from dassl_lite.data.transforms.augmentations import (
     GaussianNoise,
     ImageNetPolicy,
     InstanceNormalization,
+    PadToSize,
     RandAugment,
     RandAugment2,
     RandAugmentFixMatch,
     Random2DTranslation,
+    ResizeKeepRatio,
     SVHNPolicy,
 )
 from dassl_lite.utils.errors import UserError, unknown
@@ -39,6 +41,7 @@ logger = get_logger(__name__)
 Transform = Callable[[Image.Image], Tensor]
 
 INTERPOLATION_MODES = {mode: InterpolationMode(mode) for mode in ("bilinear", "bicubic", "nearest")}
+RESIZE_MODES = ("shortest", "squash", "longest", "cover")
 DEFAULT_CHOICES = ("random_resized_crop", "random_flip", "normalize")  # the field's protocol for CLIP
 
 
@@ -225,21 +228,23 @@ def idle_keys(cfg: CfgNode) -> dict[str, str]:
     if not set(chosen) <= set(AVAI_CHOICES):  # a plug-in's may read any
         return {}
     unread = {key: names for key, names in _READ_BY.items() if not set(names) & set(chosen)}
-    return {key: f"{' or '.join(names)} is not among INPUT.TRANSFORMS" for key, names in unread.items()}
+    idle = {key: f"{' or '.join(names)} is not among INPUT.TRANSFORMS" for key, names in unread.items()}
+    return idle if cfg.INPUT.RESIZE_MODE == "longest" else {**idle, "FILL_COLOR": "INPUT.RESIZE_MODE is not longest"}
 
 
 def build_transform(cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
     """Build a transform from a PIL image to a tensor (3, H, W), or None if ``INPUT.NO_TRANSFORM`` is True.
 
-    In training, the ``choices`` are applied in the order of Dassl's list. In testing, the smaller side is resized to
-    the larger of the two target sides and the centre is cropped; of the choices, only ``normalize`` and
-    ``instance_norm`` are applied.
+    In training, the ``choices`` are applied in the order of Dassl's list. In testing, the image is resized to
+    ``INPUT.SIZE`` as ``INPUT.RESIZE_MODE`` says: by default, the smaller side is resized to the larger of the two
+    target sides and the centre is cropped. Of the choices, only ``normalize`` and ``instance_norm`` are applied.
 
     Args:
         choices: names in ``TRANSFORMS``; by default ``INPUT.TRANSFORMS``, or the protocol's if that is empty.
 
     Raises:
-        UserError: a choice is unknown, or ``INPUT`` has an invalid size, interpolation, mean or standard deviation.
+        UserError: a choice is unknown, or ``INPUT`` has an invalid size, interpolation, way of resizing, mean or
+            standard deviation.
     """
     cfg = completed(cfg)
     if cfg.INPUT.NO_TRANSFORM:
@@ -271,12 +276,28 @@ def _train_steps(cfg: CfgNode, choices: Sequence[str]) -> Iterable[Step]:
 
 
 def _test_steps(cfg: CfgNode, choices: Sequence[str]) -> Iterable[Step]:
-    height, width = cfg.INPUT.SIZE
-    side = max(height, width)
-    yield Step(f"+ resize the smaller edge to {side}", T.Resize(side, interpolation=interpolation(cfg)))
-    yield Step(f"+ {height}x{width} center crop", T.CenterCrop((height, width)))
+    yield from _resize_steps(cfg)
     yield to_tensor(cfg)
     yield from (TRANSFORMS.get(name)(cfg) for name in ("normalize", "instance_norm") if name in choices)
+
+
+def _resize_steps(cfg: CfgNode) -> Iterable[Step]:
+    """To the target size, in testing."""
+    size = height, width = tuple(cfg.INPUT.SIZE)
+    mode, fill = cfg.INPUT.RESIZE_MODE or RESIZE_MODES[0], tuple(cfg.INPUT.FILL_COLOR) or (0, 0, 0)
+    if mode == "squash":
+        yield Step(f"+ resize to {height}x{width}", T.Resize(size, interpolation=interpolation(cfg)))
+        return
+    if mode == "longest":
+        yield Step(f"+ resize to fit into {height}x{width}", ResizeKeepRatio(size, interpolation(cfg), inside=True))
+        yield Step(f"+ fill up to {height}x{width} with {fill}", PadToSize(size, fill))
+        return
+    if mode == "cover":
+        yield Step(f"+ resize to cover {height}x{width}", ResizeKeepRatio(size, interpolation(cfg), inside=False))
+    else:
+        side = max(size)
+        yield Step(f"+ resize the smaller edge to {side}", T.Resize(side, interpolation=interpolation(cfg)))
+    yield Step(f"+ {height}x{width} center crop", T.CenterCrop(size))
 
 
 def _check_input(cfg: CfgNode, choices: Sequence[str]) -> None:
@@ -285,6 +306,8 @@ def _check_input(cfg: CfgNode, choices: Sequence[str]) -> None:
         raise UserError(f"INPUT.SIZE {tuple(node.SIZE)} should be (height, width) in pixels, such as (224, 224)")
     if node.INTERPOLATION not in INTERPOLATION_MODES:
         raise unknown("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES)
+    if (node.RESIZE_MODE or RESIZE_MODES[0]) not in RESIZE_MODES:
+        raise unknown("INPUT.RESIZE_MODE", node.RESIZE_MODE, RESIZE_MODES)
     if "normalize" in choices and not (len(node.PIXEL_MEAN) == len(node.PIXEL_STD) == 3 and all(node.PIXEL_STD)):
         raise UserError(
             "INPUT.PIXEL_MEAN and INPUT.PIXEL_STD should have three numbers, for red, green and blue, and no standard "

@@ -31,10 +31,12 @@ from dassl_lite.data.transforms.augmentations import (
     GaussianNoise,
     ImageNetPolicy,
     InstanceNormalization,
+    PadToSize,
     RandAugment,
     RandAugment2,
     RandAugmentFixMatch,
     Random2DTranslation,
+    ResizeKeepRatio,
     SVHNPolicy,
 )
 
@@ -47,7 +49,7 @@ _FIRST_MODULE: dict[type, str] = {
 
 # These give the same result for the same image; all others count as random.
 _DETERMINISTIC: tuple[type, ...] = (
-    InstanceNormalization,
+    *(InstanceNormalization, PadToSize, ResizeKeepRatio),
     *(T.Resize, T.CenterCrop, T.ToTensor, T.PILToTensor, T.ConvertImageDtype, T.Normalize, T.Grayscale, T.Pad),
     *(v2.Resize, v2.CenterCrop, v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.Grayscale, v2.Pad, v2.RGB),
 )
