@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class AverageMeter:
 
     def update(self, val: float | Tensor, n: int = 1) -> None:
         """Add a value that was averaged over ``n`` items; a tensor must hold one number."""
-        if isinstance(val, Tensor) and _is_costly_to_read(val):
+        if isinstance(val, Tensor) and is_costly_to_read(val):
             self._pending.append((val.detach().clone(), n))
             if len(self._pending) >= _GROUP_SIZE:
                 self._flush()
@@ -64,8 +64,7 @@ class AverageMeter:
         if self._pending:
             values, weights = zip(*self._pending, strict=True)
             self._pending = []
-            numbers = torch.stack([value.reshape(()).double() for value in values]).tolist()
-            for number, n in zip(numbers, weights, strict=True):
+            for number, n in zip(read_together(values), weights, strict=True):
                 self._add(number, n)
 
     def _add(self, val: float, n: int) -> None:
@@ -91,18 +90,38 @@ class MetricMeter:
 
     def update(self, input_dict: Mapping[str, float | Tensor] | None) -> None:
         """Add one value per metric, a number or a one-number tensor; None adds nothing."""
-        if input_dict is None:
-            return
-        if not isinstance(input_dict, Mapping):
+        for name, value in self.checked(input_dict).items():
+            self.meters[name].update(value)
+
+    @staticmethod
+    def checked(input_dict: Mapping[str, float | Tensor] | None) -> Mapping[str, float | Tensor]:
+        """What ``update`` takes; None is nothing.
+
+        Raises:
+            TypeError: it is no dict.
+        """
+        if input_dict is not None and not isinstance(input_dict, Mapping):
             raise TypeError(
                 f"a loss summary must be a dict of numbers by metric name, not a {type(input_dict).__name__}"
             )
-        for name, value in input_dict.items():
-            self.meters[name].update(value)
+        return input_dict or {}
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
 
 
-def _is_costly_to_read(value: Tensor) -> bool:
+def is_costly_to_read(value: Tensor) -> bool:
+    """Whether reading a value waits for the device that computes it."""
     return value.device.type != "cpu"
+
+
+def unread(value: Tensor) -> float | Tensor:
+    """The number in a one-number tensor, or the tensor, without its graph, where reading it waits for a device."""
+    return value.detach() if is_costly_to_read(value) else value.item()
+
+
+def read_together(values: Sequence[Tensor]) -> list[float]:
+    """The numbers in one-number tensors of any dtype and shape; waits once if they are on one device."""
+    if len({value.device for value in values}) > 1 or not any(map(is_costly_to_read, values)):
+        return [float(value) for value in values]
+    return torch.stack([value.reshape(()).double() for value in values]).tolist()

@@ -55,7 +55,7 @@ def test_scalars_read_in_groups_are_averaged_in_their_order(
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    monkeypatch.setattr(meters, "_is_costly_to_read", lambda value: True)
+    monkeypatch.setattr(meters, "is_costly_to_read", lambda value: True)
     grouped, single = AverageMeter(ema), AverageMeter(ema)
     loss = torch.zeros((), device=device)
     for step in range(300):

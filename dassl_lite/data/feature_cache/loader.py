@@ -6,6 +6,7 @@ Shapes: N images, V views, B images of a batch, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class FeatureLoader:
     kept: Tensor
     labels: Tensor
     domains: Tensor
+    _all_kept: bool
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class FeatureLoader:
         if self._views is None:
             features = self._fetch()
             self.kept = features.kept
+            self._all_kept = bool(features.kept.all())
             self._views = features.tensor.to(self.device)
             self.labels = torch.tensor([item.label for item in self.items], device=self.device)
             self.domains = torch.tensor([item.domain for item in self.items], device=self.device)
@@ -72,16 +75,29 @@ class FeatureLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,)."""
+        """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,).
+
+        The order of the whole epoch is drawn, and moved to the device, before its first batch.
+        """
         view = self.views[self._epoch() % len(self.views)]
         torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws the base seed of its workers here
-        for indices in self._batches:
-            index = torch.tensor(indices)
-            index = index[self.kept[index]].to(self.device)  # skipped images have no features
-            if len(index):
-                yield {
-                    "feature": view[index],
-                    "label": self.labels[index],
-                    "domain": self.domains[index],
-                    "index": index,
-                }
+        batches = [list(batch) for batch in self._batches]
+        order = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.int64)
+        ends = list(accumulate(map(len, batches)))
+        if not self._all_kept:  # skipped images have no features
+            kept = self.kept[order]
+            order, ends = order[kept], [int(kept[:end].sum()) for end in ends]
+        # Then batches are slices, and nothing is copied but the first: it shows whether its user writes into it.
+        in_order = torch.equal(order, torch.arange(view.shape[0]))
+        order = order.to(self.device)
+        for start, end in zip([0, *ends], ends, strict=False):
+            if end > start:
+                index = order[start:end]
+                feature = view[start:end] if in_order and start else view[index]
+                yield {"feature": feature, "label": self.labels[index], "domain": self.domains[index], "index": index}
+                in_order = in_order and not _is_written(feature)
+
+
+def _is_written(tensor: Tensor) -> bool:
+    """Whether something was done in place to a tensor since it was made, as far as can be told."""
+    return tensor.is_inference() or (not tensor._is_view() and tensor._version > 0)

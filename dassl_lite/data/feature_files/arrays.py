@@ -171,7 +171,11 @@ class Arrays:
             self.refuse(name, f"must be floating-point numbers of shape {form}, not {_kind(array)}")
         rows = array.reshape(-1, array.shape[-1])
         for start in range(0, len(rows), _ROWS):
-            finite = np.isfinite(rows[start : start + _ROWS]).all(axis=1)
+            block = rows[start : start + _ROWS]
+            with np.errstate(all="ignore"):
+                if np.isfinite(block.sum()):  # a sum of finite numbers may overflow, but one of others is never finite
+                    continue
+            finite = np.isfinite(block).all(axis=1)
             if not finite.all():
                 index = np.unravel_index(start + int(finite.argmin()), array.shape[:-1])
                 self.refuse(name, f"contains NaN or infinity, first in row {', '.join(map(str, index))}")

@@ -96,10 +96,14 @@ class FeatureDataset(FolderDataset):
         Raises:
             UserError: ``augmented`` is False, but the file has augmented views only.
         """
-        (part,) = {_split_and_row(item)[0] for item in items}
-        rows = [_split_and_row(item)[1] for item in items]
-        tensor = torch.from_numpy(self._views(part, augmented)[:, rows])
-        return Features(tensor, torch.ones(len(items), dtype=torch.bool))
+        part, _ = _split_and_row(items[0])
+        folder = os.path.join(self.image_dir, part, "")
+        rows = [int(item.impath.removeprefix(folder)) for item in items]
+        stored = self._views(part, augmented)
+        whole = rows == list(range(stored.shape[1]))  # then nothing is copied
+        return Features(
+            torch.from_numpy(stored if whole else stored[:, rows]), torch.ones(len(items), dtype=torch.bool)
+        )
 
     def _views(self, part: str, augmented: bool) -> Array:
         stored = self.file.parts[part]
@@ -133,10 +137,10 @@ class FeatureDataset(FolderDataset):
         return Split(*(self._items(part, file) for part in PARTS))
 
     def _items(self, part: str, file: FeatureFile) -> list[Datum]:
-        folder = os.path.join(self.image_dir, part)
+        folder = os.path.join(self.image_dir, part, "")
         labels = file.parts[part].labels.tolist() if part in file.parts else []
         return [
-            Datum(os.path.join(folder, str(row)), label, 0, file.classnames[label], file.classids[label])
+            Datum(f"{folder}{row}", label, 0, file.classnames[label], file.classids[label])
             for row, label in enumerate(labels)
         ]
 

@@ -15,6 +15,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl_lite.data.classes import ClassList, ClassMatch
-from dassl_lite.engine.contract.run_log import RunLog
+from dassl_lite.engine.contract.run_log import MOST_WAITING, RunLog
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.checkpoint import CheckpointStore
@@ -35,6 +36,7 @@ from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import NotFiniteError, UserError, refusing_misfits, unknown
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.meters import is_costly_to_read, read_together
 
 logger = get_logger(__name__)
 
@@ -46,7 +48,8 @@ class TrainerBase:
 
     # What a subclass provides.
     epoch_batches: Callable[[], Iterator[tuple[Any, ...]]]  # sets num_batches; gives forward_backward's arguments
-    forward_backward: Callable[..., dict[str, float]]  # one training step; returns the values to log, by name
+    # One training step. Returns the values to log by name: numbers, or tensors, which nothing waits for until then.
+    forward_backward: Callable[..., dict[str, Any]]
     parse_batch_train: Callable[..., Any]  # what forward_backward needs of a batch, on the device
     parse_batch_test: Callable[[Any], Any]  # (input, label) of a test batch, on the device
     model_inference: Callable[[Any], Tensor]  # logits (B, K) for an input from parse_batch_test
@@ -58,6 +61,7 @@ class TrainerBase:
     epoch = 0
     batch_idx = 0
     num_batches = 0
+    _unread_losses: list[tuple[int, int, Tensor]]  # epoch, batch and loss of steps whose loss is still on the device
     scaler: Any = None  # torch.amp.GradScaler in mixed precision; its state is part of a checkpoint
     class_match: ClassMatch | None = None  # how a loaded checkpoint's classes matched this dataset's
     strict_classes = False  # whether a class that the checkpoint lacks is an error
@@ -142,18 +146,41 @@ class TrainerBase:
         self.model_update(names)
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Stop at a loss that is infinite or NaN; earlier checkpoints stay."""
-        if not torch.isfinite(loss).all():
-            step = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
-            raise self._not_finite(f"the loss is infinite or NaN at {step}")
+        """Stop at a loss that is infinite or NaN; earlier checkpoints stay.
+
+        One on an accelerator is checked at the next log line, at the epoch's end or before a checkpoint is saved:
+        reading it waits for the device.
+        """
+        if not is_costly_to_read(loss):
+            if not (math.isfinite(loss.item()) if loss.numel() == 1 else torch.isfinite(loss).all()):
+                raise self._loss_not_finite(self.epoch, self.batch_idx)
+            return
+        losses = self.__dict__.setdefault("_unread_losses", [])
+        losses.append((self.epoch, self.batch_idx, torch.isfinite(loss.detach()).all()))
+        if len(losses) >= MOST_WAITING:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Stop at the first of the losses since the last check that is infinite or NaN."""
+        losses = self.__dict__.pop("_unread_losses", [])
+        for (epoch, batch, _), finite in zip(losses, read_together([finite for *_, finite in losses]), strict=True):
+            if not finite:
+                raise self._loss_not_finite(epoch, batch)
 
     def require_finite_weights(self) -> None:
         """Stop after an epoch that made a parameter infinite or NaN, before it is saved: the loss does not show it
         until the next step."""
-        for model in self._models.values():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad and not torch.isfinite(parameter).all():
-                    raise self._not_finite(f"{name} is infinite or NaN after epoch {self.epoch + 1}")
+        self.check_losses()
+        parameters = [named for model in self._models.values() for named in model.named_parameters()]
+        trained = [(name, parameter.detach()) for name, parameter in parameters if parameter.requires_grad]
+        sums = read_together([parameter.sum() for _, parameter in trained])
+        for (name, parameter), total in zip(trained, sums, strict=True):
+            # A sum of finite numbers may overflow, but one of others is never finite.
+            if not math.isfinite(total) and not torch.isfinite(parameter).all():
+                raise self._not_finite(f"{name} is infinite or NaN after epoch {self.epoch + 1}")
+
+    def _loss_not_finite(self, epoch: int, batch: int) -> NotFiniteError:
+        return self._not_finite(f"the loss is infinite or NaN at epoch {epoch + 1}, batch {batch + 1}")
 
     def _not_finite(self, what: str) -> NotFiniteError:
         return NotFiniteError(
@@ -175,6 +202,7 @@ class TrainerBase:
         model_name: str = "",
     ) -> None:
         """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model (rank 0)."""
+        self.check_losses()
         if distributed.rank():
             return
         store = CheckpointStore(directory)
@@ -348,11 +376,11 @@ class TrainerBase:
             for self.batch_idx, batch in enumerate(batches):
                 log.data_ready()
                 summary = self.forward_backward(*batch)
+                if log.is_due(self.batch_idx):
+                    self.check_losses()
                 log.batch_done(self.batch_idx, summary, self.get_current_lr())
-                step = self.epoch * self.num_batches + self.batch_idx
-                for name, meter in log.losses.meters.items():
-                    self.write_scalar(f"train/{name}", meter.avg, step)
-                self.write_scalar("train/lr", self.get_current_lr(), step)
+        self.check_losses()
+        log.read()
 
     def has_epochs(self) -> bool:
         """Whether this run trains in epochs; a method for which that depends on its config overrides it."""

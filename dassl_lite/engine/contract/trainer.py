@@ -275,7 +275,8 @@ class SimpleTrainer(TrainerBase):
     @cached_property
     def run_log(self) -> RunLog:  # type: ignore[override]  # set on first use
         """What the run prints; made on first use, because a trainer may override ``before_train``."""
-        return RunLog(self.start_epoch, self.max_epoch, self.cfg.TRAIN.PRINT_FREQ, self.shows_progress)
+        frequency = self.cfg.TRAIN.PRINT_FREQ
+        return RunLog(self.start_epoch, self.max_epoch, frequency, self.shows_progress, self.write_scalar)
 
     @property
     def shows_progress(self) -> bool:

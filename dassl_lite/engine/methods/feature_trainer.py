@@ -49,6 +49,7 @@ from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.meters import unread
 
 logger = get_logger(__name__)
 
@@ -345,13 +346,13 @@ class FeatureTrainer(TrainerX):
             return own(batch_size)
         return batch_size * sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
 
-    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float | Tensor]:
         features, label = self.parse_batch_train(batch)
         with self.autocast():
             logits = self.head(features)
             loss = self.loss(logits.float(), label)
         self.model_backward_and_update(loss)
-        summary = {"loss": loss.item(), "acc": compute_accuracy(logits, label)[0].item()}
+        summary = {"loss": unread(loss), "acc": unread(compute_accuracy(logits, label)[0])}
         if self.steps_by_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
@@ -398,11 +399,11 @@ class FeatureTrainer(TrainerX):
             features, label = self.parse_batch_test(batch)
             return F.normalize(features, dim=-1) @ weights.t(), label
 
-        correct = total = 0
+        correct, total = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for logits, label in outputs(loader, infer):
-            correct += int((logits.argmax(-1) == label).sum())
+            correct += (logits.argmax(-1) == label).sum()
             total += len(label)
-        return 100.0 * correct / max(total, 1)
+        return 100.0 * int(correct) / max(total, 1)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

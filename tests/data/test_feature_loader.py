@@ -1,0 +1,80 @@
+"""Batches of cached features: their order, what is copied, and skipped images.
+
+Shapes: V views, N images, D feature width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+
+from dassl_lite.data import Datum
+from dassl_lite.data.feature_cache import Features
+from dassl_lite.data.feature_cache.loader import FeatureLoader
+
+N, D, BATCH = 23, 4, 5
+
+
+def make_loader(shuffled: bool, kept: torch.Tensor | None = None) -> FeatureLoader:
+    items = [Datum(f"{row}.png", row % 3, row % 2) for row in range(N)]
+    features = Features(torch.randn(1, N, D, generator=torch.Generator().manual_seed(0)), torch.ones(N).bool())
+    if kept is not None:
+        features = Features(features.tensor, kept)
+    images: Any = DataLoader(
+        range(N), BATCH, sampler=RandomSampler(range(N)) if shuffled else SequentialSampler(range(N))
+    )
+    return FeatureLoader(images, items, lambda: features, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_batches_are_those_of_an_image_loader_without_what_was_skipped(shuffled: bool, skips: bool) -> None:
+    kept = torch.ones(N).bool()
+    kept[[0, *range(5, 10)] if skips else []] = False  # in order, the second batch is empty
+    loader = make_loader(shuffled, kept)
+    views = loader.views
+    torch.manual_seed(3)
+    batches = list(loader)
+    torch.manual_seed(3)
+    sampler = RandomSampler(range(N)) if shuffled else SequentialSampler(range(N))
+    images = DataLoader(range(N), BATCH, sampler=sampler)
+    expected = [[i for i in batch.tolist() if kept[i]] for batch in images]
+    assert [batch["index"].tolist() for batch in batches] == [batch for batch in expected if batch]
+    for batch in batches:
+        assert torch.equal(batch["feature"], views[0][batch["index"]])
+        assert torch.equal(batch["label"], batch["index"] % 3)
+        assert torch.equal(batch["domain"], batch["index"] % 2)
+
+
+def test_batches_in_order_are_not_copied() -> None:
+    loader = make_loader(shuffled=False)
+    storage = loader.views.untyped_storage().data_ptr()
+    shared = [batch["feature"].untyped_storage().data_ptr() == storage for batch in loader]
+    assert shared == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_user_that_writes_into_its_batches_does_not_change_the_features(inference: bool) -> None:
+    loader = make_loader(shuffled=False)
+    before = loader.views.clone()
+    with torch.inference_mode(inference):
+        for batch in loader:
+            batch["feature"] /= batch["feature"].norm(dim=-1, keepdim=True)
+    assert torch.equal(loader.views, before)
+
+
+def test_an_epochs_order_is_drawn_before_its_first_batch() -> None:
+    loader = make_loader(shuffled=True)
+    orders = []
+    for draws_between in (False, True):
+        torch.manual_seed(3)
+        order = []
+        for batch in loader:
+            order += batch["index"].tolist()
+            if draws_between:
+                torch.rand(7)
+        orders.append(order)
+    assert orders[0] == orders[1] != sorted(orders[0])

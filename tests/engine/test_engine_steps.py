@@ -1,0 +1,147 @@
+"""Steps whose values stay on the device: the same log and scalars as values read at once, and no run beyond a loss that
+is not a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import ToyTrainer, make_images, toy_trainer
+
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.contract import base, run_log
+from dassl_lite.utils import meters, setup_logger
+from dassl_lite.utils.errors import NotFiniteError
+
+NOT_A_NUMBER_AT = (1, 2)  # epoch and batch of a step, from 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("toy_images"))
+
+
+@TRAINER_REGISTRY.register(force=True)
+class TensorToy(ToyTrainer):
+    """Returns tensors, which a later step overwrites, and counts."""
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        values = super().forward_backward(batch)
+        if not hasattr(self, "static"):
+            self.static = {name: torch.zeros(()) for name in values}
+        for name, value in values.items():
+            self.static[name].fill_(value)
+        return self.static
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every tensor is one that is costly to read; how many were read each time."""
+    reads: list[int] = []
+
+    def read(values: list[torch.Tensor]) -> list[float]:
+        reads.extend([len(values)] if values else [])
+        return [float(value) for value in values]
+
+    for module in (base, meters):
+        monkeypatch.setattr(module, "is_costly_to_read", lambda value: True)
+    for module in (base, run_log, meters):
+        monkeypatch.setattr(module, "read_together", read)
+    return reads
+
+
+def log_of(folder: Path) -> list[str]:
+    """The lines of steps without their times."""
+    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("epoch [")]
+    return [" ".join(line.split()[:4] + line.split()[line.split().index("loss") : -2]) for line in lines]
+
+
+def run(data: Path, folder: Path, trainer: str, *options: str) -> Any:
+    setup_logger(folder, console=False)
+    scalars: list[tuple[str, float, int]] = []
+    made = toy_trainer(
+        data, folder, "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "2", *options, trainer=trainer
+    )
+    made.write_scalar = lambda tag, value, step=None: scalars.append((tag, value, step))
+    try:
+        made.train()
+    finally:
+        setup_logger()
+    return made, scalars, log_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("print_freq", ["4", "10"])
+def test_values_left_on_the_device_give_the_log_and_scalars_of_values_read_at_once(
+    data: Path, tmp_path: Path, print_freq: str, request: pytest.FixtureRequest
+) -> None:
+    options = ("TRAIN.PRINT_FREQ", print_freq)
+    floats, scalars, log = run(data, tmp_path / "floats", "ToyTrainer", *options)
+    reads = request.getfixturevalue("on_device")
+    tensors, left, later = run(data, tmp_path / "tensors", "TensorToy", *options)
+    assert len(log) == (4 if print_freq == "4" else 18)
+    assert later == log
+    assert left == scalars
+    assert len(scalars) > 54
+    assert torch.equal(tensors.model[2].weight, floats.model[2].weight)
+    if print_freq == "4":  # of the nine steps of an epoch: at two log lines and at its end
+        assert reads[:3] == [4, 8, 4]  # losses, then losses and accuracies
+        assert len(reads) == 2 * (3 * 2 + 1)  # and the weights
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved_and_is_named_exactly(
+    data: Path, tmp_path: Path, waits: bool, request: pytest.FixtureRequest
+) -> None:
+    if waits:
+        request.getfixturevalue("on_device")
+    trainer = toy_trainer(
+        data, tmp_path, "TRAIN.PRINT_FREQ", "9", "DATALOADER.TRAIN_X.BATCH_SIZE", "2", "TRAIN.CHECKPOINT_FREQ", "1"
+    )
+    steps, own = [], trainer.forward_backward
+
+    def forward_backward(batch: dict[str, Any]) -> dict[str, float]:
+        steps.append((trainer.epoch, trainer.batch_idx))
+        if steps[-1] == NOT_A_NUMBER_AT:
+            batch["img"].fill_(float("inf"))
+        return own(batch)
+
+    trainer.forward_backward = forward_backward
+    with pytest.raises(NotFiniteError, match="the loss is infinite or NaN at epoch 2, batch 3; lower"):
+        trainer.train()
+    assert (steps[-1] == NOT_A_NUMBER_AT) is not waits  # it goes on to the next log line
+    assert [path.name for path in tmp_path.glob("toy/model*")] == ["model.pth.tar-1"]
+
+
+def test_a_trainer_with_a_loop_of_its_own_saves_nothing_after_a_loss_that_is_not_a_number(
+    data: Path, tmp_path: Path, on_device: list[int]
+) -> None:
+    trainer = toy_trainer(data, tmp_path)
+    for trainer.batch_idx in range(base.MOST_WAITING - 1):
+        trainer.detect_anomaly(torch.tensor(float("nan") if trainer.batch_idx == 5 else 1.0))
+    with pytest.raises(NotFiniteError, match="epoch 1, batch 6;"):
+        trainer.save_model(0, tmp_path)
+    assert not list(tmp_path.glob("toy/*"))
+    trainer.save_model(0, tmp_path)  # it has been told
+    for trainer.batch_idx in range(base.MOST_WAITING - 1):
+        trainer.detect_anomaly(torch.tensor([1.0, float("inf") if trainer.batch_idx == 1 else 0.0]))
+    with pytest.raises(NotFiniteError, match="epoch 1, batch 2;"):
+        trainer.detect_anomaly(torch.tensor(1.0))
+
+
+def test_weights_whose_sum_overflows_are_finite(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path)
+    trainer.model[2].weight.data.fill_(3e38)
+    trainer.require_finite_weights()
+    trainer.model[2].weight.data[0, :2] = torch.tensor([float("inf"), float("-inf")])
+    with pytest.raises(NotFiniteError, match="2.weight is infinite or NaN after epoch 1"):
+        trainer.require_finite_weights()
+
+
+def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path)
+    trainer.forward_backward = lambda batch: [1.0]
+    with pytest.raises(TypeError, match="not a list"):
+        trainer.train()
