@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import cuda_standin
+import families
 import pytest
 import torch
 from golden_count import ReferenceArrays, note_property, summary
@@ -137,6 +138,21 @@ def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(clip, "_load_openai", load)
     monkeypatch.setattr(clip, "digest_of_weights", known_digest)
+
+
+@pytest.fixture(scope="session")
+def family_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """``family_clip("SigLIP")``: a small CLIP of that family (tests/families.py), a new one at each call."""
+    pytest.importorskip("transformers")
+    names = families.register(tmp_path_factory.mktemp("families"))
+    loaded: dict[str, Any] = {}
+
+    def load(family: str) -> Any:
+        if family not in loaded:
+            loaded[family] = clip.load_clip(names[family])
+        return copy.deepcopy(loaded[family])
+
+    return load
 
 
 @pytest.fixture(scope="session")

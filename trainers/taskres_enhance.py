@@ -26,19 +26,28 @@ class TextProjection(CosineHead):
     Args:
         hidden: (K, W) text features before the projection, averaged over templates.
         projection: (W, D) CLIP's own.
+        bias: (D,), added behind it and kept as it is (SigLIP); None if there is none.
         logit_scale: CLIP's, before exp.
     """
 
     hidden: torch.Tensor
+    bias: torch.Tensor | None
 
-    def __init__(self, hidden: torch.Tensor, projection: torch.Tensor, logit_scale: torch.Tensor) -> None:
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        projection: torch.Tensor,
+        logit_scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> None:
         super().__init__(logit_scale.exp())
         self.weight = nn.Linear(projection.shape[0], projection.shape[1], bias=False).weight
         self.weight.data.copy_(projection.t())
         self.register_buffer("hidden", hidden, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     def class_prototypes(self) -> torch.Tensor:
-        return F.linear(self.hidden, self.weight)
+        return F.linear(self.hidden, self.weight, self.bias)
 
 
 @TRAINER_REGISTRY.register()
@@ -55,5 +64,8 @@ class TaskResEnhance(FeatureTrainer):
     def build_head(self) -> nn.Module:
         with torch.no_grad():
             hidden = hidden_means(self.clip, self.classnames, self.templates(), self.text_cache)
-        projection, logit_scale = self.clip.text.projection.detach(), self.clip.logit_scale.detach()
-        return TextProjection(hidden.float(), projection.float(), logit_scale.float())
+        projection, bias = self.clip.text.projection.detach(), self.clip.text.projection_bias
+        scale = self.clip.logit_scale.detach().float()
+        return TextProjection(
+            hidden.float(), projection.float(), scale, None if bias is None else bias.detach().float()
+        )

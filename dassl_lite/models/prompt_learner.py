@@ -4,6 +4,9 @@
     middle   [start] [context, first n // 2] [name] [rest of the context] [.] [end]
     front    [start] [name] [context] [.] [end]
 
+[start] and [end] are the special tokens that the backbone's tokenizer puts before and behind a text: CLIP's has one of
+each, SigLIP's no start.
+
 `lay_out` decides where every token stands; `PromptLearner` holds the context and turns it into class features.
 
 Shapes: B images, K classes, n context vectors, W width of the text encoder, D width of the features, S tokens behind
@@ -40,13 +43,15 @@ class PromptLayout:
 
     Attributes:
         n_ctx: n.
-        start: (1,) id of the start token.
+        start: (1,) id of the start token; (0,) for a tokenizer without one.
         words: (n,) ids of the words that the context starts from; None if it starts from random numbers.
         behind: (K, S) ids behind the context when the name stands at the end.
         shared: how many context vectors open every prompt; the others stand among the rows that differ by class.
         lengths: K numbers: rows that differ by class, up to the end token.
         order: (K, n - shared + S) positions in [context vectors not shared, behind], in prompt order; None if all
             vectors are shared.
+        rows: (K, L) ids of the whole rows, padding included, in prompt order; for text encoders that see padding. Where
+            the context is, its words, or an ordinary id if it starts from random numbers.
         node: name of the config node with N_CTX, CTX_INIT and CSC, for messages.
     """
 
@@ -57,6 +62,7 @@ class PromptLayout:
     shared: int
     lengths: tuple[int, ...]
     order: Tensor | None
+    rows: Tensor
     node: str = ""
 
 
@@ -83,34 +89,86 @@ def lay_out(
     Raises:
         UserError: the longest prompt has more tokens than the text encoder takes.
     """
-    clip.text.require_prompts()
+    tokenizer = clip.tokenizer
     names = [name.replace("_", " ") for name in classnames]
     words = " ".join(words.replace("_", " ").split())
     n_ctx = len(words.split()) or n_ctx
-    context = len(clip.tokenizer.encode(words)) if words else n_ctx
-    key = f"CTX_INIT '{shorten(words, 60)}'" if words else f"N_CTX {n_ctx}"
-    _require_room(clip, names, context, f"{node}.{key}" if node else key)
-    fixed = context - n_ctx
-    tokens = clip.tokenize([f"{words} {name}." for name in names])
-    first = 1 + n_ctx if words else 1  # of the tokens behind the context
-    counts = (clip.text.ends(tokens) + 1 - first).tolist()
-    behind = tokens[:, first : first + max(counts)]
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
+    ordinary = _ordinary_id(clip)  # stands where the context is drawn from random numbers
+    context = tokenizer.encode(words, after_word=not before) if words else [ordinary] * n_ctx
+    key = f"CTX_INIT '{shorten(words, 60)}'" if words else f"N_CTX {n_ctx}"
+    setting = f"{node}.{key}" if node else key
+    if len(context) < n_ctx:
+        raise UserError(f"{setting} has {n_ctx} words, but for this backbone's tokenizer only {len(context)} tokens")
+    texts = [_behind(clip, name, words, context, before) for name in names]
+    _require_room(clip, names, texts, len(context), setting)
+    rows = torch.tensor([tokenizer.row([*context, *text]) for text in texts])
+    start = rows[0, : len(tokenizer.prefix_ids)]
+    first = len(start) + n_ctx  # of the tokens behind the context
+    if clip.text.is_causal:
+        counts = (clip.text.ends(rows) + 1 - first).tolist()
+    else:
+        counts = [len(context) - n_ctx + len(text) + len(tokenizer.suffix_ids) for text in texts]
+    behind = rows[:, first : first + max(counts)].clone()
     shared = 0 if class_specific else before
     order = None
     if shared < n_ctx and position == "end":
         order = torch.arange(n_ctx + behind.shape[1]).expand(len(names), -1)
     elif shared < n_ctx:
-        rows = [
+        fixed = len(context) - n_ctx
+        positions = [
             _name_inside(before - shared, n_ctx - shared, fixed, length, behind.shape[1])
-            for length in (len(clip.tokenizer.encode(name)) for name in names)
+            for length in (len(tokenizer.encode(name, after_word=before > 0)) for name in names)
         ]
-        order = torch.tensor(rows)
+        order = torch.tensor(positions)
     lengths = tuple(count + n_ctx - shared for count in counts)
-    word_ids = tokens[0, 1:first] if words else None
+    drawn = torch.tensor(context[:n_ctx])
+    prefix, suffix = _arrange(start[:, None], drawn[:, None], behind[..., None], shared, order)
+    for row, rest, length in zip(rows, suffix[..., 0], lengths, strict=True):
+        row[: len(prefix) + length] = torch.cat([prefix[:, 0], rest[:length]])
     logger.info(f'Initial context: "{words or " ".join("X" * n_ctx)}"')
     logger.info(f"Number of context words (tokens): {n_ctx}")
-    return PromptLayout(n_ctx, tokens[0, :1], word_ids, behind, shared, lengths, order, node)
+    return PromptLayout(n_ctx, start, drawn if words else None, behind, shared, lengths, order, rows, node)
+
+
+def _ordinary_id(clip: CLIPBackbone) -> int:
+    """The smallest id that neither the tokenizer nor the text encoder gives a meaning of its own."""
+    tokenizer = clip.tokenizer
+    framing = {*tokenizer.prefix_ids, *tokenizer.suffix_ids, *tokenizer.final_ids, tokenizer.pad_id}
+    special = framing | clip.text.special_ids
+    return next(i for i in range(len(special) + 1) if i not in special)
+
+
+def _behind(clip: CLIPBackbone, name: str, words: str, context: list[int], before: int) -> list[int]:
+    """The ids of "name.", as a tokenizer writes them where the name stands: behind the words, or in front."""
+    if words and before:
+        whole = clip.tokenizer.encode(f"{words} {name}.")
+        if whole[: len(context)] == context:
+            return whole[len(context) :]
+    return clip.tokenizer.encode(f"{name}.", after_word=before > 0)
+
+
+def _arrange(
+    start: Tensor, context: Tensor, behind: Tensor, shared: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The beginning that prompts have in common, and what follows it for each class, in prompt order.
+
+    Args:
+        start: (1, W), or (0, W) without a start token.
+        context: (n, W), (K, n, W) if each class has its own, or (B, n, W) if each image has.
+        behind: (K, S, W).
+        shared, order: as in `PromptLayout`.
+
+    Returns:
+        (P, W) or (B, P, W), and (K, S', W); what lies beyond a class's length is meaningless.
+    """
+    prefix, own = start, context[..., shared:, :]
+    if shared:
+        prefix = torch.cat([start.expand(*context.shape[:-2], -1, -1), context[..., :shared, :]], dim=-2)
+    if order is None:
+        return prefix, behind
+    rows = torch.cat([own.expand(len(behind), -1, -1), behind], dim=1)
+    return prefix, rows[torch.arange(len(rows), device=rows.device)[:, None], order]
 
 
 def _name_inside(before: int, context: int, fixed: int, name: int, behind: int) -> list[int]:
@@ -121,16 +179,20 @@ def _name_inside(before: int, context: int, fixed: int, name: int, behind: int) 
     return [*range(before), *named, *range(before, start), *rest]
 
 
-def _require_room(clip: CLIPBackbone, names: Sequence[str], context: int, setting: str) -> None:
-    """Raise a UserError if start, ``context`` tokens, the longest name, "." and end do not fit."""
-    counts = [len(clip.tokenizer.encode(f"{name}.")) for name in names]
+def _require_room(
+    clip: CLIPBackbone, names: Sequence[str], texts: Sequence[Sequence[int]], context: int, setting: str
+) -> None:
+    """Raise a UserError if special tokens, ``context`` tokens and the longest of the texts, "name.", do not fit."""
+    tokenizer = clip.tokenizer
+    counts = [len(text) for text in texts]
     longest = max(range(len(names)), key=counts.__getitem__)
-    room = clip.text.context_length - 2 - counts[longest]
+    special = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids) + len(tokenizer.final_ids)
+    room = tokenizer.context_length - special - counts[longest]
     if context > room:
         remedy = f"use a context of at most {room} tokens" if room > 0 else "shorten that name"
         raise UserError(
             f"{setting} does not fit: with the class name '{names[longest]}' a prompt has "
-            f"{counts[longest] + context + 2} tokens where {clip.text.context_length} fit; {remedy}"
+            f"{counts[longest] + context + special} tokens where {tokenizer.context_length} fit; {remedy}"
         )
 
 
@@ -153,6 +215,7 @@ class PromptLearner(CosineHead):
     through_encoder = True  # gradients run through an encoder in the run's precision
     token_prefix: Tensor
     token_suffix: Tensor
+    token_rows: Tensor
     order: Tensor | None
 
     def __init__(
@@ -174,6 +237,7 @@ class PromptLearner(CosineHead):
             self.register_buffer("token_suffix", clip.text.embed(layout.behind), persistent=False)
         self.ctx = nn.Parameter(ctx)
         self.register_buffer("order", layout.order, persistent=False)
+        self.register_buffer("token_rows", layout.rows, persistent=False)
         self.class_rows = ("ctx",) if class_specific else ()
         self.class_rows_required = class_specific  # random vectors of a class that was never trained mean nothing
         self.layout, self.class_specific = layout, class_specific
@@ -189,16 +253,15 @@ class PromptLearner(CosineHead):
         Returns:
             (K, D); for one context per image (B, K, D).
         """
-        shared = self.layout.shared
-        prefix, suffix, own = self.token_prefix, self.token_suffix, context[..., shared:, :]
-        if shared:
-            start = prefix.expand(*context.shape[:-2], -1, -1)
-            prefix = torch.cat([start, context[..., :shared, :]], dim=-2)
-        if self.order is not None:
-            rows = torch.cat([own.expand(len(suffix), -1, -1), suffix], dim=1)
-            suffix = rows[torch.arange(len(rows), device=rows.device)[:, None], self.order]
+        layout = self.layout
+        prefix, suffix = _arrange(self.token_prefix, context, self.token_suffix, layout.shared, self.order)
         return self._text.encode_prompts(
-            prefix, suffix, self.layout.lengths, chunk=self.chunk, checkpoint=self.checkpoint
+            prefix,
+            suffix,
+            layout.lengths,
+            tokens=self.token_rows,
+            chunk=self.chunk,
+            checkpoint=self.checkpoint,
         )
 
     def class_prototypes(self) -> Tensor:
@@ -206,7 +269,8 @@ class PromptLearner(CosineHead):
 
     def step_cost(self, batch_size: int) -> int:
         """Multiplications of the widest product in the text encoder: a step is many products, each parallel."""
-        rows, width = 1 + self.layout.shared + sum(self.layout.lengths), self._text.width
+        layout, width = self.layout, self._text.width
+        rows = 1 + layout.shared + sum(layout.lengths) if self._text.is_causal else layout.rows.numel()
         return rows * width * 4 * width
 
     def prepare_to_load(self, weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:

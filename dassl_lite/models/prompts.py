@@ -66,8 +66,7 @@ def template_means(
         cache: folder to keep text states in.
     """
     if projection is not None:
-        hidden = hidden_means(clip, classnames, templates, cache)
-        return hidden @ projection.to(hidden)
+        return clip.text.project(hidden_means(clip, classnames, templates, cache), projection)
     features = text_features(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
     return features.view(len(classnames), len(templates), -1).mean(dim=1)
 

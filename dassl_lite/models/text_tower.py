@@ -2,7 +2,8 @@
 
 Most of what open_clip computes for K prompts of 77 tokens is wasted: positions after the end token influence nothing,
 the first tokens are the same in every prompt, and in the last layer only the end token's state is read. `TextTower`
-computes only the rest, with the model's own modules and the same result.
+computes only the rest, with the model's own modules and the same result. Encoders of another kind (not causal, pooled
+elsewhere than at the end token, or Hugging Face's) run as they are: prompts go through them whole, with their padding.
 
     tower.encode_tokens(tokens)                       (N, L) ids  ->  (N, D): zero-shot prompts, templates
     tower.encode_prompts(prefix, suffix, lengths)     embeddings  ->  (K, D) or (B, K, D): learned prompts
@@ -18,7 +19,8 @@ D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import open_clip
@@ -51,8 +53,11 @@ class TextTower:
     moved or changed takes effect at once.
 
     Args:
-        model: open_clip's `CLIP` or `CustomTextCLIP`. A text encoder that is not causal, or not open_clip's own, still
-            encodes tokens, with its own `encode_text`.
+        model: open_clip's `CLIP`, `CustomTextCLIP` or `CoCa`.
+
+    Attributes:
+        is_causal: the encoder is of CLIP's kind, so padding and common beginnings need no computation. Others encode
+            tokens and prompts with their own `encode_text`.
     """
 
     _warned = False
@@ -67,7 +72,7 @@ class TextTower:
         is_open_clips = custom is None or isinstance(custom, TextTransformer)
         self.is_causal: bool = is_open_clips and causal and self._pool in ("argmax", "eos")
         if not self.is_causal:
-            logger.info("This text encoder is not of CLIP's kind: it runs unchanged and takes no learned prompts")
+            logger.info("This text encoder is not of CLIP's kind: prompts run through it whole, with their padding")
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -77,38 +82,62 @@ class TextTower:
     @property
     def width(self) -> int:
         """W, the width of token embeddings."""
-        return self._text.token_embedding.weight.shape[1]
+        return self._embedding.weight.shape[1]
 
     @property
     def embed_dim(self) -> int:
         """D, the width of the features."""
-        if not self.is_causal:
-            return self._text.output_dim
-        matrix = self._text.text_projection
+        matrix = self._projection
         if matrix is None:
             return self.width
         return matrix.out_features if isinstance(matrix, nn.Linear) else matrix.shape[1]
 
     @property
     def projection(self) -> Tensor:
-        """(W, D), the matrix that maps end states to features; the identity if the model has none."""
-        self.require_prompts()
-        matrix = self._text.text_projection
-        if isinstance(matrix, nn.Linear):
-            if matrix.bias is not None:
-                raise UserError("this backbone's text projection has a bias, so no matrix can replace it")
-            return matrix.weight.t()
-        return torch.eye(self.width, device=self.device) if matrix is None else matrix
+        """(W, D), the matrix that maps states to features; the identity if the model has none.
+
+        Of a Hugging Face encoder whose projection has several layers, that of the last one, whose input may have
+        another width than token embeddings.
+        """
+        matrix = self._projection
+        if matrix is None:
+            return torch.eye(self.width, device=self.device)
+        return matrix.weight.t() if isinstance(matrix, nn.Linear) else matrix
+
+    @property
+    def projection_bias(self) -> Tensor | None:
+        """(D,), added behind the projection (SigLIP); None if the model has none."""
+        return getattr(self._projection, "bias", None)
+
+    @property
+    def _projection(self) -> Any:
+        """The last linear step: a matrix (W, D), a linear layer or None."""
+        if not hasattr(self._text, "proj"):
+            return self._text.text_projection
+        last = self._text.proj[-1] if isinstance(self._text.proj, nn.Sequential) else self._text.proj
+        return None if isinstance(last, nn.Identity) else last
+
+    @property
+    def _embedding(self) -> Any:
+        """The module that looks token embeddings up."""
+        own = getattr(self._text, "token_embedding", None)
+        if own is not None:
+            return own
+        inner: Any = getattr(self._text, "transformer", None)
+        if not hasattr(inner, "get_input_embeddings"):
+            raise UserError("this backbone's text encoder shows no token embedding, so it cannot take learned prompts")
+        return inner.get_input_embeddings()
 
     @property
     def context_length(self) -> int:
-        """Maximum number of tokens of a prompt, including start and end."""
+        """Maximum number of tokens of a prompt, including start and end; a Hugging Face encoder may take fewer."""
         return self._text.context_length
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the layers compute."""
-        return self._text.transformer.get_cast_dtype()
+        """The dtype in which the layers compute; of a Hugging Face encoder, that of its embeddings."""
+        own = getattr(self._text.transformer, "get_cast_dtype", None)
+        return own() if own is not None else self._embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -116,8 +145,7 @@ class TextTower:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings (..., W) of ids (...), without positions: the material of prefix and suffix."""
-        self.require_prompts()
-        return self._text.token_embedding(tokens.to(self.device)).to(self.dtype)
+        return self._embedding(tokens.to(self.device)).to(self.dtype)
 
     def ends(self, tokens: Tensor) -> Tensor:
         """Position of each text's end token: (N,) from ids (N, L)."""
@@ -132,17 +160,20 @@ class TextTower:
 
     def project(self, states: Tensor, projection: Tensor | None) -> Tensor:
         """Features (..., D) of normalised end states (..., W), with `projection` (W, D) or the model's own."""
-        matrix = self._text.text_projection
+        matrix, bias = self._projection, self.projection_bias
         if projection is not None:
-            return states @ projection.to(states)
+            features = states @ projection.to(states)
+            return features if bias is None else features + bias.to(states)
         if matrix is None:
             return states
         return matrix(states) if isinstance(matrix, nn.Linear) else states @ matrix
 
-    def require_prompts(self) -> None:
-        """Raise UserError if the encoder cannot take prompts as embeddings."""
-        if not self.is_causal:
-            raise UserError("this backbone's text encoder is not of CLIP's kind, so it cannot take learned prompts")
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids that the encoder itself gives a meaning: padding, end of the text."""
+        config = getattr(self._text, "config", None)
+        named = [getattr(self._text, name, None) for name in ("pad_id", "eos_id", "text_eos_id")]
+        return {i for i in (*named, getattr(config, "pad_token_id", None)) if i is not None}
 
     def encode_tokens(
         self,
@@ -162,10 +193,10 @@ class TextTower:
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
         if not self.is_causal:
-            if projection is not None or not project:
-                self.require_prompts()
+            plain = project and projection is None
             parts = [part.to(self.device) for part in tokens.split(chunk or 256)]
-            return torch.cat([_run(checkpoint, self.model.encode_text, part) for part in parts])
+            own = torch.cat([_run(checkpoint, self._own, part, None, plain) for part in parts])
+            return own if plain or not project else self.project(own, projection)
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         states: list[Tensor] = []
         order: list[int] = []
@@ -189,6 +220,7 @@ class TextTower:
         suffix: Tensor,
         lengths: Sequence[int],
         *,
+        tokens: Tensor | None = None,
         project: bool = True,
         projection: Tensor | None = None,
         chunk: int = 0,
@@ -200,18 +232,26 @@ class TextTower:
             prefix: (P, W), the first tokens of every prompt, or (B, P, W), one prefix per image. P may be 0.
             suffix: (K, S, W), the tokens that follow; those beyond a suffix's length are ignored.
             lengths: K numbers: tokens of each suffix up to and including its end token.
+            tokens: (K, L) ids of whole rows, padding included, with any ordinary id for what is learned. Only encoders
+                that are not causal need them: they see the padding, and find it and the end token by their ids.
             project, projection, chunk, checkpoint: as in `encode_tokens`, with classes in place of texts.
 
         Returns:
             (K, D), or (B, K, D) for a prefix per image. Differentiable with respect to prefix, suffix and all model
             parameters that require gradients.
         """
-        self.require_prompts()
         sizes = tuple(int(length) for length in lengths)
-        self._check(prefix, suffix, sizes)
+        self._check(prefix, suffix, sizes, self.context_length if tokens is None else tokens.shape[1])
         images = prefix if prefix.dim() == 3 else prefix[None]
-        states = self._states(images, suffix, sizes, chunk, checkpoint)
-        features = self.project(states, projection) if project else states
+        plain = project and projection is None
+        if self.is_causal:
+            states = self._states(images, suffix, sizes, chunk, checkpoint)
+            features = self.project(states, projection) if project else states
+        else:
+            if tokens is None:
+                raise ValueError("this text encoder needs the tokens of whole rows")
+            own = self._encode_rows(images, suffix, sizes, tokens.to(self.device), plain, chunk, checkpoint)
+            features = own if plain or not project else self.project(own, projection)
         return features if prefix.dim() == 3 else features[0]
 
     def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
@@ -294,12 +334,82 @@ class TextTower:
         states = self._text.transformer(rows, attn_mask=self._text.attn_mask[:length, :length])
         return states[torch.arange(len(suffix)), prefix.shape[0] + lengths - 1]
 
-    def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...]) -> None:
+    # ---- encoders of another kind: their own forward ---------------------------------------------------------------
+
+    def _encode_rows(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        lengths: tuple[int, ...],
+        tokens: Tensor,
+        project: bool,
+        chunk: int,
+        checkpoint: bool,
+    ) -> Tensor:
+        """Features, or states before the projection, (B, K, D): every prompt of every image is a row of its own."""
+        images, classes, length = len(prefix), len(suffix), tokens.shape[1]
+        ends = prefix.shape[1] + torch.tensor(lengths, device=self.device)
+        inside = torch.arange(length, device=self.device) < ends[:, None]
+        padded = nn.functional.pad(suffix, (0, 0, 0, max(0, length - prefix.shape[1] - suffix.shape[1])))
+        around = self.embed(tokens)  # what the prompts themselves leave: padding and what follows it
+
+        def encode(part: Tensor) -> Tensor:
+            image, class_ = part // classes, part % classes
+            rows = torch.cat([prefix[image], padded[class_]], dim=1)[:, :length]
+            rows = torch.where(inside[class_][..., None], rows.to(around), around[class_])
+            return self._own(tokens[class_], rows, project)
+
+        parts = torch.arange(images * classes, device=self.device).split(chunk or self._chunk_size(length, checkpoint))
+        return torch.cat([_run(checkpoint, encode, part) for part in parts]).unflatten(0, (images, classes))
+
+    def _own(self, tokens: Tensor, rows: Tensor | None, project: bool) -> Tensor:
+        """What the encoder itself computes of ids (N, L): features (N, D), or states (N, W) before the projection.
+
+        Args:
+            rows: (N, L, W), in place of the ids' embeddings. The ids still tell the encoder where padding and end are,
+                so that its masks, positions and pooling are those of the text; `inputs_embeds` would lose them.
+        """
+        with ExitStack() as changes:
+            if rows is not None:
+                changes.enter_context(self._embedding_gives(rows))
+            if project:
+                return self.model.encode_text(tokens)
+            changes.enter_context(self._without_projection())
+            states = self.model.encode_text(tokens) if self._text is self.model else self._text(tokens)
+            return states[0] if isinstance(states, tuple) else states
+
+    @contextmanager
+    def _embedding_gives(self, rows: Tensor) -> Iterator[None]:
+        """A context in which the token embedding gives `rows` (N, L, W), whatever the ids."""
+
+        def replace(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
+            assert embedded.shape == rows.shape, (embedded.shape, rows.shape)
+            return rows.to(embedded.dtype)
+
+        handle = self._embedding.register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _without_projection(self) -> Iterator[None]:
+        """A context in which the encoder ends before its last linear step."""
+        name = "proj" if hasattr(self._text, "proj") else "text_projection"
+        own = getattr(self._text, name)
+        before = own[:-1] if isinstance(own, nn.Sequential) else nn.Identity() if name == "proj" else None
+        setattr(self._text, name, before)
+        try:
+            yield
+        finally:
+            setattr(self._text, name, own)
+
+    def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], room: int) -> None:
         if len(lengths) != len(suffix) or not lengths or not 0 < min(lengths) <= max(lengths) <= suffix.shape[1]:
             raise ValueError(f"lengths {lengths[:5]}... do not fit a suffix of shape {tuple(suffix.shape)}")
-        if prefix.shape[-2] + max(lengths) > self.context_length:
+        if prefix.shape[-2] + max(lengths) > room:
             raise UserError(
-                f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {self.context_length} fit: "
+                f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {room} fit: "
                 "use fewer context tokens or shorter class names"
             )
 
