@@ -141,16 +141,17 @@ def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def family_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def family_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """``family_clip("SigLIP")``: a small CLIP of that family (tests/families.py), a new one at each call."""
     pytest.importorskip("transformers")
     names = families.register(tmp_path_factory.mktemp("families"))
     loaded: dict[str, Any] = {}
 
-    def load(family: str) -> Any:
-        if family not in loaded:
-            loaded[family] = clip.load_clip(names[family])
-        return copy.deepcopy(loaded[family])
+    def load(family: str, precision: str = "fp32") -> Any:
+        key = f"{family} {precision}"
+        if key not in loaded:
+            loaded[key] = clip.load_clip(names[family], precision)
+        return copy.deepcopy(loaded[key])
 
     return load
 

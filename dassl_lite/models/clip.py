@@ -17,6 +17,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import AttentionalPooler
 from torch import Tensor, nn
 
 from dassl_lite.models import names, openai_format, published_weights
@@ -246,7 +247,7 @@ def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module,
 def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, published: Mapping[str, Any]) -> nn.Module:
     """With open_clip's own factory, which knows all of its file layouts."""
     try:
-        return open_clip.create_model(
+        model = open_clip.create_model(
             backbone.architecture,
             pretrained=path,
             precision=_OPEN_CLIP_PRECISIONS[dtype],
@@ -254,8 +255,22 @@ def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, publis
             pretrained_text=False,
             require_pretrained=backbone.kind != "random",
         )
+        return _in_one_precision(model, dtype)
     except _OPEN_CLIP_ERRORS as error:
         raise UserError(f"cannot load backbone '{backbone.text}': {_one_line(error)}") from error
+
+
+def _in_one_precision(model: Any, dtype: torch.dtype) -> nn.Module:
+    """Convert what open_clip forgets, and then multiplies with matrices in `dtype`: Hugging Face text encoders, CoCa's
+    class token, and the queries of an attentional pooling."""
+    if hasattr(getattr(model, "text", None), "pooler"):
+        model.text.to(dtype)
+    parameters = [getattr(getattr(model, "text", None), "cls_emb", None)]
+    parameters += [module.query for module in model.modules() if isinstance(module, AttentionalPooler)]
+    for parameter in parameters:
+        if parameter is not None:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _tokenizer(backbone: BackboneName) -> Tokenizer:

@@ -140,6 +140,23 @@ def test_states_and_projection_give_the_features(load: Any, family: str) -> None
     assert torch.equal(clip.model.encode_text(tokens), theirs)  # the model is as it was
 
 
+@pytest.mark.slow_after(6)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@every_family
+def test_lower_precisions_stay_near_fp32(family_clip: Any, family: str, precision: str) -> None:
+    exact, low = family_clip(family), family_clip(family, precision)
+    tokens, images = low.tokenize(NAMES), torch.randn(2, 3, *low.image_size)
+    for clip in (exact, low):
+        clip.head = PromptLearner(clip, lay_out(clip, NAMES, 0, "a photo of a"))
+    for compute in (
+        lambda clip: clip.encode_text(tokens),
+        lambda clip: clip.encode_image(images),
+        lambda clip: clip.head.class_features(),
+        lambda clip: clip.text.project(clip.text.encode_tokens(tokens, project=False), clip.text.projection),
+    ):
+        assert difference(compute(low), compute(exact)) < 0.05
+
+
 def test_tokens_are_encoded_by_the_towers_own_forward(load: Any) -> None:
     clip = load("SigLIP")
     tokens = clip.tokenize(NAMES)
