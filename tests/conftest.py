@@ -58,13 +58,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.getoption("--golden-report"):
         terminalreporter.section("reference arrays")
-        terminalreporter.write_line(summary(Golden.root, terminalreporter.stats))
+        terminalreporter.write_line(summary(GOLDEN, terminalreporter.stats))
+
+
+GOLDEN = [REPOSITORY / "tests" / "golden", REPOSITORY / "tests" / "golden2"]
 
 
 class Golden:
-    """Numbers printed by the reference code; see tests/golden/README.md."""
+    """Numbers printed by the reference code; see the README.md in its folder.
 
-    root = REPOSITORY / "tests" / "golden"
+    Args:
+        root: tests/golden has the first methods, tests/golden2 newer ones.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -95,7 +103,12 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    return Golden()
+    return Golden(GOLDEN[0])
+
+
+@pytest.fixture(scope="session")
+def golden2() -> Golden:
+    return Golden(GOLDEN[1])
 
 
 @pytest.fixture(scope="session")

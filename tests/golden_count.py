@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tabulate import tabulate
 PROPERTY = "reference arrays"
 COMPARING_UFUNCS = (np.subtract, np.equal, np.not_equal)
 COMPARING_FUNCTIONS = (np.array_equal, np.allclose, np.isclose)
-INPUTS = re.compile(r"_labels$|^eval\..*\.logits$")
+INPUTS = re.compile(r"_labels$|^eval\..*\.logits$|\.in\.")
 _compared: set[str] = set()  # "file:array", by the test that runs
 
 
@@ -78,13 +78,13 @@ def note_property(item: pytest.Item) -> None:
 
 
 def kind_of(name: str) -> str:
-    """What the array is there for; see tests/golden/README.md."""
-    if name.startswith("quirk"):
+    """What the array is there for; see the README.md beside it."""
+    if any(part.startswith("quirk") for part in name.split(".")):
         return "known defects"  # of the reference, which are not copied
     return "inputs" if INPUTS.search(name) else "to match"
 
 
-def summary(folder: Path, stats: dict[str, list[Any]]) -> str:
+def summary(folders: Iterable[Path], stats: dict[str, list[Any]]) -> str:
     """A table of the files with their arrays by kind and those that agree; then the names of those that should."""
 
     def places(outcome: str) -> set[str]:
@@ -92,7 +92,7 @@ def summary(folder: Path, stats: dict[str, list[Any]]) -> str:
         return {p for report in reports for name, found in report.user_properties if name == PROPERTY for p in found}
 
     agree, rows, lacking = places("passed") - places("failed"), [], []
-    for path in sorted(folder.glob("*.npz")):
+    for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
         names = np.load(path, allow_pickle=False).files
         kinds = Counter(map(kind_of, names))
         match = [f"{path.stem}:{name}" for name in names if kind_of(name) == "to match"]

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number
+from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.models.key_value_cache import KeyValueCache
-from dassl_lite.models.prompts import class_weights
 from dassl_lite.utils import get_logger, write_json
 
 logger = get_logger(__name__)
@@ -45,6 +45,7 @@ class TipAdapter(FeatureTrainer):
     """Zero-shot CLIP plus a cache of the shots; nothing is trained."""
 
     trains = False
+    takes_ensemble = True
     takes_init_weights = False  # the keys are the shots
     model_name = "tip_adapter"
     config_node = "TipAdapter"
@@ -75,23 +76,11 @@ class TipAdapter(FeatureTrainer):
             _no_search,
         ),
         key("BETA_STEPS", 200, number(at_least=1, at_most=1000), "number of betas", _no_search),
-        key(
-            "AUGMENT_EPOCH",
-            10,
-            number(at_least=1, at_most=10_000),
-            "views per key if DATASET.FEATURES.VIEWS is 0",
-            lambda run: "DATASET.FEATURES.VIEWS sets the views" if run.cfg.DATASET.FEATURES.VIEWS else "",
-        ),
+        *VIEW_KEYS,
     )
 
-    def templates(self) -> list[str]:
-        """ImageNet: the ensemble; other datasets: their own."""
-        return list(self.dm.dataset.ensemble_templates) or [self.template]
-
     def build_head(self) -> nn.Module:
-        with torch.no_grad():
-            weights = class_weights(self.clip, self.classnames, self.templates(), self.text_cache).float()
-        return KeyValueCache(weights, self.clip.logit_scale.exp().item(), trainable=self.trains)
+        return KeyValueCache(self.zero_shot_weights(), self.clip.logit_scale.exp().item(), trainable=self.trains)
 
     def fit(self) -> None:
         """Fill the cache with the shots; the training-free method then searches alpha and beta."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_count import plain
 
 from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, DatasetBase, Datum
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.utils import set_random_seed
 
 CLASSNAMES = ["american_bulldog", "Annual Crop Land", "golden retriever", "Boeing 737-800", "yo-yo"]
 # Own template and ensemble of the golden cases' datasets, as PROTOCOL.md lists them.
@@ -84,11 +88,48 @@ def golden_inputs(golden: Any) -> Any:
     return Inputs
 
 
+@pytest.fixture
+def on_features(golden2: Any, tmp_path: Path) -> Callable[..., Any]:
+    """``on_features("GDA", "gda", "many", *options)``: a trainer on the feature file of a case of tests/golden2.
+
+    ``train`` tells where training and validation images come from, if the case has test images only.
+    """
+
+    def make(method: str, name: str, case: str, *options: str, train: str = "", output: str = "run") -> Any:
+        arrays = golden2.npz(name)
+
+        def part(split: str) -> FeaturePart:
+            home = train if train and split != "test" else case
+            views = [key for key in arrays if re.fullmatch(rf"{re.escape(home)}\.in\.{split}\d*", key)]
+            return FeaturePart(
+                np.stack([plain(arrays[key]) for key in views]), plain(arrays[f"{home}.in.{split}_labels"])
+            )
+
+        text = plain(arrays[f"{case}.in.text"])
+        labels = f"{case}.in.text_labels"  # several prompts of each class, class by class
+        templates = int((plain(arrays[labels]) == 0).sum()) if labels in arrays else 1
+        text = text.reshape(-1, templates, text.shape[-1]).swapaxes(0, 1)
+        path = tmp_path / f"{output}-{case}.npz"
+        file = FeatureFile(
+            parts={split: part(split) for split in ("train", "val", "test") if train != "none" or split == "test"},
+            classnames=tuple(f"{case} {label}" for label in range(text.shape[1])),
+            text_weights=text,
+            templates=tuple(f"{{}} {number}" for number in range(templates)),
+            ensemble_templates=tuple(f"{{}} {number}" for number in range(templates)) if templates > 1 else (),
+        )
+        write_feature_file(file, path)
+        flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(tmp_path / output)}
+        set_random_seed(0)
+        return build_trainer(make_config(trainer=method, flags=flags, options=options))
+
+    return make
+
+
 def relative_error(found: Any, expected: Any) -> float:
     """Largest difference relative to the largest magnitude expected."""
     found = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
     assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,7 @@ class FeatureTrainer(TrainerX):
     keys: ClassVar[Sequence[Key]] = (key("PREC", "fp32", known_precision, "fp32 | amp | fp16 | bf16"),)
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
+    takes_ensemble = False  # True: templates() are the dataset's ensemble where it has one (ImageNet)
     model_name = "model"  # name under which the head is registered: its folder of checkpoints
 
     clip: Any  # CLIPBackbone, or a PrecomputedBackbone
@@ -101,8 +102,10 @@ class FeatureTrainer(TrainerX):
         return F.cross_entropy(logits, label)
 
     def templates(self) -> list[str]:
-        """Prompt templates whose text features a method averages: the dataset's own, unless it overrides this."""
-        return [self.template]
+        """Prompt templates whose text features a method averages: the dataset's own, or with `takes_ensemble` its
+        ensemble if it has one. A method may override this."""
+        ensemble = list(self.dm.dataset.ensemble_templates) if self.takes_ensemble else []
+        return ensemble or [self.template]
 
     def steps_to_train(self) -> int:
         """Length of the training in steps; a method whose length is not OPTIM.MAX_EPOCH epochs overrides it."""
@@ -285,6 +288,11 @@ class FeatureTrainer(TrainerX):
                     f"backbone {self.clip.name} takes images of {wanted} pixels, not {size}; leave INPUT.SIZE and "
                     "INPUT.NO_TRANSFORM as they are"
                 ) from error
+
+    @torch.no_grad()
+    def zero_shot_weights(self) -> Tensor:
+        """Text features (K, D) of the classes, averaged over `templates()`, of length 1, in float32."""
+        return class_weights(self.clip, self.classnames, self.templates(), self.text_cache).float()
 
     def autocast(self) -> Any:
         """The mixed-precision context of PREC amp; does nothing otherwise."""

@@ -42,6 +42,17 @@ CONTEXT_KEYS = (
     ),
 )
 
+# Methods that keep the training images, in several augmented views.
+VIEW_KEYS = (
+    key(
+        "AUGMENT_EPOCH",
+        10,
+        number(at_least=1, at_most=10_000),
+        "views of a training image if DATASET.FEATURES.VIEWS is 0",
+        lambda run: "DATASET.FEATURES.VIEWS sets the views" if run.cfg.DATASET.FEATURES.VIEWS else "",
+    ),
+)
+
 # Methods that train for a number of steps, not of epochs.
 STEP_KEYS = (
     key(
