@@ -154,16 +154,21 @@ def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def family_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``family_clip("SigLIP")``: a small CLIP of that family (tests/families.py), a new one at each call."""
+def family_names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What MODEL.BACKBONE.NAME takes for the small CLIP of each family (tests/families.py)."""
     pytest.importorskip("transformers")
-    names = families.register(tmp_path_factory.mktemp("families"))
+    return families.register(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(scope="session")
+def family_clip(family_names: dict[str, str]) -> Callable[..., Any]:
+    """``family_clip("SigLIP")``: a small CLIP of that family, a new one at each call."""
     loaded: dict[str, Any] = {}
 
     def load(family: str, precision: str = "fp32") -> Any:
         key = f"{family} {precision}"
         if key not in loaded:
-            loaded[key] = clip.load_clip(names[family], precision)
+            loaded[key] = clip.load_clip(family_names[family], precision)
         return copy.deepcopy(loaded[key])
 
     return load

@@ -106,7 +106,8 @@ def _small(config: dict[str, Any], folder: Path, kinds: dict[str, Path]) -> dict
 
 
 def _shrink_vision(vision: dict[str, Any]) -> None:
-    vision["image_size"] = SIZE
+    # MobileCLIP-S reduces the image by 32, or 64, before its attention, which needs more than one position.
+    vision["image_size"] = 2 * SIZE if "fastvit" in vision.get("timm_model_name", "") else SIZE
     if name := vision.get("timm_model_name"):
         vision["timm_model_name"] = _small_trunk(name)
     elif isinstance(vision["layers"], list):

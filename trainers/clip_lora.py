@@ -75,7 +75,7 @@ class CLIPLoRA(FeatureTrainer):
     keys = (
         *TEXT_ENCODER_KEYS,
         *STEP_KEYS,
-        key("ENCODER", "auto", one_of(*ENCODERS, "auto"), "both | text | vision | auto: both, but text for a ResNet"),
+        key("ENCODER", "auto", one_of(*ENCODERS, "auto"), "both | text | vision | auto: those with attention layers"),
         key("PARAMS", ("q", "k", "v"), some_of(*PROJECTIONS), "projections to adapt, among q, k, v, o"),
         key(
             "POSITION",

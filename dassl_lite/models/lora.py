@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the attention of CLIP's transformers, as CLIP-LoRA does it.
+"""Low-rank adaptation of the attention layers of a backbone's encoders, as CLIP-LoRA does it.
 
 Papers: LoRA, https://arxiv.org/abs/2106.09685; CLIP-LoRA, https://arxiv.org/abs/2405.18541
 
@@ -7,10 +7,15 @@ Papers: LoRA, https://arxiv.org/abs/2106.09685; CLIP-LoRA, https://arxiv.org/abs
 W (D x D) is a frozen projection of an attention layer (query, key, value or output), A (r x D) starts random, B (D x r)
 at zero. Each projection has its own pair and draws its own dropout mask.
 
+open_clip's blocks contain an ``nn.MultiheadAttention``, which `LoRAAttention` replaces. The attention of timm's trunks
+and of Hugging Face's text encoders is made of linear layers, which `LoRALinear` replaces: one for each projection, or
+timm's ``qkv``, which is three of them side by side.
+
 Why not a library: peft 0.21 supports torch's ``nn.MultiheadAttention``, but adapts the three input projections with one
 joint pair, always adapts the output projection, and adds B A to W before the layer runs, so dropout cannot act on the
-branch's input; loralib scales by alpha / r and has no layer for a pre-trained model. Neither reproduces the reference's
-parameter counts or gradients.
+branch's input. A ``qkv``, too, it adapts with one pair, whose A the three projections share. loralib scales by
+alpha / r and has no layer for a pre-trained model. Neither reproduces the reference's parameter counts or gradients,
+and with peft the choice among q, k and v would mean another method on each backbone.
 
 Shapes: N sequences, L tokens, W width, H heads, E = W / H, r rank.
 """
@@ -38,6 +43,15 @@ PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 ENCODERS = {"both": ("text", "vision"), "text": ("text",), "vision": ("vision",)}
 # Positions as ranges of an encoder's blocks, in sixths of its depth.
 POSITIONS = {"all": (0, 6), "bottom": (0, 2), "mid": (2, 4), "up": (4, 6), "half-bottom": (0, 3), "half-up": (3, 6)}
+# Where attention layers of timm and Hugging Face keep their projections: all of one row are linear layers. Three
+# projections in one layer stand in it one after another.
+_LINEARS = (
+    {"q": "qkv", "k": "qkv", "v": "qkv", "o": "proj"},  # timm
+    {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"},  # timm: EVA02
+    {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"},  # Hugging Face: M2M100
+    {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"},  # roberta
+    {"q": "q", "k": "k", "v": "v", "o": "o"},  # T5
+)
 _TOP = re.compile(r"top([1-9]\d*)")
 
 
@@ -140,6 +154,39 @@ class LoRAAttention(nn.Module):
         return self.base
 
 
+class LoRALinear(nn.Module):
+    """Replaces a frozen linear layer of an attention layer. It has no ``weight``: who reads that would miss the pairs.
+
+    Args:
+        base: the layer, unchanged.
+        pairs: one for each of the projections side by side in its output; None leaves one as it is.
+        first: whether it is the first one replaced in its attention layer, for counting layers.
+    """
+
+    def __init__(self, base: nn.Linear, pairs: Sequence[LowRank | None], first: bool) -> None:
+        super().__init__()
+        self.base, self.first, self.parts = base, first, len(pairs)
+        self.pairs = nn.ModuleDict({str(i): pair for i, pair in enumerate(pairs) if pair is not None})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)"""
+        frozen: Tensor = self.base(x)
+        if self.parts == 1:
+            return frozen + self.pairs["0"](x)
+        parts = enumerate(frozen.chunk(self.parts, dim=-1))
+        return torch.cat([rows + self.pairs[str(i)](x) if str(i) in self.pairs else rows for i, rows in parts], dim=-1)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """Add the pairs to the weights of the base and return it."""
+        weights = self.base.weight.chunk(self.parts)
+        pairs: Any = self.pairs
+        for i, pair in pairs.items():
+            weight = weights[int(i)]
+            weight.copy_(weight + pair.weight().to(weight.device))
+        return self.base
+
+
 def _mask(mask: Tensor | None, q: Tensor) -> Tensor | None:
     """A mask of ``nn.MultiheadAttention`` as scaled_dot_product_attention takes it for queries (N, H, L, E)."""
     if mask is None:
@@ -157,31 +204,85 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
 ) -> nn.ModuleDict:
-    """Replace the attention of the numbered blocks; returns the pairs: block number -> projection -> pair."""
+    """Adapt the attention of the numbered blocks; returns the pairs: block number -> projection -> pair.
+
+    Args:
+        blocks: of `adaptable_blocks`.
+    """
     adapters = nn.ModuleDict()
     for number in numbers:
-        base: Any = blocks[number].attn
-        width = base.embed_dim
-        pairs = {p: LowRank(width, width, rank, alpha, dropout) for p in PROJECTIONS if p in projections}
-        blocks[number].attn = LoRAAttention(base, pairs)
+        block: Any = blocks[number]
+        places = _places(block)
+        pairs: dict[str, LowRank] = {}
+        for projection in (p for p in PROJECTIONS if p in projections):
+            inputs, outputs = (block.attn.embed_dim,) * 2 if places is None else _widths(block, places, projection)
+            pairs[projection] = LowRank(inputs, outputs, rank, alpha, dropout)
+        if places is None:
+            block.attn = LoRAAttention(block.attn, pairs)
+        else:
+            _replace_linears(block, places, pairs)
         adapters[str(number)] = nn.ModuleDict({PROJECTIONS[p]: pair for p, pair in pairs.items()})
     return adapters
 
 
+def _places(attention: nn.Module) -> Mapping[str, str] | None:
+    """Where an attention layer made of linear layers keeps its projections, as in `_LINEARS`; None for other modules.
+
+    Where timm's attention adds biases of its own to ``qkv``, it must be able to add them behind the layer.
+    """
+    if getattr(attention, "q_bias", None) is not None and not hasattr(attention, "qkv_bias_separate"):
+        return None
+    if "Pool" in type(attention).__name__:  # has one query for all tokens
+        return None
+    for places in _LINEARS:
+        if all(isinstance(_at(attention, place), nn.Linear) for place in places.values()):
+            return places
+    return None
+
+
+def _at(module: nn.Module, place: str) -> Any:
+    """The submodule at a dotted name; None if there is none."""
+    found: Any = module
+    for name in place.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _side_by_side(places: Mapping[str, str], place: str) -> list[str]:
+    """The projections in the linear layer at ``place``, in the order of its rows."""
+    return [projection for projection, own in places.items() if own == place]
+
+
+def _widths(attention: nn.Module, places: Mapping[str, str], projection: str) -> tuple[int, int]:
+    linear = _at(attention, places[projection])
+    return linear.in_features, linear.out_features // len(_side_by_side(places, places[projection]))
+
+
+def _replace_linears(attention: Any, places: Mapping[str, str], pairs: Mapping[str, LowRank]) -> None:
+    adapted = list(dict.fromkeys(places[projection] for projection in pairs))
+    for place in adapted:
+        owner, _, name = place.rpartition(".")
+        module = _at(attention, owner) if owner else attention
+        inside = [pairs.get(projection) for projection in _side_by_side(places, place)]
+        setattr(module, name, LoRALinear(getattr(module, name), inside, first=place == adapted[0]))
+    if getattr(attention, "q_bias", None) is not None:
+        attention.qkv_bias_separate = True  # else it multiplies with the weight itself
+
+
 def merge_lora(model: nn.Module) -> int:
-    """Replace everything that ``add_lora`` put into ``model`` by plain attention layers with merged weights.
+    """Replace everything that ``add_lora`` put into ``model`` by plain layers with merged weights.
 
     The features stay the same (to rounding in the weights' precision), and nothing is left to train.
 
     Returns:
-        The number of layers replaced.
+        The number of attention layers that were adapted.
     """
     replaced = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, LoRAAttention):
+            if isinstance(child, LoRAAttention | LoRALinear):
                 setattr(module, name, child.merge())
-                replaced += 1
+                replaced += isinstance(child, LoRAAttention) or child.first
     return replaced
 
 
@@ -199,9 +300,16 @@ def without_lora(adapters: nn.Module) -> Iterator[None]:
 
 
 def adaptable_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of an encoder that LoRA can adapt, in order; none for a ResNet."""
-    blocks = getattr(getattr(encoder, "transformer", None), "resblocks", ())
-    return list(blocks) if all(_is_adaptable(getattr(block, "attn", None)) for block in blocks) else []
+    """Where LoRA can adapt an encoder's attention, in order; none for a convolutional network.
+
+    Returns:
+        open_clip's transformer blocks; of timm's trunks and Hugging Face's text encoders the attention layers.
+    """
+    inner = getattr(encoder, "trunk", getattr(encoder, "transformer", None))
+    blocks = getattr(inner, "resblocks", None)
+    if blocks is not None:
+        return list(blocks) if all(_is_adaptable(getattr(block, "attn", None)) for block in blocks) else []
+    return [] if inner is None else [module for module in inner.modules() if _places(module) is not None]
 
 
 def _is_adaptable(attention: Any) -> bool:
@@ -215,24 +323,27 @@ def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, list[nn.M
 
     Args:
         model: open_clip's model.
-        wanted: "both", "text", "vision", or "auto": both, but "text" if the image encoder is not a transformer.
+        wanted: "both", "text", "vision", or "auto": those that have attention layers.
         name: of the backbone, for messages.
 
     Raises:
         UserError: a requested encoder has no such blocks.
     """
     found = {"text": adaptable_blocks(getattr(model, "text", model)), "vision": adaptable_blocks(model.visual)}
-    if wanted == "auto" and not found["vision"]:
-        logger.info(f"The image encoder of backbone {name} is not a transformer: LoRA adapts the text encoder alone")
-    chosen = ("both" if found["vision"] else "text") if wanted == "auto" else wanted
-    for encoder in ENCODERS[chosen]:
+    chosen = ENCODERS["both" if wanted == "auto" else wanted]
+    for encoder in chosen:
         if not found[encoder]:
             other = "text" if encoder == "vision" else "vision"
+            what = {"text": "text encoder", "vision": "image encoder"}
+            if wanted == "auto" and found[other]:
+                lacks = f"The {what[encoder]} of backbone {name} has no attention layers of a known kind"
+                logger.info(f"{lacks}: LoRA adapts the {what[other]} alone")
+                return {other: found[other]}
             raise UserError(
-                f"LoRA cannot adapt the {encoder} encoder of backbone {name}, which is not an open_clip transformer; "
-                f"adapt the {other} encoder alone (TRAINER.CLIPLoRA.ENCODER {other}) or use a ViT backbone"
+                f"LoRA cannot adapt the {encoder} encoder of backbone {name}, which has no attention layers of a known "
+                f"kind; adapt the {other} encoder alone (TRAINER.CLIPLoRA.ENCODER {other}) or use a ViT backbone"
             )
-    return {encoder: found[encoder] for encoder in ENCODERS[chosen]}
+    return {encoder: found[encoder] for encoder in chosen}
 
 
 def choose_blocks(position: str, numbers: Sequence[int], depth: int, encoder: str) -> list[int]:

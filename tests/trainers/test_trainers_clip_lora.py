@@ -46,7 +46,7 @@ def make(golden_backbone: Any, pictures: Path, tmp_path: Path) -> Any:
             flags={
                 "DATASET": {"NAME": "ImageFolder", "ROOT": str(pictures), "NUM_SHOTS": shots},
                 "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
-                "MODEL": {"BACKBONE": {"NAME": str(golden_backbone(backbone))}},
+                "MODEL": {"BACKBONE": {"NAME": backbone if ":" in backbone else str(golden_backbone(backbone))}},
                 "OUTPUT_DIR": str(tmp_path / run),
             },
             options=["TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1", *options],
@@ -99,6 +99,29 @@ def test_the_saved_file_holds_the_pairs_alone_and_gives_the_same_logits(make, go
         merge_lora(other.clip.model)
         merged = other.model_inference(other.encode_image(images))
     assert (merged - expected).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["SigLIP", "EVA02", "roberta"])
+def test_a_run_on_linear_attention_layers_loads_again_and_merges(make, family_names, family):
+    trainer, images = make("run", backbone=family_names[family]), torch.randn(6, 3, 32, 32)
+    assert trainer.head.settings["encoder"] == "both"
+    trainer.train()
+    (path,) = (Path(trainer.output_dir) / "clip_lora").glob("model.pth.tar-*")
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    layers = [f"{encoder}.{n}.{p}_proj" for encoder in ("text", "vision") for n in (0, 1) for p in "qkv"]
+    assert {key.rpartition(".")[0] for key in saved} == set(layers)
+    with torch.no_grad():
+        expected = trainer.model_inference(trainer.encode_image(images))
+        other = make("other", backbone=family_names[family])
+        before = other.set_model_mode("eval") or other.model_inference(other.encode_image(images))
+        other.load_model(trainer.output_dir)
+        assert torch.equal(other.model_inference(other.encode_image(images)), expected)
+        assert not torch.equal(before, expected)
+        assert merge_lora(other.clip.model) == 4
+        assert (other.model_inference(other.encode_image(images)) - expected).abs().max() < 1e-3
+    with pytest.raises(UserError, match=r"encoder = both, but this run has text; set TRAINER.CLIPLoRA.ENCODER to that"):
+        make("text", "TRAINER.CLIPLoRA.ENCODER", "text", backbone=family_names[family]).load_model(trainer.output_dir)
 
 
 @pytest.mark.slow
