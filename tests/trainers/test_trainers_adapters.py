@@ -27,6 +27,7 @@ METHODS = {
     "LinearProbe": (),
     "logistic regression": LOGISTIC,
     "GDA": (),
+    "ProKeR": (),
 }
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -335,7 +336,7 @@ def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
         assert [key for key in stated if functools.reduce(getattr, key.split("."), cfg) == unset[key]] == [], recipe
 
 
-@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA"])
+@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR"])
 def test_every_recipe_of_the_package_is_a_valid_config(method):
     recipes = sorted(path.name for path in (configs_root() / "trainers" / method).glob("*.yaml"))
     assert "default.yaml" in recipes
