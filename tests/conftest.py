@@ -138,7 +138,7 @@ def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(backbone: Any, dtype: torch.dtype) -> Any:
         status = backbone.file.stat() if backbone.file.is_file() else None
-        key = status and (backbone.file, status.st_size, status.st_mtime_ns, dtype)
+        key = status and (backbone.file, backbone.tag, status.st_size, status.st_mtime_ns, dtype)
         if key is None or key not in _BUILT:
             model, tokenizer = build(backbone, dtype)
             model.digest_as_built = digest(model)

@@ -10,8 +10,10 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,21 @@ import torch
 from open_clip.transformer import AttentionalPooler
 from torch import Tensor, nn
 
-from dassl_lite.models import names, openai_format, published_weights
+from dassl_lite.models import (
+    model_folder,
+    names,
+    openai_format,
+    published_weights,
+    settings,
+    transformers_format,
+    weights_file,
+)
 from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
-from dassl_lite.models.tokenizer import Tokenizer
+from dassl_lite.models.tokenizer import Tokenizer, tokenizer_of, tokenizer_of_random
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.files import write_json
 from dassl_lite.utils.logger import get_logger
 
 __all__ = ["PRECISIONS", "CLIPBackbone", "Preprocessing", "load_clip", "preprocessing"]
@@ -141,8 +152,10 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
 
     Args:
         name: "demo" (packaged), one of OpenAI's names, an open_clip name with a tag, "hf-hub:ORG/REPO", a file in
-            OpenAI's layout (TorchScript archive, state dict, safetensors), "ARCHITECTURE:FILE" for one in open_clip's
-            layout, or "random:ARCHITECTURE[:SEED]" for random weights (timing and tests).
+            OpenAI's layout (TorchScript archive, state dict, safetensors; "openai:FILE" if nothing in it shows that it
+            is OpenAI's), "ARCHITECTURE:FILE" or "ARCHITECTURE@TAG:FILE" for one in open_clip's layout, a folder or
+            "hf-hub:ORG/REPO" with a model of open_clip's, or a CLIP or SigLIP of transformers', or
+            "random:ARCHITECTURE[:SEED]" for random weights (timing and tests).
         precision: "fp32", "fp16", "bf16" or "amp". fp16 on a CPU works, but is slow; a warning says so.
         device: where to put it.
 
@@ -166,28 +179,42 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def preprocessing_of(backbone: BackboneName) -> Preprocessing:
-    """How a backbone expects its images. Only a local file is opened."""
-    if backbone.kind == "hub":
-        config = published_weights.hub_config(backbone.architecture)
-        size = config["model_cfg"]["vision_cfg"]["image_size"]
-        return described_by_open_clip(config.get("preprocess_cfg", {}), size, backbone.text)
+    """How a backbone expects its images. Of a local file its content may be read."""
+    backbone = _with_description(backbone)
+    if backbone.kind in ("folder", "hub"):
+        return model_folder.of(backbone).preprocessing
     if backbone.kind == "file":
         status = backbone.file.stat() if backbone.file.is_file() else None
-        size = _image_size(backbone.file, status and (status.st_size, status.st_mtime_ns))
-        return described_by_open_clip({}, size, backbone.text)
+        return _preprocessing_of_file(backbone, status and (status.st_size, status.st_mtime_ns))
     size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
-    published = open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag)
-    return described_by_open_clip(published, size, backbone.text)
+    return described_by_open_clip(_settings(backbone), size, backbone.text)
 
 
 @functools.lru_cache(maxsize=8)
-def _image_size(file: Path, status: tuple[int, int] | None) -> int:
-    """Of the CLIP in a local file: asked for by the config and by the model, and the file may be of gigabytes.
+def _preprocessing_of_file(backbone: BackboneName, status: tuple[int, int] | None) -> Preprocessing:
+    """Of a file in OpenAI's layout: asked for by the config and by the model, and the file may be of gigabytes.
 
     Args:
         status: size and time of the file, so that another one in its place is read again.
     """
-    return openai_format.architecture_of(*openai_format.read(file), str(file))["vision_cfg"]["image_size"]
+    architecture, said = _read_openais(backbone)[1:]
+    return described_by_open_clip(said, architecture["vision_cfg"]["image_size"], backbone.text)
+
+
+def _with_description(backbone: BackboneName) -> BackboneName:
+    """A file of weights with a description of the model beside it is that model."""
+    if backbone.kind == "file" and not backbone.tag and model_folder.is_described(backbone.file):
+        return replace(backbone, kind="folder")
+    return backbone
+
+
+def _settings(backbone: BackboneName) -> settings.Settings:
+    """What the weights do not show, for an architecture of open_clip's."""
+    if backbone.kind == "checkpoint":
+        return settings.of_checkpoint(backbone)
+    if backbone.kind == "random":
+        return settings.of_random(backbone.architecture)
+    return settings.of_published(backbone.architecture, backbone.tag)
 
 
 def digest_of_weights(model: nn.Module) -> str:
@@ -201,7 +228,19 @@ def digest_of_weights(model: nn.Module) -> str:
     activations = sorted({type(module).__name__ for module in model.modules()})
     heads = [module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     described = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in state]
-    return hashlib.sha256(json.dumps([described, tensors, activations, heads]).encode()).hexdigest()
+    parts = [described, tensors, activations, heads]
+    if unusual := sorted(set(filter(None, map(_unusual, model.modules())))):
+        parts.append(unusual)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _unusual(module: nn.Module) -> str:
+    """What a module computes otherwise than its type says: a description may set it, and no tensor shows it."""
+    if getattr(module, "approximate", "none") != "none":
+        return f"{type(module).__name__} {module.approximate}"
+    if isinstance(module, nn.LayerNorm) and module.eps not in (1e-5, 1e-6):
+        return f"{type(module).__name__} {module.eps}"
+    return ""
 
 
 def _digest_of_tensor(tensor: Tensor) -> str:
@@ -214,46 +253,67 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
 
     The global random streams are left as they were.
     """
+    backbone = _with_description(backbone)
     if backbone.kind == "file":
         return _load_openai(backbone, dtype)
     with torch.random.fork_rng(devices=[]), _quiet_root_logger():
-        if backbone.kind == "hub":
-            published_weights.hub_config(backbone.architecture)  # reports an unreachable repository in one line
-        tokenizer = _tokenizer(backbone)
+        if backbone.kind in ("folder", "hub"):
+            return _load_folder(backbone, dtype)
+        text = open_clip.get_model_config(backbone.architecture)["text_cfg"]
         if backbone.kind == "random":
             logger.warning(
                 f"Backbone {backbone.text}: random weights (seed {backbone.seed}), for timing and tests only"
             )
             torch.manual_seed(backbone.seed)
-            return _create(backbone, dtype, None, {}), tokenizer
-        if backbone.kind == "hub":
-            return _create(backbone, dtype, None, {}), tokenizer
-        if backbone.kind == "checkpoint":
-            return _create(backbone, dtype, str(backbone.file), {}), tokenizer
-        path = published_weights.locate(backbone.architecture, backbone.tag)
-        if backbone.tag == "openai":
+            model = _create(backbone.architecture, backbone, dtype, _settings(backbone))
+            return model, tokenizer_of_random(text, backbone.architecture, backbone.text)
+        tokenizer = tokenizer_of(text, backbone.architecture, backbone.text)
+        path = backbone.path or published_weights.locate(backbone.architecture, backbone.tag)
+        if backbone.kind == "tag" and backbone.tag == "openai":
             return _load_openai(backbone.at(path), dtype)
-        published = open_clip.get_pretrained_cfg(backbone.architecture, backbone.tag)
-        return _create(backbone, dtype, str(path), published), tokenizer
+        model = _create(backbone.architecture, backbone, dtype, _settings(backbone))
+        weights_file.load_into(model, weights_file.read(path).tensors, f"backbone '{backbone.text}': {path.name}")
+        return model, tokenizer
+
+
+def _read_openais(backbone: BackboneName) -> tuple[dict[str, Tensor], dict[str, Any], settings.Settings]:
+    """Tensors, architecture and what they do not show of a file in OpenAI's layout."""
+    content, source = weights_file.read(backbone.file), str(backbone.file)
+    openai_format.require_layout(content.tensors, source)
+    said = settings.of_openais_layout(backbone, content)
+    architecture = openai_format.architecture_of(content.tensors, content.metadata, source)
+    return content.tensors, {**architecture, "quick_gelu": said["quick_gelu"]}, said
 
 
 def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
-    tensors, metadata = openai_format.read(backbone.file)
-    architecture = openai_format.architecture_of(tensors, metadata, str(backbone.file))
+    tensors, architecture, _ = _read_openais(backbone)
     model = openai_format.build(tensors, architecture, dtype, str(backbone.file))
     return model, Tokenizer(architecture["text_cfg"]["context_length"])
 
 
-def _create(backbone: BackboneName, dtype: torch.dtype, path: str | None, published: Mapping[str, Any]) -> nn.Module:
-    """With open_clip's own factory, which knows all of its file layouts."""
+def _load_folder(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
+    folder = model_folder.of(backbone)
+    tokenizer = folder.tokenizer()
+    path = folder.weights()
+    tensors = weights_file.read(path).tensors
+    if folder.transformers is not None:
+        return transformers_format.build(folder.transformers, tensors, dtype, str(path)), tokenizer
+    with tempfile.TemporaryDirectory() as place:  # the factory reads descriptions from files only
+        write_json({"model_cfg": folder.open_clip}, Path(place) / settings.CONFIG_FILE)
+        model = _create(f"local-dir:{place}", backbone, dtype, {})
+    weights_file.load_into(model, tensors, f"backbone '{backbone.text}': {path.name}")
+    return model, tokenizer
+
+
+def _create(architecture: str, backbone: BackboneName, dtype: torch.dtype, known: settings.Settings) -> nn.Module:
+    """With open_clip's own factory, and random weights."""
     try:
         model = open_clip.create_model(
-            backbone.architecture,
-            pretrained=path,
+            architecture,
+            load_weights=False,
             precision=_OPEN_CLIP_PRECISIONS[dtype],
-            force_quick_gelu=bool(published.get("quick_gelu")),
+            force_quick_gelu=bool(known.get("quick_gelu")),
             pretrained_text=False,
-            require_pretrained=backbone.kind != "random",
         )
         return _in_one_precision(model, dtype)
     except _OPEN_CLIP_ERRORS as error:
@@ -271,14 +331,6 @@ def _in_one_precision(model: Any, dtype: torch.dtype) -> nn.Module:
         if parameter is not None:
             parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _tokenizer(backbone: BackboneName) -> Tokenizer:
-    try:
-        tokenizer = open_clip.get_tokenizer(backbone.architecture)
-    except _OPEN_CLIP_ERRORS as error:
-        raise UserError(f"no tokenizer for backbone '{backbone.text}': {_one_line(error)}") from error
-    return Tokenizer(tokenizer.context_length, tokenizer)
 
 
 def _one_line(error: BaseException) -> str:

@@ -26,11 +26,12 @@ DEMO = "demo"
 DEMO_FILE = Path(__file__).parent / "weights" / "demo.safetensors"
 _FILE_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".safetensors")
 _HINT = (
-    "Or an open_clip name with a tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, or a file of "
-    "weights."
+    "Or an open_clip name with a tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, or a file or "
+    "folder of weights."
 )
+SCRATCH = "scratch"  # in place of a tag: what open_clip takes for a training of one's own that started from nothing
 
-Kind = Literal["file", "tag", "checkpoint", "hub", "random"]
+Kind = Literal["file", "tag", "checkpoint", "folder", "hub", "random"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class BackboneName:
     Attributes:
         text: the name as the user wrote it.
         kind: "file" (in OpenAI's layout; the shapes of the tensors give the architecture), "tag" (an open_clip
-            architecture with published weights), "checkpoint" (an open_clip architecture with a local file), "hub" (a
-            repository on the Hugging Face hub) or "random" (an architecture with random weights).
-        architecture: open_clip's name for it, or the repository for "hub"; "" for "file".
-        tag: name of the published weights, for "tag".
-        path: the file, for "file" and "checkpoint".
+            architecture with published weights), "checkpoint" (an open_clip architecture with a local file), "folder"
+            (with weights and a description of the model), "hub" (such a folder on the Hugging Face hub) or "random"
+            (an architecture with random weights).
+        architecture: open_clip's name for it, or the repository for "hub"; "" for "file" and "folder".
+        tag: name of the published weights, for "tag"; for a file, of those whose preprocessing and activation it has.
+        path: the file, for "file" and "checkpoint"; the folder.
         seed: of the weights, for "random".
     """
 
@@ -76,19 +78,32 @@ def parse(text: str) -> BackboneName:
         return BackboneName(text, "hub", architecture=text)
     if text in OPENAI_NAMES:
         return BackboneName(text, "tag", OPENAI_NAMES[text], "openai")
-    if text.endswith(_FILE_SUFFIXES) and _split(text)[0] not in architectures():
-        return BackboneName(text, "file", path=_existing(text))
-    architecture, tag = _split(text)
+    architecture, like, rest = _split(text)
+    if text.startswith("openai:"):
+        return BackboneName(text, "file", tag="openai", path=_existing(rest))
     if architecture not in architectures():
-        raise unknown("backbone", text, [DEMO, *OPENAI_NAMES], _HINT)
+        folder = Path(text.removeprefix("local-dir:")).expanduser()
+        if folder.is_dir():
+            return BackboneName(text, "folder", path=folder)
+        if text.endswith(_FILE_SUFFIXES) and not (rest and not Path(text).exists()):
+            return BackboneName(text, "file", path=_existing(text))
+        raise unknown("backbone", architecture if rest else text, [DEMO, *OPENAI_NAMES], _HINT)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if open_clip.is_pretrained_cfg(architecture, tag):
-        return BackboneName(text, "tag", architecture, tag.lower().replace("-", "_"))
-    if not tag and "openai" in tags:  # OpenAI's names, written with a dash
+    if like or (rest.endswith(_FILE_SUFFIXES) and not open_clip.is_pretrained_cfg(architecture, rest)):
+        if like and like != SCRATCH and not open_clip.is_pretrained_cfg(architecture, like):
+            raise unknown(
+                f"weights for backbone {architecture}:", like, tags, f"Or {SCRATCH}, for a training of yours."
+            )
+        return BackboneName(text, "checkpoint", architecture, _cleaned(like), path=_existing(rest))
+    if open_clip.is_pretrained_cfg(architecture, rest):
+        return BackboneName(text, "tag", architecture, _cleaned(rest))
+    if not rest and "openai" in tags:  # OpenAI's names, written with a dash
         return BackboneName(text, "tag", architecture, "openai")
-    if tag.endswith(_FILE_SUFFIXES):
-        return BackboneName(text, "checkpoint", architecture, path=_existing(tag))
-    raise unknown(f"weights for backbone {architecture}:", tag, tags, f"Or a file: {architecture}:/path/to/file.pt.")
+    raise unknown(f"weights for backbone {architecture}:", rest, tags, f"Or a file: {architecture}:/path/to/file.pt.")
+
+
+def _cleaned(tag: str) -> str:
+    return tag.lower().replace("-", "_")
 
 
 def is_local(text: str) -> bool:
@@ -110,9 +125,13 @@ def _parse_random(text: str) -> BackboneName:
     return BackboneName(text, "random", architecture, seed=int(seed or 0))
 
 
-def _split(text: str) -> tuple[str, str]:
-    architecture, _, tag = text.partition(":")
-    return OPENAI_NAMES.get(architecture, architecture), tag
+def _split(text: str) -> tuple[str, str, str]:
+    """(architecture, tag, rest) of `ARCHITECTURE`, `ARCHITECTURE:REST` or `ARCHITECTURE@TAG:FILE`."""
+    head, _, rest = text.partition(":")
+    tag = ""
+    if head not in OPENAI_NAMES and "@" in head and rest:
+        head, _, tag = head.rpartition("@")
+    return OPENAI_NAMES.get(head, head), tag, rest
 
 
 def architectures() -> frozenset[str]:

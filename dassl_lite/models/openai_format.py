@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits
-from dassl_lite.utils.files import open_file
-from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
+from dassl_lite.models import weights_file
+from dassl_lite.models.names import OPENAI_NAMES
+from dassl_lite.utils.errors import UserError, refusing_misfits
 
 # Last parts of the names of entries that are not weights: descriptions of the model, and a buffer that is not state.
-_DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+_DESCRIPTIONS = (*weights_file.DESCRIPTIONS, "attn_mask")
+TRANSFORMERS_KEY = "text_model.embeddings.token_embedding.weight"  # of every CLIP and SigLIP of transformers
 _REQUIRED = (
     "visual.conv1.weight",
     "positional_embedding",
@@ -33,6 +33,8 @@ _HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
 # Sizes beyond those of any CLIP: a file of a few bytes can name any. Image sizes in pixels.
 _LARGEST = {"embed_dim": 16384, "layers": 256, "width": 16384, "patch_size": 1024, "image_size": 4096}
 _LARGEST |= {"head_width": 16384, "context_length": 8192, "vocab_size": 4_000_000, "heads": 1024}
+_LARGEST |= {"mlp_ratio": 64}
+METADATA = ("image_size", "vision_head_width", "text_heads")  # of our own files: what shapes do not tell
 ROWS_SEED, ROWS_STD = 2021, 0.02  # of the rows of the token table that a file omits
 
 
@@ -42,37 +44,24 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing or broken, or is not a CLIP in OpenAI's layout.
     """
-    if path.suffix != ".safetensors":
-        loaded = load_file(path)
-        return unwrap(tensors_of(loaded) if is_torchscript(loaded) else loaded, str(path)), {}
-    try:
-        open_file(path).close()  # only a file
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, *MISFITS) as error:  # kinds of numbers that torch lacks
-        raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
-    return unwrap(state, str(path)), metadata
+    file = weights_file.read(path)
+    require_layout(file.tensors, str(path))
+    return file.tensors, file.metadata
 
 
-def unwrap(state: object, source: str) -> dict[str, Tensor]:
-    """The flat dictionary of tensors in a file's content, without a training script's wrapping.
-
-    Raises:
-        UserError: the content is not a CLIP in OpenAI's layout; `source` is named.
-    """
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping):
-        raise UserError(f"{source} contains no dictionary of tensors, so no CLIP weights")
-    tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    if missing := [key for key in _REQUIRED if key not in tensors]:
+def require_layout(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError unless the tensors have the names of OpenAI's; `source` is named."""
+    missing = [key for key in _REQUIRED if key not in tensors]
+    if not missing:
+        return
+    if TRANSFORMERS_KEY in tensors:
         raise UserError(
-            f"{source} is not a CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); for weights in "
-            "open_clip's layout, name the architecture: ARCHITECTURE:FILE"
+            f"{source} is in the layout of transformers, which its config.json describes: name the folder that has both"
         )
-    return tensors
+    raise UserError(
+        f"{source} is not a CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); for weights in open_clip's "
+        "layout, name the architecture: ARCHITECTURE:FILE"
+    )
 
 
 def architecture_of(
@@ -85,18 +74,21 @@ def architecture_of(
     """
     with refusing_misfits(f"{source}: its shapes and metadata make no CLIP"):
         architecture = _architecture_of(tensors, metadata or {})
-        _check_sizes(architecture, "")
+        check_sizes(architecture, "")
     return architecture
 
 
-def _check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
+def check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
     """Refuse sizes that no CLIP has, before anything is made of them."""
     for name, value in sizes.items():
         if isinstance(value, Mapping):
-            _check_sizes(value, f"{name}.")
-        for number in value if isinstance(value, list) else [value]:
-            least = 0 if name == "layers" else 1
-            if isinstance(number, int) and not isinstance(number, bool) and not least <= number <= _LARGEST[name]:
+            check_sizes(value, f"{name}.")
+        if name not in _LARGEST:
+            continue
+        least = 0 if name in ("layers", "mlp_ratio") else 1
+        for number in value if isinstance(value, list | tuple) else [value]:
+            plain = isinstance(number, int | float) and not isinstance(number, bool)
+            if plain and not least <= number <= _LARGEST[name]:
                 raise UserError(f"{prefix}{name} would be {number}, not {least} to {_LARGEST[name]}")
 
 
@@ -121,6 +113,25 @@ def _architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
             "layers": _count(tensors, "transformer.resblocks."),
         },
     }
+
+
+def named(architecture: Mapping[str, Any]) -> str:
+    """The architecture of open_clip's with these sizes, OpenAI's names first; "" if there is none."""
+    known = sorted(open_clip.list_models(), key=lambda name: (name not in OPENAI_NAMES.values(), len(name)))
+    return next((name for name in known if _is_like(open_clip.get_model_config(name), architecture)), "")
+
+
+def _is_like(config: Mapping[str, Any], architecture: Mapping[str, Any]) -> bool:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
+        return False
+    same = config["embed_dim"] == architecture["embed_dim"]
+    for own, given, names in (
+        (vision, architecture["vision_cfg"], ("layers", "width", "patch_size", "image_size")),
+        (text, architecture["text_cfg"], ("layers", "width", "context_length", "vocab_size")),
+    ):
+        same = same and all(own.get(name) == given[name] for name in names)
+    return same
 
 
 def _vision_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def build(
         # Initialising weights to overwrite them would take seconds and consume random numbers.
         with torch.device("meta"):
             model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
-        _check_fit(model, state, source)  # before memory is taken for what the shapes promise
+        check_fit(model, state, source)  # before memory is taken for what the shapes promise
         model.to_empty(device="cpu")
         length = architecture["text_cfg"]["context_length"]
         model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file contains
@@ -204,7 +215,7 @@ def build(
     return model.eval()
 
 
-def _check_fit(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
+def check_fit(model: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if wrong or len(state) != len(own):

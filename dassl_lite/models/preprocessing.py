@@ -1,4 +1,4 @@
-"""How a backbone expects its images, as open_clip describes it."""
+"""How a backbone expects its images, as open_clip and transformers describe it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from dassl_lite.utils.errors import UserError, shown
 
-__all__ = ["Preprocessing", "described_by_open_clip"]
+__all__ = ["Preprocessing", "described_by_open_clip", "described_by_transformers"]
 
 # open_clip draws "random" in training and takes bicubic otherwise.
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
+_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # transformers has Pillow's numbers
 _RESIZE_MODES = ("shortest", "squash", "longest")
 
 
@@ -65,6 +66,45 @@ def described_by_open_clip(config: Mapping[str, Any], size: int | Sequence[int],
         "cover" if mode == "shortest" and height != width else mode,
         tuple(map(int, _channels(config.get("fill_color"), "fill_color", source, 0, 255) or default.fill_color)),
     )
+
+
+def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[int], source: str) -> Preprocessing:
+    """From a ``preprocessor_config.json`` with the defaults of its kind of model; otherwise as for open_clip.
+
+    Args:
+        size: of the model's input; the file's own sizes have to lead to it.
+    """
+    height, width = _pair(size, source)
+    resized, cropped = _sides(config.get("size")), _sides(config.get("crop_size"))
+    crops = bool(config.get("do_center_crop"))
+    if not config.get("do_resize", True) or not config.get("do_rescale", True):
+        raise UserError(f"{source}: images that are not resized, or not scaled to 0 to 1, are not supported")
+    made = (cropped or resized) if crops else resized
+    if (made or (height, width)) != (height, width):
+        raise UserError(f"{source}: images of {shown(made)} are made for a model that takes {(height, width)}")
+    if crops and (resized or (height, width)) != (max(height, width),) * 2:
+        raise UserError(f"{source}: images are resized to {shown(resized)} and cropped to {(height, width)}")
+    if not crops and isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]:
+        raise UserError(f"{source}: images are resized by their shorter edge and not cropped, so their sizes differ")
+    resample = config.get("resample", 3)
+    if resample not in _PIL_FILTERS:
+        raise UserError(f"{source}: resample {shown(resample)} is neither 2 (bilinear) nor 3 (bicubic)")
+    normalised = config.get("do_normalize", True)
+    described = {
+        "mean": config.get("image_mean") if normalised else 0.0,
+        "std": config.get("image_std") if normalised else 1.0,
+        "interpolation": _PIL_FILTERS[resample],
+        "resize_mode": "shortest" if crops else "squash",
+    }
+    return described_by_open_clip(described, (height, width), source)
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a size of transformers'; None if there is none."""
+    if isinstance(size, Mapping):
+        side = size.get("shortest_edge")
+        return (side, side) if side is not None else (size["height"], size["width"])
+    return None if size is None else (size, size)
 
 
 def _pair(size: int | Sequence[int], source: str) -> tuple[int, int]:

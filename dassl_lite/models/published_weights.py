@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import filelock
 import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from dassl_lite.downloads.fetch import (
     DownloadError,
@@ -23,7 +23,7 @@ from dassl_lite.downloads.fetch import (
     lock_for,
 )
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import cache_root, read_json
+from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -63,7 +63,7 @@ def locate(architecture: str, tag: str) -> Path:
         except (OSError, ValueError) as error:
             problems.append(f"{address} ({_one_line(error)})")
     looked = [*map(str, places), *([HF_HUB_CACHE] if hub else [])]
-    remedy = f"put it at {places[0]}" if places else f"name it {architecture}:/path/to/file"
+    remedy = f"put it at {places[0]}" if places else f"name it {architecture}@{tag}:/path/to/file"
     raise UserError(
         f"no weights for {architecture}:{tag}: not found in {', '.join(looked)}, and not downloaded from "
         f"{'; '.join(problems)}. Download the file elsewhere and {remedy}; 'demo' needs no file"
@@ -90,22 +90,59 @@ def locate_url(url: str) -> Path:
         ) from error
 
 
-def hub_config(name: str) -> dict[str, Any]:
-    """A hub repository's description of its model. Raises UserError if it is unreachable or not an open_clip model."""
-    repository, filename = name.removeprefix("hf-hub:"), "open_clip_config.json"
+def hub_file(name: str, filename: str) -> Path | None:
+    """A file of the repository "hf-hub:ORG/REPO", downloaded if it is not on this machine; None if there is none.
+
+    Raises:
+        UserError: it is not here, and the hub is unreachable or does not give it.
+    """
+    repository = name.removeprefix("hf-hub:")
+    if (cached := hub_cached(name, filename)) is not None:
+        return cached
     try:
-        cached = try_to_load_from_cache(repository, filename)
-        path = Path(cached) if isinstance(cached, str) else _download_from_hub(repository, filename)
-        config = read_json(path)
-        config["model_cfg"]["vision_cfg"]["image_size"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = error.reason if isinstance(error, DownloadError) else _one_line(error)
-        raise UserError(
-            f"backbone '{name}': no open_clip model in {HF_HUB_CACHE}, and none downloaded from "
-            f"{_hub_url(repository, filename)} ({reason}); download the repository elsewhere (hf download) and copy "
-            "that folder, or name a file"
-        ) from error
-    return config
+        return _download_from_hub(repository, filename)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # not known here, and the hub was not asked
+            raise _unavailable(name, filename, error) from error
+        return None
+    except DownloadError as error:
+        if "answered 404" in error.reason:
+            return None
+        raise _unavailable(name, filename, error) from error
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, filename, error) from error
+
+
+def hub_cached(name: str, filename: str) -> Path | None:
+    """A file of a hub repository if it is on this machine."""
+    try:
+        cached = try_to_load_from_cache(name.removeprefix("hf-hub:"), filename)
+    except ValueError as error:  # a name that no repository has
+        raise UserError(f"backbone '{name}': {_one_line(error)}") from error
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def check_hub(repository: str, filename: str) -> None:
+    """Fail fast where another library's client would try long to download what is not on this machine.
+
+    Raises:
+        UserError: the hub is unreachable, or does not give the file.
+    """
+    if HF_HUB_OFFLINE or hub_cached(repository, filename) is not None:
+        return
+    try:
+        check_reachable(_hub_url(repository, filename), PATIENCE)
+    except DownloadError as error:
+        raise UserError(f"{_hub_url(repository, filename)} ({error.reason})") from error
+
+
+def _unavailable(name: str, filename: str, error: Exception) -> UserError:
+    repository = name.removeprefix("hf-hub:")
+    reason = error.reason if isinstance(error, DownloadError) else _one_line(error)
+    return UserError(
+        f"backbone '{name}': no model in {HF_HUB_CACHE}, and none downloaded from {_hub_url(repository, filename)} "
+        f"({reason}); download the repository elsewhere (hf download) and copy that folder, or name a folder or file"
+    )
 
 
 def _folders() -> list[Path]:

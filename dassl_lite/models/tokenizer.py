@@ -7,17 +7,24 @@ Shapes: N texts, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+import open_clip
 import regex
 import torch
 from open_clip import SimpleTokenizer
-from open_clip.tokenizer import SigLipTokenizer, basic_clean, canonicalize_text
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, basic_clean, canonicalize_text
 from torch import Tensor
 
-from dassl_lite.utils.errors import UserError
+from dassl_lite.models import published_weights
+from dassl_lite.utils.errors import MISFITS, UserError
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 CONTEXT_LENGTH = 77
 
@@ -163,6 +170,94 @@ class Tokenizer:
         if not self.suffix_ids:
             raise UserError("this backbone's tokenizer has no end token")
         return self.suffix_ids[-1]
+
+
+class _StandIn:
+    """CLIP's byte pairs with their ids folded into another vocabulary: words differ, and mean nothing.
+
+    Args:
+        text: open_clip's description of the text encoder that reads them.
+    """
+
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        vocabulary = int(text.get("vocab_size", 49408))
+        self._words = vocabulary - 3  # beside padding, start and end
+        self.sot_token_id = vocabulary - 2
+        self.eot_token_id = int(text.get("eos_id", 2)) if text.get("pool_type") == "eos" else vocabulary - 1
+
+    def encode(self, text: str) -> list[int]:
+        return [1 + number % self._words for number in _byte_pairs().encode(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        return _byte_pairs().decode([number - 1 for number in ids if 0 < number <= self._words])
+
+
+def tokenizer_of(text: Mapping[str, Any], architecture: str, backbone: str, folder: str = "") -> Tokenizer:
+    """The tokenizer that belongs to a text encoder of open_clip's.
+
+    Args:
+        text: its description, open_clip's `text_cfg`.
+        architecture: name of a built-in one, or "".
+        backbone: name of the model, for messages.
+        folder: with a Hugging Face tokenizer's files, in place of the repository that the description names.
+
+    Raises:
+        UserError: the tokenizer is unavailable, or transformers is not installed.
+    """
+    name = folder or text.get("hf_tokenizer_name") or ""
+    length = int(text.get("context_length", CONTEXT_LENGTH))
+    if text.get("hf_model_name"):
+        _require_transformers(backbone, "text encoder")
+    if not name and "siglip" not in architecture.lower():
+        return Tokenizer(length, _open_clips(**_plain(text)))
+    _require_transformers(backbone, "tokenizer")
+    try:
+        if not name:
+            return Tokenizer(length, open_clip.get_tokenizer(architecture))
+        if not Path(name).is_dir():
+            published_weights.check_hub(name, "tokenizer_config.json")
+        more = {**(text.get("tokenizer_kwargs") or {}), "trust_remote_code": False}
+        return Tokenizer(
+            length, HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **more)
+        )
+    except (*MISFITS, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        missing = isinstance(error, ImportError) or "sentencepiece" in reason
+        remedy = f"; {_REMEDY}" if missing else ""
+        raise UserError(f"no tokenizer for backbone '{backbone}': {reason}{remedy}") from error
+
+
+def tokenizer_of_random(text: Mapping[str, Any], architecture: str, backbone: str) -> Tokenizer:
+    """As `tokenizer_of`, for random weights: where it is unavailable, ids that mean as little as they do."""
+    try:
+        return tokenizer_of(text, architecture, backbone)
+    except UserError as error:
+        logger.warning(f"{error}. Ids that stand for nothing take its place, as the weights do")
+        return Tokenizer(int(text.get("context_length", CONTEXT_LENGTH)), _StandIn(text))
+
+
+def is_clips_own(vocabulary: object) -> bool:
+    """Whether a dictionary from words to ids is that of OpenAI's byte pairs."""
+    return vocabulary == _byte_pairs().encoder
+
+
+_REMEDY = 'pip install "dassl-lite[hf]"'
+
+
+def _require_transformers(backbone: str, part: str) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"backbone '{backbone}' has a {part} of Hugging Face's, which needs transformers: {_REMEDY}")
+
+
+def _plain(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of open_clip's own tokenizer; masks of words, for training, do not count."""
+    given = text.get("tokenizer_kwargs") or {}
+    return {key: given[key] for key in ("clean",) if key in given}
+
+
+@lru_cache(maxsize=4)
+def _open_clips(**settings: Any) -> SimpleTokenizer:
+    return SimpleTokenizer(**settings)
 
 
 @lru_cache(maxsize=1)

@@ -139,7 +139,7 @@ def test_model_equals_open_clips_own_loader(tag: str, golden_backbone: Any, gold
 def test_open_clips_layout_loads_with_its_architecture_named(small_vit: None, tmp_path: Path) -> None:
     model = open_clip.create_model("ViT-B-32")
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "mine.pt")
-    clip = load_clip(f"ViT-B-32:{tmp_path / 'mine.pt'}")
+    clip = load_clip(f"ViT-B-32@scratch:{tmp_path / 'mine.pt'}")
     assert torch.equal(clip.model.visual.proj, model.visual.proj)
     assert not any(isinstance(module, open_clip.transformer.QuickGELU) for module in clip.modules())
 

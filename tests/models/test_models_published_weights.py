@@ -178,7 +178,7 @@ def test_unreachable_servers_are_asked_once_each(requested: list[str]) -> None:
 
 
 def test_weights_that_only_the_hub_has_are_named_by_their_path(requested: list[str]) -> None:
-    with pytest.raises(UserError, match=r"huggingface\.co/laion/.*name it ViT-B-16:/path/to/file"):
+    with pytest.raises(UserError, match=r"huggingface\.co/laion/.*name it ViT-B-16@laion2b_s34b_b88k:/path/to/file"):
         load_clip("ViT-B-16:laion2b_s34b_b88k")
 
 

@@ -1,0 +1,138 @@
+"""Files of CLIP weights: read without running code, and put into a model of open_clip's.
+
+What a training script, torch.save, TorchScript or safetensors wraps around the tensors is taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits
+from dassl_lite.utils.files import open_file, read_json
+from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
+
+# Entries of OpenAI's files that describe the model.
+DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
+INDEX_SUFFIX = ".index.json"  # of a file that names the parts of weights that were saved in several
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The content of a file of weights.
+
+    Attributes:
+        tensors: by name, without a training script's wrapping.
+        metadata: of a safetensors file.
+        torchscript: whether it is a TorchScript archive, as OpenAI's are.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    torchscript: bool = False
+
+    @property
+    def is_openais(self) -> bool:
+        """Whether only OpenAI's package, or one that writes as it does, can have made it."""
+        return self.torchscript or any(key in self.tensors for key in DESCRIPTIONS)
+
+
+def read(path: Path) -> WeightsFile:
+    """Read safetensors, a TorchScript archive, what torch.save wrote, or the index of several such files.
+
+    Raises:
+        UserError: the file is missing or broken, or holds no dictionary of tensors.
+    """
+    if path.name.endswith(INDEX_SUFFIX):
+        return WeightsFile(_read_parts(path), {})
+    if path.suffix != ".safetensors":
+        loaded = load_file(path)
+        archive = is_torchscript(loaded)
+        return WeightsFile(unwrap(tensors_of(loaded) if archive else loaded, str(path)), {}, archive)
+    try:
+        open_file(path).close()  # only a file
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, *MISFITS) as error:  # kinds of numbers that torch lacks
+        raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
+    return WeightsFile(unwrap(state, str(path)), metadata)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; other files have none. Raises UserError if it is broken."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        open_file(path).close()
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, *MISFITS) as error:
+        raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files beside an index that it names."""
+    if not index.is_file():
+        raise UserError(f"no weights file {index}")
+    with refusing_misfits(f"{index} is no index of weights"):
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name or name.endswith(INDEX_SUFFIX):
+            raise UserError(f"{index} names '{name}', which is not a file beside it")
+        tensors |= read(index.parent / name).tensors
+    return tensors
+
+
+def unwrap(state: object, source: str) -> dict[str, Tensor]:
+    """The flat dictionary of tensors in a file's content, without a training script's wrapping.
+
+    Raises:
+        UserError: there is none; `source` is named.
+    """
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{source} contains no dictionary of tensors, so no CLIP weights")
+    return {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a model of open_clip's, converted as open_clip converts its older and its foreign layouts.
+
+    Raises:
+        UserError: they do not fit the model; `source` and the first keys are named.
+    """
+    own: Any = model
+    with refusing_misfits(f"{source} does not fit"), torch.no_grad():
+        state = convert_state_dict(own, {key: value for key, value in tensors.items() if key not in DESCRIPTIONS})
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for key in ("logit_scale", "logit_bias"):
+            if key in state and getattr(model, key, None) is not None:
+                state[key] = state[key].reshape(getattr(model, key).shape)  # one number, with an axis or without
+        if getattr(model, "logit_bias", None) is not None:
+            state.setdefault("logit_bias", torch.zeros_like(own.logit_bias))
+        state.pop("text.transformer.embeddings.position_ids", None)  # older transformers wrote it
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        _require_fit(model, state, source)
+        model.load_state_dict(state)
+
+
+def _require_fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    own = model.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        raise UserError(f"{source} does not fit the architecture: {', '.join(wrong[:3])}")
