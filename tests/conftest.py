@@ -93,7 +93,7 @@ class Golden:
     @property
     def tiny_clip(self) -> ModuleType:
         """The module that regenerates the tiny models and inputs."""
-        spec = importlib.util.spec_from_file_location("golden_tiny_clip", self.root / "tiny_clip.py")
+        spec = importlib.util.spec_from_file_location("golden_tiny_clip", GOLDEN[0] / "tiny_clip.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

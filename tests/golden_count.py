@@ -19,7 +19,7 @@ from tabulate import tabulate
 PROPERTY = "reference arrays"
 COMPARING_UFUNCS = (np.subtract, np.equal, np.not_equal)
 COMPARING_FUNCTIONS = (np.array_equal, np.allclose, np.isclose)
-INPUTS = re.compile(r"_labels$|^eval\..*\.logits$|\.in\.")
+INPUTS = re.compile(r"_labels$|^eval\..*\.logits$|\.in\.|\.init\.(prototypes|mlp)|random\.init\.|_idx$")
 _compared: set[str] = set()  # "file:array", by the test that runs
 
 

@@ -50,7 +50,8 @@ class CosineHead(nn.Module):
         if self._kept is not None:
             return self._kept
         features = self.class_prototypes().float()
-        self._kept = features if self._evaluating else None
+        if self._evaluating:
+            object.__setattr__(self, "_kept", features)  # a module takes no second name for a parameter of its own
         return features
 
     @contextmanager

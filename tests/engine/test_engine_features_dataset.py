@@ -21,7 +21,18 @@ from dassl_lite.utils import UserError, set_random_seed
 
 NAMES, IDS = ("cat", "dog", "red fox", "owl"), ("", "", "n03", "n04")
 WIDTH, PER_CLASS = 8, 6
-FEATURE_METHODS = ("ZeroshotCLIP", "TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR")
+FEATURE_METHODS = (
+    "ZeroshotCLIP",
+    "TaskRes",
+    "CLIP_Adapter",
+    "TipAdapter",
+    "TipAdapterF",
+    "LinearProbe",
+    "GDA",
+    "ProKeR",
+    "ZSLP",
+    "CLAP",
+)
 
 
 def feature_file(

@@ -28,6 +28,8 @@ METHODS = {
     "logistic regression": LOGISTIC,
     "GDA": (),
     "ProKeR": (),
+    "CLAP": ("TRAINER.CLAP.CONSTRAINT", "l2-adaptative"),
+    "ZSLP": ("TRAINER.ZSLP.TEXT_ROWS", "True"),
 }
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -103,7 +105,7 @@ def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe"])
+@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP"])
 def test_a_resumed_run_ends_as_one_never_stopped(build, tmp_path, method):
     options = ("TRAIN.CHECKPOINT_FREQ", "1")
     whole = build(method, *options)
@@ -336,7 +338,9 @@ def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
         assert [key for key in stated if functools.reduce(getattr, key.split("."), cfg) == unset[key]] == [], recipe
 
 
-@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR"])
+@pytest.mark.parametrize(
+    "method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR", "CLAP", "ZSLP"]
+)
 def test_every_recipe_of_the_package_is_a_valid_config(method):
     recipes = sorted(path.name for path in (configs_root() / "trainers" / method).glob("*.yaml"))
     assert "default.yaml" in recipes

@@ -36,6 +36,7 @@ class FeatureLoader:
         labels, domains: int64 (N,), on ``device``.
     """
 
+    gives_features = True
     kept: Tensor
     labels: Tensor
     domains: Tensor

@@ -347,7 +347,7 @@ class FeatureTrainer(TrainerX):
 
     def step_cost(self) -> int | None:
         """That of the head, by its number of weights unless it knows better; None if steps encode images."""
-        if not isinstance(self.train_loader_x, FeatureLoader):
+        if not getattr(self.train_loader_x, "gives_features", False):
             return None
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         if (own := getattr(self.head, "step_cost", None)) is not None:
