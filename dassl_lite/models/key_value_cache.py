@@ -7,7 +7,9 @@ Shapes: B images, N cache entries, K classes, D feature width, V views.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from dassl_lite.utils.errors import UserError
 
 _CHUNK = 256  # images at a time in a search
+_IN_CACHE = 2**18  # numbers that stay in a core's cache between two operations
+_MOST_TURNS = 64
+_FEW = 64  # logits whose highest is found as fast by argmax
 
 
 class KeyValueCache(nn.Module):
@@ -79,16 +84,34 @@ class KeyValueCache(nn.Module):
         zero_shot, affinity = self._similarities(image_features)
         return zero_shot + self.alpha * self._vote(affinity, self.beta)
 
-    @torch.no_grad()
     def accuracies(self, image_features: Tensor, labels: Tensor, betas: Tensor, alphas: Tensor) -> Tensor:
         """Accuracy in percent for every beta (rows) with every alpha (columns)."""
+        by_class = _SumsByClass.of(self.values)
+        chunks = zip(image_features.split(_CHUNK), labels.split(_CHUNK), strict=True)
+        with _one_thread_each(labels.device) as apply:
+            counts = apply(lambda chunk: self._correct(chunk[0], chunk[1], betas, alphas, by_class), chunks)
+            return 100 * torch.stack(list(counts)).sum(dim=0) / len(labels)
+
+    @torch.no_grad()
+    def _correct(
+        self, image_features: Tensor, labels: Tensor, betas: Tensor, alphas: Tensor, by_class: _SumsByClass | None
+    ) -> Tensor:
+        """How many of B images are classified correctly, float64, for every beta (rows) with every alpha (columns).
+
+        Takes N exponentials and a few times A K operations per image and beta.
+        """
         correct = torch.zeros(len(betas), len(alphas), device=labels.device, dtype=torch.float64)
-        for features, label in zip(image_features.split(_CHUNK), labels.split(_CHUNK), strict=True):
-            zero_shot, affinity = self._similarities(features)
-            for row, beta in enumerate(betas.to(self.keys)):
-                logits = zero_shot + alphas.to(self.keys)[:, None, None] * self._vote(affinity, beta)
-                correct[row] += (logits.argmax(dim=-1) == label).sum(dim=-1)
-        return 100 * correct / len(labels)
+        zero_shot, affinity = self._similarities(image_features)
+        distance = 1 - (affinity if by_class is None else affinity[:, by_class.order])
+        rows = len(labels) if labels.is_cuda else max(1, _IN_CACHE // max(1, len(self.keys)))
+        for near, far, own in zip(zero_shot.split(rows), distance.split(rows), labels.split(rows), strict=True):
+            closeness, logits = torch.empty_like(far), near.new_empty(len(alphas), *near.shape)
+            for row, beta in enumerate(betas.tolist()):
+                torch.mul(far, -beta, out=closeness).exp_()
+                vote = closeness @ self.values if by_class is None else by_class(closeness)
+                torch.mul(alphas.to(near)[:, None, None], vote, out=logits).add_(near)
+                correct[row] += _is_highest(logits, own).sum(dim=-1)
+        return correct
 
     def _similarities(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-shot logits (B, K) and cosines with the keys (B, N)."""
@@ -98,3 +121,93 @@ class KeyValueCache(nn.Module):
     def _vote(self, affinity: Tensor, beta: Tensor) -> Tensor:
         """Logits of the cache, before alpha (B, K)."""
         return torch.exp(-beta * (1 - affinity)) @ self.values
+
+
+@contextmanager
+def _one_thread_each(device: torch.device) -> Iterator[Callable[..., Iterator[Tensor]]]:
+    """``map`` in as many threads as torch has, each of which does its operations alone.
+
+    Threads that share every one of many small operations spend most of their time waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)  # also of the threads that start below
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _SumsByClass:
+    """``x @ values`` for one-hot values (N, K), as sums over the entries of each class.
+
+    Entries are taken in turns: the first of every class, then the second of every class that has one, and so on. So the
+    entries of a turn lie next to each other, and a turn is added to the one before without any index. A class of more
+    than ``_MOST_TURNS`` entries counts as several.
+
+    Args:
+        labels: (N,), the column of the one in each row; -1 for a row of zeros.
+        classes: K.
+
+    Attributes:
+        order: (M,), the entries, in turns, without those of no class.
+    """
+
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        self.classes = classes
+        entries = labels.argsort(stable=True)[int((labels < 0).sum()) :]
+        counts = torch.bincount(labels[entries], minlength=classes)
+        starts = counts.cumsum(0) - counts
+        position = torch.arange(len(entries), device=labels.device) - starts[labels[entries]]  # within its class
+        turn = position % _MOST_TURNS
+        groups, group, sizes = torch.unique(
+            labels[entries] * (len(entries) + 1) + position // _MOST_TURNS, return_inverse=True, return_counts=True
+        )
+        largest_first = sizes.argsort(descending=True, stable=True)
+        rank = largest_first.argsort()
+        self.order = entries[(turn * len(groups) + rank[group]).argsort()]
+        self.lengths = torch.bincount(turn).tolist()  # groups that have an entry in each turn: the first ones
+        owner = (groups // (len(entries) + 1))[largest_first]
+        every = torch.arange(classes, device=labels.device)
+        self.owner = None if torch.equal(owner, every) else owner  # class of each group, if they are not the classes
+
+    @classmethod
+    def of(cls, values: Tensor) -> _SumsByClass | None:
+        """For values (N, K) whose rows are one-hot or zeros; None for others."""
+        ones = values == 1
+        if not torch.equal(ones.to(values), values) or (ones.sum(dim=1) > 1).any() or not ones.any():
+            return None
+        return cls(torch.where(ones.any(dim=1), ones.int().argmax(dim=1), -1), values.shape[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, K) for x (B, M), whose columns are in ``order``."""
+        groups = self.lengths[0]
+        whole = sum(length == groups for length in self.lengths)
+        sums = x[:, : whole * groups].view(len(x), whole, groups).sum(dim=1)
+        start = whole * groups
+        for length in self.lengths[whole:]:
+            sums[:, :length] += x[:, start : start + length]
+            start += length
+        if self.owner is None:
+            return sums
+        return sums.new_zeros(len(x), self.classes).index_add_(1, self.owner, sums)
+
+
+def _is_highest(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label's logit is the highest, of equal ones the first: (A, B) for logits (A, B, K) and labels (B,).
+
+    On a CPU, argmax of many takes ten times as long as a maximum; there it decides between equal ones only.
+    """
+    if logits.is_cuda or logits.shape[-1] < _FEW:
+        return logits.argmax(dim=-1) == labels
+    index = labels.expand(len(logits), -1)[..., None]
+    own = logits.gather(-1, index)
+    others = logits.scatter_(-1, index, -torch.inf).amax(dim=-1, keepdim=True)
+    higher = own > others
+    if not (equal := ~(higher | (own < others))).any():
+        return higher[..., 0]
+    logits.scatter_(-1, index, own)
+    return torch.where(equal, logits.argmax(dim=-1, keepdim=True) == index, higher)[..., 0]

@@ -3,15 +3,19 @@ is not a number."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import cuda_standin
 import pytest
 import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.build import build_trainer, default_recipe, make_config
 from dassl_lite.engine.contract import base, run_log
+from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import meters, setup_logger
 from dassl_lite.utils.errors import NotFiniteError
 
@@ -145,3 +149,55 @@ def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Pa
     trainer.forward_backward = lambda batch: [1.0]
     with pytest.raises(TypeError, match="not a list"):
         trainer.train()
+
+
+# ---- on a GPU, or what stands in for one ------------------------------------------------------------------------
+
+# CLIPLoRA's text encoder, which is trained, copies its tokens to the device in every step.
+METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapterF", "LinearProbe")
+
+
+def steps_counted(trainer: str, precision: str, folder: str) -> tuple[int, str, str]:
+    """Steps of an epoch on features between two log lines, and what they waited for and copied."""
+    load_plugins()
+    node = TRAINER_REGISTRY.get(trainer).node_name()
+    flags: dict[str, Any] = {
+        "DATASET": {"NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1, "DIR": f"{folder}/features"}},
+        "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
+        "MODEL": {"BACKBONE": {"NAME": "demo"}},
+        "OPTIM": {"MAX_EPOCH": 1, "SCHEDULE_UNIT": "batch"},
+        "TRAIN": {"PRINT_FREQ": 4},
+        "TRAINER": {
+            node: {"PREC": precision} | ({"ENCODER": "text", "STEPS_PER_SHOT": 0} if trainer == "CLIPLoRA" else {})
+        },
+        "TEST": {"NO_TEST": True},
+        "OUTPUT_DIR": f"{folder}/{trainer}-{precision}",
+        "VERBOSE": False,
+        "SEED": 1,
+    }
+    cfg = make_config(trainer=trainer, dataset_file="demo", method_file=default_recipe(trainer), flags=flags)
+    made = build_trainer(cfg)
+    assert made.device.type == "cuda"
+    own, counted, number = made.forward_backward, cuda_standin.Counts(), 0
+    with contextlib.ExitStack() as stack:
+
+        def forward_backward(batch: dict[str, Any]) -> Any:
+            nonlocal counted, number
+            if made.batch_idx == 4:  # after a log line
+                counted = stack.enter_context(cuda_standin.counting())
+            if made.batch_idx == 7:  # before the next
+                number = made.batch_idx - 4
+                stack.close()
+            return own(batch)
+
+        made.forward_backward = forward_backward
+        made.train()
+    return number, str(dict(counted.waits)), str(dict(counted.copies))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainer", "precision"), [*((name, "fp32") for name in METHODS), ("CoOp", "bf16")])
+def test_a_step_waits_for_no_device_and_copies_nothing_to_it(
+    on_cuda: Any, tmp_path: Path, trainer: str, precision: str
+) -> None:
+    assert on_cuda(steps_counted, trainer, precision, str(tmp_path)) == (3, "{}", "{}")

@@ -12,7 +12,7 @@ from dassl_lite.tools import bench
 
 def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
     modules = bench.subjects()
-    assert {"text-tower", "extract"} <= {module.NAME for module in modules}
+    assert {"text-tower", "extract", "search"} <= {module.NAME for module in modules}
     assert all(callable(module.add_parser) and callable(module.run) for module in modules)
 
 
@@ -42,3 +42,13 @@ def test_text_tower_measures_memory_in_processes_of_their_own(tmp_path: Path) ->
     (row,) = json.loads(file.read_text())
     assert 0 < row["memory_ratio"] < 1.1
     assert row["plain_memory_measured"] in (4, 6)
+
+
+@pytest.mark.slow
+def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--classes", "3", "70", "--images", "40", "--width", "8", "--betas", "4", "--rounds", "1"]
+    assert bench.main(["search", *flags, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [(row["classes"], row["entries"]) for row in rows] == [(3, 48), (70, 1120)]
+    assert all(row["speedup"] > 0 and row["largest difference %"] == 0 for row in rows)
