@@ -169,7 +169,7 @@ def family_clip(family_names: dict[str, str]) -> Callable[..., Any]:
         key = f"{family} {precision}"
         if key not in loaded:
             loaded[key] = clip.load_clip(family_names[family], precision)
-        return copy.deepcopy(loaded[key])
+        return families.copied(loaded[key])
 
     return load
 

@@ -96,6 +96,11 @@ def register(folder: Path, corpus: tuple[str, ...] = ("a photo of a red circle."
     return {family: f"random:tiny-{family}" for family in FAMILIES}
 
 
+def copied(clip: Any) -> Any:
+    """A copy of a CLIP that shares its tokenizer, which nothing changes and whose tables take long to copy."""
+    return copy.deepcopy(clip, {id(clip.tokenizer): clip.tokenizer})
+
+
 def _small(config: dict[str, Any], folder: Path, kinds: dict[str, Path]) -> dict[str, Any]:
     config["embed_dim"] = WIDTH
     _shrink_vision(config["vision_cfg"])

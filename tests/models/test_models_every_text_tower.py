@@ -23,9 +23,22 @@ CONTEXT = [301, 302, 303, 304, 305]  # ordinary words of every vocabulary
 OTHERS = [311, 312, 313, 314, 315]
 # One of each kind of text tower: read at the last token, averaged, at the first or end token, or at a token of its own;
 # with and without start token, causal mask, padding mask, bias of the projection.
-QUICK = ("SigLIP", "roberta", "NLLB", "mT5", "CLIPA", "MetaCLIP2")
-OTHER = ("CoCa", "CoCa-roberta", "XLM-roberta", "MobileCLIP-S", "SigLIP2", "SigLIP-i18n", "ResNet", "PE-Core")
-every_family = pytest.mark.parametrize("family", [*QUICK, *OTHER])
+# The first three are quick; importing the models of transformers alone takes seconds.
+QUICK = ("SigLIP", "CLIPA", "MetaCLIP2")
+OTHER = (
+    "roberta",
+    "NLLB",
+    "mT5",
+    "CoCa",
+    "CoCa-roberta",
+    "XLM-roberta",
+    "MobileCLIP-S",
+    "SigLIP2",
+    "SigLIP-i18n",
+    "ResNet",
+    "PE-Core",
+)
+every_family = pytest.mark.parametrize("family", [*QUICK, *OTHER, *OPEN_CLIPS])
 
 
 @pytest.fixture
@@ -71,7 +84,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @every_family
 def test_a_context_of_words_gives_the_features_of_the_text(load: Any, family: str) -> None:
     clip = load(family)
@@ -82,7 +95,7 @@ def test_a_context_of_words_gives_the_features_of_the_text(load: Any, family: st
     assert difference(theirs[:1], theirs[1:2]) > 1e-4
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("place", ["end", "middle", "front"])
 @every_family
 def test_a_context_of_embeddings_gives_the_features_of_their_tokens(load: Any, family: str, place: str) -> None:
@@ -95,7 +108,7 @@ def test_a_context_of_embeddings_gives_the_features_of_their_tokens(load: Any, f
     assert difference(own.encode(torch.stack([context, other, context])), theirs) < 1e-9
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @every_family
 def test_a_context_for_each_image_gives_the_features_of_their_tokens(load: Any, family: str) -> None:
     clip = load(family)
@@ -105,7 +118,7 @@ def test_a_context_for_each_image_gives_the_features_of_their_tokens(load: Any, 
         assert difference(learner(clip, "end", chunk=chunk).encode(contexts), theirs) < 1e-9
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @every_family
 def test_gradients_of_the_context_are_those_of_its_tokens(load: Any, family: str) -> None:
     clip = load(family)
@@ -124,7 +137,7 @@ def test_gradients_of_the_context_are_those_of_its_tokens(load: Any, family: str
         assert difference(gradient * scale, of_table[CONTEXT]) < 1e-9
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @every_family
 def test_states_and_projection_give_the_features(load: Any, family: str) -> None:
     clip = load(family)
@@ -140,7 +153,7 @@ def test_states_and_projection_give_the_features(load: Any, family: str) -> None
     assert torch.equal(clip.model.encode_text(tokens), theirs)  # the model is as it was
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @every_family
 def test_lower_precisions_stay_near_fp32(family_clip: Any, family: str, precision: str) -> None:
@@ -181,6 +194,7 @@ def test_words_that_a_tokenizer_drops_are_told(load: Any) -> None:
         lay_out(clip, NAMES, 0, "- .")
 
 
+@pytest.mark.slow
 def test_hooks_are_gone_when_the_encoder_fails(load: Any) -> None:
     clip = load("roberta")
     head, proj = learner(clip, "end"), clip.model.text.proj

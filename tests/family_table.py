@@ -1,0 +1,157 @@
+"""Which methods run on which family of backbones: the table in docs/reference/backbones.md, by running them.
+
+    python tests/family_table.py            # run every method on every family; print what changed, exit status 1 if so
+    python tests/family_table.py --write    # renew the table
+
+Each cell is a short run on a few small pictures with a small CLIP of random weights (tests/families.py): build, train,
+test. It needs the extra ``hf``, for the families with a Hugging Face tokenizer or text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import functools
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from families import FAMILIES, copied, register
+from PIL import Image
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "backbones.md"
+BEGIN, END = "<!-- table: python tests/family_table.py --write -->\n", "<!-- end of table -->\n"
+CLASSES = ("red circle", "green square", "blue star")
+# As short as each method can be.
+OPTIONS = {
+    "CoOp": ("TRAINER.COOP.N_CTX", "4"),
+    "CoCoOp": ("TRAINER.COCOOP.N_CTX", "4", "TRAINER.COCOOP.CTX_INIT", ""),
+    "TipAdapter": ("TRAINER.TipAdapter.ALPHA_STEPS", "2", "TRAINER.TipAdapter.BETA_STEPS", "2"),
+    "TipAdapterF": ("TRAINER.TipAdapter.ALPHA_STEPS", "2", "TRAINER.TipAdapter.BETA_STEPS", "2"),
+    "LinearProbe": ("TRAINER.LinearProbe.C_STEPS", "2"),
+    "CLIPLoRA": ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1", "TRAINER.CLIPLoRA.ENCODER", "auto"),
+}
+
+
+def methods() -> list[str]:
+    """The methods that come with the package, as the package's folder has them."""
+    from public_surface import _import_trainers
+
+    from dassl_lite.engine import TRAINER_REGISTRY
+
+    _import_trainers()
+    own = "dassl_lite.trainers."
+    return sorted(name for name in TRAINER_REGISTRY if TRAINER_REGISTRY.get(name).__module__.startswith(own))
+
+
+def draw_pictures(folder: Path) -> Path:
+    """Three training images, one for validation and two for the test of each class: noise."""
+    stream = np.random.default_rng(0)
+    for part, count in {"train": 3, "val": 1, "test": 2}.items():
+        for name in CLASSES:
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = stream.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
+    """Train and test a method on a backbone: "yes", for LoRA the encoders that it adapts, or the refusal's words.
+
+    An error that is no refusal, a loss or weight that is not finite, and a method that learned nothing are errors here.
+    """
+    from dassl_lite.engine.build import build_trainer, make_config
+    from dassl_lite.utils import UserError, set_random_seed
+
+    flags = {
+        "DATASET": {"NAME": "ImageFolder", "ROOT": str(pictures), "NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1}},
+        "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 3}, "TEST": {"BATCH_SIZE": 6}},
+        "MODEL": {"BACKBONE": {"NAME": backbone}},
+        "OPTIM": {"MAX_EPOCH": 1},
+        "OUTPUT_DIR": str(output),
+    }
+    set_random_seed(1)
+    try:
+        cfg = make_config(trainer=method, flags=flags, options=list(OPTIONS.get(method, ())))
+        trainer = build_trainer(cfg)
+        before = copy.deepcopy(dict(trainer.head.named_parameters()))
+        trainer.train()
+    except UserError as error:
+        return str(error)
+    assert math.isfinite(trainer.results["test"]["accuracy"])
+    for name, parameter in trainer.head.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+    learned = [name for name, own in trainer.head.named_parameters() if not torch.equal(own, before.get(name, own))]
+    assert learned or not before or not trainer.trains, f"{method} on {backbone} learned nothing"
+    return str(trainer.head.settings["encoder"]) if method == "CLIPLoRA" else "yes"
+
+
+def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`load_clip`, which builds each model once and then copies it."""
+    keep = functools.lru_cache(maxsize=1)(lambda name, precision: load(name, precision=precision))
+    return lambda name, precision="fp32", device="cpu": copied(keep(name, precision)).to(device)
+
+
+@contextmanager
+def prepared() -> Iterator[Callable[[str, str], str]]:
+    """Gives a function from family and method to the cell; models and pictures are made for it, and go afterwards."""
+    from dassl_lite.engine.methods import feature_source
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        environment = {"DASSL_LITE_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
+        own = mock.patch.object(feature_source, "load_clip", loaded_once(feature_source.load_clip))
+        with mock.patch.dict(os.environ, environment), own:
+            names = register(root / "families", tuple(f"a photo of a {name}." for name in CLASSES))
+            pictures = draw_pictures(root / "pictures")
+            yield lambda family, method: run_cell(method, names[family], pictures, root / "runs" / family / method)
+
+
+def row(family: str, cells: Sequence[str]) -> str:
+    return f"| {family} | `{FAMILIES[family]}` | " + " | ".join(cells) + " |"
+
+
+def table() -> list[str]:
+    """The table's lines, from runs of each method on each family."""
+    chosen = methods()
+    lines = ["| family | for example | " + " | ".join(f"`{method}`" for method in chosen) + " |"]
+    lines.append("|---|---|" + "---|" * len(chosen))
+    with prepared() as cell:
+        lines += [row(family, [cell(family, method) for method in chosen]) for family in FAMILIES]
+    return lines
+
+
+def stored() -> list[str]:
+    """The lines of the table in the page."""
+    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="renew the table in the page")
+    arguments = parser.parse_args(argv)
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    lines = table()
+    if arguments.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2], "utf-8")
+        return 0
+    changed = list(difflib.unified_diff(stored(), lines, PAGE.name, "the runs", lineterm="", n=0))
+    print("\n".join(changed))
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The table of backbones and methods in the guide says what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import family_table
+import open_clip
+import pytest
+import timm
+from families import FAMILIES
+
+# Cells with code of their own for the family.
+QUICK = [
+    ("SigLIP", "CLIPLoRA"),
+    ("SigLIP", "CoOp"),
+    ("SigLIP", "TaskResEnhance"),
+    ("CLIPA", "CoCoOp"),
+]
+
+
+@pytest.fixture(scope="module")
+def cell() -> Iterator[Callable[[str, str], str]]:
+    pytest.importorskip("transformers")
+    with family_table.prepared() as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, dict[str, str]]:
+    """The page's cells: family -> method -> cell."""
+    heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in family_table.stored())
+    return {row[0]: dict(zip((name.strip("`") for name in heading[2:]), row[2:], strict=True)) for row in rows}
+
+
+def test_the_table_has_every_family_and_every_method(written: dict[str, dict[str, str]]) -> None:
+    assert list(written) == list(FAMILIES)
+    for cells in written.values():
+        assert list(cells) == family_table.methods(), "renew with: python tests/family_table.py --write"
+
+
+def kinds(architecture: str) -> dict[str, Any]:
+    """What decides how an architecture's encoders are handled: where the trunk comes from, and how texts are read."""
+    config = open_clip.get_model_config(architecture)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    trunk = vision.get("timm_model_name")
+    own = "ResNet" if isinstance(vision.get("layers"), list) else "ViT"
+    hugging_face = text.get("hf_model_name", "").rpartition("/")[2].partition("-")[0]
+    read = ("no_causal_mask", "pool_type", "embed_cls", "proj_type", "proj_bias", "hf_proj_type", "hf_pooler_type")
+    return {
+        "vision": timm.model_entrypoint(trunk).__module__ if trunk else own,
+        "text": (hugging_face, *(text.get(name) or None for name in read)),
+    }
+
+
+@pytest.mark.parametrize("encoder", ["vision", "text"])
+def test_every_architecture_of_open_clip_is_of_a_kind_in_the_table(encoder: str) -> None:
+    covered = {kinds(published)[encoder] for published in FAMILIES.values()}
+    every = [name for name in open_clip.list_models() if not name.startswith("tiny-")]
+    assert len(every) > 100
+    assert not [name for name in every if kinds(name)[encoder] not in covered]
+
+
+@pytest.mark.parametrize(("family", "method"), QUICK)
+def test_a_cell_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str, method: str) -> None:
+    assert cell(family, method) == written[family][method]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str) -> None:
+    found = {method: cell(family, method) for method in family_table.methods()}
+    assert found == written[family], "renew with: python tests/family_table.py --write"
