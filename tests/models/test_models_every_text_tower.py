@@ -38,7 +38,7 @@ OTHER = (
     "ResNet",
     "PE-Core",
 )
-every_family = pytest.mark.parametrize("family", [*QUICK, *OTHER, *OPEN_CLIPS])
+every_family = pytest.mark.parametrize("family", [*QUICK, *OTHER])
 
 
 @pytest.fixture
