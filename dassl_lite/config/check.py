@@ -233,7 +233,7 @@ ENGINE_RULES: dict[str, Rule] = {
     "DATASET.FEATURES.VIEWS": _whole(0, 10_000),  # 0: no cache
     "DATASET.FEATURES.SEED": _whole(0, 2**32 - 1),
     "DATASET.FEATURES.BATCH_SIZE": _batch_size,
-    "DATALOADER.NUM_WORKERS": _whole(0, 1024),
+    "DATALOADER.NUM_WORKERS": _whole(-1, 1024),
     "DATALOADER.K_TRANSFORMS": _whole(1, 100),
     "DATALOADER.TRAIN_X.BATCH_SIZE": _batch_size,
     "DATALOADER.TRAIN_X.N_DOMAIN": _whole(-1, MOST_IMAGES),

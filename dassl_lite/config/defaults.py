@@ -95,7 +95,7 @@ def _add_dataset(cfg: CN) -> None:
 
 def _add_dataloader(cfg: CN) -> None:
     node = cfg.DATALOADER = CN()
-    node.NUM_WORKERS = 4  # processes that load images
+    node.NUM_WORKERS = -1  # processes that load images, at most; -1: one for each core
     node.K_TRANSFORMS = 1  # transformed copies of each training image: img, img2, ...
     node.RETURN_IMG0 = False  # also return the untransformed image, as img0
     node.TRAIN_X = CN()

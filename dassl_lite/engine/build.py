@@ -31,6 +31,7 @@ from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plug
 from dassl_lite.models.clip import Preprocessing, preprocessing
 from dassl_lite.models.names import is_local
 from dassl_lite.networks import BACKBONE_REGISTRY
+from dassl_lite.utils.env import usable_cores
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry, is_ours
@@ -140,6 +141,8 @@ def make_config(
     check = getattr(TRAINER_REGISTRY.get(trainer), "check_own_keys", None) if trainer in TRAINER_REGISTRY else None
     if check is not None:
         check(cfg)
+    if cfg.DATALOADER.NUM_WORKERS == -1:  # code written for Dassl gives the number to a DataLoader of its own
+        cfg.DATALOADER.NUM_WORKERS = usable_cores()
     cfg.freeze()
     return cfg
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -23,6 +25,41 @@ def environment() -> dict[str, str | int | list[str] | None]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **{package: _version(package) for package in _PACKAGES},
     }
+
+
+_CPU_QUOTAS = (  # files with a container's share of the CPUs: version 2 of Linux' control groups, then version 1
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+
+
+def usable_cores() -> int:
+    """Number of CPUs that this process may keep busy: of the machine, its affinity and its container's quota.
+
+    The processes that torchrun starts on a machine share them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in _CPU_QUOTAS:
+        try:
+            quota, period = (int(word) for file in files for word in Path(file).read_text().split())
+        except (OSError, ValueError):  # there is no such file, or no quota ("max")
+            continue
+        if quota > 0 < period:
+            cores = min(cores, -(-quota // period))
+        break
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // int(local)) if local.isdecimal() and int(local) else max(1, cores)
+
+
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes hand each other
+
+
+def free_shared_memory() -> int | None:
+    """Bytes; None where shared memory is no file system of limited size (not Linux)."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return None
 
 
 def collect_env_info() -> str:

@@ -46,7 +46,7 @@ def items(tmp_path: Path) -> list[Datum]:
 
 @pytest.fixture
 def cfg(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(loaders, "_num_cpus", lambda: 8)
+    monkeypatch.setattr(loaders, "usable_cores", lambda: 8)
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATALOADER.NUM_WORKERS = "Toy", 0
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (SIZE, SIZE), "bilinear"
@@ -143,9 +143,20 @@ def test_workers_start_only_when_they_are_needed(cfg: Any, items: list[Datum]) -
         loader = train_loader(cfg, items)
     assert loader.num_workers == 3  # as many as batches
     assert len(multiprocessing.active_children()) == before
-    cfg.DATALOADER.NUM_WORKERS = -1
-    with pytest.raises(UserError, match="NUM_WORKERS -1 is out of range"):
+    cfg.DATALOADER.NUM_WORKERS = -2
+    with pytest.raises(UserError, match="NUM_WORKERS -2 is out of range"):
         train_loader(cfg, items)
+
+
+def test_there_are_as_many_workers_as_cores_unless_a_number_is_given(
+    cfg: Any, items: list[Datum], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, wanted, expected in ((2, -1, 2), (9, -1, 9), (9, 4, 4), (2, 4, 2), (9, 0, 0)):
+        monkeypatch.setattr(loaders, "usable_cores", lambda cores=cores: cores)
+        cfg.DATALOADER.NUM_WORKERS = wanted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch: more workers than this machine has CPUs
+            assert train_loader(cfg, items, batch_size=1).num_workers == expected
 
 
 def test_two_loaders_read_in_turn_draw_in_the_order_of_torchs(cfg: Any, items: list[Datum]) -> None:
@@ -253,3 +264,27 @@ def test_custom_transforms_and_wrapper_are_used(toy: Any, caplog: pytest.LogCapt
     assert next(iter(manager.test_loader))["mine"].sum() == 10
     assert next(iter(manager.test_loader))["img"].shape == (10, 3, 12, 12)
     assert next(iter(manager.train_loader_x))["img"].shape == (6, 3, SIZE, SIZE)
+
+
+def test_images_travel_as_bytes_and_arrive_as_the_transform_s(cfg: Any, items: list[Datum]) -> None:
+    transform = T.Compose([T.RandomCrop(8), T.ToTensor(), T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
+    loader = train_loader(cfg, items, tfm=transform)
+    assert loader.dataset.__getitems__([0])[0]["img"].dtype == torch.uint8  # type: ignore[attr-defined]
+    assert loader.dataset[0]["img"].dtype == torch.float32  # for who asks the dataset itself
+    set_random_seed(1)
+    found = epochs(loader)
+    set_random_seed(1)
+    whole = DataLoader(DatasetWrapper(cfg, items, transform), batch_size=4, shuffle=True, drop_last=True)
+    assert equal(found, epochs(whole))  # type: ignore[arg-type]
+    assert epochs(loader.with_batches([[1, 2]]), 1)[0][1].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(None, (4, 2)), (1 << 30, (4, 2)), (8 << 20, (4, 1)), (4 << 20, (2, 1)), (0, (0, 1))]
+)
+def test_batches_under_way_fit_into_shared_memory(
+    free: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)
+    assert loaders._within_shared_memory(4, 1 << 20) == expected
+    assert ("docker run --shm-size" in caplog.text) == (expected[0] < 4)

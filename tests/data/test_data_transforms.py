@@ -37,6 +37,7 @@ from dassl_lite.data.transforms import (
     is_random,
     undescribed,
 )
+from dassl_lite.data.transforms.pixels import split
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
 
@@ -380,3 +381,94 @@ def test_operations_have_the_references_magnitudes() -> None:
         "translate_y_pixels": (0.0, 100),
     }
     assert augmentations.Random2DTranslation(8, 8).p == 0.5
+
+
+# ---- normalisation after the batch is made --------------------------------------------------------------------------
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [T.ToTensor(), T.Normalize(MEAN, STD)],
+        [T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)],
+        [T.ToTensor(), T.Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), inplace=True)],
+        [T.ToTensor()],
+    ],
+)
+def test_bytes_that_are_normalised_as_a_batch_have_the_transform_s_bits(last: list[Any]) -> None:
+    transform = T.Compose([T.RandomResizedCrop(16, interpolation=T.InterpolationMode.BICUBIC), *last])
+    parts = split(transform)
+    assert parts is not None
+    pixels, finish = parts
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 31, 3), dtype=np.uint8)) for seed in range(9)
+    ]
+
+    def each(function: Any) -> list[Any]:
+        torch.manual_seed(3)
+        return [function(image) for image in images]
+
+    batch = torch.stack(each(pixels))
+    assert batch.dtype == torch.uint8
+    assert torch.equal(finish(batch), torch.stack(each(transform)))
+    assert torch.equal(finish._looked_up(batch), torch.stack(each(transform)))  # as on a GPU
+    assert finish(batch).is_contiguous()
+
+
+def test_every_value_of_a_channel_has_the_transform_s_bits() -> None:
+    transform = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
+    pixels, finish = split(transform) or pytest.fail("not split")
+    assert torch.equal(finish(pixels(image)), transform(image))
+    assert torch.equal(finish._looked_up(pixels(image)[None])[0], transform(image))
+
+
+@pytest.mark.parametrize("mode", ["L", "F", "RGBA"])
+def test_what_is_no_rgb_image_is_transformed_as_a_whole(mode: str) -> None:
+    transform = T.Compose([T.Resize(8), T.ToTensor(), T.Normalize([0.5], [0.5])])
+    image = Image.new(mode, (9, 8))
+    assert split(transform) is None  # one channel
+    to_tensor = T.Compose([T.Resize(8), T.ToTensor()])
+    pixels, _ = split(to_tensor) or pytest.fail("not split")
+    assert torch.equal(pixels(image), to_tensor(image))
+    assert pixels(image).dtype == torch.float32
+
+
+class Doubled(T.Normalize):
+    """Other people's."""
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        None,
+        T.Compose([]),
+        T.Compose([T.Resize(8)]),
+        T.Compose([T.ToTensor(), Cutout(), T.Normalize(MEAN, STD)]),
+        T.Compose([T.ToTensor(), T.Normalize(MEAN, STD), GaussianNoise()]),
+        T.Compose([T.ToTensor(), Doubled(MEAN, STD)]),
+        T.Compose([T.PILToTensor(), T.Normalize(MEAN, STD)]),
+        T.Compose([T.ToTensor(), T.Normalize(MEAN, (1.0, 1.0, 0.0))]),
+        v2.Compose([v2.ToTensor()]),
+        T.ToTensor(),
+    ],
+)
+def test_other_transforms_stay_whole(transform: Any) -> None:
+    assert split(transform) is None
+
+
+@pytest.mark.parametrize("is_train", [False, True])
+def test_the_field_s_transforms_are_split(is_train: bool) -> None:
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (24, 24), "bicubic"
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = MEAN, STD
+    transform: Any = build_transform(cfg, is_train)
+    pixels, finish = split(transform) or pytest.fail("not split")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 31, 3), dtype=np.uint8))
+    found = []
+    for function in (transform, lambda image: finish(pixels(image))):
+        torch.manual_seed(0)
+        found.append(function(image))
+    assert torch.equal(*found)

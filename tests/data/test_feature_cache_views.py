@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from feature_toys import CountingEncoder, draw_images, noisy, plain, store
+from PIL import Image
 
 from dassl_lite.data.feature_cache import extract
 
@@ -57,33 +63,94 @@ def test_views_do_not_depend_on_worker_processes(tmp_path: Path, monkeypatch: py
     there = store(tmp_path / "cache", transform=noisy, views=2)
     expected = here.fetch(paths, CountingEncoder(), batch_size=4, on_error="skip")
     started = []
-    monkeypatch.setattr(extract, "_workers", lambda *_: started.append(2) or 2)
+    monkeypatch.setattr(extract, "_plan", lambda *_: started.append(2) or (2, 1))
     features = there.fetch(paths, CountingEncoder(), batch_size=4, num_workers=2, on_error="skip")
     assert started == [2]
     assert torch.equal(features.tensor, expected.tensor)
     assert torch.equal(features.kept, expected.kept)
 
 
-def test_workers_start_for_long_jobs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = extract.ViewDataset([], plain, 1, 0)
-    dataset.images = [None] * 1000  # type: ignore[list-item]
-    monkeypatch.setattr(extract, "_usable_cores", lambda: 4)
-    monkeypatch.setattr(extract.multiprocessing, "get_start_method", lambda: "fork")
-    for seconds, wanted, expected in ((0.001, 8, 0), (0.1, 8, 4), (0.1, 2, 2), (0.1, 0, 0)):
-        monkeypatch.setattr(extract, "_decoding_seconds", lambda *_, seconds=seconds: seconds)
-        assert extract._workers(dataset, wanted, batches=50) == expected
-    assert extract._workers(dataset, 8, batches=1) == 1  # no more than there are batches
-    monkeypatch.setattr(extract.multiprocessing, "get_start_method", lambda: "spawn")
-    assert extract._workers(dataset, 8, batches=50) == 4
-    dataset.transform = lambda image: plain(image)  # a started process cannot be handed this
-    assert extract._workers(dataset, 8, batches=50) == 0
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
+    """Workers and chunk for a thousand images, by what a machine has and what an image needs."""
+
+    def found(
+        wanted: int = 8,
+        *,
+        cores: int = 4,
+        seconds: float = 0.1,
+        size: int = 150_000,
+        free: int | None = 1 << 30,
+        **more: Any,
+    ) -> tuple[int, int]:
+        dataset = extract.ViewDataset([], more.get("transform", plain), more.get("views", 1), 0)
+        dataset.images = [None] * 1000  # type: ignore[list-item]
+        monkeypatch.setattr(extract, "usable_cores", lambda: cores)
+        monkeypatch.setattr(extract, "_probe", lambda *_: (seconds, size))
+        monkeypatch.setattr(extract, "free_shared_memory", lambda: free)
+        monkeypatch.setattr(extract.multiprocessing, "get_start_method", lambda: more.get("start", "fork"))
+        return extract._plan(dataset, wanted, more.get("images", 1000))
+
+    return found
+
+
+def test_workers_start_for_long_jobs_only(plan: Any) -> None:
+    assert plan(seconds=0.001)[0] == 0
+    assert plan()[0] == 4  # as many as there are cores
+    assert plan(2)[0] == 2
+    assert plan(0)[0] == 0
+    assert plan(images=1)[0] == 1  # no more than there are images
+    assert plan(start="spawn")[0] == 4
+    assert plan(start="spawn", transform=lambda image: plain(image))[0] == 0  # it cannot be handed over
+
+
+@pytest.mark.parametrize(("workers", "views"), [(4, 1), (16, 1), (16, 10), (64, 1)])
+def test_what_is_under_way_fits_into_the_shared_memory_of_a_container(plan: Any, workers: int, views: int) -> None:
+    image = views * 3 * 224 * 224
+    for free in (64 << 20, 1 << 34):
+        count, chunk = plan(workers, cores=workers, size=image, free=free, views=views)
+        assert count * chunk * 3 * image < free
+        assert count * 3 * image < 48 << 20 or chunk == 1
+        assert count == workers or free == 64 << 20
+
+
+def test_workers_that_shared_memory_has_no_room_for_are_told(plan: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert plan(4, size=150_000, free=1 << 20)[0] == 1
+    assert "has room for 1 of 4 decoding processes; docker run --shm-size" in caplog.text
+    assert plan(4, size=150_000, free=0)[0] == 0
+    assert plan(4, free=None)[0] == 4  # another system
+
+
+class KilledInAWorker:
+    """A transform that dies of a full shared memory, once, in a worker."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGBUS)
+        return plain(image)
+
+
+@pytest.mark.slow
+def test_images_of_a_killed_worker_are_decoded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = draw_images(tmp_path / "a", 9)
+    expected = store(None).fetch(paths, CountingEncoder())
+    monkeypatch.setattr(extract, "_plan", lambda *_: (2, 2))
+    with caplog.at_level(logging.WARNING):
+        features = store(None, transform=KilledInAWorker(os.getpid())).fetch(paths, CountingEncoder(), num_workers=2)
+    assert torch.equal(features.tensor, expected.tensor)
+    assert [line.partition("(")[0] for line in caplog.messages] == ["A process that decodes images was killed "]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_extraction_restores_the_random_streams_of_the_run(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract, "_workers", lambda *_: workers)
+    monkeypatch.setattr(extract, "_plan", lambda *_: (workers, 1))
     paths = draw_images(tmp_path / "a", 5)
 
     def draw() -> tuple[float, float, float]:

@@ -1,5 +1,9 @@
 """From image files to features: decoding images into augmented views and encoding them, both at the same time.
 
+Worker processes give images as bytes in small chunks, so that all that is under way fits into the shared memory that a
+container has (Docker: 64 MB). Chunks are joined into batches and normalised where the encoder runs. On a GPU nothing
+waits: chunks are copied there from pinned memory, and a batch's features come back while the next one is encoded.
+
 Each view has its own random stream. View v of an image depends on the seed, the image's name (its folder and file name)
 and v, but not on the order of the images, the batch, the number of workers or the location of the dataset. The run's
 random streams are restored afterwards, so a run gives the same result whether or not its features were in the cache.
@@ -9,9 +13,9 @@ Shapes: b images of a batch, V views, B = b * V encoder inputs, H x W pixels, D 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
-import os
 import pickle
 import random
 import time
@@ -27,8 +31,13 @@ from torch.utils.data import DataLoader, Dataset
 from dassl_lite.data.feature_cache.lock import drop_inherited_locks
 from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.data.images import read_image
+from dassl_lite.data.transforms.pixels import Finish, split
+from dassl_lite.utils.env import SHARED_MEMORY, free_shared_memory, usable_cores
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.seeding import random_streams_kept
+
+logger = get_logger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
 Encoder = Callable[[Tensor], Tensor]
@@ -36,10 +45,15 @@ Encoder = Callable[[Tensor], Tensor]
 _PROBED = 4  # images decoded to measure the time that it takes
 _FORK_PAYS_SECONDS = 3.0  # decoding time from which worker processes are worth starting
 _SPAWN_PAYS_SECONDS = 30.0  # the same if each has to import torch
+_CHUNK = 32  # encoder inputs that a worker decodes at a time, at most
+_AHEAD = 2  # chunks that a worker decodes ahead
+_MODEST = 48 << 20  # bytes of it to take if smaller chunks make that possible; Docker gives 64 MB
+CPU_BATCH = 32  # inputs at a time on a CPU: the memory of larger batches is given back and asked for at every step
 
 
 class Decoded(NamedTuple):
-    """The views of an image, V tensors (3, H, W); or none and the reason, if it could not be read."""
+    """The views of an image, V tensors: bytes (H, W, 3) or what the transform gives; or none and the reason, if it
+    could not be read."""
 
     number: int
     views: list[Tensor]
@@ -60,11 +74,17 @@ class ViewDataset(Dataset[Decoded]):
         transform: from a PIL image to a float tensor (3, H, W); may be random.
         views: V, the number of times that the transform is applied to each image.
         seed: seed of the views.
+
+    Attributes:
+        finish: from bytes (B, H, W, 3) to inputs (B, 3, H, W), on any device; None if views are inputs as they are.
     """
 
     def __init__(self, images: Sequence[ImageFile], transform: Transform, views: int, seed: int) -> None:
         self.images = images
-        self.transform = transform
+        self.transform: Transform = transform
+        self.finish: Finish | None = None
+        if (parts := split(transform)) is not None:
+            self.transform, self.finish = parts
         self.views = views
         self.seed = seed
 
@@ -110,11 +130,11 @@ def _changed(file: ImageFile) -> bool:
         return True
 
 
-class DecodedBatch(NamedTuple):
-    """Encoder inputs (B, 3, H, W) of the images with these numbers, and the errors of those that could not be read."""
+class Chunk(NamedTuple):
+    """The views (B, ...) of the images with these numbers, and the errors of those that could not be read."""
 
     numbers: list[int]
-    inputs: Tensor | None  # None if no image could be read
+    views: Tensor | None  # None if no image could be read
     errors: list[tuple[int, str]]
 
 
@@ -139,79 +159,175 @@ def extract(
     Args:
         encode: from inputs (B, 3, H, W) on ``device`` to features (B, D), without gradients.
         batch_size: encoder inputs at a time; an image counts V times.
-        num_workers: maximum number of decoding processes; none are started if that would take longer than decoding.
+        num_workers: maximum number of decoding processes, -1 for one for each core; none are started if that would take
+            longer than decoding.
         share: the batches to encode, if other processes encode the rest.
     """
     per_batch = max(1, batch_size // dataset.views)
     numbers = list(range(len(dataset)))
     batches = [numbers[start : start + per_batch] for start in range(0, len(numbers), per_batch)][share]
-    on_gpu = torch.device(device).type == "cuda"
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_collate,
-        num_workers=_workers(dataset, num_workers, len(batches)),
-        pin_memory=on_gpu,
+    device = torch.device(device)
+    on_cpu = device.type == "cpu"
+    chunks = load(dataset, batches, num_workers, pin_memory=device.type == "cuda")
+    # On a CPU every chunk is encoded as it comes: a batch of them would fill the shared memory that they lie in.
+    groups = ([chunk] for chunk in chunks) if on_cpu else _batched(chunks, [len(batch) for batch in batches], device)
+    waiting: tuple[list[Chunk], Callable[[], Tensor | None]] | None = None
+    for parts in groups:
+        inputs = [part.views for part in parts if part.views is not None]
+        features = _encode(inputs, dataset.finish, encode, min(batch_size, CPU_BATCH) if on_cpu else batch_size)
+        current = [part._replace(views=None) for part in parts], _on_its_way_to_cpu(features)
+        if waiting is not None:
+            yield _extracted(dataset.views, *waiting)
+        waiting = current
+    if waiting is not None:
+        yield _extracted(dataset.views, *waiting)
+
+
+def _batched(chunks: Iterator[Chunk], sizes: Sequence[int], device: torch.device) -> Iterator[list[Chunk]]:
+    """The chunks of each batch of so many images, each on its way to the device as soon as it is there."""
+    for size in sizes:
+        parts: list[Chunk] = []
+        while size > 0:
+            chunk = next(chunks)
+            size -= len(chunk.numbers) + len(chunk.errors)
+            views = None if chunk.views is None else chunk.views.to(device, non_blocking=True)
+            parts.append(chunk._replace(views=views))
+        yield parts
+
+
+@torch.no_grad()
+def _encode(parts: Sequence[Tensor], finish: Finish | None, encode: Encoder, batch_size: int) -> Tensor | None:
+    """Features (B, D) of the views in these parts, or None if there is nothing to encode."""
+    if not parts:
+        return None
+    if finish is not None and len({part.dtype for part in parts}) > 1:  # some were no RGB images
+        parts = [finish(part) if part.dtype == torch.uint8 else part for part in parts]
+    found = []
+    for part in (torch.cat(list(parts)) if len(parts) > 1 else parts[0]).split(batch_size):
+        features = encode(finish(part) if finish is not None and part.dtype == torch.uint8 else part)
+        if features.ndim != 2 or len(features) != len(part):
+            raise ValueError(f"the encoder must return (B, D), not {tuple(features.shape)} for {len(part)} inputs")
+        found.append(features)
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _on_its_way_to_cpu(features: Tensor | None) -> Callable[[], Tensor | None]:
+    """Start copying; the result waits for this copy, and not for what the GPU was given after it."""
+    if features is None or not features.is_cuda:
+        return lambda: features
+    host = torch.empty(features.shape, dtype=features.dtype).pin_memory()
+    host.copy_(features, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return host
+
+    return wait
+
+
+def _extracted(views: int, parts: Sequence[Chunk], arrived: Callable[[], Tensor | None]) -> Extracted:
+    features = arrived()
+    rows = None if features is None else features.cpu().unflatten(0, (-1, views))
+    numbers = [number for part in parts for number in part.numbers]
+    return Extracted(numbers, rows, [error for part in parts for error in part.errors])
+
+
+# ---- decoding -------------------------------------------------------------------------------------------------------
+
+
+def load(
+    dataset: ViewDataset, batches: Sequence[Sequence[int]], num_workers: int, *, pin_memory: bool = False
+) -> Iterator[Chunk]:
+    """The decoded images of each batch, in order, in one or more chunks per batch.
+
+    Args:
+        batches: numbers of images.
+        num_workers: maximum number of decoding processes.
+        pin_memory: put chunks into memory from which a GPU can copy by itself.
+
+    A worker that the system kills, as it does if shared memory or memory is short, is told in one line, and the rest is
+    decoded in this process.
+    """
+    workers, size = _plan(dataset, num_workers, sum(map(len, batches)))
+    chunks = [list(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size)]
+    workers = min(workers, len(chunks))
+    done = 0
+    try:
+        for chunk in _loader(dataset, chunks, workers, pin_memory):
+            yield chunk
+            done += 1
+        return
+    except RuntimeError as error:
+        if not workers or "DataLoader worker" not in str(error):
+            raise
+        logger.warning(
+            f"A process that decodes images was killed ({' '.join(str(error).split())[:150]}): the rest is decoded in "
+            f"this one. More shared memory ({SHARED_MEMORY}; docker run --shm-size) or fewer DATALOADER.NUM_WORKERS "
+            "may help"
+        )
+    yield from _loader(dataset, chunks[done:], 0, pin_memory)
+
+
+def _loader(dataset: ViewDataset, chunks: Sequence[Sequence[int]], workers: int, pin_memory: bool) -> DataLoader[Chunk]:
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # of images, which are collated to chunks
+        batch_sampler=chunks,  # type: ignore[arg-type]
+        collate_fn=functools.partial(_collate, dataset.finish),
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
+        pin_memory=pin_memory,
         worker_init_fn=drop_inherited_locks,
         generator=torch.Generator(),  # by default it would draw from the run's random stream
     )
-    previous: tuple[DecodedBatch, Tensor | None] | None = None
-    for batch in loader:
-        # Calls on a GPU are asynchronous: it encodes this batch while the previous one is stored and the next decoded.
-        current = batch._replace(inputs=None), _encode(batch.inputs, encode, device, batch_size)
-        if previous is not None:
-            yield _to_cpu(dataset.views, *previous)
-        previous = current
-    if previous is not None:
-        yield _to_cpu(dataset.views, *previous)
 
 
-def _collate(decoded: Sequence[Decoded]) -> DecodedBatch:
+def _collate(finish: Finish | None, decoded: Sequence[Decoded]) -> Chunk:
     views = [view for one in decoded for view in one.views]
-    return DecodedBatch(
+    if finish is not None and len({view.dtype for view in views}) > 1:  # some were no RGB images
+        views = [finish(view) if view.dtype == torch.uint8 else view for view in views]
+    return Chunk(
         [one.number for one in decoded if not one.error],
         torch.stack(views) if views else None,
         [(one.number, one.error) for one in decoded if one.error],
     )
 
 
-@torch.no_grad()
-def _encode(inputs: Tensor | None, encode: Encoder, device: torch.device | str, batch_size: int) -> Tensor | None:
-    """Features (B, D), or None if there is nothing to encode."""
-    if inputs is None:
-        return None
-    parts = [encode(part.to(device, non_blocking=True)) for part in inputs.split(batch_size)]
-    features = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if features.ndim != 2 or len(features) != len(inputs):
-        raise ValueError(f"the encoder must return (B, D), not {tuple(features.shape)} for {len(inputs)} inputs")
-    return features
+def _plan(dataset: ViewDataset, wanted: int, images: int) -> tuple[int, int]:
+    """Number of processes to start, and of images in a chunk.
 
-
-def _to_cpu(views: int, batch: DecodedBatch, features: Tensor | None) -> Extracted:
-    rows = None if features is None else features.cpu().unflatten(0, (-1, views))
-    return Extracted(batch.numbers, rows, batch.errors)
-
-
-def _workers(dataset: ViewDataset, wanted: int, batches: int) -> int:
-    """Number of processes to start: none if decoding everything here takes less time than starting them."""
-    count = min(wanted, batches, _usable_cores())
+    No process is started if decoding everything here takes less time than starting them.
+    """
+    chunk = max(1, _CHUNK // dataset.views)
+    count = min(usable_cores() if wanted == -1 else wanted, images, usable_cores())
     if count <= 0 or multiprocessing.current_process().daemon:  # a daemon may not have children
-        return 0
+        return 0, chunk
     forks = multiprocessing.get_start_method() == "fork"
     if not forks and not _can_pickle(dataset.transform):
-        return 0
-    seconds = min(_decoding_seconds(dataset, number) for number in range(min(_PROBED, len(dataset))))
-    return count if seconds * len(dataset) > (_FORK_PAYS_SECONDS if forks else _SPAWN_PAYS_SECONDS) else 0
+        return 0, chunk
+    probes = [_probe(dataset, number) for number in range(min(_PROBED, len(dataset)))]
+    seconds, size = min(seconds for seconds, _ in probes), max(size for _, size in probes)
+    if seconds * len(dataset) <= (_FORK_PAYS_SECONDS if forks else _SPAWN_PAYS_SECONDS):
+        return 0, chunk
+    under_way = (_AHEAD + 1) * max(size, 1)  # bytes of each worker if chunks have one image
+    free = free_shared_memory()
+    room = count if free is None else free * 3 // 4 // under_way
+    if room < count:
+        logger.warning(
+            f"Shared memory ({SHARED_MEMORY}) has room for {room} of {count} decoding processes; docker run --shm-size "
+            "gives more"
+        )
+        count = room
+    modest = _MODEST if free is None else min(_MODEST, free * 3 // 4)
+    return count, min(chunk, max(1, modest // (under_way * max(count, 1))))
 
 
-def _decoding_seconds(dataset: ViewDataset, number: int) -> float:
+def _probe(dataset: ViewDataset, number: int) -> tuple[float, int]:
+    """Seconds that decoding an image takes, and bytes of its views."""
     start = time.perf_counter()
-    dataset[number]
-    return time.perf_counter() - start
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    decoded = dataset[number]
+    return time.perf_counter() - start, sum(view.nbytes for view in decoded.views)
 
 
 def _can_pickle(transform: object) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.data.samplers import SAMPLERS
 from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
@@ -261,8 +262,10 @@ class FeatureTrainer(TrainerX):
         views = self.cfg.DATASET.FEATURES.VIEWS
         if self.trains_images:
             logger.info("The image encoder is trained: every step encodes its images, DATASET.FEATURES is not used")
-            return
-        if views == 0 and not self.features.is_file:
+        if self.trains_images or (views == 0 and not self.features.is_file):
+            for loader in (self.train_loader_x, self.test_loader, self.val_loader):
+                if isinstance(loader, ImageLoader):
+                    loader.device = self.device
             return
         data, dm, source = self.dm.dataset, self.dm, self.features
         train_views = views if is_random(dm.tfm_train) else 1
