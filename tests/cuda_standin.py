@@ -436,6 +436,23 @@ class _FunctionMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Event:
+    """A mark in a stream: here everything has always been done."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def record(self, *_: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        if _STATE.counts is not None:
+            _STATE.counts.waits[f"event {_where()}"] += 1
+
+    def query(self) -> bool:
+        return True
+
+
 # ---- torch as it looks with a GPU -------------------------------------------------------------------------------
 
 
@@ -461,6 +478,7 @@ def _patch() -> None:
         "mem_get_info": (64 * 2**30, 80 * 2**30),
     }.items():
         setattr(cuda, name, constant(value))
+    cuda.Event = _Event
     cuda.manual_seed = cuda.manual_seed_all = _seed
     cuda.get_rng_state, cuda.set_rng_state = _random_state, _set_random_state
     cuda.get_rng_state_all = lambda: [_random_state()]

@@ -31,6 +31,7 @@ from dassl_lite.models import (
     transformers_format,
     weights_file,
 )
+from dassl_lite.models.image_tower import ImageTower
 from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
@@ -64,6 +65,7 @@ class CLIPBackbone(nn.Module):
         digest: hex digest of the weights as loaded, in the precision in which they are kept.
         preprocessing: how it expects its images.
         tokenizer: texts to token ids.
+        images: the image encoder, an `ImageTower`.
         text: the text encoder, a `TextTower`; it reads the modules of `model`, so replacing one there takes effect.
         dtype: of the weights.
     """
@@ -82,6 +84,7 @@ class CLIPBackbone(nn.Module):
         self.name, self.precision, self.digest = name, precision, digest
         self.preprocessing, self.tokenizer = preprocessing, tokenizer
         self.text = TextTower(model)
+        self.images = ImageTower(model)
         self.dtype = PRECISIONS[precision]
 
     @property
@@ -134,7 +137,7 @@ class CLIPBackbone(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Features (B, D), not normalised, of preprocessed images (B, 3, H, W)."""
-        return self.model.encode_image(images.to(self.device, self.dtype))
+        return self.images.encode(images.to(self.device, self.dtype))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features (N, D), not normalised, of token ids (N, L)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dassl_lite.tools import bench
+from dassl_lite.tools._bench import extract
 
 
 def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
@@ -52,3 +53,29 @@ def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> No
     rows = json.loads(file.read_text())
     assert [(row["classes"], row["entries"]) for row in rows] == [(3, 48), (70, 1120)]
     assert all(row["speedup"] > 0 and row["largest difference %"] == 0 for row in rows)
+
+
+def test_extraction_is_compared_with_the_slower_of_its_halves() -> None:
+    seconds = {"bare encoder": [2.0, 9.0, 2.0], "loader alone": [1.0], "store, from image files": [2.5]}
+    gpu = {row["what"]: row for row in extract.table(seconds, 10, on_cpu=False)}
+    assert gpu["store, from image files"]["of_reachable"] == pytest.approx(0.8)
+    assert gpu["bare encoder"]["inputs_per_second"] == pytest.approx(5)
+    cpu = {row["what"]: row for row in extract.table(seconds, 10, on_cpu=True)}
+    assert cpu["store, from image files"]["of_reachable"] == pytest.approx(1.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", [1, 2])
+def test_extract_gives_the_rates_of_loader_encoder_and_both(tmp_path: Path, views: int) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--images", "6", "--rounds", "1", "--backbone", "random:ViT-S-32-alt", "--batch-size", "4"]
+    assert bench.main(["extract", *flags, "--views", str(views), "--workers", "0", "--json", str(file)]) == 0
+    rows = {row["what"]: row for row in json.loads(file.read_text())}
+    assert set(rows) == {
+        "bare encoder",
+        "loader alone",
+        "store, from image files",
+        "store, tensors ready",
+        "store, cached",
+    }
+    assert all(row["inputs_per_second"] > 0 and row["of_reachable"] > 0 for row in rows.values())
