@@ -183,13 +183,8 @@ def on_cuda() -> Iterator[Callable[..., Any]]:
     if reason := cuda_standin.why_not():
         pytest.skip(reason)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, _start_on_cuda) as pool:
+    with ProcessPoolExecutor(1, context, cuda_standin.enter) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
-
-
-def _start_on_cuda() -> None:
-    torch.set_num_threads(1)
-    cuda_standin.enter()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 TESTED = ("2.14",)  # versions of torch
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -183,6 +182,23 @@ def _plain(item: Any) -> Any:
     return plain.conj() if item.is_conj() else plain
 
 
+def _each(change: Callable[[Any], Any], item: Any) -> Any:
+    """``change`` of everything in the arguments or the results of an operation, which are lists at most."""
+    if type(item) in (list, tuple):
+        return type(item)([_each(change, one) for one in item])
+    if type(item) is dict:
+        return {name: _each(change, one) for name, one in item.items()}
+    return change(item)
+
+
+def _tensors(item: Any) -> list[torch.Tensor]:
+    """All tensors in the arguments or the results of an operation."""
+    if isinstance(item, torch.Tensor):
+        return [item]
+    inner = item.values() if type(item) is dict else item if type(item) in (list, tuple) else ()
+    return [tensor for one in inner for tensor in _tensors(one)]
+
+
 def _stand_in(item: Any) -> Any:
     return StandIn(item) if isinstance(item, torch.Tensor) and not isinstance(item, StandIn) else item
 
@@ -212,7 +228,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         return CPU  # what C++ is told; autograd then asks no driver for a stream
     if _STATE.error is not None:
         raise _STATE.error
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = _tensors(args) + _tensors(kwargs)
     here = any(isinstance(tensor, StandIn) for tensor in tensors)
     target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if here and target == CPU and not getattr(_LOCAL, "explicit", False):
@@ -222,7 +238,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         _require_one_device(func, args, tensors)
     if _STATE.counts is not None:
         _count(_STATE.counts, func, args, here, target, on_cuda)
-    plain_args, plain_kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
+    plain_args, plain_kwargs = _each(_plain, args), _each(_plain, kwargs)
     if target is not None:
         plain_kwargs["device"] = CPU
     if plain_kwargs.get("pin_memory"):
@@ -312,11 +328,11 @@ def _on_the_device(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
             if changes(argument)
         ][: len(schema.returns)]
         return changed[0] if len(schema.returns) == 1 else tuple(changed)
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, torch.Tensor) and leaf.numel() * leaf.element_size() > _STATE.largest:
-            wanted = leaf.numel() * leaf.element_size() / 2**20
+    for tensor in _tensors(result):
+        if (size := tensor.numel() * tensor.element_size()) > _STATE.largest:
+            wanted = size / 2**20
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {wanted:.2f} MiB. GPU 0 has ...")
-    return tree_map(_stand_in, result)
+    return _each(_stand_in, result)
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -326,7 +342,7 @@ class _DispatchMode(TorchDispatchMode):
         kwargs = kwargs or {}
         device = kwargs.get("device")
         involved = device is not None and torch.device(device).type == "cuda"
-        involved = involved or any(isinstance(leaf, StandIn) for leaf in tree_leaves((args, kwargs)))
+        involved = involved or any(isinstance(tensor, StandIn) for tensor in _tensors(args) + _tensors(kwargs))
         return _run(func, args, kwargs) if involved else func(*args, **kwargs)
 
 
@@ -412,7 +428,7 @@ class _FunctionMode(TorchFunctionMode):
         kwargs = {name: _indexed(value) for name, value in (kwargs or {}).items()}
         first = args[0] if args else None
         if _CudaAutocast.depth and func in _WIDE and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map(_widened, args), tree_map(_widened, kwargs)
+            args, kwargs = _each(_widened, args), _each(_widened, kwargs)
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device") == CUDA:
             source = _moved(first, CPU) if isinstance(first, StandIn) else first
             return _moved(func(source, *args[1:], **{**kwargs, "device": CPU}), CUDA)
@@ -428,7 +444,7 @@ class _FunctionMode(TorchFunctionMode):
         if isinstance(first, StandIn):
             if func is torch.Tensor.tolist:
                 return _moved(first.detach(), CPU).tolist()
-            if func is F.one_hot:  # makes its range in C++
+            if func in (F.one_hot, torch.linalg.pinv):  # make tensors in C++
                 return _moved(func(_moved(first, CPU), *args[1:], **kwargs), CUDA)
             if func is F.scaled_dot_product_attention and kwargs.pop("is_causal", False):  # makes its mask in C++
                 size = first.shape[-2], args[1].shape[-2]

@@ -55,6 +55,9 @@ from dassl_lite.utils.meters import unread
 logger = get_logger(__name__)
 
 
+_SCALES_TRIED = 32  # of gradients in float16: from 2 ** 16 down to 2 ** -15
+
+
 class EncoderWithHead(nn.Module):
     """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K)."""
 
@@ -86,6 +89,7 @@ class FeatureTrainer(TrainerX):
     features: FeatureSource
     optim: Any = None
     sched: Any = None
+    _told_overflow = False
 
     # ---- what a method provides -----------------------------------------------------------------------------------
 
@@ -373,11 +377,33 @@ class FeatureTrainer(TrainerX):
             super().model_backward_and_update(loss, names)
             return
         self.detect_anomaly(loss)
-        self.model_zero_grad(names)
-        self.scaler.scale(loss).backward()
-        distributed.average_gradients(self._models.values())
-        self.scaler.step(self.optim)
-        self.scaler.update()
+        steps: list[Any] = []
+        noting = self.optim.register_step_post_hook(lambda *_: steps.append(True))
+        try:
+            for _ in range(_SCALES_TRIED):
+                self.model_zero_grad(names)
+                self.scaler.scale(loss).backward(retain_graph=True)
+                distributed.average_gradients(self._models.values())
+                self.scaler.step(self.optim)  # unless gradients are infinite; then a smaller scale comes next
+                self.scaler.update()
+                if steps:
+                    return
+                self._tell_overflow()
+        finally:
+            noting.remove()
+        self.check_losses()
+        raise self._not_finite(
+            f"gradients are infinite or NaN at epoch {self.epoch + 1}, batch {self.batch_idx + 1}, whatever they are "
+            "scaled by"
+        )
+
+    def _tell_overflow(self) -> None:
+        if not self._told_overflow:
+            self._told_overflow = True
+            logger.info(
+                f"Scaled gradients overflow in float16 (PREC {self.precision}): the step is repeated with a smaller "
+                "scale, here and later, so that none is left out"
+            )
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
         """(image features (B, D) in float32, labels (B,)); a batch of images is encoded first."""

@@ -1,0 +1,203 @@
+"""Every method of the package on a GPU, by the stand-in: in every precision, on features and on images, from training
+to a resumed and an evaluated run.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.utils import set_random_seed
+from dassl_lite.utils.errors import NotFiniteError
+
+load_plugins()
+HOME = "dassl_lite.trainers."  # other tests register methods of their own
+METHODS = [name for name in TRAINER_REGISTRY if TRAINER_REGISTRY.get(name).__module__.startswith(HOME)]
+PRECISIONS = {"fp32": 1e-4, "amp": 0.05, "fp16": 0.05, "bf16": 0.2}  # and how far logits may be from the CPU's fp32
+OPTIONS = {
+    "TRAINER.TipAdapter.ALPHA_STEPS": 3,
+    "TRAINER.TipAdapter.BETA_STEPS": 3,
+    "TRAINER.COOP.N_CTX": 4,
+    "TRAINER.COCOOP.N_CTX": 4,
+    "TRAINER.CLIPLoRA.DROPOUT": 0.0,  # masks are drawn on the device
+    "TRAINER.CLIPLoRA.STEPS_PER_SHOT": 0,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise with a tint, of each of three classes: 4 images to train on, 2 to validate on, 8 to test on."""
+    root, rng = tmp_path_factory.mktemp("cuda"), np.random.default_rng(0)
+    for part, count in {"train": 4, "val": 2, "test": 8}.items():
+        for channel, name in enumerate(("red", "green", "blue")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 200, (16, 16, 3), np.uint8)
+                pixels[..., channel] += 50
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def trainer_of(method: str, precision: str, views: int, backbone: str, images: str, output: str, *options: str) -> Any:
+    node = TRAINER_REGISTRY.get(method).node_name()
+    flags = {
+        "DATASET": {"ROOT": images, "NAME": "ImageFolder", "FEATURES": {"VIEWS": views}},
+        "MODEL": {"BACKBONE": {"NAME": backbone}},
+        "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 6}},
+        "OPTIM": {"NAME": "sgd", "LR": 0.001, "MAX_EPOCH": 2, "LR_SCHEDULER": "cosine"},
+        "TRAIN": {"CHECKPOINT_FREQ": 1},
+        "OUTPUT_DIR": output,
+        "VERBOSE": False,
+    }
+    own = [str(part) for option in {**OPTIONS, f"TRAINER.{node}.PREC": precision}.items() for part in option]
+    set_random_seed(1)
+    return build_trainer(make_config(trainer=method, flags=flags, options=[*own, *options]))
+
+
+def logits(trainer: Any) -> np.ndarray:
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        found = [trainer.model_inference(trainer.parse_batch_test(batch)[0]) for batch in trainer.test_loader]
+    return torch.cat(found).cpu().numpy()
+
+
+def weights(trainer: Any) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in trainer.head.state_dict().items()}
+
+
+def train(*case: Any) -> dict[str, Any]:
+    """What a run of two epochs finds, as plain values."""
+    trainer = trainer_of(*case)
+    trainer.train()
+    return {
+        "device": trainer.device.type,
+        "has epochs": trainer.has_epochs(),
+        "devices": {str(tensor.device) for tensor in trainer.head.state_dict().values()},
+        "accuracy": trainer.results["test"]["accuracy"],
+        "logits": logits(trainer),
+        "weights": weights(trainer),
+    }
+
+
+def resume_and_load(*case: Any) -> dict[str, Any]:
+    """What a run in the folder of ``train`` finds when it is resumed after the first epoch, and when it is loaded."""
+    found: dict[str, Any] = {}
+    saved = sorted(Path(case[-1]).glob("*/model.pth.tar-*"))
+    if len(saved) > 1:
+        saved[-1].unlink()
+        resumed = trainer_of(*case)
+        resumed.train()
+        found |= {"resumed from": resumed.start_epoch, "resumed": weights(resumed)}
+    if saved:
+        loaded = trainer_of(*case)
+        loaded.load_model(case[-1])
+        loaded.test()
+        found |= {"loaded": logits(loaded), "evaluated": loaded.results["test"]["accuracy"]}
+    return found
+
+
+@pytest.mark.parametrize(("backbone", "views"), [("vit0", 2), ("vit0", 0), ("rn0", 2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gives_the_cpus_numbers_on_a_gpu(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, method: str, backbone: str, views: int
+) -> None:
+    case = views, str(golden_backbone(backbone)), str(images)
+    expected = train(method, "fp32", *case, str(tmp_path / "cpu"))
+    for precision, bound in PRECISIONS.items():
+        if backbone == "rn0" and precision in ("fp16", "bf16"):
+            continue  # slow on a CPU
+        found = on_cuda(train, method, precision, *case, str(tmp_path / precision))
+        assert found["device"] == "cuda"
+        assert found["devices"] <= {"cuda:0"}
+        assert np.isfinite(found["logits"]).all()
+        error = np.abs(found["logits"] - expected["logits"]).max() / np.abs(expected["logits"]).max()
+        assert error < bound, precision
+        if precision == "fp32":
+            assert found["accuracy"] == expected["accuracy"]
+        else:
+            assert error > 0, f"{precision} has no effect"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_a_gpu_is_resumed_and_loaded_without_a_change(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, method: str
+) -> None:
+    for precision in ("fp32", "fp16"):
+        case = method, precision, 2, str(golden_backbone("vit0")), str(images), str(tmp_path / precision)
+        whole, again = on_cuda(train, *case), on_cuda(resume_and_load, *case)
+        if "resumed" in again:
+            assert again["resumed from"] == 1
+            np.testing.assert_equal(again["resumed"], whole["weights"], err_msg=precision)
+        if "loaded" in again:
+            np.testing.assert_array_equal(again["loaded"], whole["logits"], err_msg=precision)
+            assert again["evaluated"] == whole["accuracy"]
+        assert ("resumed" in again) == whole["has epochs"]
+
+
+def steps_in_float16(*case: Any) -> dict[str, Any]:
+    """The optimiser's steps, and what is logged, of a run whose gradients overflow at first."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("dassl_lite")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    trainer = trainer_of(*case)
+    steps: list[float] = []
+    trainer.optim.register_step_post_hook(lambda *_: steps.append(trainer.get_current_lr()))
+    start = trainer.scaler.get_scale()
+    trainer.train()
+    logger.removeHandler(handler)
+    told = [message for message in messages if "overflow" in message]
+    return {"rates": steps, "told": told, "scale": (start, trainer.scaler.get_scale())}
+
+
+@pytest.mark.parametrize(("method", "precision"), [("TaskResEnhance", "amp"), ("CoOp", "fp16"), ("CoOp", "amp")])
+def test_a_step_whose_scaled_gradients_overflow_is_repeated_and_that_is_said_once(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, method: str, precision: str
+) -> None:
+    case = method, precision, 2, str(golden_backbone("vit0")), str(images), str(tmp_path)
+    found = on_cuda(steps_in_float16, *case)
+    assert found["rates"] == [1e-3, 1e-3, 5e-4, 5e-4]  # as many steps as batches, the schedule beside them
+    assert found["scale"][1] < found["scale"][0]
+    assert len(found["told"]) == 1
+
+
+def test_recomputed_activations_survive_a_repeated_step(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any
+) -> None:
+    case = "CoOp", "fp16", 2, str(golden_backbone("vit0")), str(images)
+    plain = on_cuda(train, *case, str(tmp_path / "plain"))
+    recomputed = on_cuda(train, *case, str(tmp_path / "recomputed"), "TRAINER.COOP.TEXT_CHECKPOINT", "True")
+    np.testing.assert_allclose(recomputed["logits"], plain["logits"], rtol=1e-3, atol=1e-3)
+
+
+def broken_gradients(*case: Any) -> str:
+    trainer = trainer_of(*case)
+    backward = trainer.scaler.scale
+    trainer.scaler.scale = lambda loss: backward(loss) * float("inf")
+    try:
+        trainer.train()
+    except NotFiniteError as error:
+        return str(error)
+    return "it ended"
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any
+) -> None:
+    case = "TaskRes", "amp", 2, str(golden_backbone("vit0")), str(images), str(tmp_path)
+    assert on_cuda(broken_gradients, *case).startswith(
+        "gradients are infinite or NaN at epoch 1, batch 1, whatever they are scaled by; lower OPTIM.LR"
+    )
