@@ -35,8 +35,8 @@ from dassl_lite.models.image_tower import ImageTower
 from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
-from dassl_lite.models.tokenizer import Tokenizer, tokenizer_of, tokenizer_of_random
-from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.models.tokenizer import Tokenizer, require_text_encoder, tokenizer_of, tokenizer_of_random
+from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits, unknown
 from dassl_lite.utils.files import write_json
 from dassl_lite.utils.logger import get_logger
 
@@ -48,7 +48,7 @@ logger = get_logger(__name__)
 PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OPEN_CLIP_PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What open_clip and the loaders that it calls raise for an unusable file or repository.
-_OPEN_CLIP_ERRORS = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, ImportError)
+_OPEN_CLIP_ERRORS = (*MISFITS, OSError, EOFError, ImportError)
 
 
 class CLIPBackbone(nn.Module):
@@ -261,15 +261,17 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
         return _load_openai(backbone, dtype)
     with torch.random.fork_rng(devices=[]), _quiet_root_logger():
         if backbone.kind in ("folder", "hub"):
-            return _load_folder(backbone, dtype)
+            with refusing_misfits(f"cannot load backbone '{backbone.text}'"):
+                return _load_folder(backbone, dtype)
         text = open_clip.get_model_config(backbone.architecture)["text_cfg"]
+        require_text_encoder(text, backbone.text)
         if backbone.kind == "random":
             logger.warning(
                 f"Backbone {backbone.text}: random weights (seed {backbone.seed}), for timing and tests only"
             )
+            tokenizer = tokenizer_of_random(text, backbone.architecture, backbone.text)
             torch.manual_seed(backbone.seed)
-            model = _create(backbone.architecture, backbone, dtype, _settings(backbone))
-            return model, tokenizer_of_random(text, backbone.architecture, backbone.text)
+            return _create(backbone.architecture, backbone, dtype, _settings(backbone)), tokenizer
         tokenizer = tokenizer_of(text, backbone.architecture, backbone.text)
         path = backbone.path or published_weights.locate(backbone.architecture, backbone.tag)
         if backbone.kind == "tag" and backbone.tag == "openai":
@@ -296,6 +298,8 @@ def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module,
 
 def _load_folder(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
     folder = model_folder.of(backbone)
+    if folder.open_clip is not None:
+        require_text_encoder(folder.open_clip["text_cfg"], backbone.text)
     tokenizer = folder.tokenizer()
     path = folder.weights()
     tensors = weights_file.read(path).tensors

@@ -79,7 +79,9 @@ class ModelFolder:
         if self.transformers is None:
             assert self.open_clip is not None
             text = self.open_clip["text_cfg"]
-            local = self.repository if text.get("hf_tokenizer_name") and self._has_tokenizer() else ""
+            # as open_clip does: a local folder's own tokenizer, and for a repository the one that it names
+            is_local = Path(self.repository).is_dir() and bool(text.get("hf_tokenizer_name")) and self._has_tokenizer()
+            local = self.repository if is_local else ""
             return tokenizer_of(text, "", self.name, local)
         text = self.transformers.text
         if self.transformers.kind == "clip" and self._has_clips_words(text["vocab_size"]):

@@ -133,7 +133,10 @@ def check_hub(repository: str, filename: str) -> None:
     try:
         check_reachable(_hub_url(repository, filename), PATIENCE)
     except DownloadError as error:
-        raise UserError(f"{_hub_url(repository, filename)} ({error.reason})") from error
+        raise UserError(
+            f"{repository} is not in {HF_HUB_CACHE}, and {_hub_url(repository, filename)} gives nothing "
+            f"({error.reason}); download it elsewhere (hf download) and copy that folder"
+        ) from error
 
 
 def _unavailable(name: str, filename: str, error: Exception) -> UserError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
     if not every:
         return {**of_published(architecture, ""), **said}
     unknown = [key for key in _differing(every) if key not in said]
-    if unknown and architecture in OPENAI_NAMES.values() and weights_file.read(file).is_openais:
+    if unknown and architecture in OPENAI_NAMES.values() and _is_openais(file, file.stat().st_mtime_ns):
         return {**of_published(architecture, "openai"), **said}
     if unknown:
         raise UserError(
@@ -72,6 +73,12 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
             f"{architecture}@{SCRATCH}:{file} for a training of your own from scratch ({_activation(architecture)})"
         )
     return {**every[0], **said}
+
+
+@lru_cache(maxsize=8)
+def _is_openais(file: Path, mtime: int) -> bool:
+    """Whether OpenAI's package wrote a file; asked for several times, and it may be of gigabytes."""
+    return weights_file.read(file).is_openais
 
 
 def of_openais_layout(backbone: BackboneName, content: WeightsFile) -> Settings:

@@ -21,7 +21,7 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, basic_clean, canon
 from torch import Tensor
 
 from dassl_lite.models import published_weights
-from dassl_lite.utils.errors import MISFITS, UserError
+from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -206,25 +206,43 @@ def tokenizer_of(text: Mapping[str, Any], architecture: str, backbone: str, fold
     """
     name = folder or text.get("hf_tokenizer_name") or ""
     length = int(text.get("context_length", CONTEXT_LENGTH))
-    if text.get("hf_model_name"):
-        _require_transformers(backbone, "text encoder")
     if not name and "siglip" not in architecture.lower():
         return Tokenizer(length, _open_clips(**_plain(text)))
     _require_transformers(backbone, "tokenizer")
+    problem = f"no tokenizer for backbone '{backbone}'"
+    if name:
+        _require_reachable(name, "tokenizer_config.json", problem)
     try:
         if not name:
             return Tokenizer(length, open_clip.get_tokenizer(architecture))
-        if not Path(name).is_dir():
-            published_weights.check_hub(name, "tokenizer_config.json")
         more = {**(text.get("tokenizer_kwargs") or {}), "trust_remote_code": False}
-        return Tokenizer(
-            length, HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **more)
-        )
-    except (*MISFITS, OSError, ImportError) as error:
+        mode = text.get("tokenizer_mode")
+        return Tokenizer(length, HFTokenizer(name, context_length=length, tokenizer_mode=mode, **more))
+    except Exception as error:  # whatever tokenizers raises for a file that is none
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         missing = isinstance(error, ImportError) or "sentencepiece" in reason
-        remedy = f"; {_REMEDY}" if missing else ""
-        raise UserError(f"no tokenizer for backbone '{backbone}': {reason}{remedy}") from error
+        raise UserError(f"{problem}: {reason}{f'; {_REMEDY}' if missing else ''}") from error
+
+
+def require_text_encoder(text: Mapping[str, Any], backbone: str) -> None:
+    """Raise UserError if a text encoder is one of Hugging Face's whose library or description is unavailable.
+
+    Args:
+        text, backbone: as for `tokenizer_of`.
+    """
+    if name := text.get("hf_model_name"):
+        _require_transformers(backbone, "text encoder")
+        _require_reachable(name, "config.json", f"no text encoder for backbone '{backbone}'")
+
+
+def _require_reachable(name: str, filename: str, problem: str) -> None:
+    """Fail fast for a repository that is neither here nor reachable, for which transformers would try long."""
+    if Path(name).is_dir():
+        return
+    try:
+        published_weights.check_hub(name, filename)
+    except UserError as error:
+        raise UserError(f"{problem}: {error}") from error
 
 
 def tokenizer_of_random(text: Mapping[str, Any], architecture: str, backbone: str) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -271,3 +272,30 @@ def test_a_file_of_every_kind_of_model_equals_open_clips_own_loader(
     torch.save({"state_dict": model.state_dict(), "epoch": 1}, tmp_path / "x.pt")
     clip, theirs = load_clip(f"{name}:{tmp_path / 'x.pt'}"), model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in clip.model.state_dict().items())
+
+
+# --- descriptions that lie -----------------------------------------------------------------------------------------
+
+HOSTILE: tuple[Any, ...] = (None, "", "x", -1, 0, 1, 3, 2.5, 10**30, float("nan"), [], [1, 2, 3], {}, {"a": 1}, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_any_value_in_a_description_gives_a_model_or_one_line(value: Any, tmp_path: Path) -> None:
+    vision = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 16, "mlp_ratio": 1.0, "head_width": 64}
+    text = {"layers": 1, "width": 64, "heads": 1, "context_length": 16, "vocab_size": 99, "pool_type": "argmax"}
+    more = {"tokenizer_kwargs": {}, "hf_tokenizer_name": "", "tokenizer_mode": "", "timm_model_name": ""}
+    config: dict[str, Any] = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": {**text, **more}}
+    preprocess = {"mean": 0.5, "std": 0.5, "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0}
+    whole = {"model_cfg": config, "preprocess_cfg": preprocess}
+    places = [(whole, key) for key in whole] + [(config, key) for key in config] + [(preprocess, k) for k in preprocess]
+    places += [(part, key) for part in (vision, config["text_cfg"]) for key in part]
+    for part, key in places:
+        before, part[key] = part[key], value
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(whole))
+        part[key] = before
+        with contextlib.suppress(UserError):
+            preprocessing(str(tmp_path))
+        with pytest.raises(UserError) as caught:  # there are no weights
+            load_clip(str(tmp_path))
+        assert "\n" not in str(caught.value)

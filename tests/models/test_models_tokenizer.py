@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,11 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
 
-from dassl_lite.models.tokenizer import Tokenizer
+from dassl_lite.downloads.fetch import DownloadError
+from dassl_lite.models import published_weights
+from dassl_lite.models.clip import load_clip
+from dassl_lite.models.prompt_learner import PromptLearner, lay_out
+from dassl_lite.models.tokenizer import Tokenizer, tokenizer_of, tokenizer_of_random
 from dassl_lite.utils.errors import UserError
 
 WORDS = ["<pad>", "<s>", "</s>", "[UNK]", "<cls>", "a", "photo", "of", "cat", "dog", "."]
@@ -84,3 +91,83 @@ def test_a_word_behind_another_is_encoded_as_it_is_written_there(tmp_path: Path)
     tokenizer = Tokenizer(9, HFTokenizer(str(tmp_path), context_length=9))
     assert tokenizer.encode("a") + tokenizer.encode("cat", after_word=True) == tokenizer.encode("a cat")
     assert tokenizer.encode("cat") != tokenizer.encode("cat", after_word=True)
+
+
+# --- which tokenizer a backbone has ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-16-SigLIP:webli", "ViT-L-14-CLIPA:datacomp1b", "roberta-ViT-B-32:laion2b_s12b_b32k"]
+)
+def test_a_backbone_that_needs_transformers_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r'needs transformers: pip install "dassl-lite\[hf\]"$') as caught:
+        load_clip(name)
+    assert name in str(caught.value)
+
+
+def unreachable(url: str, patience: Any) -> None:
+    raise DownloadError(url, "Network is unreachable")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP:webli", "roberta-ViT-B-32:laion2b_s12b_b32k"])
+def test_a_tokenizer_that_cannot_be_had_is_told_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(published_weights, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(published_weights, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(published_weights, "check_reachable", unreachable)
+    with pytest.raises(
+        UserError, match=r"config\.json gives nothing \(Network is unreachable\); download it elsewhere"
+    ):
+        load_clip(name)
+
+
+def test_ids_that_stand_for_nothing_fit_the_text_encoder(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(published_weights, "check_hub", unavailable)
+    for text in (
+        {"hf_tokenizer_name": "org/words", "vocab_size": 100, "context_length": 12},
+        {"hf_tokenizer_name": "org/words", "vocab_size": 100, "context_length": 12, "pool_type": "eos", "eos_id": 2},
+    ):
+        tokenizer = tokenizer_of_random(text, "", "random:SigLIP")
+        rows = tokenizer(["a photo of a cat.", "two dogs"])
+        assert rows.shape == (2, 12)
+        assert 0 <= int(rows.min()) <= int(rows.max()) < 100
+        assert tokenizer.end == (2 if "eos_id" in text else 99)
+        assert not torch.equal(rows[0], rows[1])
+    assert "Ids that stand for nothing" in caplog.text
+
+
+def unavailable(repository: str, filename: str) -> None:
+    raise UserError(f"{repository} is nowhere")
+
+
+def test_a_causal_text_encoder_with_a_hugging_face_tokenizer_learns_prompts(family_clip: Any) -> None:
+    clip = family_clip("MetaCLIP2")
+    assert clip.text.is_causal
+    learner = PromptLearner(clip, lay_out(clip, ["cat", "golden retriever"], 0, "a photo of a"))
+    expected = clip.encode_text(clip.tokenize(["a photo of a cat.", "a photo of a golden retriever."]))
+    assert torch.allclose(learner.class_prototypes(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": "1.0"}', b'{"model": {"type": "BPE", "vocab": 3}}']
+)
+def test_a_broken_tokenizer_is_one_line(content: bytes, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match="no tokenizer for backbone 'mine'") as caught:
+        tokenizer_of({}, "", "mine", str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizers_own_code_is_not_run(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}, "tokenizer_class": "Mine"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Mine: pass\n")
+    with contextlib.suppress(UserError):
+        tokenizer_of({}, "", "mine", str(tmp_path))
+    assert not (tmp_path / "was-run").exists()

@@ -301,3 +301,36 @@ def test_a_tokenizer_without_transformers_names_the_extra(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r'needs transformers: pip install "dassl-lite\[hf\]"'):
         load_clip(str(tmp_path))
+
+
+HOSTILE: tuple[Any, ...] = (None, "", "x", -1, 0, 2.5, 10**30, float("nan"), [1, 2], {"a": 1}, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_any_value_in_a_description_gives_a_model_or_one_line(kind: str, model: Any, tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    whole = json.loads(path.read_text())
+    parts = [whole, *(inner for inner in whole.values() if isinstance(inner, dict))]
+    refused = 0
+    for part, key, value in [(inner, key, value) for inner in parts for key in inner for value in HOSTILE]:
+        before, part[key] = part[key], value
+        path.write_text(json.dumps(whole))
+        part[key] = before
+        read = load_clip if file == "config.json" and value in (-1, 10**30) else preprocessing
+        try:
+            read(str(tmp_path))
+        except UserError:  # nothing else
+            refused += 1
+    assert refused > 25
+
+
+@pytest.mark.parametrize(
+    "index", [None, [], {}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "../x"}}]
+)
+def test_an_index_of_weights_that_is_none_is_one_line(model: Any, tmp_path: Path, index: Any) -> None:
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json") as caught:
+        load_clip(str(tmp_path))
+    assert "\n" not in str(caught.value)
