@@ -7,26 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import cuda_standin
 import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from dassl_lite.data import Datum
 from dassl_lite.data.feature_cache import Features
+from dassl_lite.data.feature_cache import loader as feature_loader
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 
 N, D, BATCH = 23, 4, 5
 
 
-def make_loader(shuffled: bool, kept: torch.Tensor | None = None) -> FeatureLoader:
+def make_loader(shuffled: bool, kept: torch.Tensor | None = None, device: str = "cpu", views: int = 1) -> FeatureLoader:
     items = [Datum(f"{row}.png", row % 3, row % 2) for row in range(N)]
-    features = Features(torch.randn(1, N, D, generator=torch.Generator().manual_seed(0)), torch.ones(N).bool())
+    features = Features(torch.randn(views, N, D, generator=torch.Generator().manual_seed(0)), torch.ones(N).bool())
     if kept is not None:
         features = Features(features.tensor, kept)
     images: Any = DataLoader(
         range(N), BATCH, sampler=RandomSampler(range(N)) if shuffled else SequentialSampler(range(N))
     )
-    return FeatureLoader(images, items, lambda: features, torch.device("cpu"))
+    return FeatureLoader(images, items, lambda: features, torch.device(device))
 
 
 @pytest.mark.parametrize("skips", [False, True])
@@ -78,3 +80,35 @@ def test_an_epochs_order_is_drawn_before_its_first_batch() -> None:
                 torch.rand(7)
         orders.append(order)
     assert orders[0] == orders[1] != sorted(orders[0])
+
+
+def batches_on_cuda(share: float, shuffled: bool) -> dict[str, Any]:
+    """Two epochs on the stand-in for a GPU, with features of which ``share`` may be there."""
+    kept = torch.ones(N).bool()
+    kept[[0, *range(5, 10)]] = False
+    feature_loader._MOST_OF_A_GPU = share
+    loader = make_loader(shuffled, kept, "cuda:0", views=2)
+    torch.manual_seed(3)
+    with cuda_standin.counting() as counts:
+        found = [{key: value.tolist() for key, value in batch.items()} for _ in range(2) for batch in loader]
+        devices = {str(value.device) for batch in loader for value in batch.values()}
+    reads = sum(number for name, number in counts.waits.items() if "from_host" in name)
+    return {"batches": found, "devices": devices, "views": str(loader.views.device), "waits": reads}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_features_too_large_for_a_gpu_stay_on_the_host_and_give_the_same_batches(on_cuda: Any, shuffled: bool) -> None:
+    there, here = on_cuda(batches_on_cuda, 1.0, shuffled), on_cuda(batches_on_cuda, 0.0, shuffled)
+    assert (there["views"], here["views"]) == ("cuda:0", "cpu")
+    assert here["batches"] == there["batches"]
+    assert here["devices"] == {"cuda:0"}
+    assert here["waits"] == 0
+
+
+def test_a_quarter_of_a_gpu_is_for_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 4000))
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert feature_loader._fits(torch.zeros(250), gpu)
+    assert not feature_loader._fits(torch.zeros(251), gpu)
+    assert feature_loader._fits(torch.zeros(251), cpu)

@@ -6,7 +6,7 @@ Shapes: N images, V views, B images of a batch, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache.store import Features
 from dassl_lite.data.loaders import Item
 from dassl_lite.data.samplers import SeededSampler
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+_MOST_OF_A_GPU = 0.25  # of its memory, for the features of a split; the rest is for encoders and what training keeps
 
 
 class FeatureLoader:
@@ -28,7 +33,8 @@ class FeatureLoader:
         loader: the image loader, for its sampler, batch size and ``drop_last``; no image is read.
         items: the Datums of its N images.
         fetch: returns the features, ``tensor`` (V, N, D) and ``kept`` (N,); called on first use.
-        device: device of the batches; all features are moved there once.
+        device: device of the batches; all features are moved there once. Those that would take more than a quarter of a
+            GPU's memory stay on the host, and each batch is on its way to the GPU while the one before it is used.
         epoch: returns the current epoch, which selects the view: epoch mod V.
 
     Attributes:
@@ -62,12 +68,19 @@ class FeatureLoader:
 
     @property
     def views(self) -> Tensor:
-        """All features (V, N, D) on ``device``."""
+        """All features (V, N, D) on ``device``, or on the host if they are too large for it."""
         if self._views is None:
             features = self._fetch()
             self.kept = features.kept
             self._all_kept = bool(features.kept.all())
-            self._views = features.tensor.to(self.device)
+            self._views = features.tensor
+            if _fits(features.tensor, self.device):
+                self._views = features.tensor.to(self.device)
+            else:
+                logger.info(
+                    f"{features.tensor.nbytes / 2**30:.1f} GiB of features stay on the host: they are more than a "
+                    f"quarter of the memory of {self.device}"
+                )
             self.labels = torch.tensor([item.label for item in self.items], device=self.device)
             self.domains = torch.tensor([item.domain for item in self.items], device=self.device)
         return self._views
@@ -88,6 +101,9 @@ class FeatureLoader:
         if not self._all_kept:  # skipped images have no features
             kept = self.kept[order]
             order, ends = order[kept], [int(kept[:end].sum()) for end in ends]
+        if view.device != self.device and self.device.type == "cuda":
+            yield from self._from_host(view, order, [0, *ends])
+            return
         # Then batches are slices, and nothing is copied but the first: it shows whether its user writes into it.
         in_order = torch.equal(order, torch.arange(view.shape[0]))
         order = order.to(self.device)
@@ -97,6 +113,30 @@ class FeatureLoader:
                 feature = view[start:end] if in_order and start else view[index]
                 yield {"feature": feature, "label": self.labels[index], "domain": self.domains[index], "index": index}
                 in_order = in_order and not _is_written(feature)
+
+    def _from_host(self, view: Tensor, order: Tensor, ends: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """The same batches of features (N, D) on the host, each copied while the one before it is used."""
+        on_device = order.to(self.device)
+
+        def batch(start: int, end: int) -> dict[str, Tensor]:
+            index = on_device[start:end]
+            feature = view[order[start:end]].pin_memory().to(self.device, non_blocking=True)
+            return {"feature": feature, "label": self.labels[index], "domain": self.domains[index], "index": index}
+
+        waiting: dict[str, Tensor] | None = None
+        for start, end in pairwise(ends):
+            if end > start:
+                current = batch(start, end)
+                if waiting is not None:
+                    yield waiting
+                waiting = current
+        if waiting is not None:
+            yield waiting
+
+
+def _fits(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor takes no more than its share of a device's memory."""
+    return device.type != "cuda" or tensor.nbytes <= _MOST_OF_A_GPU * torch.cuda.mem_get_info(device)[1]
 
 
 def _is_written(tensor: Tensor) -> bool:

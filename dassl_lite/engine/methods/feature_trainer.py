@@ -326,7 +326,7 @@ class FeatureTrainer(TrainerX):
         if loader is None or not loader.kept.any():
             raise UserError(f"{self.cfg.TRAINER.NAME} needs training images: set DATASET.NUM_SHOTS to 1 or more")
         kept = loader.kept.to(tensor.device)
-        return FeatureSet(tensor[:, kept].float(), loader.labels[kept])
+        return FeatureSet(tensor[:, kept].float().to(self.device), loader.labels[kept])
 
     @property
     def has_selection_set(self) -> bool:
