@@ -51,7 +51,7 @@ def test_every_file_of_the_repository_that_a_page_names_exists() -> None:
     pattern = re.compile(r"`((?:dassl_lite|tools|tests|docs|examples|configs)/[\w/.\-]+\.\w+)`")
     named = {path for page in PAGES for path in pattern.findall(page.read_text(encoding="utf-8"))}
     # What the readers of the two guides make.
-    yours = {"configs/trainers/LPPlusPlus/default.yaml", "configs/datasets/resisc45.yaml"}
+    yours = {"configs/trainers/BlendedProbe/default.yaml", "configs/datasets/resisc45.yaml"}
     assert sorted(path for path in named - yours if not (REPOSITORY / path).exists()) == []
 
 

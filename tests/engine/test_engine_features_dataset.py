@@ -32,6 +32,9 @@ FEATURE_METHODS = (
     "ProKeR",
     "ZSLP",
     "CLAP",
+    "LPPlusPlus",
+    "APE",
+    "APET",
 )
 
 

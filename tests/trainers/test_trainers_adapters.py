@@ -29,6 +29,9 @@ METHODS = {
     "GDA": (),
     "ProKeR": (),
     "CLAP": ("TRAINER.CLAP.CONSTRAINT", "l2-adaptative"),
+    "LPPlusPlus": (),
+    "APE": (),
+    "APET": (),
     "ZSLP": ("TRAINER.ZSLP.TEXT_ROWS", "True"),
 }
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -105,7 +108,7 @@ def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP"])
+@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP", "APET"])
 def test_a_resumed_run_ends_as_one_never_stopped(build, tmp_path, method):
     options = ("TRAIN.CHECKPOINT_FREQ", "1")
     whole = build(method, *options)

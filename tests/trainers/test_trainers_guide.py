@@ -26,10 +26,10 @@ def block(language: str) -> str:
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which someone wrote the guide's two files."""
     folder = tmp_path_factory.mktemp("guide")
-    (folder / "lp_plus_plus.py").write_text(block("python"))
-    (folder / "lp_plus_plus.yaml").write_text(block("yaml"))
+    (folder / "blended_probe.py").write_text(block("python"))
+    (folder / "blended_probe.yaml").write_text(block("yaml"))
     yield folder
-    TRAINER_REGISTRY._table.pop("LPPlusPlus", None)
+    TRAINER_REGISTRY._table.pop("BlendedProbe", None)
 
 
 def command(line: str) -> int:
@@ -51,11 +51,11 @@ def test_the_guides_commands_lead_to_the_methods_row(followed, monkeypatch, caps
     assert accuracy > kept["zero_shot_accuracy"]
     out = capsys.readouterr().out
     assert re.search(rf"Silhouettes +{accuracy:.2f} .* 20 of 20", out)  # what eval.py says of the saved run
-    assert [path.name for path in (followed / "output" / "first" / "lp_plus_plus").glob("model*")] == [
+    assert [path.name for path in (followed / "output" / "first" / "blended_probe").glob("model*")] == [
         "model.pth.tar-3"
     ]
     table = (followed / "output" / "sweep" / "report.md").read_text()
-    assert len(re.findall(r"\| LPPlusPlus +(\| [\d.]+ ± [\d.]+ *){3}\|", table)) == 1
+    assert len(re.findall(r"\| BlendedProbe +(\| [\d.]+ ± [\d.]+ *){3}\|", table)) == 1
 
 
 def test_the_method_has_forty_lines_or_fewer():
