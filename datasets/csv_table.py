@@ -2,6 +2,8 @@
 
 ``DATASET.ROOT`` is the table, or a folder with a single ``.csv`` file. Its columns are ``path`` (absolute, or relative
 to the table), ``label`` or ``classname`` or both, and optionally ``split`` (train, val or test) and ``classid``.
+An image may have several classes: cells like ``cat|dog``, a column ``labels`` or
+``classes``, or a column of zeros and ones for each class (dassl_lite/data/layouts/table.py has the rules).
 Without splits, 50 % of each class are for training, 20 % for validation and 30 % for testing, as is usual in the field;
 the split is kept as ``split_<table>.json``, in the cache unless DATASET.SPLITS_IN says otherwise. A table whose rows
 all are for testing is for evaluation.
@@ -35,6 +37,7 @@ class CSV(OwnDataset):
         self.split_file = f"split_{table.stem}.json"
         self.fewshot_dir = os.path.join("split_fewshot", table.stem)  # a folder may contain several tables
         self.rows = read_table(table)
+        self.multi_label = self.rows[0].several
         return str(table.parent)
 
     @property
@@ -44,4 +47,6 @@ class CSV(OwnDataset):
     def list_groups(self) -> dict[str, Groups]:
         items = list_rows(self.rows, Path(self.dataset_dir))
         parts = split_rows(self.rows, items)
+        if self.multi_label:
+            return {part: [found] for part, found in parts.items()}
         return {part: list(group_by_label(found).values()) for part, found in parts.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -49,12 +50,14 @@ from dassl_lite.engine.commands.evaluate import (
     stored_config,
     suite,
 )
+from dassl_lite.engine.files.results import MAIN_METRICS
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
 
 logger = get_logger(__name__)
 
+COLUMNS = ("classes matched", "images", "seconds")  # of the table, behind the metrics
 FORMATS = (".json", ".csv", ".md")
 # Config keys without effect -> what to use in their place.
 IGNORED = {
@@ -91,20 +94,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table; the average is over the datasets that were evaluated."""
+    """Header and rows of the table; an average is over the datasets that were evaluated and have the metric.
+
+    Multi-label datasets have mAP in the place of accuracy, in a column of its own if there are others.
+    """
+    evaluated = [row for row in rows if not row.missing]
+    used = {"accuracy" if math.isnan(row.mAP) else "mAP" for row in evaluated} or {"accuracy"}
+    metrics = [*(name for name in MAIN_METRICS if name in used), "macro_f1"]
     table = []
     for row in rows:
         if row.missing:
-            table.append([row.dataset, row.status, "", "", "", ""])
+            table.append([row.dataset, row.status, *[""] * (len(metrics) + 2)])
             continue
         matched = "" if row.matched is None else f"{row.matched} of {row.classes}"
-        found = [f"{row.accuracy:.2f}", f"{row.macro_f1:.2f}", matched, f"{row.images:,}", f"{row.seconds:.1f}"]
-        table.append([row.dataset, *found])
-    evaluated = [row for row in rows if not row.missing]
+        values = [_average([row], name) for name in metrics]
+        table.append([row.dataset, *values, matched, f"{row.images:,}", f"{row.seconds:.1f}"])
     if len(evaluated) > 1:
-        means = [f"{fmean(getattr(row, metric) for row in evaluated):.2f}" for metric in ("accuracy", "macro_f1")]
+        means = [_average(evaluated, name) for name in metrics]
         table.append(["average", *means, "", "", f"{sum(row.seconds for row in evaluated):.1f}"])
-    return ["dataset", "accuracy %", "macro-F1 %", "classes matched", "images", "seconds"], table
+    return ["dataset", *(f"{name.replace('_f1', '-F1')} %" for name in metrics), *COLUMNS], table
+
+
+def _average(rows: Sequence[Evaluation], metric: str) -> str:
+    """The mean of a metric over the rows that have it, as the table shows it."""
+    known = [value for row in rows if not math.isnan(value := getattr(row, metric))]
+    return f"{fmean(known):.2f}" if known else ""
 
 
 def write(rows: Sequence[Evaluation], model_dir: str, path: Path) -> None:
@@ -161,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for cfg, (_, name) in zip(configs, targets, strict=True)
     ]
     headers, table = table_of(rows)
-    columns = ("left", *["right"] * 5)
+    columns = ("left", *["right"] * (len(headers) - 1))
     logger.info("\n" + tabulate(table, headers=headers, disable_numparse=True, colalign=columns))
     for path in (args.output, args.output_dir and Path(args.output_dir) / "evaluation.json"):
         if path and not distributed.rank():

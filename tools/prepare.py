@@ -114,7 +114,7 @@ def check_own(path: str) -> OwnReport:
 
 def describe_own(report: OwnReport) -> str:
     """The report as text: what the data is, a table of its classes, and what is wrong."""
-    counts = [f"{sum(found):,} {part}".rstrip() for part, found in report.counts.items()]
+    counts = [f"{count:,} {part}".rstrip() for part, count in report.images.items()]
     facts = {
         "taken for": report.taken,
         "classes": f"{len(report.classes):,}" if report.classes else "",

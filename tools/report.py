@@ -27,10 +27,10 @@ def write_csv(cells: Sequence[Cell], path: Path) -> None:
     """One line per cell, with every value in full precision."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["dataset", "method", "backbone", "shots", "seeds", "mean", "ci95", "values"])
+        writer.writerow(["dataset", "method", "backbone", "shots", "seeds", "mean", "ci95", "values", "metric"])
         for cell in cells:
             run = [cell.dataset, cell.trainer, cell.backbone, cell.shots, len(cell.values)]
-            writer.writerow([*run, cell.mean, cell.interval, " ".join(map(repr, cell.values))])
+            writer.writerow([*run, cell.mean, cell.interval, " ".join(map(repr, cell.values)), cell.metric])
 
 
 def make_parser() -> ToolParser:
@@ -38,7 +38,8 @@ def make_parser() -> ToolParser:
     parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER")
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="folder of the sweep; its finished runs at any depth are included")
-    add("--metric", default="accuracy", metavar="NAME", help="accuracy (default), error_rate, macro_f1 or ece")
+    about = "accuracy, error_rate, macro_f1 or ece; of multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
+    add("--metric", default="", metavar="NAME", help=about)
     add("--split", default="test", metavar="NAME", help="test (default) or val")
     return parser
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"
     else:
         what = "one seed"
-    say(f"\n{args.split} {args.metric} in %, {what}")
+    metrics = " or ".join(sorted({cell.metric for cell in cells}))
+    say(f"\n{args.split} {metrics} in %, {what}")
     folder = Path(args.folder)
     try:
         write_csv(cells, folder / "report.csv")

@@ -16,7 +16,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
-from dassl_lite.engine.methods.shared_keys import CONTEXT_KEYS, TEXT_ENCODER_KEYS, prompt_layout, text_encoder_options
+from dassl_lite.engine.methods.shared_keys import (
+    CONTEXT_KEYS,
+    LOSS_KEYS,
+    TEXT_ENCODER_KEYS,
+    prompt_layout,
+    text_encoder_options,
+)
 from dassl_lite.models.prompt_learner import POSITIONS, PromptLearner
 from dassl_lite.utils import UserError, get_logger
 
@@ -29,11 +35,13 @@ class CoOp(FeatureTrainer):
 
     model_name = "prompt_learner"
     config_node = "COOP"
+    takes_multi_label = True
     keys = (
         *CONTEXT_KEYS,
         key("CSC", False, None, "class-specific context: each class learns its own"),
         key("CLASS_TOKEN_POSITION", "end", one_of(*POSITIONS), "end | middle | front: where the class name stands"),
         *TEXT_ENCODER_KEYS,
+        *LOSS_KEYS,
     )
 
     def check_cfg(self, cfg: CfgNode) -> None:

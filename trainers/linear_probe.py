@@ -15,11 +15,14 @@ features decide ties. The plain module is dassl_lite.models.CLIPModel.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number, one_of
 from dassl_lite.engine.methods.feature_source import FeatureSet
+from dassl_lite.engine.methods.shared_keys import LOSS_KEYS
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import get_logger
 
@@ -59,6 +62,7 @@ class LinearProbe(FeatureTrainer):
 
     head: LinearLayer
     model_name = "linear_probe"
+    takes_multi_label = True
     keys = (
         key("FIT", "gradient", one_of("gradient", "logistic_regression"), "gradient | logistic_regression"),
         key(
@@ -76,6 +80,7 @@ class LinearProbe(FeatureTrainer):
             "inverse regularisation of logistic regression, if there is no val set",
             lambda run: _fits(run) or ("C is chosen on the validation set" if run.has_selection_set else ""),
         ),
+        dataclasses.replace(LOSS_KEYS[0], idle=idle_if("FIT", "logistic_regression")),
     )
 
     def has_epochs(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
+from dassl_lite.engine.methods.shared_keys import LOSS_KEYS
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.prompts import load_text_projection, template_means
 from dassl_lite.utils import get_logger
@@ -62,10 +63,12 @@ class TaskRes(FeatureTrainer):
     """A learned residual on every class's text feature."""
 
     model_name = "prompt_learner"
+    takes_multi_label = True
     keys = (
         key("RESIDUAL_SCALE", 1.0, None, "alpha; the recipes use 0.5"),
         key("RESIDUAL_ON", "text", one_of("text", "image"), "text (a row per class) | image (one shared row)"),
         key("ENHANCED_BASE", "none", None, "checkpoint of a tuned text projection (see TaskResEnhance), or none"),
+        *LOSS_KEYS,
         *(key(name, default, None, NO_EFFECT, lambda run: NO_EFFECT) for name, default in REFERENCE_KEYS.items()),
     )
     # The reference's flag of tools/train.py -> config key, help.

@@ -25,6 +25,7 @@ class ZeroshotCLIP(FeatureTrainer):
 
     trains = False
     uses_shots = False
+    takes_multi_label = True
     config_node = "ZeroshotCLIP"
 
     def build_head(self) -> nn.Module:

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.config import completed
 from dassl_lite.data.classes import ClassList
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, classes_of, is_multi_label, labels_of
 from dassl_lite.data.fewshot import draw_shots, group_by_label
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.logger import get_logger
@@ -65,6 +65,7 @@ class DatasetBase:
         template: prompt template, with ``{}`` for the class name.
         ensemble_templates: further templates that the field averages for this dataset (ImageNet's seven).
         fewshot_digest: digest of the few-shot draw in use, "" if all training images are used.
+        multi_label: an image has any number of classes; found from the images, unless a subclass declares it.
     """
 
     dataset_dir: str = ""
@@ -72,6 +73,7 @@ class DatasetBase:
     template: str = "a photo of a {}."
     ensemble_templates: tuple[str, ...] = ()
     fewshot_digest: str = ""
+    multi_label: bool = False
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class DatasetBase:
         self._test = test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+        self.multi_label = self.multi_label or any(map(is_multi_label, (train_x, val or (), test or ())))
 
     @property
     def train_x(self) -> list[Datum]:
@@ -122,20 +125,21 @@ class DatasetBase:
     @property
     def classes(self) -> ClassList:
         """Names and ids of the classes in label order."""
-        ids = {item.label: item.classid for item in self._train_x}
+        ids = {label: classid for item in self._train_x for label, _, classid in classes_of(item)}
         return ClassList(tuple(self._classnames), tuple(ids[label] for label in sorted(ids)))
 
     @staticmethod
     def get_num_classes(data_source: Iterable[Datum]) -> int:
         """The largest label + 1."""
-        return max(item.label for item in data_source) + 1
+        return max(label for item in data_source for label in labels_of(item)) + 1
 
     @staticmethod
     def get_lab2cname(data_source: Iterable[Datum]) -> tuple[dict[int, str], list[str]]:
         """Class name of each label; and the class names in label order."""
         names: dict[int, str] = {}
         for item in data_source:
-            names.setdefault(item.label, item.classname)
+            for label, name, _ in classes_of(item):
+                names.setdefault(label, name)
         mapping = {label: names[label] for label in sorted(names)}
         return mapping, list(mapping.values())
 
@@ -185,7 +189,7 @@ class DatasetBase:
 
     @staticmethod
     def split_dataset_by_label(data_source: Iterable[Datum]) -> dict[int, list[Datum]]:
-        """Images per label, labels in order of first appearance."""
+        """Images per label, labels in order of first appearance; an image of several classes is listed with each."""
         return group_by_label(data_source)
 
     @staticmethod

@@ -1,14 +1,19 @@
-"""Datum: one image of a dataset, by its path and its class."""
+"""Datum: one image of a dataset, by its path and its class, or its classes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+ClassOf = tuple[int, str, str]  # label, class name, class id
 
 
 class Datum:
     """An image file with its label. Immutable, so that splits and few-shot draws can share it.
+
+    In a multi-label dataset an image has any number of classes: they are in ``classes`` and ``labels``, in label order,
+    and ``label``, ``classname`` and ``classid`` are the first one's, or -1 and "" if there is none.
 
     Args:
         impath: path of the image file.
@@ -16,9 +21,11 @@ class Datum:
         domain: domain label, for domain adaptation and generalisation.
         classname: class name, as prompts use it.
         classid: identity of the class across datasets (for ImageNet and its variants the wnid), or "".
+        classes: label, name and id of each of the image's classes, in place of the three arguments of one class.
     """
 
-    __slots__ = ("_classid", "_classname", "_domain", "_impath", "_label")
+    __slots__ = ("_classes", "_classid", "_classname", "_domain", "_impath", "_label")
+    _classes: tuple[ClassOf, ...] | None  # None: the one class; kept apart, as most datasets have millions of those
 
     def __init__(
         self,
@@ -27,7 +34,13 @@ class Datum:
         domain: int = 0,
         classname: str = "",
         classid: str = "",
+        *,
+        classes: Iterable[ClassOf] | None = None,
     ) -> None:
+        several = None if classes is None else tuple(sorted({one[0]: one for one in classes}.values()))
+        if several is not None:
+            label, classname, classid = several[0] if several else (-1, "", "")
+        self._classes = None if several is None or len(several) == 1 else several
         self._impath = os.fspath(impath)
         self._label = label
         self._domain = domain
@@ -38,7 +51,7 @@ class Datum:
         """Unpickle a Datum of ours, or one of Dassl's, which has no ``classid``."""
         fields = state[1] if isinstance(state, tuple) else state
         for name in self.__slots__:
-            setattr(self, name, fields.get(name, ""))
+            setattr(self, name, fields.get(name, None if name == "_classes" else ""))
 
     @property
     def impath(self) -> str:
@@ -60,12 +73,32 @@ class Datum:
     def classid(self) -> str:
         return self._classid
 
+    @property
+    def classes(self) -> tuple[ClassOf, ...]:
+        """Label, name and id of each of its classes, in label order."""
+        return ((self._label, self._classname, self._classid),) if self._classes is None else self._classes
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels of its classes, in ascending order."""
+        return (self._label,) if self._classes is None else tuple(label for label, _, _ in self._classes)
+
+    @property
+    def has_one_class(self) -> bool:
+        """Whether it has exactly one class."""
+        return self._classes is None
+
     def relabelled(self, label: int) -> Datum:
-        """The same image with another label; class name and id stay."""
+        """The same image of one class with another label; class name and id stay."""
         return Datum(self._impath, label, self._domain, self._classname, self._classid)
 
-    def _fields(self) -> tuple[str, int, int, str, str]:
-        return self._impath, self._label, self._domain, self._classname, self._classid
+    def mapped(self, new_label: Mapping[int, int]) -> Datum:
+        """The same image with new labels; it loses the classes whose labels are not in the mapping."""
+        kept = [(new_label[label], name, classid) for label, name, classid in self.classes if label in new_label]
+        return Datum(self._impath, domain=self._domain, classes=kept)
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self._impath, self._label, self._domain, self._classname, self._classid, self._classes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Datum) and self._fields() == other._fields()
@@ -74,5 +107,24 @@ class Datum:
         return hash(self._fields())
 
     def __repr__(self) -> str:
+        if self._classes is not None:
+            return f"Datum({self._impath!r}, classes={self._classes!r})"
         identity = f", classid={self._classid!r}" if self._classid else ""
         return f"Datum({self._impath!r}, label={self._label}, classname={self._classname!r}{identity})"
+
+
+def classes_of(item: Any) -> tuple[ClassOf, ...]:
+    """``Datum.classes``, also of another class in the place of ours, such as a fork's own Datum."""
+    if isinstance(item, Datum):
+        return item.classes
+    return ((item.label, item.classname, getattr(item, "classid", "")),)
+
+
+def labels_of(item: Any) -> tuple[int, ...]:
+    """``Datum.labels``, likewise."""
+    return item.labels if isinstance(item, Datum) else (item.label,)
+
+
+def is_multi_label(items: Iterable[Any]) -> bool:
+    """Whether an image has several classes, or none."""
+    return not all(item.has_one_class for item in items if isinstance(item, Datum))

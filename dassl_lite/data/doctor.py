@@ -16,7 +16,7 @@ from typing import TypeVar
 from yacs.config import CfgNode
 
 from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, classes_of, labels_of
 from dassl_lite.data.folder import FolderDataset, SidecarFiles
 from dassl_lite.data.images import count_images
 from dassl_lite.data.splits import Split
@@ -184,8 +184,8 @@ def _check(report: Report, split: Split | None, source: Source | None) -> Report
 
 
 def _check_classes(report: Report, items: list[Datum], unreadable: Mapping[str, str], source: Source | None) -> None:
-    names = {item.label: item.classname for item in items}
-    seen = {item.label for item in items if item.impath not in unreadable}
+    names = {label: name for item in items for label, name, _ in classes_of(item)}
+    seen = {label for item in items if item.impath not in unreadable for label in labels_of(item)}
     expected = source.classes if source else len(names)
     report.classes = f"{len(seen)} of {expected}"
     empty = [name for label, name in sorted(names.items()) if label not in seen]

@@ -4,6 +4,10 @@ A draw takes ``num_shots`` images of each class with Python's global ``random``:
 per class; classes in order of first appearance; without replacement; a class with too few images gives all of them and
 consumes no random numbers. Reading a draw from its file consumes no random numbers either, as in CoOp.
 
+Where images have several classes, an image counts for each of them and is drawn once. The class with the fewest images
+comes first, and draws as many as it lacks of those that other classes have not drawn. So every class has ``num_shots``
+images, or all it has; one that stands beside rarer ones may have more.
+
 CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
 Datum objects with the absolute paths of the machine that wrote it. Only the fields of each Datum are read; anything
@@ -21,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, is_multi_label, labels_of
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import digest_of, open_file
@@ -41,10 +45,11 @@ class Draw(NamedTuple):
 
 
 def group_by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
-    """Images per label, labels in order of first appearance."""
+    """Images per label, labels in order of first appearance; an image of several classes is listed with each."""
     groups: dict[int, list[Datum]] = {}
     for item in items:
-        groups.setdefault(item.label, []).append(item)
+        for label in labels_of(item):
+            groups.setdefault(label, []).append(item)
     return groups
 
 
@@ -54,6 +59,8 @@ def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> 
     Args:
         repeat: draw with replacement from a class with fewer images; otherwise it gives all of its images.
     """
+    if is_multi_label(items):
+        return _draw_multi_label(items, num_shots, repeat)
     drawn: list[Datum] = []
     for images in group_by_label(items).values():
         if len(images) >= num_shots:
@@ -65,11 +72,30 @@ def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> 
     return drawn
 
 
+def _draw_multi_label(items: Sequence[Datum], num_shots: int, repeat: bool) -> list[Datum]:
+    """`draw_shots` of images that may have several classes."""
+    drawn: dict[int, Datum] = {}  # by position
+    repeated: list[Datum] = []
+    by_label: dict[int, list[int]] = {}
+    for position, item in enumerate(items):
+        for label in item.labels:
+            by_label.setdefault(label, []).append(position)
+    for positions in sorted(by_label.values(), key=len):  # stable: on a tie in order of first appearance
+        left = [position for position in positions if position not in drawn]
+        wanted = num_shots - (len(positions) - len(left))
+        picked = random.sample(left, wanted) if 0 < wanted < len(left) else left[: max(wanted, 0)]
+        drawn |= {position: items[position] for position in picked}
+        if repeat and wanted > len(left):
+            repeated += [items[position] for position in random.choices(positions, k=wanted - len(left))]
+    return [*drawn.values(), *repeated]
+
+
 def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:
     """Log one line with the classes that have fewer than ``num_shots`` training images."""
-    small = [group for group in group_by_label(items).values() if len(group) < num_shots]
+    names = {label: name for item in items for label, name, _ in item.classes}
+    small = [(names[label], len(group)) for label, group in group_by_label(items).items() if len(group) < num_shots]
     if small:
-        named = ", ".join(f"'{group[0].classname}' ({len(group)})" for group in small[:5])
+        named = ", ".join(f"'{name}' ({count})" for name, count in small[:5])
         more = f" and {len(small) - 5} more classes" if len(small) > 5 else ""
         logger.warning(f"Classes with fewer than {num_shots} training images, all of which are used: {named}{more}")
 
@@ -137,11 +163,12 @@ class DrawFile:
         # Filter by file name first: a draw has a few thousand of ImageNet's 1.3 million images.
         names = {str(relative).rpartition("/")[2] for relative, _, _ in rows}
         near = [item for item in items if os.path.basename(item.impath) in names]
-        known = {row[0]: item for row, item in zip(rows_from_items(near, self.image_dir), near, strict=True)}
+        listed = zip(rows_from_items(near, self.image_dir), near, strict=True)
+        known = {relative: (label, item) for (relative, label, _), item in listed}
         picked = []
         for relative, label, _ in rows:
-            item = known.get(relative)
-            if item is None or item.label != label:
+            expected, item = known.get(relative, (None, None))
+            if item is None or label != expected:
                 raise LookupError(relative)
             picked.append(item)
         return picked
@@ -211,6 +238,6 @@ def _find_item(parts: Sequence[str], label: int, known: Mapping[str, Datum]) -> 
     """The item whose relative path ends the stored path, given as its ``parts``."""
     for start in range(len(parts)):
         item = known.get("/".join(parts[start:]))
-        if item is not None and item.label == label:
+        if item is not None and item.labels == (label,):
             return item
     raise pickle.UnpicklingError(f"this split has no image {os.path.join(*parts[-2:])} with label {label}")

@@ -15,7 +15,7 @@ from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl_lite.config import completed
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, labels_of
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.samplers import SeededIndex, SeededSampler, build_sampler
 from dassl_lite.data.transforms import Transform
@@ -36,6 +36,8 @@ _UNREADABLE = "unreadable"  # key of the unreadable images in a batch on its way
 class DatasetWrapper(Dataset[Item]):
     """The images of a list of Datums as dicts with ``img, label, domain, impath, index`` (Dassl's contract).
 
+    In a multi-label dataset ``label`` is a bool tensor (K,), true for the image's classes.
+
     ``img`` is a tensor (3, H, W); with ``DATALOADER.K_TRANSFORMS`` > 1, in training, a list of that many. With a list
     of transforms there are ``img``, ``img2``, ...; ``DATALOADER.RETURN_IMG0`` adds ``img0``, which is only resized.
 
@@ -44,6 +46,7 @@ class DatasetWrapper(Dataset[Item]):
         is_train: whether ``K_TRANSFORMS`` applies.
 
     Attributes:
+        multi_hot: K in a multi-label dataset, otherwise 0.
         defer_errors: return the error in place of an unreadable image, for a loader that handles it in its own process.
         finish: set if batches have ``img`` as bytes (H, W, 3), for a loader that normalises them with it.
 
@@ -51,6 +54,7 @@ class DatasetWrapper(Dataset[Item]):
         UnreadableImageError: an image that is asked for cannot be read.
     """
 
+    multi_hot: int = 0
     defer_errors: bool = False
     finish: Finish | None = None
     _pixels: Pixels | None = None
@@ -90,7 +94,8 @@ class DatasetWrapper(Dataset[Item]):
         if isinstance(idx, SeededIndex):
             idx.seed_all()
         item = self.data_source[idx]
-        output: Item = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
+        label = label_tensor([item], self.multi_hot)[0] if self.multi_hot else item.label
+        output: Item = {"label": label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
         img0 = read_image(item.impath)
         if tfm is None:
             output["img"] = T.functional.to_tensor(img0)
@@ -132,6 +137,16 @@ class DatasetWrapper(Dataset[Item]):
         except ValueError as error:  # such as an image that is smaller than a crop
             raise UnreadableImageError(path, f"it cannot be transformed: {error}") from error
         return images[0] if len(images) == 1 else images
+
+
+def label_tensor(items: Sequence[Datum], multi_hot: int = 0) -> Tensor:
+    """Labels (N,) int64 of N items; with ``multi_hot``, K, bool (N, K) that is true for the classes of each item."""
+    if not multi_hot:
+        return torch.tensor([item.label for item in items])
+    hot = torch.zeros(len(items), multi_hot, dtype=torch.bool)
+    for row, item in zip(hot, items, strict=True):
+        row[list(labels_of(item))] = True
+    return hot
 
 
 def _collate(finish: Finish | None, items: Sequence[Item | UnreadableImageError]) -> Batch:

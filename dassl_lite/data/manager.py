@@ -13,7 +13,7 @@ from dassl_lite.config import completed
 from dassl_lite.data.dataset import DatasetBase, build_dataset
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_files import FeatureDataset
-from dassl_lite.data.loaders import ImageLoader, Item, build_data_loader
+from dassl_lite.data.loaders import DatasetWrapper, ImageLoader, Item, build_data_loader
 from dassl_lite.data.transforms import Transform, build_transform
 from dassl_lite.utils.logger import get_logger
 
@@ -70,7 +70,10 @@ class DataManager:
             options = {"sampler_type": node.SAMPLER, "batch_size": node.BATCH_SIZE, "tfm": self.tfm_train}
             options |= {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS}
         options |= {"is_train": node is not None, "dataset_wrapper": self._dataset_wrapper}
-        return build_data_loader(cfg, data_source=items, **options)
+        loader = build_data_loader(cfg, data_source=items, **options)
+        if getattr(self.dataset, "multi_label", False) and isinstance(loader.dataset, DatasetWrapper):
+            loader.dataset.multi_hot = self.num_classes
+        return loader
 
     @property
     def num_classes(self) -> int:
@@ -92,6 +95,9 @@ class DataManager:
         if cfg.DATASET.TARGET_DOMAINS:
             rows.append(["Target", cfg.DATASET.TARGET_DOMAINS])
         rows.append(["# classes", f"{self.num_classes:,}"])
+        if getattr(self.dataset, "multi_label", False):
+            images = [item for part in (self.dataset.train_x, self.dataset.test) for item in part or ()]
+            rows.append(["# classes per image", f"{sum(len(item.labels) for item in images) / len(images):.1f}"])
         for name in ("train_x", "train_u", "val", "test"):
             if items := getattr(self.dataset, name):
                 rows.append([f"# {name}", f"{len(items):,}"])

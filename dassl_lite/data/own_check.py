@@ -59,7 +59,9 @@ class OwnReport:
         taken: what it was taken for, in one line.
         classes: K names, as prompts use them.
         folders: K names of their folders, for the classes that prompts call otherwise.
-        counts: images of each class, by split: "train", "val", "test", or UNSPLIT.
+        multi_label: whether an image may have several classes.
+        images: number of images, by split: "train", "val", "test", or UNSPLIT.
+        counts: images of each class, likewise.
         formats: number of images by format.
         sizes: the images' sizes in one line; "" for features.
         problems: one line for each kind of thing that stops a run.
@@ -70,6 +72,8 @@ class OwnReport:
     taken: str = ""
     classes: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
+    multi_label: bool = False
+    images: dict[str, int] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
     formats: Counter[str] = field(default_factory=Counter)
     sizes: str = ""
@@ -128,8 +132,11 @@ def _read_features(report: OwnReport, place: Path) -> None:
     report.taken = f"features of {file.backbone or 'an unnamed backbone'}, {file.width} dimensions"
     report.classes = list(file.classnames)
     for part, found in file.parts.items():
-        count = Counter(found.labels.tolist())
+        report.images[part] = len(found.labels)
+        report.multi_label |= found.labels.ndim == 2
+        count = Counter((found.labels.nonzero()[1] if found.labels.ndim == 2 else found.labels).tolist())
         report.counts[part] = [count[label] for label in range(len(file.classnames))]
+    report.taken += ", multi-label" if report.multi_label else ""
     _check_names(report)
     _check_counts(report)
 
@@ -159,6 +166,7 @@ def _read_folder(report: OwnReport, place: Path) -> Groups:
             report.problems.append(str(error))
     report.warnings += folder.remarks()
     report.counts = {part: [len(group) for group in found] for part, found in groups.items()}
+    report.images = {part: sum(counts) for part, counts in report.counts.items()}
     return groups
 
 
@@ -166,7 +174,8 @@ def _read_table(report: OwnReport, place: Path) -> Groups:
     table = find_table(place)
     rows = read_table(table)
     parts = split_rows(rows, list_rows(rows, table.parent))
-    names = {item.label: item.classname for items in parts.values() for item in items}
+    images = [item for items in parts.values() for item in items]
+    names = {label: name for item in images for label, name, _ in item.classes}
     labels = sorted(names)
     if "train" in parts or UNSPLIT in parts:
         report.problems += [
@@ -174,15 +183,21 @@ def _read_table(report: OwnReport, place: Path) -> Groups:
             for label in (next((n for n in range(len(labels)) if n not in names), None),)
             if label is not None
         ]
-    report.taken = f"a table of {len(rows):,} images" + (", not split" if UNSPLIT in parts else ", with splits")
+    report.taken = f"a table of {len(images):,} images" + (", not split" if UNSPLIT in parts else ", with splits")
+    if rows[0].several:
+        report.multi_label = True
+        each = sum(len(item.labels) for item in images) / len(images)
+        without = sum(not item.labels for item in images)
+        report.taken += f", multi-label: {each:.1f} classes per image" + (f", {without:,} without" if without else "")
     report.classes = [names[label] for label in labels]
     groups = {
-        part: [[item for item in parts[part] if item.label == label] for label in labels]
+        part: [[item for item in parts[part] if label in item.labels] for label in labels]
         for part in (UNSPLIT, *Split._fields)
         if part in parts
     }
     report.counts = {part: [len(group) for group in found] for part, found in groups.items()}
-    return groups
+    report.images = {part: len(parts[part]) for part in groups}
+    return {part: [parts[part]] for part in groups}
 
 
 # ---- names and counts ------------------------------------------------------------------------------------------------
@@ -237,7 +252,9 @@ def _check_counts(report: OwnReport) -> None:
     if not report.is_split:
         counts = report.counts[UNSPLIT]
         small = [f"'{n}' {c}" for n, c in zip(report.classes, counts, strict=True) if 0 < c < LEAST_TO_SPLIT]
-        if small:
+        if small and report.multi_label:
+            report.warnings.append(f"classes with few images, so that val or test may have none: {_examples(small)}")
+        elif small:
             report.problems.append(
                 f"classes with too few images for train, val and test, which needs {LEAST_TO_SPLIT}: {_examples(small)}"
             )
@@ -249,7 +266,7 @@ def _check_counts(report: OwnReport) -> None:
         (least, smallest), (most, largest) = min(filled), max(filled)
         report.warnings.append(
             f"unbalanced: '{largest}' has {count_images(most)}, '{smallest}' {least:,}; with --shots N every class "
-            "gives the same number"
+            f"gives {'at least that' if report.multi_label else 'the same'} number"
         )
 
 
@@ -272,7 +289,7 @@ def _check_images(report: OwnReport, groups: Groups, root: Path, progress: Progr
             reasons[one.reason].append(relative(item))
     for reason, paths in sorted(reasons.items(), key=lambda entry: -len(entry[1])):
         report.problems.append(f"unreadable ({reason}): {count_images(len(paths))} ({_examples(paths)})")
-    for text in _copies([(part, item.label, relative(item), one.digest) for part, item, one in readable]):
+    for text in _copies([(part, item.labels, relative(item), one.digest) for part, item, one in readable]):
         report.warnings.append(text)
     wide = [relative(item) for _, item, one in readable if one.wide]
     if wide:
@@ -299,11 +316,11 @@ def see(path: str) -> Seen:
     return Seen(kind, size, digest, wide)
 
 
-def _copies(found: Iterable[tuple[str, int, str, str]]) -> Iterator[str]:
+def _copies(found: Iterable[tuple[str, tuple[int, ...], str, str]]) -> Iterator[str]:
     """Lines on files with the same content.
 
     Args:
-        found: split, label, path and digest of each image.
+        found: split, labels, path and digest of each image.
     """
     by_digest = defaultdict(list)
     for part, label, path, digest in found:
@@ -321,8 +338,8 @@ def _copies(found: Iterable[tuple[str, int, str, str]]) -> Iterator[str]:
         yield f"the same image twice in a class{both}: {_pairs(within, by=2)}"
 
 
-def _pairs(groups: Sequence[Sequence[tuple[str, int, str]]], by: int) -> str:
-    """The number of groups, and of the first ones two paths that differ in split (0), label (1) or path (2)."""
+def _pairs(groups: Sequence[Sequence[tuple[str, tuple[int, ...], str]]], by: int) -> str:
+    """The number of groups, and of the first ones two paths that differ in split (0), labels (1) or path (2)."""
     listed = []
     for same in groups:
         other = next(one for one in same if one[by] != same[0][by])

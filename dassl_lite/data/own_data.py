@@ -9,7 +9,7 @@ from dassl_lite.data.datum import Datum
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.images import count_images
 from dassl_lite.data.layouts import refresh_split
-from dassl_lite.data.splits import UNSPLIT, Split, read_split, split_classes
+from dassl_lite.data.splits import UNSPLIT, Split, kept_labels, read_split, split_classes, split_multi_label
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -33,7 +33,7 @@ class OwnDataset(FolderDataset):
         return f"folder '{self.dataset_dir}'"
 
     def list_groups(self) -> dict[str, Groups]:
-        """The images of each class, by split: "train", "val" and "test", or UNSPLIT."""
+        """The images of each class, of all together if ``multi_label``, by split: "train", "val", "test" or UNSPLIT."""
         raise NotImplementedError
 
     def load(self) -> Split:
@@ -50,7 +50,11 @@ class OwnDataset(FolderDataset):
         if self.evaluating:
             return self._all_for_testing(_joined(groups[UNSPLIT]))
         # A generator with a fixed seed: the test images must not depend on the seed of the first run.
-        self._new_split = split_classes(groups[UNSPLIT], random.Random(1))
+        rng = random.Random(1)
+        if self.multi_label:
+            self._new_split = split_multi_label(_joined(groups[UNSPLIT]), rng)
+        else:
+            self._new_split = split_classes(groups[UNSPLIT], rng)
         return self._new_split
 
     def _given(self, parts: dict[str, list[Datum]]) -> Split:
@@ -65,8 +69,8 @@ class OwnDataset(FolderDataset):
     def _all_for_testing(self, items: list[Datum]) -> Split:
         logger.info(f"All {count_images(len(items))} are for testing")
         self.test_only = True
-        labels = {label: position for position, label in enumerate(sorted({item.label for item in items}))}
-        return Split([], [], [item.relabelled(labels[item.label]) for item in items])
+        labels = {label: position for position, label in enumerate(kept_labels(items, "all"))}
+        return Split([], [], [item.mapped(labels) for item in items])
 
 
 def _joined(groups: Iterable[Iterable[Datum]]) -> list[Datum]:

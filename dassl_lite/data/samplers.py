@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from yacs.config import CfgNode
 
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, labels_of
 from dassl_lite.utils.errors import UserError, unknown
 
 SAMPLERS = ("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
@@ -109,7 +109,8 @@ class RandomClassSampler(Sampler[int]):
         self.n_classes = batch_size // n_ins  # per batch
         self.indices: dict[int, list[int]] = {}
         for index, item in enumerate(data_source):
-            self.indices.setdefault(item.label, []).append(index)
+            for label in labels_of(item):  # an image of several classes is one of each
+                self.indices.setdefault(label, []).append(index)
         if not 1 <= self.n_classes <= len(self.indices):
             raise UserError(
                 f"a batch of {batch_size} with {n_ins} images per class needs {self.n_classes} classes; "

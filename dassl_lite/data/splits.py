@@ -1,7 +1,7 @@
 """Splits into training, validation and test images: read, made, checked and saved as the field does.
 
 A split file (``split_zhou_*.json``) holds ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}`` with
-paths relative to the dataset's image folder.
+paths relative to the dataset's image folder. Of an image with several classes, or none, label and class name are lists.
 """
 
 from __future__ import annotations
@@ -100,12 +100,19 @@ def write_listing(content: Mapping[str, object], path: PathLike) -> None:
 def items_from_rows(rows: Iterable[Sequence[Any]], image_dir: str, path: PathLike) -> list[Datum]:
     """Datums from the rows ``[relative path, label, class name]`` of the file ``path``."""
     try:
-        return [
-            Datum(_joined(image_dir, relative), read_label(label), classname=check_name(name))
-            for relative, label, name in rows
-        ]
+        return [_item(_joined(image_dir, relative), label, name) for relative, label, name in rows]
     except (TypeError, ValueError) as error:
         raise UserError(f"'{path}': rows should be [path, label, class name] ({error})") from error
+
+
+def _item(path: str, label: Any, name: Any) -> Datum:
+    """An item with the label and class name, or the lists of them, that a file gives."""
+    if not isinstance(label, list):
+        return Datum(path, read_label(label), classname=check_name(name))
+    if not isinstance(name, list):
+        raise ValueError(f"{shown(name)} are not the names of {len(label)} classes")
+    pairs = zip(label, name, strict=True)  # strict: ValueError
+    return Datum(path, classes=[(read_label(one), check_name(called), "") for one, called in pairs])
 
 
 MAX_LABEL = 10**9
@@ -149,14 +156,20 @@ def _joined(image_dir: str, relative: str) -> str:
     return os.path.normpath(path) if ".." in relative else path  # one spelling per path
 
 
-def rows_from_items(items: Iterable[Datum], image_dir: str) -> list[list[str | int]]:
-    """A row ``[path relative to image_dir, label, class name]`` for each item; paths have forward slashes."""
+def rows_from_items(items: Iterable[Datum], image_dir: str) -> list[list[Any]]:
+    """A row ``[path relative to image_dir, label, class name]`` for each item; paths have forward slashes.
+
+    An item with several classes, or none, has lists of labels and names.
+    """
     prefix = os.path.join(image_dir, "")
-    rows: list[list[str | int]] = []
+    rows: list[list[Any]] = []
     for item in items:
         inside = item.impath.startswith(prefix)
         relative = item.impath[len(prefix) :] if inside else os.path.relpath(item.impath, image_dir)
-        rows.append([relative.replace(os.sep, "/"), item.label, item.classname])
+        named: tuple[Any, Any] = (item.label, item.classname)
+        if not item.has_one_class:
+            named = list(item.labels), [name for _, name, _ in item.classes]
+        rows.append([relative.replace(os.sep, "/"), *named])
     return rows
 
 
@@ -222,30 +235,89 @@ def split_classes(
     return split
 
 
+def split_multi_label(items: Sequence[Datum], rng: random.Random, p_train: float = 0.5, p_val: float = 0.2) -> Split:
+    """Split images of several classes each, with each class's images divided as near to the fractions as can be.
+
+    Iterative stratification (https://doi.org/10.1007/978-3-642-23808-6_10): the class with the fewest images left comes
+    first; each of its images goes where that class lacks the most, on a tie where images lack the most.
+
+    Args:
+        items: the images, each once.
+        rng: a generator; it shuffles the images first.
+        p_train, p_val: fractions for training and validation; the rest is for testing.
+
+    Raises:
+        UserError: a class ends up without a training image.
+    """
+    fractions = (p_train, p_val, 1 - p_train - p_val)
+    logger.info(f"Splitting into {fractions[0]:.0%} train, {fractions[1]:.0%} val, and {fractions[2]:.0%} test")
+    left: dict[int, dict[int, None]] = {}  # positions of the images left of each class, in shuffled order
+    for position in rng.sample(range(len(items)), len(items)):
+        for label in items[position].labels or (-1,):
+            left.setdefault(label, {})[position] = None
+    lacking = {label: [len(images) * fraction for fraction in fractions] for label, images in left.items()}
+    lacking_images = [len(items) * fraction for fraction in fractions]
+    places: list[list[int]] = [[], [], []]
+    while any(left.values()):
+        rarest = min((label for label in left if left[label]), key=lambda label: (len(left[label]), label))
+        for position in list(left[rarest]):
+            place = max(range(3), key=lambda one: (lacking[rarest][one], lacking_images[one]))
+            places[place].append(position)
+            lacking_images[place] -= 1
+            for label in items[position].labels or (-1,):
+                lacking[label][place] -= 1
+                del left[label][position]
+    split = Split(*([items[position] for position in sorted(place)] for place in places))
+    _tell_classes_of_one_side(split)
+    return split
+
+
+def _tell_classes_of_one_side(split: Split) -> None:
+    """Raise UserError for a class without a training image; warn of those without a validation or a test image."""
+    names = {label: name for part in split for item in part for label, name, _ in item.classes}
+    for part, items in split._asdict().items():
+        lacking = sorted(names.keys() - {label for item in items for label in item.labels})
+        if lacking and part == "train":
+            count = sum(lacking[0] in item.labels for part in split for item in part)
+            raise UserError(f"class '{names[lacking[0]]}' has {count_images(count)}, too few for train, val and test")
+        if lacking:
+            first = ", ".join(f"'{names[label]}'" for label in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            logger.warning(f"Classes without {part} images: {len(lacking)} ({first})")
+
+
 def subsample_classes(split: Split, which: str) -> Split:
     """Keep the first half of the classes (``base``), the second half (``new``) or ``all`` of them.
 
-    Base classes are the first ceil(K/2) of the sorted training labels. The kept classes are relabelled from 0.
+    Base classes are the first ceil(K/2) of the sorted training labels. The kept classes are relabelled from 0. An image
+    of several classes keeps those that are kept, and stays if it has any.
     """
     if which not in ("all", "base", "new"):
         raise unknown("DATASET.SUBSAMPLE_CLASSES", which, ("all", "base", "new"))
     if which == "all":
         return split
     logger.info(f"SUBSAMPLE {which.upper()} CLASSES!")
-    labels = sorted({item.label for item in split.train})
-    half = math.ceil(len(labels) / 2)
-    kept = labels[:half] if which == "base" else labels[half:]
+    kept = kept_labels(split.train, which)
     new_label = {label: position for position, label in enumerate(kept)}
-    parts = [[item.relabelled(new_label[item.label]) for item in part if item.label in new_label] for part in split]
+    parts = [
+        [item.mapped(new_label) for item in part if not new_label.keys().isdisjoint(item.labels)] for part in split
+    ]
     return Split(*parts)
+
+
+def kept_labels(train: Iterable[Datum], which: str) -> list[int]:
+    """The sorted labels of training images that are in use: all, the first ceil(K/2), or the others."""
+    labels = sorted({label for item in train for label in item.labels})
+    half = math.ceil(len(labels) / 2)
+    return {"all": labels, "base": labels[:half], "new": labels[half:]}[which]
 
 
 def check_labels(split: Split, source: str) -> None:
     """Raise UserError unless the training labels are 0 to K - 1 with one name each, and cover val and test."""
     names: dict[int, str] = {}
     for item in split.train:
-        if names.setdefault(item.label, item.classname) != item.classname:
-            raise UserError(f"{source}: label {item.label} is both '{names[item.label]}' and '{item.classname}'")
+        for label, name, _ in item.classes:
+            if names.setdefault(label, name) != name:
+                raise UserError(f"{source}: label {label} is both '{names[label]}' and '{name}'")
     gap = next((label for label in range(len(names)) if label not in names), None)  # whatever the largest label
     if gap is not None or min(names, default=0) < 0:
         wrong = f"label {min(names)} is negative" if min(names) < 0 else f"no training image has label {gap}"
@@ -253,8 +325,9 @@ def check_labels(split: Split, source: str) -> None:
             wrong += f": they run from 1 to {max(names)}; subtract 1"
         raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
     for item in (*split.val, *split.test):
-        if item.label not in names:
-            raise UserError(f"{source}: '{item.impath}' has label {item.label}, which no training image has")
+        for label in item.labels:
+            if label not in names:
+                raise UserError(f"{source}: '{item.impath}' has label {label}, which no training image has")
 
 
 def check_files(split: Split, source: str, hint: str) -> None:

@@ -32,7 +32,7 @@ from dassl_lite.models.clip import Preprocessing, preprocessing
 from dassl_lite.models.names import is_local
 from dassl_lite.networks import BACKBONE_REGISTRY
 from dassl_lite.utils.env import usable_cores
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MultiLabelError, UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry, is_ours
 
@@ -152,6 +152,14 @@ def build_trainer(cfg: CfgNode) -> Any:
     load_plugins()
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
+    try:
+        return _built(trainer, cfg)
+    except MultiLabelError as error:
+        taking = [name for name in TRAINER_REGISTRY if getattr(TRAINER_REGISTRY.get(name), "takes_multi_label", False)]
+        raise MultiLabelError(f"{error}; methods that take it: {', '.join(sorted(taking))}") from error
+
+
+def _built(trainer: Any, cfg: CfgNode) -> Any:
     cfg = with_backbone_inputs(completed(cfg))
     if is_ours(trainer):
         return trainer(completed(cfg, _own_keys(trainer)))

@@ -26,23 +26,28 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 EVALUATOR_REGISTRY = Registry("evaluator")
+MULTI_LABEL = "MultiLabelClassification"  # in the place of Classification, where images have several classes
 
 
-def build_evaluator(cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> EvaluatorBase:
+def build_evaluator(
+    cfg: CN, lab2cname: Mapping[int, str] | None = None, *, multi_label: bool = False, **kwargs: Any
+) -> EvaluatorBase:
     """Build the evaluator named by TEST.EVALUATOR.
 
     Args:
         cfg: the full config.
         lab2cname: class name of each label.
+        multi_label: whether images have several classes; then Classification, the default, gives way to mAP and F1.
         **kwargs: passed on to the evaluator.
 
     Raises:
         UserError: no such evaluator; the message lists the choices.
     """
     cfg = completed(cfg)
-    evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    name = MULTI_LABEL if multi_label and cfg.TEST.EVALUATOR == "Classification" else cfg.TEST.EVALUATOR
+    evaluator = EVALUATOR_REGISTRY.get(name)
     if cfg.VERBOSE:
-        logger.info(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
+        logger.info(f"Loading evaluator: {name}")
     return evaluator(cfg, lab2cname=lab2cname, **kwargs)
 
 
@@ -57,7 +62,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch: model output (B, K) and ground truth (B,)."""
+        """Add a batch: model output (B, K) and ground truth (B,); of a multi-label dataset bool (B, K)."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
-    """Percentage of the batch whose label is among the k highest logits, for each k.
+    """Percentage of the batch whose label, or one of whose labels, is among the k highest logits, for each k.
 
     Args:
         output: logits (B, K); of a sequence of outputs the first is used.
-        target: integer labels (B,).
+        target: integer labels (B,), or bool (B, K), true for each class of an image.
         topk: the values of k.
 
     Returns:
@@ -30,5 +30,9 @@ def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Se
     if min(topk) < 1 or largest > logits.shape[1]:
         raise ValueError(f"topk is {tuple(topk)}; each k must be from 1 to {logits.shape[1]}, the number of classes")
     predicted = logits.topk(largest, dim=1).indices  # (B, largest)
-    hits = predicted == target.reshape(-1, 1)
+    if target.dim() == 2:
+        hits = target.gather(1, predicted)
+        hits = hits & (hits.cumsum(1) == 1)  # an image counts once
+    else:
+        hits = predicted == target.reshape(-1, 1)
     return [hits[:, :k].sum(dtype=torch.float32).reshape(1) * (100.0 / logits.shape[0]) for k in topk]

@@ -1,16 +1,27 @@
 """The head that most methods share: cosine logits of image features against one prototype per class.
 
+The sigmoid loss (LOSS sigmoid) tells each class from its absence, as SigLIP does (https://arxiv.org/abs/2303.15343):
+
+    p_k = sigmoid(factor * logit_k + bias),   loss = -sum_k log p_k if the image has class k, else log (1 - p_k)
+
+Factor and bias are two learned numbers. A SigLIP brings its own bias along (logit_bias), with factor 1. The logits of a
+CLIP that was trained with a softmax are all positive, around 25, and mean something only against each other: there,
+training starts from the two numbers that fit its own images best (Platt scaling).
+
 Shapes: B images, K classes, D feature width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MOST = 5.0  # magnitude of the logarithm of the factor that Platt scaling finds
 
 
 class CosineHead(nn.Module):
@@ -22,15 +33,21 @@ class CosineHead(nn.Module):
 
     Args:
         scale: exp(logit_scale), a scalar.
+
+    Attributes:
+        calibration: (2,) logarithm of the sigmoid's factor, and its bias; None unless `calibrate` was called.
     """
 
     scale: Tensor
+    optional_state = ("calibration",)  # without it, classes have the same order
+    calibration: nn.Parameter | None
     _evaluating = False
     _kept: Tensor | None = None
 
     def __init__(self, scale: Tensor | float) -> None:
         super().__init__()
         self.register_buffer("scale", torch.as_tensor(scale).detach().float(), persistent=False)
+        self.register_parameter("calibration", None)
 
     def class_prototypes(self) -> Tensor:
         """One row per class (K, D), of any length and dtype."""
@@ -43,7 +60,12 @@ class CosineHead(nn.Module):
     def forward(self, image_features: Tensor) -> Tensor:
         """Logits (B, K) for image features (B, D)."""
         image_features = F.normalize(self.adapt(image_features), dim=-1)
-        return self.scale * image_features @ F.normalize(self.class_features(), dim=-1).t()
+        logits = self.scale * image_features @ F.normalize(self.class_features(), dim=-1).t()
+        return logits if self.calibration is None else self.calibration[0].exp() * logits + self.calibration[1]
+
+    def calibrate(self, log_factor: float = 0.0, bias: float = 0.0) -> None:
+        """Have logits of a sigmoid from now on, with a factor and a bias that are learned from these on."""
+        self.calibration = nn.Parameter(torch.tensor([log_factor, bias], device=self.scale.device))
 
     def class_features(self) -> Tensor:
         """The prototypes (K, D) in float32; computed once within `evaluating`."""
@@ -80,3 +102,45 @@ class FixedPrototypes(CosineHead):
 
     def class_prototypes(self) -> Tensor:
         return self.prototypes
+
+
+def class_targets(labels: Tensor, classes: int) -> Tensor:
+    """Bool (B, K), true for the classes of each image: of labels (B,), or as given."""
+    return labels.bool() if labels.dim() == 2 else F.one_hot(labels, classes).bool()
+
+
+def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over classes and averaged over images, a scalar.
+
+    Args:
+        logits: (B, K).
+        labels: (B,), or bool (B, K), true for the classes of each image.
+    """
+    targets = class_targets(labels, logits.shape[1]).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
+def platt_scaling(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Logarithm of the factor, and the bias, with which logits have the least sigmoid loss.
+
+    Args:
+        logits: (N, K).
+        targets: bool (N, K).
+    """
+    logits, targets = logits.double(), targets.double()
+    mean = logits.mean()
+    found = torch.zeros(2, dtype=torch.float64, device=logits.device, requires_grad=True)
+    optim = torch.optim.LBFGS([found], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optim.zero_grad()
+        # In a bounded range: logits that say nothing would be given a factor of 0, and never learn to say something.
+        log_factor = MOST * (found[0] / MOST).tanh()
+        loss = F.binary_cross_entropy_with_logits(log_factor.exp() * (logits - mean) + found[1], targets)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optim.step(closure)
+    log_factor = MOST * (found[0] / MOST).tanh().item()
+    return log_factor, found[1].item() - math.exp(log_factor) * mean.item()

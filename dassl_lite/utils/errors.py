@@ -70,6 +70,10 @@ class LackingClassesError(UserError):
     """A dataset has a class that the run was not trained on and cannot handle; a suite of datasets skips it."""
 
 
+class MultiLabelError(UserError):
+    """A method takes one class per image, and the dataset has several."""
+
+
 class MissingCheckpointError(UserError, FileNotFoundError):
     """There is no such checkpoint; a FileNotFoundError too, since that is what Dassl raises."""
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache.store import Features
-from dassl_lite.data.loaders import Item
+from dassl_lite.data.loaders import Item, label_tensor
 from dassl_lite.data.samplers import SeededSampler
 from dassl_lite.utils.logger import get_logger
 
@@ -39,7 +39,7 @@ class FeatureLoader:
 
     Attributes:
         kept: bool (N,), False for unreadable images that were skipped; set on first use, like ``labels``.
-        labels, domains: int64 (N,), on ``device``.
+        labels, domains: int64 (N,), on ``device``; labels of a multi-label dataset are bool (N, K).
     """
 
     gives_features = True
@@ -81,7 +81,7 @@ class FeatureLoader:
                     f"{features.tensor.nbytes / 2**30:.1f} GiB of features stay on the host: they are more than a "
                     f"quarter of the memory of {self.device}"
                 )
-            self.labels = torch.tensor([item.label for item in self.items], device=self.device)
+            self.labels = label_tensor(self.items, getattr(self.dataset, "multi_hot", 0)).to(self.device)
             self.domains = torch.tensor([item.domain for item in self.items], device=self.device)
         return self._views
 
@@ -89,7 +89,7 @@ class FeatureLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Dicts with ``feature`` (B, D), ``label`` (B,), ``domain`` (B,) and ``index`` (B,).
+        """Dicts with ``feature`` (B, D), ``label`` (B,) or (B, K), ``domain`` (B,) and ``index`` (B,).
 
         The order of the whole epoch is drawn, and moved to the device, before its first batch.
         """

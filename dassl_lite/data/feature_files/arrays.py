@@ -181,9 +181,21 @@ class Arrays:
                 self.refuse(name, f"contains NaN or infinity, first in row {', '.join(map(str, index))}")
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
-    def labels(self, name: str, count: int, classes: int, of: str) -> Array:
-        """Class labels, whole numbers from 0 to K - 1, for each of the ``count`` rows of the array ``of``."""
+    def labels(self, name: str, count: int, classes: int, of: str, *, several: bool = False) -> Array:
+        """Class labels, whole numbers from 0 to K - 1, for each of the ``count`` rows of the array ``of``.
+
+        Args:
+            several: whether zeros and ones (N, K) are taken too, for images with several classes; they become bool.
+        """
         array = self._read(name)
+        if several and array.ndim == 2 and array.dtype.kind in "biu":
+            if array.shape != (count, classes):
+                self.refuse(
+                    name, f"has shape {array.shape}, but {of} has {count} rows, and there are {classes} classes"
+                )
+            if not ((array == 0) | (array == 1)).all():
+                self.refuse(name, "is of shape (N, K), so it must hold zeros and ones")
+            return array.astype(bool)
         if array.dtype.kind not in "iu" or array.ndim != 1:
             self.refuse(name, f"must be whole numbers of shape (N,), not {_kind(array)}")
         if len(array) != count:

@@ -24,7 +24,7 @@ from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.arrays import Array, open_arrays
 from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, read_feature_file
 from dassl_lite.data.folder import FolderDataset
-from dassl_lite.data.splits import Split, check_labels
+from dassl_lite.data.splits import Split, check_labels, kept_labels
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -57,6 +57,7 @@ class FeatureDataset(FolderDataset):
     own_data = True
     file: FeatureFile
     rows: Array
+    _all_training: list[Datum]  # those that define the classes, before a draw
 
     @classmethod
     def stated_name(cls, cfg: CfgNode) -> str:
@@ -69,11 +70,7 @@ class FeatureDataset(FolderDataset):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
-        stored: dict[int, int] = {}  # label in use -> label in the file
-        for item in self.train_x:
-            part, row = _split_and_row(item)
-            stored[item.label] = self.file.parts[part].labels[row]
-        self.rows = np.array([stored[label] for label in sorted(stored)])
+        self.rows = np.array(kept_labels(self._all_training, cfg.DATASET.SUBSAMPLE_CLASSES))
 
     @property
     def text_weights(self) -> torch.Tensor:
@@ -132,13 +129,21 @@ class FeatureDataset(FolderDataset):
     def load(self) -> Split:
         self.file = file = with_templates_of_dataset(read_feature_file(self.image_dir))
         self.template, self.ensemble_templates = (*file.templates, PLAIN_TEMPLATE)[0], file.ensemble_templates
-        self.test_only = "train" not in file.parts
+        self.test_only, self.multi_label = "train" not in file.parts, file.multi_label
         logger.info(f"Features of {file.backbone or 'an unnamed backbone'}, width {file.width}, from {self.image_dir}")
-        return Split(*(self._items(part, file) for part in PARTS))
+        split = Split(*(self._items(part, file) for part in PARTS))
+        self._all_training = split.test if self.test_only else split.train
+        return split
 
     def _items(self, part: str, file: FeatureFile) -> list[Datum]:
         folder = os.path.join(self.image_dir, part, "")
         labels = file.parts[part].labels.tolist() if part in file.parts else []
+        if file.multi_label:
+            classes = list(zip(range(len(file.classnames)), file.classnames, file.classids, strict=True))
+            return [
+                Datum(f"{folder}{row}", classes=[one for one, has in zip(classes, marks, strict=True) if has])
+                for row, marks in enumerate(labels)
+            ]
         return [
             Datum(f"{folder}{row}", label, 0, file.classnames[label], file.classids[label])
             for row, label in enumerate(labels)

@@ -32,7 +32,7 @@ class FeaturePart:
 
     Attributes:
         views: features (V, N, D) from a frozen encoder, not necessarily normalised.
-        labels: int64 (N,).
+        labels: int64 (N,); of images with several classes bool (N, K), true for the classes of each.
         plain: features (N, D) without augmentation, if ``views`` are augmented.
     """
 
@@ -77,6 +77,11 @@ class FeatureFile:
     provenance: tuple[str, ...] = ()
 
     @property
+    def multi_label(self) -> bool:
+        """Whether images have several classes."""
+        return self.parts["test"].labels.ndim == 2
+
+    @property
     def width(self) -> int:
         """D."""
         return self.parts["test"].views.shape[2]
@@ -108,6 +113,9 @@ def read_feature_file(path: PathLike) -> FeatureFile:
             weights = text_weights(arrays, "text_weights", "(K, D) or (T, K, D)", names)
         _check_classes(arrays, names, ids, templates, ensemble, weights)
         _check_widths(arrays, parts, weights.shape[2])
+        if len({part.labels.ndim for part in parts.values()}) > 1:
+            one = next(name for name, part in parts.items() if part.labels.ndim != parts["test"].labels.ndim)
+            arrays.refuse(f"{one}_labels", "and test_labels differ: one class for each image, or zeros and ones (N, K)")
         file = FeatureFile(
             parts=parts,
             classnames=names,
@@ -145,7 +153,7 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
         arrays["templates"] = np.array(file.templates)
     for name, part in file.parts.items():
         arrays[f"{name}_features"] = part.views[0] if len(part.views) == 1 else part.views
-        arrays[f"{name}_labels"] = part.labels
+        arrays[f"{name}_labels"] = part.labels.astype(np.uint8) if part.labels.ndim == 2 else part.labels
         if part.plain is not None:
             arrays[f"{name}_plain_features"] = part.plain
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
@@ -204,7 +212,7 @@ def _read_part(arrays: Arrays, name: str, classes: int) -> FeaturePart | None:
     count = views.shape[1]
     part = FeaturePart(
         views,
-        arrays.labels(labels, count, classes, features),
+        arrays.labels(labels, count, classes, features, several=True),
         arrays.features(plain, "(N, D)", 2) if plain in arrays else None,
     )
     if part.plain is not None and len(part.plain) != count:

@@ -1,14 +1,25 @@
-"""A user's table of images: a CSV file with the path, class, split and class id of an image in each row."""
+"""A user's table of images: a CSV file with the path, class, split and class id of an image in each row.
+
+An image may have several classes. The table then gives them in one of these ways, and is multi-label:
+
+- a cell with separators, ``cat|dog`` or ``cat;dog``, or a list in JSON's or Python's spelling, ``["cat", "dog"]``
+- a column called ``labels``, ``classes`` or ``classnames``, with such cells (``cat, dog`` too) or a row for each class
+- no column of classes, but a column of zeros and ones for each class, called by its name
+
+An empty cell, or a row of zeros, is an image of none of the classes.
+"""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dassl_lite.data.datum import Datum
+from dassl_lite.data.images import count_images
 from dassl_lite.data.layouts.class_folders import ClassFolder, name_folders
 from dassl_lite.data.splits import MAX_LABEL, UNSPLIT, Split, check_path, split_called
 from dassl_lite.utils.errors import UserError, nearest, shown, unknown
@@ -30,10 +41,28 @@ COLUMNS = {
     "split": ("split", "part", "set"),
     "classid": ("classid", "class_id", "wnid"),
 }
+# Headers that say that a cell has several, of the same columns.
+PLURALS = {
+    "label": ("labels",),
+    "classname": ("classnames", "classes", "class_names"),
+    "classid": ("classids", "class_ids", "wnids"),
+}
+OF_CLASSES = ("label", "classname", "classid")
+# Separators of several classes in a cell; the first that occurs is the one. A comma, as in "tench, Tinca tinca", and a
+# space may be part of a name: a comma separates in a column of several only.
+SEPARATORS = ("|", ";", ",")
+LIST = "[]"  # in the place of a separator: the cells have lists
+# Cells of a column that says whether an image has a class.
+_TRUTH = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 class TableRow(NamedTuple):
-    """A row as it is written, "" for columns that the table lacks. ``where`` locates it in error messages."""
+    """An image with a class as the table gives them, "" for columns that the table lacks.
+
+    Attributes:
+        where: its place, for error messages.
+        several: the table is multi-label: an image has a row for each of its classes, or one without a class.
+    """
 
     where: str
     path: str
@@ -41,11 +70,17 @@ class TableRow(NamedTuple):
     classname: str = ""
     split: str = ""
     classid: str = ""
+    several: bool = False
 
     @property
     def key(self) -> str:
-        """Identifies the row's class within the table: its label, else its class name."""
+        """Identifies the row's class within the table: its label, else its class name; "" for no class."""
         return str(int(self.label)) if self.label else self.classname
+
+    @property
+    def has_none(self) -> bool:
+        """Whether it is an image without a class in a multi-label table."""
+        return self.several and not self.label and not self.classname
 
 
 def _is_label(text: str) -> bool:
@@ -68,7 +103,8 @@ def find_table(path: str | Path) -> Path:
 def read_table(path: Path) -> list[TableRow]:
     """Read a CSV file with a header; columns are separated by commas, semicolons or tabs, as in its first line.
 
-    If there is no column of class names, labels that are not all whole numbers are the class names.
+    If there is no column of class names, labels that are not all whole numbers are the class names. A multi-label table
+    gives a row for each class of an image.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or has an incomplete row.
@@ -80,18 +116,31 @@ def read_table(path: Path) -> list[TableRow]:
                 raise UserError(f"the table '{path}' has no header: its first line has over {MAX_HEADER:,} characters")
             file.seek(0)
             lines = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
-            columns = _find_columns(path, next(lines, []))
-            rows = list(_parse_rows(path, lines, columns))
+            names = next(lines, [])
+            columns, several = _find_columns(path, names)
+            written = list(_parse_rows(path, lines, columns))
     except UserError:
         raise
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8
         raise UserError(f"cannot read the table '{path}': {error}") from error
+    if not columns.keys() & {"label", "classname"}:
+        rows, unused = _from_columns_of_classes(path, names, written, columns)
+        columns["classname"] = -1
+    else:
+        unused = set(range(len(names))) - set(columns.values())
+        rows = _single_classes(path, [row for row, _ in written], columns, several)
+    for position in sorted(unused):
+        meant = nearest(names[position], {name for headers in COLUMNS.values() for name in headers})
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        logger.info(f"Column '{names[position]}' of '{path}' is not used{hint}")
     if not rows:
         raise UserError(f"the table '{path}' lists no images")
-    if "classname" not in columns and not all(row.label.isdecimal() for row in rows):
+    if "classname" not in columns and not all(row.label.isdecimal() for row in rows if not row.has_none):
         rows = [row._replace(classname=row.label, label="") for row in rows]
         columns["classname"] = columns.pop("label")
     for row in rows:
+        if row.has_none:
+            continue
         if "label" in columns and not _is_label(row.label):
             raise UserError(f"{row.where}: label {shown(row.label)} is not a whole number, 0 to {MAX_LABEL:,}")
         if "classname" in columns and not row.classname:
@@ -99,28 +148,33 @@ def read_table(path: Path) -> list[TableRow]:
     return rows
 
 
-def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Position of each known column in the header."""
+def _find_columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], bool]:
+    """Position of each known column in the header; and whether its name says that a cell has several classes."""
+    headers = [cell.strip().lower() for cell in header]
+    one = {name: column for column, names in COLUMNS.items() for name in names}
+    several = not any(one.get(cell) in ("label", "classname") for cell in headers)
+    known = one | {name: column for column, names in PLURALS.items() for name in names} if several else one
     columns: dict[str, int] = {}
-    known = {name: column for column, names in COLUMNS.items() for name in names}
-    for position, cell in enumerate(header):
-        column = known.get(cell.strip().lower())
-        if column is None:
-            meant = nearest(cell, known)
-            logger.info(f"Column '{cell}' of '{path}' is not used{f'; did you mean {meant!r}?' if meant else ''}")
-        elif column in columns:
+    for position, cell in enumerate(headers):
+        column = known.get(cell)
+        if column in columns:
             raise UserError(f"the table '{path}' has two columns for '{column}': {', '.join(header)}")
-        else:
+        if column is not None:
             columns[column] = position
-    if "path" not in columns or not columns.keys() & {"label", "classname"}:
-        raise UserError(
-            f"the table '{path}' needs a header with path, and label or classname (optionally split and classid); "
-            f"its first line is: {', '.join(header) or 'empty'}"
-        )
-    return columns
+    if "path" not in columns:
+        raise _lacks_columns(path, header)
+    return columns, several
 
 
-def _parse_rows(path: Path, lines: CSVReader, columns: Mapping[str, int]) -> Iterator[TableRow]:
+def _lacks_columns(path: Path, header: Sequence[str]) -> UserError:
+    return UserError(
+        f"the table '{path}' needs a header with path, and label or classname (optionally split and classid), or a "
+        f"column of zeros and ones for each class; its first line is: {', '.join(header) or 'empty'}"
+    )
+
+
+def _parse_rows(path: Path, lines: CSVReader, columns: Mapping[str, int]) -> Iterator[tuple[TableRow, Sequence[str]]]:
+    """Each line as it is written, with its cells."""
     number = lines.line_num + 1
     for cells in lines:
         where = f"'{path}', line {number}"
@@ -128,15 +182,128 @@ def _parse_rows(path: Path, lines: CSVReader, columns: Mapping[str, int]) -> Ite
         if not any(cells):
             continue
         cut = [column for column, position in columns.items() if position >= len(cells)]
-        row = TableRow(where, **{"path": "", **{c: cells[i].strip() for c, i in columns.items() if c not in cut}})
+        given: dict[str, Any] = {c: cells[i].strip() for c, i in columns.items() if c not in cut}
+        row = TableRow(where, "")._replace(**given)
         check_path(row.path)
         if cut or not row.path:
             raise UserError(f"{where} has no {cut[0] if cut else 'path'}: {', '.join(cells)}")
-        yield row
+        yield row, cells
+
+
+# ---- tables of several classes per image -----------------------------------------------------------------------------
+
+
+def _from_columns_of_classes(
+    path: Path, header: Sequence[str], written: Sequence[tuple[TableRow, Sequence[str]]], columns: Mapping[str, int]
+) -> tuple[list[TableRow], set[int]]:
+    """The rows of a table with a column of zeros and ones for each class; and the columns that are not used.
+
+    Raises:
+        UserError: there are no two such columns.
+    """
+    others = set(range(len(header))) - set(columns.values())
+    named = [position for position in sorted(others) if header[position].strip()]
+    values = {position: [_truth(cells, position) for _, cells in written] for position in named}
+    marks = {position: found for position, found in values.items() if None not in found}
+    if len(marks) < 2 or not written:
+        raise _lacks_columns(path, header)
+    ones = [[header[position].strip() for position, found in marks.items() if found[i]] for i in range(len(written))]
+    several = any(len(names) != 1 for names in ones)
+    kind = "multi-label" if several else "of one class per image"
+    logger.info(f"'{path}' is {kind}: zeros and ones in {len(marks)} columns, each of a class")
+    rows = [
+        row._replace(classname=name, several=several)
+        for (row, _), names in zip(written, ones, strict=True)
+        for name in names or [""]
+    ]
+    return rows, others - marks.keys()
+
+
+def _truth(cells: Sequence[str], position: int) -> bool | None:
+    """Whether a cell says yes; None if it says neither yes nor no."""
+    return _TRUTH.get(cells[position].strip().lower()) if position < len(cells) else None
+
+
+def _single_classes(path: Path, rows: list[TableRow], columns: Mapping[str, int], several: bool) -> list[TableRow]:
+    """A row for each class of each image, if the table is multi-label; otherwise the rows as they are.
+
+    Args:
+        several: whether the header says that it is.
+    """
+    main = "label" if "label" in columns else "classname"
+    cells = [getattr(row, main) for row in rows]
+    separator = _separator_in(cells, several)
+    if not several and separator is None:
+        return rows
+    how = f"separated by '{separator}'" if separator and separator != LIST else "as lists" if separator else "by row"
+    logger.info(f"'{path}' is multi-label: an image may have several classes, {how}")
+    given = [column for column in OF_CLASSES if column in columns]
+    found = []
+    for row in rows:
+        parts = {column: _parts(row.where, getattr(row, column), separator) for column in given}
+        count = len(parts[main])
+        for column, values in parts.items():
+            if values and len(values) != count:
+                raise UserError(f"{row.where} has {count} in the column of {main}s, but {len(values)} {column}s")
+        for i in range(max(count, 1)):
+            one = {column: values[i] if values else "" for column, values in parts.items()}
+            found.append(row._replace(**one, several=True))
+    return found
+
+
+def _separator_in(cells: Sequence[str], several: bool) -> str | None:
+    """What separates the classes in cells; LIST if each has a list; None if each has one class.
+
+    Args:
+        several: whether the header says that cells have several.
+    """
+    filled = {cell for cell in cells if cell}
+    if filled and all(map(_is_list, filled)):
+        return LIST
+    plain = [cell for cell in filled if not _is_list(cell)]
+    for separator in SEPARATORS:
+        if any(separator in cell for cell in plain):
+            parts = {part.strip() for cell in plain for part in cell.split(separator)}
+            # A name may have a ";" in it: then there are more parts than names, where classes recur there are fewer.
+            if several or separator == "|" or (separator == ";" and len(parts) <= len(filled)):
+                return separator
+    numbers = [cell.split() for cell in plain]
+    if any(len(found) > 1 for found in numbers) and all(part.isdecimal() for found in numbers for part in found):
+        return " "
+    return None
+
+
+def _is_list(cell: str) -> bool:
+    return cell.startswith("[") and cell.endswith("]")
+
+
+def _parts(where: str, cell: str, separator: str | None) -> list[str]:
+    """The classes in a cell.
+
+    Raises:
+        UserError: a list that cannot be read.
+    """
+    if not _is_list(cell):
+        split = [cell] if separator in (None, LIST) else cell.split(separator)
+        return [part.strip() for part in split if part.strip()]
+    try:
+        listed: Any = json.loads(cell)
+    except (ValueError, RecursionError):  # Python's spelling: ['cat', 'dog']
+        quote = "'" if "'" in cell else '"'
+        try:
+            listed = next(csv.reader([cell[1:-1]], quotechar=quote, skipinitialspace=True, strict=True), [])
+        except csv.Error as error:
+            raise UserError(f"{where}: {shown(cell)} is not a list of classes: {error}") from error
+    if not all(isinstance(part, str) or type(part) is int for part in listed):
+        raise UserError(f"{where}: {shown(cell)} is not a list of names or labels")
+    return [str(part).strip() for part in listed if str(part).strip()]
+
+
+# ---- images and classes ----------------------------------------------------------------------------------------------
 
 
 def list_rows(rows: Sequence[TableRow], folder: Path) -> list[Datum]:
-    """The image of each row, in order.
+    """The image of each row, in order; in a multi-label table all rows of an image give the same one.
 
     Labels are those of the table, or positions among the sorted class names. A ``classnames.json`` in ``folder`` may
     rename classes, or name labels; see :func:`dassl_lite.data.layouts.class_folders.name_folders`.
@@ -145,23 +312,32 @@ def list_rows(rows: Sequence[TableRow], folder: Path) -> list[Datum]:
         folder: folder that paths are relative to.
 
     Raises:
-        UserError: two rows have the same image, or give a class different names or ids.
+        UserError: two rows have the same image in a table of one class per image, or give a class different names or
+            ids.
     """
     classes = _list_classes(rows, folder / "classnames.json")
     first: dict[str, TableRow] = {}
-    items = []
-    for row in rows:
-        path = os.path.normpath(folder / row.path)
-        if first.setdefault(path, row) is not row:
-            raise UserError(f"{row.where}: '{row.path}' is already listed in {first[path].where}")
-        label, name, classid = classes[row.key]
-        items.append(Datum(path, label, classname=name, classid=classid))
-    return items
+    of_path: dict[str, list[tuple[int, str, str]]] = {}
+    paths = [os.path.normpath(folder / row.path) for row in rows]
+    for path, row in zip(paths, rows, strict=True):
+        if first.setdefault(path, row) is not row and not row.several:
+            raise UserError(
+                f"{row.where}: '{row.path}' is already listed in {first[path].where}; call the column of classes "
+                "'labels' if images have several"
+            )
+        of_path.setdefault(path, []).extend([] if row.has_none else [classes[row.key]])
+    made = {path: Datum(path, classes=found) for path, found in of_path.items()}
+    if without := sum(not found for found in of_path.values()):
+        logger.info(f"{count_images(without)} with none of the classes")
+    return [made[path] for path in paths]
 
 
 def _list_classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple[int, str, str]]:
     """Label, name and id of each class, by the key of its rows."""
     first: dict[str, TableRow] = {}
+    rows = [row for row in rows if not row.has_none]
+    if not rows:
+        raise UserError("no image of the table has a class")
     for row in rows:
         same = first.setdefault(row.key, row)
         if (row.classname, row.classid) != (same.classname, same.classid):
@@ -181,19 +357,25 @@ def _list_classes(rows: Sequence[TableRow], names_file: Path) -> dict[str, tuple
 
 
 def split_rows(rows: Sequence[TableRow], items: Sequence[Datum]) -> dict[str, list[Datum]]:
-    """The images of each split that the table gives, or all of them under UNSPLIT if it gives none.
+    """The images of each split that the table gives, or all of them under UNSPLIT if it gives none; each image once.
 
     Raises:
-        UserError: a row has an unknown split, or none although others have one; all rows are for training.
+        UserError: a row has an unknown split, none although others have one, or another than its image has elsewhere;
+            all rows are for training.
     """
     if not any(row.split for row in rows):
-        return {UNSPLIT: list(items)}
+        return {UNSPLIT: list(dict.fromkeys(items))}
     parts: dict[str, list[Datum]] = {}
+    part_of: dict[str, str] = {}
     for row, item in zip(rows, items, strict=True):
         part = split_called(row.split)
         if not part:
             raise unknown(f"split in {row.where}:", row.split, Split._fields)
-        parts.setdefault(part, []).append(item)
+        if item.impath not in part_of:
+            parts.setdefault(part, []).append(item)
+        elif part_of[item.impath] != part:
+            raise UserError(f"{row.where}: '{row.path}' is for {part}, but in another row for {part_of[item.impath]}")
+        part_of[item.impath] = part
     if set(parts) == {"train"}:
         raise UserError(f"no row of the table ({rows[0].where} and after) has the split test or val")
     return parts

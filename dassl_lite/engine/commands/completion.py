@@ -207,7 +207,7 @@ def _candidates() -> dict[str, list[str]]:
         "precision": ["fp32", "fp16", "bf16", "amp"],
         "transforms": sorted(TRANSFORMS),
         "suite": [*sorted(path.stem for path in (configs_root() / "suites").glob("*.yaml")), "all"],
-        "metric": ["accuracy", "error_rate", "macro_f1", "ece"],
+        "metric": ["accuracy", "error_rate", "macro_f1", "ece", "mAP", "micro_f1"],
         "split": ["test", "val"],
     }
 

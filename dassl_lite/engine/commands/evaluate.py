@@ -33,7 +33,7 @@ _NEEDS_TRAINER = "; files from other programs need --trainer NAME and --backbone
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the table; metrics in percent.
+    """One row of the table; metrics in percent, NaN where they do not apply: mAP and micro-F1 are of multi-label data.
 
     Attributes:
         matched: number of the dataset's classes that the run knows; None for a method without parameters per class.
@@ -48,6 +48,8 @@ class Evaluation:
     accuracy: float = float("nan")
     macro_f1: float = float("nan")
     ece: float = float("nan")
+    mAP: float = float("nan")  # noqa: N815 (its name everywhere)
+    micro_f1: float = float("nan")
     seconds: float = 0.0
     missing: str = ""
     status: str = "evaluated"
@@ -255,8 +257,6 @@ def evaluate_row(
         images=len(data.val if split == "val" else data.test),
         classes=trainer.num_classes,
         matched=trainer.class_match.matched if trainer.class_match else None,
-        accuracy=metrics.get("accuracy", float("nan")),
-        macro_f1=metrics.get("macro_f1", float("nan")),
-        ece=metrics.get("ece", float("nan")),
+        **{name: metrics.get(name, float("nan")) for name in ("accuracy", "macro_f1", "ece", "mAP", "micro_f1")},
         seconds=time.perf_counter() - start,
     )

@@ -18,6 +18,7 @@ import dassl_lite
 from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, DataManager, Datum, describe, is_random
 from dassl_lite.data.feature_files import FeatureFile, FeaturePart
 from dassl_lite.data.feature_files.arrays import Array
+from dassl_lite.data.loaders import label_tensor
 from dassl_lite.engine.methods.feature_source import FeatureSource
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompts import fill_templates, text_features
@@ -108,8 +109,9 @@ class FeatureExport:
     def _part(self, items: Sequence[Datum], transform: Any = None, views: int = 1) -> FeaturePart:
         """Features of ``items`` without images that could not be read; by default under the test transform."""
         found = self.features.fetch(items, transform or self.data.tfm_test, views)
-        labels = np.array([item.label for item in items])
-        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels[found.kept.numpy()])
+        dataset = self.data.dataset
+        labels = label_tensor(items, dataset.num_classes if dataset.multi_label else 0)[found.kept].numpy()
+        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels)
 
     @torch.no_grad()
     def _text(self, template: str) -> Array:

@@ -14,7 +14,14 @@ from dassl_lite.config import to_dict
 from dassl_lite.data import published_name
 from dassl_lite.engine.build import build_trainer, set_by_user, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
-from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results, reset_peak_memory, write_results
+from dassl_lite.engine.files.results import (
+    FILE_NAME,
+    config_in,
+    main_metric,
+    read_results,
+    reset_peak_memory,
+    write_results,
+)
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
@@ -57,15 +64,17 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             return
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         tell_idle_keys(trainer)
+        metric = getattr(trainer, "main_metric", "accuracy")
         zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
         if zero_shot is not None:
-            logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%")
+            of = "" if metric == "accuracy" else f" {metric}"
+            logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%{of}")
         trainer.check_training_data()
         with replacing(cfg.OUTPUT_DIR, overwrite=overwrite) if first else nullcontext():
             distributed.wait()  # until the folder is as the run expects it
             yield trainer
             if first:
-                write_results({**trainer.run_results(), "zero_shot_accuracy": zero_shot}, cfg.OUTPUT_DIR)
+                write_results({**trainer.run_results(), f"zero_shot_{metric}": zero_shot}, cfg.OUTPUT_DIR)
         show(cfg, trainer.results, zero_shot)
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
 
@@ -115,19 +124,20 @@ def train(cfg: CfgNode) -> Path:
 
 
 def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | None) -> None:
-    """Log the closing table: accuracy in percent before and after training.
+    """Log the closing table: accuracy, or mAP, in percent before and after training.
 
     Args:
         results: metrics by split.
-        zero_shot: accuracy before training, if known.
+        zero_shot: the same metric before training, if known.
     """
     split = cfg.TEST.SPLIT
-    if "accuracy" not in results.get(split, {}):  # nothing was evaluated, or by an evaluator with other metrics
+    metric = main_metric(results.get(split, {}))
+    if not metric:  # nothing was evaluated, or by an evaluator with other metrics
         return
-    accuracy, shots = results[split]["accuracy"], cfg.DATASET.NUM_SHOTS
-    rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{accuracy:.2f}"]]
+    value, shots = results[split][metric], cfg.DATASET.NUM_SHOTS
+    rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{value:.2f}"]]
     if zero_shot is not None:
         rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
-        rows.append(["gain", "", f"{accuracy - zero_shot:+.2f}"])
-    headers = [published_name(cfg), "shots per class", f"{split} accuracy %"]
+        rows.append(["gain", "", f"{value - zero_shot:+.2f}"])
+    headers = [published_name(cfg), "shots per class", f"{split} {metric} %"]
     logger.info("\n" + tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))

@@ -12,20 +12,21 @@ from typing import Any
 
 from dassl_lite.engine.build import uses_shots
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
-from dassl_lite.engine.files.results import FILE_NAME, read_results
+from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
 from dassl_lite.utils.errors import UserError, shown, unknown
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one dataset with one number of shots, over its seeds."""
+    """One method on one dataset with one number of shots, over its seeds; ``values`` are of ``metric``, in percent."""
 
     dataset: str
     trainer: str
     backbone: str
     shots: int
     values: tuple[float, ...]
+    metric: str = MAIN_METRICS[0]
 
     @property
     def mean(self) -> float:
@@ -51,8 +52,13 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> float |
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") -> list[Cell]:
+def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Cell]:
     """All finished runs below ``folder``, one cell per dataset, method, backbone and number of shots.
+
+    Args:
+        folder: of the sweep.
+        metric: "" for each run's main one: accuracy, or mAP on a multi-label dataset.
+        split: "test" or "val".
 
     Raises:
         UserError: there is none, or they lack the metric; lists the metrics that they have.
@@ -64,20 +70,21 @@ def gather(folder: str | Path, metric: str = "accuracy", split: str = "test") ->
     runs = [results for path in paths if (results := read_results(path.parent))]
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
-    cells: dict[tuple[str, str, str, int], dict[int, float]] = defaultdict(dict)
+    cells: dict[tuple[str, str, str, int, str], dict[int, float]] = defaultdict(dict)
     for run in runs:
         if not _is_complete(run):
             raise UserError(f"a {FILE_NAME} below {root} does not hold the results of a run; delete it")
         metrics = run["metrics"].get(split, {})
-        if metric not in metrics:
-            raise unknown("metric", metric, metrics)
-        if not isinstance(metrics[metric], int | float):
-            raise UserError(f"a {FILE_NAME} below {root} says that its {metric} is {shown(metrics[metric])}; delete it")
-        key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0))
-        cells[key][run["seed"]] = metrics[metric]
+        name = metric or main_metric(metrics) or MAIN_METRICS[0]
+        if name not in metrics:
+            raise unknown("metric", name, metrics)
+        if not isinstance(metrics[name], int | float):
+            raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
+        key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0), name)
+        cells[key][run["seed"]] = metrics[name]
     return [
-        Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)))
-        for (dataset, trainer, backbone, shots), by_seed in cells.items()
+        Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)), name)
+        for (dataset, trainer, backbone, shots, name), by_seed in cells.items()
     ]
 
 
@@ -104,11 +111,14 @@ def dataset_label(results: Mapping[str, Any]) -> str:
 def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a row per dataset and method, a column per number of shots, and one for all training images.
 
-    A method that uses no shots has the same number in every column.
+    A method that uses no shots has the same number in every column. Where datasets have different metrics, their names
+    say which.
     """
     by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
+    mixed = len({cell.metric for cell in cells}) > 1
     for cell in cells:
-        by_row[cell.dataset, cell.trainer][cell.shots] = cell
+        dataset = f"{cell.dataset} ({cell.metric})" if mixed else cell.dataset
+        by_row[dataset, cell.trainer][cell.shots] = cell
     columns = sorted({cell.shots for cell in cells if cell.shots})
     if any(cell.shots == 0 and uses_shots(cell.trainer) for cell in cells):
         columns.append(0)

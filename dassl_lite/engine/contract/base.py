@@ -63,6 +63,7 @@ class TrainerBase:
     num_batches = 0
     _unread_losses: list[tuple[int, int, Tensor]]  # epoch, batch and loss of steps whose loss is still on the device
     scaler: Any = None  # torch.amp.GradScaler in mixed precision; its state is part of a checkpoint
+    loaded_loss = ""  # "sigmoid" if a loaded checkpoint was trained with it
     class_match: ClassMatch | None = None  # how a loaded checkpoint's classes matched this dataset's
     strict_classes = False  # whether a class that the checkpoint lacks is an error
 
@@ -294,11 +295,16 @@ class TrainerBase:
     ) -> dict[str, Tensor]:
         """Fit loaded weights to this run: drop what is recomputed, pick the rows of this dataset's classes.
 
-        A model that has to check or prepare something first has a method ``prepare_to_load(weights, meta, path)``.
+        A model that has to check or prepare something first has a method ``prepare_to_load(weights, meta, path)``. What
+        only some runs of a method have is in its ``optional_state``: names of entries that either side may lack.
         """
         if (prepare := getattr(model, "prepare_to_load", None)) is not None:
             prepare(weights, meta, path)
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
+        if optional := getattr(model, "optional_state", ()):
+            own = {key: value for key, value in model.state_dict().items() if key in optional}
+            weights = own | {key: value for key, value in weights.items() if key in own or key not in optional}
+        self.loaded_loss = meta.get("loss", "")
         rows = ClassRows.of(model)
         with refusing_misfits(f"{path} holds no rows of classes that can be picked"):
             picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)

@@ -48,7 +48,7 @@ from dassl_lite.evaluation import build_evaluator
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.utils import count_num_param, load_pretrained_weights
 from dassl_lite.utils.env import environment
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import MultiLabelError, UserError
 from dassl_lite.utils.logger import get_logger
 
 __all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
@@ -65,6 +65,7 @@ class SimpleTrainer(TrainerBase):
     keys: ClassVar[Sequence[Key]] = ()  # config keys of its own, under its node of cfg.TRAINER; see `keys.key`
     config_node = ""  # that node; empty: the class's name
     takes_features = False  # whether it can train on a feature file, without images
+    takes_multi_label = False  # whether it can train on images that have several classes
     uses_shots = True  # whether the training images make a difference
     standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
 
@@ -96,12 +97,13 @@ class SimpleTrainer(TrainerBase):
         self.num_classes: int = getattr(self, "num_classes", self.dm.num_classes)
         self.num_source_domains: int = getattr(self, "num_source_domains", self.dm.num_source_domains)
         self.lab2cname: dict[int, str] = getattr(self, "lab2cname", self.dm.lab2cname)
+        self.check_dataset()
         if cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
             raise UserError(
                 f"TEST.FINAL_MODEL is best_val, but {cfg.DATASET.NAME} has no validation set; use last_step"
             )
         self.build_model()
-        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname, multi_label=self.is_multi_label)
 
     # ---- config -------------------------------------------------------------------------------------------------
 
@@ -151,6 +153,22 @@ class SimpleTrainer(TrainerBase):
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname = dm.lab2cname
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether images of the dataset at hand have several classes."""
+        return getattr(self.dm.dataset, "multi_label", False)
+
+    @property
+    def main_metric(self) -> str:
+        """What is reported first and selects the epoch, in percent."""
+        return "mAP" if self.is_multi_label else "accuracy"
+
+    def check_dataset(self) -> None:
+        """Raise a UserError for a dataset that the method cannot take; called before a model is built."""
+        if self.is_multi_label and not self.takes_multi_label:
+            name, dataset = self.cfg.TRAINER.NAME, self.cfg.DATASET.NAME
+            raise MultiLabelError(f"{name} takes images of one class each, but dataset {dataset} is multi-label")
 
     def build_model(self) -> None:
         """Build the models, their optimisers and schedules, and register them; by default, a SimpleNet."""

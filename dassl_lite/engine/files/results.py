@@ -15,6 +15,7 @@ from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import read_json, write_json
 
 FILE_NAME = "results.json"
+MAIN_METRICS = ("accuracy", "mAP")  # what is reported first: of one class per image, of several
 _NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")  # of every run's config
 
 
@@ -62,6 +63,11 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
     if not isinstance(results, dict):
         raise UserError(f"{path} does not hold the results of a run; delete it and run again")
     return results
+
+
+def main_metric(metrics: Mapping[str, Any]) -> str:
+    """The name of the metric that is reported first; "" if an evaluator with others was used."""
+    return next((name for name in MAIN_METRICS if name in metrics), "")
 
 
 def config_in(results: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:

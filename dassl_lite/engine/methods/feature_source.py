@@ -84,7 +84,10 @@ def load_backbone(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """All features of a split at once: features (V, N, D) in float32, not normalised, and their labels (N,)."""
+    """All features of a split at once: features (V, N, D) in float32, not normalised, and their labels (N,).
+
+    In a multi-label dataset labels are bool (N, K).
+    """
 
     views: Tensor
     labels: Tensor

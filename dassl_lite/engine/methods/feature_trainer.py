@@ -39,8 +39,10 @@ from dassl_lite.engine.methods.feature_source import (
 )
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
+from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
 from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.clip import preprocessing
+from dassl_lite.models.heads import CosineHead, class_targets, platt_scaling, sigmoid_loss
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
@@ -56,6 +58,7 @@ logger = get_logger(__name__)
 
 
 _SCALES_TRIED = 32  # of gradients in float16: from 2 ** 16 down to 2 ** -15
+MOST_TO_CALIBRATE = 1_000_000  # logits that a calibration or a threshold is chosen on
 
 
 class EncoderWithHead(nn.Module):
@@ -82,6 +85,8 @@ class FeatureTrainer(TrainerX):
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
     takes_ensemble = False  # True: templates() are the dataset's ensemble where it has one (ImageNet)
+    started_calibrated = False  # see `calibrated`; without what was loaded
+    threshold_from = ""  # where the threshold of the last test was chosen: "val", "train" or ""
     model_name = "model"  # name under which the head is registered: its folder of checkpoints
 
     clip: Any  # CLIPBackbone, or a PrecomputedBackbone
@@ -103,8 +108,25 @@ class FeatureTrainer(TrainerX):
         raise NotImplementedError(f"{type(self).__name__} does not define build_head()")
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Training loss, a scalar, of logits (B, K) and labels (B,)."""
-        return F.cross_entropy(logits, label)
+        """Training loss, a scalar, of logits (B, K) and labels (B,); in a multi-label dataset, bool (B, K)."""
+        return sigmoid_loss(logits, label) if self.sigmoid else F.cross_entropy(logits, label)
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether training takes the sigmoid loss: LOSS, and for auto the dataset, decides."""
+        chosen = self.method_cfg.get("LOSS", "auto")
+        return self.has_epochs() and (self.is_multi_label if chosen == "auto" else chosen == "sigmoid")
+
+    def check_dataset(self) -> None:
+        super().check_dataset()
+        what = ""
+        if self.method_cfg.get("LOSS") == "softmax":
+            what, remedy = f"TRAINER.{self.node_name()}.LOSS softmax", "use sigmoid, or auto"
+        elif self.trains and not self.has_epochs():
+            what, remedy = f"{self.cfg.TRAINER.NAME} without epochs", "train by gradient (LinearProbe: FIT gradient)"
+        if self.is_multi_label and what:
+            dataset = self.cfg.DATASET.NAME
+            raise UserError(f"{what} takes images of one class each, but dataset {dataset} is multi-label; {remedy}")
 
     def templates(self) -> list[str]:
         """Prompt templates whose text features a method averages: the dataset's own, or with `takes_ensemble` its
@@ -127,6 +149,10 @@ class FeatureTrainer(TrainerX):
         )
         self.features = self._feature_source()
         self.head = self.build_head().to(self.device)
+        if self.sigmoid and isinstance(self.head, CosineHead):
+            bias = self.clip.logit_bias
+            self.started_calibrated = bias is not None
+            self.head.calibrate(bias=0.0 if bias is None else bias.item())
         if cfg.MODEL.INIT_WEIGHTS:
             self._load_init_weights(Path(cfg.MODEL.INIT_WEIGHTS))
         self.model = EncoderWithHead(self.clip, self.head)
@@ -254,6 +280,8 @@ class FeatureTrainer(TrainerX):
         if not self.has_epochs():
             keys = ["OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL"]
             idle |= dict.fromkeys(keys, f"{name} trains without epochs")
+        if self.is_multi_label:
+            idle["TEST.COMPUTE_CMAT"] = "images of the dataset have several classes"
         if own := self.length_key():
             reason = f"TRAINER.{self.node_name()}.{own} {self.method_cfg[own]} sets the length of the training"
             idle |= dict.fromkeys(("OPTIM.MAX_EPOCH", "OPTIM.EPOCHS_BY_SHOTS"), reason)
@@ -348,6 +376,62 @@ class FeatureTrainer(TrainerX):
 
     # ---- training and inference -----------------------------------------------------------------------------------
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether a logit of 0 means a probability of 1/2, as a sigmoid loss, or a SigLIP's bias, makes it."""
+        return self.started_calibrated or self.loaded_loss == "sigmoid"
+
+    def before_epoch(self) -> None:
+        if self.epoch == 0 and self.sigmoid and isinstance(self.head, CosineHead) and not self.calibrated:
+            self._calibrate()
+        self.started_calibrated |= self.sigmoid
+
+    def _calibrate(self) -> None:
+        """Start from the factor and the bias of the sigmoid that fit the training images best."""
+        log_factor, bias = platt_scaling(*self._logits_of(self.training_set(augmented=True)))
+        self.head.calibration.data.copy_(torch.tensor([log_factor, bias]))
+        logger.info(f"Sigmoid loss: training starts from logits times {math.exp(log_factor):.4f} {bias:+.4f}")
+
+    @torch.no_grad()
+    def _logits_of(self, data: FeatureSet) -> tuple[Tensor, Tensor]:
+        """Logits (N, K), and bool (N, K), the classes of each image; of very many images, evenly spread ones."""
+        step = max(1, len(data.labels) * self.num_classes // MOST_TO_CALIBRATE)
+        features, labels = data.features[::step], data.labels[::step]
+        self.set_model_mode("eval")
+        with self.head.evaluating() if hasattr(self.head, "evaluating") else nullcontext():
+            logits = torch.cat([self.model_inference(part.to(self.device)) for part in features.split(256)])
+        return logits, class_targets(labels.to(self.device), self.num_classes)
+
+    def test(self, split: str | None = None) -> float:
+        if isinstance(self.evaluator, MultiLabelClassification):
+            selects = split == "val" != self.cfg.TEST.SPLIT  # an epoch is selected, by mAP
+            self.evaluator.threshold = None if selects else self._choose_threshold()
+        return super().test(split)
+
+    def _choose_threshold(self) -> float | None:
+        """The logit above which a class is predicted, never chosen on test images.
+
+        It has the highest micro-F1 on the validation images or, without any, on the training images. If there are only
+        test images it is that of probability 1/2, and None where no sigmoid says which that is.
+        """
+        data, self.threshold_from = self.selection_set(), "val"
+        if data is None and not getattr(self.dm.dataset, "test_only", False):
+            data, self.threshold_from = self.training_set(augmented=False), "train"
+        own = None if self.sigmoid else self.clip.logit_bias
+        half = 0.0 if self.calibrated else None if own is None else -own.item()
+        if data is None:
+            self.threshold_from = ""
+            if half is None:
+                logger.warning(
+                    "F1 is left out: its threshold is chosen on validation or training images, and there are none"
+                )
+            return half
+        logits, targets = self._logits_of(data)
+        if half is None:
+            log_factor, bias = platt_scaling(logits, targets)
+            half = -bias / math.exp(log_factor)
+        return best_threshold(logits, targets, half)
+
     def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         """As many batches as are left of the steps."""
         return islice(super().epoch_batches(), self.steps_to_train() - self.epoch * self.epoch_steps)
@@ -406,7 +490,7 @@ class FeatureTrainer(TrainerX):
             )
 
     def parse_batch_train(self, batch: dict[str, Any]) -> Any:
-        """(image features (B, D) in float32, labels (B,)); a batch of images is encoded first."""
+        """(image features (B, D) in float32, labels (B,) or (B, K)); a batch of images is encoded first."""
         if isinstance(batch.get("img"), list):
             raise UserError(f"{self.cfg.TRAINER.NAME} takes one version of an image; set DATALOADER.K_TRANSFORMS to 1")
         features = batch["feature"] if "feature" in batch else self.encode_image(batch["img"])
@@ -422,7 +506,7 @@ class FeatureTrainer(TrainerX):
 
     @torch.no_grad()
     def zero_shot(self, split: str | None = None) -> float | None:
-        """Accuracy in percent of CLIP without adaptation: the dataset's own template, cosine similarity.
+        """Accuracy, or mAP, in percent of CLIP without adaptation: the dataset's own template, cosine similarity.
 
         None on a feature file without text features.
         """
@@ -436,6 +520,9 @@ class FeatureTrainer(TrainerX):
             features, label = self.parse_batch_test(batch)
             return F.normalize(features, dim=-1) @ weights.t(), label
 
+        if self.is_multi_label:
+            cosines, labels = (torch.cat(part) for part in zip(*outputs(loader, infer), strict=True))
+            return 100.0 * average_precisions(cosines, labels).nanmean().item()
         correct, total = torch.zeros((), dtype=torch.int64, device=self.device), 0
         for logits, label in outputs(loader, infer):
             correct += (logits.argmax(-1) == label).sum()
@@ -443,6 +530,12 @@ class FeatureTrainer(TrainerX):
         return 100.0 * int(correct) / max(total, 1)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def run_results(self) -> dict[str, Any]:
+        found = super().run_results()
+        if isinstance(self.evaluator, MultiLabelClassification):
+            found |= {"threshold": self.evaluator.threshold, "threshold_from": self.threshold_from}
+        return found
 
     def checkpoint_meta(self) -> dict[str, Any]:
         return {
@@ -452,5 +545,6 @@ class FeatureTrainer(TrainerX):
             "precision": self.clip.precision,
             "template": self.template,
             "transform": describe(self.dm.tfm_test),
+            **({"loss": "sigmoid"} if self.sigmoid else {}),
             **getattr(self.head, "meta", {}),
         }

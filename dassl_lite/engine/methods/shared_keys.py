@@ -7,7 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine.contract.keys import key, number, satisfying
+from dassl_lite.engine.contract.keys import key, number, one_of, satisfying
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompt_learner import PromptLayout, lay_out
 
@@ -50,6 +50,16 @@ VIEW_KEYS = (
         number(at_least=1, at_most=10_000),
         "views of a training image if DATASET.FEATURES.VIEWS is 0",
         lambda run: "DATASET.FEATURES.VIEWS sets the views" if run.cfg.DATASET.FEATURES.VIEWS else "",
+    ),
+)
+
+# Methods that take images of several classes.
+LOSS_KEYS = (
+    key(
+        "LOSS",
+        "auto",
+        one_of("auto", "softmax", "sigmoid"),
+        "auto: sigmoid for a multi-label dataset, otherwise softmax over the classes",
     ),
 )
 
