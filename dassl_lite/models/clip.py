@@ -46,6 +46,7 @@ logger = get_logger(__name__)
 
 # amp keeps the weights in fp32; the trainer runs them under autocast.
 PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_HEAD_WIDTH = 64  # of nearly all models
 _OPEN_CLIP_PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # What open_clip and the loaders that it calls raise for an unusable file or repository.
 _OPEN_CLIP_ERRORS = (*MISFITS, OSError, EOFError, ImportError)
@@ -241,6 +242,8 @@ def _unusual(module: nn.Module) -> str:
     """What a module computes otherwise than its type says: a description may set it, and no tensor shows it."""
     if getattr(module, "approximate", "none") != "none":
         return f"{type(module).__name__} {module.approximate}"
+    if isinstance(getattr(module, "num_heads", None), int) and getattr(module, "head_dim", _HEAD_WIDTH) != _HEAD_WIDTH:
+        return f"{type(module).__name__} {module.num_heads} heads"  # of timm's, which are not counted above
     if isinstance(module, nn.LayerNorm) and module.eps not in (1e-5, 1e-6):
         return f"{type(module).__name__} {module.eps}"
     return ""
@@ -277,8 +280,18 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
         if backbone.kind == "tag" and backbone.tag == "openai":
             return _load_openai(backbone.at(path), dtype)
         model = _create(backbone.architecture, backbone, dtype, _settings(backbone))
-        weights_file.load_into(model, weights_file.read(path).tensors, f"backbone '{backbone.text}': {path.name}")
+        source = f"backbone '{backbone.text}': {path.name}"
+        weights_file.load_into(model, _in_open_clips_layout(weights_file.read(path).tensors, source), source)
         return model, tokenizer
+
+
+def _in_open_clips_layout(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Tensors of transformers converted, and others as they are."""
+    if openai_format.TRANSFORMERS_KEY not in tensors:
+        return tensors
+    kind = "siglip" if "logit_bias" in tensors else "clip"
+    with refusing_misfits(f"{source} does not fit"):
+        return transformers_format.converted(tensors, kind, source)
 
 
 def _read_openais(backbone: BackboneName) -> tuple[dict[str, Tensor], dict[str, Any], settings.Settings]:

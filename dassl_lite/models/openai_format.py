@@ -56,7 +56,8 @@ def require_layout(tensors: Mapping[str, Tensor], source: str) -> None:
         return
     if TRANSFORMERS_KEY in tensors:
         raise UserError(
-            f"{source} is in the layout of transformers, which its config.json describes: name the folder that has both"
+            f"{source} is in the layout of transformers, which its config.json describes: name the folder that has "
+            "both, or a tag of open_clip's whose settings it has: ARCHITECTURE@TAG:FILE"
         )
     raise UserError(
         f"{source} is not a CLIP in OpenAI's layout (it lacks {', '.join(missing[:3])}); for weights in open_clip's "

@@ -64,21 +64,29 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
     if not every:
         return {**of_published(architecture, ""), **said}
     unknown = [key for key in _differing(every) if key not in said]
-    if unknown and architecture in OPENAI_NAMES.values() and _is_openais(file, file.stat().st_mtime_ns):
-        return {**of_published(architecture, "openai"), **said}
+    trained = of_published(architecture, "")["quick_gelu"]  # by open_clip from scratch
+    may_be_other = "quick_gelu" not in (*said, *unknown) and every[0]["quick_gelu"] != trained
+    may_be_openais = bool(unknown) and architecture in OPENAI_NAMES.values()
+    if may_be_openais or may_be_other:
+        is_openais, is_training = _made_by(file, file.stat().st_mtime_ns)
+        if may_be_openais and is_openais:
+            return {**of_published(architecture, "openai"), **said}
+        unknown += ["quick_gelu"] if may_be_other and is_training else []
     if unknown:
         raise UserError(
-            f"backbone '{backbone.text}': published weights of {architecture} differ in their {_names(unknown)}, and "
-            f"the file does not say what it has. Say whose it is: {_choices(architecture, unknown, file)}; or "
+            f"backbone '{backbone.text}': models of {architecture} differ in their {_names(unknown)}, and the file "
+            f"does not say what it has. Say whose it is: {_choices(architecture, unknown, file)}; or "
             f"{architecture}@{SCRATCH}:{file} for a training of your own from scratch ({_activation(architecture)})"
         )
     return {**every[0], **said}
 
 
 @lru_cache(maxsize=8)
-def _is_openais(file: Path, mtime: int) -> bool:
-    """Whether OpenAI's package wrote a file; asked for several times, and it may be of gigabytes."""
-    return weights_file.read(file).is_openais
+def _made_by(file: Path, mtime: int) -> tuple[bool, bool]:
+    """Whether OpenAI's package wrote a file, and whether a training did; asked for several times, and it may be of
+    gigabytes."""
+    content = weights_file.read(file)
+    return content.is_openais, content.training
 
 
 def of_openais_layout(backbone: BackboneName, content: WeightsFile) -> Settings:

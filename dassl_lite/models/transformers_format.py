@@ -201,6 +201,15 @@ def _siglip(
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
+def converted(tensors: Mapping[str, Tensor], kind: str, source: str) -> dict[str, Tensor]:
+    """The state dict of `open_clip.CLIP`, or for "siglip" of `open_clip.CustomTextCLIP` with a trunk of timm's.
+
+    Raises:
+        UserError: tensors are missing or left over; `source` and the first keys are named.
+    """
+    return _Converter(tensors, source).convert(kind)
+
+
 def build(model: TransformersModel, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> nn.Module:
     """The model with these weights, on the CPU, in eval mode, with its weight matrices in `dtype`.
 
@@ -208,7 +217,7 @@ def build(model: TransformersModel, tensors: Mapping[str, Tensor], dtype: torch.
         UserError: tensors are missing, left over, or do not fit; `source` and the first keys are named.
     """
     with refusing_misfits(f"{source} does not fit its config.json"):
-        state = _Converter(tensors, source).convert(model.kind)
+        state = converted(tensors, model.kind, source)
         if model.kind == "clip":
             return openai_format.build(state, model.architecture, dtype, source)
         return _build_siglip(model, state, dtype, source)

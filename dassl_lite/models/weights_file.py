@@ -33,11 +33,14 @@ class WeightsFile:
         tensors: by name, without a training script's wrapping.
         metadata: of a safetensors file.
         torchscript: whether it is a TorchScript archive, as OpenAI's are.
+        training: whether a training script saved it on its way: an epoch or an optimiser is beside the weights, or they
+            have the names of a model that several processes train.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     torchscript: bool = False
+    training: bool = False
 
     @property
     def is_openais(self) -> bool:
@@ -56,7 +59,8 @@ def read(path: Path) -> WeightsFile:
     if path.suffix != ".safetensors":
         loaded = load_file(path)
         archive = is_torchscript(loaded)
-        return WeightsFile(unwrap(tensors_of(loaded) if archive else loaded, str(path)), {}, archive)
+        content = tensors_of(loaded) if archive else loaded
+        return WeightsFile(unwrap(content, str(path)), {}, archive, _is_of_training(content))
     try:
         open_file(path).close()  # only a file
         with safe_open(path, framework="pt") as file:
@@ -91,6 +95,14 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
             raise UserError(f"{index} names '{name}', which is not a file beside it")
         tensors |= read(index.parent / name).tensors
     return tensors
+
+
+def _is_of_training(content: object) -> bool:
+    if not isinstance(content, Mapping):
+        return False
+    inner = content.get("state_dict")
+    keys = [*content, *(inner if isinstance(inner, Mapping) else ())]
+    return any(key in ("epoch", "optimizer") or str(key).startswith("module.") for key in keys)
 
 
 def unwrap(state: object, source: str) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def test_a_file_has_the_settings_of_its_architecture_or_a_question(architecture:
         assert preprocessing(f"{architecture}@{tag}:{tmp_path / 'x.safetensors'}") == wanted
     kinds = {(expected[tag], own or bool(tags[tag].get("quick_gelu"))) for tag in tags}
     if len(kinds) > 1:
-        with pytest.raises(UserError, match=f"published weights of {architecture} differ in their"):
+        with pytest.raises(UserError, match=f"models of {architecture} differ in their"):
             preprocessing(f"{architecture}:{tmp_path / 'x.safetensors'}")
     else:
         wanted = next(iter(kinds))[0] if kinds else described_by_open_clip({}, size, "")
@@ -299,3 +299,15 @@ def test_any_value_in_a_description_gives_a_model_or_one_line(value: Any, tmp_pa
         with pytest.raises(UserError) as caught:  # there are no weights
             load_clip(str(tmp_path))
         assert "\n" not in str(caught.value)
+
+
+def test_a_training_of_an_architecture_that_is_published_with_the_other_activation_is_asked_about(
+    small: Any, tmp_path: Path
+) -> None:
+    small("ViT-L-14-336")  # published with QuickGELU only, and trained with GELU
+    model = save_training("ViT-L-14-336", tmp_path / "epoch_3.pt")
+    with pytest.raises(UserError, match=r"differ in their activation.*@openai:.*\(QuickGELU\).*@scratch:.*\(GELU\)$"):
+        load_clip(f"ViT-L-14-336:{tmp_path / 'epoch_3.pt'}")
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    assert uses_quick_gelu(load_clip(f"ViT-L-14-336:{tmp_path / 'plain.pt'}"))
+    assert not uses_quick_gelu(load_clip(f"ViT-L-14-336@scratch:{tmp_path / 'epoch_3.pt'}"))

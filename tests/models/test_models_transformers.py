@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -126,6 +128,40 @@ def test_every_activation_and_end_token_of_clip_is_transformers_own(act: str, tm
         assert close(clip.encode_text(tokens), text_features), changes
 
 
+@pytest.mark.slow
+def test_a_single_file_loads_into_an_architecture_of_open_clips(
+    kind: str, model: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    vision = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32, "mlp_ratio": 2.0}
+    text = {"layers": 2, "width": 32, "heads": 2, "context_length": 16, "vocab_size": 100, "mlp_ratio": 67.5 / 32}
+    config = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    if kind == "siglip":
+
+        def build(pretrained: bool = False, **options: Any) -> Any:
+            sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+            return timm.create_model("vit_base_patch16_siglip_224", **{**options, **sizes, "act_layer": "gelu_tanh"})
+
+        build.__name__ = "tiny_siglip"
+        timm.models.register_model(build)
+        config |= {"embed_dim": 48, "quick_gelu": False, "custom_text": True, "init_logit_bias": -10}
+        config["vision_cfg"] = {
+            "image_size": 32,
+            "timm_model_name": "tiny_siglip",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        }
+        text |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+        text |= {"act_kwargs": {"approximate": "tanh"}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
+    (tmp_path / "config.json").unlink()
+    clip = load_clip(f"tiny:{tmp_path / 'model.safetensors'}")
+    images, tokens = torch.randn(2, 3, 32, 32), torch.tensor([[98, 4, 99, *[0] * 13]])
+    image_features, text_features = theirs(model, images, tokens)
+    assert close(clip.encode_image(images), image_features)
+    assert close(clip.encode_text(tokens), text_features)
+
+
+@pytest.mark.slow
 def test_what_config_json_sets_is_part_of_the_digest(tmp_path: Path) -> None:
     save_clip(tmp_path)
     digests = set()
@@ -136,6 +172,9 @@ def test_what_config_json_sets_is_part_of_the_digest(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         digests.add(load_clip(str(tmp_path)).digest)
     assert len(digests) == 4
+    save_siglip(tmp_path / "siglip")
+    save_siglip(tmp_path / "other", num_attention_heads=4)
+    assert load_clip(str(tmp_path / "siglip")).digest != load_clip(str(tmp_path / "other")).digest
 
 
 @pytest.mark.slow_after(1)

@@ -293,7 +293,7 @@ def add_backbone_flag(parser: ToolParser) -> None:
         "--backbone",
         default="",
         metavar="NAME",
-        help="CLIP backbone: ViT-B/16, ViT-B-16:laion2b_s34b_b88k, a file of weights, demo ...",
+        help="CLIP backbone: ViT-B/16, ViT-B-16:laion2b_s34b_b88k, a file or folder of weights, demo ...",
     )
 
 
