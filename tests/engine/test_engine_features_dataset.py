@@ -35,6 +35,7 @@ FEATURE_METHODS = (
     "LPPlusPlus",
     "APE",
     "APET",
+    "CrossModalProbe",
 )
 
 
@@ -85,6 +86,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "SEED": seed,
         }
         set_random_seed(seed)
+        options = ("TRAINER.CrossModalProbe.ITERATIONS", "200", *options)
         return build_trainer(make_config(trainer=method, flags=flags, options=options))
 
     return make

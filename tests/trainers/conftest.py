@@ -95,7 +95,9 @@ def on_features(golden2: Any, tmp_path: Path) -> Callable[..., Any]:
     ``train`` tells where training and validation images come from, if the case has test images only.
     """
 
-    def make(method: str, name: str, case: str, *options: str, train: str = "", output: str = "run") -> Any:
+    def make(
+        method: str, name: str, case: str, *options: str, train: str = "", output: str = "run", **kwargs: Any
+    ) -> Any:
         arrays = golden2.npz(name)
 
         def part(split: str) -> FeaturePart:
@@ -120,7 +122,7 @@ def on_features(golden2: Any, tmp_path: Path) -> Callable[..., Any]:
         write_feature_file(file, path)
         flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(tmp_path / output)}
         set_random_seed(0)
-        return build_trainer(make_config(trainer=method, flags=flags, options=options))
+        return build_trainer(make_config(trainer=method, flags=flags, options=options, **kwargs))
 
     return make
 

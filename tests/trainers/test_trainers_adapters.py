@@ -16,6 +16,7 @@ from dassl_lite.config import get_cfg_default
 from dassl_lite.config.load import merge_file
 from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import build_trainer, configs_root, make_config
+from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models import logistic_regression as logistic
 from dassl_lite.utils import UserError, set_random_seed
 
@@ -32,8 +33,10 @@ METHODS = {
     "LPPlusPlus": (),
     "APE": (),
     "APET": (),
+    "CrossModalProbe": ("TRAINER.CrossModalProbe.ITERATIONS", "30", "TRAINER.CrossModalProbe.EVAL_EVERY", "10"),
     "ZSLP": ("TRAINER.ZSLP.TEXT_ROWS", "True"),
 }
+load_plugins()
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
@@ -108,7 +111,9 @@ def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP", "APET"])
+@pytest.mark.parametrize(
+    "method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP", "APET", "CrossModalProbe"]
+)
 def test_a_resumed_run_ends_as_one_never_stopped(build, tmp_path, method):
     options = ("TRAIN.CHECKPOINT_FREQ", "1")
     whole = build(method, *options)

@@ -50,6 +50,7 @@ def trained(images: Path, tmp_path: Path, golden_backbone: Any) -> Callable[[str
         }
         options = ["TRAINER.TipAdapter.SEARCH", "False", "TRAINER.COOP.N_CTX", "4", "TRAINER.COCOOP.N_CTX", "4"]
         options += ["TRAINER.CLIPLoRA.DROPOUT", "0.0", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0"]
+        options += ["TRAINER.CrossModalProbe.ITERATIONS", "20", "TRAINER.CrossModalProbe.EVAL_EVERY", "10"]
         options += [f"TRAINER.{node}.PREC", precision]
         set_random_seed(1)
         trainer = build_trainer(make_config(trainer=method, flags=flags, options=options))
@@ -86,4 +87,5 @@ def test_a_method_gives_about_the_same_in_every_precision(trained, method, caplo
 
 def test_the_methods_of_the_package_are_all_here():
     assert {"CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLIPLoRA"} <= set(METHODS)
+    assert {"CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe"} <= set(METHODS)
     assert {"ZeroshotCLIP", "ZeroshotCLIP2", "TaskRes", "TaskResEnhance"} <= set(METHODS)
