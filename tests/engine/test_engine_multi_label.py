@@ -223,6 +223,33 @@ def test_a_draw_of_shots_is_trained_on(place: Place) -> None:
     assert trainer.results["test"]["mAP"] > 50
 
 
+def metrics_of(method: str, precision: str, file: str, output: str) -> dict[str, Any]:
+    """What a short run finds, as plain values."""
+    flags = {
+        "DATASET": {"NAME": "Features", "FILE": file},
+        "DATALOADER": {"TRAIN_X": {"BATCH_SIZE": 32}},
+        "OPTIM": {"NAME": "adam", "MAX_EPOCH": 5, "LR": 0.01},
+        "OUTPUT_DIR": output,
+        "VERBOSE": False,
+    }
+    set_random_seed(1)
+    trainer = build_trainer(make_config(trainer=method, flags=flags, options=[f"TRAINER.{method}.PREC", precision]))
+    trainer.train()
+    return {"device": trainer.device.type, "zero-shot": trainer.zero_shot(), **trainer.results["test"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+@pytest.mark.parametrize("method", ["TaskRes", "LinearProbe", "ZeroshotCLIP"])
+def test_a_gpu_gives_the_cpu_s_numbers(place: Place, on_cuda: Any, method: str, precision: str) -> None:
+    file = place.write(feature_file())
+    expected = metrics_of(method, "fp32", file, str(place.folder / "cpu"))
+    found = on_cuda(metrics_of, method, precision, file, str(place.folder / "gpu"))
+    assert found.pop("device") == "cuda"
+    assert expected.pop("device") == "cpu"
+    assert found == pytest.approx(expected, abs=1e-3 if precision == "fp32" else 3.0)
+
+
 # ---- other datasets --------------------------------------------------------------------------------------------------
 
 

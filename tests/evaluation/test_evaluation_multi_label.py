@@ -134,13 +134,14 @@ def test_an_evaluator_that_is_named_is_taken_and_the_default_gives_way() -> None
 # ---- the threshold ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ties", [False, True])
 def test_no_other_threshold_has_a_higher_micro_f1(seed: int, ties: bool) -> None:
     logits, targets = made(40, 5, ties=ties, seed=seed)
 
     def f1(threshold: float) -> float:
-        return float(f1_score(targets.numpy(), (logits > threshold).numpy(), average="micro", zero_division=0))
+        predicted = logits > threshold
+        return float(2 * (predicted & targets).sum() / (predicted.sum() + targets.sum()))
 
     tried = torch.cat([logits.flatten(), logits.flatten() + 1e-4, logits.flatten() - 1e-4]).tolist()
     assert f1(best_threshold(logits, targets)) == max(map(f1, tried))
