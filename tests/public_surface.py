@@ -1,7 +1,7 @@
 """The public surface as text: config keys with their defaults, exported names, command-line options.
 
     python tests/public_surface.py            # print what changed; exit status 1 if anything did
-    python tests/public_surface.py --write    # renew tests/public_surface/*.txt
+    python tests/public_surface.py --write    # renew tests/public_surface/*.txt and tools/help.json
 
 Users' scripts, yaml files and plug-ins depend on what these files list, so a change to them belongs in the same commit
 as the code that causes it, where a reviewer sees it. To freeze something else, add a function to ``SECTIONS``: its
@@ -17,6 +17,8 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from dassl_lite.startup import tool_help
 
 FOLDER = Path(__file__).resolve().with_suffix("")
 PACKAGES = (
@@ -50,21 +52,31 @@ def exported_names() -> list[str]:
 
 def command_line() -> list[str]:
     """``tool --flag = default`` for every option and positional argument of every tool, sub-commands included."""
+    return [f"{tool} {line}" for tool, parser in _parsers().items() for line in sorted(_arguments(parser))]
+
+
+def help_of_tools() -> list[str]:
+    """What the tools print without importing torch; this one is shipped: ``tools/help.json``."""
+    return tool_help.content(_parsers()).splitlines()
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
     from dassl_lite.tools.cli import tools
 
     _import_trainers()  # which declare flags, too
-    lines = []
-    for tool in tools():
-        parser = importlib.import_module(f"dassl_lite.tools.{tool}").make_parser()
-        lines += [f"{tool} {line}" for line in sorted(_arguments(parser))]
-    return lines
+    return {tool: importlib.import_module(f"dassl_lite.tools.{tool}").make_parser() for tool in tools()}
 
 
 SECTIONS: dict[str, Callable[[], list[str]]] = {
     "config_keys": config_keys,
     "exported_names": exported_names,
     "command_line": command_line,
+    "help": help_of_tools,
 }
+
+
+def _file_of(section: str) -> Path:
+    return tool_help.folder_of("tools") / tool_help.FILE if section == "help" else FOLDER / f"{section}.txt"
 
 
 def _import_trainers() -> None:
@@ -111,7 +123,7 @@ def differences() -> list[str]:
     """Lines of a diff from the stored files to the code; empty if they agree."""
     lines: list[str] = []
     for section, collect in SECTIONS.items():
-        path = FOLDER / f"{section}.txt"
+        path = _file_of(section)
         stored = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         lines += difflib.unified_diff(stored, collect(), path.name, "the code", lineterm="", n=0)
     return lines
@@ -120,7 +132,7 @@ def differences() -> list[str]:
 def write() -> None:
     FOLDER.mkdir(exist_ok=True)
     for section, collect in SECTIONS.items():
-        (FOLDER / f"{section}.txt").write_text("\n".join(collect()) + "\n", encoding="utf-8")
+        _file_of(section).write_text("\n".join(collect()) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dassl_lite
+from dassl_lite.startup import loading
 
 # Nothing else of the package is imported up here: torch takes seconds, and the list of tools does not need it.
 FOLDER = Path(__file__).parent
@@ -47,7 +48,9 @@ def dispatch(argv: Sequence[str] | None) -> int | None:
     tool = tool.replace("-", "_")
     if tool not in (*tools(), "link_types"):
         raise unknown("tool", tool, tools())
-    return importlib.import_module(f"dassl_lite.tools.{tool}").main(rest)
+    with loading():
+        module = importlib.import_module(f"dassl_lite.tools.{tool}")
+    return module.main(rest)
 
 
 def main() -> int:

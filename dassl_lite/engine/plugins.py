@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 
+from dassl_lite.startup import loading
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -39,10 +40,13 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
     Raises:
         UserError: a plug-in named by ``--plugin`` cannot be imported.
     """
-    for folder in FOLDERS:
-        package = importlib.import_module(folder)
-        for module in _modules(package):
-            _try(module, lambda name=module: importlib.import_module(name))
+    missing = [
+        module for folder in FOLDERS for module in _modules(importlib.import_module(folder)) if module not in _done
+    ]
+    if missing:
+        with loading():
+            for module in missing:
+                _try(module, lambda name=module: importlib.import_module(name))
     for point in _entry_points(tuple(sys.path)):
         _try(point.value, point.load)
     for plugin in sorted(asked_for, key=lambda name: name != COMPAT):

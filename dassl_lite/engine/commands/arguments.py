@@ -25,6 +25,7 @@ from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, set_by_user
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import COMPAT
+from dassl_lite.startup.tool_help import HelpFormatter, program
 from dassl_lite.utils.errors import UserError, nearest, shown
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import is_ours
@@ -115,7 +116,7 @@ class ToolParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
-        settings.setdefault("formatter_class", _HelpFormatter)
+        settings.setdefault("formatter_class", HelpFormatter)
         super().__init__(**settings, allow_abbrev=False)
         self.rules: list[_Rule] = []
 
@@ -196,19 +197,6 @@ class ToolParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        """The help text, with the default value unless the text mentions one."""
-        text, default = action.help or "", action.default
-        if "default" in text or action.nargs == 0 or default in (None, "", [], argparse.SUPPRESS):
-            return text
-        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
-        return f"{text} (default: {shown.replace('%', '%%')})"
-
-
 def tool_parser(tool: str, description: str | None, usage: str | None = "%(prog)s [options]") -> ToolParser:
     """The parser of a tool, with the flags that every tool has.
 
@@ -217,9 +205,7 @@ def tool_parser(tool: str, description: str | None, usage: str | None = "%(prog)
         description: its docstring.
         usage: None lists every flag.
     """
-    # The tool may be run as a script or through the installed command.
-    installed = Path(sys.argv[0]).stem == "dassl-lite"
-    parser = ToolParser(prog=f"dassl-lite {tool}" if installed else f"{tool}.py", description=description, usage=usage)
+    parser = ToolParser(prog=program(tool), description=description, usage=usage)
     group = parser.add_argument_group(_GENERAL)
     group.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     group.add_argument(

@@ -14,7 +14,7 @@ from typing import NoReturn
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.startup import EXIT_INTERRUPTED, STOP_SIGNALS, stopped_by
+from dassl_lite.startup import EXIT_INTERRUPTED, STOP_SIGNALS, keep_for_good, stopped_by
 from dassl_lite.utils.errors import NO_ROOM, NOT_USABLE, UserError, printable, shown
 from dassl_lite.utils.logger import Logger
 from dassl_lite.utils.streams import lenient_streams
@@ -32,9 +32,11 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     """
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
+    keep_for_good()
     with lenient_streams() as out, contextlib.ExitStack() as stack:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a name that the terminal cannot encode
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stack.callback(keep_for_good)  # nothing is collected at the end of the process
         stack.enter_context(_signals_interrupt())
         if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
             stack.enter_context(contextlib.redirect_stdout(Logger()))

@@ -1,0 +1,98 @@
+"""How tools start: their help without torch, and nothing collected that stays to the end."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl_lite.engine.commands.arguments import tool_parser
+from dassl_lite.startup import tool_help
+from dassl_lite.tools.cli import tools
+
+FOLDER = Path(__file__).resolve().parents[2] / "tools"
+RUN = """
+import runpy, sys
+sys.argv = {argv!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(end.code, *sorted({{"torch", "numpy", "torchvision", "open_clip"}} & set(sys.modules)))
+"""
+
+
+def run(*argv: str, script: str = RUN) -> list[str]:
+    """The lines that a process prints; the last one of RUN is the exit code and heavy modules."""
+    done = subprocess.run([sys.executable, "-c", script.format(argv=list(argv))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize("tool", ["train", "sweep", *sorted({*tools()} - {"train", "sweep"})])
+def test_help_imports_nothing_heavy(tool: str) -> None:
+    """Renew tools/help.json with ``python tests/public_surface.py --write`` if a tool's flags have changed."""
+    lines = run(str(FOLDER / f"{tool}.py"), "--help")
+    assert lines[-1] == "0"
+    assert lines[0].startswith("usage: ")
+    assert "--version" in "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_the_installed_command_gives_a_tools_help_under_its_own_name() -> None:
+    shown = run("dassl-lite", "train", "-h", script="import sys\nsys.argv = {argv!r}\nimport dassl_lite.tools.cli")
+    assert shown[0] == "usage: dassl-lite train [options] [KEY VALUE ...]"
+
+
+def example() -> argparse.ArgumentParser:
+    """A parser with everything that tools have."""
+    parser = tool_parser("example", "It does things.\n\n    with indented lines", usage=None)
+    parser.add_argument("--number", type=int, default=3, metavar="N", help="how many " + 20 * "words ")
+    parser.add_argument("--several", "-s", nargs="+", default=[1, 2], metavar="N", help="100 %%")
+    parser.add_argument("--kind", choices=["a", "b"], required=True, help="one of them")
+    parser.add_argument("--hidden", help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="to read")
+    parser.add_argument_group("group", "with a description").add_argument("--path", default=Path("x"), help="where")
+    subparsers = parser.add_subparsers(metavar="SUBJECT")
+    subparsers.add_parser("first", help="the first subject")
+    return parser
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_a_kept_parser_prints_what_it_would_itself(
+    columns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(tool_help, "folder_of", lambda name: tmp_path)
+    (tmp_path / "example.py").write_text("its digest is kept", encoding="utf-8")
+    (tmp_path / tool_help.FILE).write_text(tool_help.content({"example": example()}), encoding="utf-8")
+    assert tool_help.text("example") == example().format_help()
+
+
+def test_a_tool_whose_flags_may_have_changed_prints_its_help_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tool_help.text("train") is not None
+    assert tool_help.text("unknown") is None
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [group])  # a plug-in is installed
+    assert tool_help.text("train") is None
+    assert tool_help.text("sweep") is not None  # it has none of their flags
+    monkeypatch.setattr(tool_help, "digest", lambda tool: "another")
+    assert tool_help.text("sweep") is None
+
+
+COLLECTOR = """
+import gc, sys
+sys.argv = {argv!r}
+import dassl_lite
+print(gc.isenabled(), gc.get_freeze_count())
+from dassl_lite.engine.commands.cli import run_tool
+run_tool(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 100_000))
+"""
+
+
+@pytest.mark.slow
+def test_a_tool_collects_no_garbage_while_it_loads_and_a_library_leaves_the_collector_alone() -> None:
+    assert run(str(FOLDER / "train.py"), script=COLLECTOR) == ["False 0", "True True"]
+    assert run("script.py", script=COLLECTOR) == ["True 0", "True False"]
