@@ -26,6 +26,7 @@ from dassl_lite.models import lora_file
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.lora import ENCODERS, PROJECTIONS, add_lora, blocks_by_encoder, choose_blocks, without_lora
 from dassl_lite.models.prompts import class_weights, fill_templates
+from dassl_lite.models.text_tower import Texts
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
@@ -123,9 +124,9 @@ class CLIPLoRA(FeatureTrainer):
     def _text_encoder(self, trained: bool) -> Callable[[], torch.Tensor]:
         """Gives the features (K, D) of the class prompts: computed anew if the text encoder is trained."""
         if trained:
-            tokens = self.clip.tokenize(fill_templates(self.classnames, [self.template]))
+            texts = Texts(self.clip.tokenize(fill_templates(self.classnames, [self.template])))
             options = text_encoder_options(self.method_cfg)
-            return lambda: self.clip.text.encode_tokens(tokens, **options)
+            return lambda: self.clip.text.encode_tokens(texts, **options)
         with torch.no_grad():
             weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache)
         return lambda: weights

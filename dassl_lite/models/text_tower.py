@@ -19,17 +19,16 @@ D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import open_clip
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from dassl_lite.models import text_layers
+from dassl_lite.models.own_forward import OwnForward, RowsOfPrompts, on_device, run
 from dassl_lite.models.text_layers import KeysValues, Pack, pack, share_prefixes
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -44,6 +43,40 @@ _ROWS_ON_GPU = 4096
 _MAX_ROWS = {"cpu": 16384}  # rows at a time if no chunk size is given; bounds the transient memory
 _MAX_ROWS_ON_GPU = 262144
 _CHECKPOINT_SHARE = 8  # with checkpointing, memory holds one chunk's activations, so chunks are that much smaller
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Texts that go through the layers together, on the device.
+
+    Attributes:
+        prefix: (P,) ids that all of them begin with.
+        suffix: (n, S) ids that follow.
+        lengths: n numbers: tokens of each suffix up to and including its end token.
+    """
+
+    prefix: Tensor
+    suffix: Tensor
+    lengths: tuple[int, ...]
+
+
+class Texts:
+    """Texts that are encoded again and again: what depends on their ids alone is found once, and kept on the device.
+
+    Args:
+        tokens: (N, L) ids.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        # With and without shared prefixes, by device.
+        self.passes: dict[tuple[bool, torch.device], tuple[list[_Pass], Tensor]] = {}
+        self._moved = tokens
+
+    def on(self, device: torch.device) -> Tensor:
+        """The ids on a device."""
+        self._moved = self._moved.to(device)
+        return self._moved
 
 
 class TextTower:
@@ -68,6 +101,7 @@ class TextTower:
         self._text = model if custom is None else custom
         pool = getattr(self._text, "text_pool_type", None) or getattr(self._text, "pool_type", None)
         self._pool = pool or "argmax"
+        self._own = OwnForward(model)
         causal = getattr(self._text, "attn_mask", None) is not None and getattr(self._text, "cls_emb", None) is None
         is_open_clips = custom is None or isinstance(custom, TextTransformer)
         self.is_causal: bool = is_open_clips and causal and self._pool in ("argmax", "eos")
@@ -82,12 +116,12 @@ class TextTower:
     @property
     def width(self) -> int:
         """W, the width of token embeddings."""
-        return self._embedding.weight.shape[1]
+        return self._own.embedding.weight.shape[1]
 
     @property
     def embed_dim(self) -> int:
         """D, the width of the features."""
-        matrix = self._projection
+        matrix = self._own.projection
         if matrix is None:
             return self.width
         return matrix.out_features if isinstance(matrix, nn.Linear) else matrix.shape[1]
@@ -99,7 +133,7 @@ class TextTower:
         Of a Hugging Face encoder whose projection has several layers, that of the last one, whose input may have
         another width than token embeddings.
         """
-        matrix = self._projection
+        matrix = self._own.projection
         if matrix is None:
             return torch.eye(self.width, device=self.device)
         return matrix.weight.t() if isinstance(matrix, nn.Linear) else matrix
@@ -107,26 +141,7 @@ class TextTower:
     @property
     def projection_bias(self) -> Tensor | None:
         """(D,), added behind the projection (SigLIP); None if the model has none."""
-        return getattr(self._projection, "bias", None)
-
-    @property
-    def _projection(self) -> Any:
-        """The last linear step: a matrix (W, D), a linear layer or None."""
-        if not hasattr(self._text, "proj"):
-            return self._text.text_projection
-        last = self._text.proj[-1] if isinstance(self._text.proj, nn.Sequential) else self._text.proj
-        return None if isinstance(last, nn.Identity) else last
-
-    @property
-    def _embedding(self) -> Any:
-        """The module that looks token embeddings up."""
-        own = getattr(self._text, "token_embedding", None)
-        if own is not None:
-            return own
-        inner: Any = getattr(self._text, "transformer", None)
-        if not hasattr(inner, "get_input_embeddings"):
-            raise UserError("this backbone's text encoder shows no token embedding, so it cannot take learned prompts")
-        return inner.get_input_embeddings()
+        return getattr(self._own.projection, "bias", None)
 
     @property
     def context_length(self) -> int:
@@ -137,7 +152,7 @@ class TextTower:
     def dtype(self) -> torch.dtype:
         """The dtype in which the layers compute; of a Hugging Face encoder, that of its embeddings."""
         own = getattr(self._text.transformer, "get_cast_dtype", None)
-        return own() if own is not None else self._embedding.weight.dtype
+        return own() if own is not None else self._own.embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +160,7 @@ class TextTower:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings (..., W) of ids (...), without positions: the material of prefix and suffix."""
-        return self._embedding(tokens.to(self.device)).to(self.dtype)
+        return self._own.embedding(tokens.to(self.device)).to(self.dtype)
 
     def ends(self, tokens: Tensor) -> Tensor:
         """Position of each text's end token: (N,) from ids (N, L)."""
@@ -160,7 +175,7 @@ class TextTower:
 
     def project(self, states: Tensor, projection: Tensor | None) -> Tensor:
         """Features (..., D) of normalised end states (..., W), with `projection` (W, D) or the model's own."""
-        matrix, bias = self._projection, self.projection_bias
+        matrix, bias = self._own.projection, self.projection_bias
         if projection is not None:
             features = states @ projection.to(states)
             return features if bias is None else features + bias.to(states)
@@ -177,7 +192,7 @@ class TextTower:
 
     def encode_tokens(
         self,
-        tokens: Tensor,
+        tokens: Tensor | Texts,
         *,
         project: bool = True,
         projection: Tensor | None = None,
@@ -187,32 +202,44 @@ class TextTower:
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
+            tokens: the ids, or `Texts` that are encoded again and again.
             project: False returns the states (N, W) before the text projection.
             projection: (W, D), used instead of the model's own.
             chunk: maximum number of texts at a time; 0 chooses it by memory.
             checkpoint: recompute activations in the backward pass, chunk by chunk, to save memory.
         """
+        texts = tokens if isinstance(tokens, Texts) else Texts(tokens)
+        if not len(texts.tokens):
+            raise ValueError("no texts to encode")
         if not self.is_causal:
             plain = project and projection is None
-            parts = [part.to(self.device) for part in tokens.split(chunk or 256)]
-            own = torch.cat([_run(checkpoint, self._own, part, None, plain) for part in parts])
+            own = self._own.encode_tokens(texts.on(self.device), plain, chunk or 256, checkpoint)
             return own if plain or not project else self.project(own, projection)
-        prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
-        states: list[Tensor] = []
-        order: list[int] = []
-        groups = [(0, list(range(len(prompts))))] if prompts else []  # without shared prefixes: one pass
-        if self._can_share():
-            groups = share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU))
-        for shared, members in groups:
-            lengths = [len(prompts[i]) - shared for i in members]
-            suffix = tokens[members, shared : shared + max(lengths)]
-            prefix = self.embed(tokens[members[0], :shared])
-            states.append(self._states(prefix[None], self.embed(suffix), tuple(lengths), chunk, checkpoint)[0])
-            order += members
-        if not states:
-            raise ValueError("no texts to encode")
-        ordered = torch.cat(states)[torch.tensor(order, device=self.device).argsort()]
+        way = self._can_share(), self.device  # LoRA's dropout changes the first
+        if way not in texts.passes:
+            texts.passes[way] = self._passes(texts.tokens, way[0])
+        passes, order = texts.passes[way]
+        states = [
+            self._states(self.embed(one.prefix)[None], self.embed(one.suffix), one.lengths, chunk, checkpoint)[0]
+            for one in passes
+        ]
+        ordered = torch.cat(states)[order]
         return self.project(ordered, projection) if project else ordered
+
+    def _passes(self, tokens: Tensor, sharing: bool) -> tuple[list[_Pass], Tensor]:
+        """The passes through the layers that texts take, and where each text (N,) is found among their results."""
+        prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
+        groups = [(0, list(range(len(prompts))))]  # without shared prefixes: one pass
+        if sharing:
+            groups = share_prefixes(prompts, _PASS_ROWS.get(self.device.type, _ROWS_ON_GPU))
+        passes: list[_Pass] = []
+        order: list[int] = []
+        for shared, members in groups:
+            lengths = tuple(len(prompts[i]) - shared for i in members)
+            prefix, suffix = tokens[members[0], :shared], tokens[members, shared : shared + max(lengths)]
+            passes.append(_Pass(prefix.to(self.device), suffix.to(self.device), lengths))
+            order += members
+        return passes, torch.tensor(order).argsort().to(self.device)
 
     def encode_prompts(
         self,
@@ -250,7 +277,8 @@ class TextTower:
         else:
             if tokens is None:
                 raise ValueError("this text encoder needs the tokens of whole rows")
-            own = self._encode_rows(images, suffix, sizes, tokens.to(self.device), plain, chunk, checkpoint)
+            rows = RowsOfPrompts(images, suffix, sizes, tokens.to(self.device), self.embed(tokens))
+            own = self._own.encode_rows(rows, plain, chunk or self._chunk_size(tokens.shape[1], checkpoint), checkpoint)
             features = own if plain or not project else self.project(own, projection)
         return features if prefix.dim() == 3 else features[0]
 
@@ -274,7 +302,7 @@ class TextTower:
         states, classes = [], []
         for packed in pack(lengths, suffix.shape[1], chunk, slack, self.device):
             rows = flat[packed.source] + self.positions(prefix.shape[1] + packed.offset)
-            states.append(_run(checkpoint, self._suffix_states, rows[None], memory, packed))
+            states.append(run(checkpoint, self._suffix_states, rows[None], memory, packed))
             classes.append(packed.classes)
         joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
         return joined.expand(len(prefix), -1, -1)  # with an empty prefix, all images have the same states
@@ -322,8 +350,8 @@ class TextTower:
         parts = []
         for first in range(0, len(lengths), chunk):
             sizes = lengths[first : first + chunk]
-            parts.append((suffix[first : first + chunk, : max(sizes)], torch.tensor(sizes, device=self.device)))
-        states = [torch.cat([_run(checkpoint, self._whole_states, image, *part) for part in parts]) for image in prefix]
+            parts.append((suffix[first : first + chunk, : max(sizes)], on_device(sizes, self.device)))
+        states = [torch.cat([run(checkpoint, self._whole_states, image, *part) for part in parts]) for image in prefix]
         return torch.stack(states)
 
     def _whole_states(self, prefix: Tensor, suffix: Tensor, lengths: Tensor) -> Tensor:
@@ -332,77 +360,7 @@ class TextTower:
         length = rows.shape[1]
         rows = rows + self.positions(torch.arange(length, device=self.device))
         states = self._text.transformer(rows, attn_mask=self._text.attn_mask[:length, :length])
-        return states[torch.arange(len(suffix)), prefix.shape[0] + lengths - 1]
-
-    # ---- encoders of another kind: their own forward ---------------------------------------------------------------
-
-    def _encode_rows(
-        self,
-        prefix: Tensor,
-        suffix: Tensor,
-        lengths: tuple[int, ...],
-        tokens: Tensor,
-        project: bool,
-        chunk: int,
-        checkpoint: bool,
-    ) -> Tensor:
-        """Features, or states before the projection, (B, K, D): every prompt of every image is a row of its own."""
-        images, classes, length = len(prefix), len(suffix), tokens.shape[1]
-        ends = prefix.shape[1] + torch.tensor(lengths, device=self.device)
-        inside = torch.arange(length, device=self.device) < ends[:, None]
-        padded = nn.functional.pad(suffix, (0, 0, 0, max(0, length - prefix.shape[1] - suffix.shape[1])))
-        around = self.embed(tokens)  # what the prompts themselves leave: padding and what follows it
-
-        def encode(part: Tensor) -> Tensor:
-            image, class_ = part // classes, part % classes
-            rows = torch.cat([prefix[image], padded[class_]], dim=1)[:, :length]
-            rows = torch.where(inside[class_][..., None], rows.to(around), around[class_])
-            return self._own(tokens[class_], rows, project)
-
-        parts = torch.arange(images * classes, device=self.device).split(chunk or self._chunk_size(length, checkpoint))
-        return torch.cat([_run(checkpoint, encode, part) for part in parts]).unflatten(0, (images, classes))
-
-    def _own(self, tokens: Tensor, rows: Tensor | None, project: bool) -> Tensor:
-        """What the encoder itself computes of ids (N, L): features (N, D), or states (N, W) before the projection.
-
-        Args:
-            rows: (N, L, W), in place of the ids' embeddings. The ids still tell the encoder where padding and end are,
-                so that its masks, positions and pooling are those of the text; `inputs_embeds` would lose them.
-        """
-        with ExitStack() as changes:
-            if rows is not None:
-                changes.enter_context(self._embedding_gives(rows))
-            if project:
-                return self.model.encode_text(tokens)
-            changes.enter_context(self._without_projection())
-            states = self.model.encode_text(tokens) if self._text is self.model else self._text(tokens)
-            return states[0] if isinstance(states, tuple) else states
-
-    @contextmanager
-    def _embedding_gives(self, rows: Tensor) -> Iterator[None]:
-        """A context in which the token embedding gives `rows` (N, L, W), whatever the ids."""
-
-        def replace(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
-            assert embedded.shape == rows.shape, (embedded.shape, rows.shape)
-            return rows.to(embedded.dtype)
-
-        handle = self._embedding.register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @contextmanager
-    def _without_projection(self) -> Iterator[None]:
-        """A context in which the encoder ends before its last linear step."""
-        name = "proj" if hasattr(self._text, "proj") else "text_projection"
-        own = getattr(self._text, name)
-        before = own[:-1] if isinstance(own, nn.Sequential) else nn.Identity() if name == "proj" else None
-        setattr(self._text, name, before)
-        try:
-            yield
-        finally:
-            setattr(self._text, name, own)
+        return states[torch.arange(len(suffix), device=self.device), prefix.shape[0] + lengths - 1]
 
     def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], room: int) -> None:
         if len(lengths) != len(suffix) or not lengths or not 0 < min(lengths) <= max(lengths) <= suffix.shape[1]:
@@ -412,10 +370,3 @@ class TextTower:
                 f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {room} fit: "
                 "use fewer context tokens or shorter class names"
             )
-
-
-def _run(checkpoint: bool, compute: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """``compute(*inputs)``; with ``checkpoint``, its activations are recomputed in the backward pass."""
-    if checkpoint and torch.is_grad_enabled():
-        return recompute(compute, *inputs, use_reentrant=False)
-    return compute(*inputs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cuda_standin
+import families
 import pytest
 import torch
 from toy import ToyTrainer, make_images, toy_trainer
@@ -153,18 +154,22 @@ def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Pa
 
 # ---- on a GPU, or what stands in for one ------------------------------------------------------------------------
 
-# CLIPLoRA's text encoder, which is trained, copies its tokens to the device in every step.
-METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapterF", "LinearProbe")
+METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLIPLoRA")
 
 
-def steps_counted(trainer: str, precision: str, folder: str) -> tuple[int, str, str]:
-    """Steps of an epoch on features between two log lines, and what they waited for and copied."""
+def steps_counted(trainer: str, precision: str, folder: str, family: str = "") -> tuple[int, str, str]:
+    """Steps of an epoch on features between two log lines, and what they waited for and copied.
+
+    Args:
+        family: of the backbone, one of `families`; the packaged one if empty.
+    """
     load_plugins()
+    backbone = families.register(Path(folder) / "families")[family] if family else "demo"
     node = TRAINER_REGISTRY.get(trainer).node_name()
     flags: dict[str, Any] = {
         "DATASET": {"NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1, "DIR": f"{folder}/features"}},
         "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
-        "MODEL": {"BACKBONE": {"NAME": "demo"}},
+        "MODEL": {"BACKBONE": {"NAME": backbone}},
         "OPTIM": {"MAX_EPOCH": 1, "SCHEDULE_UNIT": "batch"},
         "TRAIN": {"PRINT_FREQ": 4},
         "TRAINER": {
@@ -201,3 +206,10 @@ def test_a_step_waits_for_no_device_and_copies_nothing_to_it(
     on_cuda: Any, tmp_path: Path, trainer: str, precision: str
 ) -> None:
     assert on_cuda(steps_counted, trainer, precision, str(tmp_path)) == (3, "{}", "{}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPLoRA"])
+def test_a_step_of_whole_prompts_waits_and_copies_as_little(on_cuda: Any, tmp_path: Path, trainer: str) -> None:
+    pytest.importorskip("transformers")
+    assert on_cuda(steps_counted, trainer, "fp32", str(tmp_path), "SigLIP") == (3, "{}", "{}")

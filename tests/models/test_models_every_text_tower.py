@@ -122,7 +122,7 @@ def test_a_context_for_each_image_gives_the_features_of_their_tokens(load: Any, 
 @every_family
 def test_gradients_of_the_context_are_those_of_its_tokens(load: Any, family: str) -> None:
     clip = load(family)
-    table = clip.text._embedding
+    table = clip.text._own.embedding
     context = clip.text.embed(torch.tensor(CONTEXT)).requires_grad_()
     direction = torch.randn(3, clip.embed_dim, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     gradients = []
