@@ -75,6 +75,7 @@ def test_extract_gives_the_rates_of_loader_encoder_and_both(tmp_path: Path, view
         "bare encoder",
         "loader alone",
         "store, from image files",
+        "reference's way, from image files",
         "store, tensors ready",
         "store, cached",
     }

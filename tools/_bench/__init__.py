@@ -4,13 +4,17 @@ drawn photographs, the clock and the JSON file."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from dassl_lite.utils.errors import UserError
 
 Row = dict[str, float | str | bool]  # of a table and of the JSON file
 
@@ -34,6 +38,26 @@ def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
         picture = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (375, 500, 1))
         paths.append(str(folder / f"{number}.jpg"))
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def photographs(folder: Path, count: int, source: str | None = None) -> list[str]:
+    """JPEG files: those below ``source``, at most ``count``, or as many drawn ones in ``folder``, which is created.
+
+    Raises:
+        UserError: there are none below ``source``.
+    """
+    if source is None:
+        return draw_photos(folder, count)
+    kinds = (".jpg", ".jpeg")
+    found = islice((path for path in Path(source).rglob("*") if path.suffix.lower() in kinds and path.is_file()), count)
+    folder.mkdir(parents=True)
+    paths = []
+    for path in found:
+        paths.append(str(folder / f"{len(paths)}.jpg"))
+        os.symlink(path.resolve(), paths[-1])
+    if not paths:
+        raise UserError(f"--photos {source} holds no JPEG files")
     return paths
 
 

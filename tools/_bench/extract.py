@@ -2,6 +2,8 @@
 
 The bare encoder runs over pixels that are where it runs; the loader decodes the same pictures from files and encodes
 nothing; the store does both and writes the features. Rounds alternate between them, so that a busy machine slows all.
+The reference's way transforms every image with PIL to normalised floats and encodes whole batches with open_clip.
+
 Rates count encoder inputs: images times views. The store should reach 0.9 of the slower half; on a CPU, where the two
 share the cores, 0.9 of the rate at which they run one after the other.
 """
@@ -9,8 +11,10 @@ share the cores, 0.9 of the rate at which they run one after the other.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +29,11 @@ from dassl_lite.data.feature_cache.extract import CPU_BATCH, ViewDataset, load
 from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
 from dassl_lite.models.clip import CLIPBackbone, load_clip
-from dassl_lite.tools._bench import Row, draw_photos, seconds_of, write_rows
+from dassl_lite.tools._bench import Row, photographs, seconds_of, write_rows
 from dassl_lite.utils.errors import UserError
 
 NAME = "extract"
+PLAIN = "reference's way, from image files"
 BARE, LOADER, FILES = "bare encoder", "loader alone", "store, from image files"
 READY, CACHED = "store, tensors ready", "store, cached"
 
@@ -55,7 +60,13 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
         metavar="N",
         help="maximum number of decoding processes; -1: one for each core",
     )
+    add("--photos", metavar="FOLDER", help="JPEG files to extract from (default: drawn)")
     add("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's CPU seconds, for a busy machine; needs --workers 0",
+    )
     add("--json", metavar="FILE", help="also write the rows to FILE")
 
 
@@ -64,6 +75,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     check_at_least(args, 1, ["images", "views", "batch_size", "rounds"], at_most=1_000_000)
     if args.images > _MOST:
         raise UserError(f"--images must be at most {_MOST}, not {args.images}")
+    if args.cpu_time and args.workers:
+        raise UserError("--cpu-time counts this process only; add --workers 0")
     with tempfile.TemporaryDirectory() as folder:
         seconds = _measure(args, Path(folder))
     rows = table(seconds, args.images * args.views, on_cpu=torch.device(args.device).type == "cpu")
@@ -97,7 +110,8 @@ def table(seconds: Mapping[str, Sequence[float]], inputs: int, *, on_cpu: bool) 
 def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds per round of each thing measured."""
     clip = load_clip(args.backbone, args.precision, args.device)
-    photos, marks = draw_photos(folder / "photos", args.images), _draw_marks(folder / "marks", args.images)
+    photos = _photos(folder, args)
+    marks = _draw_marks(folder / "marks", args.images)
     transform = _transform(clip, args.views)
     dataset = ViewDataset([ImageFile.of(photo) for photo in photos], transform, args.views, seed=1)
     finish = dataset.finish
@@ -127,15 +141,40 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
         for batch in inputs.split(size):
             clip.encode_image(finish(batch)).cpu()
 
+    @torch.no_grad()
+    def plain() -> None:
+        for first in range(0, args.images * args.views, args.batch_size):
+            numbers = range(first, min(first + args.batch_size, args.images * args.views))
+            batch = torch.stack([transform(_opened(photos[number // args.views])) for number in numbers])
+            clip.model.encode_image(batch.to(clip.device, clip.dtype)).cpu()
+
+    def clocked(work: Callable[[], object]) -> float:
+        return seconds_of(work, time.process_time if args.cpu_time else time.perf_counter)
+
     bare(inputs[:size])  # warm-up
-    seconds: dict[str, list[float]] = {BARE: [], LOADER: [], FILES: [], READY: [], CACHED: []}
+    seconds: dict[str, list[float]] = {BARE: [], LOADER: [], FILES: [], PLAIN: [], READY: [], CACHED: []}
     for number in range(args.rounds):
-        seconds[BARE].append(seconds_of(bare))
-        seconds[LOADER].append(seconds_of(decode))
-        seconds[FILES].append(seconds_of(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
-        seconds[READY].append(seconds_of(lambda: fetch(f"ready{number}", marks, ready)))  # noqa: B023
-        seconds[CACHED].append(seconds_of(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+        seconds[BARE].append(clocked(bare))
+        seconds[LOADER].append(clocked(decode))
+        seconds[FILES].append(clocked(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
+        seconds[PLAIN].append(clocked(plain))
+        seconds[READY].append(clocked(lambda: fetch(f"ready{number}", marks, ready)))  # noqa: B023
+        seconds[CACHED].append(clocked(lambda: fetch(f"files{number}", photos, transform)))  # noqa: B023
     return seconds
+
+
+def _opened(photo: str) -> Image.Image:
+    with Image.open(photo) as image:
+        return image.convert("RGB")
+
+
+def _photos(folder: Path, args: argparse.Namespace) -> list[str]:
+    """As many JPEG files as there are images; a few files have many names."""
+    files = photographs(folder / "photos", args.images, args.photos)
+    names = [str(folder / f"{number}.jpg") for number in range(args.images)]
+    for number, name in enumerate(names):
+        os.symlink(files[number % len(files)], name)
+    return names
 
 
 def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor]:
