@@ -68,6 +68,7 @@ WAYS: dict[str, tuple[str, Line]] = {
     "a semicolon": ("path,classname", lambda i: [f"{i:02}.png,{';'.join(having(i))}"]),
     "a semicolon between columns": ("path;labels", lambda i: [f'{i:02}.png;"{";".join(having(i))}"']),
     "a comma, called labels": ("path,labels", lambda i: [f'{i:02}.png,"{", ".join(having(i))}"']),
+    "called tags": ("filename,tags", lambda i: [f"{i:02}.png,{';'.join(having(i))}"]),
     "JSON's lists": ("path,label", lambda i: [f"{i:02}.png,{csv_quoted(json.dumps(having(i)))}"]),
     "Python's lists": ("path,classes", lambda i: [f"{i:02}.png,{csv_quoted(repr(having(i)))}"]),
     "a row for each": ("path,labels", lambda i: [f"{i:02}.png,{name}" for name in having(i) or [""]]),

@@ -104,6 +104,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 # ---- training and evaluation -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe"])
 def test_a_trained_method_beats_zero_shot_and_says_so_by_its_metric(
     place: Place, method: str, capsys: pytest.CaptureFixture[str]
@@ -134,6 +135,7 @@ def test_zero_shot_has_the_metrics_of_its_logits(place: Place) -> None:
     assert trainer.results["test"]["micro_f1"] > 100 * always, "better than to predict every class"
 
 
+@pytest.mark.slow
 def test_the_epoch_is_selected_by_map_on_the_validation_images(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file(), "TEST.FINAL_MODEL", "best_val")
     trainer.train()
@@ -149,6 +151,7 @@ def test_validation_metrics_have_f1_where_they_are_asked_for(place: Place) -> No
     assert list(trainer.results["val"]) == ["mAP", "micro_f1", "macro_f1"]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["TaskRes", "ZeroshotCLIP"])
 @pytest.mark.parametrize("lacking", [(), ("val",)])
 def test_the_threshold_does_not_depend_on_the_test_images(place: Place, method: str, lacking: tuple[str, ...]) -> None:
@@ -193,6 +196,7 @@ def test_a_backbone_s_own_bias_is_where_the_sigmoid_starts(place: Place) -> None
     assert torch.allclose(trainer.model_inference(features), plain.model_inference(features) - 12.5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe"])
 def test_a_sigmoid_on_one_class_per_image_is_a_choice(place: Place, method: str) -> None:
     file = feature_file(several=False)
@@ -258,6 +262,7 @@ def transferred(place: Place, source: Any, file: FeatureFile) -> Any:
     return evaluate(config_for(stored_config(source.output_dir), target, {}), source.output_dir)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_as_it_was_trained(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file())
     with runs.session(trainer.cfg) as again:
@@ -269,6 +274,7 @@ def test_a_run_is_evaluated_as_it_was_trained(place: Place) -> None:
     assert np.isnan(row.accuracy)
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name_on_another_multi_label_dataset(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file())
     trainer.train()
@@ -280,6 +286,7 @@ def test_classes_are_matched_by_name_on_another_multi_label_dataset(place: Place
     assert fewer.evaluator.threshold == 0.0
 
 
+@pytest.mark.slow
 def test_runs_go_from_several_classes_to_one_and_back(place: Place) -> None:
     several, one = feature_file(), feature_file(several=False)
     for source, target, metric in ((several, one, "accuracy"), (one, several, "mAP")):
@@ -290,6 +297,7 @@ def test_runs_go_from_several_classes_to_one_and_back(place: Place) -> None:
         assert next(iter(found.results["test"])) == metric
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_of_another_loss(place: Place) -> None:
     source = place.build("TaskRes", feature_file(several=False))
     source.train()

@@ -3,7 +3,8 @@
 An image may have several classes. The table then gives them in one of these ways, and is multi-label:
 
 - a cell with separators, ``cat|dog`` or ``cat;dog``, or a list in JSON's or Python's spelling, ``["cat", "dog"]``
-- a column called ``labels``, ``classes`` or ``classnames``, with such cells (``cat, dog`` too) or a row for each class
+- a column called ``labels``, ``classes``, ``classnames`` or ``tags``, with such cells (``cat, dog`` too) or a row for
+  each class
 - no column of classes, but a column of zeros and ones for each class, called by its name
 
 An empty cell, or a row of zeros, is an image of none of the classes.
@@ -44,7 +45,7 @@ COLUMNS = {
 # Headers that say that a cell has several, of the same columns.
 PLURALS = {
     "label": ("labels",),
-    "classname": ("classnames", "classes", "class_names"),
+    "classname": ("classnames", "classes", "class_names", "tags"),
     "classid": ("classids", "class_ids", "wnids"),
 }
 OF_CLASSES = ("label", "classname", "classid")
