@@ -97,7 +97,7 @@ def extract(args: argparse.Namespace) -> FeatureFile:
     refuse_keys(args.options, IGNORED, "on features")
     cfg = config_of(args)
     refuse_without_effect(args, [TRAINER_REGISTRY.get(FROZEN_CLIP)], cfg)
-    distributed.start()  # several processes share the encoding
+    distributed.start(cfg.USE_CUDA)  # several processes share the encoding
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     export = FeatureExport(

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_without_effect(args, [kind], cfg)
     if args.eval_only and is_ours(kind):
         refuse_keys(args.options, NOT_EVALUATED, "with --eval-only")
-    distributed.start()
+    distributed.start(cfg.USE_CUDA)
     cfg = with_output(cfg, args)
     if not args.eval_only and not args.no_train:
         with run.session(cfg, overwrite=args.overwrite, skip_finished=bool(args.resume)) as trainer:

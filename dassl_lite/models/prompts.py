@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
+from dassl_lite.utils.devices import Halving
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import atomic_path, digest_of
 from dassl_lite.utils.logger import get_logger
@@ -81,12 +83,22 @@ def hidden_means(
 
 def text_features(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
     """Features (N, D), not normalised, of N texts; kept in ``cache`` if given."""
-    return _cached(cache, clip, texts, lambda: clip.encode_text(clip.tokenize(texts)), "features")
+    return _cached(cache, clip, texts, lambda: _in_parts(clip.encode_text, clip.tokenize(texts)), "features")
 
 
 def text_states(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:
     """States (N, W) of N texts at their end tokens, before the text projection; kept in ``cache`` if given."""
-    return _cached(cache, clip, texts, lambda: clip.text.encode_tokens(clip.tokenize(texts), project=False), "states")
+
+    def encode(tokens: Tensor) -> Tensor:
+        return clip.text.encode_tokens(tokens, project=False)
+
+    return _cached(cache, clip, texts, lambda: _in_parts(encode, clip.tokenize(texts)), "states")
+
+
+def _in_parts(encode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """What ``encode`` gives for tokens (N, L), as many at a time as there is memory for."""
+    found = Halving("encoding texts")(encode, tokens)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _cached(

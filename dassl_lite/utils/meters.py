@@ -124,4 +124,5 @@ def read_together(values: Sequence[Tensor]) -> list[float]:
     """The numbers in one-number tensors of any dtype and shape; waits once if they are on one device."""
     if len({value.device for value in values}) > 1 or not any(map(is_costly_to_read, values)):
         return [float(value) for value in values]
-    return torch.stack([value.reshape(()).double() for value in values]).tolist()
+    widest = torch.float32 if values[0].device.type == "mps" else torch.float64  # Apple's GPU has no float64
+    return torch.stack([value.reshape(()).to(widest) for value in values]).tolist()

@@ -198,3 +198,20 @@ def test_rows_are_committed_every_few_seconds_by_the_clock(tmp_path, monkeypatch
     for clock[0] in (100.0, 105.0, 109.0, 110.0, 119.0, 121.0):
         kept.add([f"image at {clock[0]}"], torch.zeros(1, 1, WIDTH))
     assert commits == [100.0, 110.0, 121.0]
+
+
+def test_extraction_goes_on_with_smaller_batches_when_memory_is_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths, encoder, calls = draw_images(tmp_path / "a", 9), CountingEncoder(), []
+
+    def small(inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        return encoder(inputs)
+
+    features = store(tmp_path / "cache").fetch(paths, small, batch_size=8).tensor
+    assert torch.equal(features, expected(paths))
+    assert calls == [8, 4, 2, 2, 2, 2, 1]
+    assert caplog.text.count("Out of memory while encoding images: going on with 2 at a time") == 1

@@ -16,7 +16,9 @@ import torch
 from toy import make_images, toy_trainer
 
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.distributed import ShareOfBatches
+from dassl_lite.utils import UserError
 
 START = """
 import sys; sys.path.insert(0, {tests!r})
@@ -186,3 +188,45 @@ def test_processes_stay_on_one_order_of_the_images_whatever_their_augmentations_
         assert len(seen[0]) == len(seen[1]) == 8  # 18 images make 4 batches of 4
         assert not set(seen[0]) & set(seen[1])
     assert torch.equal(two[0]["augmented"]["weight"], two[1]["augmented"]["weight"])
+
+
+GPU_STREAMS = """
+import torch
+from dassl_lite.utils import seeding
+own = {{"state": torch.tensor([10 + distributed.rank()], dtype=torch.uint8)}}
+torch.cuda.is_available = lambda: True
+torch.cuda.get_rng_state = lambda *device: own["state"].clone()
+torch.cuda.get_rng_state_all = lambda: [own["state"].clone(), torch.zeros(1, dtype=torch.uint8)]  # idle in this process
+torch.cuda.set_rng_state = lambda state, *device: own.update(state=state)
+saved = distributed.random_states_of_all()
+own["state"] += 100
+distributed.restore_random_states_of_all(saved)
+torch.cuda.is_available = lambda: False
+found = {{"saved": saved["cuda"], "restored": own["state"]}}
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gets_the_random_stream_of_its_own_gpu_back(tmp_path: Path) -> None:
+    for rank, found in enumerate(two_processes(GPU_STREAMS, tmp_path / "streams")):
+        assert [int(state) for state in found["saved"]] == [10, 11]
+        assert int(found["restored"]) == 10 + rank
+
+
+@pytest.mark.parametrize("use_gpus", [True, False])
+def test_more_processes_than_gpus_are_one_line_and_without_gpus_none_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, use_gpus: bool
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    backends: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail("a GPU was chosen"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
+    if use_gpus:
+        with pytest.raises(UserError, match="2 processes on this machine, but 1 GPU: start torchrun"):
+            distributed.start(use_gpus)
+    else:
+        distributed.start(use_gpus)
+    assert backends == ([] if use_gpus else ["gloo"])

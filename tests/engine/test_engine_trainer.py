@@ -15,6 +15,7 @@ import torch
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.contract.loaders import manager_of
 from dassl_lite.engine.files.checkpoint import CheckpointStore, progress
 from dassl_lite.engine.files.results import write_results
@@ -362,3 +363,32 @@ def test_a_replaceable_checkpoint_that_is_gone_already_is_no_error(tmp_path):
 def test_loaders_without_a_dataset_have_no_classes():
     manager = manager_of(dict.fromkeys(("train_x", "train_u", "val", "test")), 0)
     assert (manager.num_classes, manager.lab2cname) == (0, {})
+
+
+def test_evaluation_goes_on_with_smaller_batches_when_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = toy_trainer(make_images(tmp_path / "data"), tmp_path / "run")
+    expected, seen = trainer.test(), []
+    infer = trainer.model_inference
+
+    def small(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        seen.append(len(images))
+        return infer(images)
+
+    monkeypatch.setattr(trainer, "model_inference", small)
+    assert trainer.test() == expected
+    assert sum(seen) == 15
+    assert "Out of memory while evaluating: going on with" in caplog.text
+
+
+def test_training_without_enough_memory_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
+
+    assert run_tool(main, []) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has. A smaller DATALOADER")
+    assert shown.count("\n") == 1

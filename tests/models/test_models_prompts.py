@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from dassl_lite.models.clip import load_clip
-from dassl_lite.models.prompts import class_weights, fill_templates, load_text_projection, template_means, text_features
+from dassl_lite.models.prompts import (
+    class_weights,
+    fill_templates,
+    load_text_projection,
+    template_means,
+    text_features,
+    text_states,
+)
 from dassl_lite.utils import UserError
 
 
@@ -69,3 +76,21 @@ def test_enhanced_base_for_another_backbone_is_refused(clip: Any, tmp_path: Path
     torch.save({"state_dict": {"bias": torch.zeros(3)}}, path)
     with pytest.raises(UserError, match="contains no state_dict.weight"):
         load_text_projection(path, clip)
+
+
+def test_texts_are_encoded_in_parts_when_memory_is_full(
+    clip: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"a photo of {number}" for number in range(7)]
+    whole, states = text_features(clip, texts), text_states(clip, texts)
+    encode = clip.text.encode_tokens
+
+    def small(tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        if len(tokens) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode(tokens, **options)
+
+    monkeypatch.setattr(clip.text, "encode_tokens", small)
+    torch.testing.assert_close(text_features(clip, texts), whole)
+    torch.testing.assert_close(text_states(clip, texts), states)
+    assert "Out of memory while encoding texts: going on with 1 at a time" in caplog.text

@@ -169,3 +169,41 @@ def test_a_run_on_all_images_has_a_folder_that_says_so():
     load_plugins()
     (task,) = tasks(["TaskRes"], [DatasetChoice("gadgets")], [-1], [2])
     assert str(task.folder) == "gadgets/TaskRes/allshots-seed2"
+
+
+FAILING = """
+import os
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.trainers.zero_shot import ZeroshotCLIP
+
+@TRAINER_REGISTRY.register()
+class Fragile(ZeroshotCLIP):
+    uses_shots = True
+    config_node = "ZeroshotCLIP"
+
+    def fit(self):
+        with open(os.environ["WHERE"], "a") as file:
+            file.write(f"{self.cfg.SEED} {os.getpid()}\\n")
+        if self.cfg.SEED == 2:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypatch, capsys, jobs):
+    (tmp_path / "fragile.py").write_text(FAILING)
+    monkeypatch.setenv("WHERE", str(tmp_path / "where"))
+    arguments = ["--trainers", "Fragile", "--plugin", str(tmp_path / "fragile.py"), "--datasets", "gadgets", "--shots"]
+    arguments += ["1", "--seeds", "1", "2", "3", "4", "--jobs", jobs, "--output-dir", str(tmp_path / "sweep"), *FEW]
+    assert run_tool(sweep.main, arguments) == 1
+    ran = [line.split() for line in (tmp_path / "where").read_text().splitlines()]
+    processes = dict(ran)
+    assert sorted(seed for seed, _ in ran) == ["1", "2", "3", "4"]  # each once
+    after = ran[[seed for seed, _ in ran].index("2") + 1 :]
+    assert after
+    assert processes["2"] not in [process for _, process in after]
+    shown = capsys.readouterr()
+    assert "3 runs in" in shown.out
+    assert "1 failed" in shown.out
+    assert len(list((tmp_path / "sweep").glob("**/results.json"))) == 3

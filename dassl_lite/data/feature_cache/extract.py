@@ -32,6 +32,7 @@ from dassl_lite.data.feature_cache.lock import drop_inherited_locks
 from dassl_lite.data.feature_cache.shards import ImageFile
 from dassl_lite.data.images import read_image
 from dassl_lite.data.transforms.pixels import Finish, split
+from dassl_lite.utils.devices import Halving
 from dassl_lite.utils.env import SHARED_MEMORY, free_shared_memory, usable_cores
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
@@ -170,11 +171,14 @@ def extract(
     on_cpu = device.type == "cpu"
     chunks = load(dataset, batches, num_workers, pin_memory=device.type == "cuda")
     # On a CPU every chunk is encoded as it comes: a batch of them would fill the shared memory that they lie in.
+    halving = Halving("encoding images")
     groups = ([chunk] for chunk in chunks) if on_cpu else _batched(chunks, [len(batch) for batch in batches], device)
     waiting: tuple[list[Chunk], Callable[[], Tensor | None]] | None = None
     for parts in groups:
         inputs = [part.views for part in parts if part.views is not None]
-        features = _encode(inputs, dataset.finish, encode, min(batch_size, CPU_BATCH) if on_cpu else batch_size)
+        features = _encode(
+            inputs, dataset.finish, encode, min(batch_size, CPU_BATCH) if on_cpu else batch_size, halving
+        )
         current = [part._replace(views=None) for part in parts], _on_its_way_to_cpu(features)
         if waiting is not None:
             yield _extracted(dataset.views, *waiting)
@@ -196,18 +200,22 @@ def _batched(chunks: Iterator[Chunk], sizes: Sequence[int], device: torch.device
 
 
 @torch.no_grad()
-def _encode(parts: Sequence[Tensor], finish: Finish | None, encode: Encoder, batch_size: int) -> Tensor | None:
+def _encode(
+    parts: Sequence[Tensor], finish: Finish | None, encode: Encoder, batch_size: int, halving: Halving
+) -> Tensor | None:
     """Features (B, D) of the views in these parts, or None if there is nothing to encode."""
     if not parts:
         return None
     if finish is not None and len({part.dtype for part in parts}) > 1:  # some were no RGB images
         parts = [finish(part) if part.dtype == torch.uint8 else part for part in parts]
-    found = []
-    for part in (torch.cat(list(parts)) if len(parts) > 1 else parts[0]).split(batch_size):
+
+    def encoded(part: Tensor) -> Tensor:
         features = encode(finish(part) if finish is not None and part.dtype == torch.uint8 else part)
         if features.ndim != 2 or len(features) != len(part):
             raise ValueError(f"the encoder must return (B, D), not {tuple(features.shape)} for {len(part)} inputs")
-        found.append(features)
+        return features
+
+    found = halving(encoded, torch.cat(list(parts)) if len(parts) > 1 else parts[0], batch_size)
     return found[0] if len(found) == 1 else torch.cat(found)
 
 

@@ -21,6 +21,10 @@ from dassl_lite.utils.streams import lenient_streams
 
 EXIT_USER_ERROR, EXIT_BROKEN_PIPE = 2, 141
 LONGEST_MESSAGE = 2000  # characters
+LESS_MEMORY = (
+    "A smaller DATALOADER.TRAIN_X.BATCH_SIZE needs less memory, and so do PREC fp16 on a GPU and, where prompts are "
+    "learned, TEXT_CHECKPOINT True; checkpoints saved so far are intact"
+)
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -56,6 +60,10 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             where = f" for {error.filename}" if error.filename else ""
             return _fail(f"{error.strerror}{where}; what was written before is intact. Free some space and run again")
         except RuntimeError as error:
+            from dassl_lite.utils.devices import is_out_of_memory  # imports torch
+
+            if not debug and is_out_of_memory(error):
+                return _fail(f"{' '.join(str(error).split())[:200]}. {LESS_MEMORY}")
             if debug or not distributed.lost_another(error):
                 raise
             return _fail("another process of this run ended, so this one stops too; see its message")

@@ -180,7 +180,7 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
 
     Several processes share the work; each has the results.
     """
-    distributed.start()
+    distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     with _with_folder(cfg) as cfg:

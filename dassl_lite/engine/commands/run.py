@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 def build(cfg: CfgNode, log: str = "log.txt") -> Any:
     """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
-    distributed.start()
+    distributed.start(cfg.USE_CUDA)
     setup_logger(Path(cfg.OUTPUT_DIR) / log, console=cfg.VERBOSE)
     reset_peak_memory()
     if cfg.SEED >= 0:

@@ -34,12 +34,14 @@ from dassl_lite.engine.files.run_lock import FolderInUseError
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError, get_logger, setup_logger
+from dassl_lite.utils.devices import is_lost
 from dassl_lite.utils.errors import printable
 from dassl_lite.utils.streams import make_streams_lenient
 
 logger = get_logger(__name__)
 
 DONE, SKIPPED, FAILED, BUSY = "done", "skipped", "failed", "busy"
+LOST = "lost"  # not done: its process has lost its GPU to an error in another run
 _PATIENCE = 1.0  # seconds until runs that another process does are looked at again
 
 
@@ -200,8 +202,49 @@ def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, No
 def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
     """A function that does runs and gives their outcomes as they end: here, or in several processes."""
     if settings.jobs == 1:
-        yield lambda todo: (_run_one(task, settings) for task in todo)
+        yield lambda todo: _here(todo, settings)
         return
+    with _pool(settings) as run_all:
+        yield run_all
+
+
+def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
+    """The outcomes of runs in this process; of those that follow a GPU's failure, in another one."""
+    for number, task in enumerate(todo):
+        if _lost_gpu:
+            setup_logger()  # a run has silenced the console
+            with _pool(settings) as run_all:
+                yield from run_all(todo[number:])
+            return
+        yield _run_one(task, settings)
+
+
+@contextlib.contextmanager
+def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
+    """A function as of `_workers`, for processes that are replaced once a run has cost one of them its GPU."""
+    with contextlib.ExitStack() as stack:
+        run_in_processes = stack.enter_context(_processes(settings))
+
+        def run_all(todo: Sequence[Task]) -> Iterator[Outcome]:
+            nonlocal run_in_processes
+            while todo:
+                left = []
+                for task, outcome, reason in run_in_processes(todo):
+                    if outcome == LOST:
+                        left.append(task)
+                    else:
+                        yield task, outcome, reason
+                todo = left
+                if left:
+                    stack.close()
+                    run_in_processes = stack.enter_context(_processes(settings))
+
+        yield run_all
+
+
+@contextlib.contextmanager
+def _processes(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
+    """A function that does runs in several processes and gives their outcomes as they end."""
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
     threads = max(1, (os.cpu_count() or 1) // settings.jobs)
     with ProcessPoolExecutor(settings.jobs, context, _start_worker, (threads, settings.plugins)) as pool:
@@ -247,7 +290,13 @@ def _run_in_worker(task: Task, settings: Settings) -> Outcome:
         os._exit(EXIT_INTERRUPTED)
 
 
+_lost_gpu = False  # of this process
+
+
 def _run_one(task: Task, settings: Settings) -> Outcome:
+    global _lost_gpu
+    if _lost_gpu:  # every run would fail
+        return task, LOST, ""
     folder = settings.folder / task.folder
     try:
         cfg = task.config(settings.shared, folder)
@@ -257,8 +306,10 @@ def _run_one(task: Task, settings: Settings) -> Outcome:
     except FolderInUseError:
         return task, BUSY, ""
     except UserError as error:
+        _lost_gpu = is_lost(error)
         return task, FAILED, str(error)
     except Exception as error:
+        _lost_gpu = is_lost(error)
         logger.warning(f"{task.folder} failed", exc_info=True)
         return task, FAILED, f"{type(error).__name__}: {error}"
     return task, DONE, ""

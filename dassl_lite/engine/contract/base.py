@@ -204,10 +204,10 @@ class TrainerBase:
     ) -> None:
         """Write ``<directory>/<name>/<model_name or model.pth.tar-epoch+1>`` for every registered model (rank 0)."""
         self.check_losses()
+        run_state = checkpoint.run_state(self.best_result, self.history, self.results, self.scaler)
         if distributed.rank():
             return
         store = CheckpointStore(directory)
-        run_state = checkpoint.run_state(self.best_result, self.history, self.results, self.scaler)
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {

@@ -46,7 +46,7 @@ from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import build_evaluator
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
-from dassl_lite.utils import count_num_param, load_pretrained_weights
+from dassl_lite.utils import count_num_param, devices, load_pretrained_weights
 from dassl_lite.utils.env import environment
 from dassl_lite.utils.errors import MultiLabelError, UserError
 from dassl_lite.utils.logger import get_logger
@@ -87,7 +87,7 @@ class SimpleTrainer(TrainerBase):
         self.check_own_keys(cfg)
         self.check_cfg(cfg)
         self.cfg = cfg
-        self.device = torch.device("cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu")
+        self.device = devices.pick(cfg.USE_CUDA)
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.build_data_loader()
@@ -246,7 +246,9 @@ class SimpleTrainer(TrainerBase):
         self.require_finite_weights()
         self.run_log.end_epoch(self.get_current_lr())
         last = self.epoch + 1 == self.max_epoch
-        stops = any(distributed.process_group().gather(self._stop.requested))
+        overdue = time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS
+        asked = distributed.process_group().gather((self._stop.requested, overdue))
+        stops, overdue = (any(answers) for answers in zip(*asked, strict=True))  # all save, or none
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             result = self.test(split="val")
@@ -256,7 +258,7 @@ class SimpleTrainer(TrainerBase):
         if last or (frequency > 0 and (self.epoch + 1) % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             CheckpointStore(self.output_dir).drop_rolling(self.get_model_names())
-        elif stops or time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS:
+        elif stops or overdue:
             self._save_rolling()
         if stops and not last:
             raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; resume with --resume")

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
 from dassl_lite.utils.errors import MissingCheckpointError, UserError, shown
-from dassl_lite.utils.seeding import random_states, restore_random_states
 
 BEST = "model-best.pth.tar"
 _NUMBERED = re.compile(r"model\.pth\.tar-(\d+)$")
@@ -172,14 +172,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
 def run_state(
     best_result: float, history: list[dict[str, Any]], results: Mapping[str, dict[str, Any]], scaler: Any = None
 ) -> dict[str, Any]:
-    """What a resumed run needs besides models and optimisers, as tensors and plain values.
+    """What a resumed run needs besides models and optimisers, as tensors and plain values; for every process to call.
 
     Args:
         results: metrics by split, of the last evaluation.
         scaler: the trainer's gradient scaler, if any; a disabled one has no state.
     """
     state = {"best_result": best_result, "history": list(history), "results": dict(results)}
-    state |= {"random_states": random_states()}
+    state |= {"random_states": distributed.random_states_of_all()}
     return {**state, "scaler": scaler.state_dict()} if isinstance(scaler, torch.amp.GradScaler) else state
 
 
@@ -197,7 +197,7 @@ def restore_run_state(
     """Restore random states and gradient scaler; returns the best result, the history and the results so far."""
     saved = state.get("run_state") or {}
     if "random_states" in saved:
-        restore_random_states(saved["random_states"])
+        distributed.restore_random_states_of_all(saved["random_states"])
     if isinstance(scaler, torch.amp.GradScaler) and saved.get("scaler"):
         scaler.load_state_dict(saved["scaler"])
     best_result, history = saved.get("best_result", float("-inf")), list(saved.get("history", []))

@@ -48,7 +48,7 @@ from dassl_lite.models.prompts import class_weights
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
 from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
-from dassl_lite.utils import torchtools
+from dassl_lite.utils import devices, torchtools
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
@@ -142,6 +142,7 @@ class FeatureTrainer(TrainerX):
 
     def build_model(self) -> None:
         self.max_epoch = math.ceil(self.steps_to_train() / self.epoch_steps)
+        devices.set_arithmetic()
         self.precision = precision_on(self.device, self.method_cfg.PREC)
         cfg = self.cfg
         self.clip = load_backbone(
@@ -172,7 +173,7 @@ class FeatureTrainer(TrainerX):
             self.dm.dataset,
             lambda images: self.encode_image(images),  # looked up at each call: a script may have replaced it
             backbone=self.clip.name,
-            digest=f"{self.clip.digest}-{self.precision}{self._encoder_text()}",
+            digest=f"{self.clip.digest}-{devices.cache_text(self.device, self.precision)}{self._encoder_text()}",
             device=self.device,
             folder=cache_folder(settings.DIR, settings.VIEWS),
             seed=settings.SEED,
@@ -333,7 +334,7 @@ class FeatureTrainer(TrainerX):
         """The mixed-precision context of PREC amp; does nothing otherwise."""
         if self.precision != "amp":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=devices.autocast_type(self.device))
 
     def training_set(self, *, augmented: bool, views: int = 1) -> FeatureSet:
         """The features of all training images in their own order, without images that could not be read.
@@ -533,6 +534,7 @@ class FeatureTrainer(TrainerX):
 
     def run_results(self) -> dict[str, Any]:
         found = super().run_results()
+        found["arithmetic"] = devices.describe_arithmetic(self.device, self.precision)
         if isinstance(self.evaluator, MultiLabelClassification):
             found |= {"threshold": self.evaluator.threshold, "threshold_from": self.threshold_from}
         return found

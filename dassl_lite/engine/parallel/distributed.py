@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 
 from dassl_lite.data.feature_cache import ProcessGroup
 from dassl_lite.data.loaders import ImageLoader
+from dassl_lite.utils import devices
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import random_states, restore_random_states
 
@@ -41,14 +42,22 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def start() -> None:
-    """Join the other processes if torchrun started several: NCCL for tensors on GPUs, gloo for the rest."""
+def start(use_gpus: bool = True) -> None:
+    """Join the other processes if torchrun started several: NCCL for tensors on GPUs, gloo for the rest.
+
+    Args:
+        use_gpus: USE_CUDA; every process then has a GPU of its own, if there is any.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
     if world_size() == 1 or dist.is_initialized():
         return
-    gpus = torch.cuda.is_available()
+    gpus = use_gpus and torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # gloo even with GPUs: USE_CUDA may be off, and gathered tensors are on the CPU.
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        devices.join_gpu(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # gloo even with GPUs: gathered tensors are on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
 
 
@@ -94,6 +103,19 @@ def same_random_states() -> None:
     """Copy the first process's random streams to all: each may have drawn differently for its own images."""
     if dist.is_initialized():
         restore_random_states({**on_first(random_states), "cuda": []})
+
+
+def random_states_of_all() -> dict[str, Any]:
+    """The random states to save: this process's, and of the GPU of every process; all of them have to call it."""
+    states = random_states()
+    if dist.is_initialized() and states["cuda"]:
+        states["cuda"] = process_group().gather(torch.cuda.get_rng_state())
+    return states
+
+
+def restore_random_states_of_all(states: dict[str, Any]) -> None:
+    """Restore what `random_states_of_all` gave: every process the stream of its own GPU."""
+    restore_random_states(states, dist.get_rank() if dist.is_initialized() else None)
 
 
 def average_gradients(models: Iterable[nn.Module]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dassl_lite.data.feature_cache import ProcessGroup
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.engine.parallel import distributed
+from dassl_lite.utils.devices import Halving
 from dassl_lite.utils.errors import UserError
 
 Infer = Callable[[dict[str, Any]], tuple[Any, Any]]
@@ -22,6 +23,8 @@ Infer = Callable[[dict[str, Any]], tuple[Any, Any]]
 
 def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[Any, Any]]:
     """(model output, label) for every batch of ``loader``, in order, on the device where ``infer`` puts them.
+
+    A batch that memory has no room for gives several, of its parts.
 
     Args:
         infer: computes both for a batch.
@@ -31,20 +34,23 @@ def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[An
     """
     processes = distributed.process_group()
     if processes.size == 1:
-        yield from map(infer, loader)
+        halving = Halving("evaluating")
+        for batch in loader:
+            yield from halving(infer, batch)
         return
     for found in processes.in_turn(_of_own_share(loader, infer, processes)):
         if isinstance(found, UserError):
             raise found
-        if found is not None:
-            yield _moved(found, _Sent.unpack)
+        for part in found:
+            yield _moved(part, _Sent.unpack)
 
 
 def _of_own_share(loader: Iterable[dict[str, Any]], infer: Infer, processes: ProcessGroup) -> Iterator[Any]:
-    """The results of ``infer`` for this process's batches, ready to be sent; None for a batch without images."""
+    """The results of ``infer`` for the parts of this process's batches, ready to be sent."""
+    halving = Halving("evaluating")
     try:
         for batch in _share(loader, processes):
-            yield _moved(infer(batch), _Sent.pack) if batch else None
+            yield [_moved(part, _Sent.pack) for part in halving(infer, batch)] if batch else []
     except UserError as error:
         yield UserError(str(error))  # some subclasses have their own constructor and cannot be pickled
 

@@ -1,0 +1,227 @@
+"""Devices: which one a run uses, how it computes there, and what to do when its memory is full or it has failed.
+
+Whoever asks what kind of device there is asks here. torch names CUDA's functions (`torch.cuda`), Apple's (`torch.mps`)
+and Intel's (`torch.xpu`) apart, and `torch.accelerator`, which unites them, came with 2.6.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+KINDS = ("cuda", "mps", "xpu")  # of accelerators that are used
+_told: set[str] = set()
+
+
+# ---- which one ------------------------------------------------------------------------------------------------------
+
+
+def accelerator() -> str:
+    """Kind of this machine's accelerator, one of `KINDS`; "" if there is none that can be used."""
+    if torch.cuda.is_available():
+        return "cuda"
+    union = getattr(torch, "accelerator", None)  # torch 2.6
+    if union is not None:
+        found = union.current_accelerator() if union.is_available() else None
+        kind = "" if found is None else found.type
+    elif torch.backends.mps.is_available():
+        kind = "mps"
+    else:
+        kind = "xpu" if hasattr(torch, "xpu") and torch.xpu.is_available() else ""
+    if kind and kind not in KINDS:
+        _tell_once(f"This machine's accelerator ({kind}) is of a kind that is not used: running on the CPU")
+        return ""
+    return kind
+
+
+def pick(wanted: bool) -> torch.device:
+    """The device of a run, the one place where it is chosen.
+
+    Args:
+        wanted: USE_CUDA, which stands for any accelerator.
+
+    Apple's GPU lacks some operations: torch runs these on the CPU, and warns, if PYTORCH_ENABLE_MPS_FALLBACK is 1.
+    """
+    kind = accelerator() if wanted else ""
+    if kind == "mps" and os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
+        _tell_once(
+            "Running on Apple's GPU (mps). If it lacks an operation, set PYTORCH_ENABLE_MPS_FALLBACK=1: then the CPU "
+            "does it, and torch warns; or set USE_CUDA False"
+        )
+    if kind in ("mps", "xpu") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _tell_once(f"Several processes share a run on CUDA or on the CPU only, not on {kind}: running on the CPU")
+        kind = ""
+    return torch.device(kind or "cpu")
+
+
+def join_gpu(local_rank: int, local_size: int) -> None:
+    """Give this process, one of several on this machine, a GPU of its own.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    count = torch.cuda.device_count()
+    if max(local_size, local_rank + 1) > count:
+        raise UserError(
+            f"{max(local_size, local_rank + 1)} processes on this machine, but {count} "
+            f"GPU{'' if count == 1 else 's'}: start torchrun with --nproc-per-node {count}, or set USE_CUDA False"
+        )
+    torch.cuda.set_device(local_rank)
+
+
+def _tell_once(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        logger.warning(message)
+
+
+# ---- how it computes ------------------------------------------------------------------------------------------------
+
+
+def set_arithmetic() -> None:
+    """Make torch compute as we decided, whatever it does by default, and the same in every run.
+
+    float32 is float32: no TF32, which torch uses for convolutions unless it is told not to (10 bits of mantissa, as
+    float16, which is faster). The convolution kernel is not chosen by timing (``cudnn.benchmark``), which may choose
+    another in every process, and numbers with it. Images lie in memory channel by channel.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def describe_arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its config, as plain values, for ``results.json``."""
+    found: dict[str, Any] = {"device": device.type, "precision": precision, "memory_format": "contiguous"}
+    found["autocast"] = str(autocast_type(device)).removeprefix("torch.") if precision == "amp" else None
+    found["matmul_precision"] = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        found["tf32"] = {
+            "matmul": torch.backends.cuda.matmul.allow_tf32,
+            "convolution": torch.backends.cudnn.allow_tf32,
+        }
+        found["cudnn_benchmark"] = torch.backends.cudnn.benchmark
+    return found
+
+
+def autocast_type(device: torch.device) -> torch.dtype:
+    """What PREC amp computes in: float16 on CUDA, as the field does, bfloat16 elsewhere."""
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def cache_text(device: torch.device, precision: str) -> str:
+    """What a feature's value depends on beside weights and image, for the key of a cache.
+
+    A CPU's is the name of the precision. A GPU's differs from it where its numbers do: amp computes in another type,
+    and with TF32 allowed fp32 is none.
+    """
+    text = precision
+    if precision == "amp" and autocast_type(device) != torch.bfloat16:
+        text += f"-{str(autocast_type(device)).removeprefix('torch.')}"
+    if device.type == "cuda" and precision in ("fp32", "amp"):
+        rounds = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
+        text += "-tf32" if rounds else ""
+    return text
+
+
+# ---- when its memory is full ----------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the host's, has no room for a tensor."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words) and not is_lost(error)
+
+
+class Halving:
+    """Calls a function on parts of a batch, half as large each time that memory is full.
+
+        encode = Halving("encoding images")
+        features = torch.cat(encode(model, images, 256))
+
+    The size that fitted is kept for later calls. An error of one row alone is raised as it is.
+
+    Args:
+        what: is done, for the line in the log.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.size = what, 0
+
+    def __call__(self, function: Callable[[Any], T], batch: Any, size: int = 0) -> list[T]:
+        """The results for the parts, in order.
+
+        Args:
+            batch: a tensor, or a dict of tensors and lists with a row, or an item, for each image.
+            size: rows at a time; 0: all.
+        """
+        found: list[T] = []
+        rows, done = _length(batch), 0
+        while done < rows or not found:
+            limit = min(size or rows, self.size or rows)
+            part = batch if limit >= rows else _rows(batch, rows, done, done + limit)
+            try:
+                found.append(function(part))
+                done += limit
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or min(limit, rows - done) <= 1:
+                    raise
+            # Outside of the handler, which holds on to the tensors of the failed call.
+            self.size = max(1, min(limit, rows - done) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning(f"Out of memory while {self.what}: going on with {self.size} at a time")
+        return found
+
+
+def _length(batch: Any) -> int:
+    """Rows of a batch; 1 if it is of a kind that cannot be cut."""
+    if isinstance(batch, Mapping):
+        return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
+    return len(batch) if isinstance(batch, Tensor) and batch.ndim else 1
+
+
+def _rows(batch: Any, rows: int, start: int, end: int) -> Any:
+    """These of the rows of everything in a batch that has so many."""
+    if isinstance(batch, Mapping):
+        return {name: _rows(value, rows, start, end) for name, value in batch.items()}
+    if isinstance(batch, list) and batch and isinstance(batch[0], Tensor):  # several versions of every image
+        return [_rows(value, rows, start, end) for value in batch]
+    cut = (isinstance(batch, Tensor) and batch.ndim) or isinstance(batch, list | tuple)
+    return batch[start:end] if cut and len(batch) == rows else batch
+
+
+# ---- when it has failed ---------------------------------------------------------------------------------------------
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, leaves the process without its GPU: every later call fails as well."""
+    words = (
+        "CUDA error",
+        "CUBLAS_STATUS",
+        "cuDNN error",
+        "device-side assert",
+        "CUDNN_STATUS",
+        "illegal memory access",
+    )
+    while error is not None:
+        if isinstance(error, getattr(torch, "AcceleratorError", ())):  # torch 2.8
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
