@@ -80,3 +80,23 @@ def test_extract_gives_the_rates_of_loader_encoder_and_both(tmp_path: Path, view
         "store, cached",
     }
     assert all(row["inputs_per_second"] > 0 and row["of_reachable"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_overhead_compares_a_run_with_a_plain_script(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--classes", "3", "5", "--images", "40", "--width", "8", "--epochs", "2", "--rounds", "1", "--cpu-time"]
+    assert bench.main(["overhead", *flags, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["classes"] for row in rows] == [3, 5]
+    assert all(row["ratio"] == row["run s"] / row["bare s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_startup_compares_processes_with_an_import_of_torch(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    assert bench.main(["startup", "--rounds", "1", "--json", str(file)]) == 0
+    ratios = {row["process"]: row["over import torch"] for row in json.loads(file.read_text())}
+    assert list(ratios) == ["import torch", "a torch optimiser", "train --help", "train --list", "a run of 10 classes"]
+    assert ratios["import torch"] == 1
+    assert ratios["train --help"] < 0.5
