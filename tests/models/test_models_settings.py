@@ -11,10 +11,11 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from download_server import Server
 from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
 
-from dassl_lite.models import names
+from dassl_lite.models import names, published_weights
 from dassl_lite.models.clip import load_clip, preprocessing
 from dassl_lite.models.preprocessing import described_by_open_clip
 from dassl_lite.utils.errors import UserError
@@ -311,3 +312,29 @@ def test_a_training_of_an_architecture_that_is_published_with_the_other_activati
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     assert uses_quick_gelu(load_clip(f"ViT-L-14-336:{tmp_path / 'plain.pt'}"))
     assert not uses_quick_gelu(load_clip(f"ViT-L-14-336@scratch:{tmp_path / 'epoch_3.pt'}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tag", "quick"), [("laion400m_e32", True), ("laion2b_s34b_b79k", False)])
+def test_published_weights_have_their_tags_activation(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, quick: bool
+) -> None:
+    small("ViT-B-32")
+    model = save_training("ViT-B-32", tmp_path / "published.pt")
+    monkeypatch.setattr(published_weights, "locate", lambda architecture, tag: tmp_path / "published.pt")
+    clip = load_clip(f"ViT-B-32:{tag}")
+    assert uses_quick_gelu(clip) == quick
+    assert torch.equal(clip.model.token_embedding.weight, model.token_embedding.weight)
+
+
+def test_a_repository_without_open_clips_description_is_looked_at_for_that_of_transformers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_weights, "ENDPOINT", server.url("").rstrip("/"))
+    monkeypatch.setattr(published_weights, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(published_weights, "HF_HUB_OFFLINE", False)
+    assert published_weights.hub_file("hf-hub:org/model", "open_clip_config.json") is None
+    with pytest.raises(
+        UserError, match=r"'hf-hub:org/model' has neither open_clip's .* nor the config\.json of transf"
+    ):
+        preprocessing("hf-hub:org/model")
