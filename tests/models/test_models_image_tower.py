@@ -7,7 +7,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -54,6 +53,19 @@ def test_features_are_the_model_s(more: dict[str, Any], quick_gelu: bool) -> Non
         assert close(ImageTower(model).encode(images()), model.encode_image(images()))
 
 
+RESNET: dict[str, Any] = {"image_size": 32, "layers": [1, 2, 1, 1], "width": 16, "patch_size": None}
+
+
+def test_a_resnet_s_features_are_the_model_s() -> None:
+    model = model_of(RESNET)
+    for name, buffer in model.visual.named_buffers():
+        if "running" in name:
+            buffer += 0.3 * torch.rand(buffer.shape)
+    assert is_plain(model.visual)
+    with torch.no_grad():
+        assert close(ImageTower(model).encode(images()), model.encode_image(images()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_features_in_half_precision_differ_by_its_rounding(dtype: torch.dtype, mixed: bool) -> None:
@@ -69,12 +81,12 @@ def test_features_in_half_precision_differ_by_its_rounding(dtype: torch.dtype, m
     assert (found.float() - wanted).norm() <= 1.5 * (own.float() - wanted).norm()
 
 
-@pytest.mark.parametrize("vision", [VIT, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}])
+@pytest.mark.parametrize("vision", [VIT, RESNET])
 def test_a_cpu_encodes_a_few_images_at_a_time(vision: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(vision)
     seen: list[int] = []
     model.visual.conv1.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    monkeypatch.setattr(image_tower, "_CPU_BYTES", 3 * 4 * (17 * 256 if vision is VIT else 8 * 16 * 16))
+    monkeypatch.setattr(image_tower, "_CPU_BYTES", 3 * 4 * (17 * 256 if vision is VIT else 16 * 16 * 16))
     with torch.no_grad():
         found = ImageTower(model).encode(images())
         assert seen == [3, 3, 1]
@@ -99,6 +111,12 @@ def test_gradients_come_from_the_model_s_own_code(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(image_tower, "_encode", lambda *_: pytest.fail("without gradients"))
     ImageTower(model).encode(images()).sum().backward()
     assert model.visual.conv1.weight.grad is not None
+
+
+def test_a_hooked_resnet_runs_its_own_code() -> None:
+    model = model_of(RESNET)
+    model.visual.attnpool.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert not is_plain(model.visual)
 
 
 def hooked(model: Any) -> None:
@@ -156,4 +174,4 @@ def test_backbones_features_are_equal_to_a_hundred_thousandth(name: str) -> None
     with torch.no_grad():
         found, wanted = clip.encode_image(inputs), clip.model.encode_image(inputs)
     assert ((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max() < 1e-5
-    assert isinstance(clip.visual, ModifiedResNet) or name == "demo" or is_plain(clip.visual)
+    assert is_plain(clip.visual)
