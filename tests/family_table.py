@@ -1,7 +1,7 @@
 """Which methods run on which family of backbones: the table in docs/reference/backbones.md, by running them.
 
     python tests/family_table.py            # run every method on every family; print what changed, exit status 1 if so
-    python tests/family_table.py --write    # renew the table
+    python tests/family_table.py --write    # renew the table; of a new method alone: --write GDA
 
 Each cell is a short run on a few small pictures with a small CLIP of random weights (tests/families.py): build, train,
 test. It needs the extra ``hf``, for the families with a Hugging Face tokenizer or text encoder.
@@ -32,15 +32,8 @@ from PIL import Image
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "backbones.md"
 BEGIN, END = "<!-- table: python tests/family_table.py --write -->\n", "<!-- end of table -->\n"
 CLASSES = ("red circle", "green square", "blue star")
-# As short as each method can be.
-OPTIONS = {
-    "CoOp": ("TRAINER.COOP.N_CTX", "4"),
-    "CoCoOp": ("TRAINER.COCOOP.N_CTX", "4", "TRAINER.COCOOP.CTX_INIT", ""),
-    "TipAdapter": ("TRAINER.TipAdapter.ALPHA_STEPS", "2", "TRAINER.TipAdapter.BETA_STEPS", "2"),
-    "TipAdapterF": ("TRAINER.TipAdapter.ALPHA_STEPS", "2", "TRAINER.TipAdapter.BETA_STEPS", "2"),
-    "LinearProbe": ("TRAINER.LinearProbe.C_STEPS", "2"),
-    "CLIPLoRA": ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1", "TRAINER.CLIPLoRA.ENCODER", "auto"),
-}
+# Keys of every method that make its run short; the names end so.
+SHORT = {"STEPS": 2, "ITERATIONS": 2, "EPOCHS": 2, "STEPS_PER_SHOT": 1, "N_CTX": 4}
 
 
 def methods() -> list[str]:
@@ -52,6 +45,20 @@ def methods() -> list[str]:
     _import_trainers()
     own = "dassl_lite.trainers."
     return sorted(name for name in TRAINER_REGISTRY if TRAINER_REGISTRY.get(name).__module__.startswith(own))
+
+
+def short_options(method: str) -> list[str]:
+    """Options that make a method's run as short as it can be."""
+    from dassl_lite.engine import TRAINER_REGISTRY
+    from dassl_lite.engine.contract.keys import keys_of
+
+    trainer = TRAINER_REGISTRY.get(method)
+    options = []
+    for name in keys_of(trainer):
+        value = next((value for end, value in SHORT.items() if name == end or name.endswith(f"_{end}")), None)
+        if value is not None:
+            options += [f"TRAINER.{trainer.node_name()}.{name}", str(value)]
+    return options
 
 
 def draw_pictures(folder: Path) -> Path:
@@ -83,7 +90,7 @@ def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
     }
     set_random_seed(1)
     try:
-        cfg = make_config(trainer=method, flags=flags, options=list(OPTIONS.get(method, ())))
+        cfg = make_config(trainer=method, flags=flags, options=short_options(method))
         trainer = build_trainer(cfg)
         before = copy.deepcopy(dict(trainer.head.named_parameters()))
         trainer.train()
@@ -118,18 +125,25 @@ def prepared() -> Iterator[Callable[[str, str], str]]:
             yield lambda family, method: run_cell(method, names[family], pictures, root / "runs" / family / method)
 
 
-def row(family: str, cells: Sequence[str]) -> str:
-    return f"| {family} | `{FAMILIES[family]}` | " + " | ".join(cells) + " |"
-
-
-def table() -> list[str]:
-    """The table's lines, from runs of each method on each family."""
-    chosen = methods()
-    lines = ["| family | for example | " + " | ".join(f"`{method}`" for method in chosen) + " |"]
-    lines.append("|---|---|" + "---|" * len(chosen))
+def table(chosen: Sequence[str] = ()) -> list[str]:
+    """The table's lines, from runs on each family of the chosen methods, or of all; other cells are as in the page."""
+    every, kept = methods(), cells()
+    lines = ["| family | for example | " + " | ".join(f"`{method}`" for method in every) + " |"]
+    lines.append("|---|---|" + "---|" * len(every))
     with prepared() as cell:
-        lines += [row(family, [cell(family, method) for method in chosen]) for family in FAMILIES]
+        for family in FAMILIES:
+            found = {method: cell(family, method) for method in chosen or every}
+            found = {method: found.get(method) or kept[family][method] for method in every}
+            lines.append(f"| {family} | `{FAMILIES[family]}` | " + " | ".join(found.values()) + " |")
     return lines
+
+
+def cells() -> dict[str, dict[str, str]]:
+    """The page's cells: family -> method -> cell."""
+    if not stored():
+        return {}
+    heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in stored())
+    return {row[0]: dict(zip((name.strip("`") for name in heading[2:]), row[2:], strict=True)) for row in rows}
 
 
 def stored() -> list[str]:
@@ -140,10 +154,11 @@ def stored() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="renew the table in the page")
+    parser.add_argument("methods", nargs="*", help="run these alone; the others' cells are taken from the page")
     arguments = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    lines = table()
+    lines = table(arguments.methods)
     if arguments.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2], "utf-8")
