@@ -27,6 +27,11 @@ from dassl_lite.models import clip
 # Tests run in one process per core; their tensors are small, and threads would only wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
+# What tests compare with was computed on a CPU. A GPU is hidden from them and from the commands that they start, so
+# they find the same on a machine with one. What runs on a GPU is tested on the stand-in.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if hasattr(torch, "accelerator") and not cuda_standin.entered():
+    torch.accelerator.is_available = lambda: False  # Apple's and Intel's
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -41,6 +41,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 aten = torch.ops.aten
 
 
+def entered() -> bool:
+    """Whether this process has the stand-in."""
+    return _STATE.entered
+
+
 def why_not() -> str:
     """Why the stand-in cannot be used here; "" if it can."""
     if torch.cuda.is_available() and not _STATE.entered:

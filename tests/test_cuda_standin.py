@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from dassl_lite.utils import devices
+
 pytestmark = pytest.mark.slow  # each process that has the stand-in takes seconds to start
+
+
+def test_a_gpu_of_the_machine_is_hidden_from_tests_and_from_the_commands_that_they_start() -> None:
+    """Else tests that compare with the CPU's numbers fail where there is one."""
+    assert devices.accelerator() == ""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.is_available(), torch.cuda.device_count())"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "False 0\n"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def raised(function: Any, *arguments: Any) -> str:
