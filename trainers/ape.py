@@ -52,6 +52,24 @@ def criterion(text: Tensor, rows: Tensor, labels: Tensor, similarity: float, var
     return variance * text.var(dim=0) - similarity * products / pairs.clamp(min=1)
 
 
+def accuracies(
+    zero_shot: Tensor, affinity: Tensor, values: Tensor, labels: Tensor, betas: Tensor, alphas: Tensor
+) -> Tensor:
+    """Accuracy in percent for every beta, alpha and kind of values, which need not be one-hot.
+
+    Args:
+        zero_shot, affinity: of B images, (B, K) and (B, N).
+        values: G kinds, (G, N, K).
+        labels: (B,).
+    """
+    rows = []
+    for beta in betas:
+        votes = torch.exp(-beta * (1 - affinity)) @ values  # (G, B, K)
+        right = [((zero_shot + alpha * votes).argmax(dim=-1) == labels).double().mean(dim=-1) for alpha in alphas]
+        rows.append(torch.stack(right))
+    return 100 * torch.stack(rows)
+
+
 class ChannelCache(KeyValueCache):
     """APE's cache: affinities on chosen channels, and votes that count the more the less CLIP expects them.
 
@@ -99,14 +117,8 @@ class ChannelCache(KeyValueCache):
     def searched(self, image_features: Tensor, labels: Tensor, *grid: Tensor) -> Tensor:
         """Accuracy in percent for every beta, alpha and gamma (three dimensions)."""
         betas, alphas, gammas = (values.to(self.keys) for values in grid)
-        zero_shot, affinity = self._similarities(image_features)
-        values = torch.stack([self.soft_values(gamma) for gamma in gammas])  # (G, N, K)
-        accuracies = []
-        for beta in betas:
-            votes = torch.exp(-beta * (1 - affinity)) @ values  # (G, B, K)
-            right = [((zero_shot + alpha * votes).argmax(dim=-1) == labels).double().mean(dim=-1) for alpha in alphas]
-            accuracies.append(torch.stack(right))
-        return 100 * torch.stack(accuracies)
+        values = torch.stack([self.soft_values(gamma) for gamma in gammas])
+        return accuracies(*self._similarities(image_features), values, labels, betas, alphas)
 
 
 class ResidualCache(KeyValueCache):
@@ -142,9 +154,12 @@ class ResidualCache(KeyValueCache):
     def _vote(self, affinity: Tensor, beta: Tensor) -> Tensor:
         return torch.exp(-beta * (1 - affinity)) @ (self.values * self.value_weights)
 
+    @torch.no_grad()
     def searched(self, image_features: Tensor, labels: Tensor, *grid: Tensor) -> Tensor:
         """Accuracy in percent for every beta and alpha (two dimensions)."""
-        return self.accuracies(image_features, labels, *grid[:2])
+        betas, alphas = (values.to(self.keys) for values in grid[:2])
+        values = (self.values * self.value_weights)[None]
+        return accuracies(*self._similarities(image_features), values, labels, betas, alphas)[..., 0]
 
 
 def _no_search(run: FeatureTrainer) -> str:

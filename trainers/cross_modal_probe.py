@@ -82,12 +82,16 @@ class Draws:
         return self.length()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        draws = [self.passes(len(labels), size) for _, labels, size in self.sets]
-        for _ in range(len(self)):
-            chosen = [(next(rows), *one[:2]) for rows, one in zip(draws, self.sets, strict=True)]
+        """Dicts with ``feature`` (B, D) and ``label`` (B,); all rows are drawn before the first."""
+        drawn = []
+        for _, labels, size in self.sets:
+            passes = self.passes(len(labels), size)
+            drawn.append(torch.stack([next(passes) for _ in range(len(self))]).to(labels.device))
+        for rows in zip(*drawn, strict=True):
+            chosen = list(zip(rows, self.sets, strict=True))
             yield {
-                "feature": torch.cat([features[rows] for rows, features, _ in chosen]),
-                "label": torch.cat([labels[rows] for rows, _, labels in chosen]),
+                "feature": torch.cat([features[own] for own, (features, _, _) in chosen]),
+                "label": torch.cat([labels[own] for own, (_, labels, _) in chosen]),
             }
 
     def passes(self, count: int, size: int) -> Iterator[Tensor]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
@@ -129,9 +130,11 @@ class LPPlusPlus(FeatureTrainer):
         features = F.normalize(shots.features, dim=-1)
         descent = Descent(head, features, shots.labels, self.method_cfg.ALPHA_GRADIENT == "accumulated")
         best, best_epoch, kept = -1.0, self.method_cfg.EPOCHS, {}
-        for epoch in range(self.method_cfg.EPOCHS):
-            descent.step(epoch)
-            if val is not None:
+        with threads_for(features.numel() * len(head.alpha)):
+            for epoch in range(self.method_cfg.EPOCHS):
+                descent.step(epoch)
+                if val is None:
+                    continue
                 accuracy = (head(val.features).argmax(dim=1) == val.labels).double().mean().item()
                 if accuracy >= best:
                     best, best_epoch = accuracy, epoch + 1

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
+from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.utils import get_logger, write_json
 
@@ -160,11 +161,14 @@ class ProKeR(FeatureTrainer):
             return self.measure(head.prior(queries) + kernel(queries, images, beta) @ found, val.labels)
 
         betas, penalties = self.grid()
-        tried = [
-            (*score(beta, found, left_out), beta, penalty, found)
-            for beta in betas
-            for penalty, (found, left_out) in zip(penalties, solutions(images, residuals, beta, penalties), strict=True)
-        ]
+        with threads_for(images.numel() * len(images) // 4):
+            tried = [
+                (*score(beta, found, left_out), beta, penalty, found)
+                for beta in betas
+                for penalty, (found, left_out) in zip(
+                    penalties, solutions(images, residuals, beta, penalties), strict=True
+                )
+            ]
         _, temperature, beta, penalty, found = max(tried, key=lambda one: one[0])  # the first of equals
         head.keep(images, found, beta, temperature)
         by = node.SEARCH_BY if val or node.SEARCH_BY == "none" else "leave_one_out"

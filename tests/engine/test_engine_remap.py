@@ -168,7 +168,10 @@ def logits(trainer: Any) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["TaskRes", "LinearProbe", "TipAdapter", "TipAdapterF"])
+@pytest.mark.parametrize(
+    "method",
+    ["TaskRes", "LinearProbe", "TipAdapter", "TipAdapterF", "CLAP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET"],
+)
 @pytest.mark.parametrize("folders", ["numbered", "renamed"])
 def test_accuracy_does_not_depend_on_class_order(
     trained: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, folders: str

@@ -20,6 +20,8 @@ from dassl_lite.tools import extract, train
 CLASSES = ("crane", "golden retriever", "yo-yo")
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
 FEW = (*FEW, "DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.COOP.N_CTX", "4")
+FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5")
+NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe")
 COOP, COCOOP, LORA = ("CoOp", "TRAINER.COOP."), ("CoCoOp", "TRAINER.COCOOP."), ("CLIPLoRA", "TRAINER.CLIPLoRA.")
 
 
@@ -96,6 +98,17 @@ def files(folder: Path) -> dict[Path, bytes]:
             "K_TRANSFORMS=2",
             "takes one version of an image; set DATALOADER.K_TRANSFORMS to 1",
         ),
+        ("CLAP", "TRAINER.CLAP.", "CONSTRAINT=l2-adaptive", "Did you mean 'l2-adaptative'?"),
+        (
+            "GDA",
+            "TRAINER.GDA.",
+            "ALPHA_BY=test",
+            "TRAINER.GDA.ALPHA_BY 'test'. Choices: leave_one_out, none, val",
+        ),
+        ("ProKeR", "TRAINER.ProKeR.", "LAMBDA=0.0", "LAMBDA is 0.0; it must be above 0"),
+        ("LPPlusPlus", "TRAINER.LPPlusPlus.", "EPOCHS=0", "EPOCHS is 0; it must be at least 1"),
+        ("APE", "TRAINER.APE.", "CHANNELS=-1", "CHANNELS is -1; it must be at least 0"),
+        ("CrossModalProbe", "TRAINER.CrossModalProbe.", "WISE_FT=2.0", "WISE_FT is 2.0; it must be at least 0"),
         ("TipAdapterF", "TRAINER.TipAdapter.", "AUGMENT_EPOCH=0", "AUGMENT_EPOCH is 0; it must be at least 1"),
     ],
 )
@@ -143,15 +156,22 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "width"),
-    [("CoOp", 56), ("TaskRes", 24), ("CLIP_Adapter", 24), ("LinearProbe", 24), ("TipAdapterF", 24)],
+    [
+        ("CoOp", 56),
+        ("TaskRes", 24),
+        ("CLIP_Adapter", 24),
+        ("LinearProbe", 24),
+        ("TipAdapterF", 24),
+        *((name, 24) for name in NEW),
+    ],
 )
 def test_a_checkpoint_of_another_width_is_refused(run, said, tmp_path, capsys, method, width):
     assert run(method) == 0
     capsys.readouterr()
     assert "was saved with backbone" in said(run(method, loads="run", output="eval", backbone="rn1"))
-    (path,) = (tmp_path / "run").glob("*/model.pth.tar-2")
+    path = max((tmp_path / "run").glob("*/model.pth.tar-*"))
     state = torch.load(path, weights_only=True)
-    weights = {key: value for key, value in state["state_dict"].items() if key != "values"}  # (N, K): of no width
+    weights = {key: value for key, value in state["state_dict"].items() if key not in ("values", "coefficients")}
     narrower = {key: value[..., :-8] if value.dim() > 1 else value for key, value in weights.items()}
     narrower = {**state["state_dict"], **narrower}
     torch.save({"state_dict": narrower, "epoch": 2}, path)  # as another program writes it
@@ -262,7 +282,7 @@ def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, 
     assert "127" in line
 
 
-@pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe"])
+@pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe", *NEW])
 def test_a_dataset_with_test_images_only_is_not_trained_on(on_features, said, tmp_path, method):
     line = said(on_features(method, train_features=None, train_plain_features=None, train_labels=None))
     assert "Features has no training images" in line
