@@ -28,10 +28,13 @@ from dassl_lite.models import clip
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 # What tests compare with was computed on a CPU. A GPU is hidden from them and from the commands that they start, so
-# they find the same on a machine with one. What runs on a GPU is tested on the stand-in.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-if hasattr(torch, "accelerator") and not cuda_standin.entered():
-    torch.accelerator.is_available = lambda: False  # Apple's and Intel's
+# they find the same on a machine with one. What runs on a GPU is tested on the stand-in, or on the GPU itself if
+# DASSL_LITE_TEST_GPU is set.
+ON_REAL_GPU = bool(os.environ.get("DASSL_LITE_TEST_GPU")) and torch.cuda.is_available()
+if not ON_REAL_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if hasattr(torch, "accelerator") and not cuda_standin.entered():
+        torch.accelerator.is_available = lambda: False  # Apple's and Intel's
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -181,14 +184,14 @@ def family_clip(family_names: dict[str, str]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def on_cuda() -> Iterator[Callable[..., Any]]:
-    """``on_cuda(function, *arguments)``: what it returns in a process with a stand-in for a GPU.
+    """``on_cuda(function, *arguments)``: what it returns in a process with a GPU, a stand-in or a real one.
 
     The process is the same for all calls. Function, arguments and result have to be picklable.
     """
-    if reason := cuda_standin.why_not():
+    if not ON_REAL_GPU and (reason := cuda_standin.why_not()):
         pytest.skip(reason)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, cuda_standin.enter) as pool:
+    with ProcessPoolExecutor(1, context, None if ON_REAL_GPU else cuda_standin.enter) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
