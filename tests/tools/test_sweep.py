@@ -17,6 +17,8 @@ from dassl_lite.engine.commands.arguments import DatasetChoice
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
+from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.methods import feature_source
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError, write_json
@@ -207,3 +209,34 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
     assert "3 runs in" in shown.out
     assert "1 failed" in shown.out
     assert len(list((tmp_path / "sweep").glob("**/results.json"))) == 3
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_load_their_backbone_once_and_end_as_they_would_alone(tmp_path, monkeypatch):
+    loaded: list[str] = []
+    own = feature_source.load_clip
+
+    def load(name, **settings):
+        loaded.append(name)
+        return own(name, **settings)
+
+    monkeypatch.setattr(feature_source, "load_clip", load)
+    options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
+    trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
+    flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--jobs", "1"]
+    for folder, groups in (("together", [trainers]), ("alone", [[one] for one in trainers])):
+        for group in groups:
+            words = ["--trainers", *group, *flags, "--output-dir", str(tmp_path / folder), *FEW, *options]
+            assert run_tool(sweep.main, words) == 0
+    assert loaded == ["demo"] * 4
+    together, alone = (
+        {
+            path.parent.relative_to(tmp_path / folder): read_results(path.parent)
+            for path in (tmp_path / folder).rglob("results.json")
+        }
+        for folder in ("together", "alone")
+    )
+    assert len(together) == 3
+    for name, results in together.items():
+        assert results["metrics"] == alone[name]["metrics"]
+        assert results["zero_shot_accuracy"] == alone[name]["zero_shot_accuracy"]

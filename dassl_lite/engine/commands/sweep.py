@@ -31,6 +31,7 @@ from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_lock import FolderInUseError
+from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -210,13 +211,14 @@ def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator
 
 def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
     """The outcomes of runs in this process; of those that follow a GPU's failure, in another one."""
-    for number, task in enumerate(todo):
-        if _lost_gpu:
-            setup_logger()  # a run has silenced the console
-            with _pool(settings) as run_all:
-                yield from run_all(todo[number:])
-            return
-        yield _run_one(task, settings)
+    with shared_backbone():
+        for number, task in enumerate(todo):
+            if _lost_gpu:
+                setup_logger()  # a run has silenced the console
+                with _pool(settings) as run_all:
+                    yield from run_all(todo[number:])
+                return
+            yield _run_one(task, settings)
 
 
 @contextlib.contextmanager
@@ -272,6 +274,7 @@ def _start_worker(threads: int, plugins: Sequence[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     make_streams_lenient()
     torch.set_num_threads(threads)
+    shared_backbone().__enter__()  # until the process ends
     load_plugins(plugins)
 
 

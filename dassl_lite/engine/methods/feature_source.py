@@ -5,8 +5,10 @@ Shapes: B images of a batch, N images, V views, D feature width.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def load_backbone(
         logger.info(f"Loading CLIP (backbone: {name})")
         if name == DEMO and isinstance(dataset, FolderDataset) and not dataset.drawn:
             logger.warning(KNOWS_SHAPES)
-        return load_clip(name, precision=precision, device=device).requires_grad_(False).eval()
+        return _loaded(name, precision, device).requires_grad_(False).eval()
     file = dataset.file
     stand_in = PrecomputedBackbone(
         dataset.text_weights,
@@ -80,6 +82,32 @@ def load_backbone(
         source=f"dataset {type(dataset).__name__} ({dataset.image_dir})",
     )
     return stand_in.to(device)
+
+
+_kept: dict[tuple[str, str, str], CLIPBackbone] | None = None  # the last backbone, where runs share it
+
+
+@contextmanager
+def shared_backbone() -> Iterator[None]:
+    """A context whose runs load a backbone once if they follow each other with the same: each gets a copy, which it may
+    change."""
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def _loaded(name: str, precision: str, device: torch.device) -> CLIPBackbone:
+    if _kept is None:
+        return load_clip(name, precision=precision, device=device)
+    key = (name, precision, str(device))
+    if key not in _kept:
+        _kept.clear()  # room for the next
+        _kept[key] = load_clip(name, precision=precision, device=device)
+    clip = _kept[key]
+    return copy.deepcopy(clip, {id(clip.tokenizer): clip.tokenizer})  # which nothing changes
 
 
 @dataclass(frozen=True)
