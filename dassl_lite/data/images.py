@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError, features
 
 from dassl_lite.data import grey
@@ -129,93 +126,6 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise UnreadableImageError(name, " ".join(reason.split())) from error
 
 
-# ---- plain JPEG files -----------------------------------------------------------------------------------------------
-#
-# torchvision's decoder is libjpeg-turbo as PIL's is, but gives the pixels in about half the time, most of which PIL
-# needs to unpack and convert them. Only files of the commonest form go there, and all others, with whatever is wrong
-# with them, to PIL.
-
-_FASTEST = 32 << 20  # bytes of the largest file that is read at once
-_START = b"\xff\xd8"
-_JFIF, _EXIF, _COMMENT, _TABLES, _HUFFMAN, _RESTART, _BASELINE, _SCAN = 0xE0, 0xE1, 0xFE, 0xDB, 0xC4, 0xDD, 0xC0, 0xDA
-_PASSED_OVER = frozenset({_JFIF, _COMMENT, _TABLES, _HUFFMAN, _RESTART, *range(0xE2, 0xEE), 0xEF})  # not Adobe's 0xEE
-_SAMPLINGS = frozenset({b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11"})  # 4:4:4, 4:2:2 and 4:2:0
-
-
-def _plain_size(data: bytes | bytearray) -> tuple[int, int] | None:
-    """(width, height) of a JPEG file in the commonest form, else None.
-
-    That is: baseline, 8 bits, luma and two chroma components in one scan, no EXIF (which may rotate), no Adobe marker
-    (which changes the meaning of the colours), and not a byte between its segments. Of such a file every decoder reads
-    the same header.
-    """
-    if data[:2] != _START:
-        return None
-    size, at = None, 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        body = bytes(data[at + 4 : at + 2 + length])
-        if len(body) != length - 2:
-            return None
-        if marker == _SCAN:
-            return size if size is not None and body[:1] == b"\x03" and body[1:7:2] == b"\x01\x02\x03" else None
-        if marker == _BASELINE and size is None:
-            if len(body) != 15 or body[0] != 8 or body[5] != 3 or body[6::3] != b"\x01\x02\x03":
-                return None
-            if body[7::3] not in _SAMPLINGS:
-                return None
-            size = int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
-        elif marker not in _PASSED_OVER:
-            return None
-        at += 2 + length
-    return None
-
-
-def _decode(data: bytearray) -> Image.Image:
-    """The image in a JPEG file, by torchvision."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # seconds, which a run on cached features need not pay
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a torchvision without it counts as one that disagrees
-        pixels = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-@functools.cache
-def _torchvision_agrees() -> bool:
-    """Whether the installed torchvision decodes JPEG files, and to PIL's very pixels: both bring their own library."""
-    rows, columns = np.mgrid[:45, :61]
-    drawn = np.stack([rows * 5 + columns, rows * columns % 256, (rows // 7 + columns // 5) % 2 * 255], axis=-1)
-    try:
-        for subsampling in range(3):
-            file = io.BytesIO()
-            Image.fromarray(drawn.astype(np.uint8)).save(file, "JPEG", quality=85, subsampling=subsampling)
-            with Image.open(file) as image:
-                if _decode(bytearray(file.getvalue())).tobytes() != image.convert("RGB").tobytes():
-                    return False
-    except (ImportError, RuntimeError, AttributeError, OSError):  # built without it, or without PIL's
-        return False
-    return True
-
-
-def _read_plain_jpeg(path: str) -> Image.Image | None:
-    """The image in a plain JPEG file; None for any other file, and for one that cannot be read."""
-    try:
-        with open_file(path, _FASTEST) as file:
-            if file.read(2) != _START:
-                return None
-            file.seek(0)
-            data = bytearray(file.read())
-        size = _plain_size(data)
-        limit = Image.MAX_IMAGE_PIXELS
-        if size is None or 0 in size or (limit is not None and size[0] * size[1] > limit) or not _torchvision_agrees():
-            return None
-        image = _decode(data)
-        return image if image.size == size else None
-    except (OSError, RuntimeError, ValueError):  # a broken file: PIL says what is wrong with it, or repairs it
-        return None
-
-
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image as 8-bit RGB.
 
@@ -226,8 +136,6 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UnreadableImageError: the file is missing, not an image, truncated, or larger than PIL allows.
     """
-    if (plain := _read_plain_jpeg(os.fspath(path))) is not None:
-        return plain
     with warnings.catch_warnings():
         # Transparency is dropped on purpose.
         warnings.filterwarnings("ignore", message="Palette images with Transparency")

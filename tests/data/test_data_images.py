@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import os
-import random
 import socket
 import struct
 import subprocess
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import dassl_lite.data.images as reader
 from dassl_lite.data import UnreadableImageError, read_image
 from dassl_lite.data.images import image_extensions
 from dassl_lite.utils.errors import UserError
@@ -176,137 +172,3 @@ def test_an_image_without_permission_is_named(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(UnreadableImageError, match="Permission denied"):
         read_image(path)
-
-
-# ---- plain JPEG files go to torchvision -----------------------------------------------------------------------------
-
-
-def outcome(path: Path, *, by_pil: bool) -> tuple[Any, ...]:
-    """Size and pixels that are read, or the error."""
-    with pytest.MonkeyPatch.context() as patch:
-        if by_pil:
-            patch.setattr(reader, "_read_plain_jpeg", lambda path: None)
-        try:
-            image = read_image(path)
-            return image.mode, image.size, image.tobytes()
-        except UnreadableImageError as error:
-            return "error", str(error)
-
-
-def jpeg(rng: random.Random, **options: Any) -> bytearray:
-    width, height = rng.randint(1, 70), rng.randint(1, 70)
-    pixels = np.random.default_rng(rng.randrange(2**31)).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, (0, 0, width / 3, height / 3))
-    file = io.BytesIO()
-    image.save(
-        file,
-        "JPEG",
-        **{"quality": rng.choice([5, 50, 75, 90, 95, 100]), "subsampling": rng.choice([0, 1, 2])} | options,
-    )
-    return bytearray(file.getvalue())
-
-
-def damaged(data: bytearray, rng: random.Random) -> bytearray:
-    place, kind = rng.randrange(2, len(data)), rng.randrange(8)
-    if kind == 0:
-        return data[:place]
-    if kind in (1, 2, 3):
-        for _ in range(rng.choice([1, 1, 3, 20])):
-            data[rng.randrange(2, len(data) if kind == 1 else min(len(data), 650))] = rng.randrange(256)
-    if kind == 4:
-        data[place:place] = rng.randbytes(rng.choice([1, 2, 50]))
-    if kind == 5:
-        del data[place : place + rng.choice([1, 2, 50])]
-    if kind == 6:
-        data += b"more" * 9
-    return data
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"optimize": True, "restart_marker_blocks": 3},
-        {"restart_marker_rows": 1, "comment": b"drawn"},
-        {"icc_profile": bytes(300), "dpi": (72, 72)},
-    ],
-)
-def test_a_plain_jpeg_has_pil_s_pixels(tmp_path: Path, options: dict[str, Any]) -> None:
-    rng, path = random.Random(str(options)), tmp_path / "a.jpg"
-    for _ in range(12):
-        path.write_bytes(jpeg(rng, **options))
-        assert reader._read_plain_jpeg(str(path)) is not None
-        assert outcome(path, by_pil=False) == outcome(path, by_pil=True)
-
-
-@pytest.mark.parametrize("seed", range(40))
-@pytest.mark.slow_after(4)
-def test_a_damaged_jpeg_gives_what_pil_gives(tmp_path: Path, seed: int, capfd: pytest.CaptureFixture[str]) -> None:
-    rng, path = random.Random(seed), tmp_path / "a.jpg"
-    for _ in range(20):
-        path.write_bytes(damaged(jpeg(rng), rng))
-        assert outcome(path, by_pil=False) == outcome(path, by_pil=True)
-
-
-def rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("CMYK", {}),
-        ("L", {}),
-        ("RGB", {"exif": rotated()}),
-        ("RGB", {"progressive": True}),
-        ("RGB", {"keep_rgb": True}),
-    ],
-)
-def test_another_kind_of_jpeg_goes_to_pil(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
-    path = tmp_path / "a.jpg"
-    Image.new(mode, (20, 30)).save(path, **options)
-    assert reader._read_plain_jpeg(str(path)) is None
-    assert read_image(path).size == (20, 30)  # EXIF's rotation is not applied, as in Dassl
-
-
-def test_a_jpeg_that_says_it_is_huge_is_refused_before_its_pixels_are_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = jpeg(random.Random(0))
-    frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # 65,500 x 65,500
-    (tmp_path / "a.jpg").write_bytes(data)
-    assert reader._plain_size(data) == (65_500, 65_500)
-    monkeypatch.setattr(reader, "_decode", lambda data: pytest.fail("decoded"))
-    with pytest.raises(UnreadableImageError, match="decompression bomb"):
-        read_image(tmp_path / "a.jpg")
-
-
-def test_a_second_header_in_a_jpeg_is_not_taken_for_the_first(tmp_path: Path) -> None:
-    data = jpeg(random.Random(0))
-    frame = data.index(b"\xff\xc0")
-    header = data[frame : frame + 19]
-    assert reader._plain_size(data[:frame] + header + data[frame:]) is None
-
-
-def test_pil_decodes_where_torchvision_s_pixels_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(jpeg(random.Random(0)))
-    reader._torchvision_agrees.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(reader, "_decode", lambda data: Image.new("RGB", (61, 45)))
-        assert not reader._torchvision_agrees()
-        assert reader._read_plain_jpeg(str(path)) is None
-    reader._torchvision_agrees.cache_clear()
-    assert reader._torchvision_agrees()
-
-
-@pytest.mark.slow
-def test_real_photographs_have_pil_s_pixels(shared: Path) -> None:
-    files = sorted(path for path in (shared / "data").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    read = [path for path in files[::10] if reader._read_plain_jpeg(str(path)) is not None]
-    assert len(read) > 0.9 * len(files[::10]) > 100
-    for path in read:
-        assert outcome(path, by_pil=False) == outcome(path, by_pil=True)

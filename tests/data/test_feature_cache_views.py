@@ -16,6 +16,7 @@ import pytest
 import torch
 from feature_toys import CountingEncoder, draw_images, noisy, plain, store
 from PIL import Image
+from torchvision import transforms as T
 
 from dassl_lite.data.feature_cache import extract
 
@@ -176,3 +177,64 @@ def test_a_failing_transform_restores_the_random_streams(tmp_path: Path) -> None
     with pytest.raises(ZeroDivisionError):
         store(None, transform=lambda image: 1 / 0).fetch(paths, CountingEncoder())
     assert torch.equal(torch.rand(()), expected)
+
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = T.InterpolationMode.BICUBIC
+TESTING = T.Compose([T.Resize(32, BICUBIC), T.CenterCrop(32), T.ToTensor(), T.Normalize(MEAN, STD)])
+TRAINING = T.Compose(
+    [T.RandomResizedCrop(32, interpolation=BICUBIC), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)]
+)
+
+
+def photographs(folder: Path) -> list[str]:
+    """A file of many a kind."""
+    folder.mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((70, 51))
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "plain.jpg": ("RGB", {"quality": 90}),
+        "444.jpg": ("RGB", {"subsampling": 0}),
+        "422.jpg": ("RGB", {"subsampling": 1}),
+        "progressive.jpg": ("RGB", {"progressive": True}),
+        "print.jpg": ("CMYK", {}),
+        "grey.jpg": ("L", {}),
+        "a.png": ("RGBA", {}),
+        "a.gif": ("P", {}),
+        "a.webp": ("RGB", {}),
+    }
+    for name, (mode, options) in kinds.items():
+        noise.convert(mode).save(folder / name, **options)
+    return [str(folder / name) for name in kinds]
+
+
+def inputs_of(paths: list[str], transform: Any, views: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoder sees, and what PIL and the transform alone make of the same files and seeds: (N * V, ...)."""
+    seen: list[torch.Tensor] = []
+
+    def encode(inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(inputs.clone())
+        return inputs.flatten(1)[:, :4]
+
+    store(None, transform=transform, views=views, seed=5).fetch(paths, encode, batch_size=8)
+    alone = []
+    for path in paths:
+        for view in range(views):
+            seed = extract.view_seed(5, f"{Path(path).parent.name}/{Path(path).name}", view)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            with Image.open(path) as image:
+                alone.append(transform(image.convert("RGB")))
+    return torch.cat(seen), torch.stack(alone)
+
+
+@pytest.mark.parametrize(("transform", "views"), [(TESTING, 1), (TRAINING, 3)])
+def test_the_encoder_sees_the_bits_that_pil_and_the_transform_make(tmp_path: Path, transform: Any, views: int) -> None:
+    assert torch.equal(*inputs_of(photographs(tmp_path / "a"), transform, views))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("transform", "views"), [(TESTING, 1), (TRAINING, 2)])
+def test_the_encoder_sees_the_same_bits_of_real_photographs(shared: Path, transform: Any, views: int) -> None:
+    files = sorted(str(path) for path in (shared / "data").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    assert torch.equal(*inputs_of(files[::40], transform, views))
