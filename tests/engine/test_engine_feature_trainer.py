@@ -152,23 +152,37 @@ def test_the_backbone_gives_the_preprocessing_unless_the_config_does(build: Any)
     assert other.cfg.INPUT.SIZE == (32, 32)
 
 
-def test_overflowing_gradients_skip_the_step_and_lower_the_scale(build: Any) -> None:
+def test_a_step_whose_scaled_gradients_overflow_is_repeated_with_a_smaller_scale(build: Any) -> None:
     plain, scaled = build("1"), build("1")
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # as on a GPU in PREC amp
+    factors = [1.0, float("inf"), float("inf"), 1.0]  # of the gradients: the second step overflows twice
+    hook = scaled.head.text_feature_residuals.register_hook(lambda gradient: gradient * factors.pop(0))
     batch = next(iter(plain.train_loader_x))
-    for trainer in (plain, scaled):
-        trainer.set_model_mode("train")
+    for scale in (2.0**16, 2.0**14):
+        for trainer in (plain, scaled):
+            trainer.set_model_mode("train")
+            trainer.forward_backward(batch)
+        assert plain.head.text_feature_residuals.abs().max() > 0
+        torch.testing.assert_close(
+            scaled.head.text_feature_residuals, plain.head.text_feature_residuals, rtol=1e-4, atol=1e-7
+        )
+        assert scaled.scaler.get_scale() == scale
+    hook.remove()
+
+
+def test_gradients_and_losses_that_are_infinite_at_any_scale_stop_the_run(build: Any) -> None:
+    trainer = build("1")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.set_model_mode("train")
+    batch = next(iter(trainer.train_loader_x))
+    before = trainer.head.text_feature_residuals.detach().clone()
+    hook = trainer.head.text_feature_residuals.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFiniteError, match="gradients are infinite or NaN at epoch 1, batch 1"):
         trainer.forward_backward(batch)
-    after = [trainer.head.text_feature_residuals.detach().clone() for trainer in (plain, scaled)]
-    assert after[0].abs().max() > 0
-    assert torch.allclose(after[0], after[1], rtol=1e-4, atol=1e-7)
-    hook = scaled.head.text_feature_residuals.register_hook(lambda gradient: gradient * float("inf"))
-    scaled.forward_backward(batch)
-    assert torch.equal(scaled.head.text_feature_residuals, after[1])
-    assert scaled.scaler.get_scale() == 2.0**15
+    assert torch.equal(trainer.head.text_feature_residuals, before)
     hook.remove()
     with pytest.raises(NotFiniteError, match="the loss is infinite or NaN at epoch 1, batch 1"):
-        scaled.model_backward_and_update(scaled.head(batch["feature"]).sum() * float("inf"))
+        trainer.model_backward_and_update(trainer.head(batch["feature"]).sum() * float("inf"))
 
 
 def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:
