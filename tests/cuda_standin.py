@@ -449,6 +449,8 @@ class _FunctionMode(TorchFunctionMode):
         if isinstance(first, StandIn):
             if func is torch.Tensor.tolist:
                 return _moved(first.detach(), CPU).tolist()
+            if func is torch.unravel_index:  # makes a tensor where modes are off
+                return tuple(_moved(part, CUDA) for part in func(_moved(first, CPU), *args[1:], **kwargs))
             if func in (F.one_hot, torch.linalg.pinv):  # make tensors in C++
                 return _moved(func(_moved(first, CPU), *args[1:], **kwargs), CUDA)
             if func is F.scaled_dot_product_attention and kwargs.pop("is_causal", False):  # makes its mask in C++
