@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TEMPLATES
 from golden_count import plain
 from safetensors.torch import save_file
 from torch import nn
@@ -77,8 +76,10 @@ def build(golden2, tmp_path):
         ]
         test = [Datum(f"{i}.png", i % len(names), classname=names[i % len(names)]) for i in range(INPUTS["n_test"])]
 
+        like = DATASET_REGISTRY.get(f"Golden{case['ds']}")
+
         class Dataset(DatasetBase):
-            template, ensemble_templates = TEMPLATES[case["ds"]]
+            template, ensemble_templates = like.template, like.ensemble_templates
 
             def __init__(self, cfg):
                 super().__init__(train_x=train, test=test)
