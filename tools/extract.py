@@ -44,7 +44,7 @@ FROZEN_CLIP = "ZeroshotCLIP"  # the method that adds nothing to it
 # Config keys without effect -> what to use in their place.
 IGNORED = {
     **dict.fromkeys(("MODEL.HEAD", "MODEL.INIT_WEIGHTS", "OPTIM", "RESUME", "TEST", "TRAIN", "TRAINER.NAME"), ""),
-    **{"DATASET.FEATURES.VIEWS": "--views", "OUTPUT_DIR": "--output"},
+    **{"DATASET.DESCRIPTIONS": "", "DATASET.FEATURES.VIEWS": "--views", "OUTPUT_DIR": "--output"},
 }
 
 

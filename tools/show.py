@@ -45,7 +45,7 @@ COLUMNS = 4  # classes side by side
 # Config keys without effect -> what to use in their place.
 IGNORED = {
     **dict.fromkeys(("DATALOADER", "DATASET.FEATURES", "DATASET.TEMPLATE", "INPUT", "MODEL", "OPTIM", "RESUME"), ""),
-    **dict.fromkeys(("TEST", "TRAIN", "TRAINER", "USE_CUDA"), ""),
+    **dict.fromkeys(("DATASET.DESCRIPTIONS", "TEST", "TRAIN", "TRAINER", "USE_CUDA"), ""),
     "OUTPUT_DIR": "--output",
 }
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.models.heads import CosineHead
-from dassl_lite.models.prompts import fill_templates, text_features
 
 CONSTRAINTS = (
     "l2",
@@ -117,27 +116,19 @@ class ZSLP(FeatureTrainer):
         """ImageNet: the ensemble and its own; other datasets: their own."""
         return [*self.dm.dataset.ensemble_templates, self.template]
 
-    @torch.no_grad()
-    def text(self) -> Tensor:
-        """Text features (K, T, D), not normalised, class names verbatim."""
-        prompts = fill_templates(self.classnames, self.templates(), replace_underscore=False)
-        return (
-            text_features(self.clip, prompts, self.text_cache).float().view(self.num_classes, len(self.templates()), -1)
-        )
-
     def build_head(self) -> nn.Module:
         random = self.method_cfg.INIT == "random"
-        return Prototypes(self.text().mean(dim=1), self.clip.logit_scale.exp(), random)
+        return Prototypes(self.text_rows(verbatim=True).float().means(), self.clip.logit_scale.exp(), random)
 
     def fit(self) -> None:
         """Collect the rows, before the epochs."""
         shots, steps = self.training_set(augmented=True, views=self.method_cfg.AUGMENT_EPOCH), self.epoch_steps
         features, labels = shots.views.flatten(0, 1), shots.labels.repeat(len(shots.views))
         if with_text := self.method_cfg.TEXT_ROWS:
-            text = self.text().to(features)
-            drawn = torch.from_numpy(np.random.choice(text.shape[0] * text.shape[1], len(features)))
-            features = torch.cat([features, text.flatten(0, 1)[drawn]])
-            labels = torch.cat([labels, (drawn // text.shape[1]).to(labels)])
+            text = self.text_rows(verbatim=True)
+            drawn = torch.from_numpy(np.random.choice(len(text.values), len(features)))
+            features = torch.cat([features, text.values.to(features)[drawn]])
+            labels = torch.cat([labels, text.labels.cpu()[drawn].to(labels)])
         self.train_loader_x = Rows(features, labels, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, steps, with_text)
         self.hold(features, labels)
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number, one_of
 from dassl_lite.models.heads import CosineHead
-from dassl_lite.models.prompts import fill_templates, text_features
 
 
 def bottleneck(width: int, reduction: int) -> nn.Sequential:
@@ -79,9 +78,8 @@ class CLIP_Adapter(FeatureTrainer):  # noqa: N801 (the name under which the refe
     )
 
     def build_head(self) -> nn.Module:
-        node, prompts = self.method_cfg, fill_templates(self.classnames, self.templates())
-        with torch.no_grad():
-            text = text_features(self.clip, prompts, self.text_cache).float()
+        node = self.method_cfg
+        text = self.zero_shot_weights() if self.descriptions else self.text_rows().means().float()
         ratio = node.RATIO if node.SIDE != "text" else 0.0
         text_ratio = node.TEXT_RATIO if node.SIDE != "image" else 0.0
         return FeatureAdapters(text, self.clip.logit_scale.exp(), ratio, text_ratio, node.REDUCTION)

@@ -25,7 +25,7 @@ from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, 
 from dassl_lite.models import lora_file
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.lora import ENCODERS, PROJECTIONS, add_lora, blocks_by_encoder, choose_blocks, without_lora
-from dassl_lite.models.prompts import class_weights, fill_templates
+from dassl_lite.models.prompts import fill_templates
 from dassl_lite.models.text_tower import Texts
 from dassl_lite.utils import get_logger
 
@@ -127,8 +127,7 @@ class CLIPLoRA(FeatureTrainer):
             texts = Texts(self.clip.tokenize(fill_templates(self.classnames, [self.template])))
             options = text_encoder_options(self.method_cfg)
             return lambda: self.clip.text.encode_tokens(texts, **options)
-        with torch.no_grad():
-            weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache)
+        weights = self.text_rows().weights()
         return lambda: weights
 
     def zero_shot(self, split: str | None = None) -> float | None:

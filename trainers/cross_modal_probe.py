@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
-from dassl_lite.models.prompts import fill_templates, text_features
 from dassl_lite.optim import build_lr_scheduler
 from dassl_lite.trainers.clip_adapter import bottleneck
 
@@ -136,14 +135,8 @@ class CrossModalProbe(FeatureTrainer):
         optim_cfg.MAX_EPOCH = self.method_cfg.ITERATIONS
         return build_lr_scheduler(self.optim, optim_cfg, 1)
 
-    @torch.no_grad()
-    def text(self) -> Tensor:
-        """Text features (K, T, D), not normalised."""
-        prompts = fill_templates(self.classnames, self.templates())
-        return text_features(self.clip, prompts, self.text_cache).float().unflatten(0, (self.num_classes, -1))
-
     def build_head(self) -> nn.Module:
-        node, zero_shot = self.method_cfg, F.normalize(self.text().mean(dim=1), dim=-1)
+        node, zero_shot = self.method_cfg, F.normalize(self.text_rows().float().means(), dim=-1)
         scale = self.clip.logit_scale.exp().item()
         return CrossModalHead(zero_shot, scale, node.INIT == "random", node.HEAD == "adapter", node.WISE_FT)
 
@@ -152,9 +145,8 @@ class CrossModalProbe(FeatureTrainer):
         shots, size = self.training_set(augmented=True), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         rows = [(shots.views.flatten(0, 1), shots.labels.repeat(len(shots.views)))]
         if self.method_cfg.TEXT_SHOTS:
-            text = self.text().to(self.device)
-            names = torch.arange(len(text), device=self.device)
-            rows.append((text.flatten(0, 1), names.repeat_interleave(text.shape[1])))
+            text = self.text_rows().float()
+            rows.append((text.values.to(self.device), text.labels.to(self.device)))
         size = max(size // len(rows), 1)
         sets = [(features, labels, min(size, len(labels))) for features, labels in rows]
         self.train_loader_x = Draws(sets, lambda: self.epoch_steps if self.epoch else 1)

@@ -19,7 +19,7 @@ from torch import nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
 from dassl_lite.engine.methods.shared_keys import LOSS_KEYS
 from dassl_lite.models.heads import CosineHead
-from dassl_lite.models.prompts import load_text_projection, template_means
+from dassl_lite.models.prompts import load_text_projection
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
@@ -86,6 +86,8 @@ class TaskRes(FeatureTrainer):
             logger.info(f">> Use enhanced base from {node.ENHANCED_BASE}")
             projection = load_text_projection(node.ENHANCED_BASE, self.clip)
         with torch.no_grad():
-            base = template_means(self.clip, self.classnames, self.templates(), projection, self.text_cache)
+            base = self.text_rows(verbatim=True, projected=projection is None).means()
+            if projection is not None:
+                base = self.clip.text.project(base, projection)
         on_image = node.RESIDUAL_ON == "image"
         return TaskResidual(base.float(), node.RESIDUAL_SCALE, self.clip.logit_scale.detach().float(), on_image)

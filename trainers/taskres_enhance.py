@@ -17,7 +17,6 @@ from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.models.heads import CosineHead
-from dassl_lite.models.prompts import hidden_means
 
 
 class TextProjection(CosineHead):
@@ -62,8 +61,7 @@ class TaskResEnhance(FeatureTrainer):
         return [*self.dm.dataset.ensemble_templates, self.template]
 
     def build_head(self) -> nn.Module:
-        with torch.no_grad():
-            hidden = hidden_means(self.clip, self.classnames, self.templates(), self.text_cache)
+        hidden = self.text_rows(verbatim=True, projected=False).means()
         projection, bias = self.clip.text.projection.detach(), self.clip.text.projection_bias
         scale = self.clip.logit_scale.detach().float()
         return TextProjection(

@@ -10,13 +10,11 @@ plus the dataset's own unless it is ImageNet.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer
 from dassl_lite.models.heads import FixedPrototypes
-from dassl_lite.models.prompts import class_weights
 
 
 @TRAINER_REGISTRY.register()
@@ -29,9 +27,7 @@ class ZeroshotCLIP(FeatureTrainer):
     config_node = "ZeroshotCLIP"
 
     def build_head(self) -> nn.Module:
-        with torch.no_grad():
-            weights = class_weights(self.clip, self.classnames, self.templates(), self.text_cache)
-        return FixedPrototypes(weights.float(), self.clip.logit_scale.detach().float().exp())
+        return FixedPrototypes(self.zero_shot_weights(), self.clip.logit_scale.detach().float().exp())
 
 
 @TRAINER_REGISTRY.register()

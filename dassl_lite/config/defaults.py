@@ -80,6 +80,7 @@ def _add_dataset(cfg: CN) -> None:
     node.SUBSAMPLE_CLASSES = "all"  # all | base (first half of the classes) | new (second half)
     # Ours:
     node.TEMPLATE = ""  # prompt with {} for the class name; empty: the dataset's own
+    node.DESCRIPTIONS = ""  # JSON file, class -> list of sentences that replace its prompts; empty: prompts
     node.FEWSHOT_FILE = ""  # JSON file with the few-shot draw; empty: draw, and keep the draw
     # Where made splits and draws are kept: dataset (in its folder) | cache | auto (dataset; your own data: cache)
     node.SPLITS_IN = "auto"

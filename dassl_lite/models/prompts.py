@@ -9,6 +9,7 @@ Shapes: N texts, K classes, T templates, W width of the text encoder, D width of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,39 @@ def fill_template(template: str, name: str) -> str:
     return template.replace("{}", name)
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """Features of the texts of all classes, class by class.
+
+    Attributes:
+        values: (N, D), or states (N, W); not normalised.
+        counts: K numbers of texts, one or more each, whose sum is N.
+    """
+
+    values: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each text (N,), int64."""
+        counts = torch.tensor(self.counts, device=self.values.device)
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    def float(self) -> TextRows:
+        """The same in float32."""
+        return replace(self, values=self.values.float())
+
+    def means(self) -> Tensor:
+        """The mean of each class's rows (K, D)."""
+        if len(set(self.counts)) == 1:
+            return self.values.view(len(self.counts), self.counts[0], -1).mean(dim=1)
+        return torch.stack([rows.mean(dim=0) for rows in self.values.split(self.counts)])
+
+    def weights(self) -> Tensor:
+        """The mean of each class's rows at length 1, itself at length 1 (K, D)."""
+        return F.normalize(replace(self, values=F.normalize(self.values, dim=-1)).means(), dim=-1)
+
+
 def class_weights(
     clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
 ) -> Tensor:
@@ -50,8 +84,8 @@ def class_weights(
     Every prompt's feature is L2-normalised, averaged over the T templates and normalised again; ``_`` in class
     names becomes a space. Used by zero-shot CLIP, Tip-Adapter and CLIP-LoRA; CoOp's fixed prompts have one template.
     """
-    features = F.normalize(text_features(clip, fill_templates(classnames, templates), cache), dim=-1)
-    return F.normalize(features.view(len(classnames), len(templates), -1).mean(dim=1), dim=-1)
+    features = text_features(clip, fill_templates(classnames, templates), cache)
+    return TextRows(features, (len(templates),) * len(classnames)).weights()
 
 
 def template_means(
@@ -64,21 +98,13 @@ def template_means(
     """The base of TaskRes (K, D): the mean over templates of features that are not normalised, class names verbatim.
 
     Args:
-        projection: (W, D) text projection, used instead of CLIP's.
+        projection: (W, D) text projection, used instead of CLIP's. It is linear, so it may follow the mean.
         cache: folder to keep text states in.
     """
+    texts, counts = fill_templates(classnames, templates, replace_underscore=False), (len(templates),) * len(classnames)
     if projection is not None:
-        return clip.text.project(hidden_means(clip, classnames, templates, cache), projection)
-    features = text_features(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
-    return features.view(len(classnames), len(templates), -1).mean(dim=1)
-
-
-def hidden_means(
-    clip: CLIPBackbone, classnames: Sequence[str], templates: Sequence[str], cache: Path | None = None
-) -> Tensor:
-    """The base of TaskRes before the text projection, which is linear and so may follow the mean: (K, W)."""
-    states = text_states(clip, fill_templates(classnames, templates, replace_underscore=False), cache)
-    return states.view(len(classnames), len(templates), -1).mean(dim=1)
+        return clip.text.project(TextRows(text_states(clip, texts, cache), counts).means(), projection)
+    return TextRows(text_features(clip, texts, cache), counts).means()
 
 
 def text_features(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = None) -> Tensor:

@@ -104,8 +104,10 @@ def _check_regular(mode: int, path: str) -> None:
         raise OSError(errno.EINVAL, f"{kind}, not a file", path)
 
 
-def read_json(fpath: PathLike) -> Any:
+def read_json(fpath: PathLike, **options: Any) -> Any:
     """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
+
+    The options are those of ``json.loads``.
 
     Raises:
         OSError: it cannot be read, has more than ``MAX_TEXT`` bytes, or is not a file.
@@ -114,7 +116,7 @@ def read_json(fpath: PathLike) -> Any:
     with open_file(fpath, MAX_TEXT) as file:
         data = file.read()
     try:
-        return json.loads(data)
+        return json.loads(data, **options)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -38,7 +38,7 @@ class RawCache(KeyValueCache):
 
 def other_start(init, trainer):
     """The head of a method that the authors compare with, on the same protocol, and its name for each parameter."""
-    text, scale = trainer.text().mean(dim=1), trainer.clip.logit_scale.exp()
+    text, scale = trainer.text_rows(verbatim=True).means(), trainer.clip.logit_scale.exp()
     if init == "TR":
         return TaskResidual(text, 0.5, scale.log()), {"text_feature_residuals": "prototypes"}
     if init == "ClipA":
@@ -171,7 +171,7 @@ class Recorder:
 def test_a_run_equals_the_authors(golden2, build, error, name):
     case, arrays, trainer = CASES[name], golden2.npz("clap"), build(name)
     head, recorder = trainer.head, Recorder(trainer, name, arrays, error)
-    recorder.same("base_text", trainer.text().mean(dim=1), FORWARD)
+    recorder.same("base_text", trainer.text_rows(verbatim=True).means(), FORWARD)
     recorder.same("features_test", trainer.test_features, FORWARD)
     for own, theirs in trainer.names.items():  # what starts at random
         if f"{name}.init.{theirs}" in arrays:

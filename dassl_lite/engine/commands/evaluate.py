@@ -27,7 +27,7 @@ from dassl_lite.utils.safe_load import load_file
 # What to evaluate on: a dataset's yaml by path or name, or config keys, dotted, over the run's own dataset.
 Target = str | Mapping[str, str]
 # Keys of cfg.DATASET that describe the run's own dataset and are reset for another one.
-_OWN_DATASET = ("NAME", "TEMPLATE", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
+_OWN_DATASET = ("NAME", "TEMPLATE", "DESCRIPTIONS", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
 _NEEDS_TRAINER = "; files from other programs need --trainer NAME and --backbone NAME"
 
 

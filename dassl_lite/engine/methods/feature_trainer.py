@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_lite.data import describe, is_random
+from dassl_lite.data.descriptions import read_descriptions
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.data.manager import validates_on_test
@@ -44,12 +46,12 @@ from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.clip import preprocessing
 from dassl_lite.models.heads import CosineHead, class_targets, platt_scaling, sigmoid_loss
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
-from dassl_lite.models.prompts import class_weights
+from dassl_lite.models.prompts import TextRows, class_weights, fill_templates, text_features, text_states
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
 from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
 from dassl_lite.utils import devices, torchtools
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import UserError, shown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.meters import unread
@@ -99,7 +101,7 @@ class FeatureTrainer(TrainerX):
     # ---- what a method provides -----------------------------------------------------------------------------------
 
     def build_head(self) -> nn.Module:
-        """The head, in float32 on any device; may use ``self.clip``, ``self.classnames``, ``self.templates()``.
+        """The head, in float32 on any device; may use ``self.clip``, `text_rows` and `zero_shot_weights`.
 
         Beyond ``forward``, a head may have: ``step_cost(batch_size)``, multiplications of a step; ``evaluating()``, see
         `SimpleTrainer.test`; ``prepare_to_load(weights, meta, path)``, see `TrainerBase.adapt_state_dict`; ``meta``,
@@ -281,6 +283,8 @@ class FeatureTrainer(TrainerX):
         if not self.has_epochs():
             keys = ["OPTIM", "TRAIN", "DATALOADER.TRAIN_X", "TEST.FINAL_MODEL"]
             idle |= dict.fromkeys(keys, f"{name} trains without epochs")
+        if "descriptions" not in vars(self):  # nothing has asked for them
+            idle["DATASET.DESCRIPTIONS"] = f"{name} takes no descriptions of the classes"
         if self.is_multi_label:
             idle["TEST.COMPUTE_CMAT"] = "images of the dataset have several classes"
         if own := self.length_key():
@@ -327,8 +331,51 @@ class FeatureTrainer(TrainerX):
 
     @torch.no_grad()
     def zero_shot_weights(self) -> Tensor:
-        """Text features (K, D) of the classes, averaged over `templates()`, of length 1, in float32."""
-        return class_weights(self.clip, self.classnames, self.templates(), self.text_cache).float()
+        """Text features (K, D) of the classes, of length 1, in float32: `text_rows`, normalised and averaged."""
+        return self.text_rows().weights().float()
+
+    @cached_property
+    def descriptions(self) -> list[list[str]]:
+        """The sentences of each class, K lists, of the file DATASET.DESCRIPTIONS; empty without one."""
+        path = self.cfg.DATASET.DESCRIPTIONS
+        if path and self.features.is_file:
+            raise UserError(
+                f"DATASET.DESCRIPTIONS needs a text encoder, but dataset {self.cfg.DATASET.NAME} holds features only; "
+                "leave it out"
+            )
+        return read_descriptions(path, self.dm.dataset.classes) if path else []
+
+    @torch.no_grad()
+    def text_rows(self, *, verbatim: bool = False, projected: bool = True) -> TextRows:
+        """Features of the texts of all classes: of their DATASET.DESCRIPTIONS, else of their names in `templates()`.
+
+        Here descriptions enter, so a method that takes its text features from here, or from `zero_shot_weights`, has
+        them.
+
+        Args:
+            verbatim: keep the ``_`` of class names.
+            projected: False: the states (N, W) before the text projection.
+        """
+        encode, described = text_features if projected else text_states, self.descriptions
+        if not described:
+            templates = self.templates()
+            texts = fill_templates(self.classnames, templates, replace_underscore=not verbatim)
+            return TextRows(encode(self.clip, texts, self.text_cache), (len(templates),) * self.num_classes)
+        texts = [sentence for sentences in described for sentence in sentences]
+        try:
+            return TextRows(encode(self.clip, texts, self.text_cache), tuple(map(len, described)))
+        except UserError:
+            self._refuse_long_descriptions()
+            raise
+
+    def _refuse_long_descriptions(self) -> None:
+        """Raise a UserError that names the class of the first sentence that the text encoder has no room for."""
+        for name, sentences in zip(self.classnames, self.descriptions, strict=True):
+            try:
+                self.clip.tokenize(sentences)
+            except UserError as error:
+                path = self.cfg.DATASET.DESCRIPTIONS
+                raise UserError(f"descriptions '{path}' (DATASET.DESCRIPTIONS): class {shown(name)}: {error}") from None
 
     def autocast(self) -> Any:
         """The mixed-precision context of PREC amp; does nothing otherwise."""
