@@ -6,6 +6,9 @@ runs in `text_tower`, over `text_layers`. `precomputed_backbone` stands in for i
 `clip_model` offers its image encoder with a linear layer as a plain module. `prompts` turns class names into class
 weights. The other files are the methods' parts: prompt learners, heads, the key-value cache, LoRA and logistic
 regression.
+
+open_clip takes a while to import, and listings and runs on feature files do without it: the functions that use it
+import it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import json
 import logging
 import tempfile
@@ -17,9 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.transformer import AttentionalPooler
 from torch import Tensor, nn
 
 from dassl_lite.models import (
@@ -36,6 +35,7 @@ from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer, require_text_encoder, tokenizer_of, tokenizer_of_random
+from dassl_lite.startup import loading
 from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits, unknown
 from dassl_lite.utils.files import write_json
 from dassl_lite.utils.logger import get_logger
@@ -168,6 +168,7 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    _import_open_clip()
     backbone = names.parse(name)
     if precision == "fp16" and torch.device(device).type == "cpu":
         logger.warning("fp16 on a CPU is slow and less accurate than fp32; use bf16 or fp32 there")
@@ -175,6 +176,13 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
     digest = digest_of_weights(model)
     clip = CLIPBackbone(model, name, precision, digest, preprocessing_of(backbone), tokenizer)
     return clip.to(device).requires_grad_(False).eval()
+
+
+@functools.cache
+def _import_open_clip() -> None:
+    """At once, so that a tool's garbage collector skips what it leaves."""
+    with loading():
+        importlib.import_module("open_clip")
 
 
 def preprocessing(name: str) -> Preprocessing:
@@ -190,6 +198,8 @@ def preprocessing_of(backbone: BackboneName) -> Preprocessing:
     if backbone.kind == "file":
         status = backbone.file.stat() if backbone.file.is_file() else None
         return _preprocessing_of_file(backbone, status and (status.st_size, status.st_mtime_ns))
+    import open_clip
+
     size = open_clip.get_model_config(backbone.architecture)["vision_cfg"]["image_size"]
     return described_by_open_clip(_settings(backbone), size, backbone.text)
 
@@ -259,6 +269,8 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
 
     The global random streams are left as they were.
     """
+    import open_clip
+
     backbone = _with_description(backbone)
     if backbone.kind == "file":
         return _load_openai(backbone, dtype)
@@ -327,6 +339,8 @@ def _load_folder(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module,
 
 def _create(architecture: str, backbone: BackboneName, dtype: torch.dtype, known: settings.Settings) -> nn.Module:
     """With open_clip's own factory, and random weights."""
+    import open_clip
+
     try:
         model = open_clip.create_model(
             architecture,
@@ -343,6 +357,8 @@ def _create(architecture: str, backbone: BackboneName, dtype: torch.dtype, known
 def _in_one_precision(model: Any, dtype: torch.dtype) -> nn.Module:
     """Convert what open_clip forgets, and then multiplies with matrices in `dtype`: Hugging Face text encoders, CoCa's
     class token, and the queries of an attentional pooling."""
+    from open_clip.transformer import AttentionalPooler
+
     if hasattr(getattr(model, "text", None), "pooler"):
         model.text.to(dtype)
     parameters = [getattr(getattr(model, "text", None), "cls_emb", None)]

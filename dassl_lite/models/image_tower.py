@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dassl_lite.models import text_layers
+
+if TYPE_CHECKING:
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 _CPU_BYTES = 20 << 20  # of the largest tensor in a layer: the C library keeps the memory of up to 32 MB for reuse
 _CPU_IMAGES = 32  # at a time, of encoders whose tensors are not known here
@@ -49,6 +50,9 @@ class ImageTower:
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, D), not normalised, of images (B, 3, H, W) on the model's device and of its dtype."""
+        from open_clip.modified_resnet import ModifiedResNet
+        from open_clip.transformer import VisionTransformer
+
         if torch.is_grad_enabled() or self.model.training or not self._is_open_clips():
             return self.model.encode_image(images)
         visual = self.model.visual
@@ -64,6 +68,8 @@ class ImageTower:
 
     def _is_open_clips(self) -> bool:
         """Whether `encode_image` does no more than to call `visual`."""
+        import open_clip
+
         own = getattr(type(self.model), "encode_image", None)
         known = own in (open_clip.CLIP.encode_image, open_clip.CustomTextCLIP.encode_image)
         return known and "encode_image" not in vars(self.model)
@@ -72,6 +78,9 @@ class ImageTower:
 def is_plain(visual: nn.Module) -> bool:
     """Whether the functions below compute what `visual` would: open_clip's own ResNet, or its ViT that is read at the
     class token, without hooks."""
+    from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
     if any(module._forward_hooks or module._forward_pre_hooks for module in visual.modules()):
         return False
     if "forward" in vars(visual):
@@ -121,6 +130,8 @@ def _encode_resnet(visual: ModifiedResNet, images: Tensor) -> Tensor:
 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     """What `mlp` gives for states (..., W)."""
+    from open_clip.transformer import QuickGELU
+
     parts: list[Any] = list(mlp.children()) if type(mlp) is nn.Sequential else []
     if [type(part) for part in parts] != [nn.Linear, QuickGELU, nn.Linear]:
         return mlp(x)
@@ -132,6 +143,9 @@ def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
 
 def _images_at_a_time(visual: nn.Module, images: Tensor) -> int:
     """As many images as keep the largest tensor of a layer within `_CPU_BYTES`."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
     if isinstance(visual, VisionTransformer):
         block = visual.transformer.resblocks[0]
         fully_connected = getattr(getattr(block, "mlp", None), "c_fc", None)

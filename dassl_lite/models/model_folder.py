@@ -28,7 +28,6 @@ _OPEN_CLIP_WEIGHTS = tuple(f"{name}{end}" for end in (".safetensors", ".bin") fo
 _TRANSFORMERS_WEIGHTS = tuple(
     name for stem in ("model.safetensors", "pytorch_model.bin") for name in (stem, stem + weights_file.INDEX_SUFFIX)
 )
-_CLIPS_WORDS = 49408
 # What a description may hand to the tokenizer. Others could have code run: trust_remote_code.
 _TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}
 
@@ -102,7 +101,7 @@ class ModelFolder:
                 return is_clips_own(read_json(plain))
             if (fast := self.find("tokenizer.json")) is not None:
                 return is_clips_own(read_json(fast)["model"]["vocab"])
-        return count == _CLIPS_WORDS
+        return count == openai_format.VOCABULARY
 
     def _find_parts(self, index: Path) -> None:
         """Have the parts that an index names downloaded."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import open_clip
-
 from dassl_lite.utils.errors import UserError, unknown
 
 # OpenAI's names, and open_clip's for the same architectures.
@@ -88,6 +86,8 @@ def parse(text: str) -> BackboneName:
         if text.endswith(_FILE_SUFFIXES) and not (rest and not Path(text).exists()):
             return BackboneName(text, "file", path=_existing(text))
         raise unknown("backbone", architecture if rest else text, [DEMO, *OPENAI_NAMES], _HINT)
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if like or (rest.endswith(_FILE_SUFFIXES) and not open_clip.is_pretrained_cfg(architecture, rest)):
         if like and like != SCRATCH and not open_clip.is_pretrained_cfg(architecture, like):
@@ -136,6 +136,8 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def architectures() -> frozenset[str]:
     """The architectures that open_clip knows."""
+    import open_clip
+
     return frozenset(open_clip.list_models())
 
 

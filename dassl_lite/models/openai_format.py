@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 
 from dassl_lite.models import weights_file
 from dassl_lite.models.names import OPENAI_NAMES
 from dassl_lite.utils.errors import UserError, refusing_misfits
+
+if TYPE_CHECKING:
+    import open_clip
 
 # Last parts of the names of entries that are not weights: descriptions of the model, and a buffer that is not state.
 _DESCRIPTIONS = (*weights_file.DESCRIPTIONS, "attn_mask")
@@ -29,6 +31,7 @@ _REQUIRED = (
     "ln_final.weight",
     "text_projection",
 )
+VOCABULARY = 49408  # tokens of CLIP's own tokenizer
 _HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
 # Sizes beyond those of any CLIP: a file of a few bytes can name any. Image sizes in pixels.
 _LARGEST = {"embed_dim": 16384, "layers": 256, "width": 16384, "patch_size": 1024, "image_size": 4096}
@@ -118,6 +121,8 @@ def _architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 def named(architecture: Mapping[str, Any]) -> str:
     """The architecture of open_clip's with these sizes, OpenAI's names first; "" if there is none."""
+    import open_clip
+
     known = sorted(open_clip.list_models(), key=lambda name: (name not in OPENAI_NAMES.values(), len(name)))
     return next((name for name in known if _is_like(open_clip.get_model_config(name), architecture)), "")
 
@@ -160,11 +165,11 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 def _vocabulary(tensors: Mapping[str, Tensor]) -> int:
     if "token_embedding.rows" in tensors:
-        return open_clip.SimpleTokenizer().vocab_size
+        return VOCABULARY
     return tensors["token_embedding.weight"].shape[0]
 
 
-def token_table(width: int, rows: int = 49408) -> Tensor:
+def token_table(width: int, rows: int = VOCABULARY) -> Tensor:
     """The initial token table (rows, width), float32, from a fixed seed: a file may omit rows that equal it."""
     drawn = np.random.default_rng(ROWS_SEED).standard_normal((rows, width), dtype=np.float32)
     return torch.from_numpy(drawn * np.float32(ROWS_STD))
@@ -201,6 +206,8 @@ def build(
     Raises:
         UserError: the tensors do not fit the architecture; `source` and the first keys are named.
     """
+    import open_clip
+
     with refusing_misfits(f"{source}: its shapes and metadata make no CLIP"):
         state = complete(tensors, architecture)
         # Initialising weights to overwrite them would take seconds and consume random numbers.

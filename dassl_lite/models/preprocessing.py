@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
 from dassl_lite.utils.errors import UserError, shown
 
 __all__ = ["Preprocessing", "described_by_open_clip", "described_by_transformers"]
 
+# OpenAI's, which are open_clip's defaults.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
 # open_clip draws "random" in training and takes bicubic otherwise.
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # transformers has Pillow's numbers
@@ -33,8 +34,8 @@ class Preprocessing:
     """
 
     size: tuple[int, int]
-    mean: tuple[float, ...] = OPENAI_DATASET_MEAN
-    std: tuple[float, ...] = OPENAI_DATASET_STD
+    mean: tuple[float, ...] = _MEAN
+    std: tuple[float, ...] = _STD
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: tuple[int, ...] = (0, 0, 0)

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import filelock
-import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -41,6 +40,8 @@ def locate(architecture: str, tag: str) -> Path:
         UserError: neither found nor downloaded (says where it looked, where the file is published and where to put
             it), or found with a wrong digest.
     """
+    import open_clip
+
     published = open_clip.get_pretrained_cfg(architecture, tag)
     url, hub = published.get("url", ""), published.get("hf_hub", "")
     places = [folder / url.rsplit("/", 1)[-1] for folder in _folders()] if url else []

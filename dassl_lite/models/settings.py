@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from dassl_lite.models import openai_format, weights_file
 from dassl_lite.models.names import OPENAI_NAMES, SCRATCH, BackboneName
 from dassl_lite.models.weights_file import WeightsFile
@@ -37,6 +35,8 @@ _SAID_BY_FILES = (*_TOLD, "fill_color")
 
 def of_published(architecture: str, tag: str) -> Settings:
     """Of published weights; an unknown tag gives the architecture's activation alone."""
+    import open_clip
+
     own = bool(open_clip.get_model_config(architecture).get("quick_gelu"))
     published = open_clip.get_pretrained_cfg(architecture, tag)
     return {**published, "quick_gelu": own or bool(published.get("quick_gelu"))}
@@ -112,6 +112,8 @@ def of_openais_layout(backbone: BackboneName, content: WeightsFile) -> Settings:
 
 
 def _of_all_published(architecture: str) -> list[Settings]:
+    import open_clip
+
     return [of_published(architecture, tag) for tag in open_clip.list_pretrained_tags_by_model(architecture)]
 
 
@@ -121,6 +123,8 @@ def _differing(every: Sequence[Settings]) -> list[str]:
 
 def _said_by(file: Path, architecture: str) -> dict[str, Any]:
     """What the metadata of a file of weights say, else the description beside it."""
+    import open_clip
+
     said = _said_in(weights_file.metadata_of(file), str(file))
     beside = file.parent / CONFIG_FILE
     if not beside.is_file():
@@ -154,6 +158,8 @@ def _names(keys: Sequence[str]) -> str:
 
 def _choices(architecture: str, keys: Sequence[str], file: Path) -> str:
     """One example of a tag for each combination of what the tags differ in."""
+    import open_clip
+
     groups: dict[str, list[str]] = {}
     for tag in open_clip.list_pretrained_tags_by_model(architecture):
         settings = of_published(architecture, tag)

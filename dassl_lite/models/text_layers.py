@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, H, P, E)
 _PARTS = {"q": (0, 1), "kv": (1, 3), "qkv": (0, 3)}
@@ -171,6 +174,8 @@ def is_plain(block: nn.Module) -> bool:
 
     That needs open_clip's own block and torch's own attention, or one that offers `project`, and no hooks.
     """
+    from open_clip.transformer import ResidualAttentionBlock
+
     if not isinstance(block, ResidualAttentionBlock) or type(block).forward is not ResidualAttentionBlock.forward:
         return False
     attention = block.attn

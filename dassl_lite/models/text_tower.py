@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from dassl_lite.models import text_layers
@@ -32,6 +31,9 @@ from dassl_lite.models.own_forward import OwnForward, RowsOfPrompts, on_device, 
 from dassl_lite.models.text_layers import KeysValues, Pack, pack, share_prefixes
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
+
+if TYPE_CHECKING:
+    import open_clip
 
 logger = get_logger(__name__)
 
@@ -96,6 +98,8 @@ class TextTower:
     _warned = False
 
     def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP) -> None:
+        from open_clip.transformer import TextTransformer
+
         self.model = model
         custom = getattr(model, "text", None)
         self._text = model if custom is None else custom

@@ -11,18 +11,18 @@ import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import regex
 import torch
-from open_clip import SimpleTokenizer
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, basic_clean, canonicalize_text
 from torch import Tensor
 
 from dassl_lite.models import published_weights
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
+
+if TYPE_CHECKING:
+    from open_clip import SimpleTokenizer
 
 logger = get_logger(__name__)
 
@@ -92,6 +92,8 @@ class Tokenizer:
 
     def _clean(self, text: str) -> str:
         """A text as open_clip's wrapper hands it on."""
+        from open_clip.tokenizer import SigLipTokenizer, basic_clean, canonicalize_text
+
         if isinstance(self._tokenizer, SigLipTokenizer):
             return canonicalize_text(basic_clean(text))
         return self._tokenizer.clean_fn(text)
@@ -204,6 +206,9 @@ def tokenizer_of(text: Mapping[str, Any], architecture: str, backbone: str, fold
     Raises:
         UserError: the tokenizer is unavailable, or transformers is not installed.
     """
+    import open_clip
+    from open_clip.tokenizer import HFTokenizer
+
     name = folder or text.get("hf_tokenizer_name") or ""
     length = int(text.get("context_length", CONTEXT_LENGTH))
     if not name and "siglip" not in architecture.lower():
@@ -275,6 +280,8 @@ def _plain(text: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _open_clips(**settings: Any) -> SimpleTokenizer:
+    from open_clip import SimpleTokenizer
+
     return SimpleTokenizer(**settings)
 
 
@@ -284,6 +291,8 @@ def _byte_pairs() -> SimpleTokenizer:
 
     Cached, because reading the merges takes a third of a second.
     """
+    from open_clip import SimpleTokenizer
+
     tokenizer = SimpleTokenizer()
     pattern = tokenizer.pat.pattern
     tokenizer.cache = {}

@@ -10,11 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import LayerNormFp32
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dassl_lite.models import openai_format
@@ -224,6 +220,11 @@ def build(model: TransformersModel, tensors: Mapping[str, Tensor], dtype: torch.
 
 
 def _build_siglip(model: TransformersModel, state: dict[str, Tensor], dtype: torch.dtype, source: str) -> nn.Module:
+    import open_clip
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import LayerNormFp32
+    from timm.models.vision_transformer import VisionTransformer
+
     low = dtype != torch.float32
     with torch.device("meta"):
         made = open_clip.CustomTextCLIP(**model.architecture, cast_dtype=dtype if low else None)

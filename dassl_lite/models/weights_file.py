@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -125,6 +123,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
     Raises:
         UserError: they do not fit the model; `source` and the first keys are named.
     """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
     own: Any = model
     with refusing_misfits(f"{source} does not fit"), torch.no_grad():
         state = convert_state_dict(own, {key: value for key, value in tensors.items() if key not in DESCRIPTIONS})

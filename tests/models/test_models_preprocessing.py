@@ -125,3 +125,8 @@ def test_what_a_user_sets_stays() -> None:
 def test_a_description_that_none_can_have_is_refused_in_one_line(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^some/repository: .*{message}"):
         described_by_open_clip(config, 32, "some/repository")
+
+
+def test_the_default_mean_and_std_are_open_clips() -> None:
+    default = Preprocessing((224, 224))
+    assert (default.mean, default.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
