@@ -154,6 +154,53 @@ def test_a_table_that_contradicts_itself_is_refused(folder: Path, header: str, l
         load("CSV", path)
 
 
+@pytest.mark.parametrize("header", ["path,label", "path,labels", "path,classname"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '["ant", "bee"',
+        '"ant", "bee"]',
+        "['ant', 'bee'",
+        "['ant' 'bee']",
+        "['ant'\n 'bee']",
+        "[ant, bee]]",
+        "[[ant, bee]",
+        "[4 6]",
+        "[1. 0.]",
+        "{'ant', 'bee'}",
+        '{"ant": 1}',
+        "{ant",
+        "('ant', 'bee')",
+    ],
+)
+def test_one_malformed_list_is_refused_by_its_line(folder: Path, header: str, cell: str) -> None:
+    cells = ['["ant", "bee"]', '["bee"]', cell, "['ant', 'cat']", "[]"]
+    path = write(folder, header, lambda i: [f"{i:02}.png,{csv_quoted(cells[i])}"], range(len(cells)))
+    with pytest.raises(UserError, match="line 4: .* is not a list of classes"):
+        load("CSV", path)
+
+
+def test_names_beside_lists_are_one_class_each(folder: Path) -> None:
+    def line(i: int) -> list[str]:
+        own = having(i)
+        return [f"{i:02}.png,{csv_quoted(own[0] if len(own) == 1 else json.dumps(own))}"]
+
+    assert found(load("CSV", write(folder, "path,label", line))) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["seal [animal]", "[background]", "Pallas's cat {adult}"])
+def test_a_name_with_brackets_stays_a_name(folder: Path, name: str) -> None:
+    names = [name, "bee"]
+    dataset = load("CSV", write(folder, "path,classname", lambda i: [f"{i:02}.png,{csv_quoted(names[i % 2])}"]))
+    assert not dataset.multi_label
+    assert dataset.classnames == sorted(names)
+
+
+def test_separated_names_may_end_in_brackets(folder: Path) -> None:
+    path = write(folder, "path,label", lambda i: [f"{i:02}.png,{'|'.join(f'{name} [x]' for name in having(i))}"])
+    assert found(load("CSV", path)) == {i: tuple(f"{name} [x]" for name in having(i)) for i in range(COUNT)}
+
+
 # ---- split and draw --------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +54,10 @@ OF_CLASSES = ("label", "classname", "classid")
 # space may be part of a name: a comma separates in a column of several only.
 SEPARATORS = ("|", ";", ",")
 LIST = "[]"  # in the place of a separator: the cells have lists
+_LIST_LIKE = re.compile(r"[\[{].*|\([\"'].*|.*[\]}]", re.DOTALL)  # a list, a part of one, or a set or tuple of Python
+_NOTE = re.compile(r"([^\[\]{}\"'][^\[\]{}\"]*[\[{][^\[\]{}\"]*[\]}])+")  # names with a note: seal [animal]
+_WORD = re.compile(r"\[[^\[\]\"',]+\]")  # [background]: beside names without brackets it is a name
+_NUMPY = re.compile(r"[\d.]+(\s+[\d.]+)+")  # the inside of an array as numpy prints it
 # Cells of a column that says whether an image has a class.
 _TRUTH = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -232,13 +237,18 @@ def _single_classes(path: Path, rows: list[TableRow], columns: Mapping[str, int]
         several: whether the header says that it is.
     """
     main = "label" if "label" in columns else "classname"
+    given = [column for column in OF_CLASSES if column in columns]
+    for row in rows:
+        for column in given:
+            cell = getattr(row, column)
+            if _LIST_LIKE.fullmatch(cell) and not _NOTE.fullmatch(cell):
+                _read_list(row.where, cell)  # one that is malformed must not change how the others are read
     cells = [getattr(row, main) for row in rows]
     separator = _separator_in(cells, several)
     if not several and separator is None:
         return rows
     how = f"separated by '{separator}'" if separator and separator != LIST else "as lists" if separator else "by row"
     logger.info(f"'{path}' is multi-label: an image may have several classes, {how}")
-    given = [column for column in OF_CLASSES if column in columns]
     found = []
     for row in rows:
         parts = {column: _parts(row.where, getattr(row, column), separator) for column in given}
@@ -271,7 +281,7 @@ def _separator_in(cells: Sequence[str], several: bool) -> str | None:
     numbers = [cell.split() for cell in plain]
     if any(len(found) > 1 for found in numbers) and all(part.isdecimal() for found in numbers for part in found):
         return " "
-    return None
+    return LIST if any(_is_list(cell) and not _WORD.fullmatch(cell) for cell in filled) else None
 
 
 def _is_list(cell: str) -> bool:
@@ -287,6 +297,18 @@ def _parts(where: str, cell: str, separator: str | None) -> list[str]:
     if not _is_list(cell):
         split = [cell] if separator in (None, LIST) else cell.split(separator)
         return [part.strip() for part in split if part.strip()]
+    return _read_list(where, cell)
+
+
+def _read_list(where: str, cell: str) -> list[str]:
+    """The classes in a cell with a list.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    wrong = f"{where}: {shown(cell)} is not a list of classes"
+    if not _is_list(cell):
+        raise UserError(wrong)
     try:
         listed: Any = json.loads(cell)
     except (ValueError, RecursionError):  # Python's spelling: ['cat', 'dog']
@@ -294,7 +316,9 @@ def _parts(where: str, cell: str, separator: str | None) -> list[str]:
         try:
             listed = next(csv.reader([cell[1:-1]], quotechar=quote, skipinitialspace=True, strict=True), [])
         except csv.Error as error:
-            raise UserError(f"{where}: {shown(cell)} is not a list of classes: {error}") from error
+            raise UserError(f"{wrong}: {error}") from error
+        if any(_NUMPY.fullmatch(part.strip()) or _LIST_LIKE.fullmatch(part.strip()) for part in listed):
+            raise UserError(wrong) from None
     if not all(isinstance(part, str) or type(part) is int for part in listed):
         raise UserError(f"{where}: {shown(cell)} is not a list of names or labels")
     return [str(part).strip() for part in listed if str(part).strip()]
