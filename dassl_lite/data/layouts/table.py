@@ -53,6 +53,7 @@ OF_CLASSES = ("label", "classname", "classid")
 # Separators of several classes in a cell; the first that occurs is the one. A comma, as in "tench, Tinca tinca", and a
 # space may be part of a name: a comma separates in a column of several only.
 SEPARATORS = ("|", ";", ",")
+_ANY_SEPARATOR = re.compile("[|;,]")
 LIST = "[]"  # in the place of a separator: the cells have lists
 _LIST_LIKE = re.compile(r"[\[{].*|\([\"'].*|.*[\]}]", re.DOTALL)  # a list, a part of one, or a set or tuple of Python
 _NOTE = re.compile(r"([^\[\]{}\"'][^\[\]{}\"]*[\[{][^\[\]{}\"]*[\]}])+")  # names with a note: seal [animal]
@@ -151,7 +152,22 @@ def read_table(path: Path) -> list[TableRow]:
             raise UserError(f"{row.where}: label {shown(row.label)} is not a whole number, 0 to {MAX_LABEL:,}")
         if "classname" in columns and not row.classname:
             raise UserError(f"{row.where} has no class name")
+    _warn_of_joined_names(path, {row.classname for row in rows})
     return rows
+
+
+def _warn_of_joined_names(path: Path, names: set[str]) -> None:
+    """Log one line with the classes whose names are those of other classes with separators between them."""
+    joined = []
+    for name in sorted(names):
+        parts = [part.strip() for part in _ANY_SEPARATOR.split(name) if part.strip()]
+        if name not in parts and names.issuperset(parts) and parts:
+            joined.append(name)
+    if joined:
+        named = ", ".join(shown(name) for name in joined[:3]) + (", ..." if len(joined) > 3 else "")
+        logger.warning(
+            f"'{path}' has classes that look like several others: {named}; use one separator, '|', in all its cells"
+        )
 
 
 def _find_columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], bool]:
