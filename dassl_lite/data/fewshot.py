@@ -6,7 +6,8 @@ consumes no random numbers. Reading a draw from its file consumes no random numb
 
 Where images have several classes, an image counts for each of them and is drawn once. The class with the fewest images
 comes first, and draws as many as it lacks of those that other classes have not drawn. So every class has ``num_shots``
-images, or all it has; one that stands beside rarer ones may have more.
+images, or all it has; one that stands beside rarer ones may have more. As many images with none of the classes, or all
+there are, are drawn last: without them a single class would be trained without negatives.
 
 CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
@@ -54,7 +55,7 @@ def group_by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:
 
 
 def draw_shots(items: Sequence[Datum], num_shots: int, repeat: bool = False) -> list[Datum]:
-    """Draw ``num_shots`` images per class.
+    """Draw ``num_shots`` images per class and, where images may have several, as many with none.
 
     Args:
         repeat: draw with replacement from a class with fewer images; otherwise it gives all of its images.
@@ -87,7 +88,9 @@ def _draw_multi_label(items: Sequence[Datum], num_shots: int, repeat: bool) -> l
         drawn |= {position: items[position] for position in picked}
         if repeat and wanted > len(left):
             repeated += [items[position] for position in random.choices(positions, k=wanted - len(left))]
-    return [*drawn.values(), *repeated]
+    without = [item for item in items if not item.labels]
+    without = random.sample(without, num_shots) if num_shots < len(without) else without
+    return [*drawn.values(), *repeated, *without]
 
 
 def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:

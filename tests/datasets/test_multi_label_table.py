@@ -201,6 +201,31 @@ def test_separated_names_may_end_in_brackets(folder: Path) -> None:
     assert found(load("CSV", path)) == {i: tuple(f"{name} [x]" for name in having(i)) for i in range(COUNT)}
 
 
+@pytest.mark.parametrize(
+    ("cells", "joined"),
+    [
+        (["ant|bee", "ant;bee", "cat"], "ant;bee"),
+        (["ant;bee", "ant|bee;cat", "ant", "cat|bee"], "ant;bee"),
+        (["ant", "bee", "ant, bee"], "ant, bee"),
+        (['["ant", "bee"]', '["ant; bee"]', "[]"], "ant; bee"),
+    ],
+)
+def test_a_class_named_by_others_with_a_separator_is_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, cells: list[str], joined: str
+) -> None:
+    load("CSV", write(folder, "path,label", lambda i: [f"{i:02}.png,{csv_quoted(cells[i % len(cells)])}"]))
+    (told,) = [record.getMessage() for record in caplog.records if "look like several others" in record.getMessage()]
+    assert f"'{joined}'" in told
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_table_with_one_separator_has_no_joined_names(
+    folder: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load("CSV", write(folder, *WAYS[way]))
+    assert "look like several others" not in caplog.text
+
+
 # ---- split and draw --------------------------------------------------------------------------------------------------
 
 
@@ -250,11 +275,35 @@ def test_a_draw_gives_every_class_its_shots_and_counts_images_once(shots: int) -
     assert all(own[label] >= min(shots, whole[label]) for label in whole)
     rarest = min(whole, key=whole.__getitem__)
     assert own[rarest] == min(shots, whole[rarest])
-    assert len(drawn) < shots * len(whole), "images with several classes serve all of them"
+    assert sum(not item.labels for item in drawn) == min(shots, sum(not item.labels for item in items))
+    assert sum(bool(item.labels) for item in drawn) < shots * len(whole), (
+        "images with several classes serve all of them"
+    )
     set_random_seed(1)
     assert draw_shots(items, shots) == drawn
     set_random_seed(2)
     assert draw_shots(items, shots) != drawn
+
+
+@pytest.mark.parametrize(("shots", "without"), [(1, 1), (4, 4), (16, 10)])
+def test_a_draw_has_as_many_images_without_a_class_as_of_one(shots: int, without: int) -> None:
+    items = [Datum(f"/x/{i}.png", classes=[(0, "yes", "")] if i % 3 else []) for i in range(30)]
+
+    def drawn(seed: int) -> list[Datum]:
+        set_random_seed(seed)
+        return draw_shots(items, shots)
+
+    assert Counter(bool(item.labels) for item in drawn(1)) == {True: shots, False: without}
+    assert len({item.impath for item in drawn(1)}) == shots + without
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_yes_or_no_table_keeps_a_draw_with_both(folder: Path) -> None:
+    path = write(folder, "path,labels", lambda i: [f"{i:02}.png,{'ant' if i % 2 else ''}"])
+    first = load("CSV", path, NUM_SHOTS=3)
+    assert Counter(bool(item.labels) for item in first.train_x) == {True: 3, False: 3}
+    assert Counter(bool(item.labels) for item in first.val) == {True: 3, False: 3}
+    assert load("CSV", path, NUM_SHOTS=3).train_x == first.train_x
 
 
 def test_drawing_with_repetition_fills_a_small_class() -> None:
