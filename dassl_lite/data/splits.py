@@ -318,16 +318,22 @@ def check_labels(split: Split, source: str) -> None:
         for label, name, _ in item.classes:
             if names.setdefault(label, name) != name:
                 raise UserError(f"{source}: label {label} is both '{names[label]}' and '{name}'")
+    held_out = {label: name for item in (*split.val, *split.test) for label, name, _ in item.classes}
+
+    def called(label: int | None) -> str:
+        name = held_out.get(-1 if label is None else label, "")
+        return f"label {label}" + (f", class {shown(name)}" if name not in ("", str(label), *names.values()) else "")
+
     gap = next((label for label in range(len(names)) if label not in names), None)  # whatever the largest label
     if gap is not None or min(names, default=0) < 0:
-        wrong = f"label {min(names)} is negative" if min(names) < 0 else f"no training image has label {gap}"
+        wrong = f"label {min(names)} is negative" if min(names) < 0 else f"no training image has {called(gap)}"
         if gap == 0 and sorted(names) == list(range(1, len(names) + 1)):
             wrong += f": they run from 1 to {max(names)}; subtract 1"
         raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
     for item in (*split.val, *split.test):
         for label in item.labels:
             if label not in names:
-                raise UserError(f"{source}: '{item.impath}' has label {label}, which no training image has")
+                raise UserError(f"{source}: '{item.impath}' has {called(label)}, which no training image has")
 
 
 def check_files(split: Split, source: str, hint: str) -> None:

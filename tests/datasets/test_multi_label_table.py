@@ -226,6 +226,21 @@ def test_a_table_with_one_separator_has_no_joined_names(
     assert "look like several others" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [
+        ("bee", "no training image has label 1, class 'bee'"),
+        ("cat", "has label 2, class 'cat', which no training image"),
+    ],
+)
+def test_a_class_without_training_images_is_named(folder: Path, absent: str, message: str) -> None:
+    def line(i: int) -> list[str]:
+        return [f"{i:02}.png,{'|'.join(having(i))},{'test' if absent in having(i) else 'train'}"]
+
+    with pytest.raises(UserError, match=message):
+        load("CSV", write(folder, "path,labels,split", line))
+
+
 # ---- split and draw --------------------------------------------------------------------------------------------------
 
 
