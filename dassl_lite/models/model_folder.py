@@ -188,5 +188,10 @@ def _of_transformers(name: str, config: Path, find: Find, repository: str, given
         model = transformers_format.described(read_json(config), name)
         images = find(IMAGE_CONFIG)
         described = read_json(images) if images is not None else {}
-        own = described_by_transformers({**model.images, **described}, model.image_size, name)
+        own = described_by_transformers({**model.images, **_given(described)}, model.image_size, name)
     return ModelFolder(name, own, None, model, find, repository, given)
+
+
+def _given(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the mean and standard deviation that are null, for which image processors take their own."""
+    return {key: value for key, value in images.items() if value is not None or key not in ("image_mean", "image_std")}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dassl_lite.models import weights_file
 from dassl_lite.models.names import OPENAI_NAMES
-from dassl_lite.utils.errors import UserError, refusing_misfits
+from dassl_lite.utils.errors import UserError, refusing_misfits, shown
 
 if TYPE_CHECKING:
     import open_clip
@@ -87,6 +87,8 @@ def check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
     for name, value in sizes.items():
         if isinstance(value, Mapping):
             check_sizes(value, f"{name}.")
+        if name == "eps" and not is_epsilon(value):
+            raise UserError(f"{prefix}{name} {shown(value)} is not a number above 0 and at most 0.1")
         if name not in _LARGEST:
             continue
         least = 0 if name in ("layers", "mlp_ratio") else 1
@@ -94,6 +96,11 @@ def check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
             plain = isinstance(number, int | float) and not isinstance(number, bool)
             if plain and not least <= number <= _LARGEST[name]:
                 raise UserError(f"{prefix}{name} would be {number}, not {least} to {_LARGEST[name]}")
+
+
+def is_epsilon(value: object) -> bool:
+    """Whether a normalisation can have this epsilon."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 0.1
 
 
 def _architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:

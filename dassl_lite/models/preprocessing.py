@@ -18,6 +18,10 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
 _PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # transformers has Pillow's numbers
 _RESIZE_MODES = ("shortest", "squash", "longest")
+# Steps of transformers' image processors. Ours are always RGB, so `do_convert_rgb` changes none.
+_STEPS = {"do_resize", "do_rescale", "do_normalize", "default_to_square"}
+_OPTIONAL_STEPS = {"do_center_crop", "do_convert_rgb"}  # processors save null for those that they lack
+_OTHER_STEPS = ("rescale_offset", "crop_pct")  # beside every other `do_...`
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[in
         size: of the model's input; the file's own sizes have to lead to it.
     """
     height, width = _pair(size, source)
+    _check_steps(config, source)
+    square = _is_square(config, source)
     resized, cropped = _sides(config.get("size")), _sides(config.get("crop_size"))
     crops = bool(config.get("do_center_crop"))
     if not config.get("do_resize", True) or not config.get("do_rescale", True):
@@ -83,9 +89,10 @@ def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[in
     made = (cropped or resized) if crops else resized
     if (made or (height, width)) != (height, width):
         raise UserError(f"{source}: images of {shown(made)} are made for a model that takes {(height, width)}")
-    if crops and (resized or (height, width)) != (max(height, width),) * 2:
+    least = (height, width) if square else (max(height, width),) * 2
+    if crops and (resized or least) != least:
         raise UserError(f"{source}: images are resized to {shown(resized)} and cropped to {(height, width)}")
-    if not crops and isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]:
+    if not crops and not square:
         raise UserError(f"{source}: images are resized by their shorter edge and not cropped, so their sizes differ")
     resample = config.get("resample", 3)
     if resample not in _PIL_FILTERS:
@@ -95,9 +102,36 @@ def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[in
         "mean": config.get("image_mean") if normalised else 0.0,
         "std": config.get("image_std") if normalised else 1.0,
         "interpolation": _PIL_FILTERS[resample],
-        "resize_mode": "shortest" if crops else "squash",
+        "resize_mode": "squash" if square else "shortest",
     }
     return described_by_open_clip(described, (height, width), source)
+
+
+def _check_steps(config: Mapping[str, Any], source: str) -> None:
+    """Refuse steps that the preprocessing here does not have."""
+    named = f"{source}: preprocessor_config.json: "
+    for key, value in config.items():
+        if key in _STEPS or (key in _OPTIONAL_STEPS and value is not None):
+            if not isinstance(value, bool):
+                raise UserError(f"{named}{key} {shown(value)} is neither true nor false")
+        elif value not in (None, False) and (key.startswith("do_") or key in _OTHER_STEPS):
+            raise UserError(f"{named}{key} {shown(value)} is not supported")
+    factor = config.get("rescale_factor", 1 / 255)
+    plain = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not plain or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise UserError(f"{named}rescale_factor {shown(factor)} is not supported; 1/255 (0.00392156862745098) is")
+
+
+def _is_square(config: Mapping[str, Any], source: str) -> bool:
+    """Whether both sides are resized, and not the shorter one."""
+    size = config.get("size")
+    if not isinstance(size, Mapping):
+        return bool(config.get("default_to_square", not config.get("do_center_crop")))
+    keys = {key for key, side in size.items() if side is not None}
+    if keys not in ({"shortest_edge"}, {"height", "width"}):
+        raise UserError(f"{source}: preprocessor_config.json: size {shown(dict(size))} is neither a shortest_edge nor "
+                        "a height and a width")  # fmt: skip
+    return "shortest_edge" not in keys
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

@@ -52,9 +52,17 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Of their image processors, where preprocessor_config.json leaves them out.
 _IMAGES: dict[str, dict[str, Any]] = {
-    "clip": {"do_center_crop": True, "resample": 3},
-    "siglip": {"do_center_crop": False, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "clip": {"do_center_crop": True, "default_to_square": False, "resample": 3},
+    "siglip": {
+        **{"do_center_crop": False, "default_to_square": True, "resample": 3},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    },
 }
+# Whole numbers, and the least that each may be; sides may be a list of two.
+_COUNTS = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1}
+_COUNTS |= {"vocab_size": 1, "max_position_embeddings": 1, "patch_size": 1, "image_size": 1}
+_COUNTS |= {"projection_dim": 1, "projection_size": 1, "eos_token_id": 0}
+_SIDES = ("patch_size", "image_size")
 # An activation's arguments for open_clip; None: QuickGELU.
 _ACTIVATIONS: dict[str, dict[str, str] | None] = {
     "quick_gelu": None,
@@ -104,7 +112,11 @@ def described(config: Mapping[str, Any], source: str) -> TransformersModel:
         {**_DEFAULTS[kind][part], **(config.get(f"{part}_config") or {}), **(config.get(f"{part}_config_dict") or {})}
         for part in ("text", "vision")
     )
+    if kind == "clip":
+        _check_numbers(config, ("projection_dim",), "", source)
     for part, of in ((text, "text"), (vision, "vision")):
+        # and of no other keys: older files have nulls and more for those that their encoder lacks
+        _check_numbers(part, (*_DEFAULTS[kind][of], "projection_size"), f"{of}_config.", source)
         if part["hidden_act"] not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise UserError(f"backbone '{source}': activation {shown(part['hidden_act'])} is none of {known}")
@@ -116,6 +128,21 @@ def described(config: Mapping[str, Any], source: str) -> TransformersModel:
     openai_format.check_sizes(architecture, "")
     openai_format.check_sizes({"layers": trunk.get("depth", 0), "width": trunk.get("embed_dim", 1)}, "vision_cfg.")
     return TransformersModel(kind, architecture, _IMAGES[kind], trunk)
+
+
+def _check_numbers(part: Mapping[str, Any], keys: tuple[str, ...], prefix: str, source: str) -> None:
+    """Of these keys, refuse what is no number of its kind; `openai_format.check_sizes` refuses the too large."""
+    named = f"backbone '{source}': config.json: {prefix}"
+    for key in keys:
+        if key not in part:
+            continue
+        value = part[key]
+        if key in _COUNTS:
+            each = value if key in _SIDES and isinstance(value, list) and len(value) == 2 else [value]
+            if not all(type(one) is int and one >= _COUNTS[key] for one in each):
+                raise UserError(f"{named}{key} {shown(value)} is not a whole number from {_COUNTS[key]}")
+        elif key == "layer_norm_eps" and not openai_format.is_epsilon(value):
+            raise UserError(f"{named}{key} {shown(value)} is not a number above 0 and at most 0.1")
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +195,10 @@ def _clip(
 def _siglip(
     config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], source: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not vision["vision_use_head"] or text.get("projection_size", text["hidden_size"]) != vision["hidden_size"]:
+    if (
+        vision["vision_use_head"] is not True
+        or text.get("projection_size", text["hidden_size"]) != vision["hidden_size"]
+    ):
         raise UserError(f"backbone '{source}': a SigLIP without its pooling head is not supported")
     if "quick_gelu" in (text["hidden_act"], vision["hidden_act"]):
         raise UserError(f"backbone '{source}': a SigLIP with QuickGELU is not supported")

@@ -41,6 +41,24 @@ def test_the_check_of_flags_sees_the_commands_of_the_readme() -> None:
     assert ("eval", {"--model-dir", "--suite", "--root"}) in found
 
 
+def test_every_config_key_of_a_method_that_a_page_names_is_one() -> None:
+    frozen = (REPOSITORY / "tests" / "public_surface" / "config_keys.txt").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert "TRAINER.<" not in text
+    named = set(re.findall(r"\bTRAINER\.\w+\.[A-Z_]+\b", text))
+    assert "TRAINER.COOP.PREC" in named
+    yours = {"TRAINER.BlendedProbe.ALPHA"}  # the reader of trainers/README.md makes it
+    assert {key for key in named - yours if f"{key} = " not in frozen} == set()
+
+
+@pytest.mark.parametrize("page", ["docs/concepts/safety.md", "docs/tutorial.md"])
+def test_resuming_is_said_to_need_the_same_command(page: str) -> None:
+    lines = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
+    said = [line for line in lines if "--resume DIR" in line and " alone " not in line]
+    assert said
+    assert all("command" in line and "added" in line for line in said)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))

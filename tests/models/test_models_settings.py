@@ -212,6 +212,11 @@ def test_a_description_of_another_architecture_is_refused(small: Any, tmp_path: 
     ("change", "message"),
     [
         ({"vision_cfg": {"width": 10**7, "layers": 1, "image_size": 32}}, "vision_cfg.width would be 10000000"),
+        *(
+            ({part: {"layers": 1, "norm_kwargs": {"eps": eps}}}, r"norm_kwargs\.eps .* is not a number above 0")
+            for part in ("vision_cfg", "text_cfg")
+            for eps in (None, "32", [32], -1, 3.5)
+        ),
         ({"vision_cfg": 3}, "describes no open_clip model"),
         ({"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}, "setting 'trust_remote_code' is not supp"),
         ({"embed_dim": -3}, "."),

@@ -268,6 +268,21 @@ def test_openais_vocabulary_needs_no_transformers(tmp_path: Path) -> None:
         ({"text_config": {"num_hidden_layers": 10**6}}, "layers would be 1000000"),
         ({"text_config": {"hidden_size": "wide"}}, "."),
         ({"text_config": 5}, "."),
+        *(
+            ({f"{part}_config": {"layer_norm_eps": eps}}, rf"config\.json: {part}_config\.layer_norm_eps")
+            for part in ("text", "vision")
+            for eps in (None, "32", [32], {}, True, -1, 0, 3.5, 1e9, float("nan"))
+        ),
+        *(
+            ({"vision_config": {key: value}}, rf"config\.json: vision_config\.{key}")
+            for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+            for value in (None, "32", [32], {}, True, -1, 2.5)
+        ),
+        ({"text_config": {"vocab_size": 2.5}}, r"config\.json: text_config\.vocab_size"),
+        ({"text_config": {"max_position_embeddings": "16"}}, r"config\.json: text_config\.max_position_embeddings"),
+        ({"text_config": {"eos_token_id": [99]}}, r"config\.json: text_config\.eos_token_id"),
+        ({"projection_dim": None}, r"config\.json: projection_dim"),
+        ({"projection_dim": 24.0}, r"config\.json: projection_dim"),
         ({"projection_dim": 25}, "does not fit"),
         ({"text_config": {"num_hidden_layers": 1}}, "does not fit"),
     ],
@@ -287,6 +302,22 @@ def test_a_config_that_none_here_can_be_is_one_line(tmp_path: Path, change: dict
     ("change", "message"),
     [
         ({"do_resize": False}, "not resized"),
+        *(
+            ({"rescale_factor": factor}, r"preprocessor_config\.json: rescale_factor")
+            for factor in (1 / 127.5, 1.0, 0, -1 / 255, 1.00001 / 255, None, "1/255", [1 / 255], {}, True, float("nan"))
+        ),
+        *(
+            ({key: value}, rf"preprocessor_config\.json: {key}")
+            for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
+            for value in ("false", 0, [])
+        ),
+        ({"do_normalize": None}, r"preprocessor_config\.json: do_normalize"),
+        ({"do_pad": True}, r"preprocessor_config\.json: do_pad"),
+        ({"do_flip_channel_order": True}, r"preprocessor_config\.json: do_flip_channel_order"),
+        ({"rescale_offset": True}, r"preprocessor_config\.json: rescale_offset"),
+        ({"crop_pct": 0.9}, r"preprocessor_config\.json: crop_pct"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 40}}, r"preprocessor_config\.json: size"),
+        ({"size": 32, "do_center_crop": False}, "by their shorter edge and not cropped"),
         (
             {"crop_size": {"height": 16, "width": 16}},
             r"images of \(16, 16\) are made for a model that takes \(32, 32\)",
@@ -307,6 +338,40 @@ def test_a_preparation_of_images_that_none_here_is_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         preprocessing(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_preparation_that_is_spelt_out_is_that_of_the_defaults(kind: str, model: Any, tmp_path: Path) -> None:
+    own = preprocessing(str(tmp_path))
+    path = tmp_path / "preprocessor_config.json"
+    whole = json.loads(path.read_text())
+    for change in (
+        {"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True, "do_resize": True},
+        {"rescale_factor": 0.003921569, "do_convert_rgb": None, "do_pad": None, "rescale_offset": False},
+        {"image_mean": None, "image_std": None, "do_convert_rgb": False},
+    ):
+        path.write_text(json.dumps({**whole, **change}))
+        assert preprocessing(str(tmp_path)) == own
+    path.write_text(json.dumps({**whole, "do_normalize": False}))
+    assert preprocessing(str(tmp_path)).mean == (0.0,) * 3
+
+
+def test_a_height_and_width_before_a_crop_are_squashed_to(tmp_path: Path) -> None:
+    save_clip(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "size": {"height": 32, "width": 32}}))
+    cfg = make_config(trainer="ZeroshotCLIP", flags={"MODEL": {"BACKBONE": {"NAME": str(tmp_path)}}})
+    columns = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (32, 1))
+    image = Image.fromarray(np.stack([columns] * 3, axis=-1))
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values[0]
+    assert float((build_transform(with_backbone_inputs(cfg), is_train=False)(image) - pixels).abs().max()) < 0.03
+
+
+def test_what_an_encoder_does_not_read_may_be_null(kind: str, model: Any, tmp_path: Path) -> None:
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"] |= {"eos_token_id": None, "vocab_size": None, "projection_dim": None}
+    config["text_config"] |= {"image_size": None, "projection_dim": None, "bos_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert preprocessing(str(tmp_path)).size == (32, 32)
 
 
 @pytest.mark.slow_after(1)
