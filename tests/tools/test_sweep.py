@@ -18,7 +18,6 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
-from dassl_lite.engine.methods import feature_source
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError, write_json
@@ -211,24 +210,34 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
     assert len(list((tmp_path / "sweep").glob("**/results.json"))) == 3
 
 
+COUNTING = """
+import os
+from dassl_lite.engine.methods import feature_source
+
+own = feature_source.load_clip
+
+def load(name, **settings):
+    with open(os.environ["LOADED"], "a") as file:
+        print(name, file=file)
+    return own(name, **settings)
+
+feature_source.load_clip = load
+"""
+
+
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_load_their_backbone_once_and_end_as_they_would_alone(tmp_path, monkeypatch):
-    loaded: list[str] = []
-    own = feature_source.load_clip
-
-    def load(name, **settings):
-        loaded.append(name)
-        return own(name, **settings)
-
-    monkeypatch.setattr(feature_source, "load_clip", load)
+    (tmp_path / "counting.py").write_text(COUNTING)  # the runs have a process of their own
+    monkeypatch.setenv("LOADED", str(tmp_path / "loaded"))
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--jobs", "1"]
+    flags += ["--plugin", str(tmp_path / "counting.py")]
     for folder, groups in (("together", [trainers]), ("alone", [[one] for one in trainers])):
         for group in groups:
             words = ["--trainers", *group, *flags, "--output-dir", str(tmp_path / folder), *FEW, *options]
             assert run_tool(sweep.main, words) == 0
-    assert loaded == ["demo"] * 4
+    assert (tmp_path / "loaded").read_text().split() == ["demo"] * 4
     together, alone = (
         {
             path.parent.relative_to(tmp_path / folder): read_results(path.parent)
