@@ -19,9 +19,9 @@ epoch of -T that is best on the validation set before that grid; TEST.FINAL_MODE
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +188,7 @@ class APE(FeatureTrainer):
     model_name = "ape"
     cache: type[KeyValueCache] = ChannelCache
     head: Any
-    keys = (
+    keys: ClassVar[Sequence[Key]] = (
         _amount("ALPHA", 1.0, "weight of the cache while -T trains, and if there is no search", _searched),
         _amount("BETA", 1.0, "sharpness of the cache, likewise", _searched),
         _amount("GAMMA", 0.1, "how much surprise counts, if there is no search", _searched),

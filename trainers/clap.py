@@ -17,7 +17,8 @@ Deviations: lambda is part of a checkpoint; a class without images, whose lambda
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
+from dassl_lite.engine.contract.keys import Key
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.models.heads import CosineHead
 
@@ -106,7 +108,7 @@ class ZSLP(FeatureTrainer):
     fits_first = True
     model_name = "clap"
     head: Prototypes
-    keys = (
+    keys: ClassVar[Sequence[Key]] = (
         key("INIT", "zero_shot", one_of("zero_shot", "random"), "where the prototypes start: class names | at random"),
         key("TEXT_ROWS", False, None, "add as many rows of text features to the training rows, drawn at random"),
         *VIEW_KEYS,

@@ -31,7 +31,7 @@ def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
         Their paths.
     """
     folder.mkdir(parents=True)
-    paths = []
+    paths: list[str] = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
@@ -52,7 +52,7 @@ def photographs(folder: Path, count: int, source: str | None = None) -> list[str
     kinds = (".jpg", ".jpeg")
     found = islice((path for path in Path(source).rglob("*") if path.suffix.lower() in kinds and path.is_file()), count)
     folder.mkdir(parents=True)
-    paths = []
+    paths: list[str] = []
     for path in found:
         paths.append(str(folder / f"{len(paths)}.jpg"))
         os.symlink(path.resolve(), paths[-1])
