@@ -20,7 +20,7 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, as_table, gather
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path
-from dassl_lite.utils.logger import say
+from dassl_lite.utils.logger import say, setup_logger
 
 
 def write_csv(cells: Sequence[Cell], path: Path) -> None:
@@ -46,6 +46,7 @@ def make_parser() -> ToolParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    setup_logger()
     cells = gather(args.folder, args.metric, args.split)
     load_plugins()  # to tell methods that use no shots from runs on all images
     headers, rows = as_table(cells)

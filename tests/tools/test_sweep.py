@@ -124,6 +124,17 @@ def test_a_report_names_the_user_s_own_data_by_its_folder_or_file(tmp_path, caps
     assert "test accuracy in %, one seed" in capsys.readouterr().out
 
 
+def test_a_report_warns_of_runs_that_differ_in_what_its_table_does_not_show(tmp_path, capsys) -> None:
+    for name, accuracy in (("a", 60.0), ("b", 61.0)):
+        results = {"dataset": "D", "trainer": "X", "backbone": "B", "num_shots": 4, "seed": 1}
+        (tmp_path / name).mkdir()
+        write_json({**results, "metrics": {"test": {"accuracy": accuracy}}}, tmp_path / name / "results.json")
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    assert "of each, one is shown: X on D; report their folders one by one" in capsys.readouterr().err
+    assert run_tool(report.main, [str(tmp_path / "a")]) == 0
+    assert "one is shown" not in capsys.readouterr().err
+
+
 def test_a_single_value_has_no_interval() -> None:
     assert confidence_interval([5.0]) is None
     assert str(Cell("D", "X", "B", 1, (5.0,))) == "5.00"

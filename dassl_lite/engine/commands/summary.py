@@ -15,6 +15,9 @@ from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
 from dassl_lite.utils.errors import UserError, shown, unknown
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
     cells: dict[tuple[str, str, str, int, str], dict[int, float]] = defaultdict(dict)
+    repeated: set[str] = set()
     for run in runs:
         if not _is_complete(run):
             raise UserError(f"a {FILE_NAME} below {root} does not hold the results of a run; delete it")
@@ -81,7 +85,15 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
         if not isinstance(metrics[name], int | float):
             raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
         key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0), name)
+        if cells[key].get(run["seed"], metrics[name]) != metrics[name]:
+            repeated.add(f"{run['trainer']} on {dataset_label(run)}")
         cells[key][run["seed"]] = metrics[name]
+    if repeated:
+        logger.warning(
+            f"some runs below {root} differ in settings that the table does not show (other than dataset, method, "
+            f"backbone, shots, seed); of each, one is shown: {', '.join(sorted(repeated)[:5])}; "
+            "report their folders one by one"
+        )
     return [
         Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)), name)
         for (dataset, trainer, backbone, shots, name), by_seed in cells.items()
