@@ -240,6 +240,7 @@ feature_source.load_clip = load
 def test_the_runs_of_a_sweep_load_their_backbone_once_and_end_as_they_would_alone(tmp_path, monkeypatch):
     (tmp_path / "counting.py").write_text(COUNTING)  # the runs have a process of their own
     monkeypatch.setenv("LOADED", str(tmp_path / "loaded"))
+    monkeypatch.setattr(feature_source, "load_clip", feature_source.load_clip)  # the plug-in replaces it here as well
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--jobs", "1"]
