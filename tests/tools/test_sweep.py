@@ -18,6 +18,7 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.methods import feature_source
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError, write_json
