@@ -32,7 +32,7 @@ from dassl_lite.engine.contract.keys import Key
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.trainers.tip_adapter import grid
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import UserError, get_logger, write_json
 
 logger = get_logger(__name__)
 
@@ -70,6 +70,19 @@ def accuracies(
     return 100 * torch.stack(rows)
 
 
+def room_for(channels: Tensor, text_features: Tensor, path: Path) -> Tensor:
+    """Where a checkpoint's channels (C,) are loaded to, on the device of the text features (K, D).
+
+    Raises:
+        UserError: they are no channels of these features.
+    """
+    width = text_features.shape[1]
+    whole = channels.dim() == 1 and channels.dtype == torch.int64
+    if not whole or not len(channels) or not 0 <= int(channels.min()) <= int(channels.max()) < width:
+        raise UserError(f"{path} holds no channels of features of width {width}")
+    return torch.zeros_like(channels, device=text_features.device)
+
+
 class ChannelCache(KeyValueCache):
     """APE's cache: affinities on chosen channels, and votes that count the more the less CLIP expects them.
 
@@ -91,7 +104,8 @@ class ChannelCache(KeyValueCache):
     def prepare_to_load(self, weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:
         super().prepare_to_load(weights, meta, path)
         self.divergence = self.divergence.new_zeros(len(self.keys))
-        self.channels = torch.zeros_like(weights["channels"]) if "channels" in weights else self.channels
+        if "channels" in weights:
+            self.channels = room_for(weights["channels"], self.text_features, path)
 
     def choose(self, scores: Tensor) -> None:
         """Choose the channels with the highest scores (D,); the cache is filled."""
@@ -137,7 +151,7 @@ class ResidualCache(KeyValueCache):
         super().prepare_to_load(weights, meta, path)
         self.value_weights.data = self.value_weights.new_ones(len(self.keys), 1)
         if "channels" in weights:
-            self.channels = torch.zeros_like(weights["channels"])
+            self.channels = room_for(weights["channels"], self.text_features, path)
             self.residual.data = self.residual.new_zeros(len(self.residual), len(self.channels))
 
     def choose(self, scores: Tensor) -> None:

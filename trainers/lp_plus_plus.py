@@ -56,7 +56,7 @@ class BlendedLinear(nn.Linear):
         self.weight.zero_()
         self.bias.zero_()
         if "alpha" in weights:
-            self.alpha.fill_(weights["alpha"].mean())
+            self.alpha.fill_(weights["alpha"].mean().item())
 
     def forward(self, image_features: Tensor) -> Tensor:
         features = F.normalize(image_features, dim=-1)

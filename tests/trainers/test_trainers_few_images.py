@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dassl_lite.trainers.ape import criterion
+from dassl_lite.trainers.ape import ChannelCache, ResidualCache, criterion
 from dassl_lite.trainers.lp_plus_plus import BlendedLinear, Descent
+from dassl_lite.utils import UserError
 
 ALL = ("DATASET.NUM_SHOTS", "-1")
 
@@ -59,3 +60,17 @@ def test_lp_plus_plus_and_apes_criterion_are_finite_where_a_class_has_no_images(
         descent.step(epoch)
     assert torch.isfinite(head(features)).all()
     assert torch.isfinite(criterion(text, features, labels, 0.5, 0.5)).all()
+
+
+@pytest.mark.parametrize("cache", [ChannelCache, ResidualCache])
+@pytest.mark.parametrize(
+    "channels",
+    [[0, 8], [-1, 0], [], [0.0, 1.0], 3, [[0, 1]]],
+    ids=["too high", "negative", "none", "no integers", "a number", "a matrix"],
+)
+def test_a_checkpoint_without_proper_channels_is_refused(cache, channels):
+    head = cache(torch.eye(3, 8), 100.0, 4)
+    weights = {**head.state_dict(), "channels": torch.tensor(channels)}
+    with pytest.raises(UserError, match="x.pth holds no channels of features of width 8"):
+        head.prepare_to_load(weights, {}, Path("x.pth"))
+    assert len(head.channels) == 4
