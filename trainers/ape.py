@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
 from dassl_lite.engine.contract.keys import Key
-from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
+from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, is_searched, no_search, range_keys
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.trainers.tip_adapter import grid
 from dassl_lite.utils import UserError, get_logger, write_json
@@ -176,20 +176,13 @@ class ResidualCache(KeyValueCache):
         return accuracies(*self._similarities(image_features), values, labels, betas, alphas)[..., 0]
 
 
-def _no_search(run: FeatureTrainer) -> str:
-    return idle_if("SEARCH", False)(run) or ("" if run.has_selection_set else "there is no validation set")
-
-
-def _searched(run: FeatureTrainer) -> str:
-    return "" if run.trains or _no_search(run) else "it is selected on the validation set (SEARCH is True)"
+def _of_ape(idle: Callable[[Any], str]) -> Callable[[Any], str]:
+    """``idle`` of a key that APE-T has not."""
+    return lambda run: "APE-T has no gamma" if run.trains else idle(run)
 
 
 def _amount(name: str, default: float, about: str, idle: Callable[[Any], str] = Key.idle) -> Key:
     return key(name, default, number(at_least=0, at_most=1e6), about, idle)
-
-
-def _steps(name: str, default: int) -> Key:
-    return key(f"{name}_STEPS", default, number(at_least=1, at_most=1000), "how many of them", _no_search)
 
 
 @TRAINER_REGISTRY.register()
@@ -203,9 +196,14 @@ class APE(FeatureTrainer):
     cache: type[KeyValueCache] = ChannelCache
     head: Any
     keys: ClassVar[Sequence[Key]] = (
-        _amount("ALPHA", 1.0, "weight of the cache while -T trains, and if there is no search", _searched),
-        _amount("BETA", 1.0, "sharpness of the cache, likewise", _searched),
-        _amount("GAMMA", 0.1, "how much surprise counts, if there is no search", _searched),
+        _amount("ALPHA", 1.0, "weight of the cache while -T trains, and if there is no search", is_searched),
+        _amount("BETA", 1.0, "sharpness of the cache, likewise", is_searched),
+        _amount(
+            "GAMMA",
+            0.1,
+            "how much surprise counts, if there is no search",
+            _of_ape(is_searched),
+        ),
         key(
             "CHANNELS",
             0,
@@ -215,12 +213,9 @@ class APE(FeatureTrainer):
         _amount("SIMILARITY_WEIGHT", 0.5, "w0: a channel's similarity across classes counts against it"),
         _amount("VARIANCE_WEIGHT", 0.5, "w1: the variance of the class names in a channel counts for it"),
         key("SEARCH", True, None, "select alpha, beta and (APE) gamma on the validation set"),
-        _amount("ALPHA_MAX", 7.0, "alphas are searched from 0.1 up to, but excluding, this", _no_search),
-        _steps("ALPHA", 20),
-        _amount("BETA_MAX", 7.0, "betas are searched from 0.1 up to, but excluding, this", _no_search),
-        _steps("BETA", 200),
-        _amount("GAMMA_MAX", 1.0, "gammas are searched from 0 up to, but excluding, this", _no_search),
-        _steps("GAMMA", 20),
+        *range_keys("ALPHA", 7.0, 20),
+        *range_keys("BETA", 7.0, 200),
+        *range_keys("GAMMA", 1.0, 20, start=0.0, idle=_of_ape(no_search)),
         *VIEW_KEYS,
     )
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
 from dassl_lite.engine.contract.threads import threads_for
-from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
+from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, range_keys
 from dassl_lite.utils import get_logger, write_json
 
 logger = get_logger(__name__)
@@ -128,16 +128,8 @@ class ProKeR(FeatureTrainer):
             "val (leave_one_out without a val set) | leave_one_out | none: BETA and LAMBDA",
         ),
         key("MEASURE", "log_loss", one_of("log_loss", "accuracy"), "what the search compares", _not_searched),
-        key("BETA_MAX", 3.0, number(at_least=0.5, at_most=1e4), "betas are searched from 0.5 to this", _not_searched),
-        key("BETA_STEPS", 10, number(at_least=1, at_most=1000), "number of betas", _not_searched),
-        key(
-            "LAMBDA_MAX",
-            1.0,
-            number(at_least=0.001, at_most=1e6),
-            "lambdas are searched from 0.001 to this",
-            _not_searched,
-        ),
-        key("LAMBDA_STEPS", 10, number(at_least=1, at_most=1000), "number of lambdas", _not_searched),
+        *range_keys("BETA", 3.0, 10, start=0.5, end_included=True, idle=_not_searched),
+        *range_keys("LAMBDA", 1.0, 10, start=0.001, end_included=True, idle=_not_searched),
         *VIEW_KEYS,
     )
 

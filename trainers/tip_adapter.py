@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number
-from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
+from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, is_searched, range_keys
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.utils import get_logger, write_json
 
@@ -29,15 +29,6 @@ logger = get_logger(__name__)
 def grid(end: float, steps: int) -> list[float]:
     """Values from 0.1 up to, but excluding, ``end``."""
     return [0.1 + i * (end - 0.1) / steps for i in range(steps)]
-
-
-def _no_search(run: FeatureTrainer) -> str:
-    """Why the keys of the search have no effect."""
-    return idle_if("SEARCH", False)(run) or ("" if run.has_selection_set else "there is no validation set")
-
-
-def _is_searched(run: FeatureTrainer) -> str:
-    return "" if run.trains or _no_search(run) else "it is selected on the validation set (SEARCH is True)"
 
 
 @TRAINER_REGISTRY.register()
@@ -56,26 +47,12 @@ class TipAdapter(FeatureTrainer):
             1.17,
             number(at_least=0, at_most=1e6),
             "weight of the cache while -F trains, and if there is no search",
-            _is_searched,
+            is_searched,
         ),
-        key("BETA", 1.0, number(at_least=0, at_most=1e6), "sharpness of the cache, likewise", _is_searched),
+        key("BETA", 1.0, number(at_least=0, at_most=1e6), "sharpness of the cache, likewise", is_searched),
         key("SEARCH", True, None, "select both on the validation set, among ALPHA_STEPS * BETA_STEPS pairs"),
-        key(
-            "ALPHA_MAX",
-            3.0,
-            number(at_least=0.1, at_most=1e6),
-            "alphas are searched from 0.1 up to, but excluding, this",
-            _no_search,
-        ),
-        key("ALPHA_STEPS", 20, number(at_least=1, at_most=1000), "number of alphas", _no_search),
-        key(
-            "BETA_MAX",
-            7.0,
-            number(at_least=0.1, at_most=1e6),
-            "betas are searched from 0.1 up to, but excluding, this",
-            _no_search,
-        ),
-        key("BETA_STEPS", 200, number(at_least=1, at_most=1000), "number of betas", _no_search),
+        *range_keys("ALPHA", 3.0, 20),
+        *range_keys("BETA", 7.0, 200),
         *VIEW_KEYS,
     )
 

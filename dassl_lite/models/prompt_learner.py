@@ -96,8 +96,7 @@ def lay_out(
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
     ordinary = _ordinary_id(clip)  # stands where the context is drawn from random numbers
     context = tokenizer.encode(words, after_word=not before) if words else [ordinary] * n_ctx
-    key = f"CTX_INIT '{shorten(words, 60)}'" if words else f"N_CTX {n_ctx}"
-    setting = f"{node}.{key}" if node else key
+    setting = f"{node}." * bool(node) + (f"CTX_INIT '{shorten(words, 60)}'" if words else f"N_CTX {n_ctx}")
     if len(context) < n_ctx:
         raise UserError(f"{setting} has {n_ctx} words, but for this backbone's tokenizer only {len(context)} tokens")
     texts = [_behind(clip, name, words, context, before) for name in names]
@@ -115,12 +114,9 @@ def lay_out(
     if shared < n_ctx and position == "end":
         order = torch.arange(n_ctx + behind.shape[1]).expand(len(names), -1)
     elif shared < n_ctx:
-        fixed = len(context) - n_ctx
-        positions = [
-            _name_inside(before - shared, n_ctx - shared, fixed, length, behind.shape[1])
-            for length in (len(tokenizer.encode(name, after_word=before > 0)) for name in names)
-        ]
-        order = torch.tensor(positions)
+        sizes = before - shared, n_ctx - shared, len(context) - n_ctx
+        named = [len(tokenizer.encode(name, after_word=before > 0)) for name in names]
+        order = torch.tensor([_name_inside(*sizes, length, behind.shape[1]) for length in named])
     lengths = tuple(count + n_ctx - shared for count in counts)
     drawn = torch.tensor(context[:n_ctx])
     prefix, suffix = _arrange(start[:, None], drawn[:, None], behind[..., None], shared, order)

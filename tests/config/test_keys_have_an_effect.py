@@ -206,6 +206,7 @@ ONE = "OPTIM.MAX_EPOCH 1 "
             "TRAINER.TipAdapter.SEARCH False TRAINER.TipAdapter.BETA_STEPS 3",
             "BETA_STEPS (SEARCH is",
         ),
+        ("APET", f"{ONE} TRAINER.APET.GAMMA 0.2", "TRAINER.APET.GAMMA (APE-T has no gamma)"),
         ("LinearProbe", f"{ONE} TRAINER.LinearProbe.C 2.0", "TRAINER.LinearProbe.C (FIT is gradient)"),
         ("CoOp", f"{ONE} TRAINER.COOP.CTX_INIT a_photo TRAINER.COOP.N_CTX 3", "COOP.N_CTX (CTX_INIT gives the number"),
     ],

@@ -6,6 +6,7 @@ Shapes: V views, N images, D feature width.
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import cuda_standin
 import pytest
@@ -86,10 +87,10 @@ def batches_on_cuda(share: float, shuffled: bool) -> dict[str, Any]:
     """Two epochs on the stand-in for a GPU, with features of which ``share`` may be there."""
     kept = torch.ones(N).bool()
     kept[[0, *range(5, 10)]] = False
-    feature_loader._MOST_OF_A_GPU = share
     loader = make_loader(shuffled, kept, "cuda:0", views=2)
     torch.manual_seed(3)
-    with cuda_standin.counting() as counts:
+    # The process is that of other tests too, so the share is given back.
+    with mock.patch.object(feature_loader, "_MOST_OF_A_GPU", share), cuda_standin.counting() as counts:
         found = [{key: value.tolist() for key, value in batch.items()} for _ in range(2) for batch in loader]
         devices = {str(value.device) for batch in loader for value in batch.values()}
     reads = sum(number for name, number in counts.waits.items() if "from_host" in name)

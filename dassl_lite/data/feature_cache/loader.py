@@ -107,7 +107,7 @@ class FeatureLoader:
         # Then batches are slices, and nothing is copied but the first: it shows whether its user writes into it.
         in_order = torch.equal(order, torch.arange(view.shape[0]))
         order = order.to(self.device)
-        for start, end in zip([0, *ends], ends, strict=False):
+        for start, end in pairwise([0, *ends]):
             if end > start:
                 index = order[start:end]
                 feature = view[start:end] if in_order and start else view[index]

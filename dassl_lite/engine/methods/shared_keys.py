@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.engine.contract.keys import key, number, one_of, satisfying
+from dassl_lite.engine.contract.keys import Key, idle_if, key, number, one_of, satisfying
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompt_learner import PromptLayout, lay_out
 
@@ -52,6 +52,37 @@ VIEW_KEYS = (
         lambda run: "DATASET.FEATURES.VIEWS sets the views" if run.cfg.DATASET.FEATURES.VIEWS else "",
     ),
 )
+
+
+# Methods that select values on the validation set, with a key SEARCH.
+def no_search(run: Any) -> str:
+    """Why the keys of the search have no effect."""
+    return idle_if("SEARCH", False)(run) or ("" if run.has_selection_set else "there is no validation set")
+
+
+def is_searched(run: Any) -> str:
+    """Why the value of a key that is searched has no effect; one that is trained with has."""
+    return "" if run.trains or no_search(run) else "it is selected on the validation set (SEARCH is True)"
+
+
+def range_keys(
+    name: str,
+    end: float,
+    steps: int,
+    *,
+    start: float = 0.1,
+    end_included: bool = False,
+    idle: Callable[[Any], str] = no_search,
+) -> tuple[Key, ...]:
+    """NAME_MAX and NAME_STEPS: the values of NAME that a search tries, from ``start`` to ``end``."""
+    which = f"{name.lower()}s"
+    until = "to this" if end_included else "up to, but excluding, this"
+    about = f"{which} are searched from {start:g} {until}"
+    return (
+        key(f"{name}_MAX", end, number(at_least=start, at_most=1e6), about, idle),
+        key(f"{name}_STEPS", steps, number(at_least=1, at_most=1000), f"number of {which}", idle),
+    )
+
 
 # Methods that take images of several classes.
 LOSS_KEYS = (
