@@ -270,11 +270,14 @@ def _processes(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterat
             pool.shutdown(cancel_futures=True)
 
 
+_of_worker = contextlib.ExitStack()  # what a worker is in until its process ends
+
+
 def _start_worker(threads: int, plugins: Sequence[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     make_streams_lenient()
     torch.set_num_threads(threads)
-    shared_backbone().__enter__()  # until the process ends
+    _of_worker.enter_context(shared_backbone())
     load_plugins(plugins)
 
 
