@@ -60,6 +60,7 @@ def test_every_architecture_of_open_clip_is_of_a_kind_in_the_table(encoder: str)
     assert not [name for name in every if kinds(name)[encoder] not in covered]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("family", "method"), QUICK)
 def test_a_cell_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str, method: str) -> None:
     assert cell(family, method) == written[family][method]

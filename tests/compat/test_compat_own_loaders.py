@@ -53,6 +53,7 @@ def test_a_trainer_with_its_own_loaders_runs(
     assert accuracies[0] == accuracies[1]
 
 
+@pytest.mark.slow
 def test_a_trainer_without_a_model_can_be_evaluated(run_tool: Any, tmp_path: Path) -> None:
     """As the field runs its zero-shot CLIP: ``--eval-only`` and no ``--model-dir``."""
     assert run_tool("PaperZeroShot", "run", *PLUGIN, "--eval-only", *COMMON) == 0
@@ -90,6 +91,7 @@ def test_a_draw_that_a_dataset_pickles_itself_comes_back_the_same(
     assert results_of(tmp_path / "run")["metrics"] == first
 
 
+@pytest.mark.slow
 def test_help_lists_the_keys_in_a_papers_train_py(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     declared = "def extend_cfg(cfg):\n    from yacs.config import CfgNode\n    cfg.OTHER_OF_PAPER = 1\n"
     declared += "    node = cfg.TRAINER.PAPERNOMANAGER = CfgNode()\n    node.DEPTH = 9  # of the prompts\n"

@@ -154,6 +154,7 @@ def paper(tmp_path: Path) -> Iterator[Path]:
         del plugins._asked[name]
 
 
+@pytest.mark.slow
 def test_a_checkouts_trainer_finds_its_own_files_and_replaces_ours(paper: Path) -> None:
     ours = TRAINER_REGISTRY.get("CoOp")
     plugins.load_plugin(str(paper / "trainers" / "coop.py"))
@@ -167,6 +168,7 @@ def test_a_checkouts_trainer_finds_its_own_files_and_replaces_ours(paper: Path) 
     assert make_config(trainer="CoOp").TRAINER.COOP.N_CTX == 16  # its yaml files' keys are known
 
 
+@pytest.mark.slow
 def test_a_checkouts_own_train_py_brings_its_trainers_and_keys(paper: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "paper.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "TRAINER": {"PAPER": {"DEPTH": 3}, "COOP": {"N_CTX": 4}}}))
@@ -179,6 +181,7 @@ def test_a_checkouts_own_train_py_brings_its_trainers_and_keys(paper: Path, tmp_
     assert (cfg.TRAINER.PAPER.DEPTH, cfg.TRAINER.COOP.N_CTX) == (4, 4)
 
 
+@pytest.mark.slow
 def test_two_checkouts_with_a_package_of_the_same_name_both_load(paper: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "trainers"
     other.mkdir(parents=True)

@@ -351,6 +351,7 @@ def test_the_module_runs_as_a_command(repository: Path) -> None:
 # ---- the script as a plug-in ----
 
 
+@pytest.mark.slow
 def test_a_training_script_as_a_plugin_is_told_of_the_runner(tmp_path: Path, capsys: Any) -> None:
     scripts = {
         "setup.py": "def setup_cfg(args):\n    pass\n",
@@ -388,6 +389,7 @@ def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path,
         del plugins._asked[str(plugin)]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("package", [True, False])
 @pytest.mark.parametrize(
     ("yaml", "what"),
@@ -428,6 +430,7 @@ def test_a_key_that_the_repositorys_script_declares_is_told_with_that_script(
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_trainers_own_declaration_of_a_key_of_ours_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their order: a fork that replaces CoOp stands in CoOp's place, before CoCoOp."""
     from yacs.config import CfgNode as CN  # noqa: N817

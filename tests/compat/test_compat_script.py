@@ -117,6 +117,7 @@ def test_a_config_from_a_copy_of_dassls_defaults_is_enough(
     assert saved == ["model.pth.tar-2"]  # CHECKPOINT_FREQ -1: the last epoch only
 
 
+@pytest.mark.slow
 def test_a_papers_own_script_trains_and_evaluates(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -72,12 +72,14 @@ def test_a_third_partys_trainer_trains_resumes_and_evaluates(
     assert line in (tmp_path / "evaluated" / "log.txt").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_best_val_of_two_models_is_deployed(run_tool: Any, tmp_path: Path) -> None:
     assert run_tool("PaperTwoModels", "run", "TEST.FINAL_MODEL", "best_val") == 0
     for model in ("F", "C"):
         assert load_checkpoint(tmp_path / "run" / model / "model-best.pth.tar")["val_result"] > 30
 
 
+@pytest.mark.slow
 def test_a_plug_ins_evaluator_optimiser_schedule_and_transform_are_used(run_tool: Any, tmp_path: Path) -> None:
     options = {
         "TEST.EVALUATOR": "PaperEvaluator",
@@ -114,6 +116,7 @@ def test_values_that_dassl_takes_are_taken(key: str, value: str) -> None:
     assert str(leaves(cfg)[key]) in (value, f"{value}.0")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_frequency_below_1_keeps_the_last_epoch_only(run_tool: Any, tmp_path: Path) -> None:
     assert run_tool("PaperTwoModels", "run", "TRAIN.CHECKPOINT_FREQ", "-1") == 0
     assert [path.name for path in (tmp_path / "run" / "F").glob("model*")] == ["model.pth.tar-4"]

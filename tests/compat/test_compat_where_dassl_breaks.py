@@ -128,6 +128,7 @@ def test_a_file_with_dataparallels_prefixes_loads(run_tool: Any, tmp_path: Path)
 # ---- torch 2.6 and 2.7 ----
 
 
+@pytest.mark.slow
 def test_torchs_safe_default_loads_our_files(run_tool: Any, tmp_path: Path) -> None:
     """Dassl's files hold pickled schedules, which ``torch.load`` refuses from 2.6 on; a trainer may call it itself."""
     assert run_tool("PaperTwoModels", "run", "OPTIM.WARMUP_TYPE", "linear") == 0

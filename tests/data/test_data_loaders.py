@@ -103,6 +103,7 @@ def test_copies_without_a_transform_are_refused(cfg: Any, items: list[Datum]) ->
         DatasetWrapper(cfg, items, is_train=True)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_for_any_number_of_workers(cfg: Any, items: list[Datum]) -> None:
     runs = []
     for workers in (1, 2):
@@ -113,6 +114,7 @@ def test_batches_are_the_same_for_any_number_of_workers(cfg: Any, items: list[Da
     assert not equal(runs[0][:2], runs[0][2:])  # another epoch, other noise
 
 
+@pytest.mark.slow
 def test_the_order_is_the_same_with_and_without_workers(cfg: Any, items: list[Datum]) -> None:
     orders = []
     for workers in (0, 1):
@@ -124,6 +126,7 @@ def test_the_order_is_the_same_with_and_without_workers(cfg: Any, items: list[Da
     assert orders[:2] == orders[2:]
 
 
+@pytest.mark.slow
 def test_persistent_workers_do_not_change_a_resumed_run(cfg: Any, items: list[Datum]) -> None:
     cfg.DATALOADER.NUM_WORKERS = 1
     set_random_seed(1)
@@ -185,6 +188,7 @@ def test_a_broken_image_stops_the_run_in_one_line(cfg: Any, broken: list[Datum],
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipped_images_are_left_out_and_counted(
     cfg: Any, broken: list[Datum], workers: int, caplog: pytest.LogCaptureFixture

@@ -86,6 +86,7 @@ def test_each_choice_keeps_the_size_is_logged_and_repeatable(
     assert is_random(transform) == (choice not in ("normalize", "instance_norm", "center_crop"))
 
 
+@pytest.mark.slow
 def test_all_choices_run_together(cfg: Any, image: Image.Image) -> None:
     transform = build_transform(cfg, choices=DASSL)
     for seed in range(30):
@@ -129,6 +130,38 @@ def test_operations_run_at_both_ends_of_their_range(table: Any, image: Image.Ima
     for operation, *ends in table:
         for value in ends:
             assert operation(image, value).size == image.size
+
+
+# As AutoAugment's and FixMatch's papers give them, and Dassl's code has them.
+FACTORS = ("brightness", "color", "contrast", "sharpness")
+RANGES = {
+    "ORIGINAL": {
+        **dict.fromkeys(("autocontrast", "equalize", "invert"), (0, 1)),
+        **dict.fromkeys(FACTORS, (0.1, 1.9)),
+        **dict.fromkeys(("shear_x", "shear_y"), (0.0, 0.3)),
+        **dict.fromkeys(("translate_x_pixels", "translate_y_pixels"), (0.0, 100)),
+        **{"rotate": (0, 30), "posterize": (4, 8), "solarize": (0, 256), "solarize_add": (0, 110), "cutout": (0, 40)},
+    },
+    "FIXMATCH": {
+        **dict.fromkeys(("autocontrast", "equalize", "identity"), (0, 1)),
+        **dict.fromkeys(FACTORS, (0.05, 0.95)),
+        **dict.fromkeys(("shear_x", "shear_y", "translate_x", "translate_y"), (-0.3, 0.3)),
+        **{"rotate": (-30, 30), "posterize": (4, 8), "solarize": (0, 256)},
+    },
+}
+RANGES["SECOND"] = {**RANGES["FIXMATCH"], **dict.fromkeys(FACTORS, (0.1, 1.9)), "invert": (0, 1)}
+
+
+@pytest.mark.parametrize("table", RANGES)
+def test_operations_have_the_published_ranges(table: str) -> None:
+    assert {operation.__name__: tuple(ends) for operation, *ends in getattr(augmentations, table)} == RANGES[table]
+
+
+def test_every_second_image_is_translated_by_default(image: Image.Image) -> None:
+    random.seed(0)
+    translate, resized = Random2DTranslation(8, 12), image.resize((12, 8), Image.Resampling.BILINEAR)
+    moved = sum(translate(image).tobytes() != resized.tobytes() for _ in range(400))
+    assert 120 < moved < 280  # a translation may be by nothing, so fewer than half of them may differ
 
 
 def test_cutout_zeroes_one_square() -> None:

@@ -74,6 +74,7 @@ def test_an_extraction_killed_while_it_writes_is_continued(
     assert encoder.calls == []
 
 
+@pytest.mark.slow
 @forks
 def test_an_extraction_killed_several_times_is_completed(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 30)

@@ -89,6 +89,7 @@ def test_a_damaged_store_half_set_aside_gives_no_row(
         assert torch.equal(store(tmp_path / "cache").fetch(images, CountingEncoder()).tensor, expected(images))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_that_find_a_damaged_store_set_it_aside_once(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 6)

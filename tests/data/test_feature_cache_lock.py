@@ -26,6 +26,7 @@ def in_child(work: Callable[[], object]) -> Any:
     return process
 
 
+@pytest.mark.slow
 @forks
 def test_two_processes_together_encode_each_image_once(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 12)
@@ -51,6 +52,7 @@ def test_two_processes_together_encode_each_image_once(tmp_path: Path) -> None:
     assert features_a == features_b == expected(paths).tolist()
 
 
+@pytest.mark.slow
 @forks
 def test_a_waiting_process_logs_which_process_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     context = multiprocessing.get_context("fork")
@@ -69,6 +71,7 @@ def test_a_waiting_process_logs_which_process_it_waits_for(tmp_path: Path, caplo
     assert f"Waiting for process {process.pid}" in caplog.text
 
 
+@pytest.mark.slow
 @forks
 def test_a_worker_that_outlives_its_parent_releases_the_lock(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dassl_lite.data.feature_cache import describe_stores, rows
 from dassl_lite.data.feature_cache.shards import Layout
+from dassl_lite.data.feature_cache.store import FeatureSpec
 
 
 def test_features_are_the_encoders_in_the_order_of_the_request(tmp_path: Path) -> None:
@@ -35,6 +36,11 @@ def test_a_second_fetch_encodes_nothing(tmp_path: Path) -> None:
         encoder = CountingEncoder()
         assert torch.equal(again.fetch(paths, encoder).tensor, given)
         assert encoder.calls == []
+
+
+def test_one_view_of_seed_0_is_the_default() -> None:
+    described = FeatureSpec("toy", "d1gest", plain, "plain").describe()
+    assert (described["views"], described["seed"]) == (1, 0)
 
 
 def test_requests_that_overlap_share_rows(tmp_path: Path) -> None:

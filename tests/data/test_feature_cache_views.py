@@ -57,6 +57,7 @@ def test_a_moved_dataset_has_the_same_views(tmp_path: Path) -> None:
     assert len(encoder.seen) == 12  # extracted again: the same name elsewhere need not be the same picture
 
 
+@pytest.mark.slow
 def test_views_do_not_depend_on_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = draw_images(tmp_path / "a", 9)
     Path(paths[5]).write_bytes(b"no picture")

@@ -140,6 +140,7 @@ def test_randaugment_n_sets_the_number_of_operations(choice: str, monkeypatch: p
     assert counts == [3]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("choice", "key"), [("gaussian_blur", "GB_P"), ("randomgrayscale", "RGS_P")])
 def test_a_probability_is_the_share_of_changed_images(choice: str, key: str, p: float) -> None:

@@ -58,6 +58,7 @@ def test_base_and_new_are_the_two_halves_of_the_classes(root: Path) -> None:
     assert new.fewshot_digest == base.fewshot_digest  # one draw
 
 
+@pytest.mark.slow
 def test_photos_become_batches(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config(root, NUM_SHOTS=1)
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (32, 32), "bicubic"

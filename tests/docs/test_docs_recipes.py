@@ -26,6 +26,7 @@ def header(path: Path) -> dict[str, str]:
     return {"what": lines[0].removeprefix("# "), "blank": lines[1], **dict(fields)}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_the_command_of_a_recipe_takes_that_recipe(path: Path) -> None:
     found = header(path)

@@ -288,6 +288,7 @@ def test_killed_unpacking_is_repeated_by_the_next_run(
     assert server.pages["/pets.tar.gz"].asked == [""], "the archive was complete"
 
 
+@pytest.mark.slow
 def test_silent_server_is_given_up_after_the_last_attempt(source: Source, server: Server, tmp_path: Path) -> None:
     page = server.add("split.json", SPLIT, stalls=[0] * 9)
     patience = Patience(read=0.05, tries=3, pause=0.0)

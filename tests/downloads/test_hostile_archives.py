@@ -301,6 +301,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_a_malformed_answer_is_one_line(tmp_path: Path, kind: str) -> None:
     with answering(ANSWERS[kind]) as url, pytest.raises(UserError) as raised:

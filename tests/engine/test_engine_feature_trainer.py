@@ -49,6 +49,7 @@ def build(data: Path, tmp_path: Path, golden_backbone: Any) -> Any:
     return make
 
 
+@pytest.mark.slow
 def test_a_run_on_cached_features_equals_one_on_images_where_nothing_is_random(build: Any) -> None:
     options = ("INPUT.TRANSFORMS", "('normalize',)")
     images, features = build("0", *options), build("5", *options)
@@ -70,6 +71,7 @@ def test_a_run_on_cached_features_equals_one_on_images_where_nothing_is_random(b
     assert images.results["test"] == pytest.approx(features.results["test"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_epoch_e_reads_view_e_mod_v(build: Any) -> None:
     trainer = build("2", "OPTIM.MAX_EPOCH", "5")
     seen: list[int] = []
@@ -89,6 +91,7 @@ def test_epoch_e_reads_view_e_mod_v(build: Any) -> None:
     assert seen == [0, 1, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_second_run_encodes_nothing(build: Any) -> None:
     build("2").train()
     trainer = build("2", "SEED", "5", "DATASET.NUM_SHOTS", "2")  # other seed, fewer shots: the same images' rows
@@ -117,6 +120,7 @@ def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
         assert not torch.equal(features[0], features[1])
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_is_named_and_handled_as_configured(build: Any, tmp_path: Path) -> None:
     root = make_images(tmp_path / "with_corrupt")
     corrupt = root / "train" / "red" / "3.png"
@@ -220,6 +224,7 @@ class SlowEncoder:
         trainer.features.encode = late_encode
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -242,6 +247,7 @@ def test_the_phases_of_a_run_do_not_overlap(
     assert sum(trainer.seconds.values()) <= time.perf_counter() - start + 0.1
 
 
+@pytest.mark.slow
 def test_the_peak_memory_of_a_run_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     resets: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -276,6 +282,7 @@ for function in (scaled, unsure):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scaled", "unsure"])
 def test_two_versions_of_a_plugins_transform_share_no_features(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str

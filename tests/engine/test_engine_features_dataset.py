@@ -143,6 +143,7 @@ def test_epoch_e_reads_view_e_mod_v(run):
     assert seen == [view for view in (0, 1, 2, 0, 1) for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_shots_are_drawn_by_the_fields_rule_and_kept(run, tmp_path):
     file = feature_file()
     trainer = run("TaskRes", file, "DATASET.NUM_SHOTS", "5")
@@ -173,6 +174,7 @@ def test_a_given_draw_is_used(run, tmp_path):
         run("TaskRes", feature_file(), *options)
 
 
+@pytest.mark.slow
 def test_new_classes_keep_their_own_text_weights(run):
     file = feature_file()
     base, new = (run("ZeroshotCLIP", file, "DATASET.SUBSAMPLE_CLASSES", which) for which in ("base", "new"))
@@ -184,6 +186,7 @@ def test_new_classes_keep_their_own_text_weights(run):
     assert new.results["test"]["accuracy"] > 60
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_to_a_file_with_the_classes_in_another_order(run):
     source = run("TaskRes", feature_file(), "OPTIM.MAX_EPOCH", "30")
     source.train()
@@ -194,6 +197,7 @@ def test_a_checkpoint_moves_to_a_file_with_the_classes_in_another_order(run):
     assert target.test() > 80
 
 
+@pytest.mark.slow
 def test_a_stored_run_is_evaluated_on_its_own_file_and_on_another(run, tmp_path):
     trainer = run("TaskRes", feature_file())
     trainer.train()
@@ -208,6 +212,7 @@ def test_a_stored_run_is_evaluated_on_its_own_file_and_on_another(run, tmp_path)
         evaluate(config_for(stored, "features", {}, ()), trainer.output_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "CLIP_Adapter", "TipAdapterF", "LinearProbe"])
 def test_a_checkpoint_of_another_width_or_backbone_is_refused_in_one_line(run, method):
     source = run(method, feature_file())
@@ -225,11 +230,19 @@ def test_logistic_regression_takes_the_images_without_augmentation(run):
     options = ("TRAINER.LinearProbe.FIT", "logistic_regression")
     with pytest.raises(UserError, match="train_plain_features"):
         run("LinearProbe", feature_file(views=2), *options).train()
-    trainer = run("LinearProbe", feature_file(views=2, plain=True), *options)
-    trainer.train()
-    assert trainer.has_state()
+    file = feature_file(views=2, plain=True)
+    train = file.parts["train"]
+    alone = dataclasses.replace(file, parts={**file.parts, "train": FeaturePart(train.plain[None], train.labels)})
+    heads = []
+    for source in (file, alone):
+        trainer = run("LinearProbe", source, *options)
+        trainer.train()
+        heads.append(trainer.head.state_dict())
+    assert heads[0].keys() == heads[1].keys()
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
+@pytest.mark.slow
 def test_a_file_without_training_features_is_for_testing_only(run):
     source = run("TaskRes", feature_file())
     source.train()
@@ -259,6 +272,7 @@ def without_text(file: FeatureFile) -> FeatureFile:
     return dataclasses.replace(file, text_weights=np.zeros((0, len(NAMES), WIDTH), np.float32), templates=())
 
 
+@pytest.mark.slow
 def test_a_method_without_text_features_trains_on_a_file_without_them(run):
     trainer = run("LinearProbe", without_text(feature_file()))
     assert trainer.zero_shot() is None
@@ -266,12 +280,14 @@ def test_a_method_without_text_features_trains_on_a_file_without_them(run):
     assert trainer.results["test"]["accuracy"] > 50
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", [name for name in FEATURE_METHODS if name != "LinearProbe"])
 def test_a_method_that_needs_text_features_says_that_the_file_has_none(run, method):
     with pytest.raises(UserError, match=f"{method} needs text features, but .* holds none"):
         run(method, without_text(feature_file()))
 
 
+@pytest.mark.slow
 def test_a_file_of_a_known_dataset_has_its_template_its_name_and_its_recipe(tmp_path):
     path = tmp_path / "pets.npz"
     for stated, name, template in (

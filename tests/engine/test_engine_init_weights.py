@@ -61,6 +61,7 @@ def test_training_starts_from_the_given_weights(build: Any, method: str) -> None
     assert any(not torch.equal(started.head.state_dict()[name], source.head.state_dict()[name]) for name in learnt)
 
 
+@pytest.mark.slow
 def test_rows_are_matched_by_class_identity(build: Any, tmp_path: Path) -> None:
     source, path = trained(build, "TaskRes")
     root = tmp_path / "other"
@@ -92,6 +93,7 @@ def test_weights_that_would_have_no_effect_are_refused(build: Any, method: str, 
         build(method, "MODEL.INIT_WEIGHTS", "x.pth", *options)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_reported_in_one_line(build: Any, tmp_path: Path) -> None:
     _, path = trained(build, "TaskRes")
     for options, backbone, expected in (
@@ -107,6 +109,7 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(build: Any, tmp_path: 
         build("TaskRes", "MODEL.INIT_WEIGHTS", str(tmp_path / "list.pth"))
 
 
+@pytest.mark.slow
 def test_another_method_with_the_same_head_may_start_from_it(build: Any) -> None:
     from dassl_lite.engine import TRAINER_REGISTRY
 
@@ -117,6 +120,7 @@ def test_another_method_with_the_same_head_may_start_from_it(build: Any) -> None
     assert torch.equal(started.head.text_feature_residuals, source.head.text_feature_residuals)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_without_the_file_that_it_started_from(build: Any, tmp_path: Path) -> None:
     _, path = trained(build, "TaskRes")
     run = build("TaskRes", "MODEL.INIT_WEIGHTS", path)

@@ -145,6 +145,7 @@ def test_the_epoch_is_selected_by_map_on_the_validation_images(place: Place) -> 
     assert trainer.threshold_from == "val"
 
 
+@pytest.mark.slow
 def test_validation_metrics_have_f1_where_they_are_asked_for(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file(), "TEST.SPLIT", "val")
     trainer.train()
@@ -164,6 +165,7 @@ def test_the_threshold_does_not_depend_on_the_test_images(place: Place, method: 
     assert first["metrics"]["test"]["micro_f1"] > second["metrics"]["test"]["micro_f1"]
 
 
+@pytest.mark.slow
 def test_only_test_images_leave_f1_out_unless_the_backbone_has_a_bias(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +190,7 @@ def test_the_sigmoid_starts_from_what_fits_the_training_images(place: Place, cap
     assert "Sigmoid loss: training starts from logits times 0." in caplog.text
 
 
+@pytest.mark.slow
 def test_a_backbone_s_own_bias_is_where_the_sigmoid_starts(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file(logit_bias=-12.5), "OPTIM.MAX_EPOCH", "1", "OPTIM.LR", "1e-9")
     plain = place.build("ZeroshotCLIP", feature_file(logit_bias=-12.5))
@@ -209,6 +212,7 @@ def test_a_sigmoid_on_one_class_per_image_is_a_choice(place: Place, method: str)
     assert accuracies["sigmoid"] > 90
 
 
+@pytest.mark.slow
 def test_keys_without_effect_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.results("TaskRes", feature_file(), "TEST.COMPUTE_CMAT", "True")
     told = "no effect in this run: TEST.COMPUTE_CMAT (images of the dataset have several classes)"
@@ -218,6 +222,7 @@ def test_keys_without_effect_are_told(place: Place, capsys: pytest.CaptureFixtur
     assert "TRAINER.LinearProbe.LOSS (FIT is logistic_regression)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_draw_of_shots_is_trained_on(place: Place) -> None:
     trainer = place.build("TaskRes", feature_file(), "DATASET.NUM_SHOTS", "4")
     shots = np.sum([np.isin(range(5), item.labels) for item in trainer.dm.dataset.train_x], axis=0)
@@ -307,6 +312,7 @@ def test_training_starts_from_the_weights_of_another_loss(place: Place) -> None:
     assert trainer.results["test"]["mAP"] > 60
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_where_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = place.build("TaskRes", feature_file(), "OPTIM.MAX_EPOCH", "6", "TRAIN.CHECKPOINT_FREQ", "3")
     whole.train()
@@ -324,6 +330,7 @@ def test_a_stopped_run_is_resumed_where_it_was(place: Place, monkeypatch: pytest
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", sorted({*all_methods(), "TaskResEnhance"} - TAKING))
 def test_every_other_method_refuses_in_a_line_that_names_those_that_take_it(place: Place, method: str) -> None:
     with pytest.raises(UserError) as raised:
@@ -395,6 +402,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: np.ndarray, 
         read_feature_file(tmp_path / "y.npz")
 
 
+@pytest.mark.slow
 def test_base_and_new_classes_of_a_feature_file_have_their_own_text_features(place: Place) -> None:
     file = feature_file()
     for which, kept in (("base", [0, 1, 2]), ("new", [3, 4])):

@@ -53,6 +53,7 @@ def test_a_backbone_of_another_name_is_refused(saved, build, golden_backbone):
         build(golden_backbone("vit1")).load_model(saved[1])
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_another_precision_are_accepted(saved, build):
     weights, run = saved
     trainer = build(weights, "bf16")

@@ -73,6 +73,7 @@ def test_a_file_of_our_own_may_be_named_as_a_plug_in(monkeypatch: pytest.MonkeyP
     assert sys.path == path, "nothing of ours becomes importable under another name"
 
 
+@pytest.mark.slow
 def test_a_plug_in_file_that_is_a_module_already_is_not_imported_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_the_reference_checkpoint_gives_its_logits(
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_the_reference_checkpoint_loads_into_classes_without_ids(
     golden: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +191,7 @@ def test_accuracy_does_not_depend_on_class_order(
     assert target.test() == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 def test_class_names_match_across_spellings(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     source = trained("TaskRes")
     spelt = ["white shark", "Ant", " bee ", "CRAB", "gold_fish", "f_16a b"]
@@ -200,6 +202,7 @@ def test_class_names_match_across_spellings(trained: Any, golden_backbone: Any, 
     assert not found[4].any()  # gold fish is another word than goldfish
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_classes_can_be_evaluated(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     for method in ("TaskRes", "LinearProbe"):
         source = trained(method)
@@ -208,6 +211,7 @@ def test_a_subset_of_the_classes_can_be_evaluated(trained: Any, golden_backbone:
         torch.testing.assert_close(logits(target), logits(source)[:, [3, 1]])
 
 
+@pytest.mark.slow
 def test_classes_that_the_checkpoint_lacks_stay_zero_shot(trained: Any, golden_backbone: Any, tmp_path: Path) -> None:
     source = trained("TaskRes")
     wider = {**ANIMALS, "newt": "", "toad": ""}
@@ -221,6 +225,7 @@ def test_classes_that_the_checkpoint_lacks_stay_zero_shot(trained: Any, golden_b
         target.load_model(source.output_dir)
 
 
+@pytest.mark.slow
 def test_base_rows_are_never_used_for_new_classes(
     trained: Any, golden_backbone: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,6 +250,7 @@ def test_base_rows_are_never_used_for_new_classes(
         other.load_model(probe.output_dir)  # it has no zero-shot rows
 
 
+@pytest.mark.slow
 def test_two_classes_with_the_same_name_are_not_confused(golden_backbone: Any, tmp_path: Path) -> None:
     # ImageNet's two missiles; a blank makes two keys of one name.
     ids = {"missile": "n03773504", "missile ": "n04008634", "dog": "n02084071"}

@@ -46,6 +46,7 @@ def test_hooks_run_in_dassls_order(data: Path, tmp_path: Path) -> None:
     assert calls == ["before_train", *epoch, *epoch, "after_train", "test"]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_references_files_and_learns(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "2")
     trainer.train()
@@ -94,6 +95,7 @@ def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
     assert resumed.get_current_lr() == whole.get_current_lr()
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_results_resumes_to_those_of_one_never_stopped(data: Path, tmp_path: Path) -> None:
     """With best_val, its last checkpoint holds a validation result that nothing computes again."""
     whole = toy_trainer(data, tmp_path / "whole", "TEST.FINAL_MODEL", "best_val")
@@ -114,6 +116,7 @@ def test_a_run_killed_before_its_results_resumes_to_those_of_one_never_stopped(d
     assert resumed.seconds.keys() == whole.seconds.keys()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_resumed_run_adds_up(data: Path, tmp_path: Path) -> None:
     first = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "1")
 
@@ -131,6 +134,7 @@ def test_the_time_of_a_resumed_run_adds_up(data: Path, tmp_path: Path) -> None:
     assert 100 < resumed.seconds["train"] < 200
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_epoch_and_the_run_resumes_from_it(data: Path, tmp_path: Path) -> None:
     whole = toy_trainer(data, tmp_path / "whole")
     whole.train()
@@ -150,6 +154,7 @@ def test_ctrl_c_saves_the_epoch_and_the_run_resumes_from_it(data: Path, tmp_path
     assert CheckpointStore(tmp_path / "run").epochs("toy") == [4]  # what only served resuming is gone
 
 
+@pytest.mark.slow
 def test_best_val_deploys_the_best_epoch(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", "3")
     accuracies = iter([50.0, 80.0, 60.0])
@@ -206,6 +211,7 @@ class ScaledToy(ToyTrainer):
         self.scales = [*getattr(self, "scales", []), self.scaler.get_scale()]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_in_mixed_precision_goes_on_with_its_gradient_scale(data: Path, tmp_path: Path) -> None:
     TRAINER_REGISTRY.register(ScaledToy, force=True)
     options = ("TRAIN.CHECKPOINT_FREQ", "2", "OPTIM.MAX_EPOCH", "4")
@@ -222,6 +228,7 @@ def test_a_resumed_run_in_mixed_precision_goes_on_with_its_gradient_scale(data: 
     assert torch.equal(resumed.model[2].weight, whole.model[2].weight)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_gradient_scale_and_a_trainer_without_a_scaler_resume(
     data: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +289,7 @@ def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: P
         trainer.set_model_mode("eval", "tox")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_under_other_settings(data: Path, tmp_path: Path) -> None:
     toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1").train()
     longer = toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "9")

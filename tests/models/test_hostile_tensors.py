@@ -82,12 +82,14 @@ def test_shapes_that_make_no_model_are_refused(
         refused(lambda path=path: model_of(path))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 1e30])
 def test_a_resolution_that_is_none_is_refused(tmp_path: Path, tiny: Any, value: float) -> None:
     save_file({**tiny("vit"), "input_resolution": torch.tensor(value)}, tmp_path / "x.safetensors")
     refused(lambda: model_of(tmp_path / "x.safetensors"))
 
 
+@pytest.mark.slow
 def test_rows_out_of_the_table_are_refused(tmp_path: Path, tiny: Any) -> None:
     tensors = tiny("vit")
     width = tensors["ln_final.weight"].shape[0]
@@ -124,6 +126,7 @@ def test_a_header_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
     refused(lambda: read(tmp_path / "x.safetensors"))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("dtype", ["F8_E5M2", "U16", "U64", "BOOL", "C64", "F4", "nonsense", "I64"])
 def test_another_kind_of_numbers_gives_a_model_or_one_line(tmp_path: Path, tiny: Any, dtype: str) -> None:
     save_file(tiny("vit"), tmp_path / "x.safetensors")

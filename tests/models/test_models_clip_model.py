@@ -98,6 +98,7 @@ def test_outputs_are_float32_in_every_precision(golden: Any, golden_backbone: An
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+@pytest.mark.slow
 def test_state_survives_saving_and_loading(golden: Any, golden_backbone: Any, tmp_path: Any) -> None:
     name, images = str(golden_backbone("vit0")), golden.tiny_clip.images("vit", 5, 3)
     model, other = CLIPModel(name), CLIPModel(name)

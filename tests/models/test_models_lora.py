@@ -184,6 +184,7 @@ def test_merged_clip_gives_the_same_features(golden, golden_backbone, error_of, 
         assert error_of(without, wanted) > 4 * tolerance
 
 
+@pytest.mark.slow
 def test_text_tower_shares_prefixes_with_lora_exactly_until_dropout_acts(golden, golden_backbone, error_of):
     clip, adapters = adapted_clip(golden_backbone("vit0"), dropout=0.5)
     prompts = clip.tokenize([f"a photo of a {name}." for name in ("dog", "cat", "golden retriever")])
@@ -199,6 +200,7 @@ def test_text_tower_shares_prefixes_with_lora_exactly_until_dropout_acts(golden,
         assert not torch.allclose(twice[0], twice[1])
 
 
+@pytest.mark.slow
 def test_dropout_masks_survive_checkpointing_in_chunks_of_bounded_size(golden_backbone):
     clip, adapters = adapted_clip(golden_backbone("vit0"), dropout=0.5)
     adapters.train()
@@ -251,6 +253,7 @@ def test_merging_any_projections_of_any_blocks_gives_the_same_logits():
             assert (merged - changed).abs().max() < 1e-12 * changed.abs().max(), choice
 
 
+@pytest.mark.slow
 def test_pairs_stay_in_float32_and_get_finite_gradients_in_half_precision(golden, golden_backbone):
     clip, adapters = adapted_clip(golden_backbone("vit0"), "bf16")
     logits = clip(golden.tiny_clip.images("vit", 1, 4), clip.tokenize(["a dog", "a cat"]))
@@ -323,6 +326,7 @@ def test_position_that_selects_no_block_of_a_shallow_encoder_is_an_error():
         choose_blocks("bottom", (), 2, "text")
 
 
+@pytest.mark.slow
 def test_resnet_is_refused_and_auto_adapts_only_its_text_encoder(golden_backbone):
     model = load_clip(str(golden_backbone("rn0"))).model
     assert adaptable_blocks(model.visual) == []

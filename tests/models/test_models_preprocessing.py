@@ -87,6 +87,7 @@ def test_every_way_of_resizing_is_open_clips_own(
     assert same_pixels(ours(described), theirs(published, size))
 
 
+@pytest.mark.slow
 def test_each_way_of_resizing_has_its_own_key_in_the_feature_cache() -> None:
     made = [ours(described_by_open_clip({"resize_mode": m}, 32, "")) for m in ("shortest", "squash", "longest")]
     made.append(ours(described_by_open_clip({"resize_mode": "longest", "fill_color": 9}, 32, "")))

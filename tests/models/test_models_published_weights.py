@@ -222,6 +222,7 @@ def test_cached_file_with_a_wrong_digest_is_refused(requested: list[str], cache:
     assert requested == []
 
 
+@pytest.mark.slow
 def test_openais_file_in_the_cache_is_loaded_with_its_activation(
     requested: list[str], cache: Path, golden_backbone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def _tags(architecture: str) -> list[str]:
     return open_clip.list_pretrained_tags_by_model(architecture)
 
 
+@pytest.mark.slow
 def test_openais_own_file_needs_no_tag(small: Any, tmp_path: Path) -> None:
     small("ViT-B-32")
     model = open_clip.create_model("ViT-B-32", load_weights=False, force_quick_gelu=True)
@@ -115,12 +116,14 @@ def test_openais_own_file_needs_no_tag(small: Any, tmp_path: Path) -> None:
         assert uses_quick_gelu(load_clip(name.format(tmp_path / "ours.pt")))
 
 
+@pytest.mark.slow
 def test_a_file_of_a_model_of_openais_can_be_said_to_be_one(small: Any, tmp_path: Path) -> None:
     small("ViT-B-32")
     save_training("ViT-B-32", tmp_path / "tuned.pt")
     assert uses_quick_gelu(load_clip(f"openai:{tmp_path / 'tuned.pt'}"))
 
 
+@pytest.mark.slow
 def test_a_custom_architecture_that_nobody_publishes_is_asked_about(golden_backbone: Any, tmp_path: Path) -> None:
     state = load_file(golden_backbone("vit0"))
     plain = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
@@ -155,6 +158,7 @@ def test_an_at_sign_in_openais_name_is_no_tag(tmp_path: Path) -> None:
 # --- what a file says itself ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metadata_of_a_file_count(small: Any, tmp_path: Path) -> None:
     small("ViT-B-32")
     model = open_clip.create_model("ViT-B-32", load_weights=False)
@@ -307,6 +311,7 @@ def test_any_value_in_a_description_gives_a_model_or_one_line(value: Any, tmp_pa
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_training_of_an_architecture_that_is_published_with_the_other_activation_is_asked_about(
     small: Any, tmp_path: Path
 ) -> None:

@@ -256,6 +256,7 @@ def test_openais_vocabulary_needs_no_transformers(tmp_path: Path) -> None:
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -65,6 +65,7 @@ def test_features_have_the_width_that_the_backbone_states(name: str, width: int)
         assert backbone(torch.randn(1, 3, 64, 64)).shape == (1, width)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_reach_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = torchvision.models.resnet18(weights=None).state_dict()
     kind = torchvision.models.ResNet18_Weights

@@ -72,6 +72,7 @@ def test_the_plan_is_that_of_sinkhorns_products(name: str, scipys: str, iteratio
     assert found.item() == pytest.approx((expected * cost).sum(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_transport_with_little_entropy_is_the_best_assignment() -> None:
     x, y = points(6, 2), points(6, 3)
     cost = cdist(x, y, "sqeuclidean")

@@ -53,6 +53,7 @@ def only_plain_values(value: Any) -> bool:
     return value is None or type(value) in (int, float, bool, str)
 
 
+@pytest.mark.slow
 def test_every_sequence_of_the_reference_is_reproduced(golden: Any) -> None:
     sequences = golden.json("dassl_protocol")["lr"]["sequences"]
     assert len(sequences) == 41

@@ -57,6 +57,7 @@ def config(tool: str, *argv: str) -> CfgNode:
 TOOLS = {"train": ("--trainer", "TaskRes"), "eval": (), "extract": (), "sweep": (), "show": ()}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_data_selects_the_same_dataset_in_every_tool(places: dict[str, Path], tool: str, kind: str) -> None:
@@ -137,6 +138,7 @@ def test_eval_merges_a_method_yaml_over_the_run_s_config(monkeypatch: pytest.Mon
     assert seen[0].OPTIM.MAX_EPOCH == 100
 
 
+@pytest.mark.slow
 def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Path) -> None:
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": "photos"}}))
     assert config_for(stored, "gadgets", {}).DATASET.ROOT == ""

@@ -71,6 +71,7 @@ def output_of(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_bash_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
     lines = [f"source {scripts['bash']}"]
     for line in CASES:
@@ -122,6 +123,7 @@ def typed(keys: str, shell: list[str], until: Callable[[str], bool], seconds: fl
     return shown
 
 
+@pytest.mark.slow
 def test_the_tab_key_completes_in_an_interactive_bash(scripts: dict[str, Path]) -> None:
     keys = f'dassl-lite() {{ echo "<$*>"; }}; source {scripts["bash"]}\ndassl-lite trai\t--trainer TaskRe\tEnh\t\n'
     expected = "<train --trainer TaskResEnhance>"

@@ -104,6 +104,7 @@ def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
     assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["blue", "red circle"]
 
 
+@pytest.mark.slow
 def test_all_images_of_other_data_than_the_run_s_own_are_for_testing(tmp_path):
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": str(tmp_path)}}))
     other = {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": str(tmp_path / "other")}
@@ -113,6 +114,7 @@ def test_all_images_of_other_data_than_the_run_s_own_are_for_testing(tmp_path):
         assert not config_for(stored, target, {}).DATASET.TEST_ONLY
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("data", [{"NAME": "ImageFolder"}, {"NAME": "CSV"}, {"NAME": "Mine"}])
 @pytest.mark.parametrize(
     ("target", "options"), [("gadgets", ()), ({"DATASET.NAME": "Gadgets"}, ()), (None, ("DATASET.NAME", "Gadgets"))]
@@ -173,6 +175,7 @@ def test_user_errors_print_one_line(source, tmp_path, capsys):
         assert expected in errors[0]
 
 
+@pytest.mark.slow
 def test_a_row_counts_the_images_of_the_split_that_was_evaluated(source):
     stored = stored_config(source)
     data = {}

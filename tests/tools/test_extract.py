@@ -85,6 +85,7 @@ def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, gadgets, method, o
         assert found["features"]["metrics"]["test"][name] == pytest.approx(value, abs=tolerance), name
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(tmp_path, images):
     path = tmp_path / "mine.npz"
     assert run_extract("--data", str(images), "--output", str(path), "--views", "2", "--half", *FEW) == 0

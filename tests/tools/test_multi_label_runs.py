@@ -118,6 +118,7 @@ def test_every_other_method_is_one_line_before_clip_is_loaded(
     assert "TipAdapter" not in named
 
 
+@pytest.mark.slow
 def test_the_check_and_the_contact_sheet_know_several_classes(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_the_command_trains_writes_and_compares(tmp_path: Path, caplog: pytest.L
     assert run_tool(pretrain_demo.main, ["--steps", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_the_shipped_file_has_the_recipe_s_metadata() -> None:
     assert pretrain_demo.SHIPPED.stat().st_size < 4e6
     with safe_open(pretrain_demo.SHIPPED, framework="pt") as file:

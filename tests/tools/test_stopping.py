@@ -81,6 +81,7 @@ def test_a_signal_within_an_epoch_stops_the_run_after_it_with_a_checkpoint(
     assert gadgets(tmp_path, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_nohup_keeps_its_run_when_the_terminal_closes(tmp_path: Path, sends: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sends(TaskRes, "forward_backward", signal.SIGHUP)
@@ -295,6 +296,7 @@ def test_a_stream_that_cannot_be_written_to_drops_what_is_written(
     assert (kept.getvalue(), stream.lost) == ("ab", False)
 
 
+@pytest.mark.slow
 def test_tools_run_in_other_threads_too(tmp_path: Path) -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(gadgets(tmp_path)))

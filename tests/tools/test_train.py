@@ -277,6 +277,7 @@ def test_taskres_starts_from_an_enhanced_base(tmp_path):
     assert not torch.allclose(heads[0]["base_text_features"], heads[1]["base_text_features"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_nan_in_training_keeps_the_last_good_checkpoint(tmp_path, capsys):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.NAME", "sgd", "TRAINER.TaskRes.PREC", "fp32")
     assert taskres(tmp_path, options=options) == 2

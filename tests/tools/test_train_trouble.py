@@ -136,6 +136,7 @@ def files_in(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("flags", "options"),
     [
@@ -155,6 +156,7 @@ def test_a_run_that_cannot_take_its_place_leaves_the_old_one_as_it_was(
     assert files_in(tmp_path / "run") == old_run
 
 
+@pytest.mark.slow
 def test_training_images_that_cannot_be_read_leave_the_old_run_as_it_was(
     tmp_path: Path, old_run: dict[Path, bytes]
 ) -> None:
@@ -311,6 +313,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_prints_one_line(
     assert results[0]["metrics"] == results[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_results_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
 ) -> None:

@@ -77,6 +77,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "key", "value", "message"),
     [
@@ -181,6 +182,7 @@ def test_a_checkpoint_of_another_width_is_refused(run, said, tmp_path, capsys, m
     assert "backbone" in line
 
 
+@pytest.mark.slow
 def test_a_context_per_class_is_not_evaluated_on_classes_that_were_never_trained(
     run, said, coop, tmp_path, capsys, golden_backbone
 ):
@@ -257,6 +259,7 @@ def test_a_method_that_needs_an_encoder_says_so(on_features, said, method):
     assert "holds features only; use it on a dataset of images" in line
 
 
+@pytest.mark.slow
 def test_a_malformed_feature_file_is_reported_by_array(on_features, said, arrays):
     broken = arrays["train_features"].copy()
     broken[1, 2, 0] = np.nan
@@ -271,6 +274,7 @@ def test_a_malformed_feature_file_is_reported_by_array(on_features, said, arrays
         assert "features.npz" in line
 
 
+@pytest.mark.slow
 def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, arrays, tmp_path, capsys):
     assert on_features("TaskRes") == 0
     capsys.readouterr()
@@ -282,6 +286,7 @@ def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, 
     assert "127" in line
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe", *NEW])
 def test_a_dataset_with_test_images_only_is_not_trained_on(on_features, said, tmp_path, method):
     line = said(on_features(method, train_features=None, train_plain_features=None, train_labels=None))

@@ -136,6 +136,7 @@ def test_training_without_a_cache_of_features_works(build, method):
     assert not list(Path(trainer.cfg.DATASET.FEATURES.DIR).glob("*"))
 
 
+@pytest.mark.slow
 def test_the_text_adapter_learns_and_the_image_adapter_is_absent(build):
     trainer = build("CLIP_Adapter", "TRAINER.CLIP_Adapter.SIDE", "text")
     before = {key: value.clone() for key, value in trainer.head.state_dict().items()}
@@ -144,6 +145,7 @@ def test_the_text_adapter_learns_and_the_image_adapter_is_absent(build):
     assert any(not torch.equal(trainer.head.state_dict()[key], value) for key, value in before.items())
 
 
+@pytest.mark.slow
 def test_adapter_width_follows_backbone_and_reduction(build):
     trainer = build("CLIP_Adapter", "TRAINER.CLIP_Adapter.REDUCTION", "8", backbone="rn1")
     assert trainer.head.fc[0].weight.shape == (trainer.clip.embed_dim // 8, trainer.clip.embed_dim)
@@ -157,6 +159,7 @@ def test_tip_keys_are_the_mean_over_the_cached_views(build):
     assert torch.allclose(trainer.head.keys, torch.nn.functional.normalize(views.mean(0), dim=-1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tip_without_a_validation_set_takes_the_configured_values_and_says_so(build, tmp_path, caplog):
     root = make_folder(tmp_path / "no-val", ["red", "blue"], ("train", "test"))
     trainer = build("TipAdapter", "TRAINER.TipAdapter.ALPHA", "2.5", "TRAINER.TipAdapter.BETA", "4", root=root)
@@ -187,6 +190,7 @@ def test_the_search_never_reads_the_test_set_and_keeps_its_grid(build, tmp_path)
     assert trainer.head.alpha.item() == pytest.approx(found["alpha"])
 
 
+@pytest.mark.slow
 def test_tip_f_keeps_searched_values_in_its_checkpoint_and_trains_with_the_configured_ones(build):
     trainer = build("TipAdapterF")
     seen = []
@@ -199,6 +203,7 @@ def test_tip_f_keeps_searched_values_in_its_checkpoint_and_trains_with_the_confi
     assert trainer.head.alpha.item() != pytest.approx(1.17)
 
 
+@pytest.mark.slow
 def test_tip_f_with_best_val_deploys_the_best_epochs_values(build):
     trainer = build("TipAdapterF", "TEST.FINAL_MODEL", "best_val")
     trainer.train()
@@ -238,12 +243,14 @@ def test_a_wrong_value_is_reported_with_its_key(build, method, key, value, messa
         build(method, f"TRAINER.{key}", value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_backbone_is_refused(build, tmp_path):
     build("LinearProbe").train()
     with pytest.raises(UserError, match="was saved with backbone"):
         build("LinearProbe", backbone="rn1", output="elsewhere").load_model(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_class_that_a_probe_has_not_seen_is_an_error(build, images, tmp_path):
     two = make_folder(tmp_path / "two", ["red", "blue"])
     build("LinearProbe", root=two).train()
@@ -251,6 +258,7 @@ def test_a_class_that_a_probe_has_not_seen_is_an_error(build, images, tmp_path):
         build("LinearProbe", output="elsewhere").load_model(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_class_that_a_cache_has_not_seen_stays_zero_shot(build, tmp_path):
     two = make_folder(tmp_path / "two", ["red", "blue"])
     build("TipAdapter", root=two).train()
@@ -262,6 +270,7 @@ def test_a_class_that_a_cache_has_not_seen_stays_zero_shot(build, tmp_path):
     assert len(target.head.keys) == 10
 
 
+@pytest.mark.slow
 def test_logistic_regression_of_two_classes_separates_them(build, tmp_path):
     two = make_folder(tmp_path / "two", ["red", "blue"])
     trainer = build("logistic regression", root=two)
@@ -309,6 +318,7 @@ def test_c_is_where_the_validation_log_loss_is_lowest():
     assert loss <= min(log_loss(10.0**power) for power in np.arange(-6, 6.1, 0.5)) + 1e-6
 
 
+@pytest.mark.slow
 def test_validation_images_of_classes_without_training_images_do_not_count():
     train, val = noisy_samples(1), noisy_samples(2)
     more = logistic.Samples(np.concatenate([val.features, -val.features[:4]]), np.append(val.labels, [5, 5, 5, 5]))
@@ -317,6 +327,7 @@ def test_validation_images_of_classes_without_training_images_do_not_count():
         logistic.smooth_c(train, logistic.Samples(val.features, val.labels + 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "line"), [("log_loss", "log loss: "), ("accuracy", "accuracy: ")])
 def test_the_measure_that_chose_c_is_logged(build, caplog, by, line):
     trainer = build("logistic regression", "TRAINER.LinearProbe.C_BY", by)
@@ -346,6 +357,7 @@ def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
         assert [key for key in stated if functools.reduce(getattr, key.split("."), cfg) == unset[key]] == [], recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR", "CLAP", "ZSLP"]
 )

@@ -61,6 +61,7 @@ def state(trainer: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in trainer.head.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_run_has_exactly_its_steps_and_the_rate_falls_after_each(make):
     trainer, rates = make("run"), []
     own = trainer.forward_backward
@@ -275,6 +276,7 @@ def test_a_wrong_setting_is_one_line_with_the_remedy(make, options, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["both", "vision"])
 def test_a_resnet_image_encoder_cannot_be_adapted(make, encoder):
     with pytest.raises(UserError, match="TRAINER.CLIPLoRA.ENCODER text"):

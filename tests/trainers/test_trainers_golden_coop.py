@@ -58,6 +58,7 @@ def test_coop_prompts_logits_and_gradients_equal_the_references(golden, coop, go
     assert error(head.ctx.grad, arrays[f"{name}.grad"]) < GRADIENT
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", TOKENIZED)
 def test_coop_tokens_behind_the_context_equal_the_references(golden, coop, name):
     case, layout = COOP["cases"][name], coop(name).head.layout

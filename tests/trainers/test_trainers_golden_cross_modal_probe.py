@@ -22,6 +22,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_equals_the_authors(golden2, on_features, error, name):
     case, arrays = CASES[name], golden2.npz("xm")

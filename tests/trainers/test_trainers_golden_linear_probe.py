@@ -80,6 +80,7 @@ def test_c_sweep_prints_what_the_reference_printed(golden, data, shots, seed):
         assert numbers(line) == pytest.approx(numbers(reference), rel=1e-12), line
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_the_sweeps_classifier(golden, data, golden_trainer, monkeypatch):
     np.random.seed(SEEDS[-1])
     sets = {}

@@ -81,6 +81,7 @@ def test_alpha_takes_the_gradient_of_the_epoch_alone(on_features):
     assert torch.equal(trainer.head.alpha, expected)
 
 
+@pytest.mark.slow
 def test_the_last_epoch_counts_without_a_validation_set(on_features):
     options = ("DATASET.NUM_SHOTS", "-1", "TRAINER.LPPlusPlus.EPOCHS", "30")
     seen = []

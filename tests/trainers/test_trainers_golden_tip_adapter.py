@@ -128,6 +128,7 @@ def test_tip_adapter_equals_the_reference(golden, build, error, q, name):
     assert error(trainer.model_inference(test), arrays[f"{name}.zs_test_logits"]) < FORWARD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_tip_adapter_reports_the_references_test_accuracy(golden, build, name):
     trainer = build("TipAdapter", name)

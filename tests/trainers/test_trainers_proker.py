@@ -39,6 +39,7 @@ def test_the_votes_are_those_of_kernel_ridge_regression_on_the_residuals(on_feat
     assert error(trainer.model_inference(test), expected.numpy()) < 1e-5
 
 
+@pytest.mark.slow
 def test_leaving_one_out_equals_fitting_to_the_others(on_features):
     images, labels, prior = parts(on_features("ProKeR", "gda", "many", *NONE))
     for penalty, (_, left_out) in zip((0.01, 1.0), solutions(images, labels - prior, 2.0, [0.01, 1.0]), strict=True):
@@ -70,6 +71,7 @@ def test_the_best_of_the_grid_is_kept(on_features, by, measure):
         assert max(scores) == pytest.approx(accuracy if measure == "accuracy" else -loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_validation_set_images_are_left_out(on_features, monkeypatch):
     trainer = on_features("ProKeR", "gda", "many", "DATASET.NUM_SHOTS", "-1")
     trainer.val_loader = None

@@ -65,6 +65,7 @@ def count_calls(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
+@pytest.mark.slow
 def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build, monkeypatch):
     trainer = build("CoOp", "OPTIM.MAX_EPOCH", "2")
     calls = count_calls(trainer, monkeypatch)
@@ -114,6 +115,7 @@ def test_a_shared_context_is_loaded_into_any_classes(build, method):
     target.test()
 
 
+@pytest.mark.slow
 def test_a_context_per_class_is_loaded_by_name(build):
     source = build("CoOp", "CSC", "True")
     source.train()
@@ -124,6 +126,7 @@ def test_a_context_per_class_is_loaded_by_name(build):
         assert torch.equal(target.head.ctx[k], source.head.ctx[row[name.replace("_", " ")]]), name
 
 
+@pytest.mark.slow
 def test_a_class_without_its_own_context_is_an_error(build):
     source = build("CoOp", "CSC", "True")
     source.train()
@@ -131,6 +134,7 @@ def test_a_class_without_its_own_context_is_an_error(build):
         build("CoOp", "CSC", "True", classes=("crane", "aardvark", "yo-yo")).load_model(source.output_dir)
 
 
+@pytest.mark.slow
 def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_path):
     trainer = build("CoOp")
     trainer.train()
@@ -164,6 +168,7 @@ def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(build, caplog, meth
         assert not torch.equal(logits[0], logits[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
 def test_saving_memory_changes_no_gradient(build, method):
     gradients = []
@@ -175,6 +180,7 @@ def test_saving_memory_changes_no_gradient(build, method):
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("position", "words", "sentence"),
     [
@@ -194,6 +200,7 @@ def test_a_context_from_words_starts_as_the_sentence_they_make(build, position, 
     assert torch.allclose(trainer.head.class_features(), expected, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -220,6 +227,7 @@ def test_a_mistake_is_one_line_with_the_remedy(build, method, options, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_the_longest_prompt_that_fits_is_taken(build):
     trainer = build("CoOp", "N_CTX", "71")
     assert 1 + trainer.head.layout.shared + max(trainer.head.layout.lengths) == 77
