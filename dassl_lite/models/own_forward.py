@@ -11,7 +11,7 @@ the features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from dassl_lite.models.text_layers import DeepRows
 from dassl_lite.utils.errors import UserError
 
 
@@ -33,6 +34,7 @@ class RowsOfPrompts:
         lengths: K numbers: embeddings of each suffix up to and including its end token.
         tokens: (K, L) ids of the rows, with any ordinary id for what is learned.
         embedded: (K, L, W), their embeddings, of which padding and what follows it are used.
+        deep: rows that replace others in the inputs of blocks.
     """
 
     prefix: Tensor
@@ -40,6 +42,7 @@ class RowsOfPrompts:
     lengths: tuple[int, ...]
     tokens: Tensor
     embedded: Tensor
+    deep: DeepRows
 
     def __len__(self) -> int:
         """B * K."""
@@ -95,7 +98,9 @@ class OwnForward:
         """Features (B, K, D), or states (B, K, W), of learned prompts, `chunk` at a time."""
 
         def encode(numbers: Tensor) -> Tensor:
-            return self._encode(*prompts.of(numbers), project)
+            deep = prompts.deep.of(numbers % len(prompts.suffix))
+            with deep.inside(self._text.transformer) if deep.rows else nullcontext():
+                return self._encode(*prompts.of(numbers), project)
 
         parts = torch.arange(len(prompts), device=prompts.tokens.device).split(chunk)
         features = torch.cat([run(checkpoint, encode, numbers) for numbers in parts])

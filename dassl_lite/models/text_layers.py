@@ -7,16 +7,17 @@ prompts of equal length form one rectangle for the attention (`pack`). The layer
 `ResidualAttentionBlock` under a causal mask.
 
 Shapes: B images (1 if they share the prefix), P prefix tokens, K suffixes of at most S tokens, n of them in one pack
-with R rows, W width, H heads, E = W / H.
+with R rows, W width, H heads, E = W / H. Of deep prompts, n is the number of rows, and L that of all tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,97 @@ def _rectangles(classes: list[int], lengths: Sequence[int], slack: int) -> list[
         else:
             rectangles.append((length, members))
     return rectangles
+
+
+@dataclass(frozen=True)
+class DeepRows:
+    """Deep prompts: rows that replace those at the same positions of every prompt in the inputs of blocks.
+
+    Attributes:
+        rows: block number -> (n, W), the same for all prompts, or (K, n, W).
+        first: position of the first of them in a prompt.
+    """
+
+    rows: Mapping[int, Tensor]
+    first: int = 1
+
+    def parting(self, prefix: int, depth: int) -> int:
+        """The first of ``depth`` blocks whose rows do not lie within a prefix of so many tokens that all prompts share.
+
+        From there on prompts have nothing more in common than what stands before the replaced rows.
+        """
+        own = [i for i, rows in self.rows.items() if rows.dim() == 3 or self.first + rows.shape[-2] > prefix]
+        return min(own, default=depth)
+
+    def end(self) -> int:
+        """Position behind the last of them."""
+        return self.first + max((rows.shape[-2] for rows in self.rows.values()), default=0)
+
+    def of(self, classes: slice | Tensor) -> DeepRows:
+        """Those of some of the classes, in that order."""
+        return replace(self, rows={i: rows[classes] if rows.dim() == 3 else rows for i, rows in self.rows.items()})
+
+    def into(self, number: int, x: Tensor) -> Tensor:
+        """The input ``x`` (N, L, W) of a block with its rows in place."""
+        rows = self.rows.get(number)
+        if rows is None:
+            return x
+        own = rows.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, : self.first], own, x[:, self.first + rows.shape[-2] :]], dim=1)
+
+    @contextmanager
+    def inside(self, transformer: Any) -> Iterator[None]:
+        """A context in which open_clip's ``transformer`` puts the rows of N prompts into its own blocks' inputs."""
+
+        def enter(number: int, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x, *rest = inputs
+            if getattr(transformer, "batch_first", True):
+                return self.into(number, x), *rest
+            return self.into(number, x.transpose(0, 1)).transpose(0, 1), *rest
+
+        with ExitStack() as stack:
+            for number in self.rows:
+                handle = transformer.resblocks[number].register_forward_pre_hook(partial(enter, number))
+                stack.callback(handle.remove)
+            yield
+
+
+def insert_rows(x: Tensor, rows: Tensor, packed: Pack, at: int) -> Tensor:
+    """Packed rows ``x`` (B or 1, R, W) with ``rows`` (n, W), or (K, n, W), in place of each suffix's from ``at`` on."""
+    own = rows[packed.classes] if rows.dim() == 3 else rows.expand(len(packed.classes), -1, -1)
+    owns = own.to(x.dtype).split([rectangle.count for rectangle in packed.rectangles])
+    parts = []
+    for tokens, new in zip(_tokens(x, packed), owns, strict=True):
+        new = new.expand(len(x), -1, -1, -1)
+        parts.append(torch.cat([tokens[:, :, :at], new, tokens[:, :, at + new.shape[2] :]], dim=2).flatten(1, 2))
+    return torch.cat(parts, dim=1)
+
+
+def prepend_rows(x: Tensor, rows: Tensor, packed: Pack) -> tuple[Tensor, Pack]:
+    """Packed rows in which every suffix begins with ``rows`` (B, m, W) too, and their pack."""
+    if not (more := rows.shape[1]):
+        return x, packed
+    parts = []
+    for tokens, rectangle in zip(_tokens(x, packed), packed.rectangles, strict=True):
+        before = rows[:, None].expand(-1, rectangle.count, -1, -1)
+        parts.append(torch.cat([before, tokens.expand(len(rows), -1, -1, -1)], dim=2).flatten(1, 2))
+    longer = [
+        Rectangle(one.count, one.length + more, one.visible if one.visible is None else _seen(one.visible, more))
+        for one in packed.rectangles
+    ]
+    ends = packed.ends + more * torch.arange(1, len(packed.ends) + 1, device=x.device)
+    return torch.cat(parts, dim=1), replace(packed, ends=ends, rectangles=tuple(longer))
+
+
+def _tokens(x: Tensor, packed: Pack) -> list[Tensor]:
+    """The rows of each rectangle, (B or 1, count, length, W)."""
+    parts = zip(x.split(packed.sizes, dim=1), packed.rectangles, strict=True)
+    return [rows.unflatten(1, (rectangle.count, rectangle.length)) for rows, rectangle in parts]
+
+
+def _seen(visible: Tensor, more: int) -> Tensor:
+    """A rectangle's `visible` with so many tokens before it that are seen."""
+    return nn.functional.pad(visible, (more, 0), value=True)
 
 
 def share_prefixes(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[tuple[int, list[int]]]:
@@ -282,7 +374,7 @@ def _end_mask(prefix: KeysValues | None, rectangle: Rectangle) -> Tensor | None:
     if rectangle.visible is None:
         return None
     shared = 0 if prefix is None else prefix[0].shape[2]
-    return nn.functional.pad(rectangle.visible, (shared, 0), value=True)[:, None, None]
+    return _seen(rectangle.visible, shared)[:, None, None]
 
 
 def _heads(rows: Tensor, block: ResidualAttentionBlock) -> Tensor:

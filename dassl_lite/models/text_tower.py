@@ -12,6 +12,7 @@ elsewhere than at the end token, or Hugging Face's) run as they are: prompts go 
     CoOp, middle or front:          prefix = [start, first half], [start] suffix = [name, context, ".", end, 0...]
     CoOp, a context per class:      prefix = [start],                     suffix = [context, name, ".", end, 0...]
     CoCoOp, B images:               prefix = [start, context] (B, P, W),  suffix as in CoOp
+    deep prompts (MaPLe, TCP):      deep = {block: (n, W) or (K, n, W)}, rows that replace others in a block's input
 
 Shapes: N texts, L tokens, K classes, B images, P and S tokens of prefix and suffix, W width of the encoder,
 D width of the features.
@@ -19,7 +20,7 @@ D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from dassl_lite.models import text_layers
 from dassl_lite.models.own_forward import OwnForward, RowsOfPrompts, on_device, run
-from dassl_lite.models.text_layers import KeysValues, Pack, pack, share_prefixes
+from dassl_lite.models.text_layers import DeepRows, KeysValues, Pack, pack, share_prefixes
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -45,6 +46,7 @@ _ROWS_ON_GPU = 4096
 _MAX_ROWS = {"cpu": 16384}  # rows at a time if no chunk size is given; bounds the transient memory
 _MAX_ROWS_ON_GPU = 262144
 _CHECKPOINT_SHARE = 8  # with checkpointing, memory holds one chunk's activations, so chunks are that much smaller
+_NOTHING_DEEP = DeepRows({})
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class _Pass:
     prefix: Tensor
     suffix: Tensor
     lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What suffixes need of their prefix.
+
+    Attributes:
+        layers: keys and values in every layer; None where the prefix is empty.
+        parting: layer in whose input deep prompts end what the prompts have in common; the depth if none does.
+        rows: (B, m, W), the states of the prefix there that are each suffix's own from then on.
+        at: where deep rows then begin in a suffix.
+    """
+
+    layers: list[KeysValues | None]
+    parting: int
+    rows: Tensor | None
+    at: int
 
 
 class Texts:
@@ -252,6 +271,8 @@ class TextTower:
         lengths: Sequence[int],
         *,
         tokens: Tensor | None = None,
+        deep: Mapping[int, Tensor] | None = None,
+        deep_at: int = 1,
         project: bool = True,
         projection: Tensor | None = None,
         chunk: int = 0,
@@ -265,48 +286,66 @@ class TextTower:
             lengths: K numbers: tokens of each suffix up to and including its end token.
             tokens: (K, L) ids of whole rows, padding included, with any ordinary id for what is learned. Only encoders
                 that are not causal need them: they see the padding, and find it and the end token by their ids.
+            deep: block number -> (n, W), or (K, n, W) with rows for each class. They take the places of the n rows
+                from position ``deep_at`` on in the block's input, before its first norm; no position is added. As long
+                as all prompts have the same rows there, they still share the prefix.
+            deep_at: 1: behind the start token.
             project, projection, chunk, checkpoint: as in `encode_tokens`, with classes in place of texts.
 
         Returns:
-            (K, D), or (B, K, D) for a prefix per image. Differentiable with respect to prefix, suffix and all model
-            parameters that require gradients.
+            (K, D), or (B, K, D) for a prefix per image. Differentiable with respect to prefix, suffix, deep rows and
+            all model parameters that require gradients.
+
+        Raises:
+            UserError: a prompt is too long, or this encoder shows no blocks to put deep rows into.
         """
         sizes = tuple(int(length) for length in lengths)
         self._check(prefix, suffix, sizes, self.context_length if tokens is None else tokens.shape[1])
+        rows = DeepRows(deep or {}, deep_at)
+        self._check_deep(rows, prefix.shape[-2] + min(sizes), len(suffix))
         images = prefix if prefix.dim() == 3 else prefix[None]
         plain = project and projection is None
         if self.is_causal:
-            states = self._states(images, suffix, sizes, chunk, checkpoint)
+            states = self._states(images, suffix, sizes, chunk, checkpoint, rows)
             features = self.project(states, projection) if project else states
         else:
             if tokens is None:
                 raise ValueError("this text encoder needs the tokens of whole rows")
-            rows = RowsOfPrompts(images, suffix, sizes, tokens.to(self.device), self.embed(tokens))
-            own = self._own.encode_rows(rows, plain, chunk or self._chunk_size(tokens.shape[1], checkpoint), checkpoint)
+            prompts = RowsOfPrompts(images, suffix, sizes, tokens.to(self.device), self.embed(tokens), rows)
+            chunk = chunk or self._chunk_size(tokens.shape[1], checkpoint)
+            own = self._own.encode_rows(prompts, plain, chunk, checkpoint)
             features = own if plain or not project else self.project(own, projection)
         return features if prefix.dim() == 3 else features[0]
 
-    def _states(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool) -> Tensor:
+    def _states(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        lengths: tuple[int, ...],
+        chunk: int,
+        checkpoint: bool,
+        deep: DeepRows = _NOTHING_DEEP,
+    ) -> Tensor:
         """Normalised end states (B, K, W)."""
         encode = self._encode_sharing if self._can_share() else self._encode_whole
-        return self._text.ln_final(encode(prefix, suffix, lengths, chunk, checkpoint))
+        return self._text.ln_final(encode(prefix, suffix, lengths, chunk, checkpoint, deep))
 
     def _can_share(self) -> bool:
         """Whether `text_layers` can compute every layer."""
         return all(text_layers.is_plain(block) for block in self.blocks)
 
     def _encode_sharing(
-        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
+        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool, deep: DeepRows
     ) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
-        memory = self._prefix_memory(prefix)
+        memory = self._prefix_memory(prefix, deep)
         chunk = chunk or self._chunk_size(max(lengths) * prefix.shape[0], checkpoint)
         slack = _BLOCK_ROWS.get(self.device.type, _ROWS_ON_GPU)
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
         for packed in pack(lengths, suffix.shape[1], chunk, slack, self.device):
             rows = flat[packed.source] + self.positions(prefix.shape[1] + packed.offset)
-            states.append(run(checkpoint, self._suffix_states, rows[None], memory, packed))
+            states.append(run(checkpoint, self._suffix_states, rows[None], memory, packed, deep))
             classes.append(packed.classes)
         joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
         return joined.expand(len(prefix), -1, -1)  # with an empty prefix, all images have the same states
@@ -316,27 +355,38 @@ class TextTower:
         fit = _MAX_ROWS.get(self.device.type, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
         return max(1, fit // rows)
 
-    def _prefix_memory(self, prefix: Tensor) -> list[KeysValues] | None:
-        """Keys and values of the prefix (B, P, W) in every layer; None if it is empty."""
-        if not prefix.shape[1]:
-            return None
+    def _prefix_memory(self, prefix: Tensor, deep: DeepRows) -> _Memory:
+        """What suffixes need of the prefix (B, P, W)."""
+        depth, parted = len(self.blocks), None
+        parting = deep.parting(prefix.shape[1], depth)
         x = prefix.to(self.dtype) + self.positions(torch.arange(prefix.shape[1], device=self.device))
-        memory: list[KeysValues] = []
-        for block in self.blocks[:-1]:
-            x, keys_values = text_layers.prefix_layer(block, x)
-            memory.append(keys_values)
-        return [*memory, text_layers.prefix_keys_values(self.blocks[-1], x)]
+        layers: list[KeysValues | None] = []
+        for number, block in enumerate(self.blocks):
+            if number == parting:
+                x, parted = x[:, : deep.first], x[:, deep.first :]
+            elif number < parting:
+                x = deep.into(number, x)
+            keys_values = None
+            if x.shape[1] and number + 1 == depth:
+                keys_values = text_layers.prefix_keys_values(block, x)
+            elif x.shape[1]:
+                x, keys_values = text_layers.prefix_layer(block, x)
+            layers.append(keys_values)
+        return _Memory(layers, parting, parted, max(0, deep.first - prefix.shape[1]))
 
-    def _suffix_states(self, x: Tensor, memory: list[KeysValues] | None, packed: Pack) -> Tensor:
+    def _suffix_states(self, x: Tensor, memory: _Memory, packed: Pack, deep: DeepRows) -> Tensor:
         """End states (B, n, W) of packed rows (1, R, W)."""
-        layers = list(self.blocks)
-        per_layer = memory if memory is not None else [None] * len(layers)
-        for block, prefix in zip(layers[:-1], per_layer[:-1], strict=True):
-            x = text_layers.suffix_layer(block, x, prefix, packed)
-        return text_layers.last_layer(layers[-1], x, per_layer[-1], packed)
+        for number, (block, prefix) in enumerate(zip(self.blocks, memory.layers, strict=True)):
+            if number == memory.parting and memory.rows is not None:
+                x, packed = text_layers.prepend_rows(x, memory.rows, packed)
+            if number >= memory.parting and number in deep.rows:
+                x = text_layers.insert_rows(x, deep.rows[number], packed, memory.at)
+            last = number + 1 == len(memory.layers)
+            x = (text_layers.last_layer if last else text_layers.suffix_layer)(block, x, prefix, packed)
+        return x
 
     def _encode_whole(
-        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool
+        self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], chunk: int, checkpoint: bool, deep: DeepRows
     ) -> Tensor:
         """End states (B, K, W) with the model's own transformer.
 
@@ -354,16 +404,18 @@ class TextTower:
         parts = []
         for first in range(0, len(lengths), chunk):
             sizes = lengths[first : first + chunk]
-            parts.append((suffix[first : first + chunk, : max(sizes)], on_device(sizes, self.device)))
+            classes = deep.of(slice(first, first + chunk))
+            parts.append((suffix[first : first + chunk, : max(sizes)], on_device(sizes, self.device), classes))
         states = [torch.cat([run(checkpoint, self._whole_states, image, *part) for part in parts]) for image in prefix]
         return torch.stack(states)
 
-    def _whole_states(self, prefix: Tensor, suffix: Tensor, lengths: Tensor) -> Tensor:
+    def _whole_states(self, prefix: Tensor, suffix: Tensor, lengths: Tensor, deep: DeepRows) -> Tensor:
         """End states (n, W) of whole prompts: a prefix (P, W) and n suffixes (n, S, W) of `lengths` (n,) tokens."""
         rows = torch.cat([prefix.expand(len(suffix), -1, -1), suffix], dim=1).to(self.dtype)
         length = rows.shape[1]
         rows = rows + self.positions(torch.arange(length, device=self.device))
-        states = self._text.transformer(rows, attn_mask=self._text.attn_mask[:length, :length])
+        with deep.inside(self._text.transformer):
+            states = self._text.transformer(rows, attn_mask=self._text.attn_mask[:length, :length])
         return states[torch.arange(len(suffix), device=self.device), prefix.shape[0] + lengths - 1]
 
     def _check(self, prefix: Tensor, suffix: Tensor, lengths: tuple[int, ...], room: int) -> None:
@@ -374,3 +426,21 @@ class TextTower:
                 f"a prompt has {prefix.shape[-2] + max(lengths)} tokens where {room} fit: "
                 "use fewer context tokens or shorter class names"
             )
+
+    def _check_deep(self, deep: DeepRows, shortest: int, classes: int) -> None:
+        """Refuse deep rows that do not fit ``classes`` prompts of at least ``shortest`` tokens."""
+        if not deep.rows:
+            return
+        if not hasattr(getattr(self._text, "transformer", None), "resblocks"):
+            raise UserError("this backbone's text encoder has no blocks of open_clip's, so it takes no deep prompts")
+        depth = len(self.blocks)
+        if not all(0 <= number < depth for number in deep.rows):
+            raise ValueError(f"deep rows for blocks {sorted(deep.rows)}, but the text encoder has {depth} blocks")
+        for number, rows in deep.rows.items():
+            if rows.shape[-1] != self.width or rows.dim() not in (2, 3) or (len(rows) != classes and rows.dim() == 3):
+                raise ValueError(
+                    f"deep rows of shape {tuple(rows.shape)} for block {number} are neither (n, {self.width}) nor "
+                    f"({classes}, n, {self.width})"
+                )
+        if deep.end() >= shortest:
+            raise ValueError(f"deep rows up to position {deep.end() - 1}, but a prompt ends at {shortest - 1}")

@@ -66,16 +66,21 @@ class Prompts:
         lengths = [length - self.cut for length in self.lengths]
         return self.tower.encode_prompts(self.prefix, self.suffix, lengths, **options)
 
-    def plain(self) -> Tensor:
+    def plain(self, deep: dict[int, Tensor] | None = None, at: int = 1) -> Tensor:
         """All 77 positions through open_clip's modules, as its `encode_text` does after the embedding."""
         start, padding = self.tower.embed(torch.tensor([49406])), self.tower.embed(torch.zeros(77, dtype=torch.long))
         rows = [torch.cat([start, torch.stack(row), padding])[:77] for row, _ in self.rows]
-        return plain(self.model, torch.stack(rows), torch.tensor(self.lengths))
+        return plain(self.model, torch.stack(rows), torch.tensor(self.lengths), deep, at)
 
 
-def plain(model: Any, embedded: Tensor, ends: Tensor) -> Tensor:
-    text = getattr(model, "text", model)
-    x = text.transformer(embedded + text.positional_embedding, attn_mask=text.attn_mask)
+def plain(model: Any, embedded: Tensor, ends: Tensor, deep: dict[int, Tensor] | None = None, at: int = 1) -> Tensor:
+    text, deep = getattr(model, "text", model), deep or {}
+    x = embedded + text.positional_embedding
+    for number, block in enumerate(text.transformer.resblocks):
+        if number in deep:
+            rows = deep[number].expand(len(x), -1, -1)
+            x = torch.cat([x[:, :at], rows, x[:, at + rows.shape[1] :]], dim=1)
+        x = block(x, attn_mask=text.attn_mask)
     return text.ln_final(x)[torch.arange(len(x)), ends] @ text.text_projection
 
 
@@ -162,6 +167,81 @@ def test_empty_prefix_gives_every_image_the_same_features() -> None:
     lengths = [length + 1 for length in prompts.lengths]
     ours = prompts.tower.encode_prompts(prompts.prefix[None, :0].expand(2, -1, -1), suffix, lengths)
     assert_relative(ours, prompts.plain().expand(2, -1, -1), 1e-12)
+
+
+def deep_rows(tower: TextTower, **shapes: tuple[int, ...]) -> dict[int, Tensor]:
+    """Random rows ``b<block>`` of a shape, which learn."""
+    rows = {int(name[1:]): torch.randn(*shape, tower.width, dtype=tower.dtype) * 0.1 for name, shape in shapes.items()}
+    return {number: one.requires_grad_() for number, one in rows.items()}
+
+
+PER_CLASS = (len(NAMES), CONTEXT)
+DEEP = {
+    "shared": {"b1": (CONTEXT,), "b2": (CONTEXT,)},
+    "fewer than context vectors": {"b0": (1,), "b2": (2,)},
+    "per class": {"b1": PER_CLASS},
+    "per class, last block": {"b2": (len(NAMES), 2)},
+    "shared, per class, shared": {"b0": (2,), "b1": (len(NAMES), 3), "b2": (CONTEXT,)},
+    "beyond the prefix": {"b1": (CONTEXT,), "b2": (CONTEXT + 2,)},
+}
+
+
+@pytest.mark.slow_after(6)
+@pytest.mark.parametrize("layout", ["end", "csc_middle"])
+@pytest.mark.parametrize("shapes", DEEP.values(), ids=DEEP)
+def test_deep_rows_equal_the_plain_77_token_computation(shapes: dict[str, tuple[int, ...]], layout: str) -> None:
+    prompts = Prompts(tiny(), layout)
+    deep = deep_rows(prompts.tower, **shapes)
+    theirs = prompts.plain(deep)
+    for options in ({}, {"chunk": 3, "checkpoint": True}):
+        ours = prompts.through_tower(deep=deep, **options)
+        assert_relative(ours, theirs, 1e-12)
+        for learned in (prompts.context, *deep.values()):
+            assert_relative(gradient(ours, learned), gradient(theirs, learned), 1e-12)
+
+
+@pytest.mark.parametrize("shapes", [DEEP["shared"], DEEP["shared, per class, shared"]])
+@pytest.mark.parametrize("at", [1, 2])
+def test_deep_rows_equal_the_plain_computation_where_nothing_is_shared(at: int, shapes: Any) -> None:
+    prompts = Prompts(tiny(), "end")
+    _hook_block(prompts.model)
+    deep = deep_rows(prompts.tower, **shapes)
+    ours, theirs = prompts.through_tower(deep=deep, deep_at=at, chunk=2), prompts.plain(deep, at)
+    assert_relative(ours, theirs, 1e-12)
+    assert_relative(gradient(ours, deep[1]), gradient(theirs, deep[1]), 1e-12)
+
+
+@pytest.mark.parametrize("shapes", [DEEP["shared"], DEEP["shared, per class, shared"]])
+def test_deep_rows_of_every_image_equal_those_image_by_image(shapes: dict[str, tuple[int, ...]]) -> None:
+    prompts, images = Prompts(tiny(), "end"), 2
+    deep, lengths = deep_rows(prompts.tower, **shapes), [length - CONTEXT for length in prompts.lengths]
+    context = torch.randn(images, CONTEXT, 32, dtype=torch.float64) * 0.1
+    prefix = torch.cat([prompts.prefix[:1].expand(images, -1, -1), context], dim=1)
+    ours = prompts.tower.encode_prompts(prefix, prompts.suffix, lengths, deep=deep)
+    theirs = torch.stack([prompts.tower.encode_prompts(one, prompts.suffix, lengths, deep=deep) for one in prefix])
+    assert_relative(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("shapes", [{"b1": (CONTEXT,)}, {"b1": PER_CLASS}])
+def test_encoder_that_sees_padding_takes_deep_rows(shapes: Any) -> None:
+    model = tiny(custom_text=True, no_causal_mask=True, pool_type="last")
+    prompts = Prompts(model, "end")
+    deep, tokens = deep_rows(prompts.tower, **shapes), torch.zeros(len(NAMES), 77, dtype=torch.long)
+    start, padding = prompts.tower.embed(torch.tensor([49406])), prompts.tower.embed(torch.zeros(77, dtype=torch.long))
+    embedded = torch.stack([torch.cat([start, torch.stack(row), padding])[:77] for row, _ in prompts.rows])
+    theirs = plain(model, embedded, torch.full((len(NAMES),), 76), deep)
+    assert_relative(prompts.through_tower(deep=deep, tokens=tokens, chunk=3), theirs, 1e-12)
+
+
+def test_deep_rows_that_fit_no_block_or_prompt_are_refused() -> None:
+    prompts = Prompts(tiny(), "end")
+    for shapes, why in (
+        ({"b3": (4,)}, "has 3 blocks"),
+        ({"b1": (3, 4)}, "are neither"),
+        ({"b1": (7,)}, "up to position 7, but a prompt ends at 7"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            prompts.through_tower(deep=deep_rows(prompts.tower, **shapes))
 
 
 def test_frozen_weights_get_no_gradient() -> None:
