@@ -12,10 +12,14 @@ and 4, 200 for 8 and 16; ImageNet 50.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from torch import nn
 from yacs.config import CfgNode
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, one_of
+from dassl_lite.engine.contract.keys import Key
 from dassl_lite.engine.methods.shared_keys import (
     CONTEXT_KEYS,
     LOSS_KEYS,
@@ -23,39 +27,36 @@ from dassl_lite.engine.methods.shared_keys import (
     prompt_layout,
     text_encoder_options,
 )
-from dassl_lite.models.prompt_learner import POSITIONS, PromptLearner
+from dassl_lite.models.prompt_learner import POSITIONS, PromptLayout, PromptLearner
 from dassl_lite.utils import UserError, get_logger
 
 logger = get_logger(__name__)
 
 
-@TRAINER_REGISTRY.register()
-class CoOp(FeatureTrainer):
-    """A learned context for all classes, or one per class."""
+class ContextTrainer(FeatureTrainer):
+    """CoOp's prompts: a learned context for all classes, or one per class; methods differ in how they learn it."""
 
     model_name = "prompt_learner"
-    config_node = "COOP"
-    takes_multi_label = True
-    keys = (
+    keys: ClassVar[Sequence[Key]] = (
         *CONTEXT_KEYS,
         key("CSC", False, None, "class-specific context: each class learns its own"),
         key("CLASS_TOKEN_POSITION", "end", one_of(*POSITIONS), "end | middle | front: where the class name stands"),
         *TEXT_ENCODER_KEYS,
-        *LOSS_KEYS,
     )
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        node = cfg.TRAINER.COOP
+        name = f"TRAINER.{self.node_name()}"
+        node = cfg.TRAINER[self.node_name()]
         if node.CSC and node.CTX_INIT:
             raise UserError(
-                f"TRAINER.COOP.CTX_INIT '{node.CTX_INIT}' starts one context for all classes, but TRAINER.COOP.CSC "
-                "True asks for one per class; set CSC False, or CTX_INIT ''"
+                f"{name}.CTX_INIT '{node.CTX_INIT}' starts one context for all classes, but {name}.CSC True asks for "
+                f"one per class; set CSC False, or CTX_INIT {type(node.CTX_INIT)()!r}"
             )
 
-    def build_head(self) -> nn.Module:
+    def layout(self) -> PromptLayout:
+        """The prompts of the classes at hand."""
         node = self.method_cfg
-        logger.info("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
-        layout = prompt_layout(
+        return prompt_layout(
             self.clip,
             self.classnames,
             node,
@@ -63,4 +64,17 @@ class CoOp(FeatureTrainer):
             position=node.CLASS_TOKEN_POSITION,
             class_specific=node.CSC,
         )
-        return PromptLearner(self.clip, layout, class_specific=node.CSC, **text_encoder_options(node))
+
+    def build_head(self) -> nn.Module:
+        node = self.method_cfg
+        logger.info("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
+        return PromptLearner(self.clip, self.layout(), class_specific=node.CSC, **text_encoder_options(node))
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(ContextTrainer):
+    """A learned context for all classes, or one per class."""
+
+    config_node = "COOP"
+    takes_multi_label = True
+    keys = LOSS_KEYS

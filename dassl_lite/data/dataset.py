@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import overload
 
 from yacs.config import CfgNode
@@ -64,6 +65,7 @@ class DatasetBase:
         domains: names of all domains, for datasets with several.
         template: prompt template, with ``{}`` for the class name.
         ensemble_templates: further templates that the field averages for this dataset (ImageNet's seven).
+        method_templates: by a method's name, the template with which its authors describe this dataset, if not `template`.
         fewshot_digest: digest of the few-shot draw in use, "" if all training images are used.
         multi_label: an image has any number of classes; found from the images, unless a subclass declares it.
     """
@@ -72,6 +74,7 @@ class DatasetBase:
     domains: Sequence[str] = ()
     template: str = "a photo of a {}."
     ensemble_templates: tuple[str, ...] = ()
+    method_templates: Mapping[str, str] = MappingProxyType({})
     fewshot_digest: str = ""
     multi_label: bool = False
 

@@ -44,7 +44,8 @@ class PromptLayout:
     Attributes:
         n_ctx: n.
         start: (1,) id of the start token; (0,) for a tokenizer without one.
-        words: (n,) ids of the words that the context starts from; None if it starts from random numbers.
+        words: (k,) ids that the last k context vectors start from, those before them from 0; None if all start from
+            random numbers.
         behind: (K, S) ids behind the context when the name stands at the end.
         shared: how many context vectors open every prompt; the others stand among the rows that differ by class.
         lengths: K numbers: rows that differ by class, up to the end token.
@@ -74,6 +75,8 @@ def lay_out(
     *,
     position: str = "end",
     class_specific: bool = False,
+    fill: bool = False,
+    tail: str = "{}.",
     node: str = "",
 ) -> PromptLayout:
     """Lay out the prompts of K classes; ``_`` in class names and words stands for a space.
@@ -84,22 +87,29 @@ def lay_out(
             has several tokens, the last ones stay fixed behind the context.
         position: of the name: end, middle or front.
         class_specific: every class has its own context, so no vector is shared.
+        fill: there are ``n_ctx`` vectors whatever the words, whose tokens start the last of them; all tokens are learned.
+        tail: what follows the context, with {} for the name; another than the default only if that is at the end.
         node: name of the config node with N_CTX and CTX_INIT, for messages.
 
     Raises:
-        UserError: the longest prompt has more tokens than the text encoder takes.
+        UserError: the longest prompt has more tokens than the text encoder takes, or the context has fewer vectors than
+            it is filled with.
     """
     tokenizer = clip.tokenizer
     names = [name.replace("_", " ") for name in classnames]
     words = " ".join(words.replace("_", " ").split())
-    n_ctx = len(words.split()) or n_ctx
+    n_ctx = n_ctx if fill else len(words.split()) or n_ctx
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
     ordinary = _ordinary_id(clip)  # stands where the context is drawn from random numbers
-    context = tokenizer.encode(words, after_word=not before) if words else [ordinary] * n_ctx
-    setting = f"{node}." * bool(node) + (f"CTX_INIT '{shorten(words, 60)}'" if words else f"N_CTX {n_ctx}")
+    learned = tokenizer.encode(words, after_word=not before) if words else []
+    setting = f"{node}." * bool(node) + (f"CTX_INIT '{shorten(words, 60)}'" if words and not fill else f"N_CTX {n_ctx}")
+    if fill and len(learned) > n_ctx:
+        remedy = f"set it to {len(learned)} or more"
+        raise UserError(f"{setting} is too few for the {len(learned)} tokens of '{shorten(words, 60)}'; {remedy}")
+    context = [ordinary] * (n_ctx - len(learned)) + learned if fill or not words else learned
     if len(context) < n_ctx:
         raise UserError(f"{setting} has {n_ctx} words, but for this backbone's tokenizer only {len(context)} tokens")
-    texts = [_behind(clip, name, words, context, before) for name in names]
+    texts = [_behind(clip, tail.replace("{}", name), words, learned, before) for name in names]
     _require_room(clip, names, texts, len(context), setting)
     rows = torch.tensor([tokenizer.row([*context, *text]) for text in texts])
     start = rows[0, : len(tokenizer.prefix_ids)]
@@ -122,9 +132,11 @@ def lay_out(
     prefix, suffix = _arrange(start[:, None], drawn[:, None], behind[..., None], shared, order)
     for row, rest, length in zip(rows, suffix[..., 0], lengths, strict=True):
         row[: len(prefix) + length] = torch.cat([prefix[:, 0], rest[:length]])
-    logger.info(f'Initial context: "{words or " ".join("X" * n_ctx)}"')
+    unnamed = n_ctx - len(learned) if fill or not words else 0
+    logger.info(f'Initial context: "{" ".join(["X"] * unnamed + words.split())}"')
     logger.info(f"Number of context words (tokens): {n_ctx}")
-    return PromptLayout(n_ctx, start, drawn if words else None, behind, shared, lengths, order, rows, node)
+    starts = torch.tensor(learned[:n_ctx]) if words else None
+    return PromptLayout(n_ctx, start, starts, behind, shared, lengths, order, rows, node)
 
 
 def _ordinary_id(clip: CLIPBackbone) -> int:
@@ -135,13 +147,14 @@ def _ordinary_id(clip: CLIPBackbone) -> int:
     return next(i for i in range(len(special) + 1) if i not in special)
 
 
-def _behind(clip: CLIPBackbone, name: str, words: str, context: list[int], before: int) -> list[int]:
-    """The ids of "name.", as a tokenizer writes them where the name stands: behind the words, or in front."""
+def _behind(clip: CLIPBackbone, text: str, words: str, learned: list[int], before: int) -> list[int]:
+    """The ids of "name." as a tokenizer writes them where the name stands: behind the words, whose ids are ``learned``,
+    or in front."""
     if words and before:
-        whole = clip.tokenizer.encode(f"{words} {name}.")
-        if whole[: len(context)] == context:
-            return whole[len(context) :]
-    return clip.tokenizer.encode(f"{name}.", after_word=before > 0)
+        whole = clip.tokenizer.encode(f"{words} {text}")
+        if whole[: len(learned)] == learned:
+            return whole[len(learned) :]
+    return clip.tokenizer.encode(text, after_word=before > 0)
 
 
 def _arrange(
@@ -228,7 +241,8 @@ class PromptLearner(CosineHead):
         ctx = torch.empty(*classes, layout.n_ctx, clip.text.width).normal_(std=STD)
         with torch.no_grad():
             if layout.words is not None:
-                ctx.copy_(clip.text.embed(layout.words))
+                ctx.zero_()
+                ctx[..., layout.n_ctx - len(layout.words) :, :] = clip.text.embed(layout.words)
             self.register_buffer("token_prefix", clip.text.embed(layout.start), persistent=False)
             self.register_buffer("token_suffix", clip.text.embed(layout.behind), persistent=False)
         self.ctx = nn.Parameter(ctx)

@@ -132,7 +132,17 @@ class TrainerBase:
     def model_backward(self, loss: Tensor) -> None:
         """Back-propagate a finite loss."""
         self.detect_anomaly(loss)
-        loss.backward()
+        self.compute_gradients(loss)
+
+    def compute_gradients(self, loss: Tensor, keep_graph: bool = False) -> None:
+        """Back-propagate a loss, scaled where gradients are in float16, and average the gradients over the processes.
+
+        A method that makes a step of several losses overrides it.
+
+        Args:
+            keep_graph: the loss may be back-propagated again.
+        """
+        loss.backward(retain_graph=keep_graph)
         distributed.average_gradients(self._models.values())
 
     def model_update(self, names: Names = None) -> None:

@@ -39,7 +39,6 @@ from dassl_lite.engine.methods.feature_source import (
     load_backbone,
     precision_on,
 )
-from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
 from dassl_lite.metrics import compute_accuracy
@@ -113,6 +112,18 @@ class FeatureTrainer(TrainerX):
         """Training loss, a scalar, of logits (B, K) and labels (B,); in a multi-label dataset, bool (B, K)."""
         return sigmoid_loss(logits, label) if self.sigmoid else F.cross_entropy(logits, label)
 
+    def batch_loss(self, image_features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        """`loss`; a method whose loss needs the image features (B, D) too overrides this.
+
+        One that makes a step of several losses gives them as a vector, and overrides `compute_gradients` and
+        `loss_summary`.
+        """
+        return self.loss(logits, label)
+
+    def loss_summary(self, loss: Tensor) -> dict[str, float | Tensor]:
+        """What is logged of a step's loss, by name."""
+        return {"loss": unread(loss)}
+
     @property
     def sigmoid(self) -> bool:
         """Whether training takes the sigmoid loss: LOSS, and for auto the dataset, decides."""
@@ -134,7 +145,14 @@ class FeatureTrainer(TrainerX):
         """Prompt templates whose text features a method averages: the dataset's own, or with `takes_ensemble` its
         ensemble if it has one. A method may override this."""
         ensemble = list(self.dm.dataset.ensemble_templates) if self.takes_ensemble else []
-        return ensemble or [self.template]
+        return ensemble or [self.template_by(self.cfg.TRAINER.NAME) or self.template]
+
+    def template_by(self, method: str) -> str:
+        """The template with which a method's authors describe the dataset; "" if they have none of their own for it, or
+        DATASET.TEMPLATE replaces it."""
+        if self.cfg.DATASET.TEMPLATE:
+            return ""
+        return str(getattr(self.dm.dataset, "method_templates", {}).get(method, ""))
 
     def steps_to_train(self) -> int:
         """Length of the training in steps; a method whose length is not OPTIM.MAX_EPOCH epochs overrides it."""
@@ -497,9 +515,9 @@ class FeatureTrainer(TrainerX):
         features, label = self.parse_batch_train(batch)
         with self.autocast():
             logits = self.head(features)
-            loss = self.loss(logits.float(), label)
+            loss = self.batch_loss(features, logits.float(), label)
         self.model_backward_and_update(loss)
-        summary = {"loss": unread(loss), "acc": unread(compute_accuracy(logits, label)[0])}
+        summary = {**self.loss_summary(loss), "acc": unread(compute_accuracy(logits, label)[0])}
         if self.steps_by_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
@@ -514,8 +532,7 @@ class FeatureTrainer(TrainerX):
         try:
             for _ in range(_SCALES_TRIED):
                 self.model_zero_grad(names)
-                self.scaler.scale(loss).backward(retain_graph=True)
-                distributed.average_gradients(self._models.values())
+                self.compute_gradients(self.scaler.scale(loss), keep_graph=True)
                 self.scaler.step(self.optim)  # unless gradients are infinite; then a smaller scale comes next
                 self.scaler.update()
                 if steps:

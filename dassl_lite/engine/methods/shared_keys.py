@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from yacs.config import CfgNode
@@ -32,8 +33,9 @@ def _has_words(run: Any) -> str:
 
 
 # Methods with a learned context.
+CONTEXT_LENGTH = key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors")
 CONTEXT_KEYS = (
-    key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors", _has_words),
+    replace(CONTEXT_LENGTH, idle=_has_words),
     key(
         "CTX_INIT",
         "",
