@@ -12,11 +12,11 @@ class DescribableTextures(FolderDataset):
     dataset_dir = "dtd"
     split_file = "split_zhou_DescribableTextures.json"
     template = "{} texture."
-    method_templates = {
-        "KgCoOp": "a photo of a {}, a type of texture.",
-        "ProGrad": "a texture of {}.",
-        "TCP": "a photo of a {}, a type of texture.",
-    }
+    method_templates = (
+        ("KgCoOp", "a photo of a {}, a type of texture."),
+        ("ProGrad", "a texture of {}."),
+        ("TCP", "a photo of a {}, a type of texture."),
+    )
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
 
     def make_split(self) -> Split:

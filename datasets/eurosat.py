@@ -23,7 +23,7 @@ class EuroSAT(FolderDataset):
     dataset_dir, image_dir = "eurosat", "2750"
     split_file = "split_zhou_EuroSAT.json"
     template = "a centered satellite photo of {}."
-    method_templates = {"TCP input": "{}."}
+    method_templates = (("TCP input", "{}."),)
     homepage = "https://github.com/phelber/eurosat"
 
     def make_split(self) -> Split:

@@ -14,7 +14,7 @@ class FGVCAircraft(FolderDataset):
 
     dataset_dir = "fgvc_aircraft"
     template = "a photo of a {}, a type of aircraft."
-    method_templates = {"ProGrad": "a type of aircraft, a photo of a {}.", "TCP": "a photo of an aircraft {}."}
+    method_templates = (("ProGrad", "a type of aircraft, a photo of a {}."), ("TCP", "a photo of an aircraft {}."))
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
 
     def load(self) -> Split:

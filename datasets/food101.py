@@ -12,7 +12,7 @@ class Food101(FolderDataset):
     dataset_dir = "food-101"
     split_file = "split_zhou_Food101.json"
     template = "a photo of {}, a type of food."
-    method_templates = {"ProGrad": "a type of food, a photo of {}.", "TCP": "a photo of a {}, a type of food."}
+    method_templates = (("ProGrad", "a type of food, a photo of {}."), ("TCP", "a photo of a {}, a type of food."))
     homepage = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
 
     def make_split(self) -> Split:

@@ -17,7 +17,7 @@ class OxfordFlowers(FolderDataset):
     dataset_dir, image_dir = "oxford_flowers", "jpg"
     split_file = "split_zhou_OxfordFlowers.json"
     template = "a photo of a {}, a type of flower."
-    method_templates = {"ProGrad": "a type of flower, a photo of a {}."}
+    method_templates = (("ProGrad", "a type of flower, a photo of a {}."),)
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
     def make_split(self) -> Split:

@@ -15,7 +15,7 @@ class OxfordPets(FolderDataset):
     dataset_dir = "oxford_pets"
     split_file = "split_zhou_OxfordPets.json"
     template = "a photo of a {}, a type of pet."
-    method_templates = {"ProGrad": "a type of pet, a photo of a {}."}
+    method_templates = (("ProGrad", "a type of pet, a photo of a {}."),)
     homepage = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 
     def make_split(self) -> Split:

@@ -14,7 +14,7 @@ class StanfordCars(FolderDataset):
 
     dataset_dir, image_dir = "stanford_cars", ""
     split_file = "split_zhou_StanfordCars.json"
-    method_templates = {"TCP input": "{}, a type of car"}
+    method_templates = (("TCP input", "{}, a type of car"),)
     homepage = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
 
     def make_split(self) -> Split:

@@ -33,6 +33,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 60, 2 << 30  # of a case; the memory is what it may add to the process
 METHODS = ("TaskRes", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLIPLoRA")
+METHODS += ("KgCoOp", "ProGrad", "TCP")
 CLASSES = ("crane", "yo-yo", "golden retriever")
 
 # ---- hostile values --------------------------------------------------------------------------------------------------

@@ -7,33 +7,29 @@ Paper: Visual-Language Prompt Tuning with Knowledge-guided Context Optimization,
 t_k are the text features of the learned prompts, h_k those of one hand-written prompt. Prompts and logits are CoOp's.
 Recipe (the authors' repository): SGD, lr 2e-3, batch 128, 100 epochs, W 8, context from "a photo of a".
 
-Deviations: other words than "a photo of a" may be given, and words with CSC are refused; their code then leaves CSC out.
+Deviations: other words than "a photo of a" may be given; words with CSC are refused, where their code leaves CSC out.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, key, number
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
+from dassl_lite.engine.contract.keys import Key
 from dassl_lite.trainers.coop import ContextTrainer
 
 
-@TRAINER_REGISTRY.register()
-class KgCoOp(ContextTrainer):
-    """A learned context that keeps each class near its hand-written prompt."""
+class KnowledgeGuided(FeatureTrainer):
+    """The loss of a method whose head keeps the text features of its classes near those of hand-written prompts."""
 
-    keys = (
-        key("W", 8.0, number(at_least=0, at_most=1e6), "weight of the distance from the hand-written prompts; more: nearer"),
+    keys: ClassVar[Sequence[Key]] = (
+        key("W", 8.0, number(at_least=0, at_most=1e6), "weight of the distance from the hand-written prompts"),
     )
-    teacher: Tensor  # h (K, D), of length 1
-
-    def build_head(self) -> nn.Module:
-        head = super().build_head()
-        self.teacher = self.zero_shot_weights().to(self.device)
-        return head
+    teacher: Tensor  # h (K, D), of length 1; set by build_head
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float | Tensor]:
         with self.head.evaluating():  # logits and distance come from the same text features
@@ -42,3 +38,13 @@ class KgCoOp(ContextTrainer):
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         agreement = F.cosine_similarity(self.head.class_features(), self.teacher, dim=-1).mean()
         return super().loss(logits, label) + self.method_cfg.W * (1 - agreement)
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(KnowledgeGuided, ContextTrainer):
+    """A learned context that keeps each class near its hand-written prompt."""
+
+    def build_head(self) -> nn.Module:
+        head = super().build_head()
+        self.teacher = self.zero_shot_weights().to(self.device)
+        return head

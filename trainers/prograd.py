@@ -6,10 +6,10 @@ Paper: Prompt-aligned Gradient for Prompt Tuning, https://arxiv.org/abs/2205.148
     g_z = gradient of -T^2 * mean over images of softmax(z / T) . log softmax(logits / T)
     g  <- g - LAMBDA * (g . u) u,  u = g_z / |g_z|,  if g . u < 0
 
-z are zero-shot CLIP's logits with a hand-written prompt. Each learned tensor is one vector of the rule. Prompts and logits
-are CoOp's. With CTX_INIT the words of that prompt in front of the name start the last context vectors, the others start
-at 0. Recipe (the authors' repository): CoOp's, with CTX_INIT; LAMBDA 0.8 for 8 and 16 shots of OxfordFlowers, DTD and
-EuroSAT, otherwise 1.
+z are zero-shot CLIP's logits with a hand-written prompt; g is one vector, also of all classes' contexts (CSC). Prompts
+and logits are CoOp's. With CTX_INIT the words of the hand-written prompt in front of the name start the last context
+vectors, and the others start at 0. Recipe (the authors' repository): CoOp's, with CTX_INIT; LAMBDA 0.8 for 8 and 16
+shots of OxfordFlowers, DescribableTextures and EuroSAT (lambda08.yaml), otherwise 1.
 
 Deviations: all tokens of the words are learned, where their code counts words; a g_z that is rounding noise beside g
 (the start, where the context is made of exactly these words, and both models agree) has no direction, and is left out.
@@ -32,7 +32,7 @@ NOISE = 1e-6  # |g_z| / |g| up to which g_z is rounding noise
 
 
 def project(gradient: Tensor, guide: Tensor, strength: float = 1.0) -> Tensor:
-    """``gradient`` without the share ``strength`` of its part against ``guide``, of the same shape; both of any scale."""
+    """``gradient`` without the share ``strength`` of its part against ``guide``, of the same shape; any scale."""
     direction = guide / guide.norm().clamp(min=torch.finfo(guide.dtype).tiny)
     along = (gradient * direction).sum()
     kept = (along >= 0) | (guide.norm() <= NOISE * gradient.norm())
@@ -47,7 +47,9 @@ class ProGrad(ContextTrainer):
         CONTEXT_LENGTH,
         key("CTX_INIT", True, None, "start the last vectors from the words of the template in front of the name"),
         key("LAMBDA", 1.0, number(at_least=0, at_most=100), "share of the opposing part that is taken away; 0: CoOp"),
-        key("T", 1.0, number(above=0, at_most=1000), "temperature at which logits are compared; more: all classes count"),
+        key(
+            "T", 1.0, number(above=0, at_most=1000), "temperature at which logits are compared; more: all classes count"
+        ),
     )
     teacher: Tensor  # (K, D), of length 1
 
@@ -55,7 +57,7 @@ class ProGrad(ContextTrainer):
         node, name = self.method_cfg, f"TRAINER.{self.node_name()}"
         (template,) = self.templates()
         words = template.partition("{}")[0].strip() if node.CTX_INIT else ""
-        if node.CTX_INIT and not words:
+        if node.CTX_INIT and not self.clip.tokenizer.encode(words):
             raise UserError(
                 f"template '{template}' has no words in front of the class name to start from; set {name}.CTX_INIT "
                 "False, or DATASET.TEMPLATE to another one"

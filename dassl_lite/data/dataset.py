@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 from yacs.config import CfgNode
@@ -65,7 +64,7 @@ class DatasetBase:
         domains: names of all domains, for datasets with several.
         template: prompt template, with ``{}`` for the class name.
         ensemble_templates: further templates that the field averages for this dataset (ImageNet's seven).
-        method_templates: by a method's name, the template with which its authors describe this dataset, if not `template`.
+        method_templates: names of methods, each with the template that its authors have for this dataset instead.
         fewshot_digest: digest of the few-shot draw in use, "" if all training images are used.
         multi_label: an image has any number of classes; found from the images, unless a subclass declares it.
     """
@@ -74,7 +73,7 @@ class DatasetBase:
     domains: Sequence[str] = ()
     template: str = "a photo of a {}."
     ensemble_templates: tuple[str, ...] = ()
-    method_templates: Mapping[str, str] = MappingProxyType({})
+    method_templates: tuple[tuple[str, str], ...] = ()
     fewshot_digest: str = ""
     multi_label: bool = False
 

@@ -87,7 +87,7 @@ def lay_out(
             has several tokens, the last ones stay fixed behind the context.
         position: of the name: end, middle or front.
         class_specific: every class has its own context, so no vector is shared.
-        fill: there are ``n_ctx`` vectors whatever the words, whose tokens start the last of them; all tokens are learned.
+        fill: there are ``n_ctx`` vectors whatever the words, all tokens of which start the last of them.
         tail: what follows the context, with {} for the name; another than the default only if that is at the end.
         node: name of the config node with N_CTX and CTX_INIT, for messages.
 
@@ -253,12 +253,14 @@ class PromptLearner(CosineHead):
         self.layout, self.class_specific = layout, class_specific
         self._text, self.chunk, self.checkpoint = clip.text, chunk, checkpoint
 
-    def encode(self, context: Tensor) -> Tensor:
+    def encode(self, context: Tensor, deep: Mapping[int, Tensor] | None = None) -> Tensor:
         """Text features, not normalised, of the prompts with ``context`` in them.
 
         Args:
             context: (n, W) or, if class-specific, (K, n, W). With the name at the end also (B, n, W): one context per
                 image.
+            deep: block number -> (n, W) or (K, n, W), vectors in place of the context in the input of that block of the
+                text encoder, with the name at the end.
 
         Returns:
             (K, D); for one context per image (B, K, D).
@@ -270,6 +272,8 @@ class PromptLearner(CosineHead):
             suffix,
             layout.lengths,
             tokens=self.token_rows,
+            deep=deep,
+            deep_at=len(layout.start),
             chunk=self.chunk,
             checkpoint=self.checkpoint,
         )

@@ -137,6 +137,17 @@ class TextTower:
         return self._text.transformer.resblocks
 
     @property
+    def depth(self) -> int:
+        """Number of blocks that deep prompts can enter.
+
+        Raises:
+            UserError: the encoder has none of open_clip's.
+        """
+        if not hasattr(getattr(self._text, "transformer", None), "resblocks"):
+            raise UserError("this backbone's text encoder has no blocks of open_clip's, so it takes no deep prompts")
+        return len(self.blocks)
+
+    @property
     def width(self) -> int:
         """W, the width of token embeddings."""
         return self._own.embedding.weight.shape[1]
@@ -431,9 +442,7 @@ class TextTower:
         """Refuse deep rows that do not fit ``classes`` prompts of at least ``shortest`` tokens."""
         if not deep.rows:
             return
-        if not hasattr(getattr(self._text, "transformer", None), "resblocks"):
-            raise UserError("this backbone's text encoder has no blocks of open_clip's, so it takes no deep prompts")
-        depth = len(self.blocks)
+        depth = self.depth
         if not all(0 <= number < depth for number in deep.rows):
             raise ValueError(f"deep rows for blocks {sorted(deep.rows)}, but the text encoder has {depth} blocks")
         for number, rows in deep.rows.items():

@@ -135,4 +135,5 @@ def run_all(folder: Path) -> dict[str, Any]:
         "cached": on_cached_features(folder),
         "TaskRes": without_a_cache(folder, "TaskRes"),
         "CLIPLoRA": without_a_cache(folder, "CLIPLoRA"),
+        "ProGrad": without_a_cache(folder, "ProGrad"),
     }

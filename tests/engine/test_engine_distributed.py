@@ -168,7 +168,7 @@ def test_features_are_extracted_by_both_processes_and_a_run_on_them_is_that_of_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["TaskRes", "CLIPLoRA"])
+@pytest.mark.parametrize("method", ["TaskRes", "CLIPLoRA", "ProGrad"])
 def test_methods_on_images_evaluate_as_one_process_does_and_share_the_work(cases: Any, method: str) -> None:
     one, two, _ = cases
     for rank in two:

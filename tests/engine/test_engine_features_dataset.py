@@ -111,6 +111,9 @@ def test_a_method_trains_saves_and_loads_without_any_clip(run, method, views):
     [
         ("CoOp", "text encoder"),
         ("CoCoOp", "text encoder"),
+        ("KgCoOp", "text encoder"),
+        ("ProGrad", "text encoder"),
+        ("TCP", "text encoder"),
         ("CLIPLoRA", "encoder"),
         ("ZeroshotCLIP2", "text encoder"),
         ("TaskResEnhance", "text encoder"),

@@ -155,6 +155,7 @@ def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Pa
 # ---- on a GPU, or what stands in for one ------------------------------------------------------------------------
 
 METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLIPLoRA")
+METHODS += ("KgCoOp", "ProGrad", "TCP")
 
 
 def steps_counted(trainer: str, precision: str, folder: str, family: str = "") -> tuple[int, str, str]:
@@ -209,7 +210,7 @@ def test_a_step_waits_for_no_device_and_copies_nothing_to_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPLoRA"])
+@pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPLoRA", "TCP"])
 def test_a_step_of_whole_prompts_waits_and_copies_as_little(on_cuda: Any, tmp_path: Path, trainer: str) -> None:
     pytest.importorskip("transformers")
     assert on_cuda(steps_counted, trainer, "fp32", str(tmp_path), "SigLIP") == (3, "{}", "{}")

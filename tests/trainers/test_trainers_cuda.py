@@ -28,6 +28,9 @@ OPTIONS = {
     "TRAINER.TipAdapter.BETA_STEPS": 3,
     "TRAINER.COOP.N_CTX": 4,
     "TRAINER.COCOOP.N_CTX": 4,
+    "TRAINER.KgCoOp.N_CTX": 4,
+    "TRAINER.ProGrad.N_CTX": 6,
+    "TRAINER.TCP.N_CTX": 4,
     "TRAINER.CLIPLoRA.DROPOUT": 0.0,  # masks are drawn on the device
     "TRAINER.CLIPLoRA.STEPS_PER_SHOT": 0,
     "TRAINER.CrossModalProbe.ITERATIONS": 6,
@@ -170,7 +173,9 @@ def steps_in_float16(*case: Any) -> dict[str, Any]:
     return {"rates": steps, "told": told, "scale": (start, trainer.scaler.get_scale())}
 
 
-@pytest.mark.parametrize(("method", "precision"), [("TaskResEnhance", "amp"), ("CoOp", "fp16"), ("CoOp", "amp")])
+@pytest.mark.parametrize(
+    ("method", "precision"), [("TaskResEnhance", "amp"), ("CoOp", "fp16"), ("CoOp", "amp"), ("ProGrad", "amp")]
+)
 def test_a_step_whose_scaled_gradients_overflow_is_repeated_and_that_is_said_once(
     on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, method: str, precision: str
 ) -> None:

@@ -18,7 +18,7 @@ from dassl_lite.engine.plugins import load_plugins
 
 FOLDER = Path(__file__).parents[1] / "golden2"
 META = json.loads((FOLDER / "meta_prompts.json").read_text())["params"]
-METHODS = {"kgcoop": "KgCoOp", "prograd": "ProGrad"}
+METHODS = {"kgcoop": "KgCoOp", "prograd": "ProGrad", "tcp": "TCP"}
 CASES = {
     (file, name): case
     for file in METHODS
@@ -32,7 +32,7 @@ load_plugins()
 def options_of(file: str, name: str, case: dict[str, Any]) -> list[str]:
     """The case's keys, and its optimiser: SGD or Adam at a constant rate."""
     method, words = METHODS[file], "_init" in name
-    node: dict[str, Any] = {"N_CTX": case.get("n", 4), "CSC": case.get("csc", False)}
+    node: dict[str, Any] = {"N_CTX": case.get("n", 4)} | ({"CSC": case["csc"]} if "csc" in case else {})
     node["CTX_INIT"] = words if file == "prograd" else "a photo of a" if words else ""
     node |= {key.upper(): case[value] for key, value in {"w": "w", "lambda": "lam", "t": "T"}.items() if value in case}
     rate = json.loads((FOLDER / f"{file}.json").read_text())["lr"]
@@ -124,6 +124,8 @@ def test_a_method_equals_its_authors(golden2, build, error, file, name):
     gradients: list[tuple[str, torch.Tensor]] = []
     for key, parameter in head.named_parameters():
         parameter.register_hook(lambda gradient, key=key: gradients.append((key, gradient.clone())))
+    if file == "tcp":
+        assert differ("class_prompts", head.class_prompts()) < FORWARD
     if file == "prograd":
         images, _ = trainer.parse_batch_train(batch(tiny, kind, 0))
         zero_shot = head.scale * F.normalize(images, dim=-1) @ trainer.teacher.t()

@@ -49,6 +49,7 @@ def trained(images: Path, tmp_path: Path, golden_backbone: Any) -> Callable[[str
             "OUTPUT_DIR": str(tmp_path / precision),
         }
         options = ["TRAINER.TipAdapter.SEARCH", "False", "TRAINER.COOP.N_CTX", "4", "TRAINER.COCOOP.N_CTX", "4"]
+        options += ["TRAINER.KgCoOp.N_CTX", "4", "TRAINER.TCP.N_CTX", "4", "TRAINER.ProGrad.N_CTX", "6"]
         options += ["TRAINER.CLIPLoRA.DROPOUT", "0.0", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0"]
         options += ["TRAINER.CrossModalProbe.ITERATIONS", "20", "TRAINER.CrossModalProbe.EVAL_EVERY", "10"]
         options += [f"TRAINER.{node}.PREC", precision]
@@ -88,4 +89,5 @@ def test_a_method_gives_about_the_same_in_every_precision(trained, method, caplo
 def test_the_methods_of_the_package_are_all_here():
     assert {"CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLIPLoRA"} <= set(METHODS)
     assert {"CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe"} <= set(METHODS)
+    assert {"KgCoOp", "ProGrad", "TCP"} <= set(METHODS)
     assert {"ZeroshotCLIP", "ZeroshotCLIP2", "TaskRes", "TaskResEnhance"} <= set(METHODS)

@@ -1,8 +1,10 @@
-"""CoOp and CoCoOp as their users meet them: files, other classes, evaluation, precisions, mistakes."""
+"""Learned prompts as their users meet them: files, other classes, evaluation, precisions, mistakes."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.trainers.prograd import project
 from dassl_lite.utils import UserError, set_random_seed
 
 NODES = {"CoOp": "TRAINER.COOP", "CoCoOp": "TRAINER.COCOOP"}
+NODES |= {name: f"TRAINER.{name}" for name in ("KgCoOp", "ProGrad", "TCP")}
 CLASSES = ("golden retriever", "crane", "yo-yo")
 
 
@@ -66,8 +72,10 @@ def count_calls(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.slow
-def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build, monkeypatch):
-    trainer = build("CoOp", "OPTIM.MAX_EPOCH", "2")
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "ProGrad", "TCP"])
+def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build, monkeypatch, method):
+    trainer = build(method, "OPTIM.MAX_EPOCH", "2")
     calls = count_calls(trainer, monkeypatch)
     trainer.train()
     steps = 2 * len(trainer.train_loader_x)
@@ -85,7 +93,17 @@ def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build,
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize(("method", "options"), [("CoOp", ("CSC", "True")), ("CoOp", ()), ("CoCoOp", ())])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("CoOp", ("CSC", "True")),
+        ("CoOp", ()),
+        ("CoCoOp", ()),
+        ("KgCoOp", ("CSC", "True")),
+        ("ProGrad", ()),
+        ("TCP", ()),
+    ],
+)
 def test_a_resumed_run_equals_one_never_stopped(build, tmp_path, method, options):
     whole = build(method, "TRAIN.CHECKPOINT_FREQ", "2", *options)
     whole.train()
@@ -101,7 +119,7 @@ def test_a_resumed_run_equals_one_never_stopped(build, tmp_path, method, options
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
+@pytest.mark.parametrize("method", NODES)
 def test_a_shared_context_is_loaded_into_any_classes(build, method):
     source = build(method)
     source.train()
@@ -116,10 +134,13 @@ def test_a_shared_context_is_loaded_into_any_classes(build, method):
 
 
 @pytest.mark.slow
-def test_a_context_per_class_is_loaded_by_name(build):
-    source = build("CoOp", "CSC", "True")
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "ProGrad"])
+def test_a_context_per_class_is_loaded_by_name(build, method):
+    options = ("CSC", "True", *(("CTX_INIT", "False") if method == "ProGrad" else ()))
+    source = build(method, *options)
     source.train()
-    target = build("CoOp", "CSC", "True", classes=("crane", "golden_retriever"))
+    target = build(method, *options, classes=("crane", "golden_retriever"))
     target.load_model(source.output_dir)
     row = {name.replace("_", " "): k for k, name in enumerate(source.classnames)}
     for k, name in enumerate(target.classnames):
@@ -169,7 +190,7 @@ def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(build, caplog, meth
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "TCP"])
 def test_saving_memory_changes_no_gradient(build, method):
     gradients = []
     for options in ((), ("TEXT_CHUNK", "2", "TEXT_CHECKPOINT", "True")):
@@ -218,6 +239,20 @@ def test_a_context_from_words_starts_as_the_sentence_they_make(build, position, 
         ("CoCoOp", ("CTX_INIT", "__"), "it must be words alone"),
         ("CoCoOp", ("TEXT_CHUNK", "-1"), "TRAINER.COCOOP.TEXT_CHUNK is -1; it must be at least 0"),
         ("CoCoOp", ("PREC", "fp8"), "unknown precision 'fp8'"),
+        ("KgCoOp", ("W", "-1.0"), "TRAINER.KgCoOp.W is -1.0; it must be at least 0"),
+        ("KgCoOp", ("CTX_INIT", "a photo of a", "CSC", "True"), "TRAINER.KgCoOp.CTX_INIT 'a photo of a' starts one"),
+        ("ProGrad", ("CSC", "True"), "set CSC False, or CTX_INIT False"),
+        (
+            "ProGrad",
+            ("N_CTX", "3"),
+            "TRAINER.ProGrad.N_CTX 3 is too few for the 4 tokens of 'a photo of a'; set it to 4",
+        ),
+        ("ProGrad", ("DATASET.TEMPLATE", "{} texture."), "'{} texture.' has no words in front of the class name"),
+        ("ProGrad", ("N_CTX", "72"), "TRAINER.ProGrad.N_CTX 72 does not fit: with the class name 'yo-yo'"),
+        ("ProGrad", ("T", "0.0"), "TRAINER.ProGrad.T is 0.0; it must be above 0"),
+        ("TCP", ("LAYER", "2"), "TRAINER.TCP.LAYER 2 is out of range: the text encoder has blocks 0 to 1; use -1"),
+        ("TCP", ("DATASET.TEMPLATE", "{}" + " very" * 74), "a prompt has"),
+        ("TCP", ("N_CTX", "0"), "TRAINER.TCP.N_CTX is 0; it must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_remedy(build, method, options, message):
@@ -259,3 +294,149 @@ def test_recipes_say_what_the_references_files_of_that_name_say(method, recipe, 
     optim = cfg.OPTIM
     rates = (optim.NAME, optim.LR, optim.LR_SCHEDULER, optim.WARMUP_EPOCH, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR)
     assert rates == ("sgd", 0.002, "cosine", 1, "constant", 1e-5)
+
+
+# ---- prompts that are guided by hand-written ones --------------------------------------------------------------------
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize(
+    ("method", "options"), [("KgCoOp", ("W", "0.0")), ("ProGrad", ("LAMBDA", "0.0", "CTX_INIT", "False"))]
+)
+def test_a_method_whose_guide_weighs_nothing_is_coop(build, method, options):
+    plain = build("CoOp")
+    plain.train()
+    guided = build(method, *options)
+    guided.train()
+    assert torch.equal(guided.head.ctx, plain.head.ctx)
+
+
+def test_kgcoop_stays_nearer_to_the_hand_written_prompts_the_more_they_weigh(build):
+    distances = []
+    for weight in ("0.0", "100.0"):
+        trainer = build("KgCoOp", "W", weight, "OPTIM.LR", "0.02")
+        trainer.train()
+        distances.append((1 - F.cosine_similarity(trainer.head.class_features(), trainer.teacher)).mean().item())
+    assert distances[1] < distances[0]
+
+
+def test_prograd_takes_from_a_step_what_works_against_the_guide():
+    own, guide = torch.tensor([[3.0, -1.0]]), torch.tensor([[0.0, 2.0]])
+    assert torch.equal(project(own, guide), torch.tensor([[3.0, 0.0]]))
+    assert torch.equal(project(own, 1e-3 * guide, 0.5), torch.tensor([[3.0, -0.5]]))
+    for harmless in (-guide, 0 * guide, 1e-7 * guide):  # the same side, and no direction but rounding noise
+        assert torch.equal(project(own, harmless), own)
+    for overflow in (torch.tensor([[0.0, torch.inf]]), torch.tensor([[torch.nan, 1.0]])):
+        assert not torch.isfinite(project(own, overflow)).all()  # a step in float16 is repeated with another scale
+
+
+@pytest.mark.parametrize("count", [9, 12])
+def test_prograd_starts_from_every_token_of_the_words(build, count):
+    template = "a type of pet, a photo of a {}."  # eight words, nine tokens
+    trainer = build("ProGrad", "N_CTX", str(count), "DATASET.TEMPLATE", template)
+    learned = trainer.clip.tokenizer.encode(template.partition("{}")[0].strip())
+    assert len(learned) == 9
+    assert torch.equal(trainer.head.ctx[-9:], trainer.clip.text.embed(torch.tensor(learned)))
+    assert not trainer.head.ctx[:-9].any()
+    if count == 9:  # both models are zero-shot CLIP, and the first step is CoOp's
+        assert torch.allclose(F.normalize(trainer.head.class_features(), dim=-1), trainer.teacher, atol=1e-5)
+
+
+@pytest.fixture
+def describe(build):
+    """``describe("TCP", "OxfordPets")``: a trainer whose three classes are described as that dataset's are."""
+
+    def make(method: str, dataset: str, *options: str) -> Any:
+        trainer, like = build(method, *options), DATASET_REGISTRY.get(dataset)
+        trainer.dm.dataset.template, trainer.dm.dataset.method_templates = like.template, like.method_templates
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kgcoop", "prograd", "tcp", "tail"),
+    [
+        ("OxfordPets", "a photo of a {}, a type of pet.", "a type of pet, a photo of a {}.", "", "{}, a type of pet."),
+        (
+            "OxfordFlowers",
+            "a photo of a {}, a type of flower.",
+            "a type of flower, a photo of a {}.",
+            "",
+            "{}, a type of flower.",
+        ),
+        (
+            "FGVCAircraft",
+            "a photo of a {}, a type of aircraft.",
+            "a type of aircraft, a photo of a {}.",
+            "a photo of an aircraft {}.",
+            "{}, a type of aircraft.",
+        ),
+        ("DescribableTextures", "a photo of a {}, a type of texture.", "a texture of {}.", "", "{} texture."),
+        ("EuroSAT", "a centered satellite photo of {}.", "a centered satellite photo of {}.", "", "{}."),
+        (
+            "Food101",
+            "a photo of {}, a type of food.",
+            "a type of food, a photo of {}.",
+            "a photo of a {}, a type of food.",
+            "{}, a type of food.",
+        ),
+        ("UCF101", "a photo of a person doing {}.", "a photo of a person doing {}.", "", "person doing {}."),
+        ("StanfordCars", "a photo of a {}.", "a photo of a {}.", "", "{}, a type of car"),
+        ("ImageNetA", "a photo of a {}.", "a photo of a {}.", "", "{}."),
+    ],
+)
+def test_a_dataset_is_described_as_a_methods_authors_do(describe, dataset, kgcoop, prograd, tcp, tail):
+    trainer = describe("TCP", dataset)
+    assert trainer.templates() == [tcp or kgcoop]
+    layout = trainer.layout()
+    decode = trainer.clip.tokenizer.decode
+    ids = layout.behind[2][: layout.lengths[2] - 1].tolist()
+    assert decode(ids).split() == decode(trainer.clip.tokenizer.encode(tail.format("yo-yo"))).split()
+    for method, template in (("KgCoOp", kgcoop), ("ProGrad", prograd)):
+        assert trainer.template_by(method) in (template, "")
+        assert (trainer.template_by(method) or trainer.template) == template
+
+
+@pytest.mark.parametrize("method", ["KgCoOp", "ProGrad", "TCP"])
+def test_what_a_user_says_of_the_classes_replaces_what_authors_say(build, tmp_path, method):
+    own = build(method, "DATASET.TEMPLATE", "a drawing of a {}, in ink.")
+    own.dm.dataset.method_templates = ((method, "a photo of a {}."),)
+    assert own.templates() == ["a drawing of a {}, in ink."]
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps({name: [f"Some {name} or other.", "Another."] for name in CLASSES}))
+    described = build(method, "DATASET.DESCRIPTIONS", str(sentences))
+    texts = [text for name in described.classnames for text in (f"Some {name} or other.", "Another.")]
+    features = F.normalize(described.clip.encode_text(described.clip.tokenize(texts)), dim=-1)
+    expected = F.normalize(features.unflatten(0, (3, 2)).mean(dim=1), dim=-1)
+    assert torch.allclose(described.teacher, expected, atol=1e-5)
+    assert "DATASET.DESCRIPTIONS" not in described.idle_keys()
+
+
+def test_tcp_says_where_class_prompts_enter_an_encoder_of_few_blocks(build, caplog):
+    caplog.set_level(logging.INFO)
+    trainer = build("TCP")
+    assert trainer.head.layer == 1
+    assert "The text encoder has 2 blocks: class prompts enter the last, not number 8" in caplog.text
+    moved = build("TCP", "LAYER", "0")
+    moved.head.load_state_dict(trainer.head.state_dict())
+    assert not torch.allclose(moved.head.class_features(), trainer.head.class_features())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("KgCoOp", (), ("sgd", 100, 128, 16, "a photo of a")),
+        ("ProGrad", ("DATASET.NUM_SHOTS", "4"), ("sgd", 100, 32, 16, True)),
+        ("ProGrad", (), ("sgd", 200, 32, 16, True)),
+        ("TCP", (), ("adam", 50, 32, 4, "")),
+    ],
+)
+def test_guided_methods_have_their_authors_recipes(method, options, expected):
+    cfg = make_config(trainer=method, method_file="default.yaml", options=options)
+    node, optim = cfg.TRAINER[method], cfg.OPTIM
+    found = (optim.NAME, optim.MAX_EPOCH, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, node.N_CTX, node.CTX_INIT)
+    assert found == expected
+    assert (optim.LR, optim.LR_SCHEDULER, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR) == (0.002, "cosine", 1, 1e-5)
+    new = make_config(trainer=method, method_file="base_to_new.yaml")
+    assert (new.OPTIM.MAX_EPOCH, new.DATASET.NUM_SHOTS) == ((100, 4) if method == "ProGrad" else (expected[1], 16))

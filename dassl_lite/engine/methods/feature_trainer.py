@@ -152,7 +152,7 @@ class FeatureTrainer(TrainerX):
         DATASET.TEMPLATE replaces it."""
         if self.cfg.DATASET.TEMPLATE:
             return ""
-        return str(getattr(self.dm.dataset, "method_templates", {}).get(method, ""))
+        return dict(getattr(self.dm.dataset, "method_templates", ())).get(method, "")
 
     def steps_to_train(self) -> int:
         """Length of the training in steps; a method whose length is not OPTIM.MAX_EPOCH epochs overrides it."""
