@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "networks": {"utils", "config", "metrics"},
 }
 MAY_IMPORT["engine"] = set(MAY_IMPORT) | {"configs"}
-MAY_IMPORT["compat"] = set(MAY_IMPORT) | {"engine", "configs"}
-MAY_IMPORT["trainers"] = set(MAY_IMPORT) | {"engine"}
+MAY_IMPORT["classifier"] = set(MAY_IMPORT)
+MAY_IMPORT["compat"] = set(MAY_IMPORT) - {"classifier"} | {"configs"}
+MAY_IMPORT["trainers"] = set(MAY_IMPORT) - {"classifier"}
 MAY_IMPORT["datasets"] = {"data"}
 MAY_IMPORT["tools"] = set(MAY_IMPORT) | {"datasets", "trainers"}
 # Errors, logging and signals are of the house, not of a layer above: a dataset may raise a UserError.

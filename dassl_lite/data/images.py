@@ -136,15 +136,20 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UnreadableImageError: the file is missing, not an image, truncated, or larger than PIL allows.
     """
+    with open_image(path) as image:
+        return as_rgb(image, os.fspath(path))
+
+
+def as_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """An image as 8-bit RGB, converted as :func:`read_image` says; ``name`` is for messages."""
     with warnings.catch_warnings():
         # Transparency is dropped on purpose.
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
-        with open_image(path) as image:
-            name, is_cut = os.fspath(path), grey.is_cut(image)
-            found = (grey.to_eight_bits(image, name) if grey.is_wide(image) else image).convert("RGB")
-            if is_cut:
-                grey.tell_dark(found, name)
-            return found
+        is_cut = grey.is_cut(image)
+        found = (grey.to_eight_bits(image, name) if grey.is_wide(image) else image).convert("RGB")
+        if is_cut:
+            grey.tell_dark(found, name)
+        return found
 
 
 def count_images(number: int) -> str:

@@ -95,13 +95,15 @@ def make_config(
     options: Sequence[str] = (),
     base: dict[str, Any] | None = None,
     allow_new_keys: bool = False,
+    source: str = "the command line",
 ) -> CfgNode:
     """The frozen config of a run.
 
     Merge order (the reference's): engine defaults, the methods' own keys, ``base`` (a stored run's config), dataset
     yaml, method yaml, flags, trailing options. What the method yaml has for one dataset only (``_FOR_``) follows it, if
     the run's dataset is that one, or a feature file of it. A yaml that does not exist as given is looked up among the
-    package's (``shapesnet`` or ``configs/datasets/shapesnet.yaml``).
+    package's (``shapesnet`` or ``configs/datasets/shapesnet.yaml``). ``source`` is where the flags come from, for
+    messages.
     """
     load_plugins()
 
@@ -115,7 +117,7 @@ def make_config(
         if method_file:
             method = find_yaml(method_file, f"trainers/{trainer}")
             merge_file(cfg, method, dataset=dataset, allow_new_keys=allow_new_keys)
-        merge_mapping(cfg, flags or {}, "the command line")
+        merge_mapping(cfg, flags or {}, source)
         merge_options(cfg, options, allow_new_keys=allow_new_keys)
         return cfg
 

@@ -62,6 +62,10 @@ class UserError(ValueError):
         super().__init__(_cut(printable(_LINE_BREAK.sub(" ", _cut(str(message))))))
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """What a program names is not there; a FileNotFoundError too, since that is what Python raises."""
+
+
 class MissingDatasetError(UserError):
     """The dataset is not on this machine; a suite of datasets skips it."""
 

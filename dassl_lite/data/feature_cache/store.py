@@ -113,10 +113,12 @@ class Features:
     Attributes:
         tensor: (V, N, D), of the encoder's dtype; zero where ``kept`` is False.
         kept: bool (N,), False for unreadable images that were skipped.
+        errors: why an image was skipped, by its absolute path.
     """
 
     tensor: Tensor
     kept: Tensor
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class FeatureStore:
@@ -127,6 +129,7 @@ class FeatureStore:
         root: the cache folder, which contains the store's folder. None keeps features in memory only.
         commit_seconds: how much work a killed process may lose, in seconds.
         processes: processes that all fetch the same images and extract missing ones together; the first one writes.
+        shows_progress: show a bar, if there is a terminal.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class FeatureStore:
         *,
         commit_seconds: float = COMMIT_SECONDS,
         processes: ProcessGroup | None = None,
+        shows_progress: bool = True,
     ) -> None:
         if spec.views < 1:
             raise UserError(f"the number of views must be at least 1, not {spec.views}")
@@ -143,6 +147,7 @@ class FeatureStore:
         self.folder = None if root is None else Path(root) / digest_of(spec.describe())[:16]
         disk = None if self.folder is None else ShardStore(self.folder, spec.describe())
         self._processes = processes or ProcessGroup()
+        self._shows_progress = shows_progress
         self._rows = Rows(disk, commit_seconds, writes=self._processes.rank == 0)
 
     def fetch(
@@ -161,12 +166,13 @@ class FeatureStore:
             encode: from inputs (B, 3, H, W) on ``device`` to features (B, D); called only for images without a row.
             batch_size: encoder inputs at a time; an image counts V times.
             num_workers: maximum number of decoding processes.
-            on_error: "stop" or "skip", for an image that cannot be read.
+            on_error: for an image that cannot be read: "stop"; "skip", with a warning; or "leave" it to the caller to
+                tell, even if all are.
 
         Raises:
             UserError: an image cannot be read and ``on_error`` is "stop", or no image can be read.
         """
-        if on_error not in ("stop", "skip"):
+        if on_error not in ("stop", "skip", "leave"):
             raise unknown("on_error", on_error, ("stop", "skip"))
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
@@ -182,15 +188,16 @@ class FeatureStore:
         for _ in range(_ATTEMPTS):
             if any(self._processes.gather(bool(self._missing(wanted, errors)))):
                 self._extract(wanted, run, errors, stop)
-            if files and len(errors) == len(set(map(os.path.abspath, paths))):
+            if on_error != "leave" and files and len(errors) == len(set(map(os.path.abspath, paths))):
                 raise _unreadable(errors)
             features, damaged = self._gather(files)
             if damaged:
                 logger.warning(f"Damaged rows in the feature cache {self.folder}, extracted again: {len(damaged)}")
                 self._rows.forget(damaged)
             if not any(self._processes.gather(bool(damaged))):
-                _warn_of_skipped(errors)
-                return features
+                if on_error == "skip":
+                    _warn_of_skipped(errors)
+                return dataclasses.replace(features, errors=errors)
         raise UserError(
             f"the disk of {self.folder} returns other bytes than were written; set DATASET.FEATURES.DIR to another disk"
         )
@@ -216,7 +223,8 @@ class FeatureStore:
         stop: bool,
     ) -> None:
         """Add the missing rows. Unreadable images are added to ``errors``, or raise if ``stop``."""
-        no_bar = True if self._processes.rank else None  # None: no bar if there is no terminal
+        # None: no bar if there is no terminal.
+        no_bar = None if self._shows_progress and not self._processes.rank else True
         with self._rows.writing():
             missing = self._missing_anywhere(wanted, errors)  # another process may have added some
             dataset = ViewDataset(missing, self.spec.transform, self.spec.views, self.spec.seed)

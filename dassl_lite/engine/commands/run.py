@@ -35,9 +35,7 @@ def build(cfg: CfgNode, log: str = "log.txt") -> Any:
     distributed.start(cfg.USE_CUDA)
     setup_logger(Path(cfg.OUTPUT_DIR) / log, console=cfg.VERBOSE)
     reset_peak_memory()
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
-    return build_trainer(cfg)
+    return seeded(cfg)
 
 
 @contextmanager
@@ -63,13 +61,8 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             yield None
             return
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
-        tell_idle_keys(trainer)
+        zero_shot = before_training(trainer)
         metric = getattr(trainer, "main_metric", "accuracy")
-        zero_shot = trainer.zero_shot() if hasattr(trainer, "zero_shot") and cfg.DATASET.FEATURES.VIEWS else None
-        if zero_shot is not None:
-            of = "" if metric == "accuracy" else f" {metric}"
-            logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%{of}")
-        trainer.check_training_data()
         with replacing(cfg.OUTPUT_DIR, overwrite=overwrite) if first else nullcontext():
             distributed.wait()  # until the folder is as the run expects it
             yield trainer
@@ -77,6 +70,29 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
                 write_results({**trainer.run_results(), f"zero_shot_{metric}": zero_shot}, cfg.OUTPUT_DIR)
         show(cfg, trainer.results, zero_shot)
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
+
+
+def seeded(cfg: CfgNode) -> Any:
+    """Seed every random stream and build the trainer."""
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    return build_trainer(cfg)
+
+
+def before_training(trainer: Any) -> float | None:
+    """What comes between building a trainer and training it; returns zero-shot CLIP's accuracy, or mAP, in percent.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    tell_idle_keys(trainer)
+    measured = hasattr(trainer, "zero_shot") and trainer.cfg.DATASET.FEATURES.VIEWS
+    zero_shot: float | None = trainer.zero_shot() if measured else None
+    if zero_shot is not None:
+        metric = getattr(trainer, "main_metric", "accuracy")
+        logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%{'' if metric == 'accuracy' else f' {metric}'}")
+    trainer.check_training_data()
+    return zero_shot
 
 
 def tell_idle_keys(trainer: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dassl_lite.data import DatasetBase, Datum, FolderDataset, describe, is_random
+from dassl_lite.data import DatasetBase, Datum, describe, is_random
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
@@ -66,7 +66,7 @@ def load_backbone(
     """
     if not isinstance(dataset, FeatureDataset):
         logger.info(f"Loading CLIP (backbone: {name})")
-        if name == DEMO and isinstance(dataset, FolderDataset) and not dataset.drawn:
+        if name == DEMO and not getattr(dataset, "drawn", True):
             logger.warning(KNOWS_SHAPES)
         return _loaded(name, precision, device).requires_grad_(False).eval()
     file = dataset.file
@@ -88,11 +88,15 @@ _kept: dict[tuple[str, str, str], CLIPBackbone] | None = None  # the last backbo
 
 
 @contextmanager
-def shared_backbone() -> Iterator[None]:
+def shared_backbone(kept: dict[tuple[str, str, str], CLIPBackbone] | None = None) -> Iterator[None]:
     """A context whose runs load a backbone once if they follow each other with the same: each gets a copy, which it may
-    change."""
+    change.
+
+    Args:
+        kept: where the backbone is, for contexts that share it; by default a context has its own.
+    """
     global _kept
-    before, _kept = _kept, {}
+    before, _kept = _kept, {} if kept is None else kept
     try:
         yield
     finally:
@@ -139,7 +143,12 @@ class FeatureSource:
         batch_size, num_workers: of the extraction.
         on_error: "stop" or "skip" at an image that cannot be read.
         seconds: where the wall time of extraction is added up, under "features".
+
+    Attributes:
+        shows_progress: whether extraction shows a bar, if there is a terminal.
     """
+
+    shows_progress = True
 
     def __init__(
         self,
@@ -166,12 +175,13 @@ class FeatureSource:
         """Whether the dataset is a feature file, without images."""
         return isinstance(self.dataset, FeatureDataset)
 
-    def fetch(self, items: Sequence[Datum], transform: Any, views: int = 1) -> Features:
+    def fetch(self, items: Sequence[Datum], transform: Any, views: int = 1, on_error: str = "") -> Features:
         """Features (V, N, D) of N items.
 
         Args:
             transform: of the images.
             views: V, for images; a feature file has the views that it has.
+            on_error: in place of the source's own; see `FeatureStore.fetch`.
         """
         if isinstance(self.dataset, FeatureDataset):
             return self.dataset.fetch(items, augmented=is_random(transform))
@@ -196,10 +206,12 @@ class FeatureSource:
                 "The features are not kept for other runs: the transform depends on what may change unseen "
                 f"({', '.join(lost)})"
             )
-        store = FeatureStore(spec, folder, processes=distributed.process_group())
+        processes = distributed.process_group()
+        store = FeatureStore(spec, folder, processes=processes, shows_progress=self.shows_progress)
         paths = [item.impath for item in items]
         with stops_at_once():  # what has been extracted is kept
-            features = store.fetch(paths, self.encode, device=self.device, **self._extraction)
+            extraction = {**self._extraction, **({"on_error": on_error} if on_error else {})}
+            features = store.fetch(paths, self.encode, device=self.device, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
         return features
 

@@ -573,11 +573,14 @@ class FeatureTrainer(TrainerX):
     def zero_shot(self, split: str | None = None) -> float | None:
         """Accuracy, or mAP, in percent of CLIP without adaptation: the dataset's own template, cosine similarity.
 
-        None on a feature file without text features.
+        None on a feature file without text features, and without images to test on.
         """
         if isinstance(self.clip, PrecomputedBackbone) and not self.clip.prompts:
             return None
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
+        if loader is None:
+            torch.empty((), dtype=torch.int64).random_()  # as a loader does: training is the same with test images
+            return None
         weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
         weights = F.normalize(weights, dim=-1)
 

@@ -1,0 +1,969 @@
+"""`FewShotClassifier`, in scikit-learn's manner: parameters are stored as given, and the work is done in `fit`.
+
+Shapes: N images, K classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl_lite.classifier import content as contents
+from dassl_lite.classifier import folder as folders
+from dassl_lite.classifier.content import Content, content_of, rebuilt
+from dassl_lite.classifier.images import (
+    GIVEN,
+    SPOOL,
+    Given,
+    Training,
+    encode_stream,
+    hugging_face_labels,
+    is_hugging_face,
+    is_path,
+    named,
+    read_images,
+    require,
+    training_on,
+)
+from dassl_lite.classifier.quiet import alone
+from dassl_lite.classifier.report import Calibration, best_temperature, calibration_error, report
+from dassl_lite.data import Datum, build_dataset
+from dassl_lite.data.classes import ClassList, match_classes
+from dassl_lite.data.manager import validates_on_test
+from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
+from dassl_lite.engine.commands import run
+from dassl_lite.engine.commands.arguments import nested, own_data
+from dassl_lite.engine.files.class_rows import ClassRows
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.evaluation import build_evaluator
+from dassl_lite.utils.devices import accelerator
+from dassl_lite.utils.errors import MissingFileError, UserError, nearest, shown, unknown
+from dassl_lite.utils.files import write_json
+
+DEFAULT_METHOD = "TaskRes"
+ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
+CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
+ON_ERROR = ("warn", "raise")
+_TOLD = 5  # unreadable images named in a warning
+_HIDDEN = ("_trainer", "_training")  # of an object, not of its copies
+
+
+class Prediction(NamedTuple):
+    """What `FewShotClassifier.stream` says of an image.
+
+    Attributes:
+        image: as it was given.
+        labels: of the ``top_k`` classes, the likeliest first; None where ``unknown_below`` says so, or the image cannot
+            be read.
+        probabilities: of these classes.
+        error: why the image cannot be read, or "".
+    """
+
+    image: Any
+    labels: tuple[Any, ...]
+    probabilities: tuple[float, ...]
+    error: str = ""
+
+
+class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+    """A classifier of pictures from a few examples per class, on a frozen CLIP.
+
+        clf = FewShotClassifier(backbone="ViT-B/16").fit("photos")  # a folder per class
+        clf.predict(["new.jpg"])
+
+    A fit does what tools/train.py does: with the same settings it finds the same numbers. Without one, a classifier
+    with ``classes`` is zero-shot CLIP.
+
+    Args:
+        method: a registered method, a plug-in's too.
+        backbone: of ``--backbone``; None for the method's default, which is the small CLIP that ships with the package:
+            it knows drawn shapes only.
+        template: prompt with {} for the class name; None for the usual one.
+        descriptions: sentences in place of prompts: a JSON file, or a dict from class name to list.
+        shots: training images per class that are drawn; None for the method's default, -1 for all.
+        seed: of the draw and of training.
+        epochs: of training; None as the method's recipe says.
+        device: "cpu", "cuda" ...; None for an accelerator if there is one.
+        precision: "fp32", "amp", "fp16" or "bf16"; None as the recipe says.
+        options: config keys: the method's own by name (``{"RESIDUAL_SCALE": 0.5}``), others dotted (``"OPTIM.LR"``).
+        classes: names of the classes. Without `fit`, those to tell apart; in `fit`, the name that prompts take for each
+            label: by position for labels from 0, or a dict from label to name.
+        verbose: show what is logged, and progress.
+
+    Attributes:
+        classes_: (K,) labels, in the order of columns.
+        temperature_: logits are divided by it; 1 until `calibrate`.
+        report_: what the run found on its test images, or `evaluate` on others; None if nothing was evaluated.
+        calibration_: what `calibrate` found, or None.
+        messages_: what the engine warned of.
+
+    Raises:
+        UserError: a ValueError of one line, of whatever is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = DEFAULT_METHOD,
+        backbone: str | None = None,
+        template: str | None = None,
+        descriptions: Any = None,
+        shots: int | None = None,
+        seed: int = 1,
+        epochs: int | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        classes: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.method = method
+        self.backbone = backbone
+        self.template = template
+        self.descriptions = descriptions
+        self.shots = shots
+        self.seed = seed
+        self.epochs = epochs
+        self.device = device
+        self.precision = precision
+        self.options = options
+        self.classes = classes
+        self.verbose = verbose
+
+    # ---- fitting --------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> FewShotClassifier:
+        """Learn from labelled images.
+
+        Args:
+            X: a folder with a sub-folder per class, a table, or a feature file, as ``--data`` takes them, split into
+                training, validation and test images as there; a Hugging Face dataset; or images, with ``y``: paths, PIL
+                images or uint8 arrays, which all are for training.
+            y: N labels, text or whole numbers.
+
+        Raises:
+            UserError: whatever is wrong with images, labels or parameters.
+        """
+        messages: list[str] = []
+        with alone(messages, verbose=bool(self.verbose)):
+            load_plugins()
+            labels, flags, training = self._labelled(X, y)
+            trainer, zero_shot = self._trained(flags, training)
+            self._trainer, self._training = trainer, training
+            if labels is None:
+                labels = np.array(trainer.dm.dataset.classnames)
+            self._start(labels, messages, trainer, zero_shot)
+        return self
+
+    def _start(
+        self, labels: NDArray[Any], messages: list[str], trainer: Any = None, zero_shot: float | None = None
+    ) -> None:
+        """Attributes after a fit, of which ``trainer`` is what has been trained."""
+        self.classes_, self.messages_ = labels, messages
+        self.temperature_ = 1.0
+        self.calibration_: Calibration | None = None
+        self.report_ = None if trainer is None else _report_of_run(trainer, labels, zero_shot)
+        self._content: Content | None = None
+
+    def _labelled(self, X: Any, y: Any) -> tuple[NDArray[Any] | None, dict[str, Any], Training | None]:
+        """Labels of the classes, config keys, and the images where they are not on disk as the engine reads them."""
+        if y is None and is_path(X):
+            require(os.path.expanduser(X))
+            return None, own_data(os.fspath(X)), None
+        if y is None:
+            if not is_hugging_face(X):
+                raise UserError("fit needs labels, y, unless X is a folder, a table, a feature file or a dataset")
+            y = hugging_face_labels(X)
+        given = read_images(X)
+        if given.features is not None:
+            raise UserError(
+                "fit takes features from a feature file (.npz), which has text features beside them; see "
+                "datasets/README.md"
+            )
+        if given.total is None:
+            given = Given(items := list(given.items), len(items))
+        listed = _listed(y)
+        if len(listed) != given.total:
+            raise UserError(f"X has {given.total:,} images, but y has {len(listed):,} labels")
+        if not listed:
+            raise UserError("there are no images to learn from")
+        labels, names = self._names(listed)
+        numbers = {label: number for number, label in enumerate(labels.tolist())}
+        training = Training(ClassList(tuple(names)), given.items, [numbers[label] for label in listed])  # type: ignore[arg-type]
+        flags = {"DATASET.NAME": GIVEN, "TEST.NO_TEST": True}
+        if not given.are_paths:
+            flags["DATASET.FEATURES.DIR"] = str(SPOOL.folder / "features")
+        return labels, flags, training
+
+    def _names(self, listed: list[Any]) -> tuple[NDArray[Any], list[str]]:
+        """The labels that occur, sorted, and the name that prompts take for each."""
+        if wrong := [one for one in listed if not isinstance(one, str | int | bool)]:
+            raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text or whole numbers")
+        try:
+            labels = np.unique(np.array(listed, dtype=object if len({type(one) for one in listed}) > 1 else None))
+        except TypeError:
+            kinds = ", ".join(sorted({type(label).__name__ for label in listed}))
+            raise UserError(f"y mixes labels of several types: {kinds}") from None
+        given = self.classes
+        if given is None:
+            return labels, [str(label) for label in labels.tolist()]
+        if isinstance(given, Mapping):
+            known = dict(given)
+        else:
+            names = _texts(given)
+            known = {name: name for name in names} if labels.dtype.kind == "U" else dict(enumerate(names))
+        if missing := [label for label in labels.tolist() if label not in known]:
+            raise UserError(f"classes has no name for label {shown(missing[0])} of y")
+        return labels, [str(known[label]) for label in labels.tolist()]
+
+    def _trained(self, flags: Mapping[str, Any], training: Training | None) -> tuple[Any, float | None]:
+        """A trainer that has been trained, as a run of tools/train.py; and the zero-shot accuracy before."""
+        with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(training):
+            cfg = self._config({**flags, "OUTPUT_DIR": folder}, Path(folder))
+            trainer = run.seeded(cfg)
+            if getattr(trainer, "is_multi_label", False):
+                raise UserError(
+                    "images of several classes each: tools/train.py learns them, FewShotClassifier does not"
+                )
+            trainer.init_writer = lambda log_dir: None  # its folder is temporary
+            if isinstance(trainer, FeatureTrainer):
+                trainer.features.shows_progress = bool(self.verbose)
+            zero_shot = run.before_training(trainer)
+            trainer.train()
+        trainer.set_model_mode("eval")
+        return trainer, zero_shot
+
+    def _config(self, flags: Mapping[str, Any], folder: Path, method: str = "") -> CfgNode:
+        """The config of a run with these parameters, and with these config keys."""
+        method = method or self.method
+        kind = TRAINER_REGISTRY.get(method)
+        node = kind.node_name() if hasattr(kind, "node_name") else method
+        values = {
+            "MODEL.BACKBONE.NAME": self.backbone,
+            "DATASET.TEMPLATE": self.template,
+            "DATASET.DESCRIPTIONS": self._descriptions_file(folder),
+            "DATASET.NUM_SHOTS": self.shots,
+            "SEED": self.seed,
+            "OPTIM.MAX_EPOCH": self.epochs,
+            f"TRAINER.{node}.PREC": self.precision,
+            "USE_CUDA": self._use_accelerator(),
+            "VERBOSE": bool(self.verbose),
+        }
+        if method == self.method:
+            values |= self._options(method, node)
+        values |= flags
+        plain = {key: _plain(value) for key, value in values.items() if value is not None}
+        return make_config(
+            trainer=method, method_file=default_recipe(method), flags=nested(plain), source="FewShotClassifier"
+        )
+
+    def _options(self, method: str, node: str) -> dict[str, Any]:
+        if not isinstance(self.options or {}, Mapping):
+            raise UserError(f"options is {shown(self.options)}; it is a dict from config key to value")
+        found, known = {}, contents.method_keys(method)
+        for key, value in (self.options or {}).items():
+            if "." in str(key):
+                found[str(key)] = value
+            elif key in known:
+                found[f"TRAINER.{node}.{key}"] = value
+            else:
+                raise unknown(f"option of {method}", key, known, hint='Others are dotted, such as "OPTIM.LR".')
+        return found
+
+    def _descriptions_file(self, folder: Path) -> str | None:
+        if not isinstance(self.descriptions, Mapping):
+            return None if self.descriptions is None else os.fspath(self.descriptions)
+        path = folder / "descriptions.json"
+        write_json({str(name): _plain_list(sentences) for name, sentences in self.descriptions.items()}, path)
+        return str(path)
+
+    def _use_accelerator(self) -> bool:
+        if self.device is None:
+            return True
+        wanted, own = str(self.device).partition(":")[0], accelerator()
+        if wanted not in ("cpu", own):
+            raise UserError(
+                f"device {shown(self.device)} is not on this machine; it has cpu{f', {own}' if own else ''}"
+            )
+        return wanted != "cpu"
+
+    # ---- the fitted trainer ---------------------------------------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "classes_") or self.classes is not None
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.non_deterministic = False
+        return tags
+
+    def _fitted(self) -> Any:
+        """The trainer; without a fit, that of zero-shot CLIP. Within `alone`."""
+        if "_trainer" in vars(self):
+            return self._trainer
+        if getattr(self, "_content", None) is not None:
+            where, own = getattr(self, "_where", "the classifier"), self._use_accelerator()
+            self._trainer = rebuilt(self._content, use_accelerator=own, verbose=bool(self.verbose), where=where)  # type: ignore[arg-type]
+            return self._trainer
+        self._check_fitted()
+        names = [str(name) for name in self.classes.values()] if isinstance(self.classes, Mapping) else self.classes
+        names = _texts(names)
+        if not names:
+            raise UserError("classes is empty; name those to tell apart")
+        if len(set(names)) < len(names):
+            raise UserError(f"classes has {shown(Counter(names).most_common(1)[0][0])} twice")
+        labels = list(self.classes) if isinstance(self.classes, Mapping) else names
+        with (
+            tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder,
+            training_on(Training(ClassList(tuple(names)))),
+        ):
+            load_plugins()
+            flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "OUTPUT_DIR": folder}
+            trainer = run.seeded(self._config(flags, Path(folder), ZERO_SHOT))
+        trainer.set_model_mode("eval")
+        self._start(np.array(labels), [])
+        self._trainer, self._training = trainer, None
+        return trainer
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(
+                "this FewShotClassifier is not fitted yet: call fit, or name classes for zero-shot CLIP"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies: the parameters, and the fitted head without its backbone."""
+        state = {key: value for key, value in vars(self).items() if key not in _HIDDEN}
+        if "_trainer" in vars(self):
+            state["_content"] = self._current()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _current(self) -> Content:
+        """The fitted classifier as plain values."""
+        with alone(verbose=bool(self.verbose)):
+            return content_of(self._fitted(), getattr(self, "_content", None))
+
+    # ---- predicting -----------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        X: Any,
+        top_k: int | None = None,
+        unknown_below: float | None = None,
+        on_error: str = "warn",
+    ) -> NDArray[Any]:
+        """The label of each image (N,), or with ``top_k`` those of the likeliest classes (N, top_k).
+
+        Args:
+            X: images, as in `fit`; a folder is all images below it, a feature file its test images, and an iterator may
+                be endless in `stream`.
+            top_k: 1 to K.
+            unknown_below: None is answered where the probability is lower; `calibrate` makes that mean something.
+            on_error: "warn" answers None for an image that cannot be read; "raise" raises.
+        """
+        labels, kept = self._labels(), []
+        for probabilities, ok in self._batches(X, on_error, self._probabilities):
+            kept.append(_chosen(probabilities, ok, labels(), _top(top_k, probabilities.shape[1]), unknown_below))
+        found = np.concatenate(kept) if kept else np.empty((0, top_k or 1), labels().dtype)
+        if not any(one.dtype == object for one in kept):
+            found = found.astype(labels().dtype)
+        return found if top_k is not None else found[:, 0]
+
+    def predict_proba(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
+        """Probabilities (N, K) float32, of logits divided by ``temperature_``; NaN for an image that cannot be read."""
+        return self._joined(X, on_error, self._probabilities)
+
+    def decision_function(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
+        """Logits (N, K) float32; of two classes, as scikit-learn has it, their difference (N,)."""
+        logits = self._joined(X, on_error, self._logits)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def transform(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
+        """Image features (N, D) float32, not normalised."""
+        return self._joined(X, on_error, lambda features: features)
+
+    def stream(
+        self,
+        X: Any,
+        top_k: int = 1,
+        unknown_below: float | None = None,
+        on_error: str = "warn",
+    ) -> Iterator[Prediction]:
+        """A `Prediction` for each image, in order, as they are made, in constant memory.
+
+        Args: as in `predict`.
+        """
+        labels = self._labels()
+        for items, errors, probabilities, ok in self._encoded(X, on_error, self._probabilities):
+            k = _top(top_k, probabilities.shape[1])
+            chosen = _chosen(probabilities, ok, labels(), k, unknown_below)
+            best = np.sort(probabilities, axis=1)[:, ::-1][:, :k]
+            for number, item in enumerate(items):
+                row = tuple(float(value) for value in best[number]) if ok[number] else ()
+                yield Prediction(
+                    item, tuple(chosen[number].tolist()) if ok[number] else (None,), row, errors.get(number, "")
+                )
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy, 0 to 1, on labelled images, as in `fit`; a folder's classes are matched by name.
+
+        Images that cannot be read count as wrong.
+        """
+        logits, truth, ok = self._tested(X, y, "warn")
+        right = np.where(ok, logits.argmax(axis=1) == truth, False).astype(float)
+        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
+
+    def evaluate(self, X: Any, y: Any = None, on_error: str = "warn") -> dict[str, Any]:
+        """All metrics on labelled images, in percent; they become ``report_``, which `save` writes into the card.
+
+        Returns:
+            ``accuracy`` with its 95 % ``interval``, ``error_rate``, ``macro_f1``, ``ece``, ``images``, ``unreadable``
+            (left out), ``per_class``, and ``confusion`` (K, K), number of images by true and predicted class.
+        """
+        logits, truth, ok = self._tested(X, y, on_error)
+        if not ok.any():
+            raise UserError("there are no images to evaluate on")
+        with alone(self.messages_, verbose=bool(self.verbose)):
+            trainer = self._fitted()
+            cfg = trainer.cfg.clone()
+            cfg.defrost()
+            cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
+            evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, self.classes_.tolist()))))
+            evaluator.process(torch.from_numpy(logits[ok] / self.temperature_), torch.from_numpy(truth[ok]))
+            results = evaluator.evaluate()
+            found = report(results, evaluator._y_true, evaluator._y_pred, self.classes_.tolist())
+        self.report_ = {**found, "unreadable": int((~ok).sum()), "on": "images given to evaluate"}
+        return dict(self.report_)
+
+    def calibrate(self, X: Any = None, y: Any = None) -> FewShotClassifier:
+        """Set ``temperature_``, so that probabilities say how often they are right.
+
+        Args:
+            X, y: labelled images that the classifier was not fitted on; by default the validation images of the fit.
+
+        Raises:
+            UserError: there are none.
+        """
+        with alone(verbose=bool(self.verbose)):
+            trainer = self._fitted()
+        if X is None:
+            with alone(self.messages_, verbose=bool(self.verbose)):
+                own = getattr(trainer, "val_loader", None)
+                if own is None or not trainer.dm.dataset.val or validates_on_test(trainer.dm.dataset):
+                    raise UserError(
+                        "there are no validation images: pass calibrate(X, y) images that the fit has not seen, or fit "
+                        "a folder or a table, of which some are kept for that"
+                    )
+                logits, truth = _split(trainer, own)
+                test = None if trainer.test_loader is None else _split(trainer, trainer.test_loader)
+            source = "validation images of the fit"
+        else:
+            logits, truth, ok = self._tested(X, y, "warn")
+            logits, truth, test, source = logits[ok], truth[ok], None, "images given to calibrate"
+        if not len(truth):
+            raise UserError("there are no images to calibrate on")
+        self.temperature_ = best_temperature(logits, truth)
+        seen, labels = (logits, truth) if test is None else test
+        self.calibration_ = Calibration(
+            temperature=self.temperature_,
+            images=len(truth),
+            chosen_on=source,
+            ece_before=calibration_error(seen, labels, 1.0),
+            ece_after=calibration_error(seen, labels, self.temperature_),
+            measured_on=source if test is None else "test images of the fit",
+        )
+        return self
+
+    # ---- classes that come and go ---------------------------------------------------------------------------------
+
+    def add_class(self, name: Any, images: Any = None) -> FewShotClassifier:
+        """Add a class without training anew, where the method allows it.
+
+        Methods that learn nothing per class know it by its name, and need no images. Those in closed form are computed
+        again from the images of the fit and ``images``. Those that train a row for each class start the new one as
+        zero-shot, without images; with images they have to be fitted again.
+
+        Raises:
+            UserError: the method does not allow it; nothing has changed.
+        """
+        with alone(verbose=bool(self.verbose)):
+            trainer = self._fitted()
+        if name in self.classes_.tolist():
+            raise UserError(f"there is a class {shown(name)} already")
+        names = list(self._class_list(trainer).names)
+        labels = np.array([*self.classes_.tolist(), name])
+        classes = ClassList((*names, str(name)), (*self._class_list(trainer).ids, ""))
+        per_class = any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names())
+        closed_form = isinstance(trainer, FeatureTrainer) and trainer.uses_shots and not trainer.has_epochs()
+        if images is not None and per_class and closed_form:
+            self._refit(trainer, classes, labels, images)
+            return self
+        if images is not None and per_class:
+            method = trainer.cfg.TRAINER.NAME
+            raise UserError(f"{method} trains a row for each class: fit again with the images of {shown(name)}")
+        if images is not None:
+            warnings.warn(
+                f"{trainer.cfg.TRAINER.NAME} knows a class by its name: its images are not used", stacklevel=2
+            )
+        self._change(classes, labels)
+        return self
+
+    def remove_class(self, name: Any) -> FewShotClassifier:
+        """Remove a class; the others stay as they are.
+
+        Raises:
+            UserError: there is no such class, or it is the last.
+        """
+        with alone(verbose=bool(self.verbose)):
+            trainer = self._fitted()
+        known = self.classes_.tolist()
+        if name not in known:
+            raise unknown("class", name, map(str, known))
+        if len(known) == 1:
+            raise UserError(f"{shown(name)} is the only class")
+        stay, old = [number for number, label in enumerate(known) if label != name], self._class_list(trainer)
+        self._change(
+            ClassList(tuple(old.names[number] for number in stay), tuple(old.ids[number] for number in stay)),
+            self.classes_[stay],
+        )
+        return self
+
+    def _class_list(self, trainer: Any) -> ClassList:
+        return trainer.target_classes() or ClassList(tuple(trainer.dm.dataset.classnames))
+
+    def _change(self, classes: ClassList, labels: NDArray[Any]) -> None:
+        """Rebuild the trainer for other classes."""
+        current = self._current()
+        with alone(self.messages_, verbose=bool(self.verbose)):
+            trainer = rebuilt(
+                current,
+                classes,
+                use_accelerator=self._use_accelerator(),
+                verbose=bool(self.verbose),
+                where="the classifier",
+            )
+        self._trainer, self._training, self.classes_ = trainer, None, labels
+        self._content = content_of(trainer, current)
+        self.report_ = self.calibration_ = None  # were of other classes
+
+    def _refit(self, trainer: Any, classes: ClassList, labels: NDArray[Any], images: Any) -> None:
+        """Compute a method in closed form again, with the images of a new class."""
+        data, given = trainer.dm.dataset, read_images(images)
+        if getattr(data, "test_only", False) or not data.train_x or trainer.features.is_file:
+            raise UserError(
+                f"{trainer.cfg.TRAINER.NAME} needs the images of its fit for a new class: fit again with all"
+            )
+        items, new = [item.impath for item in data.train_x], list(given.items)
+        if not new:
+            raise UserError("there are no images of the new class")
+        val = data.val if trainer.has_selection_set else []
+        training = Training(
+            classes,
+            [*items, *new],
+            [*(item.label for item in data.train_x), *[len(classes) - 1] * len(new)],
+            [item.impath for item in val],
+            [item.label for item in val],
+            tuple(data.ensemble_templates),
+            trainer.template,
+        )
+        flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "TEST.NO_TEST": True}
+        if not given.are_paths or trainer.cfg.DATASET.FEATURES.DIR:
+            flags["DATASET.FEATURES.DIR"] = str(SPOOL.folder / "features")
+        messages: list[str] = []
+        with alone(messages, verbose=bool(self.verbose)):
+            self._trainer, _ = self._trained(flags, training)
+        self._training = training
+        self._start(labels, messages)
+
+    # ---- saving ---------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> FewShotClassifier:
+        """Write ``model.safetensors`` (the head), ``config.json`` and ``README.md`` (a model card) into a folder.
+
+        Raises:
+            UserError: the folder has other files of these names, or cannot be written.
+        """
+        self._check_fitted()
+        current = self._current()
+        folders.write(Path(folder).expanduser(), current, self._described(current))
+        return self
+
+    def _described(self, current: Content) -> folders.Described:
+        data = getattr(self._trainer.dm, "dataset", None)
+        return folders.Described(
+            params={name: value for name, value in self.get_params(deep=False).items() if _is_plain(value)},
+            labels=self.classes_.tolist(),
+            temperature=self.temperature_,
+            report=self.report_,
+            calibration=None if self.calibration_ is None else self.calibration_._asdict(),
+            shots=_shots(data, getattr(self, "_shots", None), len(self.classes_)),
+        )
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, device: str | None = None, verbose: bool = False
+    ) -> FewShotClassifier:
+        """A classifier from a folder of `save`, or from that of a run of tools/train.py.
+
+        The backbone is found or fetched as for training, and its weights have to be the same.
+
+        Raises:
+            UserError: there is none, it was changed, or does not fit.
+        """
+        place = Path(folder).expanduser()
+        if not place.is_dir():
+            raise MissingFileError(f"there is no folder '{place}' of a classifier")
+        messages: list[str] = []
+        with alone(messages, verbose=verbose):
+            if folders.holds_classifier(place):
+                current, said = folders.read(place)
+            else:
+                current, said = contents.content_of_run(place), None
+            params = {name: value for name, value in (said.params if said else {}).items() if name in _PARAMETERS}
+            params |= {"device": device, "verbose": verbose, "method": current.method}
+            made = cls(**params)
+            made._start(np.array(said.labels if said else current.classes.names), messages)
+            made._content, made._where = current, str(place)
+            made._fitted()
+        if said:
+            made.temperature_, made.report_, made._shots = said.temperature, said.report, said.shots
+            made.calibration_ = Calibration(**said.calibration) if said.calibration else None
+        return made
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> FewShotClassifier:
+        """A classifier from a repository of the Hugging Face Hub, ``org/name``, or from a folder.
+
+        Args:
+            **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download`` of
+                huggingface_hub, and ``device`` and ``verbose`` of `load`.
+        """
+        own = {key: options.pop(key) for key in ("device", "verbose") if key in options}
+        return cls.load(folders.fetched(os.fspath(name), **options), **own)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Save to a repository of the Hugging Face Hub, ``org/name``; returns the address of the commit.
+
+        Args:
+            **options: of ``ModelHubMixin.push_to_hub``, such as ``private``, ``token`` or ``commit_message``.
+        """
+        self._check_fitted()
+        return folders.pushed(self.save, name, **options)
+
+    # ---- images to numbers ----------------------------------------------------------------------------------------
+
+    def _labels(self) -> Any:
+        """The labels, once something has been predicted: without a fit they are known then."""
+        self._check_fitted()
+        return lambda: self.classes_
+
+    def _probabilities(self, features: Tensor) -> Tensor:
+        return torch.softmax(self._logits(features) / self.temperature_, dim=1)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Logits (n, K) on the CPU, in the batches in which a run tests."""
+        trainer = self._trainer
+        if not isinstance(trainer, FeatureTrainer):
+            return features  # see `_encoder`
+        head, size = trainer.head, trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+        with torch.no_grad(), head.evaluating() if hasattr(head, "evaluating") else nullcontext():
+            parts = [trainer.model_inference(part.float().to(trainer.device)) for part in features.split(size)]
+        return torch.cat(parts).float().cpu() if parts else torch.empty(0, len(self.classes_))
+
+    def _encoder(self, trainer: Any) -> Any:
+        """Images (B, 3, H, W) to features; of a third party's trainer, to logits."""
+        if isinstance(trainer, FeatureTrainer):
+            return trainer.encode_image
+
+        def logits(images: Tensor) -> Tensor:
+            batch = {"img": images, "label": torch.zeros(len(images), dtype=torch.int64)}
+            with torch.no_grad():
+                return trainer.model_inference(trainer.parse_batch_test(batch)[0])
+
+        return logits
+
+    def _joined(self, X: Any, on_error: str, function: Any) -> NDArray[Any]:
+        found = [values for values, _ in self._batches(X, on_error, function)]
+        return np.concatenate(found) if found else np.empty((0, len(self.classes_)), np.float32)
+
+    def _batches(self, X: Any, on_error: str, function: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for _, _, values, ok in self._encoded(X, on_error, function):
+            yield values, ok
+
+    def _encoded(
+        self,
+        X: Any,
+        on_error: str,
+        function: Any,
+    ) -> Iterator[tuple[list[Any], dict[int, str], NDArray[Any], NDArray[Any]]]:
+        """For images that follow each other: themselves, errors by number, and what ``function`` makes of features
+        (n, D): rows of float32, NaN where ``ok`` (n,) is False."""
+        if on_error not in ON_ERROR:
+            raise unknown("on_error", on_error, ON_ERROR)
+        self._check_fitted()
+        with alone(verbose=bool(self.verbose)):
+            trainer = self._fitted()
+        given, bad = read_images(X), _Unreadable(on_error)
+        bar = tqdm(total=given.total, unit="image", disable=not self.verbose, file=sys.stderr, leave=False)
+        steps, done = self._steps(trainer, given), 0
+        with bar:
+            while True:
+                with alone(self.messages_, verbose=bool(self.verbose)):  # not while the caller has its turn
+                    part = next(steps, None)
+                    if part is None:
+                        break
+                    items, kept, features, errors = part
+                    values = None if features is None or not kept else function(features.float().cpu()).numpy()
+                rows, ok = self._rows(values, len(items), kept)
+                bad.add({number + done: error for number, error in errors.items()}, items, done)
+                done += len(items)
+                bar.update(len(items))
+                yield items, errors, rows, ok
+        bad.tell()
+
+    def _rows(self, values: Any, count: int, kept: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        ok = np.zeros(count, dtype=bool)
+        ok[kept] = True
+        if values is not None and len(kept) == count:
+            return values, ok
+        rows = np.full((count, len(self.classes_) if values is None else values.shape[1]), np.nan, np.float32)
+        if values is not None:
+            rows[kept] = values
+        return rows, ok
+
+    def _steps(self, trainer: Any, given: Given) -> Iterator[Any]:
+        """Items, numbers of those that could be read, their features, and errors, one part of the images at a time."""
+        if given.features is not None:
+            if not isinstance(trainer, FeatureTrainer):
+                raise UserError(f"{trainer.cfg.TRAINER.NAME} takes images, not features")
+            width = trainer.clip.embed_dim
+            if given.features.shape[1] != width:
+                raise UserError(f"features of width {given.features.shape[1]}, but the backbone's have {width}")
+            yield list(range(len(given.features))), list(range(len(given.features))), given.features, {}
+            return
+        if isinstance(trainer, FeatureTrainer) and trainer.features.is_file:
+            trainer = self._with_backbone()
+        cached = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and given.are_paths
+        if cached and 0 < (given.total or 0) <= CACHED:
+            items = list(given.items)
+            paths = [os.path.abspath(os.path.expanduser(item)) for item in items]
+            data = [Datum(path, 0) for path in paths]
+            found = trainer.features.fetch(data, trainer.dm.tfm_test, on_error="leave")
+            kept = found.kept.nonzero().flatten().tolist()
+            errors = {n: found.errors.get(path, "") for n, path in enumerate(paths) if not found.kept[n]}
+            yield items, kept, found.tensor[0, found.kept] if kept else None, errors
+            return
+        cfg = trainer.cfg
+        yield from encode_stream(
+            given.items,
+            self._encoder(trainer),
+            trainer.dm.tfm_test,
+            trainer.device,
+            cfg.DATASET.FEATURES.BATCH_SIZE,
+            cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def _with_backbone(self) -> Any:
+        """After a fit on a feature file: the same head on the backbone that made the features, which has an encoder."""
+        current = content_of(self._trainer)
+        own = self._use_accelerator()
+        self._trainer = rebuilt(current, use_accelerator=own, verbose=bool(self.verbose), where="the classifier")
+        return self._trainer
+
+    def _tested(self, X: Any, y: Any, on_error: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Logits (N, K), labels as numbers (N,), and which images could be read (N,)."""
+        with alone(verbose=bool(self.verbose)):
+            self._check_fitted()
+            trainer = self._fitted()
+        if y is None and is_path(X):
+            X, truth = self._labelled_test(trainer, os.path.expanduser(X))
+        else:
+            if y is None:
+                if not is_hugging_face(X):
+                    raise UserError("labels, y, are missing; only a folder, a table or a dataset brings its own")
+                y = hugging_face_labels(X)
+            if not hasattr(X, "__len__") and isinstance(X, Iterator):
+                X = list(X)
+            known = {label: number for number, label in enumerate(self.classes_.tolist())}
+            listed = _listed(y)
+            if missing := [label for label in listed if label not in known]:
+                likely = nearest(str(missing[0]), map(str, known))
+                raise UserError(
+                    f"label {shown(missing[0])} is not a class of this classifier"
+                    + (f"; did you mean {shown(likely)}?" if likely else f"; it has {shown(list(known))}")
+                )
+            truth = np.array([known[label] for label in listed], dtype=np.int64)
+        parts = list(self._batches(X, on_error, self._logits))
+        count = sum(len(ok) for _, ok in parts)
+        if count != len(truth):
+            raise UserError(f"X has {count:,} images, but y has {len(truth):,} labels")
+        if not parts:
+            raise UserError("there are no images to evaluate on")
+        return np.concatenate([logits for logits, _ in parts]), truth, np.concatenate([ok for _, ok in parts])
+
+    def _labelled_test(self, trainer: Any, path: str) -> tuple[Any, NDArray[Any]]:
+        """The test images in a folder, a table or a feature file: all of them, if they are not split."""
+        require(path)
+        with alone(self.messages_, verbose=bool(self.verbose)):
+            flags = {**own_data(path), "DATASET.TEST_ONLY": True, "DATASET.NUM_SHOTS": -1, "VERBOSE": False}
+            data: Any = build_dataset(make_config(flags=nested(flags), source="FewShotClassifier"))
+        if data.multi_label:
+            raise UserError(f"'{path}' has images of several classes each")
+        own = self._class_list(trainer)
+        rows = match_classes(own, data.classes).rows if own != data.classes else tuple(range(len(own)))
+        used = {item.label for item in data.test}
+        lacking = [name for label, name in enumerate(data.classnames) if rows[label] < 0 and label in used]
+        if lacking:
+            raise UserError(
+                f"'{path}' has a class {shown(lacking[0])} that this classifier lacks; it has {shown(list(own.names))}"
+            )
+        truth = np.array([rows[item.label] for item in data.test], dtype=np.int64)
+        return (path if path.endswith(".npz") else [item.impath for item in data.test]), truth
+
+
+_PARAMETERS = FewShotClassifier._get_param_names()
+
+
+def _report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) -> dict[str, Any] | None:
+    """What a run found on its test images; None if it did not look."""
+    evaluator, split = trainer.evaluator, trainer.cfg.TEST.SPLIT
+    results = trainer.results.get(split)
+    if not results or not hasattr(evaluator, "_y_true"):
+        return None
+    return {
+        **report(results, evaluator._y_true, evaluator._y_pred, labels.tolist()),
+        "on": f"{split} images of the run",
+        **({} if zero_shot is None else {"zero_shot_accuracy": zero_shot}),
+    }
+
+
+class _Unreadable:
+    """The images that could not be read: raises at the first, or warns of all at the end."""
+
+    def __init__(self, on_error: str) -> None:
+        self.on_error, self.count, self.first = on_error, 0, list[str]()
+
+    def add(self, errors: Mapping[int, str], items: Sequence[Any], start: int) -> None:
+        for number, error in errors.items():
+            item = items[number - start]
+            if self.on_error == "raise":
+                gone = is_path(item) and not os.path.exists(os.path.expanduser(item))
+                raise (MissingFileError if gone else UserError)(f"{named(item, number)}: {error}")
+            self.count += 1
+            if len(self.first) < _TOLD:
+                self.first.append(f"{named(item, number)}: {error}")
+
+    def tell(self) -> None:
+        if self.count:
+            more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+            count = "1 image" if self.count == 1 else f"{self.count:,} images"
+            warnings.warn(f"{count} could not be read: {'; '.join(self.first)}{more}", stacklevel=3)
+
+
+def _chosen(
+    probabilities: NDArray[Any], ok: NDArray[Any], labels: NDArray[Any], top_k: int, unknown_below: float | None
+) -> NDArray[Any]:
+    """Labels (n, top_k) of the likeliest classes, of equal ones the first; object where some are None."""
+    if unknown_below is not None and not 0 <= unknown_below <= 1:
+        raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    found = labels[order]
+    unsure = np.zeros(order.shape, dtype=bool)
+    if unknown_below is not None:
+        unsure = np.take_along_axis(probabilities, order, axis=1) < unknown_below
+    unsure |= ~ok[:, None]
+    if unsure.any():
+        found = found.astype(object)
+        found[unsure] = None
+    return found
+
+
+def _top(top_k: int | None, classes: int) -> int:
+    if top_k is None:
+        return 1
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 1 <= top_k <= classes:
+        raise UserError(f"top_k is {shown(top_k)}; it is 1 to {classes}, the number of classes")
+    return int(top_k)
+
+
+def _split(trainer: Any, loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits (N, K) and labels (N,) of a split of the trainer's own data."""
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        pairs = [trainer._infer(batch) for batch in loader]
+    logits, labels = (torch.cat([part.float().cpu() for part in parts]) for parts in zip(*pairs, strict=True))
+    return logits.numpy(), labels.long().numpy()
+
+
+def _shots(data: Any, stored: Any, classes: int) -> list[int]:
+    """Number of training images of each class."""
+    if stored is not None and len(stored) == classes:
+        return list(stored)
+    if getattr(data, "test_only", False):
+        return []
+    counts = Counter(item.label for item in data.train_x)
+    return [counts[label] for label in range(classes)]
+
+
+def _listed(y: Any) -> list[Any]:
+    """Labels as plain Python values."""
+    array = y if isinstance(y, list) else np.asarray(y)
+    if not isinstance(array, list):
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise UserError(f"y must be a list of labels, not an array of {array.shape}")
+        return array.tolist()
+    return [label.item() if isinstance(label, np.generic) else label for label in array]
+
+
+def _texts(names: Any) -> list[str]:
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
+        raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
+    found = [name.item() if isinstance(name, np.generic) else name for name in names]
+    if wrong := [name for name in found if not isinstance(name, str) or not name.strip()]:
+        raise UserError(f"classes has {shown(wrong[0])}, which is no name")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What a config can hold, of what a program or a grid of NumPy's passes."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _plain_list(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else _plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives a parameter back as it is."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,1 @@
+from pictures import fitted, photos, unseen  # noqa: F401

@@ -1,0 +1,282 @@
+"""FewShotClassifier: what it takes, what it answers, and that a fit is a run of tools/train.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import QUICK, SHAPES, Pictures, drawn
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+
+from dassl_lite import FewShotClassifier
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.tools import train
+from dassl_lite.utils.errors import UserError
+
+OPTIONS = ["DATASET.FEATURES.VIEWS", "2", "DATALOADER.NUM_WORKERS", "0", "OPTIM.MAX_EPOCH", "3"]
+
+
+def trained(data: Path, output: Path, method: str, *flags: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Results and weights of a run of tools/train.py."""
+    argv = ["--trainer", method, "--data", str(data), "--output-dir", str(output), *flags, *OPTIONS]
+    assert run_tool(train.main, argv) == 0
+    state = torch.load(next(output.glob("*/model.pth.tar-*")), weights_only=True)
+    return json.loads((output / "results.json").read_text()), state["state_dict"]
+
+
+def weights(clf: FewShotClassifier) -> dict[str, torch.Tensor]:
+    return {key.partition("/")[2]: value for key, value in clf.__getstate__()["_content"].tensors.items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF"])
+def test_a_fit_on_a_folder_is_a_run_of_train_to_the_last_digit(photos: Pictures, tmp_path: Path, method: str) -> None:
+    results, state = trained(photos.folder, tmp_path / "run", method, "--shots", "3", "--seed", "2")
+    clf = FewShotClassifier(method=method, shots=3, seed=2, **QUICK).fit(photos.folder)
+    assert_equal(weights(clf), state)
+    for metric, value in results["metrics"]["test"].items():
+        assert clf.report_[metric] == value
+    assert clf.report_["zero_shot_accuracy"] == results["zero_shot_accuracy"]
+    assert clf.score(photos.folder) == pytest.approx(results["metrics"]["test"]["accuracy"] / 100)
+
+
+@pytest.mark.slow
+def test_a_fit_on_lists_is_a_run_on_a_table_to_the_last_digit(
+    photos: Pictures, unseen: Pictures, tmp_path: Path
+) -> None:
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "classname", "split"])
+        rows.writerows(zip(photos.paths, photos.labels, ["train"] * 30, strict=True))
+        rows.writerows(zip(unseen.paths, unseen.labels, ["test"] * 12, strict=True))
+    results, state = trained(tmp_path / "table.csv", tmp_path / "run", "TaskRes", "--shots", "4")
+    clf = FewShotClassifier(shots=4, **QUICK).fit(photos.paths, photos.labels)
+    assert_equal(weights(clf), state)
+    found = clf.evaluate(unseen.paths, unseen.labels)
+    assert found["accuracy"] == results["metrics"]["test"]["accuracy"]
+    assert found["ece"] == pytest.approx(results["metrics"]["test"]["ece"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unseen: Pictures, fitted: Any) -> None:
+    images = [Image.open(path) for path in photos.paths]
+    arrays = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
+    plain = {**QUICK, "options": {**QUICK["options"], "INPUT.TRANSFORMS": ["normalize"]}}  # views depend on file names
+    of_files = FewShotClassifier(**plain).fit(photos.paths, photos.labels)
+    expected = of_files.predict_proba(unseen.paths)
+    for given in (images, arrays):
+        clf = FewShotClassifier(**plain).fit(given, photos.labels)
+        np.testing.assert_array_equal(clf.predict_proba(unseen.paths), expected)
+    in_memory = [Image.open(path) for path in unseen.paths]
+    np.testing.assert_allclose(of_files.predict_proba(in_memory), expected, rtol=1e-5)
+
+
+class ClassLabel(SimpleNamespace):
+    """As Hugging Face's type of a column."""
+
+
+class HuggingFace:
+    """What a Hugging Face ``Dataset`` looks like."""
+
+    def __init__(self, images: list[Any], labels: list[int], names: list[str]) -> None:
+        self.rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+        self.column_names = ["image", "label"]
+        self.features = {"image": None, "label": ClassLabel(names=names)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+
+@pytest.mark.slow
+def test_a_hugging_face_dataset_brings_its_labels(photos: Pictures) -> None:
+    images = [Image.open(path) for path in photos.paths]
+    data = HuggingFace(images, [SHAPES.index(label) for label in photos.labels], list(SHAPES))
+    clf = FewShotClassifier(**QUICK).fit(data)
+    assert clf.classes_.tolist() == sorted(SHAPES)
+    assert set(clf.predict(data)) <= set(SHAPES)
+    assert clf.score(data) > 0.4
+
+
+@pytest.mark.slow
+def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
+    numbers = [7 * SHAPES.index(label) for label in photos.labels]
+    clf = FewShotClassifier(classes={7 * n: name for n, name in enumerate(SHAPES)}, **QUICK)
+    clf.fit(photos.paths, numbers)
+    assert clf.classes_.tolist() == [0, 7, 14]
+    assert clf.predict(photos.paths[:1]).dtype == clf.classes_.dtype
+    assert clf.__getstate__()["_content"].classes.names == SHAPES
+
+
+def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> None:
+    clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
+    found = clf.predict(photos.paths)
+    assert (found == photos.labels).mean() > 0.4
+    assert clf.predict_proba(photos.paths[:2]).shape == (2, 3)
+
+
+def test_what_is_answered_has_its_shape_and_type(fitted: Any, unseen: Pictures) -> None:
+    paths = unseen.paths[:5]
+    proba, logits = fitted.predict_proba(paths), fitted.decision_function(paths)
+    assert proba.shape == logits.shape == (5, 3)
+    assert proba.dtype == logits.dtype == np.float32
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    assert fitted.transform(paths).shape == (5, fitted._trainer.clip.embed_dim)
+    assert fitted.predict(paths).shape == (5,)
+    top = fitted.predict(paths, top_k=2)
+    assert top.shape == (5, 2)
+    np.testing.assert_array_equal(top[:, 0], fitted.predict(paths))
+    np.testing.assert_array_equal(fitted.classes_[proba.argmax(axis=1)], fitted.predict(paths))
+    assert fitted.predict([]).shape == (0,)
+
+
+def test_an_improbable_answer_is_none(fitted: Any, unseen: Pictures) -> None:
+    proba = fitted.predict_proba(unseen.paths).max(axis=1)
+    limit = float(np.median(proba))
+    found = fitted.predict(unseen.paths, unknown_below=limit)
+    np.testing.assert_array_equal([one is None for one in found], proba < limit)
+
+
+def test_features_are_predicted_as_their_images_are(fitted: Any, unseen: Pictures) -> None:
+    features = fitted.transform(unseen.paths)
+    np.testing.assert_allclose(fitted.predict_proba(features), fitted.predict_proba(unseen.paths), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_evaluation_counts_what_it_predicts(fitted: Any, unseen: Pictures) -> None:
+    found = fitted.evaluate(unseen.folder)
+    right = fitted.predict(unseen.paths) == np.array(unseen.labels)
+    assert found["accuracy"] == pytest.approx(100 * right.mean())
+    assert fitted.score(unseen.folder) == pytest.approx(right.mean())
+    assert np.array(found["confusion"]).sum() == found["images"] == 12
+    assert np.trace(found["confusion"]) == right.sum()
+    assert {row["label"]: row["images"] for row in found["per_class"]} == dict.fromkeys(SHAPES, 4)
+    low, high = found["interval"]
+    assert low < found["accuracy"] < high or right.all()
+
+
+@pytest.mark.slow
+def test_the_same_fit_gives_the_same_and_another_seed_another(photos: Pictures, unseen: Pictures) -> None:
+    one, same, other = (
+        FewShotClassifier(shots=2, seed=seed, **QUICK).fit(photos.paths, photos.labels).predict_proba(unseen.paths)
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_calibration_makes_probabilities_fit_how_often_they_are_right(photos: Pictures, unseen: Pictures) -> None:
+    clf = FewShotClassifier(**QUICK).fit(photos.paths, photos.labels)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3)) * 3
+    proba = np.exp(logits - logits.max(axis=1, keepdims=True))
+    proba /= proba.sum(axis=1, keepdims=True)
+    truth = (proba.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)  # right as often as these say
+    from dassl_lite.classifier.report import best_temperature, calibration_error
+
+    assert best_temperature(4 * logits, truth) == pytest.approx(4, rel=0.1)
+    assert calibration_error(4 * logits, truth, 4.0) < 2 < calibration_error(4 * logits, truth, 1.0)
+    before = clf.predict_proba(unseen.paths)
+    clf.calibrate(unseen.paths, unseen.labels)
+    assert clf.temperature_ != 1
+    assert clf.calibration_.images == 12
+    np.testing.assert_array_equal(clf.predict_proba(unseen.paths).argmax(axis=1), before.argmax(axis=1))
+
+
+@pytest.mark.slow
+def test_a_fit_on_a_folder_calibrates_on_its_validation_images(photos: Pictures) -> None:
+    clf = FewShotClassifier(**QUICK).fit(photos.folder).calibrate()
+    assert clf.calibration_.images == len(clf._trainer.dm.dataset.val) > 0
+    assert clf.calibration_.measured_on == "test images of the fit"
+
+
+NOT_FITTED = [
+    lambda clf: clf.predict(["a.jpg"]),
+    lambda clf: clf.score("photos"),
+    lambda clf: clf.save("folder"),
+    lambda clf: clf.calibrate(),
+    lambda clf: next(clf.stream(["a.jpg"])),
+]
+
+
+@pytest.mark.parametrize("call", NOT_FITTED)
+def test_what_needs_a_fit_says_so(call: Any) -> None:
+    with pytest.raises(NotFittedError, match=r"^this FewShotClassifier is not fitted yet"):
+        call(FewShotClassifier())
+
+
+def fit(images: Any, labels: Any, **parameters: Any) -> Any:
+    return FewShotClassifier(**{**QUICK, **parameters}).fit(images, labels)
+
+
+WRONG = [
+    (lambda p: fit("no-such-folder", None), FileNotFoundError, "no-such-folder"),
+    (lambda p: fit(["no-such.png"], ["cat"]), FileNotFoundError, "no-such.png"),
+    (lambda p: fit(p.paths, None), ValueError, "needs labels"),
+    (lambda p: fit(p.paths, p.labels[:-1]), ValueError, "30 images, but y has 29"),
+    (lambda p: fit(p.paths, [None, *p.labels[1:]]), ValueError, "None, which is no label"),
+    (lambda p: fit(p.paths, p.labels, method="TaskRs"), ValueError, "Did you mean 'TaskRes'"),
+    (lambda p: fit(p.paths, p.labels, backbone="no/such"), ValueError, "no/such"),
+    (lambda p: fit(p.paths, p.labels, options={"RESIDUAL_SCAL": 1}), ValueError, "Did you mean 'RESIDUAL_SCALE'"),
+    (lambda p: fit(p.paths, p.labels, options={"OPTIM.LRR": 1}), ValueError, "OPTIM.LR"),
+    (lambda p: fit(p.paths, p.labels, shots=0), ValueError, "NUM_SHOTS is 0"),
+    (lambda p: fit(p.paths, p.labels, shots="many"), ValueError, "many"),
+    (lambda p: fit(p.paths, p.labels, device="tpu"), ValueError, "tpu"),
+    (lambda p: fit(p.paths, p.labels, precision="fp8"), ValueError, "fp8"),
+    (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
+    (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),
+    (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is no image"),
+    (lambda p: FewShotClassifier().fit(np.zeros((4, 8)), [0, 0, 1, 1]), ValueError, "feature file"),
+    (lambda p: FewShotClassifier(classes="cat").predict(p.paths), ValueError, "list of names"),
+    (lambda p: FewShotClassifier(classes=["a", "a"]).predict(p.paths), ValueError, "twice"),
+    (lambda p: FewShotClassifier.load("no-such-folder"), FileNotFoundError, "no-such-folder"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), WRONG)
+def test_a_mistake_is_told_in_one_line(photos: Pictures, call: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind) as caught:
+        call(photos)
+    assert isinstance(caught.value, UserError)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_QUESTIONS = [
+    (lambda c, p: c.predict(p.paths, top_k=4), "top_k is 4"),
+    (lambda c, p: c.predict(p.paths, unknown_below=2), "unknown_below is 2"),
+    (lambda c, p: c.predict(p.paths, on_error="stop"), "on_error"),
+    (lambda c, p: c.predict(np.zeros((2, 3))), "width 3"),
+    (lambda c, p: c.predict(np.zeros((2, 3, 4))), "no list of images"),
+    (lambda c, p: c.predict({"a": 1}), "no list of images"),
+    (lambda c, p: c.score(p.paths), "labels, y, are missing"),
+    (lambda c, p: c.score(p.paths, ["dog"] * 30), "'dog' is not a class"),
+    (lambda c, p: c.calibrate(), "no validation images"),
+    (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
+    (lambda c, p: c.add_class("circle"), "already"),
+    (lambda c, p: c.add_class("star", [drawn("circle", 1)]), "fit again"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), WRONG_QUESTIONS)
+def test_a_wrong_question_is_told_in_one_line(fitted: Any, photos: Pictures, call: Any, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call(fitted, photos)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

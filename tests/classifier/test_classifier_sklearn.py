@@ -1,0 +1,196 @@
+"""FewShotClassifier keeps scikit-learn's contract, and leaves the process as it is."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import QUICK, Pictures
+from sklearn.base import clone, is_classifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils import estimator_checks
+
+import dassl_lite
+from dassl_lite import FewShotClassifier
+from dassl_lite.data.feature_cache import store
+
+
+def test_parameters_are_stored_as_given() -> None:
+    options = {"RESIDUAL_SCALE": 0.5}
+    clf = FewShotClassifier(method="no such", options=options, shots="x")
+    assert clf.get_params()["options"] is options
+    assert clf.set_params(shots=3).shots == 3
+    assert clone(clf).get_params() == clf.get_params()
+    assert is_classifier(clf)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        clf.set_params(shot=3)
+
+
+CHECKS = [  # those that need no matrix of numbers
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_tags_renamed",
+    "check_valid_tag_types",
+    "check_get_params_invariance",
+    "check_set_params",
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_checks_of_scikit_learn_that_take_any_input_pass(check: str) -> None:
+    if not hasattr(estimator_checks, check):
+        pytest.skip(f"this scikit-learn has no {check}")
+    getattr(estimator_checks, check)("FewShotClassifier", FewShotClassifier())
+
+
+@pytest.mark.slow
+def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    original = store.extract
+
+    def counting(dataset: Any, *arguments: Any, **options: Any) -> Any:
+        encoded.append(len(dataset))
+        return original(dataset, *arguments, **options)
+
+    monkeypatch.setattr(store, "extract", counting)
+    clf = FewShotClassifier(**QUICK, seed=11)
+    clf.options = {**QUICK["options"], "DATASET.FEATURES.SEED": 99, "DATASET.FEATURES.VIEWS": 1}
+    scores = cross_val_score(clf, photos.paths, photos.labels, cv=3)
+    assert scores.shape == (3,)
+    assert sum(encoded) <= 2 * len(photos.paths)  # a training view and a test view of each
+    encoded.clear()
+    assert cross_val_score(clf, photos.paths, photos.labels, cv=3).tolist() == scores.tolist()
+    assert sum(encoded) == 0
+
+
+@pytest.mark.slow
+def test_a_grid_search_chooses_methods_and_shots(photos: Pictures) -> None:
+    grid = {"method": ["TaskRes", "ZeroshotCLIP"], "shots": np.array([1, 4])}
+    search = GridSearchCV(FewShotClassifier(**QUICK), grid, cv=2).fit(photos.paths, photos.labels)
+    assert len(search.cv_results_["mean_test_score"]) == 4
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.predict(photos.paths[:2]).shape == (2,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+def test_scikit_learns_calibration_takes_the_logits(photos: Pictures, classes: int) -> None:
+    paths, labels = photos.paths[: 10 * classes], photos.labels[: 10 * classes]
+    found = CalibratedClassifierCV(FewShotClassifier(**QUICK), cv=2).fit(paths, labels).predict_proba(paths)
+    assert found.shape == (10 * classes, classes)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+@pytest.mark.slow
+def test_in_a_pipeline_it_classifies_or_gives_features(photos: Pictures) -> None:
+    last = Pipeline([("clf", FewShotClassifier(**QUICK))]).fit(photos.paths, photos.labels)
+    assert last.score(photos.paths, photos.labels) > 0.4
+    first = Pipeline([("clip", FewShotClassifier(method="ZeroshotCLIP")), ("lr", LogisticRegression(max_iter=200))])
+    assert first.fit(photos.paths, photos.labels).score(photos.paths, photos.labels) > 0.6
+    assert set(cross_val_predict(first, photos.paths, photos.labels, cv=2)) <= set(photos.labels)
+
+
+@pytest.mark.slow
+def test_copies_and_pickles_predict_the_same(fitted: Any, unseen: Pictures) -> None:
+    expected = fitted.predict_proba(unseen.paths)
+    for twin in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):  # noqa: S301
+        np.testing.assert_array_equal(twin.predict_proba(unseen.paths), expected)
+
+
+# ---- nothing else in the process changes ----------------------------------------------------------------------------
+
+
+def state_of_the_process() -> tuple[Any, ...]:
+    root, own = logging.getLogger(), logging.getLogger("dassl_lite")
+    return (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # type: ignore[union-attr,index]
+        np.random.get_state()[2],  # type: ignore[index]
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.is_grad_enabled(),
+        [*root.handlers],
+        root.level,
+        [*own.handlers],
+        own.level,
+        own.propagate,
+    )
+
+
+@pytest.mark.slow
+def test_nothing_global_changes_and_nothing_is_printed(
+    photos: Pictures, unseen: Pictures, tmp_path: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        before = state_of_the_process()
+        clf = FewShotClassifier(**QUICK).fit(photos.folder)
+        clf.predict(unseen.paths)
+        clf.calibrate()
+        clf.evaluate(unseen.folder)
+        list(clf.stream(unseen.paths))
+        clf.save(tmp_path / "saved")
+        FewShotClassifier.load(tmp_path / "saved").add_class("star")
+        with pytest.raises(ValueError, match="no-such"):
+            FewShotClassifier(backbone="no-such").fit(photos.folder)
+        assert state_of_the_process() == before
+    finally:
+        torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("highest")
+    assert capfd.readouterr() == ("", "")
+    assert any("knows drawn shapes only" in message for message in clf.messages_)
+
+
+@pytest.mark.slow
+def test_classifiers_in_threads_find_what_they_find_alone(photos: Pictures, unseen: Pictures) -> None:
+    def work(seed: int, found: dict[int, Any]) -> None:
+        clf = FewShotClassifier(**QUICK, shots=2, seed=seed).fit(photos.paths, photos.labels)
+        found[seed] = [clf.predict_proba(unseen.paths) for _ in range(3)][-1]
+
+    alone: dict[int, Any] = {}
+    together: dict[int, Any] = {}
+    for seed in (1, 2, 3):
+        work(seed, alone)
+    threads = [threading.Thread(target=work, args=(seed, together)) for seed in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in alone:
+        np.testing.assert_array_equal(together[seed], alone[seed])
+
+
+@pytest.mark.slow
+def test_a_consumer_of_a_stream_keeps_its_random_numbers(fitted: Any, unseen: Pictures) -> None:
+    random.seed(5)
+    torch.manual_seed(5)
+    expected = [(random.random(), torch.rand(()).item()) for _ in unseen.paths]
+    random.seed(5)
+    torch.manual_seed(5)
+    images = (path for path in unseen.paths)
+    assert [(random.random(), torch.rand(()).item()) for _ in fitted.stream(images)] == expected
+
+
+def test_the_package_stays_light_until_the_class_is_asked_for() -> None:
+    code = "import sys, dassl_lite; print({'torch', 'sklearn', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    with pytest.raises(AttributeError, match="FewShotClassifer"):
+        dassl_lite.FewShotClassifer  # noqa: B018
