@@ -144,7 +144,8 @@ class GDA(FeatureTrainer):
             logger.info(f"alpha {self.method_cfg.ALPHA:g} is used as configured")
             return float(self.method_cfg.ALPHA)
         else:
-            by, queries = "leave_one_out", F.normalize(views.mean(dim=0), dim=-1)
+            by = self.tuned_on = "leave_one_out"
+            queries = F.normalize(views.mean(dim=0), dim=-1)
             zero_shot = self.head.scale * queries @ self.head.text_features.t()
             scores = gaussian.leave_one_out(views, labels, self.head.text_features).to(zero_shot)
             measured = ~scores.isnan().any(dim=1)

@@ -164,6 +164,8 @@ class ProKeR(FeatureTrainer):
         _, temperature, beta, penalty, found = max(tried, key=lambda one: one[0])  # the first of equals
         head.keep(images, found, beta, temperature)
         by = node.SEARCH_BY if val or node.SEARCH_BY == "none" else "leave_one_out"
+        if by == "leave_one_out":
+            self.tuned_on = by
         logger.info(f"beta {beta:g}, lambda {penalty:g}, temperature {temperature:g}; searched by: {by}")
         grid = [[one[2], one[3], one[0]] for one in tried]
         kept = {"beta": beta, "lambda": penalty, "by": by, "measure": node.MEASURE, "grid": grid}

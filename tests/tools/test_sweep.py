@@ -16,7 +16,7 @@ from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands import sweep as commands
 from dassl_lite.engine.commands.arguments import DatasetChoice
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.summary import Cell, confidence_interval, gather
+from dassl_lite.engine.commands.summary import Cell, gather
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.methods import feature_source
@@ -138,7 +138,7 @@ def test_a_report_warns_of_runs_that_differ_in_what_its_table_does_not_show(tmp_
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert confidence_interval([5.0]) is None
+    assert Cell("D", "X", "B", 1, (5.0,)).interval is None
     assert str(Cell("D", "X", "B", 1, (5.0,))) == "5.00"
 
 

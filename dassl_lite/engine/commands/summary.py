@@ -1,23 +1,60 @@
-"""Means and confidence intervals over the seeds of finished runs."""
+"""What a sweep has found: tables over seeds, over datasets, and of one method against another.
+
+A `Cell` is one method on one dataset with one number of shots, over its draws. The tables are made of cells; what may
+be concluded from them is computed in `dassl_lite.evaluation.statistics`.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from dassl_lite.engine.build import uses_shots
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
+from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
+from dassl_lite.evaluation.statistics import Difference, Ranking, estimate, paired, rank, versus
 from dassl_lite.utils.errors import UserError, shown, unknown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
+
+
+ZERO_SHOT = "ZeroshotCLIP"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a table needs of a finished run; NaN and "" where its results do not say it.
+
+    Attributes:
+        draw: names the images that were drawn: the draw's digest, or the seed where there was no draw.
+        tuned_on: "val", "leave_one_out", "nothing" or "test".
+        zero_shot: the metric of CLIP without adaptation, in percent.
+        seconds: of training and of evaluating; features that were extracted on the way do not count.
+        parameters: trainable numbers.
+        memory: peak of the process, in MiB.
+    """
+
+    seed: int
+    value: float
+    draw: str = ""
+    tuned_on: str = ""
+    zero_shot: float = math.nan
+    ece: float = math.nan
+    seconds: float = math.nan
+    parameters: float = math.nan
+    memory: float = math.nan
+    precision: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,29 +67,23 @@ class Cell:
     shots: int
     values: tuple[float, ...]
     metric: str = MAIN_METRICS[0]
+    runs: tuple[Run, ...] = field(default=(), repr=False)
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.values)
+        return fmean(self.values)
 
     @property
     def interval(self) -> float | None:
         """Half the width of the mean's 95 % confidence interval; None for a single value."""
-        return confidence_interval(self.values)
+        return estimate(self.values).half
+
+    def by_draw(self) -> dict[Any, float]:
+        """Value by draw: by its digest, and by its seed where a digest is not there or, of all images, the same."""
+        return {(run.draw, run.seed): run.value for run in self.runs}
 
     def __str__(self) -> str:
-        interval = self.interval
-        return f"{self.mean:.2f}" if interval is None else f"{self.mean:.2f} ± {interval:.2f}"
-
-
-def confidence_interval(values: Sequence[float], level: float = 0.95) -> float | None:
-    """Half-width of the two-sided interval for the mean, by Student's t with n - 1 degrees of freedom."""
-    if len(values) < 2:
-        return None
-    from scipy.stats import t  # takes a while to import, and only reports need it
-
-    quantile = float(t.ppf(0.5 + level / 2, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+        return str(estimate(self.values))
 
 
 def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Cell]:
@@ -73,7 +104,7 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
     runs = [results for path in paths if (results := read_results(path.parent))]
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
-    cells: dict[tuple[str, str, str, int, str], dict[int, float]] = defaultdict(dict)
+    cells: dict[tuple[str, str, str, int, str], dict[int, Run]] = defaultdict(dict)
     repeated: set[str] = set()
     for run in runs:
         if not _is_complete(run):
@@ -85,19 +116,49 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
         if not isinstance(metrics[name], int | float):
             raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
         key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0), name)
-        if cells[key].get(run["seed"], metrics[name]) != metrics[name]:
+        other = cells[key].get(run["seed"])
+        if other is not None and other.value != metrics[name]:
             repeated.add(f"{run['trainer']} on {dataset_label(run)}")
-        cells[key][run["seed"]] = metrics[name]
+        cells[key][run["seed"]] = _run(run, metrics, name)
     if repeated:
         logger.warning(
             f"some runs below {root} differ in settings that the table does not show (other than dataset, method, "
             f"backbone, shots, seed); of each, one is shown: {', '.join(sorted(repeated)[:5])}; "
             "report their folders one by one"
         )
-    return [
-        Cell(dataset, trainer, backbone, shots, tuple(by_seed[seed] for seed in sorted(by_seed)), name)
-        for (dataset, trainer, backbone, shots, name), by_seed in cells.items()
-    ]
+    found = []
+    for (dataset, trainer, backbone, shots, name), by_seed in cells.items():
+        in_order = tuple(by_seed[seed] for seed in sorted(by_seed))
+        found.append(Cell(dataset, trainer, backbone, shots, tuple(run.value for run in in_order), name, in_order))
+    return found
+
+
+def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> Run:
+    """The run of results that are complete; what else they say may be of any kind."""
+
+    def number(value: Any) -> float:
+        return float(value) if type(value) in (int, float) else math.nan
+
+    def words(value: Any) -> str:
+        return value if isinstance(value, str) else ""
+
+    def of(key: str) -> Mapping[str, Any]:
+        return found if isinstance(found := results.get(key), dict) else {}
+
+    seconds = {phase: number(spent) for phase, spent in of("seconds").items()}
+    return Run(
+        seed=results["seed"],
+        value=float(metrics[metric]),
+        draw=words(results.get("fewshot_digest")),
+        tuned_on=words(results.get("tuned_on")),
+        zero_shot=number(results.get(f"zero_shot_{metric}")),
+        ece=number(metrics.get("ece")),
+        seconds=sum(spent for phase, spent in seconds.items() if phase != "features") if seconds else math.nan,
+        parameters=number(results.get("trainable_parameters")),
+        memory=number(of("peak_memory").get("host_mib")),
+        precision=words(of("arithmetic").get("precision")),
+        version=words(of("environment").get("dassl_lite")),
+    )
 
 
 def _is_complete(run: Mapping[str, Any]) -> bool:
@@ -120,11 +181,11 @@ def dataset_label(results: Mapping[str, Any]) -> str:
     return data_label(path) if path else name
 
 
-def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a row per dataset and method, a column per number of shots, and one for all training images.
+def as_table(cells: Sequence[Cell]) -> Table:
+    """A row per dataset and method, a column per number of shots, and one for all training images.
 
     A method that uses no shots has the same number in every column. Where datasets have different metrics, their names
-    say which.
+    say which. The best and the second-best mean of a dataset's column are marked.
     """
     by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
     mixed = len({cell.metric for cell in cells}) > 1
@@ -134,9 +195,262 @@ def as_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     columns = sorted({cell.shots for cell in cells if cell.shots})
     if any(cell.shots == 0 and uses_shots(cell.trainer) for cell in cells):
         columns.append(0)
-    rows = []
+    rows: list[list[str]] = []
+    means: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)  # (dataset, column) -> row -> mean
     for (dataset, trainer), found in sorted(by_row.items()):
         fixed = None if uses_shots(trainer) else found.get(0)
-        rows.append([dataset, trainer, *(str(found.get(number) or fixed or "") for number in columns or [0])])
-    names = ["all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}" for number in columns]
-    return ["dataset", "method", *(names or ["no shots"])], rows
+        shown = [found.get(number) or fixed for number in columns or [0]]
+        for column, one in enumerate(shown, start=2):
+            if one is not None:
+                means[dataset, column][len(rows)] = one.mean
+        rows.append([dataset, trainer, *(str(one or "") for one in shown)])
+    places = {
+        (row, column): place
+        for (_, column), by_line in means.items()
+        for row, place in best_two(by_line, lowest="error" in cells[0].metric or cells[0].metric == "ece").items()
+    }
+    return Table("", ["dataset", "method", *(map(_shots, columns) if columns else ["no shots"])], rows, places)
+
+
+def _shots(number: int) -> str:
+    return "all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}"
+
+
+# ---- over datasets ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Average:
+    """One method with one number of shots over datasets, where a dataset's mean is one value.
+
+    Attributes:
+        mean: as a table shows it, with an interval over datasets.
+        gain: mean over the datasets' gains over zero-shot CLIP; NaN if no run says what zero-shot CLIP has.
+        below: datasets where the method is below zero-shot CLIP.
+        datasets: how many it has been run on; averages over others do not compare.
+    """
+
+    trainer: str
+    shots: int
+    mean: str
+    gain: float
+    below: int
+    datasets: int
+
+
+def averages(cells: Sequence[Cell]) -> list[Average]:
+    """Averages over datasets; empty if there is only one. A method that uses no shots has one row."""
+    found = []
+    for (trainer, shots), group in sorted(_grouped(cells, lambda cell: (cell.trainer, cell.shots)).items()):
+        datasets = {cell.dataset for cell in group}
+        if len(datasets) < 2 or len(datasets) < len(group):  # not one dataset, nor two backbones in one row
+            continue
+        gains = [cell.mean - zero for cell in group if not math.isnan(zero := _mean_of(cell.runs, "zero_shot"))]
+        gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
+        found.append(Average(trainer, shots, str(estimate([cell.mean for cell in group])), gain, below, len(group)))
+    return found
+
+
+def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
+    """Methods ranked over the datasets, by number of shots; one that uses no shots takes part in each.
+
+    Only methods with a result on every dataset take part; there are two or more, and two or more datasets.
+    """
+    scores = _scores(cells)
+    found = {}
+    for shots, by_method in scores.items():
+        datasets = sorted({dataset for by_dataset in by_method.values() for dataset in by_dataset})
+        methods = [method for method, by_dataset in by_method.items() if len(by_dataset) == len(datasets)]
+        if len(methods) > 1 and len(datasets) > 1:
+            table = np.array([[by_method[method][dataset] for method in methods] for dataset in datasets])
+            found[shots] = methods, rank(table)
+    return found
+
+
+def against(cells: Sequence[Cell], reference: str) -> dict[int, dict[str, Difference]]:
+    """Every method against ``reference`` over datasets, by number of shots.
+
+    Raises:
+        UserError: there is no run of ``reference``.
+    """
+    _require(cells, reference)
+    scores = {shots: by_method for shots, by_method in _scores(cells).items() if reference in by_method}
+    return {shots: versus(by_method, reference) for shots, by_method in scores.items() if len(by_method) > 1}
+
+
+def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, Difference]]:
+    """Every cell against that of ``reference``, paired by draw; a method that uses no shots has the same value in each.
+
+    Raises:
+        UserError: there is no run of ``reference``.
+    """
+    _require(cells, reference)
+    of = {(cell.dataset, cell.backbone, cell.shots): cell for cell in cells if cell.trainer == reference}
+    found = []
+    for cell in cells:
+        other = of.get((cell.dataset, cell.backbone, cell.shots))
+        second = other.by_draw() if other else None
+        if other is None and (fixed := of.get((cell.dataset, cell.backbone, 0))) and not uses_shots(reference):
+            second = dict.fromkeys(cell.by_draw(), fixed.mean)
+        if cell.trainer == reference or second is None:
+            continue
+        difference = paired(cell.by_draw(), second)
+        if difference is not None:
+            found.append((cell, difference))
+    return found
+
+
+def _require(cells: Sequence[Cell], reference: str) -> None:
+    known = {cell.trainer for cell in cells}
+    if reference not in known:
+        raise unknown("method", reference, sorted(known))
+
+
+def _grouped(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
+    groups: dict[Any, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[key(cell)].append(cell)
+    return groups
+
+
+def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
+    """shots -> method -> dataset -> mean; methods that use no shots are in all of them."""
+    groups = _grouped(cells, lambda cell: cell.shots)
+    fixed = [cell for cell in groups.get(0, []) if not uses_shots(cell.trainer)]
+    found = {}
+    for shots in sorted(groups):
+        taking_part = [*groups[shots], *(fixed if shots else [])]
+        by_method: dict[str, dict[str, float]] = defaultdict(dict)
+        for cell in taking_part:
+            by_method[cell.trainer][f"{cell.dataset} {cell.backbone}"] = cell.mean
+        if len(fixed) < len(groups[shots]) or shots:
+            found[shots] = dict(by_method)
+    return found
+
+
+def average_table(cells: Sequence[Cell]) -> Table | None:
+    """Means over datasets, the gain over zero-shot CLIP and where it is negative; None with fewer than two datasets."""
+    found = averages(cells)
+    if not found:
+        return None
+    rows = [
+        [
+            one.trainer,
+            _shots(one.shots) if uses_shots(one.trainer) else "",
+            one.mean,
+            "" if math.isnan(one.gain) else f"{one.gain:+.2f}",
+            "" if math.isnan(one.gain) else f"{one.below} of {one.datasets}",
+        ]
+        for one in found
+    ]
+    headers = ["method", "shots", "average", "gain", "below zero-shot"]
+    title = (
+        "Average over datasets, ± 95 % interval with datasets as the unit; gain over zero-shot CLIP, datasets below it"
+    )
+    return Table(title, headers, rows)
+
+
+def rank_table(cells: Sequence[Cell]) -> Table | None:
+    """Mean ranks, a column per number of shots; None if nothing can be ranked."""
+    found = rankings(cells)
+    if not found:
+        return None
+    methods = sorted({method for names, _ in found.values() for method in names})
+    by_shots = {shots: dict(zip(names, ranking.mean_ranks, strict=True)) for shots, (names, ranking) in found.items()}
+    rows = [[method, *(f"{of[method]:.2f}" if method in of else "" for of in by_shots.values())] for method in methods]
+    rankings_ = [ranking for _, ranking in found.values()]
+    rows.append(["Friedman's p", *(_p(ranking.p) for ranking in rankings_)])
+    rows.append(["critical difference", *(f"{ranking.critical_difference:.2f}" for ranking in rankings_)])
+    rows.append(["datasets", *(str(ranking.datasets) for ranking in rankings_)])
+    title = "Mean rank over datasets (1 is the best); Nemenyi's critical difference at 0.05"
+    return Table(title, ["method", *map(_shots, found)], rows)
+
+
+def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
+    """Differences from ``reference``: on each dataset, paired by draw, and over datasets.
+
+    Raises:
+        UserError: there is no run of ``reference``.
+    """
+    tables = []
+    by_draw = [
+        [
+            cell.dataset,
+            cell.trainer,
+            _shots(cell.shots) if uses_shots(cell.trainer) else "",
+            _signed(found),
+            _p(found.p),
+            str(found.estimate.count),
+        ]
+        for cell, found in sorted(against_by_draw(cells, reference), key=lambda one: (one[0].dataset, one[0].trainer))
+    ]
+    if by_draw:
+        headers = ["dataset", "method", "shots", f"minus {reference}", "paired t, p", "draws"]
+        tables.append(Table(f"Against {reference} on each dataset, paired by draw", headers, by_draw))
+    over = [
+        [method, _shots(shots), _signed(found), f"{found.wins} / {found.losses}", _p(found.p), _p(found.p_adjusted)]
+        for shots, by_method in against(cells, reference).items()
+        for method, found in sorted(by_method.items())
+        if found.estimate.count > 1
+    ]
+    if over:
+        headers = ["method", "shots", f"minus {reference}", "better / worse", "Wilcoxon, p", "Holm, p"]
+        tables.append(Table(f"Against {reference} over datasets", headers, over))
+    return tables
+
+
+def cost_table(cells: Sequence[Cell]) -> Table | None:
+    """Means over all runs of a method: calibration, time, trainable numbers, memory; None if no run says any."""
+    rows = []
+    for trainer, group in sorted(_grouped(cells, lambda cell: cell.trainer).items()):
+        runs = [run for cell in group for run in cell.runs]
+        values = [_mean_of(runs, name) for name in ("ece", "seconds", "parameters", "memory")]
+        if not all(map(math.isnan, values)):
+            formats = ("{:.2f}", "{:.1f}", "{:,.0f}", "{:,.0f}")
+            texts = ["" if math.isnan(v) else f.format(v) for f, v in zip(formats, values, strict=True)]
+            rows.append([trainer, *texts, ", ".join(sorted({_tuned(run) for run in runs if run.tuned_on}))])
+    headers = ["method", "ECE %", "seconds", "trainable", "memory MiB", "tuned on"]
+    return (
+        Table(
+            "Cost of a run, mean over a method's runs: calibration, time, trainable numbers, peak memory", headers, rows
+        )
+        if rows
+        else None
+    )
+
+
+def _mean_of(runs: Sequence[Run], name: str) -> float:
+    known = [value for run in runs if not math.isnan(value := getattr(run, name))]
+    return fmean(known) if known else math.nan
+
+
+def _tuned(run: Run) -> str:
+    return "test images (!)" if run.tuned_on == "test" else run.tuned_on.replace("_", "-")
+
+
+def _signed(difference: Difference) -> str:
+    text = str(difference.estimate)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def provenance(cells: Sequence[Cell]) -> list[str]:
+    """What a reader must know of the runs behind the tables, a line each; nothing that no run says."""
+    runs = [run for cell in cells for run in cell.runs]
+    lines = [f"backbone: {', '.join(sorted({cell.backbone for cell in cells}))}"]
+    for what, of in (("precision", "precision"), ("dassl-lite", "version")):
+        if known := sorted({text for run in runs if (text := getattr(run, of))}):
+            lines.append(f"{what}: {', '.join(known)}")
+    draws: dict[tuple[str, int], set[tuple[int, str]]] = defaultdict(set)
+    for cell in cells:
+        draws[cell.dataset, cell.shots] |= {(run.seed, run.draw[:8]) for run in cell.runs if run.draw}
+    for (dataset, shots), found in sorted(draws.items()):
+        if found and shots:
+            names = ", ".join(f"seed {seed} {digest}" for seed, digest in sorted(found))
+            lines.append(f"draws of {dataset}, {_shots(shots)}: {names}")
+    if chosen := sorted({cell.trainer for cell in cells if any(run.tuned_on == "test" for run in cell.runs)}):
+        lines.append(f"tuned on test images, so not comparable: {', '.join(chosen)}")
+    return lines

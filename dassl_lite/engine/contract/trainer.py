@@ -77,6 +77,7 @@ class SimpleTrainer(TrainerBase):
     test_loader: Any = None
     # Set while training; not in __init__, which some trainers replace, calling TrainerBase's only.
     model: Any = None
+    tuned_on = "nothing"  # what a method has chosen its hyper-parameters on: "val", "leave_one_out"
     _saved_at = float("inf")  # time of the last checkpoint
     _elsewhere_before = 0.0  # seconds of other phases before training
     _stop = GracefulStop()  # train() enters its own
@@ -365,6 +366,13 @@ class SimpleTrainer(TrainerBase):
         selects = self.has_epochs() and test.FINAL_MODEL == "best_val" and not test.NO_TEST
         return selects and validates_on_test(self.dm.dataset)
 
+    def _tuned_on(self) -> str:
+        """What the epoch or hyper-parameters were chosen on: "test", "val", what the method says, or "nothing"."""
+        if self.selects_on_test:
+            return "test"
+        selects = self.has_epochs() and self.cfg.TEST.FINAL_MODEL == "best_val" and bool(self.dm.dataset.val)
+        return "val" if selects else self.tuned_on
+
     def run_results(self) -> dict[str, Any]:
         """The content of ``results.json``: what this run was, what it found and what it cost, as plain values."""
         data, cfg = self.dm.dataset, self.cfg
@@ -380,6 +388,13 @@ class SimpleTrainer(TrainerBase):
             "fewshot_digest": getattr(data, "fewshot_digest", ""),
             "metrics": self.results,
             "selected_on_test": self.selects_on_test,  # then the metrics are not on unseen images
+            "tuned_on": self._tuned_on(),
+            "trainable_parameters": sum(
+                parameter.numel()
+                for model in self._models.values()
+                for parameter in model.parameters()
+                if parameter.requires_grad
+            ),
             "per_class": getattr(self.evaluator, "per_class", []),
             "history": self.history,
             "seconds": self.seconds,

@@ -436,6 +436,7 @@ class FeatureTrainer(TrainerX):
             whose = " of its own: its images are test images" if self.dm.dataset.val else ""
             logger.info(f"{self.cfg.DATASET.NAME} has no validation set{whose}")
             return None
+        self.tuned_on = "val"
         batches = [self.parse_batch_test(batch) for batch in self.val_loader]
         features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return FeatureSet(features[None], labels)

@@ -1,0 +1,142 @@
+"""A report's tables over datasets, differences by draw, LaTeX, and what it tells of the runs behind them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.summary import average_table, gather, rank_table, versus_tables
+from dassl_lite.engine.commands.tables import BEST, SECOND, Table, best_two
+from dassl_lite.tools import report
+from dassl_lite.utils import UserError
+from dassl_lite.utils.files import write_json
+
+# Accuracies by method, dataset and seed; zero-shot CLIP has 50 everywhere.
+A_B: dict[str, dict[str, tuple[float, ...]]] = {
+    "A_method": {"one": (60.0, 62.0, 64.0), "two": (70.0, 70.0, 73.0), "three": (40.0, 42.0, 44.0)},
+    "B": {"one": (59.0, 60.5, 63.0), "two": (69.0, 70.5, 71.0), "three": (41.0, 43.5, 45.0)},
+    "C": {"one": (55.0, 55.0, 55.0), "two": (56.0, 56.0, 56.0), "three": (30.0, 30.0, 30.0)},
+}
+
+
+def write_runs(root: Path, runs: dict[str, dict[str, tuple[float, ...]]], **more: Any) -> Path:
+    for method, by_dataset in runs.items():
+        for dataset, values in by_dataset.items():
+            for seed, value in enumerate(values, start=1):
+                results = {
+                    **{"trainer": method, "dataset": dataset, "backbone": "RN50", "num_shots": 4, "seed": seed},
+                    **{"metrics": {"test": {"accuracy": value, "ece": 5.0}}, "zero_shot_accuracy": 50.0},
+                    **{"fewshot_digest": f"{dataset}-{seed}", "tuned_on": "val", "trainable_parameters": 1200},
+                    **{"seconds": {"features": 9.0, "train": 1.5, "evaluate test": 0.5}, **more},
+                }
+                write_json(results, root / dataset / method / f"seed{seed}" / "results.json")
+    return root
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    return write_runs(tmp_path, A_B)
+
+
+def line_of(table: Table | None, *start: str) -> list[str]:
+    assert table is not None
+    return next(list(row) for row in table.rows if tuple(row[: len(start)]) == start)
+
+
+def test_averages_take_datasets_as_the_unit_and_count_those_below_zero_shot(sweep: Path) -> None:
+    table = average_table(gather(sweep))
+    # Means of 62, 71 and 42: standard deviation 14.84, t(2) 4.3027.
+    assert line_of(table, "A_method") == ["A_method", "4 shots", "58.33 ± 36.87", "+8.33", "1 of 3"]
+    assert average_table(gather(sweep / "one")) is None
+
+
+def test_methods_are_ranked_on_the_datasets(sweep: Path) -> None:
+    table = rank_table(gather(sweep))
+    assert line_of(table, "A_method") == ["A_method", "1.33"]
+    assert line_of(table, "C") == ["C", "3.00"]
+    assert line_of(table, "datasets") == ["datasets", "3"]
+    assert rank_table(gather(sweep / "one")) is None
+
+
+def test_a_method_that_has_not_run_everywhere_is_not_ranked(sweep: Path) -> None:
+    shutil.rmtree(sweep / "three" / "C")
+    table = rank_table(gather(sweep))
+    assert table is not None
+    assert [row[0] for row in table.rows][:2] == ["A_method", "B"]
+
+
+def test_differences_are_paired_by_draw(sweep: Path) -> None:
+    by_draw, over_datasets = versus_tables(gather(sweep), "B")
+    # 1, 1.5, 1: mean 1.17, standard deviation 0.2887.
+    assert line_of(by_draw, "one", "A_method")[3:] == ["+1.17 ± 0.72", "0.020", "3"]
+    assert line_of(over_datasets, "A_method")[2:4] == ["+0.28 ± 3.13", "2 / 1"]
+    with pytest.raises(UserError, match="unknown method 'Bee'"):
+        versus_tables(gather(sweep), "Bee")
+
+
+def test_runs_on_other_draws_are_not_paired(sweep: Path) -> None:
+    write_runs(sweep, {"A_method": {"one": A_B["A_method"]["one"]}}, fewshot_digest="another")
+    by_draw, _ = versus_tables(gather(sweep), "B")
+    assert not [row for row in by_draw.rows if row[:2] == ["one", "A_method"]]
+    assert [row for row in by_draw.rows if row[:2] == ["two", "A_method"]]
+
+
+def test_the_report_tells_costs_draws_and_what_was_tuned_on_test(sweep: Path, capsys: Any) -> None:
+    write_runs(sweep, {"C": A_B["C"]}, tuned_on="test")
+    assert run_tool(report.main, [str(sweep), "--versus", "B"]) == 0
+    out = capsys.readouterr().out
+    assert ["B", "5.00", "2.0", "1,200", "val"] in [line.split() for line in out.splitlines()]
+    assert "tuned on test images, so not comparable: C" in out
+    assert "draws of one, 4 shots: seed 1 one-1, seed 2 one-2, seed 3 one-3" in out
+    with (sweep / "report.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["method"] == "B")
+    assert row["draw"].split() == [f"{row['dataset']}-{seed}" for seed in (1, 2, 3)]
+    assert row["tuned_on"] == "val val val"
+
+
+def test_results_that_say_little_are_reported_as_far_as_they_go(sweep: Path, capsys: Any) -> None:
+    odd = {"seconds": ["x"], "zero_shot_accuracy": "high", "tuned_on": None, "fewshot_digest": 3}
+    write_runs(sweep, {"C": A_B["C"]}, **odd)
+    assert run_tool(report.main, [str(sweep)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["C", "4", "shots", "47.00", "±", "36.59"] in lines  # no gain: no run says what zero-shot CLIP has
+
+
+def test_the_best_and_the_second_best_are_marked_as_shown() -> None:
+    assert best_two({0: 70.001, 1: 70.002, 2: 69.0, 3: 10.0}) == {0: BEST, 1: BEST, 2: SECOND}
+    assert best_two({0: 1.0, 1: 3.0}, lowest=True) == {0: BEST, 1: SECOND}
+    assert best_two({0: 1.0}) == {}
+
+
+def test_latex_marks_the_best_and_escapes_names(sweep: Path) -> None:
+    assert run_tool(report.main, [str(sweep), "--versus", "B"]) == 0
+    text = (sweep / "report.tex").read_text(encoding="utf-8")
+    assert r"one & A\_method & \textbf{62.00 $\pm$ 4.97} \\" in text
+    assert r"one & B & \underline{60.83 $\pm$ 5.02} \\" in text
+    assert r"one & C & 4 shots & $-$5.83 $\pm$ 5.02" in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_the_latex_compiles(sweep: Path) -> None:
+    write_runs(sweep, {r"_%&$#{}~^\<>|±": A_B["C"]})
+    assert run_tool(report.main, [str(sweep), "--versus", "B"]) == 0
+    lines = [
+        r"\documentclass{article}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+        r"\input{report}",
+        r"\end{document}",
+    ]
+    (sweep / "paper.tex").write_text("\n".join(lines), encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=sweep, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
