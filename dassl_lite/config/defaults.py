@@ -81,7 +81,7 @@ def _add_dataset(cfg: CN) -> None:
     # Ours:
     node.TEMPLATE = ""  # prompt with {} for the class name; empty: the dataset's own
     node.DESCRIPTIONS = ""  # JSON file, class -> list of sentences that replace its prompts; empty: prompts
-    node.FEWSHOT_FILE = ""  # JSON file with the few-shot draw; empty: draw, and keep the draw
+    node.FEWSHOT_FILE = ""  # a few-shot draw: .json, CoOp's .pkl, .jsonl or .txt; empty: draw, and keep the draw
     # Where made splits and draws are kept: dataset (in its folder) | cache | auto (dataset; your own data: cache)
     node.SPLITS_IN = "auto"
     node.FILE = ""  # dataset Features: .npz file of image features to use instead of images

@@ -13,10 +13,15 @@ CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. T
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
 Datum objects with the absolute paths of the machine that wrote it. Only the fields of each Datum are read; anything
 else in the file is refused, and nothing in it is imported or called.
+
+Others publish their draws as lists, an image per line: ``.jsonl`` with an object that has a path and, optionally, a
+label or a class name, or ``.txt`` with a path and, optionally, a label. An image is drawn for the part of the split
+that it is in, train or val.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -28,14 +33,20 @@ import torch
 
 from dassl_lite.data.datum import Datum, is_multi_label, labels_of
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
-from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import digest_of, open_file
+from dassl_lite.utils.errors import UserError, shown
+from dassl_lite.utils.files import digest_of, open_file, read_text
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import MAX_PICKLE, PICKLE_ERRORS, Inert, unpickle
 
 logger = get_logger(__name__)
 
 MAX_VAL_SHOTS = 4
+LISTS = (".jsonl", ".txt")  # endings of draws that are lists
+# Keys of a line's object in the lists that are published, in lower case.
+_PATHS = ("impath", "path", "image_path", "img_path", "image", "img", "filename", "file_name", "file")
+_LABELS = ("label", "target", "class_id", "class_idx", "label_id", "y")
+_CHECK = "Check DATASET.FEWSHOT_FILE."
+_NAMES = ("classname", "class_name", "label_name", "class", "category")
 
 
 class Draw(NamedTuple):
@@ -198,6 +209,102 @@ def read_pickled_draw(path: Path, image_dir: str, source: Draw) -> Draw:
         raise UserError(
             f"few-shot pickle {path} cannot be used: {reason}. None of its code was run; delete it to draw again."
         ) from error
+
+
+def read_listed_draw(path: Path, image_dir: str, source: Draw, num_shots: int) -> Draw:
+    """Read a draw that is a list of images, ``.jsonl`` or ``.txt``.
+
+    A path matches the image whose path below ``image_dir`` it ends with. A class name must be the image's; without one,
+    a label must be.
+
+    Args:
+        source: the full train and val lists, from which the items of the draw are taken.
+        num_shots: the most training images that a class may have; -1 for any number.
+
+    Raises:
+        UserError: the file is not such a list, or does not fit; names the line.
+    """
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read few-shot list '{path}': {getattr(error, 'strerror', None) or error}") from error
+    parse = _from_json if path.suffix == ".jsonl" else _from_words
+    drawn: dict[str, list[Datum]] = {part: [] for part in Draw._fields}
+    number = 0
+    try:
+        rows = {}
+        for number, line in enumerate(lines, start=1):
+            if line:
+                rows[number] = parse(line)
+        known = _by_path({_parts(stored)[-1] for stored, _, _ in rows.values()}, image_dir, source)
+        seen: set[str] = set()
+        for number in rows:
+            part, item = _listed(*rows[number], known)
+            if item.impath in seen:
+                raise ValueError(f"{shown(rows[number][0])} is listed twice")
+            seen.add(item.impath)
+            drawn[part].append(item)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"few-shot list '{path}', line {number}: {error}. {_CHECK}") from None
+    most = max(map(len, group_by_label(drawn["train"]).values()), default=0)
+    if not most or num_shots not in (-1, most):
+        wanted = "" if num_shots < 0 else f", not DATASET.NUM_SHOTS {num_shots}"
+        raise UserError(f"few-shot list '{path}' has {most} training images of this split per class{wanted}. {_CHECK}")
+    return Draw(**drawn)
+
+
+def _by_path(names: set[str], image_dir: str, source: Draw) -> dict[str, tuple[str, Datum]]:
+    """Part and image by relative path, of the images with these file names; an image of both parts is in train."""
+    known: dict[str, tuple[str, Datum]] = {}
+    for part in reversed(Draw._fields):
+        near = [item for item in getattr(source, part) if os.path.basename(item.impath) in names]
+        listed = zip(rows_from_items(near, image_dir), near, strict=True)
+        known |= {str(relative): (part, item) for (relative, *_), item in listed}
+    return known
+
+
+def _from_json(line: str) -> tuple[str, int | None, str | None]:
+    """Path, label and class name of a line's object."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a line should be a JSON object with a path, not {shown(line)}")
+    lower = {str(key).lower(): value for key, value in row.items()}
+
+    def first(keys: Sequence[str], kind: type) -> Any:
+        return next((lower[key] for key in keys if type(lower.get(key)) is kind), None)
+
+    path = first(_PATHS, str)
+    if not path or not _parts(path):
+        raise ValueError(f"it has none of the keys {', '.join(_PATHS)} with a path")
+    return path, first(_LABELS, int), first(_NAMES, str)
+
+
+def _from_words(line: str) -> tuple[str, int | None, str | None]:
+    """Path and label of a line such as "cat/001.jpg 3"; the path may have blanks."""
+    path, _, last = line.rpartition(" ")
+    return (path.strip(), int(last), None) if path and last.isdecimal() else (line, None, None)
+
+
+def _listed(
+    path: str, label: int | None, name: str | None, known: Mapping[str, tuple[str, Datum]]
+) -> tuple[str, Datum]:
+    """Part and image of a path, whose label and class name must be these."""
+    parts = _parts(path)
+    found = next((one for start in range(len(parts)) if (one := known.get("/".join(parts[start:])))), None)
+    if found is None:
+        raise ValueError(f"this split has no training or validation image {shown(path)}")
+    for _, own, _ in [] if name is None else found[1].classes:
+        if _spelled(own) == _spelled(str(name)):
+            return found
+    if name is not None:
+        raise ValueError(f"{shown(path)} is of class {shown(found[1].classname)}, not {shown(name)}")
+    if label is not None and label not in found[1].labels:
+        raise ValueError(f"{shown(path)} has label {found[1].label}, not {label}")
+    return found
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:

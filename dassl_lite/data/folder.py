@@ -26,7 +26,16 @@ from yacs.config import CfgNode
 from dassl_lite.data.classes import tell_equal_names
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.fewshot import MAX_VAL_SHOTS, Draw, DrawFile, draw_digest, read_pickled_draw, warn_of_small_classes
+from dassl_lite.data.fewshot import (
+    LISTS,
+    MAX_VAL_SHOTS,
+    Draw,
+    DrawFile,
+    draw_digest,
+    read_listed_draw,
+    read_pickled_draw,
+    warn_of_small_classes,
+)
 from dassl_lite.data.splits import (
     Split,
     check_files,
@@ -232,17 +241,19 @@ class FolderDataset(DatasetBase):
         name = os.path.join(self.fewshot_dir, f"shot_{num_shots}-seed_{seed}.json")
         pickled = f"{name.removesuffix('.json')}.pkl"  # CoOp's
         kept = Path(given).expanduser() if given else self.sidecar.find(name) or self.sidecar.find(pickled)
-        if kept is not None and kept.suffix != ".pkl":
+        if kept is not None:
             logger.info(f"Loading preprocessed few-shot data from {kept}")
+        if kept is None:
+            draw = self._draw(source, num_shots)
+        elif kept.suffix == ".pkl":
+            draw = read_pickled_draw(kept, self.image_dir, source)
+        elif kept.suffix in LISTS:
+            draw = read_listed_draw(kept, self.image_dir, source, num_shots)
+        else:
             expected = {"num_shots": num_shots} if num_shots > 0 else {}
             remedy = "Check DATASET.FEWSHOT_FILE." if given else "Delete it to draw again."
             draw = file.load(kept, expected if given else {**expected, "seed": seed}, remedy)
-        else:
-            if kept is None:
-                draw = self._draw(source, num_shots)
-            else:
-                logger.info(f"Loading preprocessed few-shot data from {kept}")
-                draw = read_pickled_draw(kept, self.image_dir, source)
+        if kept is None or (kept.suffix == ".pkl" and not given):  # what is given is not this dataset's own draw
             kept = self.sidecar.write(name, lambda path: file.save(draw, num_shots, seed, path))
             if kept is not None:
                 logger.info(f"Saving preprocessed few-shot data to {kept}")

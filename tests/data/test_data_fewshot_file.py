@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,63 @@ def test_a_draw_written_by_hand_is_used(toy: Any, tmp_path: Path) -> None:
     given.write_text(json.dumps({"train": [ROWS[0], ROWS[4], ROWS[8]], "val": []}))
     dataset = toy(FEWSHOT_FILE=str(given))
     assert [item.label for item in dataset.train_x] == [0, 1, 2]
+
+
+LISTED = {  # images 0, 4 and 8 are of classes 0, 1 and 2
+    "absolute.jsonl": '{"impath": "/home/x/toy/images/%s", "label": %d, "classname": "%s"}',
+    "other_numbers.jsonl": '{"Image": "%s", "target": 9%d, "label_name": "%s"}',
+    "paths.jsonl": '{"path": "images/%s", "note": [%d, "%s"]}',
+    "numbers.txt": "%s %d",
+    "windows.txt": "C:\\data\\images\\%s %d",
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_published_list_of_images_is_a_draw(toy: Any, kept: Path, tmp_path: Path, name: str) -> None:
+    rows = [ROWS[0], ROWS[4], ROWS[8]]
+    lines = [LISTED[name] % (tuple(row)[: LISTED[name].count("%")]) for row in rows]
+    (tmp_path / name).write_text("\n\n".join(lines) + "\n")
+    before = random.getstate()
+    dataset = toy(FEWSHOT_FILE=str(tmp_path / name), NUM_SHOTS=1)
+    assert [item.impath.rpartition("images/")[2] for item in dataset.train_x] == [row[0] for row in rows]
+    assert [item.label for item in dataset.train_x] == [0, 1, 2]
+    assert dataset.fewshot_digest
+    assert random.getstate() == before
+    assert not kept.parent.exists()
+
+
+def test_a_list_puts_images_of_the_validation_split_there(toy: Any, tmp_path: Path) -> None:
+    lay_out(tmp_path, train=ROWS[1:], val=ROWS[:1])
+    whole = toy(NUM_SHOTS=-1)
+    listed = [*whole.val, *whole.train_x]
+    (tmp_path / "list.txt").write_text("\n".join(item.impath for item in listed))
+    dataset = toy(FEWSHOT_FILE=str(tmp_path / "list.txt"), NUM_SHOTS=-1)
+    assert (dataset.train_x, dataset.val) == (whole.train_x, whole.val)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", "[1]", "line 1: a line should be a JSON object with a path, not '[1]'"),
+        ("a.jsonl", '{"label": 1}', "line 1: it has none of the keys impath, path"),
+        ("a.jsonl", '{"path": "ant/0.png"}\n{"path": ', "line 2: Expecting value"),
+        ("a.jsonl", '{"path": "ant/0.png", "class": "bee"}', "line 1: 'ant/0.png' is of class 'ant', not 'bee'"),
+        ("a.txt", "ant/0.png 1", "line 1: 'ant/0.png' has label 0, not 1"),
+        ("a.txt", "\nant/99.png", "line 2: this split has no training or validation image 'ant/99.png'"),
+        ("a.txt", "ant/0.png\nimages/ant/0.png", "line 2: 'images/ant/0.png' is listed twice"),
+        ("a.txt", "", "has 0 training images of this split per class, not DATASET.NUM_SHOTS 2"),
+        ("a.txt", "ant/0.png", "has 1 training images of this split per class, not DATASET.NUM_SHOTS 2"),
+        ("a.jsonl", "[" * 100_000, "line 1"),
+    ],
+)
+def test_a_list_that_is_no_draw_of_this_split_is_refused(
+    toy: Any, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        toy(FEWSHOT_FILE=str(tmp_path / name))
+    assert str(raised.value).endswith("Check DATASET.FEWSHOT_FILE.")
+    assert len(str(raised.value)) < 1000
 
 
 def test_a_read_only_folder_moves_the_draw_to_the_cache(

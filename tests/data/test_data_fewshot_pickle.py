@@ -84,8 +84,10 @@ def test_a_pickle_given_by_name_is_read(toy: Any, pickled: Path, foreign: type, 
     drawn = toy()
     rewrite(drawn, pickled, foreign)
     os.rename(pickled, tmp_path / "colleague.pkl")
+    pickled.with_suffix(".json").unlink(missing_ok=True)
     random.seed(7)
     assert toy(FEWSHOT_FILE=str(tmp_path / "colleague.pkl")).train_x == drawn.train_x
+    assert not pickled.with_suffix(".json").exists()  # a run without FEWSHOT_FILE would take it for its own draw
 
 
 class _Bomb:

@@ -203,14 +203,16 @@ READERS: dict[str, Callable[[Path], object]] = {
     "JSON": read_json,
     "JSON draw": lambda path: Toy(config(path.parent, NUM_SHOTS=1, FEWSHOT_FILE=str(path))),
     "pickled draw": lambda path: Toy(config(path.parent, NUM_SHOTS=1, FEWSHOT_FILE=str(path))),
+    "listed draw": lambda path: Toy(config(path.parent, NUM_SHOTS=1, FEWSHOT_FILE=str(path))),
 }
+DRAWS = {"pickled draw": "draw.pkl", "listed draw": "draw.jsonl"}
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "sparse"])
 @pytest.mark.parametrize("reader", READERS)
 def test_only_regular_files_of_limited_size_are_read(tmp_path: Path, reader: str, kind: str) -> None:
     lay_out(tmp_path)
-    path = tmp_path / ("draw.pkl" if reader == "pickled draw" else "file.csv")
+    path = tmp_path / DRAWS.get(reader, "file.csv")
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
