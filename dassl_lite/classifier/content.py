@@ -189,7 +189,13 @@ def rebuilt(
     load_plugins()
     TRAINER_REGISTRY.get(content.method)  # reports one that is not installed
     target = content.with_classes(classes or content.classes)
-    given = Training(target.classes, ensemble_templates=target.ensemble_templates, template=target.template)
+    kind = DATASET_REGISTRY.get(target.dataset) if target.dataset in DATASET_REGISTRY else None
+    given = Training(
+        target.classes,
+        ensemble_templates=target.ensemble_templates,
+        template=target.template,
+        drawn=bool(getattr(kind, "drawn", False)),
+    )
     fitting = refusing_misfits(f"{where} does not fit")
     with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(given), fitting:
         trainer = build_trainer(_config(target, folder, use_accelerator, verbose))

@@ -316,6 +316,7 @@ class Training:
         val, val_labels: validation images.
         ensemble_templates: of the dataset that the classes come from.
         template: its prompt template; "" for the usual one.
+        drawn: whether its pictures are drawn, as those that the demo backbone knows.
     """
 
     classes: ClassList
@@ -325,11 +326,7 @@ class Training:
     val_labels: Sequence[int] = ()
     ensemble_templates: tuple[str, ...] = ()
     template: str = ""
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether some are no files, so that their features are not worth keeping on disk."""
-        return not all(map(is_path, [*self.items, *self.val]))
+    drawn: bool = False
 
 
 _training: Training | None = None  # of the dataset that is being built; within `quiet.alone`
@@ -355,7 +352,6 @@ class GivenImages(DatasetBase):
     """
 
     test_only = False
-    drawn = False  # as far as is known
 
     def __init__(self, cfg: CfgNode) -> None:
         given = _training
@@ -364,6 +360,7 @@ class GivenImages(DatasetBase):
         self.test_only = not len(given.items)
         self.ensemble_templates = given.ensemble_templates
         self.template = given.template or self.template
+        self.drawn = given.drawn
         classes = list(zip(given.classes.names, given.classes.ids, strict=True))
         if self.test_only:
             train = [Datum("", label, 0, *one) for label, one in enumerate(classes)]

@@ -113,7 +113,12 @@ class ToolParser(argparse.ArgumentParser):
 
     A flag that has no effect beside others, or without others, is an error: see `ignores` and `needs`. What was parsed
     has ``given``: the flags on the command line, by the attributes that they set.
+
+    Attributes:
+        takes_files: words may be names of files, such as ``TEST.JPG``, which look like config keys.
     """
+
+    takes_files = False
 
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", HelpFormatter)
@@ -169,7 +174,8 @@ class ToolParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         words = list(sys.argv[1:] if args is None else args)
-        start = next((i for i, word in enumerate(words) if _CONFIG_KEY.match(word)), len(words))
+        keys = (i for i, word in enumerate(words) if _CONFIG_KEY.match(word) and not self.takes_files)
+        start = next(keys, len(words))
         parsed, rest = self.parse_known_args(words[:start], namespace)
         for word in rest:
             if word.startswith("-"):

@@ -1,0 +1,147 @@
+"""tools/predict.py: files, folders, patterns and lists in; tables, files and a page out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl_lite import FewShotClassifier
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.tools import predict
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, one of which is called like a config key, and a broken one."""
+    folder = tmp_path_factory.mktemp("predict") / "pictures"
+    (folder / "below").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "c.jpg", "TEST.JPG", "below/d.png", "below/<e>.png"):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier; zero-shot, which takes no time."""
+    folder = tmp_path_factory.mktemp("predict") / "clf"
+    classes = ["circle", "square", "<b>star</b>"]
+    FewShotClassifier(classes=classes, options={"DATALOADER.NUM_WORKERS": 0}).save(folder)
+    return folder
+
+
+def run(saved: Path, *words: object) -> int:
+    return run_tool(predict.main, ["--model-dir", str(saved), *map(str, words)])
+
+
+def expected(saved: Path, paths: list[Path]) -> Any:
+    return FewShotClassifier.load(saved).predict_proba(list(map(str, paths)))
+
+
+def test_every_way_to_name_pictures_finds_them(
+    pictures: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "found.csv"
+    monkeypatch.chdir(pictures)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n\nc.jpg\n"))
+    assert run(saved, "below", "*.png", "TEST.JPG", "-", "--output", out, "--top-k", 2) == 0
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["image"] for row in rows]
+    assert names == ["below/<e>.png", "below/d.png", "a.png", "b.png", "TEST.JPG", "a.png", "c.jpg"]
+    proba = np.sort(expected(saved, [pictures / name for name in names]), axis=1)[:, ::-1]
+    found = [[float(row["probability"]), float(row["probability_2"])] for row in rows]
+    np.testing.assert_allclose(found, proba[:, :2], rtol=1e-4)
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_the_rest_goes_on(
+    pictures: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    out = tmp_path / "found.json"
+    assert run(saved, pictures / "a.png", broken, pictures / "b.png", "--output", out) == 0
+    shown = capsys.readouterr()
+    assert "Warning: 1 image could not be read: " in shown.err
+    assert "broken.png  (unreadable)" in shown.out
+    rows = json.loads(out.read_text())
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert rows[1]["class"] is None
+    assert run(saved, broken, "--on-error", "raise") == 2
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_the_terminal_shows_bars_and_counts(pictures: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(saved, pictures, "--top-k", 3, "--unknown-below", 0.99) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("█") > 5
+    assert "6 pictures:" in shown
+    assert "(unknown)" in shown
+
+
+def test_the_page_holds_the_pictures_the_surest_first_and_no_markup_of_theirs(
+    pictures: Path, saved: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    assert run(saved, pictures, "--thumbnails", page) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 6
+    assert "<e>" not in text
+    assert "<b>" not in text
+    shares = [float(part.split("<br>")[1].split(" %")[0]) for part in text.split("<figcaption>")[1:]]
+    assert shares == sorted(shares, reverse=True)
+
+
+WRONG = [
+    (["--output", "x.txt", "a.png"], ".parquet"),
+    (["--thumbnails", "x.png", "a.png"], ".html"),
+    (["--top-k", "4", "a.png"], "1 to 3"),
+    (["--unknown-below", "2", "a.png"], "0 to 1"),
+    (["--on-error", "stop", "a.png"], "--on-error"),
+    (["--device", "tpu", "a.png"], "tpu"),
+    (["nothing.png"], "no file or folder 'nothing.png'"),
+    (["*.tiff"], "matches no file"),
+    ([], "name pictures"),
+    (["-", "-"], "twice"),
+    (["--output", "no/such\0.csv", "a.png"], "NUL"),
+]
+
+
+@pytest.mark.parametrize(("words", "text"), WRONG)
+def test_a_mistake_is_told_in_one_line(
+    pictures: Path,
+    saved: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(pictures)
+    assert run(saved, *words) == 2
+    shown = capsys.readouterr().err
+    *before, last = shown.splitlines()
+    assert text in last
+    assert all(line.startswith("Warning: ") for line in before)
+
+
+@pytest.mark.parametrize(("folder", "text"), [("", "--model-dir is missing"), ("no-such", "no folder 'no-such'")])
+def test_without_a_model_there_is_nothing_to_say(
+    pictures: Path, capsys: pytest.CaptureFixture[str], folder: str, text: str
+) -> None:
+    assert run_tool(predict.main, ["--model-dir", folder, str(pictures)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(saved, pictures, "--output", tmp_path / "x.parquet") == 0
+    assert run(saved, pictures, "--output", tmp_path / "x.json") == 0
+    rows = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [row["class"] for row in rows] == [row["class"] for row in json.loads((tmp_path / "x.json").read_text())]

@@ -1,0 +1,318 @@
+"""Say what pictures show, by a trained run or a saved classifier.
+
+    python tools/predict.py --model-dir RUN photo.jpg FOLDER "more/*.png"
+    python tools/predict.py --model-dir RUN FOLDER --top-k 3 --output found.csv --unknown-below 0.4
+    find . -name "*.jpg" | python tools/predict.py --model-dir RUN - --thumbnails page.html
+
+RUN is a folder of tools/train.py or of FewShotClassifier.save. A picture that cannot be read is told, and the rest goes
+on. Any number of pictures takes the same memory; the terminal shows the first of them, and how many each class has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import csv
+import glob
+import html
+import io
+import json
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_lite.classifier import FewShotClassifier, Prediction
+from dassl_lite.classifier.images import decoded, images_below
+from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, tool_parser
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger
+from dassl_lite.utils.errors import MissingFileError, printable, unknown
+from dassl_lite.utils.logger import say
+
+logger = get_logger(__name__)
+
+FORMATS = (".csv", ".json", ".parquet")
+STDIN = "-"
+UNKNOWN, UNREADABLE = "(unknown)", "(unreadable)"
+SHOWN = 20  # pictures on the terminal
+MOST_CLASSES = 40  # rows of the summary
+MOST_THUMBNAILS = 2000
+THUMBNAIL = 128  # pixels
+BAR = 24  # characters
+
+
+def make_parser() -> ToolParser:
+    """The flags of predict.py."""
+    parser = tool_parser("predict", __doc__, "%(prog)s [options] --model-dir RUN IMAGE [IMAGE ...]")
+    parser.takes_files = True
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help='files, folders, patterns such as "*.jpg", or - for a list on stdin')
+    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier")
+    add("--top-k", type=int, default=1, metavar="N", help="likeliest classes to give for each picture")
+    add("--unknown-below", type=float, metavar="P", help="give no class where the probability is lower, 0 to 1")
+    add("--output", default="", metavar="FILE", help="write a row per picture to a .csv, .json or .parquet file")
+    add("--thumbnails", default="", metavar="FILE.html", help="write a page of the pictures, the surest first")
+    add("--on-error", default="warn", metavar="WHAT", help="at a picture that cannot be read: warn or raise")
+    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
+    add_plugin_flags(parser)
+    return parser
+
+
+# ---- which pictures -------------------------------------------------------------------------------------------------
+
+
+def paths_of(words: Sequence[str]) -> Iterator[str]:
+    """The files that the command line names; those of standard input as they come."""
+    for word in words:
+        if word == STDIN:
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        elif os.path.isdir(word):
+            yield from images_below(Path(word))
+        elif os.path.exists(word):
+            yield word
+        else:
+            yield from sorted(glob.iglob(word, recursive=True))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise a UserError for a word that names no file."""
+    if not words:
+        raise UserError("name pictures: files, folders, patterns, or - for a list on standard input")
+    if words.count(STDIN) > 1:
+        raise UserError("- is given twice, but there is one standard input")
+    for word in words:
+        if word == STDIN or os.path.exists(word):
+            if os.path.isdir(word) and not images_below(Path(word)):
+                raise UserError(f"folder '{word}' contains no images")
+        elif not glob.has_magic(word):
+            raise MissingFileError(f"there is no file or folder '{word}'")
+        elif next(glob.iglob(word, recursive=True), None) is None:
+            raise UserError(f"pattern '{word}' matches no file")
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def row_of(found: Prediction, top_k: int) -> dict[str, Any]:
+    """A row of a table: image, class, probability, class_2, probability_2 ..., error."""
+    row: dict[str, Any] = {"image": str(found.image)}
+    for number in range(top_k):
+        suffix = f"_{number + 1}" if number else ""
+        known = number < len(found.probabilities)
+        row[f"class{suffix}"] = None if not known or found.labels[number] is None else str(found.labels[number])
+        row[f"probability{suffix}"] = found.probabilities[number] if known else None
+    return {**row, "error": found.error}
+
+
+@contextlib.contextmanager
+def writing(path: Path | None, top_k: int) -> Iterator[Callable[[Prediction], None]]:
+    """A function that writes a prediction to the output file, which is there once all are written."""
+    if path is None:
+        yield lambda found: None
+        return
+    try:
+        with atomic_path(path) as temporary:
+            kind = {".csv": _csv_rows, ".json": _json_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
+            with kind(temporary, top_k) as write:
+                yield write
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _csv_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], None]]:
+    columns = list(row_of(Prediction("", (), ()), top_k))
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.DictWriter(file, columns)
+        rows.writeheader()
+        yield lambda found: rows.writerow(row_of(found, top_k))
+
+
+@contextlib.contextmanager
+def _json_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], None]]:
+    with open(path, "w", encoding="utf-8") as file:
+        separator = "[\n"
+
+        def write(found: Prediction) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(row_of(found, top_k)))
+            separator = ",\n"
+
+        yield write
+        file.write("\n]\n" if separator != "[\n" else "[]\n")
+
+
+@contextlib.contextmanager
+def _parquet_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], None]]:
+    arrow, parquet = _pyarrow()
+    columns = row_of(Prediction("", (), ()), top_k)
+    schema = arrow.schema(
+        [(name, arrow.float32() if name.startswith("probability") else arrow.string()) for name in columns]
+    )
+    waiting: list[dict[str, Any]] = []
+    with parquet.ParquetWriter(str(path), schema) as file:
+
+        def flush() -> None:
+            file.write_table(arrow.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
+        def write(found: Prediction) -> None:
+            waiting.append(row_of(found, top_k))
+            if len(waiting) >= 10_000:
+                flush()
+
+        yield write
+        flush()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("--output .parquet needs pyarrow: pip install pyarrow, or name a .csv or .json file") from None
+    return pyarrow, pyarrow.parquet
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A bar for 0 to 1, in eighths of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+
+
+def lines_of(found: Prediction) -> list[str]:
+    """A picture on the terminal: its name, and a line with a bar for each class."""
+    if found.error:
+        return [f"{found.image}  {UNREADABLE}"]
+    named = [UNKNOWN if label is None else printable(label) for label in found.labels]
+    width = max(map(len, named))
+    pairs = zip(named, found.probabilities, strict=True)
+    return [str(found.image), *(f"  {name:{width}}  {100 * p:5.1f} %  {bar(p)}" for name, p in pairs)]
+
+
+class Summary:
+    """How many pictures each class has, and those for the page of thumbnails."""
+
+    def __init__(self, thumbnails: bool) -> None:
+        self.counts: Counter[str] = Counter()
+        self.thumbnails = thumbnails
+        self.kept: list[Prediction] = []
+        self.total = 0
+
+    def add(self, found: Prediction) -> None:
+        if self.total < SHOWN:
+            say("\n".join(lines_of(found)))
+        elif self.total == SHOWN:
+            say("...")
+        self.total += 1
+        label = found.labels[0]
+        self.counts[UNREADABLE if found.error else UNKNOWN if label is None else str(label)] += 1
+        if self.thumbnails and not found.error and len(self.kept) < MOST_THUMBNAILS:
+            self.kept.append(found)
+
+    def show(self) -> None:
+        if self.total < 2:
+            return
+        rows = self.counts.most_common(MOST_CLASSES)
+        width, most = max(len(printable(name)) for name, _ in rows), rows[0][1]
+        say(f"\n{self.total:,} pictures:")
+        for name, count in rows:
+            say(f"  {printable(name):{width}}  {count:7,}  {bar(count / most)}")
+        if len(self.counts) > len(rows):
+            say(f"  and {len(self.counts) - len(rows)} more classes")
+
+
+def write_page(path: Path, kept: Sequence[Prediction], total: int) -> None:
+    """A page of thumbnails, the surest first, which needs no other file."""
+    cells = []
+    for found in sorted(kept, key=lambda one: -one.probabilities[0]):
+        try:
+            picture = decoded(found.image)
+        except UserError:  # it has gone since
+            continue
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=80)
+        label = UNKNOWN if found.labels[0] is None else printable(found.labels[0])
+        name = html.escape(printable(found.image), quote=True)
+        cells.append(
+            f'<figure><img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{name}" '
+            f'title="{name}"><figcaption>{html.escape(label)}<br>{100 * found.probabilities[0]:.1f} %</figcaption>'
+            "</figure>"
+        )
+    first = f", the first {len(kept):,}" if len(kept) < total else ""
+    content = (
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predictions</title><style>'
+        "body{font:14px sans-serif;margin:1rem}figure{display:inline-block;width:140px;margin:4px;vertical-align:top;"
+        "text-align:center}img{max-width:128px;max-height:128px}figcaption{overflow-wrap:anywhere}</style>"
+        f"<h1>{total:,} pictures{first}, the surest first</h1>{''.join(cells)}</html>\n"
+    )
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--thumbnails {path} cannot be written: {error.strerror or error}") from None
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise a UserError for arguments that cannot be, before anything is loaded."""
+    if not args.model_dir:
+        raise UserError("--model-dir is missing: the folder of a run, or of a saved classifier")
+    suffix = Path(args.output).suffix.lower()
+    if args.output and suffix not in FORMATS:
+        raise UserError(f"--output '{args.output}' must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if suffix == ".parquet":
+        _pyarrow()
+    if args.thumbnails and Path(args.thumbnails).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--thumbnails '{args.thumbnails}' must name an .html file")
+    if args.unknown_below is not None and not 0 <= args.unknown_below <= 1:
+        raise UserError(f"--unknown-below must be a probability, 0 to 1, not {args.unknown_below}")
+    if args.on_error not in ("warn", "raise"):
+        raise unknown("--on-error", args.on_error, ("warn", "raise"))
+    check_words(args.images)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    setup_logger(console=False)
+    load_plugins(args.plugin)
+    check(args)
+    classifier = FewShotClassifier.load(args.model_dir, device=args.device)
+    count = len(classifier.classes_)
+    if not 1 <= args.top_k <= count:
+        raise UserError(f"--top-k must be 1 to {count}, the number of classes, not {args.top_k}")
+    summary, output = Summary(bool(args.thumbnails)), Path(args.output) if args.output else None
+    stream = classifier.stream(
+        paths_of(args.images), top_k=args.top_k, unknown_below=args.unknown_below, on_error=args.on_error
+    )
+    with writing(output, args.top_k) as write, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        for found in stream:
+            write(found)
+            summary.add(found)
+    for one in told:
+        logger.warning(str(one.message))
+    if not summary.total:
+        raise UserError("standard input lists no pictures")
+    summary.show()
+    if output is not None:
+        say(f"Written to {output}")
+    if args.thumbnails:
+        write_page(Path(args.thumbnails), summary.kept, summary.total)
+        say(f"Written to {args.thumbnails}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
