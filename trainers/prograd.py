@@ -88,7 +88,7 @@ class ProGrad(ContextTrainer):
         return torch.stack([self.loss(logits, label), distance])
 
     def compute_gradients(self, loss: Tensor, keep_graph: bool = False) -> None:
-        own, distance = loss
+        own, distance = loss[0], loss[1]
         super().compute_gradients(distance, keep_graph=True)
         guides = {}
         for parameter in self.head.parameters():
