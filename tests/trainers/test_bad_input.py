@@ -159,6 +159,7 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
     ("method", "width"),
     [
         ("CoOp", 56),
+        ("TCP", 56),
         ("TaskRes", 24),
         ("CLIP_Adapter", 24),
         ("LinearProbe", 24),
@@ -211,7 +212,7 @@ def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, t
     assert "it lacks aardvark" in said(run_tool(eval_tool.main, [*arguments, "--strict-classes"]))
 
 
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIP_Adapter"])
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIP_Adapter", pytest.param("ProGrad", marks=pytest.mark.slow)])
 def test_a_non_finite_value_stops_the_run_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.MAX_EPOCH", "4", "OPTIM.WARMUP_EPOCH", "1")
     options = (*options, "DATALOADER.TRAIN_X.BATCH_SIZE", "9", "TRAINER.CLIP_Adapter.RATIO", "0.5")
