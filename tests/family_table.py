@@ -74,7 +74,7 @@ def draw_pictures(folder: Path) -> Path:
 
 
 def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
-    """Train and test a method on a backbone: "yes", for LoRA the encoders that it adapts, or the refusal's words.
+    """Train and test a method on a backbone: "yes", the encoders that it adapts, or the refusal's words.
 
     An error that is no refusal, a loss or weight that is not finite, and a method that learned nothing are errors here.
     """
@@ -101,7 +101,8 @@ def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
         assert torch.isfinite(parameter).all(), name
     learned = [name for name, own in trainer.head.named_parameters() if not torch.equal(own, before.get(name, own))]
     assert learned or not before or not trainer.trains, f"{method} on {backbone} learned nothing"
-    return str(trainer.head.settings["encoder"]) if method == "CLIPLoRA" else "yes"
+    settings = getattr(trainer.head, "settings", {})
+    return str(settings.get("encoder") or settings.get("ENCODER") or "yes")
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:

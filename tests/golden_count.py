@@ -21,7 +21,7 @@ COMPARING_UFUNCS = (np.subtract, np.equal, np.not_equal)
 COMPARING_FUNCTIONS = (np.array_equal, np.allclose, np.isclose)
 # Of tests/golden2: inputs of a case, weights that started at random, rows that were drawn.
 INPUTS2 = r"\.in\.|\.init\.(prototypes|mlp|head\.0)|random\.init\.|_idx$|\.bias0$"
-INPUTS = re.compile(rf"_labels$|^eval\..*\.logits$|{INPUTS2}")
+INPUTS = re.compile(rf"_labels$|^eval\..*\.logits$|^train_order$|{INPUTS2}")
 _compared: set[str] = set()  # "file:array", by the test that runs
 
 

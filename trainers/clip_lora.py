@@ -11,7 +11,6 @@ Recipe (the authors' repository): r 2, alpha 1, dropout 0.25, all blocks; AdamW,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, each, key, number, one_of, some_of
 from dassl_lite.engine.files.checkpoint import load_weights
-from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, text_encoder_options
+from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, class_prompts, steps_by_shots
 from dassl_lite.models import lora_file
+from dassl_lite.models.encoders import ENCODERS
 from dassl_lite.models.heads import CosineHead
-from dassl_lite.models.lora import ENCODERS, PROJECTIONS, add_lora, blocks_by_encoder, choose_blocks, without_lora
-from dassl_lite.models.prompts import fill_templates
-from dassl_lite.models.text_tower import Texts
+from dassl_lite.models.lora import PROJECTIONS, add_lora, blocks_by_encoder, choose_blocks, without_lora
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
@@ -98,10 +96,7 @@ class CLIPLoRA(FeatureTrainer):
 
     def steps_to_train(self) -> int:
         """STEPS_PER_SHOT for every training image of a class; if it is 0, OPTIM.MAX_EPOCH epochs."""
-        shots = self.cfg.DATASET.NUM_SHOTS
-        if shots < 1:  # all images: as many as a class has on average
-            shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
-        return self.method_cfg.STEPS_PER_SHOT * shots or super().steps_to_train()
+        return steps_by_shots(self) or super().steps_to_train()
 
     def length_key(self) -> str:
         return "STEPS_PER_SHOT" if self.method_cfg.STEPS_PER_SHOT else ""
@@ -114,21 +109,12 @@ class CLIPLoRA(FeatureTrainer):
             options = {"rank": node.RANK, "alpha": node.ALPHA, "dropout": node.DROPOUT}
             adapters[encoder] = add_lora(layers, numbers, node.PARAMS, **options)
             logger.info(f"LoRA in {len(numbers)} of the {encoder} encoder's {len(layers)} blocks")
-        head = LoRAHead(adapters, self._text_encoder("text" in adapters), clip.logit_scale.detach().float())
+        head = LoRAHead(adapters, class_prompts(self, "text" in adapters), clip.logit_scale.detach().float())
         position = list(node.BLOCKS) or node.POSITION
         head.settings = lora_file.settings(head.blocks(), node.RANK, node.ALPHA, node.PARAMS, position)
         trained = sum(parameter.numel() for parameter in head.parameters())
         logger.info(f"{trained:,} trainable numbers, {self.steps_to_train()} steps")
         return head
-
-    def _text_encoder(self, trained: bool) -> Callable[[], torch.Tensor]:
-        """Gives the features (K, D) of the class prompts: computed anew if the text encoder is trained."""
-        if trained:
-            texts = Texts(self.clip.tokenize(fill_templates(self.classnames, [self.template])))
-            options = text_encoder_options(self.method_cfg)
-            return lambda: self.clip.text.encode_tokens(texts, **options)
-        weights = self.text_rows().weights()
-        return lambda: weights
 
     def zero_shot(self, split: str | None = None) -> float | None:
         with without_lora(self.head):

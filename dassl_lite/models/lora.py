@@ -33,14 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from dassl_lite.models import text_layers
+from dassl_lite.models.encoders import choose_encoders, text_encoder
 from dassl_lite.utils.errors import UserError, unknown
-from dassl_lite.utils.logger import get_logger
-
-logger = get_logger(__name__)
 
 # The projections, and the names of their pairs in the reference's files.
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
-ENCODERS = {"both": ("text", "vision"), "text": ("text",), "vision": ("vision",)}
 # Positions as ranges of an encoder's blocks, in sixths of its depth.
 POSITIONS = {"all": (0, 6), "bottom": (0, 2), "mid": (2, 4), "up": (4, 6), "half-bottom": (0, 3), "half-up": (3, 6)}
 # Where attention layers of timm and Hugging Face keep their projections: all of one row are linear layers. Three
@@ -318,7 +315,7 @@ def _is_adaptable(attention: Any) -> bool:
     return attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
 
 
-def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, list[nn.Module]]:
+def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, Sequence[nn.Module]]:
     """The blocks of each encoder to adapt, text before vision.
 
     Args:
@@ -329,21 +326,9 @@ def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, list[nn.M
     Raises:
         UserError: a requested encoder has no such blocks.
     """
-    found = {"text": adaptable_blocks(getattr(model, "text", model)), "vision": adaptable_blocks(model.visual)}
-    chosen = ENCODERS["both" if wanted == "auto" else wanted]
-    for encoder in chosen:
-        if not found[encoder]:
-            other = "text" if encoder == "vision" else "vision"
-            what = {"text": "text encoder", "vision": "image encoder"}
-            if wanted == "auto" and found[other]:
-                lacks = f"The {what[encoder]} of backbone {name} has no attention layers of a known kind"
-                logger.info(f"{lacks}: LoRA adapts the {what[other]} alone")
-                return {other: found[other]}
-            raise UserError(
-                f"LoRA cannot adapt the {encoder} encoder of backbone {name}, which has no attention layers of a known "
-                f"kind; adapt the {other} encoder alone (TRAINER.CLIPLoRA.ENCODER {other}) or use a ViT backbone"
-            )
-    return {encoder: found[encoder] for encoder in chosen}
+    found = {"text": adaptable_blocks(text_encoder(model)), "vision": adaptable_blocks(model.visual)}
+    needs, key = "attention layers of a known kind", "TRAINER.CLIPLoRA.ENCODER"
+    return choose_encoders(found, wanted, name, method="LoRA", needs=needs, key=key)
 
 
 def choose_blocks(position: str, numbers: Sequence[int], depth: int, encoder: str) -> list[int]:

@@ -264,14 +264,17 @@ def _common_prefix(first: tuple[int, ...], last: tuple[int, ...]) -> int:
 def is_plain(block: nn.Module) -> bool:
     """Whether the functions below compute what `block` would.
 
-    That needs open_clip's own block and torch's own attention, or one that offers `project`, and no hooks.
+    That needs open_clip's own block and torch's own attention, or one that offers `project`, and no hooks but those
+    that add what they compute beside the block (`beside`).
     """
     from open_clip.transformer import ResidualAttentionBlock
 
     if not isinstance(block, ResidualAttentionBlock) or type(block).forward is not ResidualAttentionBlock.forward:
         return False
     attention = block.attn
-    if any(module._forward_hooks or module._forward_pre_hooks for module in (block, attention)):
+    if attention._forward_hooks or any(module._forward_pre_hooks for module in (block, attention)):
+        return False
+    if len(_beside(block)) < len(block._forward_hooks):
         return False
     if callable(getattr(attention, "project", None)):
         return True
@@ -383,5 +386,11 @@ def _heads(rows: Tensor, block: ResidualAttentionBlock) -> Tensor:
 
 
 def _residuals(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    besides = [hook.beside(block, x) for hook in _beside(block)]
     x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return sum(besides, x + block.ls_2(block.mlp(block.ln_2(x))))
+
+
+def _beside(block: nn.Module) -> list[Any]:
+    """The hooks of a block that add something token by token: ``beside(block, x)`` (..., W) for its input (..., W)."""
+    return [hook for hook in block._forward_hooks.values() if hasattr(hook, "beside")]

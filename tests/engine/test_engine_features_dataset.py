@@ -115,6 +115,8 @@ def test_a_method_trains_saves_and_loads_without_any_clip(run, method, views):
         ("ProGrad", "text encoder"),
         ("TCP", "text encoder"),
         ("CLIPLoRA", "encoder"),
+        ("TwoStage", "encoder"),
+        ("MMA", "encoder"),
         ("ZeroshotCLIP2", "text encoder"),
         ("TaskResEnhance", "text encoder"),
     ],

@@ -13,7 +13,7 @@ from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.evaluate import config_for, evaluate, stored_config
 from dassl_lite.utils import UserError, set_random_seed
 
-METHODS = ["TaskRes", "CoOp", "CoCoOp", "CLIP_Adapter", "LinearProbe", "CLIPLoRA", "TaskResEnhance", "TCP"]
+METHODS = ["TaskRes", "CoOp", "CoCoOp", "CLIP_Adapter", "LinearProbe", "CLIPLoRA", "TaskResEnhance", "TCP", "MMA"]
 
 
 @pytest.fixture(scope="module")

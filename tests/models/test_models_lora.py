@@ -17,8 +17,8 @@ from torch import nn
 
 from dassl_lite.models import lora
 from dassl_lite.models.clip import CLIPBackbone, load_clip
+from dassl_lite.models.encoders import ENCODERS
 from dassl_lite.models.lora import (
-    ENCODERS,
     LoRAAttention,
     LowRank,
     adaptable_blocks,
@@ -287,7 +287,7 @@ def test_adapted_blocks_and_parameter_counts_equal_the_references(backbone):
             chosen[encoder] = choose_blocks(row["position"], (), len(blocks), encoder)
             adapters[encoder] = add_lora(blocks, chosen[encoder], row["params"], rank=2, alpha=1)
         if "error" in row:  # the reference's table has no such entry; by its rule there is one
-            assert all(chosen[encoder] for encoder in lora.ENCODERS[row["encoder"]])
+            assert all(chosen[encoder] for encoder in ENCODERS[row["encoder"]])
             continue
         assert (chosen["text"], chosen["vision"]) == (row["blocks_text"], row["blocks_vision"]), row
         assert sum(isinstance(module, LoRAAttention) for module in clip.modules()) == row["n_modules"]

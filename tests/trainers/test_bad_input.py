@@ -20,7 +20,7 @@ from dassl_lite.tools import extract, train
 CLASSES = ("crane", "golden retriever", "yo-yo")
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
 FEW = (*FEW, "DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.COOP.N_CTX", "4")
-FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5")
+FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5", "TRAINER.TwoStage.STEPS_PER_SHOT", "0")
 NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe")
 COOP, COCOOP, LORA = ("CoOp", "TRAINER.COOP."), ("CoCoOp", "TRAINER.COCOOP."), ("CLIPLoRA", "TRAINER.CLIPLoRA.")
 
@@ -119,7 +119,7 @@ def test_an_impossible_value_is_one_line(run, said, tmp_path, method, key, value
     assert not list((tmp_path / "run").rglob("model.pth.tar*"))
 
 
-@pytest.mark.parametrize("method", ["ZeroshotCLIP", "CoOp", "CLIPLoRA"])
+@pytest.mark.parametrize("method", ["ZeroshotCLIP", "CoOp", "CLIPLoRA", "TwoStage", "MMA"])
 def test_a_class_name_that_no_prompt_can_hold_is_named(run, said, tmp_path, method):
     data = draw(tmp_path / "long", ("crane", "a " * 80 + "b"))
     line = said(run(method, data=data))
@@ -164,6 +164,8 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
         ("CLIP_Adapter", 24),
         ("LinearProbe", 24),
         ("TipAdapterF", 24),
+        ("TwoStage", 24),
+        ("MMA", 56),
         *((name, 24) for name in NEW),
     ],
 )

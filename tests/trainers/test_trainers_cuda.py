@@ -33,6 +33,7 @@ OPTIONS = {
     "TRAINER.TCP.N_CTX": 4,
     "TRAINER.CLIPLoRA.DROPOUT": 0.0,  # masks are drawn on the device
     "TRAINER.CLIPLoRA.STEPS_PER_SHOT": 0,
+    "TRAINER.TwoStage.STEPS_PER_SHOT": 0,
     "TRAINER.CrossModalProbe.ITERATIONS": 6,
     "TRAINER.CrossModalProbe.EVAL_EVERY": 3,
     "TRAINER.LPPlusPlus.EPOCHS": 4,

@@ -51,6 +51,7 @@ def trained(images: Path, tmp_path: Path, golden_backbone: Any) -> Callable[[str
         options = ["TRAINER.TipAdapter.SEARCH", "False", "TRAINER.COOP.N_CTX", "4", "TRAINER.COCOOP.N_CTX", "4"]
         options += ["TRAINER.KgCoOp.N_CTX", "4", "TRAINER.TCP.N_CTX", "4", "TRAINER.ProGrad.N_CTX", "6"]
         options += ["TRAINER.CLIPLoRA.DROPOUT", "0.0", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0"]
+        options += ["TRAINER.TwoStage.STEPS_PER_SHOT", "0"]
         options += ["TRAINER.CrossModalProbe.ITERATIONS", "20", "TRAINER.CrossModalProbe.EVAL_EVERY", "10"]
         options += [f"TRAINER.{node}.PREC", precision]
         set_random_seed(1)
@@ -90,4 +91,5 @@ def test_the_methods_of_the_package_are_all_here():
     assert {"CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLIPLoRA"} <= set(METHODS)
     assert {"CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe"} <= set(METHODS)
     assert {"KgCoOp", "ProGrad", "TCP"} <= set(METHODS)
+    assert {"TwoStage", "MMA"} <= set(METHODS)
     assert {"ZeroshotCLIP", "ZeroshotCLIP2", "TaskRes", "TaskResEnhance"} <= set(METHODS)

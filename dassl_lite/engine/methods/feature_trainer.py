@@ -208,9 +208,13 @@ class FeatureTrainer(TrainerX):
         own = type(self).encode_image
         return "" if own is FeatureTrainer.encode_image else f"-{describe(own)}"
 
+    def schedule_steps(self) -> int:
+        """Steps that a schedule which is built now is for; a method that starts over on its way overrides it."""
+        return self.steps_to_train()
+
     def build_schedule(self) -> Any:
-        """The learning-rate schedule of ``self.optim``, over the steps of the training."""
-        optim_cfg, epochs = self.cfg.OPTIM, self.steps_to_train() / self.epoch_steps
+        """The learning-rate schedule of ``self.optim``, over `schedule_steps`."""
+        optim_cfg, epochs = self.cfg.OPTIM, self.schedule_steps() / self.epoch_steps
         if epochs != optim_cfg.MAX_EPOCH:
             optim_cfg = optim_cfg.clone()
             optim_cfg.defrost()
@@ -501,7 +505,11 @@ class FeatureTrainer(TrainerX):
 
     def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         """As many batches as are left of the steps."""
-        return islice(super().epoch_batches(), self.steps_to_train() - self.epoch * self.epoch_steps)
+        return islice(super().epoch_batches(), self.steps_left())
+
+    def steps_left(self) -> int:
+        """Steps from the start of this epoch on."""
+        return self.steps_to_train() - self.epoch * self.epoch_steps
 
     def step_cost(self) -> int | None:
         """That of the head, by its number of weights unless it knows better; None if steps encode images."""

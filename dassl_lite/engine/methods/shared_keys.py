@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl_lite.engine.contract.keys import Key, idle_if, key, number, one_of, satisfying
 from dassl_lite.models.clip import CLIPBackbone
 from dassl_lite.models.prompt_learner import PromptLayout, lay_out
+from dassl_lite.models.prompts import fill_templates
+from dassl_lite.models.text_tower import Texts
 
 # Methods whose gradients run through the text encoder.
 TEXT_ENCODER_KEYS = (
@@ -105,6 +109,28 @@ STEP_KEYS = (
         "length of the training; 0: OPTIM.MAX_EPOCH epochs",
     ),
 )
+
+
+def steps_by_shots(trainer: Any) -> int:
+    """Steps of a training with STEP_KEYS: STEPS_PER_SHOT for every training image of a class; 0 if that is 0."""
+    shots = trainer.cfg.DATASET.NUM_SHOTS
+    if shots < 1:  # all images: as many as a class has on average
+        shots = math.ceil(len(trainer.dm.dataset.train_x) / trainer.num_classes)
+    steps: int = trainer.method_cfg.STEPS_PER_SHOT * shots
+    return steps
+
+
+def class_prompts(trainer: Any, trained: bool) -> Callable[[], Tensor]:
+    """Gives the features (K, D) of the class prompts: computed anew by a text encoder that is trained.
+
+    Those of a frozen one are of the DATASET.DESCRIPTIONS, where there are any.
+    """
+    if trained:
+        texts = Texts(trainer.clip.tokenize(fill_templates(trainer.classnames, [trainer.template])))
+        options = text_encoder_options(trainer.method_cfg)
+        return lambda: trainer.clip.text.encode_tokens(texts, **options)
+    weights: Tensor = trainer.text_rows().weights()
+    return lambda: weights
 
 
 def text_encoder_options(node: CfgNode) -> dict[str, Any]:
