@@ -96,23 +96,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def table_of(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table; an average is over the datasets that were evaluated and have the metric.
 
-    Multi-label datasets have mAP in the place of accuracy, in a column of its own if there are others.
+    The method is named where it is transductive. Multi-label datasets have mAP in the place of accuracy, in a column of
+    its own if there are others.
     """
     evaluated = [row for row in rows if not row.missing]
     used = {"accuracy" if math.isnan(row.mAP) else "mAP" for row in evaluated} or {"accuracy"}
     metrics = [*(name for name in MAIN_METRICS if name in used), "macro_f1"]
+    named = any(row.transductive for row in evaluated)  # then a column says so
     table = []
     for row in rows:
+        method = [row.method] * named
         if row.missing:
-            table.append([row.dataset, row.status, *[""] * (len(metrics) + 2)])
+            table.append([row.dataset, *method, row.status, *[""] * (len(metrics) + 2)])
             continue
         matched = "" if row.matched is None else f"{row.matched} of {row.classes}"
         values = [_average([row], name) for name in metrics]
-        table.append([row.dataset, *values, matched, f"{row.images:,}", f"{row.seconds:.1f}"])
+        table.append([row.dataset, *method, *values, matched, f"{row.images:,}", f"{row.seconds:.1f}"])
     if len(evaluated) > 1:
         means = [_average(evaluated, name) for name in metrics]
-        table.append(["average", *means, "", "", f"{sum(row.seconds for row in evaluated):.1f}"])
-    return ["dataset", *(f"{name.replace('_f1', '-F1')} %" for name in metrics), *COLUMNS], table
+        table.append(["average", *[""] * named, *means, "", "", f"{sum(row.seconds for row in evaluated):.1f}"])
+    return ["dataset", *["method"] * named, *(f"{name.replace('_f1', '-F1')} %" for name in metrics), *COLUMNS], table
 
 
 def _average(rows: Sequence[Evaluation], metric: str) -> str:

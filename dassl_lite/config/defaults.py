@@ -172,6 +172,7 @@ def _add_train_and_test(cfg: CN) -> None:
     cfg.TEST.COMPUTE_CMAT = False  # save the confusion matrix as cmat.pt
     cfg.TEST.NO_TEST = False  # skip the evaluation after training
     cfg.TEST.SPLIT = "test"  # test | val: split to evaluate
+    cfg.TEST.TRANSDUCTIVE = False  # ours: classify all images of SPLIT together, by TransCLIP's mixture
     cfg.TEST.FINAL_MODEL = "last_step"  # last_step | best_val: weights to evaluate after training
 
 

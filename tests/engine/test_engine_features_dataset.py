@@ -36,6 +36,7 @@ FEATURE_METHODS = (
     "APE",
     "APET",
     "CrossModalProbe",
+    "TransCLIP",
 )
 
 

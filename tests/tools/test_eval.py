@@ -192,3 +192,16 @@ def test_a_run_without_results_is_evaluated_from_its_checkpoint(source, tmp_path
     (tmp_path / "prompt_learner").symlink_to(source / "prompt_learner")
     assert stored_config(tmp_path)["TRAINER"]["NAME"] == "TaskRes"
     assert evaluate(tmp_path) == 0
+
+
+@pytest.mark.slow
+def test_an_evaluation_names_what_is_transductive(source, tmp_path, capsys):
+    for options, label in (((), ""), (("TEST.TRANSDUCTIVE", "True"), "TaskRes + TransCLIP (transductive)")):
+        out = tmp_path / "table.json"
+        assert evaluate(source, "--output", str(out), *options) == 0
+        (row,) = rows_of(out).values()
+        assert row["transductive"] == bool(options)
+        assert row["method"] == (label or "TaskRes")
+        shown = capsys.readouterr().out
+        assert ("(transductive)" in shown) == bool(options)
+        assert label in shown

@@ -95,6 +95,21 @@ def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, 
     assert rows["Z"]["ci95"] == ""
 
 
+def test_a_report_names_transductive_runs_and_keeps_them_apart(tmp_path, capsys):
+    for label, accuracy in (("X", 60.0), ("X + TransCLIP (transductive)", 70.0)):
+        folder = tmp_path / label
+        folder.mkdir()
+        results = {"dataset": "D", "trainer": "X", "method": label, "backbone": "B", "num_shots": 4, "seed": 1}
+        (folder / "results.json").write_text(json.dumps({**results, "metrics": {"test": {"accuracy": accuracy}}}))
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "differ in settings" not in shown.err
+    rows = {row["method"]: float(row["mean"]) for row in csv.DictReader((tmp_path / "report.csv").open())}
+    assert rows == {"X": 60.0, "X + TransCLIP (transductive)": 70.0}
+    assert "X + TransCLIP (transductive)  70.00" in shown.out
+    assert "| X + TransCLIP (transductive) | 70.00" in (tmp_path / "report.md").read_text()
+
+
 def test_datasets_that_would_share_a_folder_are_an_error(tmp_path) -> None:
     load_plugins()
     same = [DatasetChoice("", "a/photos"), DatasetChoice("", "b/photos")]

@@ -21,7 +21,7 @@ CLASSES = ("crane", "golden retriever", "yo-yo")
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
 FEW = (*FEW, "DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.COOP.N_CTX", "4")
 FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5", "TRAINER.TwoStage.STEPS_PER_SHOT", "0")
-NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe")
+NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe", "TransCLIP")
 COOP, COCOOP, LORA = ("CoOp", "TRAINER.COOP."), ("CoCoOp", "TRAINER.COCOOP."), ("CLIPLoRA", "TRAINER.CLIPLoRA.")
 
 
@@ -107,6 +107,7 @@ def files(folder: Path) -> dict[Path, bytes]:
             "TRAINER.GDA.ALPHA_BY 'test'. Choices: leave_one_out, none, val",
         ),
         ("ProKeR", "TRAINER.ProKeR.", "LAMBDA=0.0", "LAMBDA is 0.0; it must be above 0"),
+        ("TransCLIP", "TRAINER.TransCLIP.", "GAMMA=-1.0", "GAMMA is -1.0; it must be at least 0"),
         ("LPPlusPlus", "TRAINER.LPPlusPlus.", "EPOCHS=0", "EPOCHS is 0; it must be at least 1"),
         ("APE", "TRAINER.APE.", "CHANNELS=-1", "CHANNELS is -1; it must be at least 0"),
         ("CrossModalProbe", "TRAINER.CrossModalProbe.", "WISE_FT=2.0", "WISE_FT is 2.0; it must be at least 0"),
@@ -175,7 +176,9 @@ def test_a_checkpoint_of_another_width_is_refused(run, said, tmp_path, capsys, m
     assert "was saved with backbone" in said(run(method, loads="run", output="eval", backbone="rn1"))
     path = max((tmp_path / "run").glob("*/model.pth.tar-*"))
     state = torch.load(path, weights_only=True)
-    weights = {key: value for key, value in state["state_dict"].items() if key not in ("values", "coefficients")}
+    weights = {
+        key: value for key, value in state["state_dict"].items() if key not in ("values", "coefficients", "targets")
+    }
     narrower = {key: value[..., :-8] if value.dim() > 1 else value for key, value in weights.items()}
     narrower = {**state["state_dict"], **narrower}
     torch.save({"state_dict": narrower, "epoch": 2}, path)  # as another program writes it

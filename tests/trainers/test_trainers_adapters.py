@@ -359,7 +359,7 @@ def test_recipes_leave_no_setting_of_the_optimiser_to_the_defaults(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR", "CLAP", "ZSLP"]
+    "method", ["CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "GDA", "ProKeR", "CLAP", "ZSLP", "TransCLIP"]
 )
 def test_every_recipe_of_the_package_is_a_valid_config(method):
     recipes = sorted(path.name for path in (configs_root() / "trainers" / method).glob("*.yaml"))

@@ -70,7 +70,7 @@ PLAIN: dict[str, Callable[[Any], torch.Tensor]] = {
     "ZSLP": lambda head: head.class_prototypes(),
     "CrossModalProbe": lambda head: head.zero_shot_weights,
 }
-BY_WEIGHTS = ("TipAdapter", "TipAdapterF", "APE", "APET", "GDA", "ProKeR", "LPPlusPlus")
+BY_WEIGHTS = ("TipAdapter", "TipAdapterF", "APE", "APET", "GDA", "ProKeR", "LPPlusPlus", "TransCLIP")
 
 
 @pytest.mark.parametrize("method", [*NORMALISED, *PLAIN])

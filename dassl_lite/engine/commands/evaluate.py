@@ -37,6 +37,7 @@ class Evaluation:
 
     Attributes:
         matched: number of the dataset's classes that the run knows; None for a method without parameters per class.
+        method: how tables name it, which says whether it is transductive: whether it saw the images before, unlabelled.
         missing: why the dataset could not be evaluated, or "".
         status: the same in a word or two.
     """
@@ -51,6 +52,8 @@ class Evaluation:
     mAP: float = float("nan")  # noqa: N815 (its name everywhere)
     micro_f1: float = float("nan")
     seconds: float = 0.0
+    method: str = ""
+    transductive: bool = False
     missing: str = ""
     status: str = "evaluated"
 
@@ -259,4 +262,6 @@ def evaluate_row(
         matched=trainer.class_match.matched if trainer.class_match else None,
         **{name: metrics.get(name, float("nan")) for name in ("accuracy", "macro_f1", "ece", "mAP", "micro_f1")},
         seconds=time.perf_counter() - start,
+        method=getattr(trainer, "method_label", cfg.TRAINER.NAME),
+        transductive=getattr(trainer, "is_transductive", False),
     )

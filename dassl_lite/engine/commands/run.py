@@ -68,7 +68,7 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             yield trainer
             if first:
                 write_results({**trainer.run_results(), f"zero_shot_{metric}": zero_shot}, cfg.OUTPUT_DIR)
-        show(cfg, trainer.results, zero_shot)
+        show(cfg, trainer.results, zero_shot, getattr(trainer, "method_label", cfg.TRAINER.NAME))
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
 
 
@@ -139,19 +139,20 @@ def train(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR) / FILE_NAME
 
 
-def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | None) -> None:
+def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | None, method: str) -> None:
     """Log the closing table: accuracy, or mAP, in percent before and after training.
 
     Args:
         results: metrics by split.
         zero_shot: the same metric before training, if known.
+        method: as the table names it.
     """
     split = cfg.TEST.SPLIT
     metric = main_metric(results.get(split, {}))
     if not metric:  # nothing was evaluated, or by an evaluator with other metrics
         return
     value, shots = results[split][metric], cfg.DATASET.NUM_SHOTS
-    rows = [[cfg.TRAINER.NAME, f"{shots}" if shots > 0 else "all", f"{value:.2f}"]]
+    rows = [[method, f"{shots}" if shots > 0 else "all", f"{value:.2f}"]]
     if zero_shot is not None:
         rows.insert(0, ["zero-shot CLIP", "0", f"{zero_shot:.2f}"])
         rows.append(["gain", "", f"{value - zero_shot:+.2f}"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dassl_lite.engine.build import uses_shots
+from dassl_lite.engine.build import uses_shots as trainer_uses_shots
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
@@ -62,7 +62,7 @@ class Cell:
     """One method on one dataset with one number of shots, over its seeds; ``values`` are of ``metric``, in percent."""
 
     dataset: str
-    trainer: str
+    trainer: str  # as tables name it: a transductive run is called so
     backbone: str
     shots: int
     values: tuple[float, ...]
@@ -115,10 +115,10 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
             raise unknown("metric", name, metrics)
         if not isinstance(metrics[name], int | float):
             raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
-        key = (dataset_label(run), run["trainer"], run["backbone"], max(run["num_shots"], 0), name)
+        key = (dataset_label(run), _method(run), run["backbone"], max(run["num_shots"], 0), name)
         other = cells[key].get(run["seed"])
         if other is not None and other.value != metrics[name]:
-            repeated.add(f"{run['trainer']} on {dataset_label(run)}")
+            repeated.add(f"{_method(run)} on {dataset_label(run)}")
         cells[key][run["seed"]] = _run(run, metrics, name)
     if repeated:
         logger.warning(
@@ -159,6 +159,16 @@ def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) ->
         precision=words(of("arithmetic").get("precision")),
         version=words(of("environment").get("dassl_lite")),
     )
+
+
+def _method(results: Mapping[str, Any]) -> str:
+    """The method of a run as tables name it: its trainer, and what else a reader has to know ("(transductive)")."""
+    return str(results.get("method") or results["trainer"])
+
+
+def uses_shots(method: str) -> bool:
+    """Whether the training images make a difference to a method, named as in tables."""
+    return trainer_uses_shots(method.partition(" ")[0])
 
 
 def _is_complete(run: Mapping[str, Any]) -> bool:

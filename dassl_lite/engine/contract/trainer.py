@@ -66,6 +66,7 @@ class SimpleTrainer(TrainerBase):
     config_node = ""  # that node; empty: the class's name
     takes_features = False  # whether it can train on a feature file, without images
     takes_multi_label = False  # whether it can train on images that have several classes
+    is_transductive = False  # whether a prediction depends on the other test images, which are seen without labels
     uses_shots = True  # whether the training images make a difference
     standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
 
@@ -165,11 +166,22 @@ class SimpleTrainer(TrainerBase):
         """What is reported first and selects the epoch, in percent."""
         return "mAP" if self.is_multi_label else "accuracy"
 
+    @property
+    def method_label(self) -> str:
+        """The method as tables name it: its name, and what else a reader has to know."""
+        return f"{self.cfg.TRAINER.NAME} (transductive)" if self.is_transductive else str(self.cfg.TRAINER.NAME)
+
     def check_dataset(self) -> None:
         """Raise a UserError for a dataset that the method cannot take; called before a model is built."""
         if self.is_multi_label and not self.takes_multi_label:
             name, dataset = self.cfg.TRAINER.NAME, self.cfg.DATASET.NAME
             raise MultiLabelError(f"{name} takes images of one class each, but dataset {dataset} is multi-label")
+
+        if self.cfg.TEST.TRANSDUCTIVE and not self.is_transductive:
+            name = self.cfg.TRAINER.NAME
+            raise UserError(
+                f"TEST.TRANSDUCTIVE needs a method on CLIP's image features, which {name} is not; leave it out"
+            )
 
     def build_model(self) -> None:
         """Build the models, their optimisers and schedules, and register them; by default, a SimpleNet."""
@@ -327,7 +339,7 @@ class SimpleTrainer(TrainerBase):
             for model in self._models.values():
                 if callable(evaluating := getattr(model, "evaluating", None)):
                     contexts.enter_context(evaluating())
-            for output, label in tqdm(outputs(loader, self._infer), **shown):
+            for output, label in tqdm(self.inferred(loader, split), **shown):
                 self.evaluator.process(output, label)
         results = distributed.on_first(self._metrics)  # an evaluator may write files
         features = self._seconds_elsewhere() - before
@@ -343,6 +355,10 @@ class SimpleTrainer(TrainerBase):
         value = self.test(split)
         if isinstance(value, float | int):
             self.results.setdefault(split or self.cfg.TEST.SPLIT, {"accuracy": float(value)})
+
+    def inferred(self, loader: Any, split: str) -> Iterator[tuple[Any, Any]]:
+        """(logits, label) for every batch of the loader of a split."""
+        return outputs(loader, self._infer)
 
     def _infer(self, batch: dict[str, Any]) -> tuple[Any, Any]:
         input, label = self.parse_batch_test(batch)
@@ -379,6 +395,8 @@ class SimpleTrainer(TrainerBase):
         splits = {"train": data.train_x, "val": data.val, "test": data.test}
         return {
             "trainer": cfg.TRAINER.NAME,
+            "method": self.method_label,
+            "transductive": self.is_transductive,  # then the metrics are of images seen before, without labels
             "dataset": published_name(cfg),
             "backbone": self.checkpoint_meta().get("backbone", cfg.MODEL.BACKBONE.NAME),  # a feature file says its own
             "num_shots": cfg.DATASET.NUM_SHOTS,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.descriptions import read_descriptions
 from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.images import count_images
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.data.samplers import SAMPLERS
@@ -46,6 +47,7 @@ from dassl_lite.models.clip import preprocessing
 from dassl_lite.models.heads import CosineHead, class_targets, platt_scaling, sigmoid_loss
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import TextRows, class_weights, fill_templates, text_features, text_states
+from dassl_lite.models.transduction import Mixture, log_shares
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
 from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
@@ -132,6 +134,9 @@ class FeatureTrainer(TrainerX):
 
     def check_dataset(self) -> None:
         super().check_dataset()
+        if self.is_transductive and self.is_multi_label:
+            name = self.cfg.DATASET.NAME
+            raise UserError(f"TEST.TRANSDUCTIVE takes images of one class each, but dataset {name} is multi-label")
         what = ""
         if self.method_cfg.get("LOSS") == "softmax":
             what, remedy = f"TRAINER.{self.node_name()}.LOSS softmax", "use sigmoid, or auto"
@@ -577,6 +582,44 @@ class FeatureTrainer(TrainerX):
         """Logits (B, K) for image features (B, D)."""
         with self.autocast():
             return self.head(input).float()
+
+    @property
+    def is_transductive(self) -> bool:  # type: ignore[override]  # the config says
+        return bool(self.cfg.TEST.TRANSDUCTIVE)
+
+    @property
+    def method_label(self) -> str:
+        name = self.cfg.TRAINER.NAME
+        return f"{name} + TransCLIP (transductive)" if self.is_transductive else str(name)
+
+    def inferred(self, loader: Any, split: str) -> Iterator[tuple[Any, Any]]:
+        """Where the run is transductive, all images of its split are collected, and their logits are `transduce`'s."""
+        if not self.is_transductive or split != self.cfg.TEST.SPLIT:  # an epoch is selected
+            yield from super().inferred(loader, split)
+            return
+
+        def infer(batch: dict[str, Any]) -> tuple[Any, Tensor]:
+            input, label = self.parse_batch_test(batch)
+            return (self.embed(input), self.model_inference(input)), label
+
+        found = [(*both, label) for both, label in outputs(loader, infer)]
+        features, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        logger.info(f"Transductive: {count_images(len(labels))} are classified together, unlabelled (TransCLIP)")
+        yield from zip(self.transduce(features, logits).split(256), labels.split(256), strict=True)
+
+    def embed(self, input: Tensor) -> Tensor:
+        """The features (B, D) by which a transductive run compares images; of any length."""
+        return input
+
+    @torch.no_grad()
+    def transduce(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits (n, K) of all images of a split, together.
+
+        Args:
+            features: (n, D), of `embed`.
+            logits: (n, K), the method's own.
+        """
+        return log_shares(Mixture(features, logits).fit())
 
     @torch.no_grad()
     def zero_shot(self, split: str | None = None) -> float | None:
