@@ -13,6 +13,7 @@ Deviations: other words than "a photo of a" may be given; words with CSC are ref
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
 from dassl_lite.engine.contract.keys import Key
 from dassl_lite.trainers.coop import ContextTrainer
+
+NEVER_USED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")  # in their files
 
 
 class KnowledgeGuided(FeatureTrainer):
@@ -48,3 +51,9 @@ class KgCoOp(KnowledgeGuided, ContextTrainer):
         head = super().build_head()
         self.teacher = self.zero_shot_weights().to(self.device)
         return head
+
+    def adapt_state_dict(
+        self, model: nn.Module, weights: dict[str, Tensor], meta: dict[str, Any], path: Path
+    ) -> dict[str, Tensor]:
+        used = {name: value for name, value in weights.items() if name not in NEVER_USED}
+        return super().adapt_state_dict(model, used, meta, path)

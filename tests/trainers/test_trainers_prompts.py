@@ -156,8 +156,10 @@ def test_a_class_without_its_own_context_is_an_error(build):
 
 
 @pytest.mark.slow
-def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_path):
-    trainer = build("CoOp")
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("method", ["CoOp", "KgCoOp"])
+def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_path, method):
+    trainer = build(method)
     trainer.train()
     path = Path(trainer.output_dir, "prompt_learner", "model.pth.tar-4")
     state = torch.load(path, weights_only=True)
@@ -166,6 +168,9 @@ def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_pat
     theirs = tmp_path / "theirs" / "prompt_learner"
     theirs.mkdir(parents=True)
     tokens = {"token_prefix": torch.ones(37, 1, 64), "token_suffix": torch.ones(37, 72, 64)}
+    if method == "KgCoOp":  # what theirs has, and never uses
+        layer = {"meta_net.linear1.weight": torch.ones(512, 512), "meta_net.linear1.bias": torch.ones(512)}
+        tokens |= {"bias_vectors": torch.ones(1, 512), **layer}
     ctx = torch.randn(4, 64).half()  # as PREC fp16 leaves it
     torch.save({"state_dict": {"ctx": ctx, **tokens}, "epoch": 50}, theirs / "model.pth.tar-50")
     trainer.load_model(theirs.parent, epoch=50)
