@@ -95,12 +95,14 @@ def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
         before = copy.deepcopy(dict(trainer.head.named_parameters()))
         trainer.train()
     except UserError as error:
-        return str(error)
+        return "no ViT" if "is no ViT of open_clip's" in str(error) else str(error)
     assert math.isfinite(trainer.results["test"]["accuracy"])
     for name, parameter in trainer.head.named_parameters():
         assert torch.isfinite(parameter).all(), name
     learned = [name for name, own in trainer.head.named_parameters() if not torch.equal(own, before.get(name, own))]
     assert learned or not before or not trainer.trains, f"{method} on {backbone} learned nothing"
+    if method in ("IVLP", "PromptSRC"):
+        return "text" if trainer.head.vision is None else "both"
     settings = getattr(trainer.head, "settings", {})
     return str(settings.get("encoder") or settings.get("ENCODER") or "yes")
 

@@ -33,7 +33,7 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks
+from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks, that_run_on
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
@@ -93,8 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in args.numbers_of_shots:
         if number < -1 or number == 0:
             raise UserError(f"--shots {number} must be at least 1, or -1 for all images")
-    todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
     shared = config_arguments(args, DatasetChoice(), trainer="")
+    todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
+    if args.trainers == ["all"]:
+        trainers = that_run_on(trainers, todo[0].config(shared, Path(args.output_dir)))
+        todo = [task for task in todo if task.trainer in trainers]
     kinds = [TRAINER_REGISTRY.get(name) for name in trainers]
     named = {task.dataset: task for task in todo}
     configs = [task.config(shared, Path(args.output_dir)) for task in named.values()]

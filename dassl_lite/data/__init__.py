@@ -15,7 +15,7 @@ from dassl_lite.data.classes import ClassList, ClassMatch, match_classes, normal
 from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase, build_dataset, published_name
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.folder import FolderDataset
-from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_SELECT
+from dassl_lite.data.imagenet import IMAGENET_TEMPLATES_60, IMAGENET_TEMPLATES_SELECT
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.layouts import split_folders
 from dassl_lite.data.loaders import DatasetWrapper, ImageLoader, build_data_loader
@@ -25,6 +25,7 @@ from dassl_lite.data.transforms import build_transform, describe, is_random
 
 __all__ = [
     "DATASET_REGISTRY",
+    "IMAGENET_TEMPLATES_60",
     "IMAGENET_TEMPLATES_SELECT",
     "ClassList",
     "ClassMatch",

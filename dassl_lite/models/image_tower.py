@@ -10,15 +10,18 @@ A few savings, with the model's own modules and the same result up to rounding (
   clears it anew, which is a sixth of the time with batches of 250. A ResNet gets them with the channels last, as its
   convolutions want them there.
 
-Where gradients are wanted, or the encoder is of another kind or has hooks, the model's own `encode_image` runs.
+Where gradients are wanted, or the encoder is of another kind or has hooks, the model's own `encode_image` runs. Prompts
+of a ViT (`models/deep_prompts.py`) enter here, with gradients or without.
 
-Shapes: B images, L tokens with the class token first, W width, D width of the features.
+Shapes: B images, L tokens with the class token first, n prompt tokens, W width, D width of the features.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,11 +56,15 @@ class ImageTower:
         from open_clip.modified_resnet import ModifiedResNet
         from open_clip.transformer import VisionTransformer
 
-        if torch.is_grad_enabled() or self.model.training or not self._is_open_clips():
+        visual, prompts = self.model.visual, self._prompts()
+        if prompts is not None and torch.is_grad_enabled():
+            return _encode_prompted(visual, images, prompts())
+        if prompts is None and (torch.is_grad_enabled() or self.model.training or not encodes_by_visual(self.model)):
             return self.model.encode_image(images)
-        visual = self.model.visual
         encode = visual
-        if is_plain(visual):
+        if prompts is not None:
+            encode = functools.partial(_encode_prompted, visual, tokens=prompts())
+        elif is_plain(visual):
             encode = functools.partial(_encode if isinstance(visual, VisionTransformer) else _encode_resnet, visual)
         if images.device.type != "cpu":
             return encode(images)
@@ -66,13 +73,59 @@ class ImageTower:
         parts = images.split(_images_at_a_time(visual, images))
         return encode(images) if len(parts) == 1 else torch.cat([encode(part) for part in parts])
 
-    def _is_open_clips(self) -> bool:
-        """Whether `encode_image` does no more than to call `visual`."""
-        import open_clip
+    def _prompts(self) -> Any:
+        """The encoder's `VisionPrompts`, if it has any that are active."""
+        prompts = getattr(self.model.visual, "vision_prompts", None)
+        return prompts if prompts is not None and prompts.active else None
 
-        own = getattr(type(self.model), "encode_image", None)
-        known = own in (open_clip.CLIP.encode_image, open_clip.CustomTextCLIP.encode_image)
-        return known and "encode_image" not in vars(self.model)
+    @contextmanager
+    def unprompted(self) -> Iterator[None]:
+        """A context in which the encoder has no prompts."""
+        prompts = self._prompts()
+        if prompts is None:
+            yield
+            return
+        prompts.active = False
+        try:
+            yield
+        finally:
+            prompts.active = True
+
+
+def encodes_by_visual(model: Any) -> bool:
+    """Whether the model's `encode_image` does no more than to call `visual`."""
+    import open_clip
+
+    known = (open_clip.CLIP.encode_image, open_clip.CustomTextCLIP.encode_image)
+    return getattr(type(model), "encode_image", None) in known and "encode_image" not in vars(model)
+
+
+def takes_prompts(model: Any) -> bool:
+    """Whether the image encoder is open_clip's ViT that is read at the class token, so that prompts have a place."""
+    from open_clip.transformer import VisionTransformer
+
+    visual = model.visual
+    if not encodes_by_visual(model) or type(visual) is not VisionTransformer or "forward" in vars(visual):
+        return False
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.output_tokens:
+        return False
+    return getattr(visual.transformer, "batch_first", True) and len(visual.transformer.resblocks) > 0
+
+
+def _encode_prompted(visual: VisionTransformer, images: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """Features (B, D) of images, with ``tokens`` (n, W) at the end of the inputs of the first blocks."""
+    x, n = visual._embeds(images), len(tokens[0])
+    x = torch.cat([x, visual.ln_pre(tokens[0].to(x.dtype)).expand(len(x), -1, -1)], dim=1)
+    plain, last = is_plain(visual), len(visual.transformer.resblocks) - 1
+    for number, block in enumerate(visual.transformer.resblocks):
+        if 0 < number < len(tokens):
+            x = torch.cat([x[:, :-n], tokens[number].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+        if not plain:
+            x = block(x)
+            continue
+        x = _layer(block, x) if number < last else _class_token(block, x)[:, None]
+    pooled = visual.ln_post(x[:, 0])
+    return pooled if visual.proj is None else pooled @ visual.proj
 
 
 def is_plain(visual: nn.Module) -> bool:
@@ -100,10 +153,15 @@ def _encode(visual: VisionTransformer, images: Tensor) -> Tensor:
     x = visual._embeds(images)
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
-        x = x + block.ls_1(block.attention(block.ln_1(x)))
-        x = x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
+        x = _layer(block, x)
     pooled = visual.ln_post(_class_token(last, x))
     return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def _layer(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """The states (B, L, W) after a layer."""
+    x = x + block.ls_1(block.attention(block.ln_1(x)))
+    return x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
 
 
 def _class_token(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
@@ -133,7 +191,7 @@ def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     from open_clip.transformer import QuickGELU
 
     parts: list[Any] = list(mlp.children()) if type(mlp) is nn.Sequential else []
-    if [type(part) for part in parts] != [nn.Linear, QuickGELU, nn.Linear]:
+    if torch.is_grad_enabled() or [type(part) for part in parts] != [nn.Linear, QuickGELU, nn.Linear]:
         return mlp(x)
     first, _, second = parts
     hidden = torch.addmm(first.bias, x.flatten(0, -2), first.weight.t(), beta=_QUICK, alpha=_QUICK)

@@ -54,6 +54,7 @@ class PromptLayout:
         rows: (K, L) ids of the whole rows, padding included, in prompt order; for text encoders that see padding. Where
             the context is, its words, or an ordinary id if it starts from random numbers.
         node: name of the config node with N_CTX, CTX_INIT and CSC, for messages.
+        number: name of its key N_CTX.
     """
 
     n_ctx: int
@@ -65,6 +66,7 @@ class PromptLayout:
     order: Tensor | None
     rows: Tensor
     node: str = ""
+    number: str = "N_CTX"
 
 
 def lay_out(
@@ -76,8 +78,10 @@ def lay_out(
     position: str = "end",
     class_specific: bool = False,
     fill: bool = False,
+    most: int = 0,
     tail: str = "{}.",
     node: str = "",
+    number: str = "N_CTX",
 ) -> PromptLayout:
     """Lay out the prompts of K classes; ``_`` in class names and words stands for a space.
 
@@ -88,27 +92,32 @@ def lay_out(
         position: of the name: end, middle or front.
         class_specific: every class has its own context, so no vector is shared.
         fill: there are ``n_ctx`` vectors whatever the words, all tokens of which start the last of them.
+        most: n, where it is not the number of words: that many of the words' first tokens are learned.
         tail: what follows the context, with {} for the name; another than the default only if that is at the end.
-        node: name of the config node with N_CTX and CTX_INIT, for messages.
+        node, number: names of the config node with N_CTX and CTX_INIT, and of its key N_CTX, for messages.
 
     Raises:
-        UserError: the longest prompt has more tokens than the text encoder takes, or the context has fewer vectors than
-            it is filled with.
+        UserError: the longest prompt has more tokens than the text encoder takes, the context has fewer vectors than
+            it is filled with, or the words have fewer tokens than are learned.
     """
     tokenizer = clip.tokenizer
     names = [name.replace("_", " ") for name in classnames]
     words = " ".join(words.replace("_", " ").split())
-    n_ctx = n_ctx if fill else len(words.split()) or n_ctx
+    if words and not fill:
+        n_ctx = most or len(words.split())
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
     ordinary = _ordinary_id(clip)  # stands where the context is drawn from random numbers
     learned = tokenizer.encode(words, after_word=not before) if words else []
-    setting = f"{node}." * bool(node) + (f"CTX_INIT '{shorten(words, 60)}'" if words and not fill else f"N_CTX {n_ctx}")
+    setting = f"{node}." * bool(node) + (
+        f"CTX_INIT '{shorten(words, 60)}'" if words and not fill else f"{number} {n_ctx}"
+    )
     if fill and len(learned) > n_ctx:
         remedy = f"set it to {len(learned)} or more"
         raise UserError(f"{setting} is too few for the {len(learned)} tokens of '{shorten(words, 60)}'; {remedy}")
     context = [ordinary] * (n_ctx - len(learned)) + learned if fill or not words else learned
     if len(context) < n_ctx:
-        raise UserError(f"{setting} has {n_ctx} words, but for this backbone's tokenizer only {len(context)} tokens")
+        what = f"is to start {n_ctx} vectors, but has" if most else f"has {n_ctx} words, but"
+        raise UserError(f"{setting} {what} for this backbone's tokenizer only {len(context)} tokens")
     texts = [_behind(clip, tail.replace("{}", name), words, learned, before) for name in names]
     _require_room(clip, names, texts, len(context), setting)
     rows = torch.tensor([tokenizer.row([*context, *text]) for text in texts])
@@ -136,7 +145,7 @@ def lay_out(
     logger.info(f'Initial context: "{" ".join(["X"] * unnamed + words.split())}"')
     logger.info(f"Number of context words (tokens): {n_ctx}")
     starts = torch.tensor(learned[:n_ctx]) if words else None
-    return PromptLayout(n_ctx, start, starts, behind, shared, lengths, order, rows, node)
+    return PromptLayout(n_ctx, start, starts, behind, shared, lengths, order, rows, node, number)
 
 
 def _ordinary_id(clip: CLIPBackbone) -> int:
@@ -302,7 +311,7 @@ class PromptLearner(CosineHead):
             remedy = f"set {node}.CSC to {saved.dim() == 3}"
         elif saved.shape[-2] != own.shape[-2]:
             found, wanted = f"a context of {saved.shape[-2]} vectors", f"one of {own.shape[-2]}"
-            remedy = f"set {node}.N_CTX to {saved.shape[-2]}, or {node}.CTX_INIT to that many words"
+            remedy = f"set {node}.{self.layout.number} to {saved.shape[-2]}, or {node}.CTX_INIT to that many words"
         elif saved.shape[-1] != own.shape[-1]:
             found = f"context vectors of width {saved.shape[-1]}"
             wanted = f"a text encoder of width {own.shape[-1]}"

@@ -27,11 +27,13 @@ def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: p
     assert [(row["method"], row["classes"], row["context"]) for row in rows] == [
         ("CoOp", 3, 2),
         ("CoOp", 6, 2),
+        ("deep", 6, 4),
+        ("deep, per class", 6, 4),
         ("CoCoOp", 6, 4),
     ]
     assert all(row["speedup"] > 0 for row in rows)
-    assert [row["plain_measured"] for row in rows[:2]] == [3, 4]
-    assert all(row["difference"] < 1e-4 for row in rows[:2])
+    assert [row["plain_measured"] for row in rows[:4]] == [3, 4, 4, 4]
+    assert all(row["difference"] < 1e-4 for row in rows[:4])
     assert "speedup" in capsys.readouterr().out
 
 
@@ -40,7 +42,7 @@ def test_text_tower_measures_memory_in_processes_of_their_own(tmp_path: Path) ->
     file = tmp_path / "rows.json"
     flags = ["--classes", "6", "--context", "2", "--rounds", "1", "--plain-classes", "4", "--cocoop-batch", "0"]
     bench.main(["text-tower", *flags, "--architecture", "ViT-S-32-alt", "--json", str(file)])
-    (row,) = json.loads(file.read_text())
+    row = json.loads(file.read_text())[0]
     assert 0 < row["memory_ratio"] < 1.1
     assert row["plain_memory_measured"] in (4, 6)
 

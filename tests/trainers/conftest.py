@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden_count import plain
+from safetensors.torch import save_file
 
 from dassl_lite.data import DATASET_REGISTRY, IMAGENET_TEMPLATES_SELECT, DatasetBase, Datum
 from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
@@ -84,6 +86,74 @@ def golden_inputs(golden: Any) -> Any:
             return {"img": images, "label": torch.from_numpy(labels)}
 
         array = staticmethod(tiny.array)
+
+    return Inputs
+
+
+PROMPTS_PARAMS = json.loads((Path(__file__).parents[1] / "golden2" / "meta_prompts.json").read_text())["params"]
+
+
+class _PromptsDataset(DatasetBase):
+    """The classes of the prompt methods in tests/golden2, whose images come from seeds."""
+
+    template = "a photo of a {}."
+
+    def __init__(self, cfg: Any) -> None:
+        names = PROMPTS_PARAMS["classnames"]
+        items = [Datum(f"{name}.png", label, classname=name) for label, name in enumerate(names)]
+        super().__init__(train_x=items, val=items, test=items)
+
+
+@pytest.fixture(scope="session")
+def prompts_trainer(golden2: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``prompts_trainer("IVLP", "vit20", *options)``: a built trainer on a model of tests/golden2's prompt methods; it
+    encodes the images of its batches and has a constant rate."""
+    DATASET_REGISTRY.register(_PromptsDataset, name="GoldenPrompts", force=True)
+    folder = tmp_path_factory.mktemp("prompts")
+
+    def make(method: str, model: str, *options: str, output: Path | None = None) -> Any:
+        weights, made = folder / f"{model}.safetensors", PROMPTS_PARAMS["models"][model]
+        if not weights.exists():
+            state = golden2.tiny_clip.state_dict(made["kind"], made["seed"], made["scale"], **made["override"])
+            save_file(state, weights)
+        flags = {
+            "DATASET": {"NAME": "GoldenPrompts", "FEATURES": {"VIEWS": 0}},
+            "MODEL": {"BACKBONE": {"NAME": str(weights)}},
+            "OUTPUT_DIR": str(output or folder / "run"),
+        }
+        constant = (
+            "OPTIM.WARMUP_EPOCH",
+            "-1",
+            "OPTIM.LR_SCHEDULER",
+            "single_step",
+            "OPTIM.STEPSIZE",
+            "(1000,)",
+            "DATASET.NUM_SHOTS",
+            "-1",
+        )
+        cfg = make_config(trainer=method, method_file="default", flags=flags, options=[*constant, *options])
+        torch.manual_seed(0)
+        return build_trainer(cfg)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts_inputs(golden2: Any) -> Any:
+    """Evaluation images and training batches of the prompt methods in tests/golden2."""
+    params, tiny = PROMPTS_PARAMS, golden2.tiny_clip
+
+    class Inputs:
+        @staticmethod
+        def images(model: str) -> torch.Tensor:
+            return tiny.images(params["models"][model]["kind"], params["eval_seed"], params["n_eval"])
+
+        @staticmethod
+        def batch(model: str, step: int) -> dict[str, torch.Tensor]:
+            stream = np.random.RandomState(params["label_seed"] + step)
+            labels = stream.randint(0, len(params["classnames"]), size=params["bs"])
+            images = tiny.images(params["models"][model]["kind"], params["batch_seed"] + step, params["bs"])
+            return {"img": images, "label": torch.from_numpy(labels)}
 
     return Inputs
 

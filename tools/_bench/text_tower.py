@@ -1,9 +1,11 @@
 """The text tower against the plain computation: all 77 tokens through open_clip.
 
-Learned context vectors before ImageNet's class names (CoOp), random weights, forward and backward. Rounds alternate
-between the two ways, so that a busy machine slows both; the medians are compared. Memory is the peak of a separate
-process for each way. The plain way's cost grows linearly with the number of prompts: beyond --plain-classes its time
-is extrapolated, and so is its memory if this machine has too little (plain_measured is the number that was run).
+Learned context vectors before ImageNet's class names (CoOp), random weights, forward and backward; then with deep
+prompts in every block (MaPLe, PromptSRC), and with those of each class in the block at two thirds (TCP). Rounds
+alternate between the two ways, so that a busy machine slows both; the medians are compared. Memory is the peak of a
+separate process for each way. The plain way's cost grows linearly with the number of prompts: beyond --plain-classes
+its time is extrapolated, and so is its memory if this machine has too little (plain_measured is the number that was
+run).
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -24,6 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
+from dassl_lite.models.text_layers import DeepRows
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer
 from dassl_lite.tools._bench import Row, seconds_of, write_rows
@@ -41,12 +45,14 @@ class Prompts:
         context: (C, W), or (B, C, W) with one per image as in CoCoOp; a leaf with gradient.
         tokens: (K, 77); those at the positions of the context are ignored.
         target: (K, D), the gradient on the features, the same for both ways.
+        deep: block number -> (C, W) or (K, C, W), leaves with gradient that replace the context in that block's input.
     """
 
     model: open_clip.CLIP
     context: Tensor
     tokens: Tensor
     target: Tensor
+    deep: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
@@ -64,7 +70,8 @@ class Prompts:
         embedded = model.token_embedding(self.tokens)
         start, rest = embedded[:, :1], embedded[:, self.first :]
         x = torch.cat([start, context.expand(len(rows), -1, -1), rest], dim=1) + model.positional_embedding
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        with DeepRows(self.deep).inside(model.transformer):
+            x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
         return x[rows, self.tokens.argmax(dim=-1)] @ model.text_projection
 
     def tower(self, chunk: int = 0, checkpoint: bool = False) -> Tensor:
@@ -74,7 +81,8 @@ class Prompts:
         start = embedded[0, :1].expand(*self.context.shape[:-2], -1, -1)
         lengths = (tower.ends(self.tokens) + 1 - self.first).tolist()
         prefix = torch.cat([start, self.context], dim=-2)
-        return tower.encode_prompts(prefix, embedded[:, self.first :], lengths, chunk=chunk, checkpoint=checkpoint)
+        options: dict[str, Any] = {"deep": self.deep, "chunk": chunk, "checkpoint": checkpoint}
+        return tower.encode_prompts(prefix, embedded[:, self.first :], lengths, **options)
 
     def step(self, encode: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Forward and backward: the features and the gradient on the context."""
@@ -100,6 +108,14 @@ def make_prompts(classes: int, context: int, images: int = 0, architecture: str 
     names = [every[number * len(every) // classes] for number in range(classes)]
     tokens = Tokenizer()([f"{' '.join(['X'] * context)} {name}." for name in names])
     return Prompts(model, learned, tokens, target)
+
+
+def with_deep(prompts: Prompts, per_class: bool) -> Prompts:
+    """The same prompts, with rows for every block after the first, or with rows of each class for one block."""
+    depth, shape = len(prompts.model.transformer.resblocks), prompts.context.shape
+    classes = (len(prompts.tokens),) if per_class else ()
+    blocks = [depth * 2 // 3] if per_class else range(1, depth)
+    return replace(prompts, deep={i: (0.02 * torch.randn(*classes, *shape)).requires_grad_() for i in blocks})
 
 
 def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
@@ -129,6 +145,7 @@ def run(args: argparse.Namespace) -> list[Row] | None:
         print(_peak_mb())
         return None
     rows = [_coop(args, classes, context) for context in args.context for classes in args.classes]
+    rows += [_deep(args, per_class) for per_class in (False, True)]
     if args.cocoop_batch:
         rows.append(_cocoop(args))
     print(f"text encoder of {args.architecture}, {torch.get_num_threads()} threads, forward and backward")
@@ -148,6 +165,18 @@ def _coop(args: argparse.Namespace, classes: int, context: int) -> Row:
     return row
 
 
+def _deep(args: argparse.Namespace, per_class: bool) -> Row:
+    classes, context = min(100, max(args.classes)), 4
+    prompts = with_deep(make_prompts(classes, context, architecture=args.architecture), per_class)
+    row: Row = {
+        "method": "deep, per class" if per_class else "deep",
+        "classes": classes,
+        "context": context,
+        "images": 1,
+    }
+    return row | _times(args, prompts, min(classes, args.plain_classes))
+
+
 def _cocoop(args: argparse.Namespace) -> Row:
     """A batch of images, each with its own context: seconds per image; the plain way runs one image at a time."""
     classes, context, images = min(100, max(args.classes)), 4, args.cocoop_batch
@@ -164,7 +193,9 @@ def _cocoop(args: argparse.Namespace) -> Row:
 def _times(args: argparse.Namespace, prompts: Prompts, plain_classes: int) -> Row:
     """Seconds of both ways, the plain way's scaled to all classes, and the largest relative difference of results."""
     classes = len(prompts.tokens)
-    few = Prompts(prompts.model, prompts.context, prompts.tokens[:plain_classes], prompts.target[:plain_classes])
+    tokens, target = prompts.tokens[:plain_classes], prompts.target[:plain_classes]
+    rows = {i: rows if rows.dim() == 2 else rows[:plain_classes] for i, rows in prompts.deep.items()}
+    few = Prompts(prompts.model, prompts.context, tokens, target, rows)
     plain_result, tower_result = few.step(few.plain), few.step(few.tower)  # warm-up
     pairs = zip(plain_result, tower_result, strict=True)
     difference = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)

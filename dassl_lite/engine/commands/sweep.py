@@ -33,6 +33,8 @@ from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_lock import FolderInUseError
 from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.models.clip import load_clip
+from dassl_lite.models.image_tower import takes_prompts
 from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError, get_logger, setup_logger
 from dassl_lite.utils.devices import is_lost
@@ -114,6 +116,16 @@ def all_methods() -> list[str]:
         if trainer.__module__.startswith("dassl_lite.trainers.") and getattr(trainer, "standalone", True):
             found.append(name)
     return sorted(found)
+
+
+def that_run_on(trainers: Sequence[str], cfg: CfgNode) -> list[str]:
+    """Those methods that run on a config's backbone; the others, which need a ViT, are told."""
+    needing = [name for name in trainers if getattr(TRAINER_REGISTRY.get(name), "needs_vit", False)]
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if not needing or cfg.DATASET.FILE or takes_prompts(load_clip(backbone).model):
+        return list(trainers)
+    logger.info(f"{', '.join(needing)}: left out, since backbone {backbone} has no ViT that they could change")
+    return [name for name in trainers if name not in needing]
 
 
 def tasks(

@@ -18,7 +18,7 @@ import inspect
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,8 @@ class TrainerBase:
                 "seconds": self.seconds_so_far(),
                 "meta": self.checkpoint_meta(),
             }
+            if own := self.method_state():
+                state["method_state"] = own
             store.save(name, state, is_best=is_best, model_name=model_name)
 
     def checkpoint_meta(self) -> dict[str, Any]:
@@ -274,7 +276,16 @@ class TrainerBase:
             epoch, seconds_by_phase = checkpoint.progress(state, path)
             for phase, seconds in seconds_by_phase.items():
                 self._add_seconds(phase, seconds)
+            if self.method_state():
+                self.restore_method_state(state["method_state"])
             return epoch
+
+    def method_state(self) -> dict[str, Any]:
+        """What a method that is resumed needs besides models, optimisers and schedules: tensors and plain values."""
+        return {}
+
+    def restore_method_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `method_state` gave when the checkpoint was written."""
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load weights from a run's folder.

@@ -16,7 +16,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from operator import length_hint
 from pathlib import Path
@@ -67,6 +67,7 @@ class SimpleTrainer(TrainerBase):
     takes_features = False  # whether it can train on a feature file, without images
     takes_multi_label = False  # whether it can train on images that have several classes
     is_transductive = False  # whether a prediction depends on the other test images, which are seen without labels
+    needs_vit = False  # whether it changes an image encoder in a way that only open_clip's ViTs allow
     uses_shots = True  # whether the training images make a difference
     standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
 
@@ -264,10 +265,11 @@ class SimpleTrainer(TrainerBase):
         stops, overdue = (any(answers) for answers in zip(*asked, strict=True))  # all save, or none
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            result = self.test(split="val")
-            if result > self.best_result:
-                self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
+            with self.deployed():
+                result = self.test(split="val")
+                if result > self.best_result:
+                    self.best_result = result
+                    self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST)
         if last or (frequency > 0 and (self.epoch + 1) % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
             CheckpointStore(self.output_dir).drop_rolling(self.get_model_names())
@@ -275,6 +277,11 @@ class SimpleTrainer(TrainerBase):
             self._save_rolling()
         if stops and not last:
             raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; resume with --resume")
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """A context in which the models are what the run would give if it ended with this epoch: as they are, unless a
+        method averages its epochs."""
+        return nullcontext()
 
     def _save_rolling(self) -> None:
         """Save a checkpoint to resume from; the next one replaces it."""

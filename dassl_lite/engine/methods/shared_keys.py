@@ -48,6 +48,32 @@ CONTEXT_KEYS = (
     ),
 )
 
+MOST_WORDS = 4  # of a context that starts from words, in methods with deep prompts; a longer one starts at random
+
+
+def _is_random(name: str) -> Callable[[Any], str]:
+    def why(run: Any) -> str:
+        return f"a context of more than {MOST_WORDS} vectors ({name}) is random" * (run.method_cfg[name] > MOST_WORDS)
+
+    return why
+
+
+def text_prompt_keys(tokens: int, name: str = "N_CTX") -> tuple[Key, ...]:
+    """Methods whose context is the first of the deep prompts of the text encoder: NAME, CTX_INIT, TEXT_ENCODER_KEYS."""
+    words = satisfying(_is_words, "words alone, like 'a photo of a'")
+    about = f"words to start from if {name} is {MOST_WORDS} or less: of their first tokens, the others stay fixed"
+    return (
+        key(name, tokens, number(at_least=1, at_most=1000), "tokens of a block of the text encoder"),
+        key("CTX_INIT", "a photo of a", words, about, _is_random(name)),
+        *TEXT_ENCODER_KEYS,
+    )
+
+
+def depth_key(name: str, depth: int, about: str, at_least: int = 1) -> Key:
+    """The number of an encoder's blocks with prompts."""
+    return key(name, depth, number(at_least=at_least, at_most=1000), about)
+
+
 # Methods that keep the training images, in several augmented views.
 VIEW_KEYS = (
     key(
@@ -162,3 +188,17 @@ def prompt_layout(
         class_specific=class_specific,
         node=f"TRAINER.{name}",
     )
+
+
+def deep_prompt_layout(
+    clip: CLIPBackbone, classnames: Sequence[str], node: CfgNode, name: str, tokens: str = "N_CTX"
+) -> PromptLayout:
+    """The prompts of K classes with the context that `text_prompt_keys` describe.
+
+    Args:
+        node, name: the method's config node, and its name under TRAINER.
+        tokens: the key with the number of context vectors.
+    """
+    n = node[tokens]
+    words = node.CTX_INIT if n <= MOST_WORDS else ""
+    return lay_out(clip, classnames, n, words, most=n, node=f"TRAINER.{name}", number=tokens)
