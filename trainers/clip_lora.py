@@ -20,7 +20,7 @@ from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, each, key, number, one_of, some_of
 from dassl_lite.engine.files.checkpoint import load_weights
-from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, class_prompts, steps_by_shots
+from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, class_prompts
 from dassl_lite.models import lora_file
 from dassl_lite.models.encoders import ENCODERS
 from dassl_lite.models.heads import CosineHead
@@ -93,13 +93,6 @@ class CLIPLoRA(FeatureTrainer):
         key("ALPHA", 1.0, number(above=0, at_most=1e6), "the update's scale is ALPHA / sqrt(RANK)"),
         key("DROPOUT", 0.25, number(at_least=0, below=1), "of the update's input"),
     )
-
-    def steps_to_train(self) -> int:
-        """STEPS_PER_SHOT for every training image of a class; if it is 0, OPTIM.MAX_EPOCH epochs."""
-        return steps_by_shots(self) or super().steps_to_train()
-
-    def length_key(self) -> str:
-        return "STEPS_PER_SHOT" if self.method_cfg.STEPS_PER_SHOT else ""
 
     def build_head(self) -> nn.Module:
         node, clip = self.method_cfg, self.clip

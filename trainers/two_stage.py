@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number, one_of
-from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, class_prompts, steps_by_shots
+from dassl_lite.engine.methods.shared_keys import STEP_KEYS, TEXT_ENCODER_KEYS, class_prompts
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.models.encoders import ENCODERS, choose_encoders, name_of, require_same_settings
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.models.tuned_parameters import KINDS, Place, TunedParameters, count_blocks, places
@@ -124,13 +125,6 @@ class TwoStage(FeatureTrainer):
     )
 
     # ---- length ---------------------------------------------------------------------------------------------------
-
-    def steps_to_train(self) -> int:
-        """STEPS_PER_SHOT for every training image of a class; if it is 0, OPTIM.MAX_EPOCH epochs."""
-        return steps_by_shots(self) or super().steps_to_train()
-
-    def length_key(self) -> str:
-        return "STEPS_PER_SHOT" if self.method_cfg.STEPS_PER_SHOT else ""
 
     def stage_steps(self) -> tuple[int, int]:
         """Steps of each stage."""
@@ -238,6 +232,7 @@ class TwoStage(FeatureTrainer):
             group["lr"] = group["initial_lr"]
         self.sched = self._scheds[self.model_name] = self.build_schedule()
         self._encoders_changed()
+        distributed.same_random_states()  # for the order of features, which processes do not share
 
     def _encoders_changed(self) -> None:
         """Forget features that were computed before."""

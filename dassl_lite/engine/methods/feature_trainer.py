@@ -160,8 +160,16 @@ class FeatureTrainer(TrainerX):
         return dict(getattr(self.dm.dataset, "method_templates", ())).get(method, "")
 
     def steps_to_train(self) -> int:
-        """Length of the training in steps; a method whose length is not OPTIM.MAX_EPOCH epochs overrides it."""
-        return self.cfg.OPTIM.MAX_EPOCH * self.epoch_steps
+        """Length of the training in steps; a method with another length overrides it.
+
+        STEPS_PER_SHOT, of a method with STEP_KEYS, for every training image of a class; else OPTIM.MAX_EPOCH epochs.
+        """
+        if not (per_shot := self.method_cfg.get("STEPS_PER_SHOT", 0)):
+            return self.cfg.OPTIM.MAX_EPOCH * self.epoch_steps
+        shots = self.cfg.DATASET.NUM_SHOTS
+        if shots < 1:  # all images: as many as a class has on average
+            shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
+        return per_shot * shots
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -287,7 +295,7 @@ class FeatureTrainer(TrainerX):
 
     def length_key(self) -> str:
         """The method's own key that sets the length of the training in place of OPTIM.MAX_EPOCH; "" if none does."""
-        return ""
+        return "STEPS_PER_SHOT" if self.method_cfg.get("STEPS_PER_SHOT") else ""
 
     def idle_keys(self) -> dict[str, str]:
         cfg, name = self.cfg, self.cfg.TRAINER.NAME

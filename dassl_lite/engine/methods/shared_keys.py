@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -135,15 +134,6 @@ STEP_KEYS = (
         "length of the training; 0: OPTIM.MAX_EPOCH epochs",
     ),
 )
-
-
-def steps_by_shots(trainer: Any) -> int:
-    """Steps of a training with STEP_KEYS: STEPS_PER_SHOT for every training image of a class; 0 if that is 0."""
-    shots = trainer.cfg.DATASET.NUM_SHOTS
-    if shots < 1:  # all images: as many as a class has on average
-        shots = math.ceil(len(trainer.dm.dataset.train_x) / trainer.num_classes)
-    steps: int = trainer.method_cfg.STEPS_PER_SHOT * shots
-    return steps
 
 
 def class_prompts(trainer: Any, trained: bool) -> Callable[[], Tensor]:
