@@ -41,6 +41,7 @@ from dassl_lite.utils.registry import is_ours
 
 # Config keys without effect on an evaluation -> what to use in their place.
 NOT_EVALUATED = {**dict.fromkeys(("MODEL.INIT_WEIGHTS", "OPTIM", "TRAIN"), ""), "RESUME": "--model-dir"}
+FOR_OWN_DATA = "Auto"  # the method for --data, if none is named
 NO_MODEL_DIR = "--eval-only needs --model-dir, the folder of the run to evaluate"
 
 
@@ -48,7 +49,12 @@ def make_parser() -> ToolParser:
     """The flags of train.py; those that trainers declare are there once plug-ins are loaded."""
     parser = tool_parser("train", __doc__)
     add = parser.add_argument
-    add("--trainer", default="", metavar="NAME", help="method to train, such as TaskRes (--list shows all)")
+    add(
+        "--trainer",
+        default="",
+        metavar="NAME",
+        help="method to train, such as TaskRes (--list shows all; default with --data: Auto)",
+    )
     add_model_flags(parser)
     add("--head", default="", metavar="NAME", help="head on the image features (MODEL.HEAD.NAME)")
     add("--transforms", nargs="+", metavar="NAME", help="training transforms (INPUT.TRANSFORMS)")
@@ -116,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.resume and args.overwrite:
         raise UserError("--resume continues the run in the folder, --overwrite replaces it; leave one of them out")
+    if args.data and not args.eval_only:
+        args.trainer = args.trainer or FOR_OWN_DATA
     if not args.trainer:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
     kind = TRAINER_REGISTRY.get(args.trainer)  # reports a misspelt name before anything is created

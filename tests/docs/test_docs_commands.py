@@ -37,7 +37,7 @@ def test_every_flag_of_a_documented_command_exists(page: Path) -> None:
 
 def test_the_check_of_flags_sees_the_commands_of_the_readme() -> None:
     found = commands(REPOSITORY / "README.md")
-    assert ("train", {"--trainer", "--data", "--backbone"}) in found
+    assert ("train", {"--data", "--backbone"}) in found
     assert ("eval", {"--model-dir", "--suite", "--root"}) in found
 
 

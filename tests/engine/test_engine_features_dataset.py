@@ -37,6 +37,7 @@ FEATURE_METHODS = (
     "APET",
     "CrossModalProbe",
     "TransCLIP",
+    "Auto",
 )
 
 
@@ -88,6 +89,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         }
         set_random_seed(seed)
         options = ("TRAINER.CrossModalProbe.ITERATIONS", "200", *options)
+        options = ("TRAINER.Auto.METHODS", "['ZeroshotCLIP', 'GDA', 'TipAdapter']", *options)
         return build_trainer(make_config(trainer=method, flags=flags, options=options))
 
     return make

@@ -21,7 +21,8 @@ CLASSES = ("crane", "golden retriever", "yo-yo")
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
 FEW = (*FEW, "DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.COOP.N_CTX", "4")
 FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5", "TRAINER.TwoStage.STEPS_PER_SHOT", "0")
-NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe", "TransCLIP")
+NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe", "TransCLIP", "Auto")
+FEW = (*FEW, "TRAINER.Auto.METHODS", "['ZeroshotCLIP', 'GDA']")
 COOP, COCOOP, LORA = ("CoOp", "TRAINER.COOP."), ("CoCoOp", "TRAINER.COCOOP."), ("CLIPLoRA", "TRAINER.CLIPLoRA.")
 
 
@@ -110,6 +111,7 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("TransCLIP", "TRAINER.TransCLIP.", "GAMMA=-1.0", "GAMMA is -1.0; it must be at least 0"),
         ("LPPlusPlus", "TRAINER.LPPlusPlus.", "EPOCHS=0", "EPOCHS is 0; it must be at least 1"),
         ("APE", "TRAINER.APE.", "CHANNELS=-1", "CHANNELS is -1; it must be at least 0"),
+        ("Auto", "TRAINER.Auto.", "METHODS=['CoOp']", "value in TRAINER.Auto.METHODS"),
         ("CrossModalProbe", "TRAINER.CrossModalProbe.", "WISE_FT=2.0", "WISE_FT is 2.0; it must be at least 0"),
         ("TipAdapterF", "TRAINER.TipAdapter.", "AUGMENT_EPOCH=0", "AUGMENT_EPOCH is 0; it must be at least 1"),
     ],
@@ -167,7 +169,7 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
         ("TipAdapterF", 24),
         ("TwoStage", 24),
         ("MMA", 56),
-        *((name, 24) for name in NEW),
+        *((name, 24) for name in NEW if name != "Auto"),  # whose checkpoints must name its methods
     ],
 )
 def test_a_checkpoint_of_another_width_is_refused(run, said, tmp_path, capsys, method, width):

@@ -37,6 +37,8 @@ OPTIONS = {
     "TRAINER.CrossModalProbe.ITERATIONS": 6,
     "TRAINER.CrossModalProbe.EVAL_EVERY": 3,
     "TRAINER.LPPlusPlus.EPOCHS": 4,
+    "TRAINER.Auto.FOLDS": 2,
+    "TRAINER.Auto.METHODS": ["ZeroshotCLIP", "GDA", "ProKeR", "LPPlusPlus", "TipAdapter"],  # without epochs
     "TRAINER.APE.ALPHA_STEPS": 3,
     "TRAINER.APE.BETA_STEPS": 3,
     "TRAINER.APET.ALPHA_STEPS": 3,

@@ -55,6 +55,7 @@ def trained(images: Path, tmp_path: Path, golden_backbone: Any) -> Callable[[str
         options += ["TRAINER.CLIPLoRA.DROPOUT", "0.0", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0"]
         options += ["TRAINER.TwoStage.STEPS_PER_SHOT", "0"]
         options += ["TRAINER.CrossModalProbe.ITERATIONS", "20", "TRAINER.CrossModalProbe.EVAL_EVERY", "10"]
+        options += ["TRAINER.Auto.METHODS", "['ZeroshotCLIP', 'GDA', 'TipAdapter']", "TRAINER.Auto.FOLDS", "2"]
         options += [f"TRAINER.{node}.PREC", precision]
         set_random_seed(1)
         trainer = build_trainer(make_config(trainer=method, flags=flags, options=options))
@@ -94,4 +95,5 @@ def test_the_methods_of_the_package_are_all_here():
     assert {"CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe"} <= set(METHODS)
     assert {"KgCoOp", "ProGrad", "TCP"} <= set(METHODS)
     assert {"TwoStage", "MMA"} <= set(METHODS)
+    assert "Auto" in METHODS
     assert {"ZeroshotCLIP", "ZeroshotCLIP2", "TaskRes", "TaskResEnhance"} <= set(METHODS)

@@ -178,9 +178,7 @@ class FeatureTrainer(TrainerX):
         devices.set_arithmetic()
         self.precision = precision_on(self.device, self.method_cfg.PREC)
         cfg = self.cfg
-        self.clip = load_backbone(
-            self.dm.dataset, cfg.MODEL.BACKBONE.NAME, self.precision, self.device, cfg.TRAINER.NAME
-        )
+        self.clip = self.load_clip()
         self.features = self._feature_source()
         self.head = self.build_head().to(self.device)
         if self.sigmoid and isinstance(self.head, CosineHead):
@@ -199,6 +197,11 @@ class FeatureTrainer(TrainerX):
         self.scaler = torch.amp.GradScaler(self.device.type) if self._needs_scaler() else None
         self.register_model(self.model_name, self.head, self.optim, self.sched)
         self._use_features()
+
+    def load_clip(self) -> Any:
+        """The frozen CLIP; for a feature dataset, its stand-in."""
+        cfg = self.cfg
+        return load_backbone(self.dm.dataset, cfg.MODEL.BACKBONE.NAME, self.precision, self.device, cfg.TRAINER.NAME)
 
     def _feature_source(self) -> FeatureSource:
         settings = self.cfg.DATASET.FEATURES

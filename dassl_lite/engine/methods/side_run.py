@@ -1,0 +1,125 @@
+"""A run beside a run: another method fitted to features that a trainer has at hand, in memory.
+
+    fitted = beside(TaskRes)(owner, cfg, data).fitted()      # a TaskRes; fitted.head maps features to logits
+
+It shares the owner's CLIP, dataset and text features, has no validation and no test images, and keeps no checkpoint. A
+method's own ``fit`` may still write into ``cfg.OUTPUT_DIR``.
+
+Shapes: V views, N images, D feature width, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from dassl_lite.data import Datum
+from dassl_lite.data.feature_cache import Features
+from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.loaders import build_data_loader
+from dassl_lite.engine.methods.feature_source import FeatureSet, FeatureSource
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.models.prompts import TextRows
+from dassl_lite.utils.seeding import random_streams_kept, set_random_seed
+
+
+class _NoLog:
+    """In place of a `RunLog`: nothing is logged, so no value is read back from an accelerator."""
+
+    def is_due(self, batch_idx: int) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+
+class _SideRun(FeatureTrainer):
+    """What a method's trainer does differently beside another run.
+
+    Args:
+        owner: the trainer whose features and CLIP are used.
+        cfg: of this method.
+        data: training features (V, N, D) and labels (N,); None: only the head is wanted, to load weights into it.
+    """
+
+    def __init__(self, owner: FeatureTrainer, cfg: CfgNode, data: FeatureSet | None = None) -> None:
+        nothing = FeatureSet(torch.zeros(1, 1, owner.clip.embed_dim), torch.zeros(1, dtype=torch.int64))
+        self.owner, self.data = owner, data or nothing
+        self.run_log: Any = _NoLog()
+        self.descriptions = owner.descriptions
+        with self.own_streams():
+            super().__init__(cfg)
+
+    @contextmanager
+    def own_streams(self) -> Iterator[None]:
+        """A context with random streams from the run's seed; the owner's stay as they are."""
+        with random_streams_kept():
+            set_random_seed(max(self.owner.cfg.SEED, 0))
+            yield
+
+    def build_data_loader(self) -> None:
+        self.dm = copy.copy(self.owner.dm)
+        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+        self.dm.val_loader = self.dm.test_loader = self.dm.train_loader_u = None
+        names, node = self.lab2cname, self.cfg.DATALOADER.TRAIN_X
+        items = [
+            Datum(str(row), label=label, classname=names[label]) for row, label in enumerate(self.data.labels.tolist())
+        ]
+        images = build_data_loader(self.cfg, node.SAMPLER, items, node.BATCH_SIZE, node.N_DOMAIN, node.N_INS)
+        features = Features(self.data.views, torch.ones(len(items), dtype=torch.bool))
+        self.train_loader_x = FeatureLoader(images, items, lambda: features, self.device, lambda: self.epoch)
+
+    def load_clip(self) -> Any:
+        return self.owner.clip
+
+    def _feature_source(self) -> FeatureSource:
+        return self.owner.features
+
+    def _use_features(self) -> None:
+        """They are in use."""
+
+    def text_rows(self, *, verbatim: bool = False, projected: bool = True) -> TextRows:
+        kept = vars(self.owner).setdefault("texts_beside", {})
+        key = (*self.templates(), verbatim, projected)
+        if key not in kept:
+            kept[key] = super().text_rows(verbatim=verbatim, projected=projected)
+        return TextRows(kept[key].values.clone(), kept[key].counts)
+
+    @contextmanager
+    def epochs_context(self) -> Iterator[None]:
+        yield
+
+    def before_train(self) -> None:
+        """Nothing to resume."""
+
+    def after_epoch(self) -> None:
+        """Nothing to save."""
+
+    def after_train(self) -> None:
+        self.require_finite_weights()
+
+    def after_fit(self, seconds: float) -> None:
+        """Nothing to save."""
+
+    def fitted(self) -> Any:
+        """Train, and give this run back."""
+        with self.own_streams():
+            self.train()
+        self.set_model_mode("eval")
+        return self
+
+
+_kinds: dict[type[FeatureTrainer], type[_SideRun]] = {}
+
+
+def beside(method: type[FeatureTrainer]) -> type[_SideRun]:
+    """The class of the runs of a method beside another run; see `_SideRun` for its arguments."""
+    if method not in _kinds:
+        _kinds[method] = type(method.__name__, (_SideRun, method), {"config_node": method.node_name()})
+    return _kinds[method]
