@@ -33,7 +33,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SECONDS, MEMORY = 60, 2 << 30  # of a case; the memory is what it may add to the process
 METHODS = ("TaskRes", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLIPLoRA")
-METHODS += ("KgCoOp", "ProGrad", "TCP")
+METHODS += ("KgCoOp", "ProGrad", "TCP", "TwoStage", "MMA")
 CLASSES = ("crane", "yo-yo", "golden retriever")
 
 # ---- hostile values --------------------------------------------------------------------------------------------------
@@ -269,6 +269,7 @@ class Stage:
 QUICK = (
     *("OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "VERBOSE", "False"),
     *("DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1", "TRAINER.COOP.N_CTX", "4"),
+    *("TRAINER.TwoStage.STEPS_PER_SHOT", "2"),
 )
 
 

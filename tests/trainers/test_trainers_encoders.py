@@ -221,6 +221,7 @@ def test_init_weights_start_stage_one_from_the_norms(make):
     third.train()
 
 
+@pytest.mark.slow
 def test_the_outer_norms_are_trained_if_asked_for(make):
     inner = dict(make("TwoStage", "run").head.tuned.named_parameters())
     both = dict(make("TwoStage", "run", "TRAINER.TwoStage.OUTER_NORMS", "True").head.tuned.named_parameters())
@@ -251,6 +252,7 @@ def test_parameters_in_half_precision_are_trained_in_float32(golden_backbone):
     assert not any(torch.allclose(a, b, atol=0.05) for a, b in zip(before, changed, strict=True))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("options", "text", "vision"),
     [
@@ -276,6 +278,7 @@ def test_encoders_of_different_depth_share_what_both_have(make, unequal, golden,
     np.testing.assert_equal(weights(trainer), start)
 
 
+@pytest.mark.slow
 def test_text_with_adapters_shares_its_prefix_and_equals_the_models_own(make):
     trainer = make("MMA", "run", "TRAINER.MMA.SCALE", "0.5", "TRAINER.MMA.START", "0")
     clip, tokens = trainer.clip, trainer.clip.tokenize(["a photo of a dog.", "a photo of a very old cat.", "cars"])
@@ -301,6 +304,7 @@ def test_text_with_adapters_shares_its_prefix_and_equals_the_models_own(make):
     assert not clip.text._can_share()  # another one's hook
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", ["TwoStage", "MMA"])
 def test_a_resnets_text_encoder_is_adapted_alone_and_its_image_features_are_kept(make, caplog, method):
     with caplog.at_level("INFO", logger="dassl_lite"):
@@ -324,6 +328,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(("method", "key", "value", "backbone", "message"), WRONG)
 def test_a_wrong_setting_is_one_line_with_the_remedy(make, method, key, value, backbone, message):
     with pytest.raises(UserError) as caught:
@@ -332,6 +337,7 @@ def test_a_wrong_setting_is_one_line_with_the_remedy(make, method, key, value, b
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_weights_of_another_scale_are_refused(make, tmp_path):
     trainer = make("MMA", "run")
     trainer.save_model(0, trainer.output_dir)
@@ -342,6 +348,7 @@ def test_weights_of_another_scale_are_refused(make, tmp_path):
     np.testing.assert_equal(weights(other), before)
 
 
+@pytest.mark.slow
 def test_a_refused_checkpoint_leaves_the_encoders_as_they_were(make):
     trainer = make("TwoStage", "run", "TRAINER.TwoStage.PEFT", "bitfit")
     trainer.save_model(0, trainer.output_dir)
