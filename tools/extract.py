@@ -55,7 +55,7 @@ def make_parser() -> ToolParser:
     add("--output", default="", metavar="FILE.npz", help="file to write")
     add("--overwrite", action="store_true", help="replace the file if it exists")
     add_backbone_flag(parser)
-    add("--precision", default="fp32", metavar="NAME", help="fp32, fp16, bf16 or amp")
+    add("--precision", default="auto", metavar="NAME", help="auto (fp16 on a GPU, else fp32), fp32, fp16, bf16 or amp")
     add("--views", type=int, default=10, metavar="N", help="augmented views per training image, 0 for none")
     add("--shots", type=int, default=-1, metavar="N", help="training images per class (default: all)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the few-shot draw")

@@ -70,6 +70,7 @@ class CLIPLoRA(FeatureTrainer):
     """Low-rank updates of the attention of CLIP's image and text encoders."""
 
     model_name = "clip_lora"
+    through_encoder = True
     head: LoRAHead
     keys = (
         *TEXT_ENCODER_KEYS,

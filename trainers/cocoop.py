@@ -53,6 +53,7 @@ class CoCoOp(FeatureTrainer):
     """A learned context that each image shifts."""
 
     model_name = "prompt_learner"
+    through_encoder = True
     config_node = "COCOOP"
     keys = (*CONTEXT_KEYS, *TEXT_ENCODER_KEYS)
 

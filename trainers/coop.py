@@ -37,6 +37,7 @@ class ContextTrainer(FeatureTrainer):
     """CoOp's prompts: a learned context for all classes, or one per class; methods differ in how they learn it."""
 
     model_name = "prompt_learner"
+    through_encoder = True
     keys: ClassVar[Sequence[Key]] = (
         *CONTEXT_KEYS,
         key("CSC", False, None, "class-specific context: each class learns its own"),

@@ -57,6 +57,7 @@ class IVLP(FeatureTrainer):
     """Learned tokens in the blocks of the text encoder and, independently, of the image encoder."""
 
     model_name = "VLPromptLearner"
+    through_encoder = True
     head: DeepPromptLearner
     keys = prompt_keys(2, 12)
 

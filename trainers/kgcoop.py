@@ -29,6 +29,7 @@ NEVER_USED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias"
 class KnowledgeGuided(FeatureTrainer):
     """The loss of a method whose head keeps the text features of its classes near those of hand-written prompts."""
 
+    through_encoder = True
     keys: ClassVar[Sequence[Key]] = (
         key("W", 8.0, number(at_least=0, at_most=1e6), "weight of the distance from the hand-written prompts"),
     )

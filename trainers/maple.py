@@ -59,6 +59,7 @@ class MaPLe(FeatureTrainer):
     """Learned tokens in the blocks of the text encoder, and projections of them in the image encoder's."""
 
     model_name = "MultiModalPromptLearner"
+    through_encoder = True
     config_node = "MAPLE"
     needs_vit = True
     keys = (

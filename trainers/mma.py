@@ -72,6 +72,7 @@ class MMA(FeatureTrainer):
     """Adapters beside blocks of CLIP's image and text encoders, with a shared layer between."""
 
     model_name = "mma"
+    through_encoder = True
     head: MMAHead
     keys = (
         *TEXT_ENCODER_KEYS,

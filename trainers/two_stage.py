@@ -102,6 +102,7 @@ class TwoStage(FeatureTrainer):
     """Layer norms (or biases) of CLIP's encoders, then a classifier on them."""
 
     model_name = "two_stage"
+    through_encoder = True
     head: TwoStageHead
     keys = (
         *TEXT_ENCODER_KEYS,

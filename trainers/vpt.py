@@ -34,6 +34,7 @@ class VPT(FeatureTrainer):
     """Learned tokens in the blocks of the image encoder."""
 
     model_name = "VLPromptLearner"
+    through_encoder = True
     needs_vit = True
     keys = (
         key("N_CTX_VISION", 8, number(at_least=1, at_most=1000), "tokens of a block"),

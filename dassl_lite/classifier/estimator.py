@@ -101,7 +101,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         seed: of the draw and of training.
         epochs: of training; None as the method's recipe says.
         device: "cpu", "cuda" ...; None for an accelerator if there is one.
-        precision: "fp32", "amp", "fp16" or "bf16"; None as the recipe says.
+        precision: "auto", "fp32", "amp", "fp16" or "bf16"; None as the recipe says.
         options: config keys: the method's own by name (``{"RESIDUAL_SCALE": 0.5}``), others dotted (``"OPTIM.LR"``).
         classes: names of the classes. Without `fit`, those to tell apart; in `fit`, the name that prompts take for each
             label: by position for labels from 0, or a dict from label to name.

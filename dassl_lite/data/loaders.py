@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision import transforms as T
 from yacs.config import CfgNode
 
 from dassl_lite.config import completed
@@ -23,7 +22,13 @@ from dassl_lite.data.transforms.build import interpolation
 from dassl_lite.data.transforms.pixels import Finish, Pixels, split
 from dassl_lite.utils.env import SHARED_MEMORY, free_shared_memory, usable_cores
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.lazy import lazy_module
 from dassl_lite.utils.logger import get_logger
+
+if TYPE_CHECKING:
+    from torchvision import transforms as T
+else:
+    T = lazy_module("torchvision.transforms")
 
 logger = get_logger(__name__)
 

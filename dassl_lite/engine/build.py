@@ -165,6 +165,8 @@ def _built(trainer: Any, cfg: CfgNode) -> Any:
     cfg = with_backbone_inputs(completed(cfg))
     if is_ours(trainer):
         return trainer(completed(cfg, _own_keys(trainer)))
+    if not hasattr(trainer, "through_encoder"):  # no FeatureTrainer
+        cfg = _with_plain_precision(cfg)
     if Registry.others_win:
         cfg = _with_size_of_backbone(cfg)
     name = cfg.MODEL.BACKBONE.NAME
@@ -178,6 +180,17 @@ def _built(trainer: Any, cfg: CfgNode) -> Any:
             f"{cfg.TRAINER.NAME} does not know the backbone '{name}'; name one that it knows with --backbone "
             "(MODEL.BACKBONE.NAME)"
         ) from error
+
+
+def _with_plain_precision(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with PREC fp32 in place of auto, which a third party's trainer that reads our node does not know."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for node in cfg.TRAINER.values():
+        if isinstance(node, CfgNode) and node.get("PREC") == "auto":
+            node.PREC = "fp32"
+    cfg.freeze()
+    return cfg
 
 
 def _own_keys(trainer: Any) -> CfgNode:

@@ -14,7 +14,7 @@ import torch
 from toy import make_images
 
 from dassl_lite.data.transforms import TRANSFORMS
-from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, make_config
 from dassl_lite.engine.files import results
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import load_plugin
@@ -118,6 +118,46 @@ def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
         assert "PREC fp16 needs a GPU" in caplog.text
     else:
         assert not torch.equal(features[0], features[1])
+
+
+def test_precision_auto_is_fp32_on_a_cpu(build: Any) -> None:
+    auto, exact = build("1"), build("1", "TRAINER.TaskRes.PREC", "fp32")
+    assert auto.method_cfg.PREC == "auto"
+    assert auto.precision == auto.clip.precision == "fp32"
+    assert auto.run_results()["arithmetic"]["precision"] == "fp32"
+    assert torch.equal(auto.test_loader.views, exact.test_loader.views)
+
+
+@pytest.mark.parametrize(("before", "resumes"), [("fp32", True), ("bf16", False)])
+def test_a_run_from_before_auto_was_the_default_is_resumed_if_it_was_in_fp32(
+    build: Any, before: str, resumes: bool
+) -> None:
+    old = build("1", "TRAINER.TaskRes.PREC", before, "OPTIM.MAX_EPOCH", "3", "TRAIN.CHECKPOINT_FREQ", "1")
+    old.train()
+    whole = old.head.state_dict()
+    max(Path(old.output_dir).glob("*/model.pth.tar-*")).unlink()
+    again = build("1", "RESUME", old.output_dir)
+    if not resumes:
+        with pytest.raises(UserError, match=r"TRAINER.TaskRes.PREC bf16, but now it is auto"):
+            again.train()
+        return
+    again.train()
+    assert again.start_epoch == 2
+    torch.testing.assert_close(again.head.state_dict(), whole, rtol=0, atol=0)
+
+
+def test_a_third_partys_trainer_that_reads_a_node_of_ours_sees_fp32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    class Fork:
+        def __init__(self, cfg: Any) -> None:
+            seen.append(cfg.TRAINER.TaskRes.PREC)
+
+    monkeypatch.setitem(TRAINER_REGISTRY._table, "Fork", Fork)
+    build_trainer(make_config(trainer="Fork", flags={"OUTPUT_DIR": str(tmp_path)}))
+    assert seen == ["fp32"]
 
 
 @pytest.mark.slow

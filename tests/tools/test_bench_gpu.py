@@ -101,4 +101,8 @@ def test_every_stage_runs_on_the_stand_in(on_cuda: Any, tmp_path: Path) -> None:
     assert {row["what"] for row in report["extract"]} >= {"bare encoder", "loader alone", "store, from image files"}
     assert report["cold TaskRes"]["passes"] == 3 * (1 * 2 + 1)
     assert "passed" in report["tests"]["summary"]
-    assert len(report["goals"]) == 10
+    methods = gpu.feature_methods()
+    assert {"GDA", "APE", "CLAP", "ProKeR", "LPPlusPlus"} < set(methods)
+    assert not {"CoOp", "CLIPLoRA"} & set(methods)
+    assert {f"warm {method}" for method in methods} <= set(report)
+    assert len(report["goals"]) == 6 + len(methods)

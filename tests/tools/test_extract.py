@@ -144,6 +144,32 @@ def test_validation_images_that_are_test_images_are_left_out(tmp_path, monkeypat
     assert set(read_feature_file(path).parts) == {"train", "test"}
 
 
+def extracted(*argv: str) -> int:
+    return run_extract(*argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "precisions"),
+    [("vit0", {"fp32": 1e-5, "amp": 5e-3, "fp16": 5e-3, "bf16": 5e-2}), ("rn0", {"fp32": 1e-5})],
+)
+def test_a_gpu_extracts_the_cpus_features_in_every_precision(
+    on_cuda: Any, tmp_path: Path, images: Path, golden_backbone: Any, backbone: str, precisions: dict[str, float]
+) -> None:
+    flags = ["--data", str(images), "--backbone", str(golden_backbone(backbone)), "--views", "2", "--shots", "2", *FEW]
+    assert run_extract("--output", str(tmp_path / "cpu.npz"), *flags) == 0
+    wanted = read_feature_file(tmp_path / "cpu.npz")
+    for precision, bound in {**precisions, "auto": 5e-3}.items():
+        path = tmp_path / f"{precision}.npz"
+        assert on_cuda(extracted, "--output", str(path), "--precision", precision, *flags) == 0
+        found = read_feature_file(path)
+        assert found.precision == {"auto": "fp16"}.get(precision, precision)
+        pairs = [(found.parts[part].views, wanted.parts[part].views) for part in wanted.parts]
+        for values, expected in [*pairs, (found.text_weights, wanted.text_weights)]:
+            error = np.linalg.norm(values.astype(np.float32) - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+            assert error.max() < bound, precision
+
+
 def test_user_errors_print_one_line(tmp_path, capsys):
     there = tmp_path / "there.npz"
     there.write_text("mine")

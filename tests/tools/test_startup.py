@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dassl_lite.data.feature_files import FeatureFile, write_feature_file
+from dassl_lite.data.feature_files.file import FeaturePart
 from dassl_lite.engine.commands.arguments import tool_parser
 from dassl_lite.startup import tool_help
 from dassl_lite.tools.cli import tools
@@ -39,6 +42,25 @@ def test_help_imports_nothing_heavy(tool: str) -> None:
     assert lines[-1] == "0"
     assert lines[0].startswith("usage: ")
     assert "--version" in "\n".join(lines)
+
+
+LOADED = """
+import sys
+from dassl_lite.tools import train
+train.main({argv!r})
+print(*sorted({{"torchvision", "open_clip", "transformers"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.slow
+def test_the_list_and_a_run_on_features_load_no_torchvision_and_no_open_clip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((1, 6, 8), dtype=np.float32), np.arange(6) % 2
+    part = FeaturePart(features, labels)
+    write_feature_file(FeatureFile({"train": part, "test": part}, ("a", "b"), features[:, :2]), tmp_path / "f.npz")
+    assert run("--list", script=LOADED)[-1] == ""
+    flags = ["--trainer", "TaskRes", "--data", str(tmp_path / "f.npz"), "--output-dir", str(tmp_path / "run")]
+    assert run(*flags, "OPTIM.MAX_EPOCH", "1", script=LOADED)[-1] == ""
 
 
 @pytest.mark.slow

@@ -57,6 +57,21 @@ def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> No
     assert all(row["speedup"] > 0 and row["largest difference %"] == 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--backbones", "demo", "--methods", "ZeroshotCLIP", "--images", "2", "--shots", "1", "--seeds", "1"]
+    assert bench.main(["precision", *flags, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    half, brain = found["features"]
+    assert (half["precision"], brain["precision"]) == ("fp16", "bf16")
+    for what in ("images", "texts"):
+        assert 0 < half[f"{what}, mean"] <= half[f"{what}, most"] < brain[f"{what}, mean"] < 0.05
+    (row,) = found["accuracy"]
+    assert row["fp16, most"] == pytest.approx(abs(row["fp16"] - row["fp32"]))
+    assert row["fp16, most"] < 1.5
+
+
 def test_extraction_is_compared_with_the_slower_of_its_halves() -> None:
     seconds = {"bare encoder": [2.0, 9.0, 2.0], "loader alone": [1.0], "store, from image files": [2.5]}
     gpu = {row["what"]: row for row in extract.table(seconds, 10, on_cpu=False)}

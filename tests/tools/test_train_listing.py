@@ -94,7 +94,7 @@ def test_the_list_names_the_file_of_a_plug_in(capsys, plugin):
 def test_a_trainers_keys_are_listed_with_their_defaults_and_what_they_do(capsys, plugin):
     out = printed(capsys, "--help-trainer", "ListedTrainer", "--plugin", str(plugin))
     node = "TRAINER.ListedTrainer"
-    assert cells(out, f"{node}.PREC") == [f"{node}.PREC", "'fp32'", "fp32 | amp | fp16 | bf16"]  # inherited
+    assert cells(out, f"{node}.PREC") == [f"{node}.PREC", "'auto'", "auto | fp32 | amp | fp16 | bf16"]  # inherited
     assert cells(out, f"{node}.ALPHA") == [f"{node}.ALPHA", "0.25", "weight of the first term"]
     assert cells(out, f"{node}.DELTA") == [f"{node}.DELTA", "(1, 2)"]
     assert cells(out, f"{node}.BARE") == [f"{node}.BARE", "True"]
@@ -117,7 +117,7 @@ def test_the_help_shows_the_values_of_the_default_recipe_and_lists_the_recipes(c
 def test_inherited_keys_are_listed_under_the_node_that_the_method_reads(capsys, name):
     nodes = {"ZeroshotCLIP2": "ZeroshotCLIP", "TipAdapterF": "TipAdapter", "CoCoOp": "COCOOP"}
     out = printed(capsys, "--help-trainer", name)
-    assert cells(out, f"TRAINER.{nodes[name]}.PREC")[-1] == "fp32 | amp | fp16 | bf16"
+    assert cells(out, f"TRAINER.{nodes[name]}.PREC")[-1] == "auto | fp32 | amp | fp16 | bf16"
 
 
 def test_a_misspelt_trainer_is_an_error(capsys):

@@ -235,7 +235,7 @@ def test_a_cache_of_unreadable_images_is_reported_in_one_line(build, tmp_path):
         ("TipAdapterF", "TipAdapter.BETA_STEPS", "0", "BETA_STEPS is 0; it must be at least 1"),
         ("LinearProbe", "LinearProbe.FIT", "gradients", "gradient"),
         ("LinearProbe", "LinearProbe.C", "0.0", "C is 0.0"),
-        ("LinearProbe", "LinearProbe.PREC", "fp64", "Choices: amp, bf16, fp16, fp32"),
+        ("LinearProbe", "LinearProbe.PREC", "fp64", "Choices: amp, auto, bf16, fp16, fp32"),
     ],
 )
 def test_a_wrong_value_is_reported_with_its_key(build, method, key, value, message):

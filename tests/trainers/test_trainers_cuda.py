@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,9 +16,14 @@ from PIL import Image
 
 from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import build_trainer, make_config
+from dassl_lite.engine.commands import run
+from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.methods import feature_trainer
+from dassl_lite.engine.methods.feature_source import overflows
 from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.models.clip import load_clip
 from dassl_lite.utils import set_random_seed
-from dassl_lite.utils.errors import NotFiniteError
+from dassl_lite.utils.errors import NotFiniteError, UserError
 
 load_plugins()
 HOME = "dassl_lite.trainers."  # other tests register methods of their own
@@ -234,3 +240,95 @@ def test_gradients_that_no_scale_makes_finite_end_the_run(
     assert on_cuda(broken_gradients, *case).startswith(
         "gradients are infinite or NaN at epoch 1, batch 1, whatever they are scaled by; lower OPTIM.LR"
     )
+
+
+def automatic(method: str, images: str, backbone: str, output: str) -> dict[str, Any]:
+    trainer = trainer_of(method, "auto", 2, backbone, images, output)
+    return {
+        "precision": trainer.precision,
+        "arithmetic": trainer.run_results()["arithmetic"]["precision"],
+        "declared": trainer.through_encoder,
+        "head's": getattr(trainer.head, "through_encoder", False),
+        "scaler": trainer.scaler is not None,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_is_fp16_on_a_gpu_unless_gradients_run_through_an_encoder(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, method: str
+) -> None:
+    found = on_cuda(automatic, method, str(images), str(golden_backbone("vit0")), str(tmp_path))
+    assert found["precision"] == found["arithmetic"] == ("fp32" if found["head's"] else "fp16")
+    assert found["declared"] == found["head's"]
+    assert not found["scaler"]
+
+
+def automatic_in_a_corner(corner: str, *case: Any) -> str:
+    patch = {
+        "overflows": mock.patch.object(feature_trainer, "overflows", return_value=True),
+        "an old GPU": mock.patch.object(torch.cuda, "get_device_capability", return_value=(6, 1)),
+    }
+    with patch[corner]:
+        return str(trainer_of("TaskRes", "auto", 2, *case).precision)
+
+
+@pytest.mark.parametrize("corner", ["overflows", "an old GPU"])
+def test_auto_is_fp32_where_float16_overflows_or_is_slow(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, corner: str
+) -> None:
+    case = str(golden_backbone("vit0")), str(images), str(tmp_path)
+    assert on_cuda(automatic_in_a_corner, corner, *case) == "fp32"
+
+
+def overflow_is_seen(backbone: str) -> tuple[bool, bool]:
+    clip = load_clip(backbone, "fp16", "cuda")
+    before = overflows(clip)
+    clip.model.visual.ln_post.weight.data.mul_(1e6)
+    return before, overflows(clip)
+
+
+def test_features_that_are_infinite_in_float16_are_seen(on_cuda: Any, golden_backbone: Any) -> None:
+    assert on_cuda(overflow_is_seen, str(golden_backbone("vit0"))) == (False, True)
+
+
+def continued(precision: str, cut: bool, method: str, *case: Any) -> dict[str, Any]:
+    """A run with PREC auto in the folder of one with ``precision``, which has ended or not."""
+    cfg = trainer_of(method, precision, *case).cfg
+    run.train(cfg)
+    if cut:
+        (Path(case[-1]) / "results.json").unlink()
+        sorted(Path(case[-1]).glob("*/model.pth.tar-*"))[-1].unlink()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER[method].PREC = "auto"
+    cfg.freeze()
+    run.train(cfg)
+    results = read_results(case[-1])
+    assert results is not None
+    return {"computed in": results["arithmetic"]["precision"], "PREC": results["config"]["TRAINER"][method]["PREC"]}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_run_in_fp32_from_before_auto_goes_on_in_fp32_on_a_gpu(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, cut: bool
+) -> None:
+    case = "TaskRes", 2, str(golden_backbone("vit0")), str(images), str(tmp_path)
+    found = on_cuda(continued, "fp32", cut, *case)
+    assert found == {"computed in": "fp32", "PREC": "fp32"}
+
+
+def resumed_without_a_session(method: str, *case: Any) -> str:
+    trainer_of(method, "fp32", *case).train()
+    try:
+        trainer_of(method, "auto", *case).train()
+    except UserError as error:
+        return str(error)
+    return "it ended"
+
+
+def test_an_older_run_is_not_resumed_in_another_precision(
+    on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any
+) -> None:
+    case = "TaskRes", 2, str(golden_backbone("vit0")), str(images), str(tmp_path)
+    told = on_cuda(resumed_without_a_session, *case)
+    assert "belongs to a run in fp32, but PREC auto is fp16 here; set it to fp32" in told

@@ -37,6 +37,7 @@ from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run as engine
 from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
+from dassl_lite.engine.commands.sweep import all_methods
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import load_clip
@@ -235,11 +236,18 @@ def _stages(check: Check) -> None:
     check.stage("extract", lambda: _extract(check), 0.3)
     check.stage("cold TaskRes", lambda: _imagenet(check, "TaskRes", cold=True), 0.6)
     check.stage("CoOp", lambda: _imagenet(check, "CoOp", epochs=1), 0.4)
-    for method in ("TaskRes", "TipAdapterF", "CLIP_Adapter", "LinearProbe"):
+    for method in feature_methods():
         check.stage(f"warm {method}", lambda method=method: _warm(check, method), 0.3)  # type: ignore[misc]
     check.stage("encoders", lambda: _encoders(check), 0.4)
     check.stage("parity", lambda: _parity(check), 0.6)
     check.stage("tests", lambda: _tests(check))
+
+
+def feature_methods() -> list[str]:
+    """The methods that only run encoders, so that a second run has all features in the cache; the best known first."""
+    first = ["TaskRes", "TipAdapterF", "CLIP_Adapter", "LinearProbe"]
+    found = [name for name in all_methods() if not TRAINER_REGISTRY.get(name).through_encoder]
+    return first + [name for name in found if name not in first]
 
 
 # ---- stages ---------------------------------------------------------------------------------------------------------

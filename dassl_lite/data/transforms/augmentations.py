@@ -9,23 +9,30 @@ other operations (no inversion, no cutout) and another scale of magnitudes.
 - RandAugment2: a random magnitude for each operation, which is applied with probability ``p``.
 - RandAugmentFixMatch: Sohn et al. (arXiv 2001.07685), Table 12: milder enhancements, no inversion.
 
-AutoAugment's learned policies (Cubuk et al., arXiv 1805.09501) are torchvision's under Dassl's names.
+AutoAugment's learned policies (Cubuk et al., arXiv 1805.09501) are torchvision's under Dassl's names; they are in
+`policies`, so that this module is imported without torchvision.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
-from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
-from torchvision.transforms import functional as F
 
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.lazy import lazy_module
+
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as F
+else:
+    F = lazy_module("torchvision.transforms.functional")
 
 ENLARGEMENT = 1.125
 
@@ -43,7 +50,7 @@ class Random2DTranslation:
     height: int
     width: int
     p: float = 0.5
-    interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    interpolation: InterpolationMode = field(default_factory=lambda: F.InterpolationMode.BILINEAR)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         size = [self.height, self.width]
@@ -344,32 +351,10 @@ class RandAugmentFixMatch:
         return image
 
 
-class _Policy(v2.AutoAugment):
-    """Applies one of the policy's pairs of operations, drawn at random, to a PIL image.
+def __getattr__(name: str) -> Any:
+    """AutoAugment's policies, which are subclasses of one of torchvision's."""
+    if name in ("CIFAR10Policy", "ImageNetPolicy", "SVHNPolicy"):
+        from dassl_lite.data.transforms import policies
 
-    Args:
-        fillcolor: red, green and blue of the areas that a shear, a shift or a rotation leaves empty.
-    """
-
-    learned_on: AutoAugmentPolicy
-
-    def __init__(self, fillcolor: tuple[int, int, int] = (128, 128, 128)) -> None:
-        super().__init__(self.learned_on, interpolation=InterpolationMode.BICUBIC, fill=list(fillcolor))
-
-
-class ImageNetPolicy(_Policy):
-    """Learned on ImageNet."""
-
-    learned_on = AutoAugmentPolicy.IMAGENET
-
-
-class CIFAR10Policy(_Policy):
-    """Learned on CIFAR-10."""
-
-    learned_on = AutoAugmentPolicy.CIFAR10
-
-
-class SVHNPolicy(_Policy):
-    """Learned on SVHN."""
-
-    learned_on = AutoAugmentPolicy.SVHN
+        return getattr(policies, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

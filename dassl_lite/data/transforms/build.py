@@ -7,22 +7,19 @@ PIL image, after all others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms as T
-from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
 from dassl_lite.config import completed
 from dassl_lite.data.transforms.augmentations import (
     ENLARGEMENT,
-    CIFAR10Policy,
     Cutout,
     GaussianNoise,
-    ImageNetPolicy,
     InstanceNormalization,
     PadToSize,
     RandAugment,
@@ -30,17 +27,26 @@ from dassl_lite.data.transforms.augmentations import (
     RandAugmentFixMatch,
     Random2DTranslation,
     ResizeKeepRatio,
-    SVHNPolicy,
 )
 from dassl_lite.utils.errors import UserError, unknown
+from dassl_lite.utils.lazy import lazy_module
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from torchvision import transforms as T
+    from torchvision.transforms import InterpolationMode
+
+    from dassl_lite.data.transforms import policies
+else:
+    T = lazy_module("torchvision.transforms")
+    policies = lazy_module("dassl_lite.data.transforms.policies")
 
 logger = get_logger(__name__)
 
 Transform = Callable[[Image.Image], Tensor]
 
-INTERPOLATION_MODES = {mode: InterpolationMode(mode) for mode in ("bilinear", "bicubic", "nearest")}
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 RESIZE_MODES = ("shortest", "squash", "longest", "cover")
 DEFAULT_CHOICES = ("random_resized_crop", "random_flip", "normalize")  # the field's protocol for CLIP
 
@@ -57,7 +63,7 @@ TRANSFORMS = Registry("transform")  # name -> function from cfg to Step, in the 
 
 def interpolation(cfg: CfgNode) -> InterpolationMode:
     """The config's interpolation as a constant of torchvision's."""
-    return InterpolationMode(cfg.INPUT.INTERPOLATION)
+    return T.InterpolationMode(cfg.INPUT.INTERPOLATION)
 
 
 def _choice(make: Callable[[CfgNode], Step]) -> Callable[[CfgNode], Step]:
@@ -104,19 +110,19 @@ def _random_flip(cfg: CfgNode) -> Step:
 @_choice
 def _imagenet_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for ImageNet."""
-    return Step("+ imagenet policy", ImageNetPolicy())
+    return Step("+ imagenet policy", policies.ImageNetPolicy())
 
 
 @_choice
 def _cifar10_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for CIFAR-10."""
-    return Step("+ cifar10 policy", CIFAR10Policy())
+    return Step("+ cifar10 policy", policies.CIFAR10Policy())
 
 
 @_choice
 def _svhn_policy(cfg: CfgNode) -> Step:
     """AutoAugment's policy for SVHN."""
-    return Step("+ svhn policy", SVHNPolicy())
+    return Step("+ svhn policy", policies.SVHNPolicy())
 
 
 @_choice
@@ -304,8 +310,8 @@ def _check_input(cfg: CfgNode, choices: Sequence[str]) -> None:
     node = cfg.INPUT
     if len(node.SIZE) != 2 or any(not isinstance(side, int) or side < 1 for side in node.SIZE):
         raise UserError(f"INPUT.SIZE {tuple(node.SIZE)} should be (height, width) in pixels, such as (224, 224)")
-    if node.INTERPOLATION not in INTERPOLATION_MODES:
-        raise unknown("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES)
+    if node.INTERPOLATION not in _INTERPOLATIONS:
+        raise unknown("INPUT.INTERPOLATION", node.INTERPOLATION, _INTERPOLATIONS)
     if (node.RESIZE_MODE or RESIZE_MODES[0]) not in RESIZE_MODES:
         raise unknown("INPUT.RESIZE_MODE", node.RESIZE_MODE, RESIZE_MODES)
     if "normalize" in choices and not (len(node.PIXEL_MEAN) == len(node.PIXEL_STD) == 3 and all(node.PIXEL_STD)):
@@ -313,3 +319,15 @@ def _check_input(cfg: CfgNode, choices: Sequence[str]) -> None:
             "INPUT.PIXEL_MEAN and INPUT.PIXEL_STD should have three numbers, for red, green and blue, and no standard "
             f"deviation of 0; they are {list(node.PIXEL_MEAN)} and {list(node.PIXEL_STD)}"
         )
+
+
+@functools.cache
+def _interpolation_modes() -> dict[str, InterpolationMode]:
+    """Dassl's table of torchvision's constants, by name."""
+    return {mode: T.InterpolationMode(mode) for mode in _INTERPOLATIONS}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "INTERPOLATION_MODES":  # torchvision is slow to load
+        return _interpolation_modes()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,19 +17,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import transforms as T
-from torchvision.transforms import v2
 
 from dassl_lite.data.transforms.augmentations import (
-    CIFAR10Policy,
     Cutout,
     GaussianNoise,
-    ImageNetPolicy,
     InstanceNormalization,
     PadToSize,
     RandAugment,
@@ -37,22 +33,36 @@ from dassl_lite.data.transforms.augmentations import (
     RandAugmentFixMatch,
     Random2DTranslation,
     ResizeKeepRatio,
-    SVHNPolicy,
 )
+from dassl_lite.utils.lazy import is_loaded, lazy_module
+
+if TYPE_CHECKING:
+    from torchvision import transforms as T
+    from torchvision.transforms import v2
+else:
+    T, v2 = lazy_module("torchvision.transforms"), lazy_module("torchvision.transforms.v2")
 
 # Descriptions are part of the keys of feature caches on disk, so a class that has moved keeps its first module's name.
 _FIRST_MODULE: dict[type, str] = {
     **dict.fromkeys((Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation), "custom"),
     **dict.fromkeys((RandAugment, RandAugment2, RandAugmentFixMatch), "randaugment"),
-    **dict.fromkeys((CIFAR10Policy, ImageNetPolicy, SVHNPolicy), "autoaugment"),
 }
+_POLICIES = "dassl_lite.data.transforms.policies"  # were in autoaugment
 
-# These give the same result for the same image; all others count as random.
-_DETERMINISTIC: tuple[type, ...] = (
-    *(InstanceNormalization, PadToSize, ResizeKeepRatio),
-    *(T.Resize, T.CenterCrop, T.ToTensor, T.PILToTensor, T.ConvertImageDtype, T.Normalize, T.Grayscale, T.Pad),
-    *(v2.Resize, v2.CenterCrop, v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.Grayscale, v2.Pad, v2.RGB),
-)
+
+@functools.cache
+def _deterministic_of_torchvision() -> tuple[type, ...]:
+    """These give the same result for the same image; all others count as random."""
+    return (
+        *(T.Resize, T.CenterCrop, T.ToTensor, T.PILToTensor, T.ConvertImageDtype, T.Normalize, T.Grayscale, T.Pad),
+        *(v2.Resize, v2.CenterCrop, v2.ToImage, v2.PILToTensor, v2.ToDtype, v2.Normalize, v2.Grayscale, v2.Pad, v2.RGB),
+    )
+
+
+def _is_deterministic(transform: object) -> bool:
+    if isinstance(transform, (InstanceNormalization, PadToSize, ResizeKeepRatio)):
+        return True
+    return is_loaded("torchvision") and isinstance(transform, _deterministic_of_torchvision())
 
 
 def is_random(transform: object) -> bool:
@@ -63,7 +73,7 @@ def is_random(transform: object) -> bool:
     parts = _parts(transform)
     if parts is not None:
         return any(map(is_random, parts))
-    return not (isinstance(transform, _DETERMINISTIC) or getattr(transform, "deterministic", False))
+    return not (_is_deterministic(transform) or getattr(transform, "deterministic", False))
 
 
 def describe(transform: object) -> str:
@@ -83,7 +93,7 @@ def undescribed(transform: object) -> list[str]:
 
 def _parts(transform: object) -> Iterable[object] | None:
     """The transforms in a sequence of transforms; None for a single one."""
-    if isinstance(transform, (T.Compose, v2.Compose)):
+    if is_loaded("torchvision") and isinstance(transform, (T.Compose, v2.Compose)):
         return list(transform.transforms)
     if isinstance(transform, (list, tuple)) and all(map(callable, transform)):
         return transform
@@ -310,5 +320,7 @@ def _digest(content: bytes) -> str:
 
 def _name(thing: Any) -> str:
     first = _FIRST_MODULE.get(thing) if isinstance(thing, type) else None
+    if thing.__module__ == _POLICIES:
+        first = "autoaugment"
     module = f"dassl_lite.data.transforms.{first}" if first else thing.__module__
     return f"{module}.{thing.__qualname__}"

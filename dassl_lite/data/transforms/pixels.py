@@ -12,13 +12,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms as T
+
+from dassl_lite.utils.lazy import is_loaded, lazy_module
+
+if TYPE_CHECKING:
+    from torchvision import transforms as T
+else:
+    T = lazy_module("torchvision.transforms")
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -87,7 +93,7 @@ def split(transform: Any) -> tuple[Pixels, Finish] | None:
 
     Transforms that draw random numbers for tensors, and those of other people, stay whole.
     """
-    if type(transform) is not T.Compose:
+    if not is_loaded("torchvision") or type(transform) is not T.Compose:
         return None
     steps = list(transform.transforms)
     last = steps[-1:] if steps and type(steps[-1]) is T.ToTensor else steps[-2:]

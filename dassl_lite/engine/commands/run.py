@@ -14,6 +14,7 @@ from dassl_lite.config import to_dict
 from dassl_lite.data import published_name
 from dassl_lite.engine.build import build_trainer, set_by_user, with_backbone_inputs
 from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import (
     FILE_NAME,
     config_in,
@@ -25,7 +26,7 @@ from dassl_lite.engine.files.results import (
 from dassl_lite.engine.files.run_folder import NEW_LOG, replacing
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.utils import get_logger, set_random_seed, setup_logger
+from dassl_lite.utils import devices, get_logger, set_random_seed, setup_logger
 
 logger = get_logger(__name__)
 
@@ -60,6 +61,8 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
         if skip_finished and distributed.on_first(lambda: is_finished(cfg, cfg.OUTPUT_DIR)):
             yield None
             return
+        if not overwrite:
+            cfg = _continued(cfg)
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         zero_shot = before_training(trainer)
         metric = getattr(trainer, "main_metric", "accuracy")
@@ -93,6 +96,13 @@ def before_training(trainer: Any) -> float | None:
         logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%{'' if metric == 'accuracy' else f' {metric}'}")
     trainer.check_training_data()
     return zero_shot
+
+
+def _continued(cfg: CfgNode) -> CfgNode:
+    """``cfg`` as the run that it goes on with needs it, if there is one; see `checkpoint.follow_precision`."""
+    if devices.pick(cfg.USE_CUDA).type == "cpu":  # where auto is fp32 anyway
+        return cfg
+    return checkpoint.follow_precision(cfg, CheckpointStore(cfg.RESUME or cfg.OUTPUT_DIR).config())
 
 
 def tell_idle_keys(trainer: Any) -> None:

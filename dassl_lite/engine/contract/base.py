@@ -269,6 +269,7 @@ class TrainerBase:
             with refusing_misfits(f"{path} cannot be resumed"):
                 meta = state["meta"]
                 checkpoint.check_origin(meta, own, path)
+                checkpoint.check_precision(meta, own, path)
                 checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         with refusing_misfits(f"{path} cannot be resumed"):

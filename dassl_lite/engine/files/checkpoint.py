@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.utils import torchtools
@@ -48,6 +49,13 @@ class CheckpointStore:
         saved = [set(self.epochs(name)) for name in names]
         common = set.intersection(*saved) if saved else set()
         return max(common) if common else None
+
+    def config(self) -> dict[str, Any]:
+        """The config in one of the checkpoints, as nested plain values; {} if there is none."""
+        for path in sorted(self.directory.glob("*/model*.pth.tar*"))[:1]:
+            config = torchtools.load_run_checkpoint(str(path))["meta"].get("config")
+            return config if isinstance(config, dict) else {}
+        return {}
 
     def find(self, name: str, epoch: int | None = None) -> Path:
         """The checkpoint file of a model: of ``epoch``, else the best, else the last.
@@ -225,6 +233,37 @@ _FREE_ON_RESUME = (
 )
 
 
+def follow_precision(cfg: CfgNode, stored: Mapping[str, Any]) -> CfgNode:
+    """``cfg`` with PREC fp32 in place of auto where the stored run's config has it: auto became the default later, and
+    a run from before goes on as it began."""
+    before = _flat(stored)
+    cfg, frozen = cfg.clone(), cfg.is_frozen()
+    cfg.defrost()
+    for node, keys in cfg.TRAINER.items():
+        if isinstance(keys, CfgNode) and _was_default_before(before.get(f"TRAINER.{node}.PREC"), keys.get("PREC")):
+            keys.PREC = "fp32"
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _was_default_before(stored: Any, now: Any) -> bool:
+    return (stored, now) == ("fp32", "auto")
+
+
+def check_precision(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume, with PREC auto, a run in another precision than auto is here.
+
+    Raises:
+        UserError: names both.
+    """
+    before, now = meta.get("precision"), own.get("precision")
+    older, newer = _flat(meta.get("config", {})), _flat(own.get("config", {}))
+    follows = any(_was_default_before(older.get(key), value) for key, value in newer.items() if key.endswith(".PREC"))
+    if follows and None not in (before, now) and before != now:
+        raise UserError(f"{path} belongs to a run in {before}, but PREC auto is {now} here; set it to {before}")
+
+
 def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Refuse to resume a run under other settings: the result would belong to neither.
 
@@ -234,6 +273,7 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path
     before, after = _flat(stored), _flat(now)
     for key in sorted(before.keys() & after.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
+        free |= key.endswith(".PREC") and _was_default_before(before[key], after[key])
         if not free and before[key] != after[key]:
             raise UserError(
                 f"{path} belongs to a run with {key} {before[key]}, but now it is {after[key]}; resume with the same "

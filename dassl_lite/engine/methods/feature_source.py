@@ -27,6 +27,7 @@ from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
 from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import fill_template
+from dassl_lite.utils import devices
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
@@ -39,17 +40,29 @@ KNOWS_SHAPES = (
 )
 
 
+AUTO = "auto"  # value of PREC
+
+
 def known_precision(name: str, value: Any) -> None:
-    """Rule of a config key: one of the precisions."""
-    if value not in PRECISIONS:
-        raise unknown("precision", value, PRECISIONS, hint=f"Set {name} to one of them.")
+    """Rule of a config key: one of the precisions, or auto."""
+    if value != AUTO and value not in PRECISIONS:
+        raise unknown("precision", value, [AUTO, *PRECISIONS], hint=f"Set {name} to one of them.")
 
 
-def precision_on(device: torch.device, wanted: str) -> str:
-    """The precision to run in: ``wanted``, but fp32 instead of fp16 on a CPU (logged once).
+def precision_on(device: torch.device, wanted: str, *, only_encodes: bool) -> str:
+    """The precision to run in.
 
-    The field's yaml files ask for fp16; a CPU has no fast half-precision arithmetic, and float32 only adds accuracy.
+    auto is fp16 where encoders are only run and float16 is fast, and fp32 elsewhere: its features are within 1e-3 of
+    fp32's, those of bf16, which is as fast, within 1e-2 (``tools/bench.py precision``). Others are as wanted, but for
+    fp16 on a CPU, which is fp32 (logged): the field's yaml files ask for fp16; a CPU has no fast half-precision
+    arithmetic, and float32 only adds accuracy.
+
+    Args:
+        wanted: one of the precisions, or auto.
+        only_encodes: whether no gradient runs through an encoder, and there is something to encode.
     """
+    if wanted == AUTO:
+        return "fp16" if only_encodes and devices.has_fast_float16(device) else "fp32"
     if wanted == "fp16" and device.type == "cpu":
         logger.warning("PREC fp16 needs a GPU; running in fp32 on this CPU")
         return "fp32"
@@ -82,6 +95,16 @@ def load_backbone(
         source=f"dataset {type(dataset).__name__} ({dataset.image_dir})",
     )
     return stand_in.to(device)
+
+
+@torch.no_grad()
+def overflows(clip: CLIPBackbone) -> bool:
+    """Whether features of a grey, a white and two noisy images, or of a text, are infinite or NaN in its precision."""
+    noise = torch.rand(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.cat([torch.full_like(noise[:1], 0.5), torch.ones_like(noise[:1]), noise])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
+    features = clip.encode_image(((pixels - mean) / std).to(clip.device)), clip.encode_text(clip.tokenize(["a photo."]))
+    return not all(bool(part.isfinite().all()) for part in features)
 
 
 _kept: dict[tuple[str, str, str], CLIPBackbone] | None = None  # the last backbone, where runs share it

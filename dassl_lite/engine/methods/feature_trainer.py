@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.descriptions import read_descriptions
 from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.images import count_images
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.data.manager import validates_on_test
@@ -33,11 +34,13 @@ from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.methods.feature_source import (
+    AUTO,
     FeatureSet,
     FeatureSource,
     cache_folder,
     known_precision,
     load_backbone,
+    overflows,
     precision_on,
 )
 from dassl_lite.engine.parallel.shared_inference import outputs
@@ -84,9 +87,10 @@ class FeatureTrainer(TrainerX):
         features: where image features come from.
     """
 
-    keys: ClassVar[Sequence[Key]] = (key("PREC", "fp32", known_precision, "fp32 | amp | fp16 | bf16"),)
+    keys: ClassVar[Sequence[Key]] = (key("PREC", AUTO, known_precision, "auto | fp32 | amp | fp16 | bf16"),)
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
+    through_encoder = False  # True: gradients run through an encoder, so PREC auto is fp32
     takes_ensemble = False  # True: templates() are the dataset's ensemble where it has one (ImageNet)
     started_calibrated = False  # see `calibrated`; without what was loaded
     threshold_from = ""  # where the threshold of the last test was chosen: "val", "train" or ""
@@ -176,7 +180,6 @@ class FeatureTrainer(TrainerX):
     def build_model(self) -> None:
         self.max_epoch = math.ceil(self.steps_to_train() / self.epoch_steps)
         devices.set_arithmetic()
-        self.precision = precision_on(self.device, self.method_cfg.PREC)
         cfg = self.cfg
         self.clip = self.load_clip()
         self.features = self._feature_source()
@@ -199,9 +202,19 @@ class FeatureTrainer(TrainerX):
         self._use_features()
 
     def load_clip(self) -> Any:
-        """The frozen CLIP; for a feature dataset, its stand-in."""
-        cfg = self.cfg
-        return load_backbone(self.dm.dataset, cfg.MODEL.BACKBONE.NAME, self.precision, self.device, cfg.TRAINER.NAME)
+        """The frozen CLIP, or a feature dataset's stand-in, in the precision that PREC asks for: ``self.precision``."""
+        cfg, dataset, wanted = self.cfg, self.dm.dataset, self.method_cfg.PREC
+        only_encodes = not (self.through_encoder or isinstance(dataset, FeatureDataset))
+
+        def load(precision: str) -> Any:
+            self.precision = precision
+            return load_backbone(dataset, cfg.MODEL.BACKBONE.NAME, precision, self.device, cfg.TRAINER.NAME)
+
+        clip = load(precision_on(self.device, wanted, only_encodes=only_encodes))
+        if wanted == AUTO and self.precision == "fp16" and overflows(clip):
+            logger.warning(f"Backbone {clip.name} overflows in float16: it runs in float32 (PREC auto)")
+            clip = load("fp32")
+        return clip
 
     def _feature_source(self) -> FeatureSource:
         settings = self.cfg.DATASET.FEATURES
@@ -293,7 +306,7 @@ class FeatureTrainer(TrainerX):
 
     def _needs_scaler(self) -> bool:
         """Gradients in half precision: of the head with amp, and of an encoder that they run through with fp16."""
-        through_encoder = getattr(self.head, "through_encoder", False)
+        through_encoder = self.through_encoder or getattr(self.head, "through_encoder", False)
         return self.device.type == "cuda" and self.precision in (("amp", "fp16") if through_encoder else ("amp",))
 
     def length_key(self) -> str:

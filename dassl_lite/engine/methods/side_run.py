@@ -76,6 +76,7 @@ class _SideRun(FeatureTrainer):
         self.train_loader_x = FeatureLoader(images, items, lambda: features, self.device, lambda: self.epoch)
 
     def load_clip(self) -> Any:
+        self.precision = self.owner.precision
         return self.owner.clip
 
     def _feature_source(self) -> FeatureSource:

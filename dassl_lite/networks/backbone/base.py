@@ -6,14 +6,19 @@ Shapes: B images, H x W pixels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import nn
 
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import torchvision
+else:
+    torchvision = lazy_module("torchvision")
 
 
 class Backbone(nn.Module):

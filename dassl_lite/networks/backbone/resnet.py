@@ -1,69 +1,35 @@
-"""torchvision's ResNets without the classifier, optionally with MixStyle or EFDMix between the stages.
-
-Shapes: B images, H x W pixels.
-"""
+"""torchvision's ResNets without the classifier, optionally with MixStyle or EFDMix between the stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torchvision.models import resnet
-
-from dassl_lite.networks.backbone.base import Backbone, pretrained_weights
+from dassl_lite.networks.backbone.base import pretrained_weights
 from dassl_lite.networks.build import BACKBONE_REGISTRY
 from dassl_lite.networks.ops.mixing import EFDMix, FeatureMix, MixStyle
+from dassl_lite.utils.lazy import lazy_module
 
-_ARCHITECTURES: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
-    "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
-    "resnet152": (resnet.Bottleneck, [3, 8, 36, 3]),
+if TYPE_CHECKING:
+    from dassl_lite.networks.backbone import resnet_network as network
+else:
+    network = lazy_module("dassl_lite.networks.backbone.resnet_network")
+
+_ARCHITECTURES: dict[str, tuple[str, list[int]]] = {
+    "resnet18": ("BasicBlock", [2, 2, 2, 2]),
+    "resnet34": ("BasicBlock", [3, 4, 6, 3]),
+    "resnet50": ("Bottleneck", [3, 4, 6, 3]),
+    "resnet101": ("Bottleneck", [3, 4, 23, 3]),
+    "resnet152": ("Bottleneck", [3, 8, 36, 3]),
 }
 _MIXED: dict[str, type[FeatureMix]] = {"ms": MixStyle, "efdmix": EFDMix}
 
 
-class ResNet(resnet.ResNet, Backbone):
-    """He et al. 2016, https://arxiv.org/abs/1512.03385, with the parameter names of torchvision and Dassl.
-
-    Args:
-        block, layers: as in torchvision.
-        mixer: layer to apply after each of ``mixed_stages``.
-        mixed_stages: numbers from 1 to 3.
-    """
-
-    def __init__(
-        self,
-        block: type[resnet.BasicBlock | resnet.Bottleneck],
-        layers: list[int],
-        mixer: nn.Module | None = None,
-        mixed_stages: Sequence[int] = (),
-    ) -> None:
-        super().__init__(block, layers)
-        self._out_features = 512 * block.expansion
-        self.fc: nn.Module = nn.Identity()
-        self.mixer = mixer
-        self.mixed_stages = tuple(mixed_stages)
-
-    def featuremaps(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the feature maps (B, out_features, H / 32, W / 32) of the last stage."""
-        for name in ("conv1", "bn1", "relu", "maxpool"):
-            x = self.get_submodule(name)(x)
-        for number in (1, 2, 3, 4):
-            x = self.get_submodule(f"layer{number}")(x)
-            if self.mixer is not None and number in self.mixed_stages:
-                x = self.mixer(x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.featuremaps(x).mean(dim=(2, 3))
-
-
 def _register(name: str, architecture: str, mixer: type[FeatureMix] | None = None, stages: Sequence[int] = ()) -> None:
-    def build(pretrained: bool = True, **kwargs: object) -> ResNet:
+    def build(pretrained: bool = True, **kwargs: object) -> network.ResNet:
         block, layers = _ARCHITECTURES[architecture]
-        model = ResNet(block, layers, mixer(p=0.5, alpha=0.1) if mixer else None, stages)
+        mixing = mixer(p=0.5, alpha=0.1) if mixer else None
+        model = network.ResNet(getattr(network.resnet, block), layers, mixing, stages)
         if pretrained:
             weights = pretrained_weights(architecture)
             model.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
@@ -84,3 +50,10 @@ for _name in ("resnet18", "resnet50", "resnet101"):
 # Names in Dassl's first version, which older code uses.
 for _name in ("resnet18", "resnet50"):
     _register(f"{_name}_ms123", _name, MixStyle, (1, 2, 3))
+
+
+def __getattr__(name: str) -> Any:
+    """The class of these networks: ``from dassl.modeling.backbone.resnet import ResNet``."""
+    if name == "ResNet":
+        return network.ResNet
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torchvision
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from dassl_lite.networks.backbone.base import Backbone, pretrained_weights
 from dassl_lite.networks.build import BACKBONE_REGISTRY
+from dassl_lite.utils.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import torchvision
+else:
+    torchvision = lazy_module("torchvision")
 
 _NAMES = {
     "alexnet": "alexnet",
