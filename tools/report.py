@@ -2,6 +2,7 @@
 
     python tools/report.py output/sweep
     python tools/report.py output/sweep --versus TaskRes
+    python tools/report.py output/sweep --published
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
 report.tex in the folder, every value in full precision to report.csv.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.published import Published, read_sources
 from dassl_lite.engine.commands.summary import (
     Cell,
     as_table,
@@ -66,6 +68,8 @@ def make_parser() -> ToolParser:
     add("--metric", default="", metavar="NAME", help=about)
     add("--split", default="test", metavar="NAME", help="test (default) or val")
     add("--versus", default="", metavar="METHOD", help="also the differences of all methods from this one, with tests")
+    about = "also others' published numbers for the same dataset, method, shots and backbone, with their source"
+    add("--published", action="store_true", help=about)
     return parser
 
 
@@ -74,8 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
     cells = gather(args.folder, args.metric, args.split)
     load_plugins()  # to tell methods that use no shots from runs on all images
-    main_table = as_table(cells)
-    more = [average_table(cells), rank_table(cells), *(versus_tables(cells, args.versus) if args.versus else [])]
+    published = Published(read_sources()) if args.published and args.split == "test" else None
+    main_table = as_table(cells, published)
+    more = [
+        average_table(cells, published),
+        rank_table(cells),
+        *(versus_tables(cells, args.versus) if args.versus else []),
+    ]
     tables = [main_table, *(table for table in (*more, cost_table(cells)) if table is not None)]
     say("\n\n".join(table.as_text() for table in tables))
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
@@ -85,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "one seed"
     metrics = " or ".join(sorted({cell.metric for cell in cells}))
     notes = [f"{args.split} {metrics} in %, {what}", *provenance(cells)]
+    notes += published.notes() if published else []
     say("\n" + "\n".join(notes))
     folder = Path(args.folder)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from dassl_lite.engine.build import uses_shots as trainer_uses_shots
 from dassl_lite.engine.commands.arguments import OWN_DATA, data_label
+from dassl_lite.engine.commands.published import AVERAGE, FIELD, Published
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
@@ -42,6 +43,7 @@ class Run:
         seconds: of training and of evaluating; features that were extracted on the way do not count.
         parameters: trainable numbers.
         memory: peak of the process, in MiB.
+        classes: "all", or the half that was trained and tested: "base" or "new".
     """
 
     seed: int
@@ -55,6 +57,7 @@ class Run:
     memory: float = math.nan
     precision: str = ""
     version: str = ""
+    classes: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Cell:
     def interval(self) -> float | None:
         """Half the width of the mean's 95 % confidence interval; None for a single value."""
         return estimate(self.values).half
+
+    @property
+    def classes(self) -> str:
+        """As of its runs: "all", "base" or "new"; "" if they differ or do not say it."""
+        found = {run.classes for run in self.runs}
+        return found.pop() if len(found) == 1 else ""
 
     def by_draw(self) -> dict[Any, float]:
         """Value by draw: by its digest, and by its seed where a digest is not there or, of all images, the same."""
@@ -158,6 +167,7 @@ def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) ->
         memory=number(of("peak_memory").get("host_mib")),
         precision=words(of("arithmetic").get("precision")),
         version=words(of("environment").get("dassl_lite")),
+        classes=words(of("config").get("DATASET", {}).get("SUBSAMPLE_CLASSES", "")),
     )
 
 
@@ -191,8 +201,10 @@ def dataset_label(results: Mapping[str, Any]) -> str:
     return data_label(path) if path else name
 
 
-def as_table(cells: Sequence[Cell]) -> Table:
+def as_table(cells: Sequence[Cell], published: Published | None = None) -> Table:
     """A row per dataset and method, a column per number of shots, and one for all training images.
+
+    Published numbers and our differences from them stand beside a column of which any is published.
 
     A method that uses no shots has the same number in every column. Where datasets have different metrics, their names
     say which. The best and the second-best mean of a dataset's column are marked.
@@ -207,19 +219,31 @@ def as_table(cells: Sequence[Cell]) -> Table:
         columns.append(0)
     rows: list[list[str]] = []
     means: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)  # (dataset, column) -> row -> mean
+    beside: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)  # column -> row -> published, difference
     for (dataset, trainer), found in sorted(by_row.items()):
         fixed = None if uses_shots(trainer) else found.get(0)
         shown = [found.get(number) or fixed for number in columns or [0]]
         for column, one in enumerate(shown, start=2):
             if one is not None:
                 means[dataset, column][len(rows)] = one.mean
+                if published and (texts := _beside(one, published)):
+                    beside[column][len(rows)] = texts
         rows.append([dataset, trainer, *(str(one or "") for one in shown)])
     places = {
         (row, column): place
         for (_, column), by_line in means.items()
         for row, place in best_two(by_line, lowest="error" in cells[0].metric or cells[0].metric == "ece").items()
     }
-    return Table("", ["dataset", "method", *(map(_shots, columns) if columns else ["no shots"])], rows, places)
+    headers = ["dataset", "method", *(map(_shots, columns) if columns else ["no shots"])]
+    return Table("", headers, rows, places).with_columns(["published", "difference"], beside)
+
+
+def _beside(cell: Cell, published: Published) -> tuple[str, str] | None:
+    """Texts of what is published for a cell; None for nothing."""
+    if cell.metric != MAIN_METRICS[0]:
+        return None
+    values = published.find(cell.dataset, cell.trainer, cell.shots, cell.backbone, cell.classes)
+    return published.beside(cell.mean, values) if values else None
 
 
 def _shots(number: int) -> str:
@@ -238,6 +262,7 @@ class Average:
         gain: mean over the datasets' gains over zero-shot CLIP; NaN if no run says what zero-shot CLIP has.
         below: datasets where the method is below zero-shot CLIP.
         datasets: how many it has been run on; averages over others do not compare.
+        cells: of these datasets.
     """
 
     trainer: str
@@ -246,6 +271,7 @@ class Average:
     gain: float
     below: int
     datasets: int
+    cells: tuple[Cell, ...] = field(default=(), repr=False)
 
 
 def averages(cells: Sequence[Cell]) -> list[Average]:
@@ -257,7 +283,8 @@ def averages(cells: Sequence[Cell]) -> list[Average]:
             continue
         gains = [cell.mean - zero for cell in group if not math.isnan(zero := _mean_of(cell.runs, "zero_shot"))]
         gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
-        found.append(Average(trainer, shots, str(estimate([cell.mean for cell in group])), gain, below, len(group)))
+        mean = str(estimate([cell.mean for cell in group]))
+        found.append(Average(trainer, shots, mean, gain, below, len(group), tuple(group)))
     return found
 
 
@@ -338,8 +365,11 @@ def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
     return found
 
 
-def average_table(cells: Sequence[Cell]) -> Table | None:
-    """Means over datasets, the gain over zero-shot CLIP and where it is negative; None with fewer than two datasets."""
+def average_table(cells: Sequence[Cell], published: Published | None = None) -> Table | None:
+    """Means over datasets, the gain over zero-shot CLIP and where it is negative; None with fewer than two datasets.
+
+    Published averages stand beside those over exactly the field's eleven datasets.
+    """
     found = averages(cells)
     if not found:
         return None
@@ -357,7 +387,17 @@ def average_table(cells: Sequence[Cell]) -> Table | None:
     title = (
         "Average over datasets, ± 95 % interval with datasets as the unit; gain over zero-shot CLIP, datasets below it"
     )
-    return Table(title, headers, rows)
+    texts = {row: found_ for row, one in enumerate(found) if published and (found_ := _average_beside(one, published))}
+    return Table(title, headers, rows).with_columns(["published", "difference"], {2: texts})
+
+
+def _average_beside(average: Average, published: Published) -> tuple[str, str] | None:
+    first = average.cells[0]
+    same = {(cell.backbone, cell.classes, cell.metric) for cell in average.cells}
+    if len(same) > 1 or {cell.dataset for cell in average.cells} != FIELD:
+        return None
+    mean = fmean(cell.mean for cell in average.cells)
+    return _beside(replace(first, dataset=AVERAGE, values=(mean,)), published)
 
 
 def rank_table(cells: Sequence[Cell]) -> Table | None:

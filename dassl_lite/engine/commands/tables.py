@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ BEST, SECOND = 1, 2
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"},
-    **{"<": r"$<$", ">": r"$>$"},
+    **{"<": r"$<$", ">": r"$>$", "≠": r"$\neq$"},
 }
 
 
@@ -28,6 +29,27 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    def with_columns(self, headers: Sequence[str], texts: Mapping[int, Mapping[int, Sequence[str]]]) -> Table:
+        """The table with columns of these headers to the right of some of its own.
+
+        Args:
+            headers: of what is added, the same for each.
+            texts: column -> row -> a text for each header; a row without any stays empty there. A column with no texts
+                gets no neighbours.
+        """
+        after = [column for column, by_row in texts.items() if by_row]
+
+        def widened(row: Sequence[str], added: Mapping[int, Sequence[str]]) -> list[str]:
+            return [text for c, own in enumerate(row) for text in (own, *added.get(c, ()))]
+
+        empty = [""] * len(headers)
+        return Table(
+            self.title,
+            widened(self.headers, {c: [f"{header}, {self.headers[c]}" for header in headers] for c in after}),
+            [widened(row, {c: texts[c].get(r, empty) for c in after}) for r, row in enumerate(self.rows)],
+            {(r, c + len(headers) * sum(one < c for one in after)): place for (r, c), place in self.places.items()},
+        )
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -69,7 +91,7 @@ class Table:
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it; a hyphen in front of a number is a minus."""
     escaped = "".join(_ESCAPES.get(char, char) for char in text)
-    return f"$-${escaped[1:]}" if escaped[:1] == "-" and escaped[1:2].isdigit() else escaped
+    return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
 def best_two(values: Mapping[int, float], *, lowest: bool = False) -> dict[int, int]:
