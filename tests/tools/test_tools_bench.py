@@ -72,6 +72,15 @@ def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -
     assert row["fp16, most"] < 1.5
 
 
+def test_the_classifiers_stream_is_compared_with_extraction(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    flags = ["--backbone", "demo", "--images", "4", "--rounds", "1", "--workers", "0", "--cpu-time", "--no-start"]
+    assert bench.main(["classifier", *flags, "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["stream"]
+    assert row["stream / extraction"] > 0
+    assert row["memory, 4 x as many / as many"] > 0
+
+
 def test_extraction_is_compared_with_the_slower_of_its_halves() -> None:
     seconds = {"bare encoder": [2.0, 9.0, 2.0], "loader alone": [1.0], "store, from image files": [2.5]}
     gpu = {row["what"]: row for row in extract.table(seconds, 10, on_cpu=False)}

@@ -1,0 +1,130 @@
+"""What `FewShotClassifier` costs: its stream against bare extraction, and the time from import to a prediction.
+
+The stream decodes, encodes, classifies and answers one picture after the other; extraction decodes and encodes the
+same files and does nothing with the features. Rounds alternate. Memory is what Python holds at most, for as many
+pictures and for four times as many. A process of its own imports, fits three classes of 8 pictures and predicts, with
+an empty cache and with what the first left in it; its CPU seconds are also given over those of a bare ``import torch``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest import mock
+
+from tabulate import tabulate
+
+from dassl_lite.classifier import FewShotClassifier
+from dassl_lite.data.feature_cache.extract import ViewDataset, extract
+from dassl_lite.data.feature_cache.shards import ImageFile
+from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
+from dassl_lite.tools._bench import Row, photographs, seconds_of, write_rows
+from dassl_lite.tools._bench.startup import cpu_seconds
+from dassl_lite.utils.errors import UserError
+
+NAME = "classifier"
+_IMPORT = "import torch"
+_PREDICT = """
+from dassl_lite import FewShotClassifier
+FewShotClassifier().fit("photos").predict(["photos/0/0.jpg"])
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
+    """Declare the flags of ``bench.py classifier``."""
+    parser = subparsers.add_parser(
+        NAME, help="FewShotClassifier: its stream, and import to prediction", description=__doc__
+    )
+    add = parser.add_argument
+    add("--backbone", default="random:ViT-B-32", metavar="NAME", help="backbone; random:ARCHITECTURE needs no download")
+    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
+    add("--images", type=int, default=256, metavar="N", help="pictures of 500 x 375 pixels")
+    add("--workers", type=int, default=-1, metavar="N", help="decoding processes, at most; -1: one for each core")
+    add("--photos", metavar="FOLDER", help="JPEG files to read (default: drawn)")
+    add("--rounds", type=int, default=3, metavar="N", help="repetitions; the median of the ratios is reported")
+    add("--cpu-time", action="store_true", help="count this process's CPU seconds; needs --workers 0")
+    add("--no-start", action="store_true", help="leave out import to prediction")
+    add("--json", metavar="FILE", help="also write the rows to FILE")
+
+
+def run(args: argparse.Namespace) -> dict[str, list[Row]]:
+    """Measure and print tables; returns their rows."""
+    check_at_least(args, 1, ["images", "rounds"], at_most=1_000_000)
+    if args.cpu_time and args.workers:
+        raise UserError("--cpu-time counts this process only; add --workers 0")
+    with tempfile.TemporaryDirectory() as folder:
+        photos = photographs(Path(folder) / "images", args.images, args.photos)
+        rows = {"stream": _stream(args, photos)}
+        if not args.no_start:
+            rows["start"] = _start(args.rounds, Path(folder))
+    for table in rows.values():
+        print(tabulate(table, headers="keys", floatfmt=".3g"))
+    write_rows(args.json, rows)
+    return rows
+
+
+def _stream(args: argparse.Namespace, photos: Sequence[str]) -> list[Row]:
+    classes = [f"class {number}" for number in range(100)]
+    options = {"DATALOADER.NUM_WORKERS": args.workers}
+    clf = FewShotClassifier(backbone=args.backbone, classes=classes, device=args.device, options=options)
+    # The classifier's own encoder, transform and batches.
+    clf.predict(photos[0])
+    trainer, size = clf._trainer, clf._trainer.cfg.DATASET.FEATURES.BATCH_SIZE
+
+    def bare() -> None:
+        dataset = ViewDataset([ImageFile.of(photo) for photo in photos], trainer.dm.tfm_test, 1, 0)
+        for _ in extract(dataset, trainer.encode_image, trainer.device, size, args.workers):
+            pass
+
+    def stream(times: int = 1) -> None:
+        for _ in clf.stream(itertools.chain.from_iterable(itertools.repeat(photos, times))):
+            pass
+
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    seconds = [(seconds_of(bare, clock), seconds_of(stream, clock)) for _ in range(args.rounds)]
+    return [
+        {
+            "images/s, extraction": len(photos) / statistics.median(one for one, _ in seconds),
+            "images/s, stream": len(photos) / statistics.median(one for _, one in seconds),
+            "stream / extraction": statistics.median(a / b for a, b in seconds),
+            "memory, 4 x as many / as many": _peak(lambda: stream(4), args.images) / _peak(stream, args.images),
+        }
+    ]
+
+
+def _peak(work: Callable[[], None], images: int) -> int:
+    """Bytes that Python holds at most meanwhile, with blocks so small that there are several."""
+    with mock.patch("dassl_lite.classifier.images.BLOCK", max(1, images // 4)):
+        tracemalloc.start()
+        work()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return found
+
+
+def _start(rounds: int, folder: Path) -> list[Row]:
+    for number, photo in enumerate(photographs(folder / "drawn", 24)):
+        path = folder / "photos" / str(number % 3) / f"{number // 3}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(photo, path)
+    seconds: dict[str, list[float]] = {_IMPORT: [], "empty cache": [], "features cached": []}
+    for number in range(rounds):
+        with mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(folder / f"cache{number}")):
+            for name, code in ((_IMPORT, _IMPORT), ("empty cache", _PREDICT), ("features cached", _PREDICT)):
+                seconds[name].append(cpu_seconds([sys.executable, "-c", code], folder))
+    return [
+        {
+            "import to prediction": name,
+            "CPU s": statistics.median(found),
+            "over import torch": statistics.median(a / b for a, b in zip(found, seconds[_IMPORT], strict=True)),
+        }
+        for name, found in seconds.items()
+    ]
