@@ -23,6 +23,7 @@ from dassl_lite.config import to_dict
 from dassl_lite.data import DATASET_REGISTRY, build_dataset
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.descriptions import read_descriptions
+from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, full_config, make_config
 from dassl_lite.engine.commands.arguments import nested
 from dassl_lite.engine.commands.evaluate import config_for, stored_config
@@ -136,7 +137,7 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
     config = _without_paths(meta.pop("config", None) or to_dict(trainer.cfg))
     if meta.get("backbone"):  # that of a feature file, in place of the config's
         config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
-    elif not hasattr(trainer.clip if hasattr(trainer, "clip") else trainer, "encode_image"):
+    elif isinstance(data, FeatureDataset):
         raise UserError("the feature file does not name its backbone, so the classifier cannot be used elsewhere")
     tensors = {
         f"{name}/{key}": value.detach().cpu().clone().contiguous()
@@ -200,8 +201,18 @@ def rebuilt(
     with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(given), fitting:
         trainer = build_trainer(_config(target, folder, use_accelerator, verbose))
         _load(trainer, content, Path(folder), where)
+    refuse_transductive(trainer)
     trainer.set_model_mode("eval")
     return trainer
+
+
+def refuse_transductive(trainer: Any) -> None:
+    """Raise a UserError for a method whose answer for an image depends on the other images."""
+    if getattr(trainer, "is_transductive", False):
+        raise UserError(
+            f"{trainer.cfg.TRAINER.NAME} classifies all test images together (transductive), and a classifier answers "
+            "each by itself: name another method, or leave TEST.TRANSDUCTIVE out"
+        )
 
 
 def _config(content: Content, folder: str, use_accelerator: bool, verbose: bool) -> CfgNode:

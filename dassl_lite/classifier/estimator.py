@@ -26,10 +26,9 @@ from yacs.config import CfgNode
 
 from dassl_lite.classifier import content as contents
 from dassl_lite.classifier import folder as folders
-from dassl_lite.classifier.content import Content, content_of, rebuilt
+from dassl_lite.classifier.content import Content, content_of, rebuilt, refuse_transductive
 from dassl_lite.classifier.images import (
     GIVEN,
-    SPOOL,
     Given,
     Training,
     encode_stream,
@@ -39,6 +38,7 @@ from dassl_lite.classifier.images import (
     named,
     read_images,
     require,
+    spool,
     training_on,
 )
 from dassl_lite.classifier.quiet import alone
@@ -209,7 +209,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         training = Training(ClassList(tuple(names)), given.items, [numbers[label] for label in listed])  # type: ignore[arg-type]
         flags = {"DATASET.NAME": GIVEN, "TEST.NO_TEST": True}
         if not given.are_paths:
-            flags["DATASET.FEATURES.DIR"] = str(SPOOL.folder / "features")
+            flags["DATASET.FEATURES.DIR"] = str(spool().folder / "features")
         return labels, flags, training
 
     def _names(self, listed: list[Any]) -> tuple[NDArray[Any], list[str]]:
@@ -238,6 +238,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(training):
             cfg = self._config({**flags, "OUTPUT_DIR": folder}, Path(folder))
             trainer = run.seeded(cfg)
+            refuse_transductive(trainer)
             if getattr(trainer, "is_multi_label", False):
                 raise UserError(
                     "images of several classes each: tools/train.py learns them, FewShotClassifier does not"
@@ -591,7 +592,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         )
         flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "TEST.NO_TEST": True}
         if not given.are_paths or trainer.cfg.DATASET.FEATURES.DIR:
-            flags["DATASET.FEATURES.DIR"] = str(SPOOL.folder / "features")
+            flags["DATASET.FEATURES.DIR"] = str(spool().folder / "features")
         messages: list[str] = []
         with alone(messages, verbose=bool(self.verbose)):
             self._trainer, _ = self._trained(flags, training)
@@ -643,6 +644,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             else:
                 current, said = contents.content_of_run(place), None
             params = {name: value for name, value in (said.params if said else {}).items() if name in _PARAMETERS}
+            if said is None:
+                params["backbone"] = current.config["MODEL"]["BACKBONE"]["NAME"]
             params |= {"device": device, "verbose": verbose, "method": current.method}
             made = cls(**params)
             made._start(np.array(said.labels if said else current.classes.names), messages)

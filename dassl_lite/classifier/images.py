@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -272,17 +273,27 @@ def encode_stream(
 # ---- training images that a program passes --------------------------------------------------------------------------
 
 
-class _Spool:
-    """PNG files of images that a program has in memory, until the program ends; equal images share a file."""
+class Spool:
+    """PNG files of training images that a program has in memory, and their features, in a temporary folder.
+
+    Equal images share a file. It is removed by `close`, and at the end of the program.
+    """
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process = os.getpid()
 
     @property
     def folder(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="dassl-lite-images-")
+        if self._folder is None or self._process != os.getpid():  # a forked process must not remove its parent's
+            self._folder, self._process = tempfile.TemporaryDirectory(prefix="dassl-lite-images-"), os.getpid()
         return Path(self._folder.name)
+
+    def close(self) -> None:
+        """Remove all files; what was fitted goes on predicting."""
+        if self._folder is not None and self._process == os.getpid():
+            self._folder.cleanup()
+        self._folder = None
 
     def path(self, item: Any, number: int) -> str:
         """The file of an image; its own if it has one."""
@@ -303,7 +314,23 @@ class _Spool:
         return str(path)
 
 
-SPOOL = _Spool()
+_of_the_process = Spool()
+_spool: ContextVar[Spool | None] = ContextVar("spool", default=None)
+
+
+def spool() -> Spool:
+    """Where images in memory are kept: in the spool of `spooled_in`, else in that of the process."""
+    return _spool.get() or _of_the_process
+
+
+@contextmanager
+def spooled_in(own: Spool) -> Iterator[None]:
+    """A context, of this thread, that keeps images in memory in a spool of its own, such as one for each user."""
+    token = _spool.set(own)
+    try:
+        yield
+    finally:
+        _spool.reset(token)
 
 
 @dataclass(frozen=True)
@@ -367,10 +394,10 @@ class GivenImages(DatasetBase):
         else:
             drawn = self._draw(given, cfg.DATASET.NUM_SHOTS)
             train = [
-                Datum(SPOOL.path(given.items[number], number), label, 0, *classes[label]) for number, label in drawn
+                Datum(spool().path(given.items[number], number), label, 0, *classes[label]) for number, label in drawn
             ]
         val = [
-            Datum(SPOOL.path(item, number), label, 0, *classes[label])
+            Datum(spool().path(item, number), label, 0, *classes[label])
             for number, (item, label) in enumerate(zip(given.val, given.val_labels, strict=True))
         ]
         super().__init__(train_x=train, val=val or None, test=train if self.test_only else None)

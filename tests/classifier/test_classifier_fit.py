@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 from dassl_lite import FewShotClassifier
+from dassl_lite.classifier.images import Spool, spooled_in
+from dassl_lite.engine import TRAINER_REGISTRY, TrainerX
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import train
 from dassl_lite.utils.errors import UserError
@@ -82,6 +84,46 @@ def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unsee
         np.testing.assert_array_equal(clf.predict_proba(unseen.paths), expected)
     in_memory = [Image.open(path) for path in unseen.paths]
     np.testing.assert_allclose(of_files.predict_proba(in_memory), expected, rtol=1e-5)
+
+
+def test_a_spool_of_its_own_keeps_what_is_in_memory_until_it_is_closed(photos: Pictures) -> None:
+    own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
+    with spooled_in(own):
+        clf = FewShotClassifier(**QUICK).fit(images, photos.labels[::5])
+    folder = own.folder
+    assert len(list(folder.glob("images/*.png"))) == 6
+    assert list(folder.glob("features/*/meta.json"))
+    own.close()
+    assert not folder.exists()
+    assert clf.predict(images).shape == (6,)
+
+
+class Tiny(TrainerX):
+    """A third party's trainer, which is not on CLIP."""
+
+    def build_model(self) -> None:
+        self.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, self.num_classes))
+        self.optim = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.register_model("tiny", self.model, self.optim, None)
+
+    def forward_backward(self, batch: Any) -> dict[str, Any]:
+        images, labels, _ = self.parse_batch_train(batch)
+        loss = torch.nn.functional.cross_entropy(self.model(images), labels)
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item()}
+
+
+@pytest.mark.slow
+def test_a_third_partys_trainer_is_a_method_too(
+    photos: Pictures, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRAINER_REGISTRY._table, "Tiny", Tiny)
+    options = {"INPUT.SIZE": (16, 16), "DATALOADER.NUM_WORKERS": 0, "INPUT.TRANSFORMS": ("normalize",)}
+    clf = FewShotClassifier(method="Tiny", epochs=2, options=options).fit(photos.paths, photos.labels)
+    expected = clf.predict_proba(unseen.paths)
+    assert expected.shape == (12, 3)
+    loaded = FewShotClassifier.load(clf.save(tmp_path / "tiny") and tmp_path / "tiny")
+    np.testing.assert_allclose(loaded.predict_proba(unseen.paths), expected, rtol=1e-5)
 
 
 class ClassLabel(SimpleNamespace):
@@ -238,6 +280,7 @@ WRONG = [
     (lambda p: fit(p.paths, p.labels, shots=0), ValueError, "NUM_SHOTS is 0"),
     (lambda p: fit(p.paths, p.labels, shots="many"), ValueError, "many"),
     (lambda p: fit(p.paths, p.labels, device="tpu"), ValueError, "tpu"),
+    (lambda p: fit(p.paths, p.labels, method="TransCLIP"), ValueError, "transductive"),
     (lambda p: fit(p.paths, p.labels, precision="fp8"), ValueError, "fp8"),
     (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
     (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),

@@ -32,6 +32,7 @@ METHODS = [
     name
     for name in TRAINER_REGISTRY
     if is_ours(kind := TRAINER_REGISTRY.get(name)) and issubclass(kind, FeatureTrainer) and kind.standalone
+    if kind.is_transductive is not True
 ]
 
 
