@@ -72,6 +72,7 @@ def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -
     assert row["fp16, most"] < 1.5
 
 
+@pytest.mark.slow
 def test_the_classifiers_stream_is_compared_with_extraction(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     flags = ["--backbone", "demo", "--images", "4", "--rounds", "1", "--workers", "0", "--cpu-time", "--no-start"]
