@@ -155,7 +155,7 @@ def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Pa
 # ---- on a GPU, or what stands in for one ------------------------------------------------------------------------
 
 METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLIPLoRA")
-METHODS += ("KgCoOp", "ProGrad", "TCP")
+METHODS += ("KgCoOp", "ProGrad", "TCP", "IVLP", "PromptSRC")
 
 
 def steps_counted(trainer: str, precision: str, folder: str, family: str = "") -> tuple[int, str, str]:
