@@ -60,8 +60,9 @@ class CrossModalHead(nn.Module):
         features = F.normalize(features, dim=-1)
         if self.adapter is not None:
             features = ADAPTED * self.adapter(features) + (1 - ADAPTED) * features
-        share = 0.0 if self.training else self.wise_ft
-        return self.scale * features @ torch.lerp(self.weight, self.zero_shot_weights, share).t()
+        mixed = self.wise_ft and not self.training
+        weight = torch.lerp(self.weight, self.zero_shot_weights, self.wise_ft) if mixed else self.weight
+        return self.scale * features @ weight.t()
 
 
 class Draws:
