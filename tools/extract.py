@@ -59,6 +59,7 @@ def make_parser() -> ToolParser:
     add("--views", type=int, default=10, metavar="N", help="augmented views per training image, 0 for none")
     add("--shots", type=int, default=-1, metavar="N", help="training images per class (default: all)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the few-shot draw")
+    add("--states", action="store_true", help="store the states before the image encoder's projection too (ProLIP)")
     add("--half", action="store_true", help="store features as float16, half the size")
     add("--convert", default="", metavar="FILE.npz", help="convert a file of features instead of encoding images")
     add(
@@ -109,6 +110,7 @@ def extract(args: argparse.Namespace) -> FeatureFile:
         text_cache=trainer.text_cache,
         views=args.views,
         half=args.half,
+        states=args.states,
         provenance={
             "dataset": cfg.DATASET.NAME,
             "num_shots": cfg.DATASET.NUM_SHOTS,

@@ -699,7 +699,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _encoder(self, trainer: Any) -> Any:
         """Images (B, 3, H, W) to features; of a third party's trainer, to logits."""
         if isinstance(trainer, FeatureTrainer):
-            return trainer.encode_image
+            return trainer.encode_inputs
 
         def logits(images: Tensor) -> Tensor:
             batch = {"img": images, "label": torch.zeros(len(images), dtype=torch.int64)}
@@ -762,7 +762,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if given.features is not None:
             if not isinstance(trainer, FeatureTrainer):
                 raise UserError(f"{trainer.cfg.TRAINER.NAME} takes images, not features")
-            width = trainer.clip.embed_dim
+            width = trainer.input_width
             if given.features.shape[1] != width:
                 raise UserError(f"features of width {given.features.shape[1]}, but the backbone's have {width}")
             yield list(range(len(given.features))), list(range(len(given.features))), given.features, {}

@@ -30,7 +30,7 @@ from dassl_lite.models import (
     transformers_format,
     weights_file,
 )
-from dassl_lite.models.image_tower import ImageTower
+from dassl_lite.models.image_tower import ImageTower, Projection
 from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
@@ -139,6 +139,23 @@ class CLIPBackbone(nn.Module):
     def encode_image(self, images: Tensor) -> Tensor:
         """Features (B, D), not normalised, of preprocessed images (B, 3, H, W)."""
         return self.images.encode(images.to(self.device, self.dtype))
+
+    @property
+    def image_projection(self) -> Projection:
+        """The image encoder's last linear step. Raises UserError if there is none that gives the features."""
+        if (found := self.images.projection) is None:
+            raise UserError(
+                "this backbone's image encoder does not end in a projection of open_clip's (visual.proj, "
+                "attnpool.c_proj), which the method trains; use another one, such as ViT-B/16"
+            )
+        return found
+
+    def encode_image_states(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) of preprocessed images (B, 3, H, W) and, of the same pass, states (B, W) before the
+        projection."""
+        projection = self.image_projection
+        states = self.images.encode_states(images.to(self.device, self.dtype))
+        return projection(states), states
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features (N, D), not normalised, of token ids (N, L)."""

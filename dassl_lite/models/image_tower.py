@@ -22,7 +22,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,23 @@ _CPU_IMAGES = 32  # at a time, of encoders whose tensors are not known here
 _QUICK = 1.702
 
 
+class Projection(NamedTuple):
+    """The last linear step of an image encoder.
+
+    Attributes:
+        weight: (W, D).
+        bias: (D,); None: there is none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Features (..., D) of states (..., W), in the states' type."""
+        found = states @ self.weight.to(states)
+        return found if self.bias is None else found + self.bias.to(states)
+
+
 class ImageTower:
     """The image encoder of an open_clip model.
 
@@ -50,6 +67,39 @@ class ImageTower:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @property
+    def projection(self) -> Projection | None:
+        """The last linear step, where features are nothing else than states times this; else None."""
+        from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+        from open_clip.transformer import VisionTransformer
+
+        visual = self.model.visual
+        if not encodes_by_visual(self.model) or "forward" in vars(visual):
+            return None
+        if type(visual) is VisionTransformer and visual.proj is not None and not visual.output_tokens:
+            return Projection(visual.proj)
+        if type(visual) is ModifiedResNet and type(visual.attnpool) is AttentionPool2d:
+            return Projection(visual.attnpool.c_proj.weight.t(), visual.attnpool.c_proj.bias)
+        return None
+
+    def encode_states(self, images: Tensor) -> Tensor:
+        """States (B, W) before the `projection`, which there must be, of images as `encode` takes them."""
+        from open_clip.transformer import VisionTransformer
+
+        owner, name, passing = self.model.visual, "proj", None
+        if not isinstance(owner, VisionTransformer):
+            owner, name = owner.attnpool, "c_proj"
+            width = owner.c_proj.in_features
+            passing = nn.utils.skip_init(nn.Linear, width, width).to(owner.c_proj.weight).requires_grad_(False)
+            passing.weight.copy_(torch.eye(width))
+            passing.bias.zero_()
+        own = getattr(owner, name)
+        try:
+            setattr(owner, name, passing)
+            return self.encode(images)
+        finally:
+            setattr(owner, name, own)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, D), not normalised, of images (B, 3, H, W) on the model's device and of its dtype."""

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from dassl_lite.models.image_tower import Projection
 from dassl_lite.utils.errors import UserError
 
 
@@ -30,6 +31,7 @@ class PrecomputedBackbone(nn.Module):
         digest, precision: of its weights; "" if unknown.
         method: the method that asks, for messages.
         source: where the features come from, for messages.
+        projection, projection_bias: the image encoder's last linear step, (W, D) and (D,), where it is known.
 
     Attributes:
         text_features: (T, K, D), float32.
@@ -40,6 +42,8 @@ class PrecomputedBackbone(nn.Module):
     """
 
     text_features: Tensor
+    _projection: Tensor | None
+    _projection_bias: Tensor | None
     logit_bias: Tensor | None
 
     def __init__(
@@ -54,6 +58,8 @@ class PrecomputedBackbone(nn.Module):
         precision: str = "",
         method: str = "this method",
         source: str = "the dataset",
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("text_features", text_features.float())
@@ -63,6 +69,8 @@ class PrecomputedBackbone(nn.Module):
         self.name, self.precision = name, precision
         self.digest = digest or name or ""
         self._method, self._source = method, source
+        self.register_buffer("_projection", None if projection is None else projection.float())
+        self.register_buffer("_projection_bias", None if projection_bias is None else projection_bias.float())
 
     @property
     def embed_dim(self) -> int:
@@ -98,6 +106,19 @@ class PrecomputedBackbone(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Features (N, D) of the prompts at the indices (N, 2)."""
         return self.text_features[tokens[:, 0], tokens[:, 1]]
+
+    @property
+    def image_projection(self) -> Projection:
+        """The image encoder's last linear step. Raises UserError if it is not known."""
+        if self._projection is None:
+            raise UserError(
+                f"{self._method} needs the states before the image encoder's projection, but {self._source} holds none "
+                "(test_states, projection); tools/extract.py --states writes them"
+            )
+        return Projection(self._projection, self._projection_bias)
+
+    def encode_image_states(self, images: Tensor) -> NoReturn:
+        self._refuse("image encoder")
 
     def encode_image(self, images: Tensor) -> NoReturn:
         self._refuse("image encoder")

@@ -21,8 +21,9 @@ CLASSES = ("crane", "golden retriever", "yo-yo")
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "4")
 FEW = (*FEW, "DATASET.FEATURES.VIEWS", "1", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.COOP.N_CTX", "4")
 FEW = (*FEW, "TRAINER.CrossModalProbe.ITERATIONS", "5", "TRAINER.TwoStage.STEPS_PER_SHOT", "0")
-NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe", "TransCLIP", "Auto")
+NEW = ("CLAP", "ZSLP", "GDA", "ProKeR", "LPPlusPlus", "APE", "APET", "CrossModalProbe", "TransCLIP", "ProLIP", "Auto")
 FEW = (*FEW, "TRAINER.Auto.METHODS", "['ZeroshotCLIP', 'GDA']")
+FILED = tuple(name for name in NEW if name != "ProLIP")  # which the file of features here suffices
 COOP, COCOOP, LORA = ("CoOp", "TRAINER.COOP."), ("CoCoOp", "TRAINER.COCOOP."), ("CLIPLoRA", "TRAINER.CLIPLoRA.")
 
 
@@ -108,6 +109,7 @@ def files(folder: Path) -> dict[Path, bytes]:
             "TRAINER.GDA.ALPHA_BY 'test'. Choices: leave_one_out, none, val",
         ),
         ("ProKeR", "TRAINER.ProKeR.", "LAMBDA=0.0", "LAMBDA is 0.0; it must be above 0"),
+        ("ProLIP", "TRAINER.ProLIP.", "LAMBDA=-1.0", "LAMBDA is -1.0; it must be at least 0"),
         ("TransCLIP", "TRAINER.TransCLIP.", "GAMMA=-1.0", "GAMMA is -1.0; it must be at least 0"),
         ("LPPlusPlus", "TRAINER.LPPlusPlus.", "EPOCHS=0", "EPOCHS is 0; it must be at least 1"),
         ("APE", "TRAINER.APE.", "CHANNELS=-1", "CHANNELS is -1; it must be at least 0"),
@@ -295,7 +297,7 @@ def test_a_run_is_not_evaluated_on_features_of_another_width(on_features, said, 
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe", *NEW])
+@pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF", "TaskRes", "LinearProbe", *FILED])
 def test_a_dataset_with_test_images_only_is_not_trained_on(on_features, said, tmp_path, method):
     line = said(on_features(method, train_features=None, train_plain_features=None, train_labels=None))
     assert "Features has no training images" in line

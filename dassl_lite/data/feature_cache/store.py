@@ -4,11 +4,17 @@ A store is a folder for one way of computing features (backbone and its weights,
 per image, so all shot counts, splits, random seeds and methods share it. A row belongs to a path with a size and a time
 of last modification, so a modified file has a new row.
 
-Shapes: N images, V views, B encoder inputs, H x W pixels, D feature width.
+A row's second field is the state before the encoder's last projection, for methods that train that projection. It lies
+in files of its own, in the store's folder `states`, so those who need features alone read what they always did, and it
+takes disk space only once a method has asked for it. Both fields come from one pass of the encoder; of images that have
+features only, the state is added and the features stay as they are.
+
+Shapes: N images, V views, B encoder inputs, H x W pixels, D feature width, W width of the states.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -23,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dassl_lite.data.feature_cache.extract import Encoder, Extracted, Transform, ViewDataset, extract
+from dassl_lite.data.feature_cache.extract import Extracted, Transform, ViewDataset, extract
 from dassl_lite.data.feature_cache.rows import COMMIT_SECONDS, Rows
 from dassl_lite.data.feature_cache.shards import DAMAGED, META, ImageFile, ShardStore
 from dassl_lite.data.images import count_images
@@ -34,6 +40,7 @@ from dassl_lite.utils.logger import get_logger
 logger = get_logger(__name__)
 
 FORMAT = 1
+STATES = "states"  # folder of the second field
 _ATTEMPTS = 2
 _EXAMPLES = 10  # unreadable images named in a message
 
@@ -149,25 +156,32 @@ class FeatureStore:
         self._processes = processes or ProcessGroup()
         self._shows_progress = shows_progress
         self._rows = Rows(disk, commit_seconds, writes=self._processes.rank == 0)
+        under = None
+        if self.folder is not None:
+            under = ShardStore(self.folder / STATES, {**spec.describe(), "field": STATES})
+        self._states = Rows(under, commit_seconds, writes=self._processes.rank == 0)
 
     def fetch(
         self,
         paths: Sequence[PathLike],
-        encode: Encoder,
+        encode: Callable[[Tensor], Any],
         *,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
         num_workers: int = 0,
         on_error: str = "stop",
+        states: bool = False,
     ) -> Features:
         """Features of the images at ``paths``, which may have duplicates.
 
         Args:
             encode: from inputs (B, 3, H, W) on ``device`` to features (B, D); called only for images without a row.
+                With ``states`` it gives a pair, features and states (B, W).
             batch_size: encoder inputs at a time; an image counts V times.
             num_workers: maximum number of decoding processes.
             on_error: for an image that cannot be read: "stop"; "skip", with a warning; or "leave" it to the caller to
                 tell, even if all are.
+            states: return the states; rows that lack them are extracted.
 
         Raises:
             UserError: an image cannot be read and ``on_error`` is "stop", or no image can be read.
@@ -182,18 +196,20 @@ class FeatureStore:
         if errors and stop:
             raise _unreadable(errors)
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
-        run = functools.partial(extract, encode=encode, share=self._processes.share, **options)
+        fields = [self._rows, self._states] if states else [self._rows]
+        run = functools.partial(_extract_fields, encode=encode, share=self._processes.share, **options)
         wanted = list(dict.fromkeys(file for file in files if file is not None))
-        self._rows.load()
+        for rows in fields:
+            rows.load()
         for _ in range(_ATTEMPTS):
-            if any(self._processes.gather(bool(self._missing(wanted, errors)))):
-                self._extract(wanted, run, errors, stop)
+            if any(self._processes.gather(bool(self._missing(fields, wanted, errors)))):
+                self._extract(fields, wanted, run, errors, stop)
             if on_error != "leave" and files and len(errors) == len(set(map(os.path.abspath, paths))):
                 raise _unreadable(errors)
-            features, damaged = self._gather(files)
+            features, damaged = self._gather(fields[-1], files)
             if damaged:
                 logger.warning(f"Damaged rows in the feature cache {self.folder}, extracted again: {len(damaged)}")
-                self._rows.forget(damaged)
+                fields[-1].forget(damaged)
             if not any(self._processes.gather(bool(damaged))):
                 if on_error == "skip":
                     _warn_of_skipped(errors)
@@ -202,62 +218,99 @@ class FeatureStore:
             f"the disk of {self.folder} returns other bytes than were written; set DATASET.FEATURES.DIR to another disk"
         )
 
-    def _missing(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[int]:
-        """Numbers of the files in ``wanted`` that have neither a row nor an error."""
-        return [n for n, file in enumerate(wanted) if file not in self._rows and file.path not in errors]
+    def _missing(self, fields: Sequence[Rows], wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[int]:
+        """Numbers of the files in ``wanted`` that have no error and lack a field."""
+        lacking = (n for n, file in enumerate(wanted) if not all(file in rows for rows in fields))
+        return [n for n in lacking if wanted[n].path not in errors]
 
-    def _missing_anywhere(self, wanted: Sequence[ImageFile], errors: Mapping[str, str]) -> list[ImageFile]:
+    def _missing_anywhere(
+        self, fields: Sequence[Rows], wanted: Sequence[ImageFile], errors: Mapping[str, str]
+    ) -> list[ImageFile]:
         """The files that any process lacks, the same list in each: otherwise their batches would not fit together."""
         if self._processes.size > 1:
             self._processes.gather(None)  # after this the first process holds the lock and has loaded all rows
-            if self._processes.rank:
-                self._rows.load()
-        numbers = set().union(*self._processes.gather(self._missing(wanted, errors)))
+            for rows in fields if self._processes.rank else []:
+                rows.load()
+        numbers = set().union(*self._processes.gather(self._missing(fields, wanted, errors)))
         return [wanted[number] for number in sorted(numbers)]
 
     def _extract(
         self,
+        fields: Sequence[Rows],
         wanted: Sequence[ImageFile],
-        run: Callable[[ViewDataset], Iterator[Extracted]],
+        run: Callable[[ViewDataset], Iterator[tuple[Extracted, tuple[Tensor, ...]]]],
         errors: dict[str, str],
         stop: bool,
     ) -> None:
         """Add the missing rows. Unreadable images are added to ``errors``, or raise if ``stop``."""
         # None: no bar if there is no terminal.
         no_bar = None if self._shows_progress and not self._processes.rank else True
-        with self._rows.writing():
-            missing = self._missing_anywhere(wanted, errors)  # another process may have added some
+        with contextlib.ExitStack() as stack:
+            for rows in fields:
+                stack.enter_context(rows.writing())
+            missing = self._missing_anywhere(fields, wanted, errors)  # another process may have added some
+            had_features = sum(file in self._rows for file in missing)
             dataset = ViewDataset(missing, self.spec.transform, self.spec.views, self.spec.seed)
             start = time.perf_counter()
             extracted = 0
             with tqdm(total=len(missing), desc="features", unit="image", disable=no_bar, leave=False) as bar:
-                for part in self._processes.in_turn(run(dataset)):
-                    self._add([missing[number] for number in part.numbers], part.features)
+                for part, values in self._processes.in_turn(run(dataset)):
+                    for rows, tensor in zip(fields, values, strict=False):  # no values if no image could be read
+                        _add(rows, [missing[number] for number in part.numbers], tensor)
                     errors.update({missing[number].path: error for number, error in part.errors})
                     if part.errors and stop:
                         raise _unreadable(errors)
                     extracted += len(part.numbers)
                     bar.update(len(part.numbers) + len(part.errors))
             seconds = time.perf_counter() - start
-        assert not self._missing(wanted, errors), "every image now has a row or an error"
+        assert not self._missing(fields, wanted, errors), "every image now has a row or an error"
+        if had_features:
+            logger.info(
+                f"{count_images(had_features)} had features only in the cache: their states before the projection are "
+                "extracted and added"
+            )
         logger.info(
             f"Features of {count_images(len(wanted))} ({self.spec.backbone}, views: {self.spec.views}): "
             f"{len(wanted) - len(missing)} from the cache, {extracted} extracted in {seconds:.1f} s "
             f"({extracted / max(seconds, 1e-9):.0f} images/s)"
         )
 
-    def _add(self, images: Sequence[ImageFile], features: Tensor | None) -> None:
-        """Add features (b, V, D) of ``images``, except of those that only another process lacked."""
-        new = [row for row, image in enumerate(images) if image not in self._rows]
-        if features is not None and new:
-            self._rows.add([images[row] for row in new], features[new] if len(new) < len(images) else features)
-
-    def _gather(self, files: Sequence[ImageFile | None]) -> tuple[Features, list[ImageFile]]:
+    def _gather(self, rows: Rows, files: Sequence[ImageFile | None]) -> tuple[Features, list[ImageFile]]:
         """The features of the files that have a row; and the files whose row is damaged."""
-        kept = np.array([file is not None and file in self._rows for file in files], dtype=bool)
-        chosen = [file for file in files if file is not None and file in self._rows]
-        tensor, damaged = self._rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
+        kept = np.array([file is not None and file in rows for file in files], dtype=bool)
+        chosen = [file for file in files if file is not None and file in rows]
+        tensor, damaged = rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
         return Features(tensor, torch.from_numpy(kept)), damaged
+
+
+def _add(rows: Rows, images: Sequence[ImageFile], values: Tensor) -> None:
+    """Add a field (b, V, D) of ``images``, except of those that have it."""
+    new = [row for row, image in enumerate(images) if image not in rows]
+    if new:
+        rows.add([images[row] for row in new], values[new] if len(new) < len(images) else values)
+
+
+def _extract_fields(
+    dataset: ViewDataset, encode: Callable[[Tensor], Any], **options: Any
+) -> Iterator[tuple[Extracted, tuple[Tensor, ...]]]:
+    """What `extract` gives, without its features, and all fields (b, V, D), (b, V, W) that the encoder gives.
+
+    They travel as one tensor of the wider type, and have their own one again with the same bits.
+    """
+    given: list[Tensor] = []  # empty ones, of the fields' widths and types
+
+    def joined(inputs: Tensor) -> Tensor:
+        found = encode(inputs)
+        fields = found if isinstance(found, tuple) else (found,)
+        given[:] = [field[:0] for field in fields]
+        return torch.cat(fields, dim=-1) if len(fields) > 1 else fields[0]
+
+    for part in extract(dataset, joined, **options):
+        values: tuple[Tensor, ...] = ()
+        if part.features is not None:
+            split = part.features.split([field.shape[-1] for field in given], dim=-1)
+            values = tuple(one.to(field.dtype) for one, field in zip(split, given, strict=True))
+        yield part._replace(features=None), values
 
 
 def _look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
@@ -308,6 +361,6 @@ def describe_stores(root: Path) -> list[StoreSummary]:
             continue
         disk = ShardStore(folder, read_json(meta_path)["made_with"])
         disk.load()
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         found.append(StoreSummary(folder, len(disk), size, disk.description))
     return sorted(found, key=lambda summary: -summary.bytes)

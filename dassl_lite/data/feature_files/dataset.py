@@ -22,7 +22,7 @@ from dassl_lite.data.dataset import DATASET_REGISTRY
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.arrays import Array, open_arrays
-from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, read_feature_file
+from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, FeaturePart, read_feature_file
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.splits import Split, check_labels, kept_labels
 from dassl_lite.utils.errors import UserError
@@ -84,8 +84,8 @@ class FeatureDataset(FolderDataset):
             return PrecomputedTransform(self.file.train_transform, deterministic=False)
         return PrecomputedTransform(self.file.transform, deterministic=True)
 
-    def fetch(self, items: Sequence[Datum], augmented: bool) -> Features:
-        """Features of ``items``, all of the same split.
+    def fetch(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> Features:
+        """Features, or states before the projection, of ``items``, all of the same split.
 
         Args:
             augmented: whether to return all views, or only the one without augmentation.
@@ -96,14 +96,17 @@ class FeatureDataset(FolderDataset):
         part, _ = _split_and_row(items[0])
         folder = os.path.join(self.image_dir, part, "")
         rows = [int(item.impath.removeprefix(folder)) for item in items]
-        stored = self._views(part, augmented)
+        stored = self._views(part, augmented, states)
         whole = rows == list(range(stored.shape[1]))  # then nothing is copied
         return Features(
             torch.from_numpy(stored if whole else stored[:, rows]), torch.ones(len(items), dtype=torch.bool)
         )
 
-    def _views(self, part: str, augmented: bool) -> Array:
+    def _views(self, part: str, augmented: bool, states: bool) -> Array:
         stored = self.file.parts[part]
+        if states:
+            assert stored.states is not None, "a file with a projection has the states of all its parts"
+            stored = FeaturePart(stored.states, stored.labels, stored.plain_states)
         if augmented or len(stored.views) == 1:
             return stored.views
         if stored.plain is None:

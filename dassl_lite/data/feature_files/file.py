@@ -7,6 +7,7 @@ Shapes: N images, V views, K classes, T templates, D feature width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ logger = get_logger(__name__)
 PARTS = ("train", "val", "test")
 LOGIT_SCALE = 100.0  # of every published CLIP
 PLAIN_TEMPLATE = "{}"  # for text weights without a template
+_CHECKED, _TOLERANCE = 8, 0.1  # rows of a part whose states are projected; of the largest feature, in any precision
 _TEXTS = ("dataset", "backbone", "backbone_digest", "precision", "transform", "train_transform")
 
 
@@ -34,11 +36,14 @@ class FeaturePart:
         views: features (V, N, D) from a frozen encoder, not necessarily normalised.
         labels: int64 (N,); of images with several classes bool (N, K), true for the classes of each.
         plain: features (N, D) without augmentation, if ``views`` are augmented.
+        states, plain_states: the same before the encoder's last projection, (V, N, W) and (N, W), if the file has them.
     """
 
     views: Array
     labels: Array
     plain: Array | None = None
+    states: Array | None = None
+    plain_states: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class FeatureFile:
         ensemble_templates: the templates that the field averages for this dataset (ImageNet's seven).
         logit_scale: factor on cosine similarities: CLIP's exp(logit_scale).
         logit_bias: added to logits under a sigmoid: SigLIP's logit_bias; None if the CLIP has none.
+        projection, projection_bias: the image encoder's last linear step, (W, D) and (D,), if the parts have states.
         dataset: registered or other name of the dataset, such as "ImageNet"; "" if the file does not state it.
         backbone, backbone_digest, precision: identify the CLIP model; "" if unknown.
         transform, train_transform: descriptions of the image transforms.
@@ -68,6 +74,8 @@ class FeatureFile:
     ensemble_templates: tuple[str, ...] = ()
     logit_scale: float = LOGIT_SCALE
     logit_bias: float | None = None
+    projection: Array | None = None
+    projection_bias: Array | None = None
     dataset: str = ""
     backbone: str = ""
     backbone_digest: str = ""
@@ -116,7 +124,10 @@ def read_feature_file(path: PathLike) -> FeatureFile:
         if len({part.labels.ndim for part in parts.values()}) > 1:
             one = next(name for name, part in parts.items() if part.labels.ndim != parts["test"].labels.ndim)
             arrays.refuse(f"{one}_labels", "and test_labels differ: one class for each image, or zeros and ones (N, K)")
+        projection, projection_bias = _read_projection(arrays, parts)
         file = FeatureFile(
+            projection=projection,
+            projection_bias=projection_bias,
             parts=parts,
             classnames=names,
             classids=ids,
@@ -156,6 +167,13 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
         arrays[f"{name}_labels"] = part.labels.astype(np.uint8) if part.labels.ndim == 2 else part.labels
         if part.plain is not None:
             arrays[f"{name}_plain_features"] = part.plain
+        if part.states is not None:
+            arrays[f"{name}_states"] = part.states[0] if len(part.states) == 1 else part.states
+        if part.plain_states is not None:
+            arrays[f"{name}_plain_states"] = part.plain_states
+    for name in ("projection", "projection_bias"):
+        if (values := getattr(file, name)) is not None:
+            arrays[name] = values
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
 
@@ -217,7 +235,47 @@ def _read_part(arrays: Arrays, name: str, classes: int) -> FeaturePart | None:
     )
     if part.plain is not None and len(part.plain) != count:
         arrays.refuse(plain, f"has {len(part.plain)} rows, but {features} has {count}")
-    return part
+    return dataclasses.replace(part, **_read_states(arrays, name, part))
+
+
+def _read_states(arrays: Arrays, name: str, part: FeaturePart) -> dict[str, Array]:
+    """What the file has of ``states`` and ``plain_states`` of a split."""
+    found: dict[str, Array] = {}
+    for field, features in (("states", part.views), ("plain_states", part.plain)):
+        if (array := f"{name}_{field}") in arrays:
+            values = arrays.features(array, "(N, W) or (V, N, W)", 2, 3)
+            values = values[None] if values.ndim == 2 and field == "states" else values
+            if features is None or values.shape[:-1] != features.shape[:-1]:
+                arrays.refuse(array, f"has shape {values.shape}, which is not that of the split's features")
+            found[field] = values
+    return found
+
+
+def _read_projection(arrays: Arrays, parts: Mapping[str, FeaturePart]) -> tuple[Array | None, Array | None]:
+    """The projection (W, D) and its bias (D,), if the file has any: then all parts have states that it makes features
+    of."""
+    if "projection" not in arrays:
+        if "projection_bias" in arrays or any(part.states is not None for part in parts.values()):
+            arrays.refuse("projection", "is missing, without which states are of no use")
+        return None, None
+    weight = arrays.features("projection", "(W, D)", 2)
+    bias = arrays.features("projection_bias", "(D,)", 1) if "projection_bias" in arrays else None
+    if bias is not None and bias.shape != weight.shape[1:]:
+        arrays.refuse("projection_bias", f"has shape {bias.shape}, but projection has {weight.shape}")
+    for name, part in parts.items():
+        pairs = [(f"{name}_states", part.states, part.views)]
+        if part.plain is not None:
+            pairs.append((f"{name}_plain_states", part.plain_states, part.plain))
+        for array, states, features in pairs:
+            if states is None:
+                arrays.refuse(array, "is missing, but the file has a projection")
+            if (states.shape[-1], features.shape[-1]) != weight.shape:
+                arrays.refuse(array, f"has width {states.shape[-1]}, but projection has shape {weight.shape}")
+            some = states.reshape(-1, len(weight))[:_CHECKED].astype(np.float64) @ weight.astype(np.float64)
+            wanted = features.reshape(-1, features.shape[-1])[:_CHECKED].astype(np.float64)
+            if np.abs(some + (0 if bias is None else bias) - wanted).max() > _TOLERANCE * np.abs(wanted).max():
+                arrays.refuse(array, "and projection do not give the features of the same rows")
+    return weight, bias
 
 
 def _check_widths(arrays: Arrays, parts: Mapping[str, FeaturePart], expected: int) -> None:

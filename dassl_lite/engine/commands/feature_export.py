@@ -37,6 +37,7 @@ class FeatureExport:
         template: the dataset's own prompt template.
         text_cache: folder for text features, or None.
         views: augmented views of the training images; 0: only the one without augmentation.
+        states: store the states before the image encoder's projection, and the projection, too.
         half: store float16 whatever the encoder gives.
         provenance: what else the file should say about how it was made, as plain values.
     """
@@ -49,6 +50,7 @@ class FeatureExport:
     text_cache: Path | None
     views: int
     half: bool
+    states: bool
     provenance: dict[str, Any]
 
     def file(self) -> FeatureFile:
@@ -68,6 +70,7 @@ class FeatureExport:
             "half": self.half,
             **self.provenance,
         }
+        projection = clip.image_projection if self.states else None
         return FeatureFile(
             parts=self._parts(),
             classnames=dataset.classes.names,
@@ -76,6 +79,10 @@ class FeatureExport:
             templates=templates,
             ensemble_templates=tuple(dataset.ensemble_templates),
             logit_scale=clip.logit_scale.exp().item(),
+            projection=self._array(projection.weight.detach().cpu().contiguous()) if projection else None,
+            projection_bias=None
+            if projection is None or projection.bias is None
+            else self._array(projection.bias.detach().cpu()),
             logit_bias=None if clip.logit_bias is None else clip.logit_bias.item(),
             dataset=self.dataset,
             backbone=clip.name,
@@ -104,14 +111,19 @@ class FeatureExport:
         if not self.views or not is_random(transform):
             return plain
         augmented = self._part(items, transform, self.views)
-        return FeaturePart(augmented.views, augmented.labels, plain.views[0])
+        plain_states = None if plain.states is None else plain.states[0]
+        return FeaturePart(augmented.views, augmented.labels, plain.views[0], augmented.states, plain_states)
 
     def _part(self, items: Sequence[Datum], transform: Any = None, views: int = 1) -> FeaturePart:
         """Features of ``items`` without images that could not be read; by default under the test transform."""
+        before = None
+        if self.states:  # first: this pass gives both
+            states = self.features.fetch(items, transform or self.data.tfm_test, views, states=True)
+            before = self._array(states.tensor[:, states.kept].cpu())
         found = self.features.fetch(items, transform or self.data.tfm_test, views)
         dataset = self.data.dataset
         labels = label_tensor(items, dataset.num_classes if dataset.multi_label else 0)[found.kept].numpy()
-        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels)
+        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels, states=before)
 
     @torch.no_grad()
     def _text(self, template: str) -> Array:

@@ -93,6 +93,8 @@ def load_backbone(
         precision=file.precision,
         method=method,
         source=f"dataset {type(dataset).__name__} ({dataset.image_dir})",
+        projection=None if file.projection is None else torch.from_numpy(file.projection),
+        projection_bias=None if file.projection_bias is None else torch.from_numpy(file.projection_bias),
     )
     return stand_in.to(device)
 
@@ -159,6 +161,8 @@ class FeatureSource:
     Args:
         dataset: whose items are asked for.
         encode: images (B, 3, H, W) to features (B, D), not normalised.
+        encode_states: images to features and, of the same pass, the states (B, W) before the last projection.
+        states: whether states are asked for, unless a call says otherwise.
         backbone, digest: name of the encoder, and a digest of its weights and precision: the cache's key.
         device: where features are wanted.
         folder: of the cache; None keeps nothing on disk.
@@ -177,7 +181,9 @@ class FeatureSource:
         self,
         dataset: DatasetBase,
         encode: Callable[[Tensor], Tensor],
+        encode_states: Callable[[Tensor], tuple[Tensor, Tensor]],
         *,
+        states: bool,
         backbone: str | None,
         digest: str,
         device: torch.device,
@@ -189,6 +195,7 @@ class FeatureSource:
         seconds: MutableMapping[str, float],
     ) -> None:
         self.dataset, self.encode, self.device, self.folder = dataset, encode, device, folder
+        self.encode_states, self.states = encode_states, states
         self.backbone, self.digest, self.seed = backbone or "", digest, seed
         self._extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         self._seconds = seconds
@@ -198,16 +205,25 @@ class FeatureSource:
         """Whether the dataset is a feature file, without images."""
         return isinstance(self.dataset, FeatureDataset)
 
-    def fetch(self, items: Sequence[Datum], transform: Any, views: int = 1, on_error: str = "") -> Features:
-        """Features (V, N, D) of N items.
+    def fetch(
+        self,
+        items: Sequence[Datum],
+        transform: Any,
+        views: int = 1,
+        on_error: str = "",
+        states: bool | None = None,
+    ) -> Features:
+        """Features (V, N, D), or states (V, N, W), of N items.
 
         Args:
             transform: of the images.
             views: V, for images; a feature file has the views that it has.
             on_error: in place of the source's own; see `FeatureStore.fetch`.
+            states: which of the two; None: as the source was made.
         """
+        states = self.states if states is None else states
         if isinstance(self.dataset, FeatureDataset):
-            return self.dataset.fetch(items, augmented=is_random(transform))
+            return self.dataset.fetch(items, augmented=is_random(transform), states=states)
         if transform is None:
             raise UserError(
                 "INPUT.NO_TRANSFORM True leaves images as they are, but features are of images of the backbone's size; "
@@ -234,7 +250,8 @@ class FeatureSource:
         paths = [item.impath for item in items]
         with stops_at_once():  # what has been extracted is kept
             extraction = {**self._extraction, **({"on_error": on_error} if on_error else {})}
-            features = store.fetch(paths, self.encode, device=self.device, **extraction)
+            encode = self.encode_states if states else self.encode
+            features = store.fetch(paths, encode, device=self.device, states=states, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
         return features
 

@@ -10,7 +10,7 @@ Shapes: B images, K classes, D feature width, N training images, V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import islice
@@ -68,14 +68,18 @@ MOST_TO_CALIBRATE = 1_000_000  # logits that a calibration or a threshold is cho
 
 
 class EncoderWithHead(nn.Module):
-    """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K)."""
+    """Image encoder and head as one model: images (B, 3, H, W) to logits (B, K).
 
-    def __init__(self, clip: Any, head: nn.Module) -> None:
+    Args:
+        states: whether the head takes the states before the encoder's last projection.
+    """
+
+    def __init__(self, clip: Any, head: nn.Module, states: bool = False) -> None:
         super().__init__()
-        self.clip, self.head = clip, head
+        self.clip, self.head, self.states = clip, head, states
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.clip.encode_image(images))
+        return self.head(self.clip.encode_image_states(images)[1] if self.states else self.clip.encode_image(images))
 
 
 class FeatureTrainer(TrainerX):
@@ -91,6 +95,7 @@ class FeatureTrainer(TrainerX):
     takes_features = True
     takes_init_weights = True  # False: what it learns does not start from weights, so MODEL.INIT_WEIGHTS is refused
     through_encoder = False  # True: gradients run through an encoder, so PREC auto is fp32
+    takes_states = False  # True: its head takes the states (B, W) before the image encoder's last projection
     takes_ensemble = False  # True: templates() are the dataset's ensemble where it has one (ImageNet)
     started_calibrated = False  # see `calibrated`; without what was loaded
     threshold_from = ""  # where the threshold of the last test was chosen: "val", "train" or ""
@@ -190,7 +195,7 @@ class FeatureTrainer(TrainerX):
             self.head.calibrate(bias=0.0 if bias is None else bias.item())
         if cfg.MODEL.INIT_WEIGHTS:
             self._load_init_weights(Path(cfg.MODEL.INIT_WEIGHTS))
-        self.model = EncoderWithHead(self.clip, self.head)
+        self.model = EncoderWithHead(self.clip, self.head, self.takes_states)
         trainable = [name for name, p in self.head.named_parameters() if p.requires_grad]
         if trainable:
             more = f" and {len(trainable) - 4} more" if len(trainable) > 4 else ""
@@ -221,6 +226,8 @@ class FeatureTrainer(TrainerX):
         return FeatureSource(
             self.dm.dataset,
             lambda images: self.encode_image(images),  # looked up at each call: a script may have replaced it
+            lambda images: self.encode_image_states(images),
+            states=self.takes_states,
             backbone=self.clip.name,
             digest=f"{self.clip.digest}-{devices.cache_text(self.device, self.precision)}{self._encoder_text()}",
             device=self.device,
@@ -368,9 +375,16 @@ class FeatureTrainer(TrainerX):
 
         They carry gradients if the image encoder is trained.
         """
+        return self._encoded(self.clip.encode_image, images)
+
+    def encode_image_states(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (B, D), as of `encode_image`, and the states (B, W) before the encoder's last projection."""
+        return self._encoded(self.clip.encode_image_states, images)
+
+    def _encoded(self, encode: Callable[[Tensor], Any], images: Tensor) -> Any:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast():
             try:
-                return self.clip.encode_image(images.to(self.device))
+                return encode(images.to(self.device))
             except (RuntimeError, AssertionError, ValueError) as error:
                 size, wanted = tuple(images.shape[-2:]), preprocessing(self.cfg.MODEL.BACKBONE.NAME).size
                 if size == tuple(wanted):
@@ -596,8 +610,17 @@ class FeatureTrainer(TrainerX):
         """(image features (B, D) in float32, labels (B,) or (B, K)); a batch of images is encoded first."""
         if isinstance(batch.get("img"), list):
             raise UserError(f"{self.cfg.TRAINER.NAME} takes one version of an image; set DATALOADER.K_TRANSFORMS to 1")
-        features = batch["feature"] if "feature" in batch else self.encode_image(batch["img"])
+        features = batch["feature"] if "feature" in batch else self.encode_inputs(batch["img"])
         return features.float(), batch["label"].to(self.device)
+
+    @property
+    def input_width(self) -> int:
+        """The width of what the head takes: D, or that of states."""
+        return len(self.clip.image_projection.weight) if self.takes_states else self.clip.embed_dim
+
+    def encode_inputs(self, images: Tensor) -> Tensor:
+        """What the head takes of images."""
+        return self.encode_image_states(images)[1] if self.takes_states else self.encode_image(images)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> Any:
         return self.parse_batch_train(batch)
@@ -662,6 +685,7 @@ class FeatureTrainer(TrainerX):
 
         def infer(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
             features, label = self.parse_batch_test(batch)
+            features = self.clip.image_projection(features) if self.takes_states else features
             return F.normalize(features, dim=-1) @ weights.t(), label
 
         if self.is_multi_label:
