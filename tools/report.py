@@ -54,8 +54,9 @@ def write_text(text: str, path: Path) -> None:
 
 
 def as_latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """All tables, to be included in a document that uses the package booktabs; what a reader must know as comments."""
-    comments = [r"% \usepackage{booktabs}", *(f"% {escape_latex(note)}" for note in notes)]
+    """All tables, to be included in a document with the packages named first; what a reader must know as comments."""
+    packages = "booktabs,graphicx" if any(table.shrinks for table in tables) else "booktabs"
+    comments = [rf"% \usepackage{{{packages}}}", *(f"% {escape_latex(note)}" for note in notes)]
     return "\n".join([*comments, *(table.as_latex() for table in tables)])
 
 

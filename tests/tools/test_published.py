@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from dassl_lite.utils import UserError
 from dassl_lite.utils.files import write_json
 
 FILES = sorted((configs_root() / "published").glob("*.yaml"))
-NOT_HERE = {"MaPLe", "PromptSRC", "IVLP", "VPT"}  # methods whose numbers are kept though they may not be in the package
 
 CONTENT: dict[str, Any] = {
     **{"key": "Paper", "paper": "A paper", "read_in": "a page", "backbone": "RN50", "methods": {"Tip": "TipAdapter"}},
@@ -64,7 +65,7 @@ def written(folder: Path, content: Any, name: str = "paper.yaml") -> Path:
 def test_a_file_names_known_datasets_and_methods_and_does_not_contradict_itself(path: Path) -> None:
     source = read_source(path)
     assert {value.dataset for value in source.values} <= {*DATASET_REGISTRY, AVERAGE}
-    assert {value.method for value in source.values} <= {*TRAINER_REGISTRY, *NOT_HERE}
+    assert {value.method for value in source.values} <= {*TRAINER_REGISTRY}
     assert inconsistencies(source) == []
     assert len(source.read_in) > len("owner/name, file")
 
@@ -251,6 +252,31 @@ def test_columns_beside_others_keep_the_marks_where_they_were() -> None:
     assert wide.rows == [["1", "2", "", "", "3"], ["4", "5", "x", "y", "6"]]
     assert wide.places == {(0, 1): 1, (1, 4): 2}
     assert table.with_columns(["p"], {}).rows == table.rows
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_the_latex_with_published_numbers_compiles_and_fits(tmp_path: Path) -> None:
+    runs = [("EuroSAT", method, shots, 70.0) for method in ("GDA", "TipAdapterF") for shots in (1, 4, 16)]
+    sweep_of(tmp_path, *runs, ("EuroSAT", "ZeroshotCLIP", 0, 40.0))
+    assert run_tool(report.main, [str(tmp_path), "--published"]) == 0
+    first = (tmp_path / "report.tex").read_text(encoding="utf-8").splitlines()[0].removeprefix("% ")
+    body = [r"\documentclass{article}", first, r"\begin{document}", r"\input{report}", r"\end{document}"]
+    (tmp_path / "paper.tex").write_text("\n".join(body), encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "graphicx" in first
+    assert "Overfull" not in done.stdout
+
+
+def test_only_a_table_that_is_too_wide_shrinks() -> None:
+    narrow = Table("", ["a", "b"], [["1", "2"]])
+    assert not narrow.with_columns(["p"], {1: {0: "3"}}).shrinks
+    wide = narrow.with_columns(["p"], {1: {0: ["3" * 90]}})
+    assert wide.shrinks
+    assert r"\resizebox" in wide.as_latex()
+    assert not Table("", ["a"], [["1" * 90]]).shrinks  # one without published numbers stays as it was
 
 
 def test_latex_turns_every_hyphen_before_a_number_into_a_minus() -> None:

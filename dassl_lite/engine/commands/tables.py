@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 BEST, SECOND = 1, 2
+_WIDTH = 80  # characters that a line of an article has room for
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"},
@@ -23,12 +24,14 @@ class Table:
     Attributes:
         title: "" for none.
         places: (row, column) -> `BEST` or `SECOND`, cells to be marked.
+        may_shrink: LaTeX may scale it down to the width of the text, for which it needs the package graphicx.
     """
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    may_shrink: bool = False
 
     def with_columns(self, headers: Sequence[str], texts: Mapping[int, Mapping[int, Sequence[str]]]) -> Table:
         """The table with columns of these headers to the right of some of its own.
@@ -49,7 +52,14 @@ class Table:
             widened(self.headers, {c: [f"{header}, {self.headers[c]}" for header in headers] for c in after}),
             [widened(row, {c: texts[c].get(r, empty) for c in after}) for r, row in enumerate(self.rows)],
             {(r, c + len(headers) * sum(one < c for one in after)): place for (r, c), place in self.places.items()},
+            may_shrink=self.may_shrink or bool(after),
         )
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether LaTeX scales it down."""
+        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
+        return self.may_shrink and sum(widths) + 2 * len(widths) > _WIDTH
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -70,6 +80,8 @@ class Table:
         lines = [r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
         if self.title:
             lines.append(rf"\caption{{{escape_latex(self.title)}}}")
+        if self.shrinks:
+            lines.append(r"\resizebox{\textwidth}{!}{%")
         lines += [rf"\begin{{tabular}}{{{'l' * self._labels()}{'r' * (len(self.headers) - self._labels())}}}"]
         lines += [r"\toprule", " & ".join(map(escape_latex, self.headers)) + r" \\", r"\midrule"]
         before = marked[0][0] if marked else ""
@@ -78,7 +90,8 @@ class Table:
             if group and self.headers[0] == "dataset":
                 lines.append(r"\addlinespace")
             lines.append(" & ".join(row) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+        end = r"\end{tabular}}" if self.shrinks else r"\end{tabular}"
+        return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
     def _labels(self) -> int:
         """Number of columns on the left that are words."""
