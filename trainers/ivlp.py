@@ -38,8 +38,8 @@ def prompt_keys(tokens: int, depth: int) -> tuple[Key, ...]:
         key(
             "N_CTX_VISION",
             tokens,
-            number(at_least=1, at_most=1000),
-            "tokens of a block of the image encoder",
+            number(at_least=0, at_most=1000),
+            "tokens of a block of the image encoder; 0: none",
             unprompted,
         ),
         depth_key("PROMPT_DEPTH_TEXT", depth, "blocks of the text encoder with tokens of their own"),
@@ -79,7 +79,7 @@ class IVLP(FeatureTrainer):
             )
             return None
         depth = node.PROMPT_DEPTH_TEXT if depth < 0 else depth
-        if not depth:
+        if not depth or not node.N_CTX_VISION:
             return None
         require_vision(clip, f", or {name}.PROMPT_DEPTH_VISION 0")
         depth = within(depth, len(clip.visual.transformer.resblocks), "image", f"{name}.PROMPT_DEPTH_VISION")

@@ -94,6 +94,7 @@ def test_zero_shot_accuracy_is_of_the_encoder_without_prompts(make: Any, method:
 @pytest.mark.parametrize("method", ["IVLP", "PromptSRC"])
 def test_images_are_encoded_once_if_the_text_alone_has_prompts(make: Any, method: str) -> None:
     node = method.upper()
+    assert make(method, f"TRAINER.{node}.N_CTX_VISION", "0").head.vision is None
     trainer, encoded = make(method, f"TRAINER.{node}.PROMPT_DEPTH_VISION", "0", views=2), []
     trainer.clip.visual.register_forward_pre_hook(lambda *given: encoded.append(given))
     assert trainer.train_loader_x.gives_features
@@ -127,7 +128,7 @@ def test_on_a_resnet_the_text_alone_has_prompts(make: Any, method: str, caplog: 
         ),
         ("MaPLe", ("N_CTX", "3", "CTX_INIT", "photo"), "TRAINER.MAPLE.CTX_INIT 'photo' is to start 3 vectors, but has"),
         ("PromptSRC", ("N_CTX_TEXT", "80"), "TRAINER.PROMPTSRC.N_CTX_TEXT 80 does not fit"),
-        ("IVLP", ("N_CTX_VISION", "0"), "TRAINER.IVLP.N_CTX_VISION is 0; it must be"),
+        ("IVLP", ("N_CTX_VISION", "-1"), "TRAINER.IVLP.N_CTX_VISION is -1; it must be"),
         ("VPT", ("PROMPT_DEPTH_VISION", "0"), "TRAINER.VPT.PROMPT_DEPTH_VISION is 0; it must be"),
         ("IVLP", ("PROMPT_DEPTH_TEXT", "0"), "TRAINER.IVLP.PROMPT_DEPTH_TEXT is 0; it must be"),
         ("PromptSRC", ("GPA_STD", "0.0"), "TRAINER.PROMPTSRC.GPA_STD is 0.0; it must be"),

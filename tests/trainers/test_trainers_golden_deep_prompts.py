@@ -53,7 +53,7 @@ def build(prompts_trainer: Any, file: str, name: str, *more: str, **kwargs: Any)
     else:
         method, node = {"ivlp": "IVLP", "promptsrc": "PromptSRC"}[file], {"CTX_INIT": case["init"]}
         node |= {"N_CTX_TEXT": case["nt"], "PROMPT_DEPTH_TEXT": case["dt"]}
-        node |= {"N_CTX_VISION": case["nv"] or 1, "PROMPT_DEPTH_VISION": case["dv"]}
+        node |= {"N_CTX_VISION": case["nv"], "PROMPT_DEPTH_VISION": case["dv"]}
         if "wt" in case:
             node |= {"TEXT_LOSS_WEIGHT": float(case["wt"]), "IMAGE_LOSS_WEIGHT": float(case["wi"])}
     options = [str(part) for key, value in node.items() for part in (f"TRAINER.{method.upper()}.{key}", value)]
