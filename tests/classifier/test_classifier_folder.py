@@ -172,9 +172,14 @@ def test_a_loaded_classifier_is_the_saved_one(fitted: Any, saved: Path, unseen: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_can_be_saved_and_loaded(photos: Pictures, unseen: Pictures, tmp_path: Path, method: str) -> None:
+def test_every_method_can_be_saved_and_loaded(
+    photos: Pictures, unseen: Pictures, tmp_path: Path, golden_backbone: Any, method: str
+) -> None:
     quick = {**QUICK, "epochs": 1, "shots": 2}
-    length = {"ITERATIONS": 2, "STEPS_PER_SHOT": 1}  # of methods that do not count epochs
+    if method in ("MaPLe", "VPT"):  # which need a ViT
+        quick["backbone"] = str(golden_backbone("vit0"))
+    # The length of methods that do not count epochs, and of Auto's comparison.
+    length = {"ITERATIONS": 2, "STEPS_PER_SHOT": 1, "METHODS": ["GDA"], "FOLDS": 2}
     quick["options"] = {**QUICK["options"], **{key: length[key] for key in method_keys(method) if key in length}}
     clf = FewShotClassifier(method=method, **quick).fit(photos.folder).calibrate().save(tmp_path / "clf")
     loaded = FewShotClassifier.load(tmp_path / "clf")
