@@ -90,10 +90,10 @@ class ImageTower:
         owner, name, passing = self.model.visual, "proj", None
         if not isinstance(owner, VisionTransformer):
             owner, name = owner.attnpool, "c_proj"
-            width = owner.c_proj.in_features
-            passing = nn.utils.skip_init(nn.Linear, width, width).to(owner.c_proj.weight).requires_grad_(False)
-            passing.weight.copy_(torch.eye(width))
-            passing.bias.zero_()
+            width, like = owner.c_proj.in_features, owner.c_proj.weight
+            passing = nn.utils.skip_init(nn.Linear, width, width)
+            eye = torch.eye(width, device=like.device, dtype=like.dtype)
+            passing.weight, passing.bias = (nn.Parameter(one, False) for one in (eye, torch.zeros_like(eye[0])))
         own = getattr(owner, name)
         try:
             setattr(owner, name, passing)
