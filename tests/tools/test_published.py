@@ -225,6 +225,20 @@ def test_a_report_says_in_one_line_that_nothing_is_published(tmp_path: Path, cap
 
 
 @pytest.mark.slow
+def test_a_users_own_folder_of_a_published_name_stands_beside_nothing(tmp_path: Path, capsys: Any) -> None:
+    sweep_of(tmp_path, ("EuroSAT", "GDA", 4, 75.0), ("EuroSAT", "ZeroshotCLIP", 0, 40.0))
+    for path in tmp_path.rglob("results.json"):
+        results = yaml.safe_load(path.read_text(encoding="utf-8"))
+        results["dataset"] = "ImageFolder"
+        results["config"]["DATASET"]["ROOT"] = "/data/EuroSAT"
+        write_json(results, path)
+    assert run_tool(report.main, [str(tmp_path), "--published"]) == 0
+    out = capsys.readouterr().out
+    assert "EuroSAT" in out
+    assert "nothing published" in out
+
+
+@pytest.mark.slow
 def test_runs_on_base_classes_stand_beside_base_and_other_metrics_beside_nothing(tmp_path: Path, capsys: Any) -> None:
     sweep_of(tmp_path, ("EuroSAT", "CoOp", 16, 92.0), classes="base", backbone="ViT-B/16")
     assert run_tool(report.main, [str(tmp_path), "--published"]) == 0

@@ -43,7 +43,7 @@ class Run:
         seconds: of training and of evaluating; features that were extracted on the way do not count.
         parameters: trainable numbers.
         memory: peak of the process, in MiB.
-        classes: "all", or the half that was trained and tested: "base" or "new".
+        classes: "all", or the half that was trained and tested: "base" or "new"; "" of the user's own data.
     """
 
     seed: int
@@ -167,7 +167,9 @@ def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) ->
         memory=number(of("peak_memory").get("host_mib")),
         precision=words(of("arithmetic").get("precision")),
         version=words(of("environment").get("dassl_lite")),
-        classes=words(of("config").get("DATASET", {}).get("SUBSAMPLE_CLASSES", "")),
+        classes=""
+        if results["dataset"] in OWN_DATA
+        else words(of("config").get("DATASET", {}).get("SUBSAMPLE_CLASSES")),
     )
 
 
