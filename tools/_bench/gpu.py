@@ -55,6 +55,9 @@ SHORT = {  # what makes a method short in the comparison with the CPU
     "TipAdapterF": ["TRAINER.TipAdapter.ALPHA_STEPS", "5", "TRAINER.TipAdapter.BETA_STEPS", "5"],
     "CoCoOp": ["DATALOADER.TRAIN_X.BATCH_SIZE", "8"],
     "CLIPLoRA": ["TRAINER.CLIPLoRA.STEPS_PER_SHOT", "10", "TRAINER.CLIPLoRA.DROPOUT", "0.0"],
+    "CrossModalProbe": ["TRAINER.CrossModalProbe.ITERATIONS", "100", "TRAINER.CrossModalProbe.EVAL_EVERY", "50"],
+    "LPPlusPlus": ["TRAINER.LPPlusPlus.EPOCHS", "20"],
+    "Auto": ["TRAINER.Auto.METHODS", "['TaskRes']", "TRAINER.Auto.FOLDS", "2"],
 }
 COOP_EPOCHS = 50  # CoOp's recipe for ImageNet
 
