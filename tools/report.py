@@ -5,7 +5,8 @@
     python tools/report.py output/sweep --published
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
-report.tex in the folder, every value in full precision to report.csv.
+report.tex in the folder, every value in full precision to report.csv. Of a benchmark's folder, the tables of its other
+protocols follow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
+from dassl_lite.engine.commands.benchmark import has_runs, runs_of_shots, transfer_tables, write_transfers
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.published import Published, read_sources
 from dassl_lite.engine.commands.summary import (
@@ -64,7 +66,7 @@ def make_parser() -> ToolParser:
     """The flags of report.py."""
     parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER")
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="folder of the sweep; its finished runs at any depth are included")
+    add("folder", metavar="FOLDER", help="of a sweep or benchmark; its finished runs at any depth are included")
     about = "accuracy, error_rate, macro_f1 or ece; of multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
     add("--metric", default="", metavar="NAME", help=about)
     add("--split", default="test", metavar="NAME", help="test (default) or val")
@@ -74,37 +76,61 @@ def make_parser() -> ToolParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    setup_logger()
-    cells = gather(args.folder, args.metric, args.split)
+def report(folder: Path, metric: str = "", split: str = "test", reference: str = "", *, compare: bool = False) -> None:
+    """Print the tables of a sweep's or a benchmark's folder, and write them there.
+
+    Args:
+        folder: of the sweep or benchmark.
+        metric: "" for each run's main one.
+        split: test or val.
+        reference: a method that the others are compared with; "" for none.
+        compare: show published numbers too.
+
+    Raises:
+        UserError: there is no finished run in it, or nothing can be written to it.
+    """
+    tables, notes = transfer_tables(folder)
+    of_shots = runs_of_shots(folder)
+    cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
     load_plugins()  # to tell methods that use no shots from runs on all images
-    published = Published(read_sources()) if args.published and args.split == "test" else None
-    main_table = as_table(cells, published)
-    more = [
-        average_table(cells, published),
-        rank_table(cells),
-        *(versus_tables(cells, args.versus) if args.versus else []),
-    ]
-    tables = [main_table, *(table for table in (*more, cost_table(cells)) if table is not None)]
+    if cells:
+        published = Published(read_sources()) if compare and split == "test" else None
+        more = [
+            average_table(cells, published),
+            rank_table(cells),
+            *(versus_tables(cells, reference) if reference else []),
+            cost_table(cells),
+        ]
+        tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
+        notes = [*_what(cells, split), *provenance(cells), *(published.notes() if published else []), *notes]
     say("\n\n".join(table.as_text() for table in tables))
+    say("\n" + "\n".join(notes))
+    try:
+        write_csv(cells, folder / "report.csv")
+        write_text("\n\n".join([*(table.as_markdown() for table in tables), *notes]), folder / "report.md")
+        write_text(as_latex(tables, notes), folder / "report.tex")
+        of_transfers = write_transfers(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    written = [folder / "report.md", *([of_transfers] if of_transfers else []), folder / "report.csv"]
+    say(f"Written to {', '.join(map(str, written))} and {folder / 'report.tex'}")
+
+
+def _what(cells: Sequence[Cell], split: str) -> list[str]:
+    """What the values are, in a line."""
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
     if max(counts, default=1) > 1:
         what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"
     else:
         what = "one seed"
     metrics = " or ".join(sorted({cell.metric for cell in cells}))
-    notes = [f"{args.split} {metrics} in %, {what}", *provenance(cells)]
-    notes += published.notes() if published else []
-    say("\n" + "\n".join(notes))
-    folder = Path(args.folder)
-    try:
-        write_csv(cells, folder / "report.csv")
-        write_text("\n\n".join([*(table.as_markdown() for table in tables), *notes]), folder / "report.md")
-        write_text(as_latex(tables, notes), folder / "report.tex")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    say(f"Written to {folder / 'report.md'}, {folder / 'report.csv'} and {folder / 'report.tex'}")
+    return [f"{split} {metrics} in %, {what}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    setup_logger()
+    report(Path(args.folder), args.metric, args.split, args.versus, compare=args.published)
     return 0
 
 

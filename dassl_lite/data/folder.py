@@ -165,6 +165,19 @@ class FolderDataset(DatasetBase):
         beside = place == "dataset" or (place == "auto" and not self.own_data)
         return SidecarFiles(type(self).__name__, self.dataset_dir, beside=beside)
 
+    @classmethod
+    def missing(cls, cfg: CfgNode) -> str:
+        """Why the dataset's folder is not on this machine, or ""; nothing in it is read, so it may be incomplete."""
+        dataset = cls.__new__(cls)
+        dataset.evaluating = cfg.DATASET.TEST_ONLY
+        try:
+            dataset.locate(cfg)
+            if cls.prepare is FolderDataset.prepare:  # otherwise it may make its folder
+                dataset._check_layout()
+        except MissingDatasetError as error:
+            return str(error)
+        return ""
+
     def _where_to_get(self) -> str:
         return f"; get the dataset from {self.homepage}" if self.homepage else ""
 

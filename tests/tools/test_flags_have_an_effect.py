@@ -33,9 +33,11 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("train", "--no-train"): {"--resume", "--overwrite", "--model-dir", "--load-epoch", "--eval-only", *OTHER_MODES},
     ("eval", ""): set(),
     ("eval", "--trainer TaskRes"): set(),
+    ("predict", "IMAGE"): set(),
     ("extract", ""): set(),  # --first: see below
     ("extract", "--convert x.npz"): {ALL, "--output", "--overwrite", "--first"},
     ("sweep", ""): set(),
+    ("benchmark", "all"): set(),
     ("report", "FOLDER"): set(),
     ("prepare", "NAME"): set(),
     ("prepare", "--check NAME"): {"--keep-archives"},
@@ -246,7 +248,7 @@ def test_plug_ins_may_be_given_several_times() -> None:
 SHARED = {
     "--data": {"train", "eval", "extract", "sweep", "show", "prepare", "bench"},
     "--dataset-config-file": {"train", "eval", "extract", "sweep", "show", "bench"},
-    "--output": {"eval", "extract", "show", "pretrain_demo"},
+    "--output": {"eval", "extract", "show", "pretrain_demo", "predict"},
 }
 
 

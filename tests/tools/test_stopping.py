@@ -139,7 +139,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("tool", ["train", "eval", "sweep", "extract", "report", "bench", "pretrain_demo"])
+@pytest.mark.parametrize("tool", ["train", "eval", "sweep", "benchmark", "extract", "report", "bench", "pretrain_demo"])
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
 def test_a_signal_while_modules_load_ends_a_tool_with_one_line(tool: str, sent: int) -> None:

@@ -1,0 +1,503 @@
+"""The field's protocols: which runs and evaluations they are made of, and the tables that papers show.
+
+    few-shot                every dataset x shots
+    base-to-new             trained on the base classes, tested on base, on new, and on all of them together
+    cross-dataset           trained on one dataset, tested on others with other classes
+    domain-generalization   the same run, tested on variants of its own dataset
+
+The runs are a sweep. What a run's evaluations found stands in its folder, in ``evaluations.json``, so a protocol is
+continued by planning it again: whatever is there is not done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from dassl_lite.data import DATASET_REGISTRY, FolderDataset
+from dassl_lite.engine.build import configs_root, default_recipe, make_config, names_backbone
+from dassl_lite.engine.commands import evaluate
+from dassl_lite.engine.commands.arguments import ConfigArguments, DatasetChoice, nested
+from dassl_lite.engine.commands.evaluate import Target, config_for, stored_config, suite
+from dassl_lite.engine.commands.summary import dataset_label
+from dassl_lite.engine.commands.sweep import Settings, Task, tasks
+from dassl_lite.engine.commands.tables import Table, best_two
+from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results
+from dassl_lite.engine.files.run_folder import REPLACED
+from dassl_lite.engine.methods.feature_source import shared_backbone
+from dassl_lite.evaluation.statistics import Estimate, estimate, harmonic_mean
+from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
+from dassl_lite.utils.errors import unknown
+from dassl_lite.utils.files import digest_of, read_json
+
+logger = get_logger(__name__)
+
+FEW_SHOT, BASE_TO_NEW, CROSS, DG = "few-shot", "base-to-new", "cross-dataset", "domain-generalization"
+PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS, DG)
+SHOTS = (1, 2, 4, 8, 16)
+SHOTS_OF_SOURCE = 16  # of every protocol but few-shot
+EVALUATIONS = "evaluations.json"
+NEW, ALL = "new", "all"  # evaluations of a run on base classes: on its dataset's other classes, and on all
+LACKS = "lacks classes"
+# Protocol -> parts of the names of recipes made for it; a method without one takes its default recipe.
+_RECIPES = {BASE_TO_NEW: ("base_to_new",), CROSS: ("cross_dataset",), DG: ("cross_dataset", "generalization")}
+# Where nothing has finished yet, a guess of seconds and bytes per run: of the embedded datasets, of the field's.
+_GUESSES = {True: (10.0, 1e6), False: (120.0, 10e6)}
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The datasets of the protocols, by the names of their yaml files.
+
+    Attributes:
+        source: what is trained on for other datasets.
+        others: with other classes.
+        variants: of the source, in other domains.
+        drawn: they come with the package.
+    """
+
+    source: str
+    others: tuple[str, ...]
+    variants: tuple[str, ...]
+    drawn: bool = False
+
+    @classmethod
+    def field(cls) -> Datasets:
+        """The field's: ImageNet, ten others, four variants."""
+        return cls("imagenet", _names(CROSS), _names(DG))
+
+    @classmethod
+    def demo(cls) -> Datasets:
+        """Those that come with the package."""
+        source, *rest = _names("demo")
+        variants = tuple(name for name in rest if name.startswith(source))
+        return cls(source, tuple(name for name in rest if name not in variants), variants, drawn=True)
+
+    def of(self, protocol: str) -> tuple[str, ...]:
+        """The datasets that a protocol is about: those trained on, or those that a source's run is tested on."""
+        return {CROSS: self.others, DG: self.variants}.get(protocol, (self.source, *self.others))
+
+
+def _names(of: str) -> tuple[str, ...]:
+    return tuple(str(target) for target in suite(of))
+
+
+@dataclass(frozen=True)
+class ProtocolTask(Task):
+    """A run of a protocol.
+
+    Attributes:
+        group: the folder below the benchmark's that holds runs of its kind.
+        subset: of the dataset's classes: all or base.
+        recipe: name of the method's yaml; "" for its default.
+    """
+
+    group: str = FEW_SHOT
+    subset: str = ALL
+    recipe: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Below the benchmark's folder."""
+        return self.group / super().folder
+
+    def config(self, shared: ConfigArguments, folder: Path) -> CfgNode:
+        """As of `Task.config`, with the protocol's classes and recipe."""
+        flags = {} if self.subset == ALL else {"DATASET.SUBSAMPLE_CLASSES": self.subset}
+        own: ConfigArguments = {
+            **shared,
+            "flags": nested(flags, shared["flags"]),
+            "method_file": self.recipe or shared["method_file"],
+        }
+        return super().config(own, folder)
+
+
+@dataclass
+class Plan:
+    """What the protocols ask for.
+
+    Attributes:
+        evaluations: run -> what it is tested on besides its own dataset, by key: a dataset's yaml, NEW or ALL.
+        missing: dataset -> why it cannot be used on this machine.
+        drawn: of the embedded datasets.
+    """
+
+    evaluations: dict[ProtocolTask, tuple[str, ...]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    drawn: bool = False
+
+    @property
+    def runs(self) -> list[ProtocolTask]:
+        """All runs, each once, whatever number of protocols asks for it."""
+        return list(self.evaluations)
+
+    def add(self, run: ProtocolTask, keys: Sequence[str] = ()) -> None:
+        self.evaluations[run] = tuple(dict.fromkeys([*self.evaluations.get(run, ()), *keys]))
+
+
+def recipe_for(protocol: str, trainer: str, backbone: str) -> str:
+    """The name of a method's recipe for a protocol, one that fits the backbone; "" for its default."""
+    for part in _RECIPES.get(protocol, ()):
+        for path in sorted((configs_root() / "trainers" / trainer).glob(f"*{part}*.yaml")):
+            cfg = make_config(trainer=trainer, method_file=path)
+            if not names_backbone(cfg) or cfg.MODEL.BACKBONE.NAME == backbone:
+                return path.stem
+    return ""
+
+
+def plan(
+    protocols: Sequence[str],
+    trainers: Sequence[str],
+    shared: ConfigArguments,
+    *,
+    datasets: Datasets,
+    only: Sequence[str] = (),
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = (1, 2, 3),
+) -> Plan:
+    """The runs and evaluations of protocols.
+
+    Args:
+        protocols: among `PROTOCOLS`.
+        trainers: methods.
+        shared: config arguments of all runs.
+        datasets: of the protocols.
+        only: leave out the others of them, but never the source.
+        shots: of the protocol few-shot.
+        seeds: of every method that uses shots.
+
+    Raises:
+        UserError: ``only`` names something that is not among them.
+    """
+    known = list(dict.fromkeys(name for protocol in protocols for name in datasets.of(protocol)))
+    for name in only:
+        if name not in known:
+            raise unknown("dataset", name, known)
+    found = Plan(drawn=datasets.drawn)
+    backbone = make_config(flags=shared["flags"], options=shared["options"], allow_new_keys=True).MODEL.BACKBONE.NAME
+
+    def there(names: Sequence[str]) -> list[str]:
+        for name in names:
+            if name not in found.missing and (reason := _missing(name, shared)):
+                found.missing[name] = reason
+        return [name for name in names if name not in found.missing]
+
+    for protocol in protocols:
+        names = there([name for name in datasets.of(protocol) if not only or name in only])
+        on_source = protocol in (CROSS, DG)
+        if on_source and not (names and there([datasets.source])):
+            continue
+        recipes = {name: recipe_for(protocol, name, backbone) for name in trainers}
+        sources = [DatasetChoice(name) for name in ([datasets.source] if on_source else names)]
+        keys = names if on_source else [NEW, ALL] if protocol == BASE_TO_NEW else []
+        for task in tasks(trainers, sources, shots if protocol == FEW_SHOT else [SHOTS_OF_SOURCE], seeds):
+            recipe = recipes[task.trainer]
+            group = protocol if not on_source else f"source-{recipe}" if recipe else FEW_SHOT
+            subset = "base" if protocol == BASE_TO_NEW else ALL
+            found.add(ProtocolTask(task.trainer, task.dataset, task.shots, task.seed, group, subset, recipe), keys)
+    return found
+
+
+def _missing(name: str, shared: ConfigArguments) -> str:
+    """Why a dataset is not on this machine; "" if its folder is."""
+    cfg = make_config(
+        dataset_file=name, flags=shared["flags"], options=shared["options"], allow_new_keys=shared["allow_new_keys"]
+    )
+    kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    return kind.missing(cfg) if isinstance(kind, type) and issubclass(kind, FolderDataset) else ""
+
+
+# ---- evaluations ------------------------------------------------------------------------------------------------
+
+
+def evaluated(folder: Path) -> dict[str, dict[str, Any]]:
+    """The evaluations in a run's folder by key; empty if they are of a run that has been replaced."""
+    path = folder / EVALUATIONS
+    if not path.is_file():
+        return {}
+    try:
+        kept = read_json(path)
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict) or not isinstance(kept.get("evaluations"), dict):
+        raise UserError(f"{path} does not hold evaluations of a run; delete it")
+    return kept["evaluations"] if kept.get("run") == digest_of(read_results(folder)) else {}
+
+
+def left(made: Plan, folder: Path) -> list[tuple[ProtocolTask, str]]:
+    """Evaluations that are not there yet, whether or not their run is."""
+    found = []
+    for run, keys in made.evaluations.items():
+        there = evaluated(folder / run.folder) if keys else {}
+        found += [(run, key) for key in keys if key not in there]
+    return found
+
+
+def _target(key: str) -> Target:
+    return {"DATASET.SUBSAMPLE_CLASSES": key} if key in (NEW, ALL) else key
+
+
+def evaluate_all(made: Plan, settings: Settings) -> dict[str, str]:
+    """Do the evaluations that are left, of finished runs; returns those that failed, with the reason.
+
+    An evaluation that a method cannot do, for lack of classes, is kept like any other.
+    """
+    todo = [(run, key) for run, key in left(made, settings.folder) if read_results(settings.folder / run.folder)]
+    flags = {key: value for key, value in settings.shared["flags"].items() if key != "OUTPUT_DIR"}
+    failed: dict[str, str] = {}
+    with shared_backbone():
+        for run, key in tqdm(todo, desc="Evaluations", unit="", disable=not todo):
+            folder = settings.folder / run.folder
+            # That some classes stay zero-shot is what is asked for.
+            setup_logger(console=False).handlers[0].setLevel(logging.ERROR)
+            try:
+                cfg = config_for(
+                    stored_config(folder),
+                    _target(key),
+                    flags,
+                    settings.shared["options"],
+                    allow_new_keys=settings.shared["allow_new_keys"],
+                )
+                row = evaluate.evaluate_row(cfg, folder, name=key)
+            except (UserError, RuntimeError) as error:
+                failed[f"{run.folder} on {key}"] = str(error)
+                continue
+            if row.missing and row.status != LACKS:
+                failed[f"{run.folder} on {key}"] = row.missing
+                continue
+            rows = {**evaluated(folder), key: asdict(row)}
+            write_json({"run": digest_of(read_results(folder)), "evaluations": rows}, folder / EVALUATIONS)
+    setup_logger()
+    return failed
+
+
+# ---- what is to come --------------------------------------------------------------------------------------------
+
+
+def forecast(made: Plan, folder: Path, jobs: int) -> list[str]:
+    """How much is left, and about how long it takes and how much it writes, a line each.
+
+    A run that has not finished is taken to cost what finished ones of its method did, else of any method.
+    """
+    done = {run: results for run in made.runs if (results := read_results(folder / run.folder))}
+    costs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run, results in done.items():
+        written = sum(path.stat().st_size for path in (folder / run.folder).rglob("*") if path.is_file())
+        costs[run.trainer].append((sum(results.get("seconds", {}).values()), float(written)))
+    every = [cost for group in costs.values() for cost in group] or [_GUESSES[made.drawn]]
+    ahead = [costs.get(run.trainer, every) for run in made.runs if run not in done]
+    total, disk = (sum(fmean(cost[i] for cost in group) for group in ahead) for i in (0, 1))
+    evaluations = left(made, folder)
+    spent = [row["seconds"] for run in done for row in evaluated(folder / run.folder).values()]
+    seconds_each = fmean(spent) if spent else fmean(cost[0] for cost in every) / 2
+    total = total / jobs + seconds_each * len(evaluations)
+    asked = sum(map(len, made.evaluations.values()))
+    basis = f"from {len(done)} finished here" if done else "a guess, as no run has finished here yet"
+    return [
+        f"{len(made.runs)} runs, {len(done)} of them finished; {asked} evaluations, {asked - len(evaluations)} done",
+        f"left: about {_duration(total)} with {jobs} at a time and {disk / 1e6:,.0f} MB of run folders ({basis}); "
+        "images that have no features yet are encoded once, which comes on top",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:,.1f} hours"
+
+
+def plan_table(made: Plan) -> Table:
+    """A row per method and kind of run."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for run, keys in made.evaluations.items():
+        recipe = run.recipe or ("default" if default_recipe(run.trainer) else "")
+        row = rows.setdefault((run.group, run.trainer, recipe), [0, 0])
+        row[0] += 1
+        row[1] += len(keys)
+    return Table(
+        "", ["runs of", "method", "recipe", "runs", "evaluations"], [[*key, *map(str, n)] for key, n in rows.items()]
+    )
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A method's run on one dataset and what it is worth elsewhere; accuracies in percent, one per seed.
+
+    Attributes:
+        own: on the dataset that it was trained on; with ``of_base``, on its base classes.
+        elsewhere: key of an evaluation -> accuracies.
+        reason: why the method could not be evaluated on some classes; "" if it could.
+    """
+
+    method: str
+    dataset: str
+    backbone: str
+    of_base: bool
+    own: tuple[float, ...]
+    elsewhere: Mapping[str, tuple[float, ...]]
+    reason: str = ""
+
+
+def gather_transfers(folder: str | Path) -> list[Transfer]:
+    """The evaluated runs below ``folder``, over seeds."""
+    groups: dict[tuple[str, str, str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    for path in sorted(Path(folder).rglob(EVALUATIONS)):
+        results = None if path.parent.name == REPLACED else read_results(path.parent)
+        rows = evaluated(path.parent) if results else {}
+        if results and rows:
+            subset = config_in(results, path.parent)["DATASET"].get("SUBSAMPLE_CLASSES", ALL)
+            method = str(results.get("method") or results["trainer"])
+            # Runs by the cross-dataset recipe and by the default one are never mixed.
+            key = (method, dataset_label(results), results["backbone"], f"{subset} {path.parents[3].name}")
+            groups[key].append((results, rows))
+    found = []
+    for (method, dataset, backbone, kind), runs in groups.items():
+        elsewhere: dict[str, list[float]] = defaultdict(list)
+        reasons = [row["missing"] for _, rows in runs for row in rows.values() if row["missing"]]
+        for _, rows in runs:
+            for name, row in rows.items():
+                if not row["missing"] and not math.isnan(row["accuracy"]):
+                    elsewhere[name].append(row["accuracy"])
+        own = tuple(of for results, _ in runs if (of := _accuracy(results)) is not None)
+        values = {name: tuple(of) for name, of in elsewhere.items()}
+        of_base = kind.startswith("base ")
+        found.append(Transfer(method, dataset, backbone, of_base, own, values, reasons[0] if reasons else ""))
+    return found
+
+
+def _accuracy(results: Mapping[str, Any]) -> float | None:
+    value = results["metrics"].get("test", {}).get("accuracy")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def transfer_tables(folder: str | Path) -> tuple[list[Table], list[str]]:
+    """Tables of base and new classes, and of a source's run on other datasets, with what a reader must know.
+
+    Both are empty if no run below ``folder`` has been evaluated elsewhere.
+    """
+    found = gather_transfers(folder)
+    of_base = [one for one in found if one.of_base]
+    tables = [table for table in (base_to_new_table(of_base), base_to_new_average(of_base)) if table is not None]
+    groups: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
+    for one in found:
+        if not one.of_base:
+            groups[one.dataset, one.backbone].append(one)
+    for (dataset, _), group in sorted(groups.items()):
+        for protocol in (CROSS, DG):
+            names = [*Datasets.field().of(protocol), *Datasets.demo().of(protocol)]
+            tables += [table for table in [source_table(group, protocol, dataset, names)] if table is not None]
+    reasons = {
+        one.method: f"{one.method} cannot be tested on other classes: {one.reason}" for one in found if one.reason
+    }
+    notes = (
+        ["of a run on other classes, what has not been learnt of a class stays as in zero-shot CLIP"] if tables else []
+    )
+    return tables, [*notes, *(reasons[method] for method in sorted(reasons))]
+
+
+def write_transfers(folder: Path) -> Path | None:
+    """``evaluations.csv``: a line per run's kind and evaluation with every value in full precision; None if none is."""
+    found, path = gather_transfers(folder), folder / "evaluations.csv"
+    if not found:
+        return None
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trained on", "classes", "method", "backbone", "tested on", "seeds", "mean", "values"])
+        for one in found:
+            run = [one.dataset, "base" if one.of_base else ALL, one.method, one.backbone]
+            for key, values in {"own": one.own, **one.elsewhere}.items():
+                if values:
+                    writer.writerow([*run, key, len(values), fmean(values), " ".join(map(repr, values))])
+    return path
+
+
+def base_to_new_table(found: Sequence[Transfer]) -> Table | None:
+    """A row per dataset and method: base, new and their harmonic mean H, and all classes together."""
+    rows: list[list[str]] = []
+    values: dict[int, tuple[str, float | None]] = {}
+    for one in sorted(found, key=lambda one: (one.dataset, one.method)):
+        base, new, joint = (_estimate(of) for of in (one.own, one.elsewhere.get(NEW), one.elsewhere.get(ALL)))
+        h = harmonic_mean(base.mean, new.mean) if base and new else None
+        values[len(rows)] = (one.dataset, h)
+        rows.append([one.dataset, one.method, *map(_text, (base, new)), _text(h), _text(joint)])
+    places = {}
+    for dataset in {dataset for dataset, _ in values.values()}:
+        of = {row: h for row, (name, h) in values.items() if name == dataset and h is not None}
+        places.update({(row, 4): place for row, place in best_two(of).items()})
+    title = "From base to new classes; H is the harmonic mean of base and new, all is over all classes together"
+    return Table(title, ["dataset", "method", "base", "new", "H", "all"], rows, places) if rows else None
+
+
+def base_to_new_average(found: Sequence[Transfer]) -> Table | None:
+    """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets."""
+    groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
+    for one in found:
+        if one.own and (new := one.elsewhere.get(NEW)):
+            joint = one.elsewhere.get(ALL)
+            groups[one.method].append((fmean(one.own), fmean(new), fmean(joint) if joint else None))
+    rows: list[list[str]] = []
+    harmonic: dict[int, float] = {}
+    for method, group in sorted(groups.items()):
+        base, unseen = fmean(of[0] for of in group), fmean(of[1] for of in group)
+        together = [of[2] for of in group if of[2] is not None]
+        harmonic[len(rows)] = h = harmonic_mean(base, unseen)
+        mean_of_all = fmean(together) if len(together) == len(group) else None
+        rows.append([method, *map(_text, (base, unseen, h, mean_of_all)), str(len(group))])
+    if max((len(group) for group in groups.values()), default=0) < 2:
+        return None
+    most = max(len(group) for group in groups.values())
+    comparable = {row: h for row, h in harmonic.items() if rows[row][-1] == str(most)}
+    places = {(row, 3): place for row, place in best_two(comparable).items()}
+    title = "From base to new classes, averages over datasets: first base and new are averaged, then H is taken"
+    return Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places)
+
+
+def source_table(found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str]) -> Table | None:
+    """A row per method: the source, each of the datasets ``names`` that one was tested on, and their average, without
+    the source; a method that lacks one of them has no average. None if no method was tested on one."""
+    columns = [name for name in names if any(name in one.elsewhere for one in found)]
+    if not columns:
+        return None
+    rows: list[list[str]] = []
+    means: dict[int, float] = {}
+    for one in sorted(found, key=lambda one: one.method):
+        each = [_estimate(one.elsewhere.get(name)) for name in columns]
+        known = [of.mean for of in each if of]
+        if not known:  # a run by the recipe of the other protocol, or a method that knows its own classes only
+            continue
+        average = fmean(known) if len(known) == len(columns) else None
+        if average is not None:
+            means[len(rows)] = average
+        rows.append([one.method, _text(_estimate(one.own)), *map(_text, each), _text(average)])
+    places = {(row, len(columns) + 2): place for row, place in best_two(means).items()}
+    title = f"{protocol.capitalize()} from {source}; the average is without the source"
+    return Table(title, ["method", source, *columns, "average"], rows, places, may_shrink=True)
+
+
+def _estimate(values: Sequence[float] | None) -> Estimate | None:
+    return estimate(values) if values else None
+
+
+def _text(value: Estimate | float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def runs_of_shots(folder: Path) -> Path:
+    """Where the runs are that tables over shots are made of: in a benchmark's folder, those of few-shot."""
+    return folder / FEW_SHOT if any((folder / name).is_dir() for name in (FEW_SHOT, BASE_TO_NEW)) else folder
+
+
+def has_runs(folder: Path) -> bool:
+    """Whether a run below ``folder`` has finished."""
+    return any(path.parent.name != REPLACED for path in folder.rglob(FILE_NAME))

@@ -1,0 +1,289 @@
+"""The field's protocols are planned, continued and tabulated as papers do."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yacs.config import CfgNode
+
+from dassl_lite.config import to_dict
+from dassl_lite.engine.build import with_backbone_inputs
+from dassl_lite.engine.commands import benchmark as commands
+from dassl_lite.engine.commands import evaluate, run
+from dassl_lite.engine.commands.arguments import ConfigArguments
+from dassl_lite.engine.commands.benchmark import (
+    BASE_TO_NEW,
+    CROSS,
+    DG,
+    EVALUATIONS,
+    FEW_SHOT,
+    Datasets,
+    Plan,
+    Transfer,
+    base_to_new_average,
+    base_to_new_table,
+    plan,
+    recipe_for,
+    source_table,
+)
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.evaluate import Evaluation
+from dassl_lite.engine.commands.tables import BEST, SECOND, Table
+from dassl_lite.engine.files.results import write_results
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.tools import benchmark, report
+from dassl_lite.utils.files import read_json, write_json
+
+TINY = ("OPTIM.MAX_EPOCH", "1", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
+DEMO = Datasets.demo()
+
+
+def shared(**flags: Any) -> ConfigArguments:
+    return {
+        **{"trainer": "", "dataset_file": "", "method_file": None},
+        **{"flags": flags, "options": (), "allow_new_keys": False},
+    }  # type: ignore[return-value]
+
+
+def planned(*protocols: str, trainers: tuple[str, ...], datasets: Datasets = DEMO, **more: Any) -> Plan:
+    load_plugins()
+    return plan(protocols, trainers, shared(), datasets=datasets, **more)
+
+
+# ---- plans --------------------------------------------------------------------------------------------------------
+
+
+def test_the_protocols_are_about_the_datasets_of_the_field() -> None:
+    field = Datasets.field()
+    assert len(field.of(FEW_SHOT)) == len(field.of(BASE_TO_NEW)) == 11
+    assert field.of(CROSS) == field.of(FEW_SHOT)[1:]
+    assert field.of(DG) == ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+    assert DEMO.of(DG) == ("shapesnetv2", "shapesnetsketch", "shapesneta", "shapesnetr")
+    assert not {*DEMO.of(DG)} & {*DEMO.of(FEW_SHOT)}
+
+
+def test_few_shot_is_every_dataset_and_number_of_shots() -> None:
+    made = planned(FEW_SHOT, trainers=("TaskRes", "ZeroshotCLIP"))
+    assert len(made.runs) == 7 * (5 * 3 + 1)
+    assert not any(made.evaluations.values())
+
+
+def test_base_to_new_trains_on_base_classes_with_16_shots() -> None:
+    made = planned(BASE_TO_NEW, trainers=("TaskRes",), seeds=(1,), only=("gadgets",))
+    [(task, keys)] = made.evaluations.items()
+    cfg = task.config(shared(), Path("x"))
+    assert (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.NUM_SHOTS, cfg.DATASET.NAME) == ("base", 16, "Gadgets")
+    assert keys == ("new", "all")
+
+
+def test_protocols_share_the_run_on_the_source_if_their_recipes_agree() -> None:
+    both = planned(FEW_SHOT, CROSS, DG, trainers=("CoOp",), seeds=(1,), shots=(16,))
+    source = [task for task in both.runs if task.dataset.file == "shapesnet"]
+    assert len(source) == 1
+    assert both.evaluations[source[0]] == (*DEMO.of(CROSS), *DEMO.of(DG))
+
+
+def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone() -> None:
+    load_plugins()
+    assert recipe_for(BASE_TO_NEW, "GDA", "demo") == "base_to_new"
+    assert recipe_for(BASE_TO_NEW, "PromptSRC", "ViT-B/16") == "vit_b16_base_to_new"
+    assert recipe_for(BASE_TO_NEW, "PromptSRC", "ViT-B/32") == ""
+    assert recipe_for(CROSS, "MaPLe", "ViT-B/16") == recipe_for(DG, "MaPLe", "ViT-B/16") == "vit_b16_cross_datasets"
+    assert recipe_for(DG, "TaskRes", "RN50") == "generalization_rn50"
+    assert recipe_for(CROSS, "TaskRes", "RN50") == recipe_for(FEW_SHOT, "GDA", "demo") == ""
+    [task] = planned(BASE_TO_NEW, trainers=("GDA",), seeds=(1,), only=("gadgets",)).runs
+    assert task.config(shared(), Path("x")).TRAINER.GDA.COVARIANCE == "per_class"
+
+
+def test_datasets_that_are_not_there_are_listed_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dtd" / "images").mkdir(parents=True)
+    words = ["few-shot", "--trainers", "ZeroshotCLIP", "--root", str(tmp_path), "--dry-run"]
+    assert run_tool(benchmark.main, words) == 0
+    shown = capsys.readouterr().out
+    assert "1 runs, 0 of them finished" in shown
+    assert "a guess, as no run has finished here yet" in shown
+    assert "\ncaltech101 " in shown
+    assert "\ndtd " not in shown
+    assert run_tool(benchmark.main, ["cross-dataset", *words[1:]]) == 0
+    assert "there is nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("cross-dataset --shots 4", "--shots has no effect on cross-dataset"),
+        ("few-shot --datasets gadget", "unknown dataset 'gadget'"),
+        ("few-shot --trainers TaskRess", "unknown trainer 'TaskRess'"),
+        ("few-shot --shots 0", "--shots 0 must be at least 1"),
+        ("few-shot DATASET.SUBSAMPLE_CLASSES base", "DATASET.SUBSAMPLE_CLASSES has no effect in a benchmark"),
+        ("few-shots", "invalid choice: 'few-shots'"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_line(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_tool(benchmark.main, words.split()) == 2
+    assert not list(tmp_path.iterdir())
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+# ---- continuing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs and evaluations that take no time: what has been done, in order."""
+    said: list[str] = []
+
+    def train(cfg: CfgNode) -> Path:
+        said.append(f"train {cfg.TRAINER.NAME} {cfg.DATASET.NAME}")
+        results = {
+            **{"trainer": cfg.TRAINER.NAME, "dataset": cfg.DATASET.NAME, "backbone": "demo", "num_shots": 16},
+            **{"metrics": {"test": {"accuracy": 60.0}}, "seconds": {"train": 600.0}, "seed": cfg.SEED},
+            "config": to_dict(with_backbone_inputs(cfg)),
+        }
+        return write_results(results, cfg.OUTPUT_DIR)
+
+    def evaluate_row(cfg: CfgNode, model_dir: Path, name: str) -> Evaluation:
+        said.append(f"test {cfg.TRAINER.NAME} {cfg.DATASET.NAME} {cfg.DATASET.SUBSAMPLE_CLASSES}")
+        if cfg.TRAINER.NAME == "LinearProbe":
+            return Evaluation(name, missing="it lacks pine", status="lacks classes")
+        return Evaluation(name, accuracy=40.0 if name == "new" else 45.0, seconds=1.0)
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(evaluate, "evaluate_row", evaluate_row)
+    return said
+
+
+def start(output: Path, protocol: str, *words: str) -> int:
+    return run_tool(benchmark.main, [protocol, "--jobs", "1", "--output-dir", str(output), *words])
+
+
+def test_the_same_line_again_does_what_is_left(
+    tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("base-to-new", "--trainers", "LinearProbe", "TaskRes", "--datasets", "gadgets")
+    assert start(tmp_path, *line) == 0
+    trained = [what for what in done if what.startswith("train")]
+    assert trained == ["train LinearProbe Gadgets", "train TaskRes Gadgets"]
+    assert done[-2:] == ["test TaskRes Gadgets new", "test TaskRes Gadgets all"]
+    shown = capsys.readouterr().out
+    assert "LinearProbe cannot be tested on other classes: it lacks pine" in shown
+    assert "Gadgets TaskRes 60.00 40.00 48.00 45.00" in " ".join(shown.split())
+    del done[:]
+    assert start(tmp_path, *line) == 0
+    assert done == []
+    folder = tmp_path / "base-to-new" / "gadgets" / "TaskRes" / "16shots-seed1"
+    kept = read_json(folder / EVALUATIONS)
+    del kept["evaluations"]["new"]
+    write_json(kept, folder / EVALUATIONS)
+    assert start(tmp_path, *line) == 0
+    assert done == ["test TaskRes Gadgets new"]
+
+
+def test_evaluations_of_a_run_that_was_replaced_are_done_again(tmp_path: Path, done: list[str]) -> None:
+    line = ("base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets")
+    start(tmp_path, *line)
+    path = tmp_path / "base-to-new" / "gadgets" / "TaskRes" / "16shots-seed1" / "results.json"
+    write_json({**read_json(path), "metrics": {"test": {"accuracy": 61.0}}}, path)
+    del done[:]
+    start(tmp_path, *line)
+    assert done == ["test TaskRes Gadgets new", "test TaskRes Gadgets all"]
+
+
+def test_an_estimate_is_made_from_what_has_finished(
+    tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets", "tiles")
+    start(tmp_path, *line[:-1])
+    capsys.readouterr()
+    assert start(tmp_path, *line, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "2 runs, 1 of them finished; 4 evaluations, 2 done" in shown
+    assert "left: about 10 minutes with 1 at a time and 0 MB of run folders (from 1 finished here)" in shown
+
+
+def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
+    tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = evaluate.evaluate_row
+
+    def evaluate_row(cfg: CfgNode, model_dir: Path, name: str) -> Evaluation:
+        if cfg.DATASET.NAME == "Tiles":
+            return Evaluation(name, missing="tiles are gone", status="not there")
+        return working(cfg, model_dir, name=name)
+
+    monkeypatch.setattr(commands.evaluate, "evaluate_row", evaluate_row)
+    assert start(tmp_path, "cross-dataset", "--trainers", "TaskRes", "--datasets", "gadgets", "tiles") == 1
+    shown = capsys.readouterr()
+    assert "tiles are gone" in shown.err
+    assert "Cross-dataset from ShapesNet; the average is without the source" in shown.out
+    assert done == ["train TaskRes ShapesNet", "test TaskRes Gadgets all"]
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def transfer(method: str, dataset: str, own: float, **elsewhere: float) -> Transfer:
+    return Transfer(method, dataset, "demo", "new" in elsewhere, (own,), {k: (v,) for k, v in elsewhere.items()})
+
+
+def row_of(table: Table | None, *start: str) -> list[str]:
+    assert table is not None
+    return next(list(row) for row in table.rows if tuple(row[: len(start)]) == start)
+
+
+def test_h_of_an_average_is_taken_after_averaging() -> None:
+    found = [
+        transfer("A", "one", 80.0, new=40.0, all=50.0),
+        transfer("A", "two", 60.0, new=60.0, all=40.0),
+        transfer("B", "one", 50.0, new=50.0, all=30.0),
+        transfer("B", "two", 50.0, new=50.0),
+        transfer("C", "one", 99.0, new=99.0),
+    ]
+    table = base_to_new_table(found)
+    assert row_of(table, "one", "A") == ["one", "A", "80.00", "40.00", "53.33", "50.00"]
+    average = base_to_new_average(found)
+    # 2 * 70 * 50 / 120, not the mean of 53.33 and 60.
+    assert row_of(average, "A") == ["A", "70.00", "50.00", "58.33", "45.00", "2"]
+    assert row_of(average, "B")[-2:] == ["", "2"]
+    assert average is not None
+    assert average.places == {(0, 3): BEST, (1, 3): SECOND}  # C was not run on both datasets
+
+
+def test_an_average_is_without_the_source_and_over_the_same_datasets_for_all() -> None:
+    found = [transfer("A", "S", 90.0, x=40.0, y=60.0), transfer("B", "S", 80.0, x=30.0)]
+    table = source_table(found, CROSS, "S", ["x", "y", "z"])
+    assert table is not None
+    assert list(table.headers) == ["method", "S", "x", "y", "average"]
+    assert row_of(table, "A") == ["A", "90.00", "40.00", "60.00", "50.00"]
+    assert row_of(table, "B") == ["B", "80.00", "30.00", "", ""]
+
+
+@pytest.mark.slow
+def test_all_protocols_on_the_embedded_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("--datasets", "gadgets", "shapesnetv2", "--shots", "1")
+    assert start(tmp_path, "all", "--trainers", "ZeroshotCLIP", "TaskRes", *names, *TINY) == 0
+    capsys.readouterr()
+    assert run_tool(report.main, [str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for title in ("From base to new classes", "Cross-dataset from ShapesNet", "Domain-generalization from ShapesNet"):
+        assert title in shown
+    assert r"\caption{Cross-dataset from ShapesNet" in (tmp_path / "report.tex").read_text()
+    with (tmp_path / "evaluations.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    tested = {(row["trained on"], row["tested on"]) for row in rows if row["method"] == "TaskRes"}
+    assert tested == {
+        *(("Gadgets", key) for key in ("own", "new", "all")),
+        *(("ShapesNet", key) for key in ("own", "gadgets", "shapesnetv2")),
+    }
+    zero_shot = {row["tested on"]: float(row["mean"]) for row in rows if row["method"] == "ZeroshotCLIP"}
+    base = next(float(row["mean"]) for row in rows if row["classes"] == "base" and row["tested on"] == "own")
+    assert 0 < zero_shot["all"] <= max(base, zero_shot["new"])  # with more classes to confuse
