@@ -288,8 +288,8 @@ class Auto(FeatureTrainer):
         """One row per candidate, as plain values."""
         return [one.row for one in self.choice]
 
-    def run_results(self) -> dict[str, Any]:
-        return {**super().run_results(), "choice": self.explanation()}
+    def method_results(self) -> dict[str, Any]:
+        return {"choice": self.explanation()}
 
     def adapt_state_dict(
         self, model: nn.Module, weights: dict[str, Tensor], meta: dict[str, Any], path: Path

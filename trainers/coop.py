@@ -33,16 +33,20 @@ from dassl_lite.utils import UserError, get_logger
 logger = get_logger(__name__)
 
 
-class ContextTrainer(FeatureTrainer):
-    """CoOp's prompts: a learned context for all classes, or one per class; methods differ in how they learn it."""
+@TRAINER_REGISTRY.register()
+class CoOp(FeatureTrainer):
+    """A learned context for all classes, or one per class; methods that learn it otherwise derive from this one."""
 
     model_name = "prompt_learner"
+    config_node = "COOP"
     through_encoder = True
+    takes_multi_label = True
     keys: ClassVar[Sequence[Key]] = (
         *CONTEXT_KEYS,
         key("CSC", False, None, "class-specific context: each class learns its own"),
         key("CLASS_TOKEN_POSITION", "end", one_of(*POSITIONS), "end | middle | front: where the class name stands"),
         *TEXT_ENCODER_KEYS,
+        *LOSS_KEYS,
     )
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -70,12 +74,3 @@ class ContextTrainer(FeatureTrainer):
         node = self.method_cfg
         logger.info("Initializing class-specific contexts" if node.CSC else "Initializing a generic context")
         return PromptLearner(self.clip, self.layout(), class_specific=node.CSC, **text_encoder_options(node))
-
-
-@TRAINER_REGISTRY.register()
-class CoOp(ContextTrainer):
-    """A learned context for all classes, or one per class."""
-
-    config_node = "COOP"
-    takes_multi_label = True
-    keys = LOSS_KEYS

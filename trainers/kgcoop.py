@@ -13,6 +13,7 @@ Deviations: other words than "a photo of a" may be given; words with CSC are ref
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,19 +22,31 @@ from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
 from dassl_lite.engine.contract.keys import Key
-from dassl_lite.trainers.coop import ContextTrainer
+from dassl_lite.trainers.coop import CoOp
 
 NEVER_USED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")  # in their files
 
 
-class KnowledgeGuided(FeatureTrainer):
-    """The loss of a method whose head keeps the text features of its classes near those of hand-written prompts."""
+class Taught(FeatureTrainer):
+    """A method that compares what it learns with the text features of hand-written prompts."""
 
     through_encoder = True
+
+    @cached_property
+    def teacher(self) -> Tensor:
+        """h (K, D), of length 1."""
+        return self.zero_shot_weights().to(self.device)
+
+    def prepare_loss(self) -> None:
+        _ = self.teacher
+
+
+class KnowledgeGuided(Taught):
+    """The loss of a method whose head keeps the text features of its classes near those of hand-written prompts."""
+
     keys: ClassVar[Sequence[Key]] = (
         key("W", 8.0, number(at_least=0, at_most=1e6), "weight of the distance from the hand-written prompts"),
     )
-    teacher: Tensor  # h (K, D), of length 1; set by build_head
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float | Tensor]:
         with self.head.evaluating():  # logits and distance come from the same text features
@@ -45,13 +58,11 @@ class KnowledgeGuided(FeatureTrainer):
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(KnowledgeGuided, ContextTrainer):
+class KgCoOp(KnowledgeGuided, CoOp):
     """A learned context that keeps each class near its hand-written prompt."""
 
-    def build_head(self) -> nn.Module:
-        head = super().build_head()
-        self.teacher = self.zero_shot_weights().to(self.device)
-        return head
+    config_node = ""
+    takes_multi_label = False
 
     def adapt_state_dict(
         self, model: nn.Module, weights: dict[str, Tensor], meta: dict[str, Any], path: Path

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl_lite.engine import TRAINER_REGISTRY, key, number
 from dassl_lite.engine.methods.shared_keys import CONTEXT_LENGTH
 from dassl_lite.models.prompt_learner import PromptLayout, lay_out
-from dassl_lite.trainers.coop import ContextTrainer
+from dassl_lite.trainers.coop import CoOp
+from dassl_lite.trainers.kgcoop import Taught
 from dassl_lite.utils import UserError
 from dassl_lite.utils.meters import unread
 
@@ -40,9 +41,11 @@ def project(gradient: Tensor, guide: Tensor, strength: float = 1.0) -> Tensor:
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(ContextTrainer):
+class ProGrad(Taught, CoOp):
     """A learned context whose steps do not work against zero-shot CLIP."""
 
+    config_node = ""
+    takes_multi_label = False
     keys = (
         CONTEXT_LENGTH,
         key("CTX_INIT", True, None, "start the last vectors from the words of the template in front of the name"),
@@ -51,7 +54,6 @@ class ProGrad(ContextTrainer):
             "T", 1.0, number(above=0, at_most=1000), "temperature at which logits are compared; more: all classes count"
         ),
     )
-    teacher: Tensor  # (K, D), of length 1
 
     def layout(self) -> PromptLayout:
         node, name = self.method_cfg, f"TRAINER.{self.node_name()}"
@@ -73,11 +75,6 @@ class ProGrad(ContextTrainer):
             fill=True,
             node=name,
         )
-
-    def build_head(self) -> nn.Module:
-        head = super().build_head()
-        self.teacher = self.zero_shot_weights().to(self.device)
-        return head
 
     def batch_loss(self, image_features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy, and distance from zero-shot CLIP's probabilities (2,)."""

@@ -85,6 +85,7 @@ class WholeViews:
 
     def __init__(self, views: Tensor, labels: Tensor, epoch: Callable[[], int]) -> None:
         self.views, self.labels, self.epoch = views, labels, epoch
+        self.batch_size = len(labels)
 
     def __len__(self) -> int:
         return 1
@@ -141,9 +142,6 @@ class ProLIP(FeatureTrainer):
 
     def embed(self, input: Tensor) -> Tensor:
         return self.head.project(input)
-
-    def step_cost(self) -> int | None:
-        return len(self.train_loader_x.labels) * self.head.weight.numel()
 
     def fit(self) -> None:
         """Collect all images' states, and search, before the epochs."""

@@ -102,7 +102,5 @@ class TCP(KnowledgeGuided):
         return min(PAPERS_LAYER, depth - 1) if wanted < 0 else int(wanted)
 
     def build_head(self) -> nn.Module:
-        layout = self.layout()
-        self.teacher = self.zero_shot_weights().to(self.device)
         options = text_encoder_options(self.method_cfg)
-        return ClassAwarePrompts(self.clip, layout, self.teacher, self.layer(), **options)
+        return ClassAwarePrompts(self.clip, self.layout(), self.teacher, self.layer(), **options)

@@ -96,9 +96,8 @@ class TransCLIP(FeatureTrainer):
     def method_label(self) -> str:
         return f"{self.cfg.TRAINER.NAME} (transductive)"
 
-    def check_training_data(self) -> None:
-        if self.method_cfg.SUPPORT:
-            super().check_training_data()
+    def needs_training_images(self) -> bool:
+        return bool(self.method_cfg.SUPPORT)
 
     def build_head(self) -> nn.Module:
         return ClassNamesAndShots(self.zero_shot_weights(), self.clip.logit_scale.exp())

@@ -147,9 +147,8 @@ class TwoStage(FeatureTrainer):
 
     # ---- building -------------------------------------------------------------------------------------------------
 
-    def build_model(self) -> None:
-        super().build_model()
-        self.max_epoch = sum(self.stage_epochs())
+    def epochs_to_train(self) -> int:
+        return sum(self.stage_epochs())
 
     def build_head(self) -> nn.Module:
         found = self._places()
@@ -207,20 +206,18 @@ class TwoStage(FeatureTrainer):
         self.train_loader_x, self.val_loader, self.test_loader = self._images
         super()._use_features()
 
-    def idle_keys(self) -> dict[str, str]:
-        idle = super().idle_keys()
-        for name in ("SEED", "BATCH_SIZE") if self.stage_steps()[1] else ():
-            idle.pop(f"DATASET.FEATURES.{name}", None)
-        return idle
+    def features_kept(self) -> str:
+        return "run" if self.stage_steps()[1] else super().features_kept()
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def before_train(self) -> None:
-        super().before_train()
-        self._encoders_changed()  # a resumed run's are others
+    def method_state(self) -> dict[str, Any]:
+        return {"stage": 2 if self.head.classifies else 1}
 
-    def before_epoch(self) -> None:
-        super().before_epoch()
+    def restore_method_state(self, state: Mapping[str, Any]) -> None:
+        self._encoders_changed()  # they are the resumed run's now
+
+    def enter_epoch(self) -> None:
         if self.epoch == self.stage_epochs()[0] and not self.head.classifies:
             self._start_second_stage()
 

@@ -44,7 +44,7 @@ OPTIONS = {
     "TRAINER.CrossModalProbe.EVAL_EVERY": 3,
     "TRAINER.LPPlusPlus.EPOCHS": 4,
     "TRAINER.Auto.FOLDS": 2,
-    "TRAINER.Auto.METHODS": ["ZeroshotCLIP", "GDA", "ProKeR", "LPPlusPlus", "TipAdapter"],  # without epochs
+    "TRAINER.Auto.METHODS": ["ZeroshotCLIP", "GDA", "TipAdapter"],  # without epochs
     "TRAINER.APE.ALPHA_STEPS": 3,
     "TRAINER.APE.BETA_STEPS": 3,
     "TRAINER.APET.ALPHA_STEPS": 3,

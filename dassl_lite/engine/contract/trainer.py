@@ -216,8 +216,14 @@ class SimpleTrainer(TrainerBase):
 
     # ---- training -----------------------------------------------------------------------------------------------
 
+    def needs_training_images(self) -> bool:
+        """Whether this run learns from training images."""
+        return self.uses_shots
+
     def check_training_data(self) -> None:
-        if self.uses_shots and getattr(self.dm.dataset, "test_only", False):  # test images stand in for training images
+        if self.needs_training_images() and getattr(
+            self.dm.dataset, "test_only", False
+        ):  # test images stand in for training images
             raise UserError(
                 f"{self.cfg.DATASET.NAME} has no training images; train on another dataset, then evaluate that run on "
                 "this one with tools/eval.py"

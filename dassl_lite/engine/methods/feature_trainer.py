@@ -180,15 +180,23 @@ class FeatureTrainer(TrainerX):
             shots = math.ceil(len(self.dm.dataset.train_x) / self.num_classes)
         return per_shot * shots
 
+    def epochs_to_train(self) -> int:
+        """Length of the training in epochs, of which the last may be cut."""
+        return math.ceil(self.steps_to_train() / self.epoch_steps)
+
+    def prepare_loss(self) -> None:
+        """Compute what the loss needs besides the head; called once the head is built."""
+
     # ---- building -------------------------------------------------------------------------------------------------
 
     def build_model(self) -> None:
-        self.max_epoch = math.ceil(self.steps_to_train() / self.epoch_steps)
+        self.max_epoch = self.epochs_to_train()
         devices.set_arithmetic()
         cfg = self.cfg
         self.clip = self.load_clip()
         self.features = self._feature_source()
         self.head = self.build_head().to(self.device)
+        self.prepare_loss()
         if self.sigmoid and isinstance(self.head, CosineHead):
             bias = self.clip.logit_bias
             self.started_calibrated = bias is not None
@@ -320,6 +328,10 @@ class FeatureTrainer(TrainerX):
         """The method's own key that sets the length of the training in place of OPTIM.MAX_EPOCH; "" if none does."""
         return "STEPS_PER_SHOT" if self.method_cfg.get("STEPS_PER_SHOT") else ""
 
+    def features_kept(self) -> str:
+        """How long features of images are kept: "disk", "run", or "never", if each step encodes its images."""
+        return "never" if self.trains_images else "disk"
+
     def idle_keys(self) -> dict[str, str]:
         cfg, name = self.cfg, self.cfg.TRAINER.NAME
         optim = {**idle_in_schedule(cfg.OPTIM), **idle_in_optim(cfg.OPTIM)}
@@ -333,8 +345,9 @@ class FeatureTrainer(TrainerX):
         if self.features.is_file:
             idle["DATALOADER.NUM_WORKERS"] = "the dataset holds features, not images"
         elif self.trains_images:
-            keys = [f"DATASET.FEATURES.{one}" for one in ("SEED", "DIR", "BATCH_SIZE")]
-            idle |= dict.fromkeys(keys, f"{name} trains the image encoder, so features are not kept")
+            unused = ("DIR",) if self.features_kept() == "run" else ("SEED", "DIR", "BATCH_SIZE")
+            reason = f"{name} trains the image encoder, so features are not kept"
+            idle |= dict.fromkeys((f"DATASET.FEATURES.{one}" for one in unused), reason)
         elif cfg.DATASET.FEATURES.VIEWS:
             keys = ["DATALOADER.K_TRANSFORMS", "DATALOADER.RETURN_IMG0"]
             idle |= dict.fromkeys(keys, "images are replaced by their features (DATASET.FEATURES.VIEWS)")
@@ -495,7 +508,11 @@ class FeatureTrainer(TrainerX):
         """Whether a logit of 0 means a probability of 1/2, as a sigmoid loss, or a SigLIP's bias, makes it."""
         return self.started_calibrated or self.loaded_loss == "sigmoid"
 
+    def enter_epoch(self) -> None:
+        """Called before each epoch, for a method whose epochs differ."""
+
     def before_epoch(self) -> None:
+        self.enter_epoch()
         if self.epoch == 0 and self.sigmoid and isinstance(self.head, CosineHead) and not self.calibrated:
             self._calibrate()
         self.started_calibrated |= self.sigmoid
@@ -558,7 +575,7 @@ class FeatureTrainer(TrainerX):
         """That of the head, by its number of weights unless it knows better; None if steps encode images."""
         if not getattr(self.train_loader_x, "gives_features", False):
             return None
-        batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        batch_size = getattr(self.train_loader_x, "batch_size", None) or self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         if (own := getattr(self.head, "step_cost", None)) is not None:
             return own(batch_size)
         return batch_size * sum(tensor.numel() for tensor in (*self.head.parameters(), *self.head.buffers()))
@@ -699,8 +716,13 @@ class FeatureTrainer(TrainerX):
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
+    def method_results(self) -> dict[str, Any]:
+        """What a method adds to ``results.json``, as plain values."""
+        return {}
+
     def run_results(self) -> dict[str, Any]:
         found = super().run_results()
+        found |= self.method_results()
         found["arithmetic"] = devices.describe_arithmetic(self.device, self.precision)
         if isinstance(self.evaluator, MultiLabelClassification):
             found |= {"threshold": self.evaluator.threshold, "threshold_from": self.threshold_from}
