@@ -58,7 +58,7 @@ IGNORED = {
     **IN_A_SWEEP,
     **{"DATASET.NAME": "--datasets", "DATASET.SUBSAMPLE_CLASSES": "base-to-new", "DATASET.ROOT": "--root"},
 }
-DEMO_SHOTS, DEMO_SEEDS = (1, 4, 16), (1,)  # of the embedded datasets, so that all methods are done within a break
+DEMO_SHOTS, DEMO_SEEDS = (1, 4, 16), (1,)  # of the embedded datasets, to keep it short
 
 
 def make_parser() -> ToolParser:
