@@ -57,7 +57,7 @@ from dassl_lite.utils.devices import accelerator
 from dassl_lite.utils.errors import MissingFileError, UserError, nearest, shown, unknown
 from dassl_lite.utils.files import write_json
 
-DEFAULT_METHOD = "TaskRes"
+DEFAULT_METHOD = "Auto"
 ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
 CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
 ON_ERROR = ("warn", "raise")

@@ -13,6 +13,7 @@ from dassl_lite import FewShotClassifier
 
 SHAPES = ("circle", "square", "triangle")
 QUICK = {"epochs": 3, "options": {"DATASET.FEATURES.VIEWS": 2, "DATALOADER.NUM_WORKERS": 0}}
+TASKRES = {"method": "TaskRes", **QUICK}
 
 
 def drawn(shape: str, number: int) -> Image.Image:
@@ -66,4 +67,4 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 @pytest.fixture(scope="session")
 def fitted(photos: Pictures) -> Any:
     """A classifier of the lists; tests leave it as it is."""
-    return FewShotClassifier(**QUICK).fit(photos.paths, photos.labels)
+    return FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import QUICK, SHAPES, Pictures, drawn
+from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
@@ -44,6 +44,13 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.slow
+def test_auto_is_the_default_and_learns_from_the_shots(photos: Pictures, unseen: Pictures) -> None:
+    clf = FewShotClassifier(shots=2, **QUICK)
+    assert clf.get_params()["method"] == "Auto"
+    assert clf.fit(photos.paths, photos.labels).score(unseen.paths, unseen.labels) > 1 / len(SHAPES)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF"])
 def test_a_fit_on_a_folder_is_a_run_of_train_to_the_last_digit(photos: Pictures, tmp_path: Path, method: str) -> None:
     results, state = trained(photos.folder, tmp_path / "run", method, "--shots", "3", "--seed", "2")
@@ -65,7 +72,7 @@ def test_a_fit_on_lists_is_a_run_on_a_table_to_the_last_digit(
         rows.writerows(zip(photos.paths, photos.labels, ["train"] * 30, strict=True))
         rows.writerows(zip(unseen.paths, unseen.labels, ["test"] * 12, strict=True))
     results, state = trained(tmp_path / "table.csv", tmp_path / "run", "TaskRes", "--shots", "4")
-    clf = FewShotClassifier(shots=4, **QUICK).fit(photos.paths, photos.labels)
+    clf = FewShotClassifier(shots=4, **TASKRES).fit(photos.paths, photos.labels)
     assert_equal(weights(clf), state)
     found = clf.evaluate(unseen.paths, unseen.labels)
     assert found["accuracy"] == results["metrics"]["test"]["accuracy"]
@@ -89,7 +96,7 @@ def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unsee
 def test_a_spool_of_its_own_keeps_what_is_in_memory_until_it_is_closed(photos: Pictures) -> None:
     own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
     with spooled_in(own):
-        clf = FewShotClassifier(**QUICK).fit(images, photos.labels[::5])
+        clf = FewShotClassifier(**TASKRES).fit(images, photos.labels[::5])
     folder = own.folder
     assert len(list(folder.glob("images/*.png"))) == 6
     assert list(folder.glob("features/*/meta.json"))
@@ -149,7 +156,7 @@ class HuggingFace:
 def test_a_hugging_face_dataset_brings_its_labels(photos: Pictures) -> None:
     images = [Image.open(path) for path in photos.paths]
     data = HuggingFace(images, [SHAPES.index(label) for label in photos.labels], list(SHAPES))
-    clf = FewShotClassifier(**QUICK).fit(data)
+    clf = FewShotClassifier(**TASKRES).fit(data)
     assert clf.classes_.tolist() == sorted(SHAPES)
     assert set(clf.predict(data)) <= set(SHAPES)
     assert clf.score(data) > 0.4
@@ -215,7 +222,7 @@ def test_an_evaluation_counts_what_it_predicts(fitted: Any, unseen: Pictures) ->
 @pytest.mark.slow
 def test_the_same_fit_gives_the_same_and_another_seed_another(photos: Pictures, unseen: Pictures) -> None:
     one, same, other = (
-        FewShotClassifier(shots=2, seed=seed, **QUICK).fit(photos.paths, photos.labels).predict_proba(unseen.paths)
+        FewShotClassifier(shots=2, seed=seed, **TASKRES).fit(photos.paths, photos.labels).predict_proba(unseen.paths)
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
@@ -224,7 +231,7 @@ def test_the_same_fit_gives_the_same_and_another_seed_another(photos: Pictures, 
 
 @pytest.mark.slow
 def test_calibration_makes_probabilities_fit_how_often_they_are_right(photos: Pictures, unseen: Pictures) -> None:
-    clf = FewShotClassifier(**QUICK).fit(photos.paths, photos.labels)
+    clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 3
     proba = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -243,7 +250,7 @@ def test_calibration_makes_probabilities_fit_how_often_they_are_right(photos: Pi
 
 @pytest.mark.slow
 def test_a_fit_on_a_folder_calibrates_on_its_validation_images(photos: Pictures) -> None:
-    clf = FewShotClassifier(**QUICK).fit(photos.folder).calibrate()
+    clf = FewShotClassifier(**TASKRES).fit(photos.folder).calibrate()
     assert clf.calibration_.images == len(clf._trainer.dm.dataset.val) > 0
     assert clf.calibration_.measured_on == "test images of the fit"
 
@@ -264,7 +271,7 @@ def test_what_needs_a_fit_says_so(call: Any) -> None:
 
 
 def fit(images: Any, labels: Any, **parameters: Any) -> Any:
-    return FewShotClassifier(**{**QUICK, **parameters}).fit(images, labels)
+    return FewShotClassifier(**{**TASKRES, **parameters}).fit(images, labels)
 
 
 WRONG = [

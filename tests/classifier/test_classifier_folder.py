@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import QUICK, SHAPES, Pictures, drawn
+from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from safetensors.numpy import load_file, save_file
 
 from dassl_lite import FewShotClassifier
@@ -116,7 +116,7 @@ def test_a_folder_is_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
 
 @pytest.mark.slow
 def test_a_removed_class_leaves_the_others_as_they_are(photos: Pictures, unseen: Pictures) -> None:
-    clf = FewShotClassifier(**QUICK).fit(photos.paths, photos.labels)
+    clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     before = clf.decision_function(unseen.paths)
     clf.add_class("star")
     after = clf.decision_function(unseen.paths)
@@ -320,7 +320,7 @@ def test_a_fit_on_a_feature_file_knows_images_too(photos: Pictures, unseen: Pict
     file = tmp_path / "features.npz"
     argv = ["--data", str(photos.folder), "--output", str(file), "--views", "2", "DATALOADER.NUM_WORKERS", "0"]
     assert run_tool(extract.main, argv) == 0
-    clf = FewShotClassifier(**QUICK).fit(file)
+    clf = FewShotClassifier(**TASKRES).fit(file)
     assert clf.score(file) == pytest.approx(clf.report_["accuracy"] / 100)
     features = clf.predict_proba(FewShotClassifier(classes=["x"]).transform(unseen.paths))
     np.testing.assert_allclose(clf.predict_proba(unseen.paths), features, rtol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import QUICK, Pictures
+from pictures import QUICK, TASKRES, Pictures
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
@@ -67,7 +67,7 @@ def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch:
         return original(dataset, *arguments, **options)
 
     monkeypatch.setattr(store, "extract", counting)
-    clf = FewShotClassifier(**QUICK, seed=11)
+    clf = FewShotClassifier(**TASKRES, seed=11)
     clf.options = {**QUICK["options"], "DATASET.FEATURES.SEED": 99, "DATASET.FEATURES.VIEWS": 1}
     scores = cross_val_score(clf, photos.paths, photos.labels, cv=3)
     assert scores.shape == (3,)
@@ -80,7 +80,7 @@ def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch:
 @pytest.mark.slow
 def test_a_grid_search_chooses_methods_and_shots(photos: Pictures) -> None:
     grid = {"method": ["TaskRes", "ZeroshotCLIP"], "shots": np.array([1, 4])}
-    search = GridSearchCV(FewShotClassifier(**QUICK), grid, cv=2).fit(photos.paths, photos.labels)
+    search = GridSearchCV(FewShotClassifier(**TASKRES), grid, cv=2).fit(photos.paths, photos.labels)
     assert len(search.cv_results_["mean_test_score"]) == 4
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.predict(photos.paths[:2]).shape == (2,)
@@ -90,14 +90,14 @@ def test_a_grid_search_chooses_methods_and_shots(photos: Pictures) -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_scikit_learns_calibration_takes_the_logits(photos: Pictures, classes: int) -> None:
     paths, labels = photos.paths[: 10 * classes], photos.labels[: 10 * classes]
-    found = CalibratedClassifierCV(FewShotClassifier(**QUICK), cv=2).fit(paths, labels).predict_proba(paths)
+    found = CalibratedClassifierCV(FewShotClassifier(**TASKRES), cv=2).fit(paths, labels).predict_proba(paths)
     assert found.shape == (10 * classes, classes)
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
 @pytest.mark.slow
 def test_in_a_pipeline_it_classifies_or_gives_features(photos: Pictures) -> None:
-    last = Pipeline([("clf", FewShotClassifier(**QUICK))]).fit(photos.paths, photos.labels)
+    last = Pipeline([("clf", FewShotClassifier(**TASKRES))]).fit(photos.paths, photos.labels)
     assert last.score(photos.paths, photos.labels) > 0.4
     first = Pipeline([("clip", FewShotClassifier(method="ZeroshotCLIP")), ("lr", LogisticRegression(max_iter=200))])
     assert first.fit(photos.paths, photos.labels).score(photos.paths, photos.labels) > 0.6
@@ -141,7 +141,7 @@ def test_nothing_global_changes_and_nothing_is_printed(
     torch.set_float32_matmul_precision("medium")
     try:
         before = state_of_the_process()
-        clf = FewShotClassifier(**QUICK).fit(photos.folder)
+        clf = FewShotClassifier(**TASKRES).fit(photos.folder)
         clf.predict(unseen.paths)
         clf.calibrate()
         clf.evaluate(unseen.folder)
@@ -161,7 +161,7 @@ def test_nothing_global_changes_and_nothing_is_printed(
 @pytest.mark.slow
 def test_classifiers_in_threads_find_what_they_find_alone(photos: Pictures, unseen: Pictures) -> None:
     def work(seed: int, found: dict[int, Any]) -> None:
-        clf = FewShotClassifier(**QUICK, shots=2, seed=seed).fit(photos.paths, photos.labels)
+        clf = FewShotClassifier(**TASKRES, shots=2, seed=seed).fit(photos.paths, photos.labels)
         found[seed] = [clf.predict_proba(unseen.paths) for _ in range(3)][-1]
 
     alone: dict[int, Any] = {}
