@@ -267,8 +267,10 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
     Raises:
         UserError: there is no run.
     """
-    config = stored_config(folder)
     names = sorted({path.parent.name for path in folder.glob("*/model*.pth.tar*")})
+    if not names and read_results(folder) is None:
+        raise UserError(f"'{folder}' holds neither a classifier nor a run of tools/train.py")
+    config = stored_config(folder)
     states = {name: torchtools.load_run_checkpoint(CheckpointStore(folder).find(name, epoch)) for name in names}
     meta = dict(next(iter(states.values()))["meta"]) if states else {}
     kind = DATASET_REGISTRY.get(config["DATASET"]["NAME"]) if config["DATASET"]["NAME"] in DATASET_REGISTRY else None

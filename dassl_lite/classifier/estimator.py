@@ -221,17 +221,19 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         except TypeError:
             kinds = ", ".join(sorted({type(label).__name__ for label in listed}))
             raise UserError(f"y mixes labels of several types: {kinds}") from None
-        given = self.classes
-        if given is None:
+        if self.classes is None:
             return labels, [str(label) for label in labels.tolist()]
-        if isinstance(given, Mapping):
-            known = dict(given)
-        else:
-            names = _texts(given)
-            known = {name: name for name in names} if labels.dtype.kind == "U" else dict(enumerate(names))
+        known = self._given_names(texts=labels.dtype.kind == "U")
         if missing := [label for label in labels.tolist() if label not in known]:
             raise UserError(f"classes has no name for label {shown(missing[0])} of y")
         return labels, [str(known[label]) for label in labels.tolist()]
+
+    def _given_names(self, *, texts: bool) -> dict[Any, Any]:
+        """The parameter ``classes`` as a dict from label, which is text or a number, to name."""
+        if self.classes is None or isinstance(self.classes, Mapping):
+            return dict(self.classes or {})
+        names = _texts(self.classes)
+        return {name: name for name in names} if texts else dict(enumerate(names))
 
     def _trained(self, flags: Mapping[str, Any], training: Training | None) -> tuple[Any, float | None]:
         """A trainer that has been trained, as a run of tools/train.py; and the zero-shot accuracy before."""
@@ -404,7 +406,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def transform(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
         """Image features (N, D) float32, not normalised."""
-        return self._joined(X, on_error, lambda features: features)
+        found = self._joined(X, on_error, lambda features: features)
+        trainer = self._trainer
+        if len(found) and not np.isnan(found).all():
+            return found
+        width = trainer.input_width if isinstance(trainer, FeatureTrainer) else len(self.classes_)
+        return np.full((len(found), width), np.nan, np.float32)  # no image that says how wide features are
 
     def stream(
         self,
@@ -507,6 +514,10 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         again from the images of the fit and ``images``. Those that train a row for each class start the new one as
         zero-shot, without images; with images they have to be fitted again.
 
+        Args:
+            name: its label, of the type of the others; prompts take its name in ``classes``, if that has one.
+            images: of the class, as in `fit`.
+
         Raises:
             UserError: the method does not allow it; nothing has changed.
         """
@@ -514,9 +525,15 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             trainer = self._fitted()
         if name in self.classes_.tolist():
             raise UserError(f"there is a class {shown(name)} already")
+        name = name.item() if isinstance(name, np.generic) else name
+        kinds = {type(label) for label in self.classes_.tolist()}
+        if type(name) not in kinds:  # NumPy would turn the labels that there are into text
+            known = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {known}")
         names = list(self._class_list(trainer).names)
         labels = np.array([*self.classes_.tolist(), name])
-        classes = ClassList((*names, str(name)), (*self._class_list(trainer).ids, ""))
+        own = self._given_names(texts=isinstance(name, str)).get(name, name)
+        classes = ClassList((*names, str(own)), (*self._class_list(trainer).ids, ""))
         per_class = any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names())
         closed_form = isinstance(trainer, FeatureTrainer) and trainer.uses_shots and not trainer.has_epochs()
         if images is not None and per_class and closed_form:
@@ -709,8 +726,11 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return logits
 
     def _joined(self, X: Any, on_error: str, function: Any) -> NDArray[Any]:
-        found = [values for values, _ in self._batches(X, on_error, function)]
-        return np.concatenate(found) if found else np.empty((0, len(self.classes_)), np.float32)
+        """Rows of all images; those of a part without a readable image are as wide as the others'."""
+        found = list(self._batches(X, on_error, function))
+        width = next((values.shape[1] for values, ok in found if ok.any()), len(self.classes_))
+        rows = [values if ok.any() else np.full((len(ok), width), np.nan, np.float32) for values, ok in found]
+        return np.concatenate(rows) if rows else np.empty((0, width), np.float32)
 
     def _batches(self, X: Any, on_error: str, function: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         for _, _, values, ok in self._encoded(X, on_error, function):

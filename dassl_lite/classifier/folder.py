@@ -66,8 +66,10 @@ def write(folder: Path, content: Content, described: Described) -> None:
     Raises:
         UserError: it has files of these names that are not a classifier's, or cannot be written.
     """
-    if (folder / CONFIG).is_file() and not _is_ours(folder / CONFIG):
-        raise UserError(f"'{folder / CONFIG}' is not a classifier's; choose another folder")
+    if not _is_ours(folder / CONFIG):
+        for name in (CONFIG, WEIGHTS, CARD):
+            if os.path.lexists(folder / name):
+                raise UserError(f"'{folder / name}' is not a classifier's; choose another folder")
     values = {
         "format": FORMAT,
         "format_version": VERSION,

@@ -122,6 +122,8 @@ _brief.maxlist = _brief.maxtuple = _brief.maxdict = 12
 
 def shown(value: object) -> str:
     """A value for a message, as Python writes it; what is long or deep is shortened."""
+    if isinstance(value, str):
+        value = str(value)  # NumPy's writes its type
     whole = isinstance(value, str) and len(value) <= _brief.maxstring
     return repr(value) if whole else _brief.repr(value)
 

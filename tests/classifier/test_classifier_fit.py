@@ -320,8 +320,35 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.calibrate(), "no validation images"),
     (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
     (lambda c, p: c.add_class("circle"), "already"),
+    (lambda c, p: c.add_class(np.str_("circle")), "a class 'circle' already"),
+    (lambda c, p: c.add_class(3), "3 cannot be a label beside"),
     (lambda c, p: c.add_class("star", [drawn("circle", 1)]), "fit again"),
 ]
+
+
+@pytest.mark.slow
+def test_features_are_as_wide_where_images_cannot_be_read(fitted: Any, photos: Pictures) -> None:
+    width = fitted._trainer.input_width
+    assert fitted.transform([]).shape == (0, width)
+    with pytest.warns(UserWarning, match="300 images could not be read"):
+        found = fitted.transform(path for path in ["missing.png"] * 300 + photos.paths[:1])
+    assert found.shape == (301, width)
+    assert np.isnan(found[:300]).all()
+    np.testing.assert_allclose(found[300], fitted.transform(photos.paths[:1])[0], atol=1e-5)
+    with pytest.warns(UserWarning, match="1 image could not be read"):
+        assert fitted.transform(["missing.png"]).shape == (1, width)
+
+
+@pytest.mark.slow
+def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classes(photos: Pictures) -> None:
+    names = {0: "circle", 1: "square", 2: "star"}
+    clf = FewShotClassifier(method="ZeroshotCLIP", classes=names).fit(photos.paths[:2], [0, 1])
+    with pytest.raises(UserError, match="'star' cannot be a label beside those of the fit, which are of type int"):
+        clf.add_class("star")
+    clf.add_class(2)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    expected = FewShotClassifier(classes=["circle", "square", "star"]).predict_proba(photos.paths[:1])
+    np.testing.assert_allclose(clf.predict_proba(photos.paths[:1]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("call", "text"), WRONG_QUESTIONS)

@@ -204,6 +204,20 @@ def test_the_card_says_what_was_found(fitted: Any, saved: Path) -> None:
     assert card.startswith("---\nlibrary_name: dassl-lite\n")
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_a_save_leaves_files_that_are_not_a_classifiers(fitted: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}' is not a classifier's; choose another folder"):
+        fitted.save(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_folder_of_something_else_is_refused_without_a_word_of_flags(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        FewShotClassifier.load(tmp_path)
+    assert str(caught.value) == f"'{tmp_path}' holds neither a classifier nor a run of tools/train.py"
+
+
 def change(name: str, edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def do(folder: Path) -> None:
         values = json.loads((folder / name).read_text())
