@@ -319,7 +319,7 @@ def _members(meta: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """What a checkpoint says about its members: method and keys of each."""
     found = meta.get("members")
     if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
-        known = [one.get("method") in METHODS and isinstance(one.get("keys"), dict) for one in found]
+        known = [one.get("method") in list(METHODS) and isinstance(one.get("keys"), dict) for one in found]
         if all(known):
             return found
     raise UserError(f"{path} does not say which methods it is the mean of")

@@ -13,11 +13,12 @@ features are cached.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, Key, key, number
+from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, Key, idle_if, key, number
 from dassl_lite.engine.methods.shared_keys import deep_prompt_layout, depth_key, text_encoder_options, text_prompt_keys
 from dassl_lite.models.deep_prompts import DeepPromptLearner, VisionPrompts, prompt_vision, require_vision, within
 from dassl_lite.models.image_tower import takes_prompts
@@ -40,14 +41,17 @@ def prompt_keys(tokens: int, depth: int) -> tuple[Key, ...]:
             tokens,
             number(at_least=0, at_most=1000),
             "tokens of a block of the image encoder; 0: none",
-            unprompted,
+            lambda run: unprompted(run) if run.method_cfg.N_CTX_VISION else "",
         ),
         depth_key("PROMPT_DEPTH_TEXT", depth, "blocks of the text encoder with tokens of their own"),
-        depth_key(
-            "PROMPT_DEPTH_VISION",
-            -1,
-            "blocks of the image encoder with tokens; 0: none; -1: PROMPT_DEPTH_TEXT, or none if it is no ViT",
-            at_least=-1,
+        replace(
+            depth_key(
+                "PROMPT_DEPTH_VISION",
+                -1,
+                "blocks of the image encoder with tokens; 0: none; -1: PROMPT_DEPTH_TEXT, or none if it is no ViT",
+                at_least=-1,
+            ),
+            idle=idle_if("N_CTX_VISION", 0),
         ),
     )
 

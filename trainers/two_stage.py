@@ -97,6 +97,11 @@ class TwoStageHead(CosineHead):
         return self._encode() if self.classifier is None or not self.classifies else self.classifier
 
 
+def _unless_adapted(encoder: str) -> Callable[[Any], str]:
+    """``idle`` of a key of an encoder, "text" or "vision", that has no effect if stage 1 leaves it alone."""
+    return lambda run: "" if encoder in ENCODERS[run.head.settings["ENCODER"]] else f"the {encoder} encoder is frozen"
+
+
 @TRAINER_REGISTRY.register()
 class TwoStage(FeatureTrainer):
     """Layer norms (or biases) of CLIP's encoders, then a classifier on them."""
@@ -118,8 +123,20 @@ class TwoStage(FeatureTrainer):
             "with PEFT ln: also train the norms before and behind the blocks (ln_pre, ln_post, ln_final)",
             idle_if("PEFT", "bitfit"),
         ),
-        key("TEXT_START", 0, number(at_least=0, at_most=1000), "first block of the text encoder to train, from 0"),
-        key("VISION_START", 0, number(at_least=0, at_most=1000), "first block of the image encoder to train, from 0"),
+        key(
+            "TEXT_START",
+            0,
+            number(at_least=0, at_most=1000),
+            "first block of the text encoder to train, from 0",
+            _unless_adapted("text"),
+        ),
+        key(
+            "VISION_START",
+            0,
+            number(at_least=0, at_most=1000),
+            "first block of the image encoder to train, from 0",
+            _unless_adapted("vision"),
+        ),
         key(
             "STAGE1_SHARE", 0.6, number(at_least=0, at_most=1), "share of the steps in stage 1; 1: there is no stage 2"
         ),

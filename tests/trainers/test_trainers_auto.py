@@ -169,7 +169,9 @@ def test_a_key_of_a_method_that_the_user_sets_reaches_it_and_its_checkpoint(task
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("members", [None, [], ["GDA"], [{"method": "os", "keys": {}}], [{"method": "GDA"}]])
+@pytest.mark.parametrize(
+    "members", [None, [], ["GDA"], [{"method": "os", "keys": {}}], [{"method": "GDA"}], [{"method": [1], "keys": {}}]]
+)
 def test_a_checkpoint_without_proper_members_is_refused(task, members):
     trainer = task("Auto", 1, *FEW)
     with pytest.raises(UserError, match="does not say which methods it is the mean of"):

@@ -162,6 +162,15 @@ def test_a_long_context_is_random_and_the_words_are_told_to_have_no_effect(make:
     assert "TRAINER.MAPLE.CTX_INIT" not in make("MaPLe", output="other").idle_keys()
 
 
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize(("zero", "idle"), [("N_CTX", "PROMPT_DEPTH"), ("PROMPT_DEPTH", "N_CTX")])
+def test_the_key_that_leaves_the_image_encoder_without_prompts_has_an_effect_and_the_other_none(
+    make: Any, zero: str, idle: str
+) -> None:
+    found = make("IVLP", f"TRAINER.IVLP.{zero}_VISION", "0").idle_keys()
+    assert [key for key in found if key.endswith("_VISION")] == [f"TRAINER.IVLP.{idle}_VISION"]
+
+
 def test_vpt_compares_images_with_the_fixed_prompt(make: Any) -> None:
     trainer = make("VPT", "TRAINER.VPT.CTX_INIT", "art_of the")
     expected = class_weights(trainer.clip, list(trainer.classnames), ["art of the {}."])

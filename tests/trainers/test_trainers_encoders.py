@@ -363,3 +363,22 @@ def test_a_refused_checkpoint_leaves_the_encoders_as_they_were(make):
         with pytest.raises(UserError, match="do not fit the model"):
             other.load_model(trainer.output_dir)
     np.testing.assert_equal(weights(other), before)
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize(("method", "name"), [("MMA", "mma"), ("TwoStage", "two_stage")])
+def test_a_checkpoint_whose_setting_is_a_tensor_is_refused_in_one_line(make: Any, method: str, name: str) -> None:
+    trainer = make(method, "run")
+    settings = trainer.head.settings | {"ENCODER": torch.zeros(3)}
+    with pytest.raises(UserError, match="x.pth"):
+        trainer.adapt_state_dict(trainer.head, {}, {name: settings}, Path("x.pth"))
+    settings = {key: torch.zeros(3) for key, value in trainer.head.settings.items() if not isinstance(value, str)}
+    with pytest.raises(UserError, match='weights in "x.pth" do not fit'):
+        trainer.adapt_state_dict(trainer.head, {}, {name: settings}, Path("x.pth"))
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize(("encoder", "idle"), [("text", "VISION_START"), ("vision", "TEXT_START"), ("both", "")])
+def test_the_first_block_of_a_frozen_encoder_is_told_to_have_no_effect(make: Any, encoder: str, idle: str) -> None:
+    found = make("TwoStage", "run", "TRAINER.TwoStage.ENCODER", encoder).idle_keys()
+    assert [key for key in found if key.endswith("_START")] == [f"TRAINER.TwoStage.{idle}"] * bool(idle)

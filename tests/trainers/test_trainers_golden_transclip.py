@@ -171,6 +171,12 @@ def test_the_step_takes_the_logits_of_any_method(on_features):
     torch.testing.assert_close(torch.cat(seen).softmax(dim=1), expected)
 
 
+def test_a_checkpoint_whose_shots_are_a_scalar_is_refused_in_one_line(on_features):
+    trainer = on_features("TransCLIP", "transclip", "few", *ALL)
+    with pytest.raises(UserError, match='weights in "x.pth" do not fit'):
+        trainer.adapt_state_dict(trainer.head, {"support": torch.tensor(1.0)}, {}, Path("x.pth"))
+
+
 def test_the_epoch_is_selected_on_images_taken_one_by_one(on_features):
     options = (*ALL, "OPTIM.MAX_EPOCH", "2", "TEST.FINAL_MODEL", "best_val")
     plain = on_features("TaskRes", "transclip", "few", *options)

@@ -321,7 +321,8 @@ class TrainerBase:
         only some runs of a method have is in its ``optional_state``: names of entries that either side may lack.
         """
         if (prepare := getattr(model, "prepare_to_load", None)) is not None:
-            prepare(weights, meta, path)
+            with refusing_misfits(f'the weights in "{path}" do not fit the model'):
+                prepare(weights, meta, path)
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
         if optional := getattr(model, "optional_state", ()):
             own = {key: value for key, value in model.state_dict().items() if key in optional}
