@@ -119,4 +119,8 @@ class PromptSRC(IVLP):
 
     def restore_method_state(self, state: Mapping[str, Any]) -> None:
         self.total = float(state["total"])
-        self.sums.update({name: state["sums"][name].cpu() for name in self._learned()})
+        own = self._learned()
+        sums = {name: state["sums"][name].cpu() for name in own}
+        if other := [name for name, tensor in own.items() if sums[name].shape != tensor.shape]:
+            raise ValueError(f"the average over epochs has other shapes than this run, first of {other[0]}")
+        self.sums.update(sums)

@@ -178,6 +178,13 @@ def test_vpt_compares_images_with_the_fixed_prompt(make: Any) -> None:
     assert trainer.head.class_features().grad_fn is None
 
 
+def test_an_average_of_other_shapes_is_not_resumed(make: Any) -> None:
+    trainer = make("PromptSRC", "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "0")
+    sums = {name: torch.zeros(7) for name, _ in trainer.head.named_parameters()}
+    with pytest.raises(ValueError, match="other shapes than this run, first of ctx"):
+        trainer.restore_method_state({"total": 1.0, "sums": sums})
+
+
 def test_an_average_of_epochs_that_weigh_next_to_nothing_is_a_mean(make: Any) -> None:
     weights = epoch_weights(50, 1000.0, 0.1)
     assert torch.isfinite(weights).all()
