@@ -194,11 +194,11 @@ def bar(share: float, width: int = BAR) -> str:
 def lines_of(found: Prediction) -> list[str]:
     """A picture on the terminal: its name, and a line with a bar for each class."""
     if found.error:
-        return [f"{found.image}  {UNREADABLE}"]
+        return [f"{printable(found.image)}  {UNREADABLE}"]
     named = [UNKNOWN if label is None else printable(label) for label in found.labels]
     width = max(map(len, named))
     pairs = zip(named, found.probabilities, strict=True)
-    return [str(found.image), *(f"  {name:{width}}  {100 * p:5.1f} %  {bar(p)}" for name, p in pairs)]
+    return [printable(found.image), *(f"  {name:{width}}  {100 * p:5.1f} %  {bar(p)}" for name, p in pairs)]
 
 
 class Summary:

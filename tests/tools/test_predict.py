@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dassl_lite import FewShotClassifier
+from dassl_lite.classifier import Prediction
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import predict
 
@@ -145,3 +146,12 @@ def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) 
     assert run(saved, pictures, "--output", tmp_path / "x.json") == 0
     rows = parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["class"] for row in rows] == [row["class"] for row in json.loads((tmp_path / "x.json").read_text())]
+
+
+def test_a_line_break_in_a_files_name_breaks_no_line_of_the_terminal() -> None:
+    for found in (
+        Prediction("new\nline ü.png", ("cat",), (0.5,)),
+        Prediction("new\nline ü.png", (None,), (), "broken"),
+    ):
+        assert predict.lines_of(found)[0].startswith("new\\nline ü.png")
+        assert not any("\n" in line for line in predict.lines_of(found))
