@@ -246,10 +246,17 @@ def read_listed_draw(path: Path, image_dir: str, source: Draw, num_shots: int) -
             drawn[part].append(item)
     except (ValueError, RecursionError) as error:
         raise UserError(f"few-shot list '{path}', line {number}: {error}. {_CHECK}") from None
-    most = max(map(len, group_by_label(drawn["train"]).values()), default=0)
+    by_label = group_by_label(drawn["train"])
+    most = max(map(len, by_label.values()), default=0)
     if not most or num_shots not in (-1, most):
         wanted = "" if num_shots < 0 else f", not DATASET.NUM_SHOTS {num_shots}"
         raise UserError(f"few-shot list '{path}' has {most} training images of this split per class{wanted}. {_CHECK}")
+    names = {label: name for item in source.train for label, name, _ in item.classes}
+    counts = {label: len(by_label.get(label, ())) for label in sorted(names)}
+    few = [f"{shown(names[label])} ({count})" for label, count in counts.items() if count < most]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        logger.warning(f"Few-shot list '{path}' has fewer than {most} images of {', '.join(few[:5])}{more}")
     return Draw(**drawn)
 
 

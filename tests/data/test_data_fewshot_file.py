@@ -134,6 +134,16 @@ def test_a_published_list_of_images_is_a_draw(toy: Any, kept: Path, tmp_path: Pa
     assert not kept.parent.exists()
 
 
+def test_classes_that_a_list_has_few_images_of_are_named(
+    toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{ROWS[0][0]}\n{ROWS[1][0]}\n{ROWS[4][0]}\n")
+    with caplog.at_level(logging.WARNING, "dassl_lite"):
+        toy(FEWSHOT_FILE=str(tmp_path / "list.txt"), NUM_SHOTS=2)
+    classes = [ROWS[4][2], ROWS[8][2]]
+    assert f"has fewer than 2 images of '{classes[0]}' (1), '{classes[1]}' (0)" in caplog.text
+
+
 def test_a_list_puts_images_of_the_validation_split_there(toy: Any, tmp_path: Path) -> None:
     lay_out(tmp_path, train=ROWS[1:], val=ROWS[:1])
     whole = toy(NUM_SHOTS=-1)
