@@ -11,6 +11,8 @@ import pytest
 import timm
 from families import FAMILIES
 
+from dassl_lite.engine import TRAINER_REGISTRY
+
 # Cells with code of their own for the family.
 QUICK = [
     ("SigLIP", "CLIPLoRA"),
@@ -66,8 +68,26 @@ def test_a_cell_says_what_happens(cell: Callable[[str, str], str], written: dict
     assert cell(family, method) == written[family][method]
 
 
+WHOLE = ("ViT", "ResNet", "SigLIP", "roberta")  # families whose rows are run cell by cell
+
+
+def to_run(family: str) -> list[str]:
+    """The methods of a row that are run. Those on features and on whole texts alone run the same code whatever the
+    family, so that one stands for all."""
+    kinds = {method: TRAINER_REGISTRY.get(method) for method in family_table.methods()}
+    own = ("TaskRes", "TaskResEnhance")
+    return [
+        method
+        for method, kind in kinds.items()
+        if family in WHOLE or method in own or kind.through_encoder or kind.takes_states or kind.needs_vit
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str) -> None:
-    found = {method: cell(family, method) for method in family_table.methods()}
-    assert found == written[family], "renew with: python tests/family_table.py --write"
+    found = {method: cell(family, method) for method in to_run(family)}
+    assert len(found) > 10
+    assert found == {method: written[family][method] for method in found}, (
+        "renew with: python tests/family_table.py --write"
+    )
