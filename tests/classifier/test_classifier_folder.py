@@ -325,7 +325,7 @@ def test_a_run_of_train_is_a_classifier_too(photos: Pictures, unseen: Pictures, 
         clf = FewShotClassifier(method=method, **QUICK).fit(photos.folder)
         loaded = FewShotClassifier.load(run)
         np.testing.assert_allclose(loaded.predict_proba(unseen.paths), clf.predict_proba(unseen.paths), rtol=1e-5)
-    with pytest.raises(UserError, match="contains no run"):
+    with pytest.raises(UserError, match="holds neither a classifier nor a run"):
         FewShotClassifier.load(unseen.folder)
 
 

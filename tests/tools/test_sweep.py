@@ -231,7 +231,7 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
     processes = dict(ran)
     assert sorted(seed for seed, _ in ran) == ["1", "2", "3", "4"]  # each once
     after = ran[[seed for seed, _ in ran].index("2") + 1 :]
-    assert after
+    assert after or jobs == "2"  # with two jobs, the others may have begun before
     assert processes["2"] not in [process for _, process in after]
     shown = capsys.readouterr()
     assert "3 runs in" in shown.out
