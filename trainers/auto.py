@@ -247,6 +247,8 @@ class Auto(FeatureTrainer):
 
     def _choose(self, labels: Tensor) -> list[Candidate]:
         """Measure the candidates on the images left out, with labels (N,), and pick one of each method."""
+        if len(labels):
+            self.tuned_on = "cross_validation"
         for one in self.choice if len(labels) else ():
             one.temperature, one.log_loss = calibrate(one.held_out, labels)
             one.accuracy = 100 * (one.held_out.argmax(dim=1) == labels).double().mean().item()

@@ -10,10 +10,9 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,19 +30,29 @@ from dassl_lite.classifier.images import (
     GIVEN,
     Given,
     Training,
-    encode_stream,
     hugging_face_labels,
     is_hugging_face,
     is_path,
-    named,
     read_images,
     require,
     spool,
     training_on,
 )
+from dassl_lite.classifier.predicting import (
+    ON_ERROR,
+    Prediction,
+    Unreadable,
+    checked_top_k,
+    chosen_labels,
+    logits_of,
+    parts_of,
+    rows_of,
+    split_logits,
+)
 from dassl_lite.classifier.quiet import alone
 from dassl_lite.classifier.report import Calibration, best_temperature, calibration_error, report
-from dassl_lite.data import Datum, build_dataset
+from dassl_lite.classifier.values import is_plain, listed_values, plain, plain_list, texts
+from dassl_lite.data import build_dataset
 from dassl_lite.data.classes import ClassList, match_classes
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
@@ -59,27 +68,7 @@ from dassl_lite.utils.files import write_json
 
 DEFAULT_METHOD = "Auto"
 ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
-CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
-ON_ERROR = ("warn", "raise")
-_TOLD = 5  # unreadable images named in a warning
 _HIDDEN = ("_trainer", "_training")  # of an object, not of its copies
-
-
-class Prediction(NamedTuple):
-    """What `FewShotClassifier.stream` says of an image.
-
-    Attributes:
-        image: as it was given.
-        labels: of the ``top_k`` classes, the likeliest first; None where ``unknown_below`` says so, or the image cannot
-            be read.
-        probabilities: of these classes.
-        error: why the image cannot be read, or "".
-    """
-
-    image: Any
-    labels: tuple[Any, ...]
-    probabilities: tuple[float, ...]
-    error: str = ""
 
 
 class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -199,7 +188,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             )
         if given.total is None:
             given = Given(items := list(given.items), len(items))
-        listed = _listed(y)
+        listed = listed_values(y)
         if len(listed) != given.total:
             raise UserError(f"X has {given.total:,} images, but y has {len(listed):,} labels")
         if not listed:
@@ -216,6 +205,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """The labels that occur, sorted, and the name that prompts take for each."""
         if wrong := [one for one in listed if not isinstance(one, str | int | bool)]:
             raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text or whole numbers")
+        if any(isinstance(one, str) and not one.strip() for one in listed):
+            raise UserError("y has an empty label; a class needs a name")
         try:
             labels = np.unique(np.array(listed, dtype=object if len({type(one) for one in listed}) > 1 else None))
         except TypeError:
@@ -223,17 +214,17 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"y mixes labels of several types: {kinds}") from None
         if self.classes is None:
             return labels, [str(label) for label in labels.tolist()]
-        known = self._given_names(texts=labels.dtype.kind == "U")
+        known = self._given_names(as_text=labels.dtype.kind == "U")
         if missing := [label for label in labels.tolist() if label not in known]:
             raise UserError(f"classes has no name for label {shown(missing[0])} of y")
         return labels, [str(known[label]) for label in labels.tolist()]
 
-    def _given_names(self, *, texts: bool) -> dict[Any, Any]:
+    def _given_names(self, *, as_text: bool) -> dict[Any, Any]:
         """The parameter ``classes`` as a dict from label, which is text or a number, to name."""
         if self.classes is None or isinstance(self.classes, Mapping):
             return dict(self.classes or {})
-        names = _texts(self.classes)
-        return {name: name for name in names} if texts else dict(enumerate(names))
+        names = texts(self.classes)
+        return {name: name for name in names} if as_text else dict(enumerate(names))
 
     def _trained(self, flags: Mapping[str, Any], training: Training | None) -> tuple[Any, float | None]:
         """A trainer that has been trained, as a run of tools/train.py; and the zero-shot accuracy before."""
@@ -270,11 +261,17 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             "VERBOSE": bool(self.verbose),
         }
         if method == self.method:
-            values |= self._options(method, node)
+            options = self._options(method, node)
+            twice = [
+                key for key in options if values.get(key) is not None and key not in ("SEED", "USE_CUDA", "VERBOSE")
+            ]
+            if twice:
+                raise UserError(f"options has {twice[0]}, which a parameter sets too; give one of them")
+            values |= options
         values |= flags
-        plain = {key: _plain(value) for key, value in values.items() if value is not None}
+        given = {key: plain(value) for key, value in values.items() if value is not None}
         return make_config(
-            trainer=method, method_file=default_recipe(method), flags=nested(plain), source="FewShotClassifier"
+            trainer=method, method_file=default_recipe(method), flags=nested(given), source="FewShotClassifier"
         )
 
     def _options(self, method: str, node: str) -> dict[str, Any]:
@@ -294,7 +291,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if not isinstance(self.descriptions, Mapping):
             return None if self.descriptions is None else os.fspath(self.descriptions)
         path = folder / "descriptions.json"
-        write_json({str(name): _plain_list(sentences) for name, sentences in self.descriptions.items()}, path)
+        write_json({str(name): plain_list(sentences) for name, sentences in self.descriptions.items()}, path)
         return str(path)
 
     def _use_accelerator(self) -> bool:
@@ -330,7 +327,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             return self._trainer
         self._check_fitted()
         names = [str(name) for name in self.classes.values()] if isinstance(self.classes, Mapping) else self.classes
-        names = _texts(names)
+        names = texts(names)
         if not names:
             raise UserError("classes is empty; name those to tell apart")
         if len(set(names)) < len(names):
@@ -389,7 +386,9 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         labels, kept = self._labels(), []
         for probabilities, ok in self._batches(X, on_error, self._probabilities):
-            kept.append(_chosen(probabilities, ok, labels(), _top(top_k, probabilities.shape[1]), unknown_below))
+            kept.append(
+                chosen_labels(probabilities, ok, labels(), checked_top_k(top_k, probabilities.shape[1]), unknown_below)
+            )
         found = np.concatenate(kept) if kept else np.empty((0, top_k or 1), labels().dtype)
         if not any(one.dtype == object for one in kept):
             found = found.astype(labels().dtype)
@@ -426,8 +425,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         labels = self._labels()
         for items, errors, probabilities, ok in self._encoded(X, on_error, self._probabilities):
-            k = _top(top_k, probabilities.shape[1])
-            chosen = _chosen(probabilities, ok, labels(), k, unknown_below)
+            k = checked_top_k(top_k, probabilities.shape[1])
+            chosen = chosen_labels(probabilities, ok, labels(), k, unknown_below)
             best = np.sort(probabilities, axis=1)[:, ::-1][:, :k]
             for number, item in enumerate(items):
                 row = tuple(float(value) for value in best[number]) if ok[number] else ()
@@ -485,8 +484,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                         "there are no validation images: pass calibrate(X, y) images that the fit has not seen, or fit "
                         "a folder or a table, of which some are kept for that"
                     )
-                logits, truth = _split(trainer, own)
-                test = None if trainer.test_loader is None else _split(trainer, trainer.test_loader)
+                logits, truth = split_logits(trainer, own)
+                test = None if trainer.test_loader is None else split_logits(trainer, trainer.test_loader)
             source = "validation images of the fit"
         else:
             logits, truth, ok = self._tested(X, y, "warn")
@@ -525,6 +524,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             trainer = self._fitted()
         if name in self.classes_.tolist():
             raise UserError(f"there is a class {shown(name)} already")
+        if isinstance(name, str) and not name.strip():
+            raise UserError(f"{shown(name)} is no name of a class")
         name = name.item() if isinstance(name, np.generic) else name
         kinds = {type(label) for label in self.classes_.tolist()}
         if type(name) not in kinds:  # NumPy would turn the labels that there are into text
@@ -532,7 +533,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {known}")
         names = list(self._class_list(trainer).names)
         labels = np.array([*self.classes_.tolist(), name])
-        own = self._given_names(texts=isinstance(name, str)).get(name, name)
+        own = self._given_names(as_text=isinstance(name, str)).get(name, name)
         classes = ClassList((*names, str(own)), (*self._class_list(trainer).ids, ""))
         per_class = any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names())
         closed_form = isinstance(trainer, FeatureTrainer) and trainer.uses_shots and not trainer.has_epochs()
@@ -632,7 +633,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _described(self, current: Content) -> folders.Described:
         data = getattr(self._trainer.dm, "dataset", None)
         return folders.Described(
-            params={name: value for name, value in self.get_params(deep=False).items() if _is_plain(value)},
+            params={name: value for name, value in self.get_params(deep=False).items() if is_plain(value)},
             labels=self.classes_.tolist(),
             temperature=self.temperature_,
             report=self.report_,
@@ -701,29 +702,10 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return lambda: self.classes_
 
     def _probabilities(self, features: Tensor) -> Tensor:
-        return torch.softmax(self._logits(features) / self.temperature_, dim=1)
+        return torch.softmax(logits_of(self._trainer, features, len(self.classes_)) / self.temperature_, dim=1)
 
     def _logits(self, features: Tensor) -> Tensor:
-        """Logits (n, K) on the CPU, in the batches in which a run tests."""
-        trainer = self._trainer
-        if not isinstance(trainer, FeatureTrainer):
-            return features  # see `_encoder`
-        head, size = trainer.head, trainer.cfg.DATALOADER.TEST.BATCH_SIZE
-        with torch.no_grad(), head.evaluating() if hasattr(head, "evaluating") else nullcontext():
-            parts = [trainer.model_inference(part.float().to(trainer.device)) for part in features.split(size)]
-        return torch.cat(parts).float().cpu() if parts else torch.empty(0, len(self.classes_))
-
-    def _encoder(self, trainer: Any) -> Any:
-        """Images (B, 3, H, W) to features; of a third party's trainer, to logits."""
-        if isinstance(trainer, FeatureTrainer):
-            return trainer.encode_inputs
-
-        def logits(images: Tensor) -> Tensor:
-            batch = {"img": images, "label": torch.zeros(len(images), dtype=torch.int64)}
-            with torch.no_grad():
-                return trainer.model_inference(trainer.parse_batch_test(batch)[0])
-
-        return logits
+        return logits_of(self._trainer, features, len(self.classes_))
 
     def _joined(self, X: Any, on_error: str, function: Any) -> NDArray[Any]:
         """Rows of all images; those of a part without a readable image are as wide as the others'."""
@@ -749,9 +731,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self._check_fitted()
         with alone(verbose=bool(self.verbose)):
             trainer = self._fitted()
-        given, bad = read_images(X), _Unreadable(on_error)
+        given, bad = read_images(X), Unreadable(on_error)
         bar = tqdm(total=given.total, unit="image", disable=not self.verbose, file=sys.stderr, leave=False)
-        steps, done = self._steps(trainer, given), 0
+        if given.features is None and isinstance(trainer, FeatureTrainer) and trainer.features.is_file:
+            with alone(verbose=bool(self.verbose)):
+                trainer = self._with_backbone()
+        steps, done = parts_of(trainer, given), 0
         with bar:
             while True:
                 with alone(self.messages_, verbose=bool(self.verbose)):  # not while the caller has its turn
@@ -760,54 +745,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                         break
                     items, kept, features, errors = part
                     values = None if features is None or not kept else function(features.float().cpu()).numpy()
-                rows, ok = self._rows(values, len(items), kept)
+                rows, ok = rows_of(values, len(items), kept, len(self.classes_))
                 bad.add({number + done: error for number, error in errors.items()}, items, done)
                 done += len(items)
                 bar.update(len(items))
                 yield items, errors, rows, ok
         bad.tell()
-
-    def _rows(self, values: Any, count: int, kept: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
-        ok = np.zeros(count, dtype=bool)
-        ok[kept] = True
-        if values is not None and len(kept) == count:
-            return values, ok
-        rows = np.full((count, len(self.classes_) if values is None else values.shape[1]), np.nan, np.float32)
-        if values is not None:
-            rows[kept] = values
-        return rows, ok
-
-    def _steps(self, trainer: Any, given: Given) -> Iterator[Any]:
-        """Items, numbers of those that could be read, their features, and errors, one part of the images at a time."""
-        if given.features is not None:
-            if not isinstance(trainer, FeatureTrainer):
-                raise UserError(f"{trainer.cfg.TRAINER.NAME} takes images, not features")
-            width = trainer.input_width
-            if given.features.shape[1] != width:
-                raise UserError(f"features of width {given.features.shape[1]}, but the backbone's have {width}")
-            yield list(range(len(given.features))), list(range(len(given.features))), given.features, {}
-            return
-        if isinstance(trainer, FeatureTrainer) and trainer.features.is_file:
-            trainer = self._with_backbone()
-        cached = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and given.are_paths
-        if cached and 0 < (given.total or 0) <= CACHED:
-            items = list(given.items)
-            paths = [os.path.abspath(os.path.expanduser(item)) for item in items]
-            data = [Datum(path, 0) for path in paths]
-            found = trainer.features.fetch(data, trainer.dm.tfm_test, on_error="leave")
-            kept = found.kept.nonzero().flatten().tolist()
-            errors = {n: found.errors.get(path, "") for n, path in enumerate(paths) if not found.kept[n]}
-            yield items, kept, found.tensor[0, found.kept] if kept else None, errors
-            return
-        cfg = trainer.cfg
-        yield from encode_stream(
-            given.items,
-            self._encoder(trainer),
-            trainer.dm.tfm_test,
-            trainer.device,
-            cfg.DATASET.FEATURES.BATCH_SIZE,
-            cfg.DATALOADER.NUM_WORKERS,
-        )
 
     def _with_backbone(self) -> Any:
         """After a fit on a feature file: the same head on the backbone that made the features, which has an encoder."""
@@ -831,7 +774,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             if not hasattr(X, "__len__") and isinstance(X, Iterator):
                 X = list(X)
             known = {label: number for number, label in enumerate(self.classes_.tolist())}
-            listed = _listed(y)
+            listed = listed_values(y)
             if missing := [label for label in listed if label not in known]:
                 likely = nearest(str(missing[0]), map(str, known))
                 raise UserError(
@@ -883,64 +826,6 @@ def _report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) 
     }
 
 
-class _Unreadable:
-    """The images that could not be read: raises at the first, or warns of all at the end."""
-
-    def __init__(self, on_error: str) -> None:
-        self.on_error, self.count, self.first = on_error, 0, list[str]()
-
-    def add(self, errors: Mapping[int, str], items: Sequence[Any], start: int) -> None:
-        for number, error in errors.items():
-            item = items[number - start]
-            if self.on_error == "raise":
-                gone = is_path(item) and not os.path.exists(os.path.expanduser(item))
-                raise (MissingFileError if gone else UserError)(f"{named(item, number)}: {error}")
-            self.count += 1
-            if len(self.first) < _TOLD:
-                self.first.append(f"{named(item, number)}: {error}")
-
-    def tell(self) -> None:
-        if self.count:
-            more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
-            count = "1 image" if self.count == 1 else f"{self.count:,} images"
-            warnings.warn(f"{count} could not be read: {'; '.join(self.first)}{more}", stacklevel=3)
-
-
-def _chosen(
-    probabilities: NDArray[Any], ok: NDArray[Any], labels: NDArray[Any], top_k: int, unknown_below: float | None
-) -> NDArray[Any]:
-    """Labels (n, top_k) of the likeliest classes, of equal ones the first; object where some are None."""
-    if unknown_below is not None and not 0 <= unknown_below <= 1:
-        raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    found = labels[order]
-    unsure = np.zeros(order.shape, dtype=bool)
-    if unknown_below is not None:
-        unsure = np.take_along_axis(probabilities, order, axis=1) < unknown_below
-    unsure |= ~ok[:, None]
-    if unsure.any():
-        found = found.astype(object)
-        found[unsure] = None
-    return found
-
-
-def _top(top_k: int | None, classes: int) -> int:
-    if top_k is None:
-        return 1
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 1 <= top_k <= classes:
-        raise UserError(f"top_k is {shown(top_k)}; it is 1 to {classes}, the number of classes")
-    return int(top_k)
-
-
-def _split(trainer: Any, loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits (N, K) and labels (N,) of a split of the trainer's own data."""
-    trainer.set_model_mode("eval")
-    with torch.no_grad():
-        pairs = [trainer._infer(batch) for batch in loader]
-    logits, labels = (torch.cat([part.float().cpu() for part in parts]) for parts in zip(*pairs, strict=True))
-    return logits.numpy(), labels.long().numpy()
-
-
 def _shots(data: Any, stored: Any, classes: int) -> list[int]:
     """Number of training images of each class."""
     if stored is not None and len(stored) == classes:
@@ -949,44 +834,3 @@ def _shots(data: Any, stored: Any, classes: int) -> list[int]:
         return []
     counts = Counter(item.label for item in data.train_x)
     return [counts[label] for label in range(classes)]
-
-
-def _listed(y: Any) -> list[Any]:
-    """Labels as plain Python values."""
-    array = y if isinstance(y, list) else np.asarray(y)
-    if not isinstance(array, list):
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.ndim != 1:
-            raise UserError(f"y must be a list of labels, not an array of {array.shape}")
-        return array.tolist()
-    return [label.item() if isinstance(label, np.generic) else label for label in array]
-
-
-def _texts(names: Any) -> list[str]:
-    if isinstance(names, str) or not hasattr(names, "__iter__"):
-        raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
-    found = [name.item() if isinstance(name, np.generic) else name for name in names]
-    if wrong := [name for name in found if not isinstance(name, str) or not name.strip()]:
-        raise UserError(f"classes has {shown(wrong[0])}, which is no name")
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """What a config can hold, of what a program or a grid of NumPy's passes."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _plain_list(value: Any) -> Any:
-    return [_plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else _plain(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON gives a parameter back as it is."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)

@@ -292,6 +292,12 @@ WRONG = [
     (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
     (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),
     (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is no image"),
+    (lambda p: fit(p.paths, ["", *p.labels[1:]]), ValueError, "y has an empty label"),
+    (
+        lambda p: fit(p.paths, p.labels, shots=1, options={"DATASET.NUM_SHOTS": 4}),
+        ValueError,
+        "options has DATASET.NUM_SHOTS, which a parameter sets too",
+    ),
     (lambda p: FewShotClassifier().fit(np.zeros((4, 8)), [0, 0, 1, 1]), ValueError, "feature file"),
     (lambda p: FewShotClassifier(classes="cat").predict(p.paths), ValueError, "list of names"),
     (lambda p: FewShotClassifier(classes=["a", "a"]).predict(p.paths), ValueError, "twice"),
@@ -321,6 +327,7 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
     (lambda c, p: c.add_class("circle"), "already"),
     (lambda c, p: c.add_class(np.str_("circle")), "a class 'circle' already"),
+    (lambda c, p: c.add_class(" "), "' ' is no name of a class"),
     (lambda c, p: c.add_class(3), "3 cannot be a label beside"),
     (lambda c, p: c.add_class("star", [drawn("circle", 1)]), "fit again"),
 ]

@@ -16,9 +16,9 @@ from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from safetensors.numpy import load_file, save_file
 
 from dassl_lite import FewShotClassifier
-from dassl_lite.classifier import estimator
+from dassl_lite.classifier import predicting
 from dassl_lite.classifier.content import method_keys
-from dassl_lite.classifier.estimator import Prediction
+from dassl_lite.classifier.predicting import Prediction
 from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
@@ -72,7 +72,7 @@ def test_an_image_that_cannot_be_read_is_none_and_told(
     fitted: Any, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
 ) -> None:
     if many:
-        monkeypatch.setattr(estimator, "CACHED", 0)
+        monkeypatch.setattr(predicting, "CACHED", 0)
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(unseen.paths[0]).read_bytes()[:100])
     paths = [unseen.paths[0], str(broken), str(tmp_path / "gone.png"), unseen.paths[1]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from dassl_lite.tools import bench
-from dassl_lite.tools._bench import extract
+from dassl_lite.tools._bench import extract, text_tower
 
 
 def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
@@ -40,11 +41,20 @@ def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: p
 @pytest.mark.slow
 def test_text_tower_measures_memory_in_processes_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    flags = ["--classes", "6", "--context", "2", "--rounds", "1", "--plain-classes", "4", "--cocoop-batch", "0"]
+    flags = ["--classes", "6", "--context", "2", "--rounds", "1", "--cocoop-batch", "0"]
     bench.main(["text-tower", *flags, "--architecture", "ViT-S-32-alt", "--json", str(file)])
     row = json.loads(file.read_text())[0]
     assert 0 < row["memory_ratio"] < 1.1
-    assert row["plain_memory_measured"] in (4, 6)
+    assert row["plain_memory_measured"] == 6
+
+
+@pytest.mark.parametrize(("available", "expected"), [(1000, (90.0, 8)), (100, (90.0, 4))])
+def test_memory_that_would_not_fit_is_extrapolated(
+    monkeypatch: pytest.MonkeyPatch, available: float, expected: tuple[float, int]
+) -> None:
+    monkeypatch.setattr(text_tower, "_peak", lambda args, way, classes, context: 10.0 + 10 * classes)
+    monkeypatch.setattr(text_tower, "_available_mb", lambda: available)
+    assert text_tower._plain_peak(argparse.Namespace(plain_classes=4), 8, 2) == expected
 
 
 @pytest.mark.slow
@@ -61,6 +71,7 @@ def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> No
 def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     flags = ["--backbones", "demo", "--methods", "ZeroshotCLIP", "--images", "2", "--shots", "1", "--seeds", "1"]
+    flags += ["--dataset", "gadgets"]
     assert bench.main(["precision", *flags, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     half, brain = found["features"]

@@ -116,6 +116,7 @@ def test_with_one_shot_zero_shot_weighs_by_the_shots_that_it_gets_right(task):
     assert trainer.head.weights.tolist() == pytest.approx([odds / (odds + 3), *[1 / (odds + 3)] * 3])
     assert trainer.head.temperatures.tolist() == [1.0] * 4
     assert choice(trainer)[0]["accuracy"] == pytest.approx(20 * right)
+    assert trainer.run_results()["tuned_on"] == "nothing"  # one shot: no image could be left out
     assert choice(trainer)[1]["accuracy"] is None
 
 
@@ -137,6 +138,7 @@ def test_of_the_settings_the_one_with_the_lowest_log_loss_is_kept(task):
     rows = [row for row in choice(trainer) if row["method"] == "TipAdapter"]
     best = min(rows, key=lambda row: row["log_loss"])
     assert [row["settings"] for row in rows if row["weight"]] == [best["settings"]]
+    assert trainer.run_results()["tuned_on"] == "cross_validation"
     cache = trainer.head.members[3]
     assert (cache.alpha.item(), cache.beta.item()) == (best["settings"]["ALPHA"], best["settings"]["BETA"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tints import draw_tints
 
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.engine.build import build_trainer, make_config
@@ -18,21 +18,11 @@ from dassl_lite.models.lora import merge_lora
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.utils import UserError, set_random_seed
 
-NAMES = ("red", "green", "blue")
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise with a tint: six training and four test images of each of three classes."""
-    root, stream = tmp_path_factory.mktemp("tints"), np.random.default_rng(0)
-    for part, count in {"train": 6, "val": 2, "test": 4}.items():
-        for channel, name in enumerate(NAMES):
-            (root / part / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = stream.integers(0, 120, (32, 32, 3), dtype=np.uint8)
-                pixels[..., channel] += 130
-                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
-    return root
+    """Six training and four test pictures of each of three classes."""
+    return draw_tints(tmp_path_factory.mktemp("tints"), {"train": 6, "val": 2, "test": 4})
 
 
 @pytest.fixture

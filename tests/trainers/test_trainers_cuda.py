@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tints import draw_tints
 
 from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import build_trainer, make_config
@@ -73,16 +73,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise with a tint, of each of three classes: 4 images to train on, 2 to validate on, 8 to test on."""
-    root, rng = tmp_path_factory.mktemp("cuda"), np.random.default_rng(0)
-    for part, count in {"train": 4, "val": 2, "test": 8}.items():
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 200, (16, 16, 3), np.uint8)
-                pixels[..., channel] += 50
-                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
-    return root
+    """Of each of three classes 4 pictures to train on, 2 to validate on, 8 to test on."""
+    return draw_tints(tmp_path_factory.mktemp("cuda"), {"train": 4, "val": 2, "test": 8}, side=16, tint=50)
 
 
 def trainer_of(method: str, precision: str, views: int, backbone: str, images: str, output: str, *options: str) -> Any:

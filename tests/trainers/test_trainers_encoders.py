@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+from tints import draw_tints
 
 from dassl_lite.data.feature_cache.loader import FeatureLoader
 from dassl_lite.engine.build import build_trainer, make_config
@@ -23,22 +23,12 @@ load_plugins()
 STEPS = "TRAINER.TwoStage.STEPS_PER_SHOT"
 
 
-def draw(root: Path, names: tuple[str, ...]) -> Path:
-    """Noise with a tint: five training images, two of validation and three of test of each class."""
-    stream = np.random.default_rng(0)
-    for part, count in {"train": 5, "val": 2, "test": 3}.items():
-        for channel, name in enumerate(names):
-            (root / part / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = stream.integers(0, 120, (32, 32, 3), dtype=np.uint8)
-                pixels[..., channel] += 130
-                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
-    return root
+COUNTS = {"train": 5, "val": 2, "test": 3}  # pictures of each class
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("tints"), ("red", "green", "blue"))
+    return draw_tints(tmp_path_factory.mktemp("tints"), COUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +186,7 @@ def test_the_epoch_that_validation_selects_may_be_one_of_stage_one(make, golden)
 def test_other_classes_get_the_text_features_of_the_adapted_encoder(make, tmp_path):
     trainer = make("TwoStage", "run")
     trainer.train()
-    other = loaded(make, "TwoStage", "run", data=draw(tmp_path / "other", ("blue", "hovercraft", "red")))
+    other = loaded(make, "TwoStage", "run", data=draw_tints(tmp_path / "other", COUNTS, ("blue", "hovercraft", "red")))
     assert other.head.classifies
     rows, named = other.head.classifier, torch.nn.functional.normalize(other.head._encode(), dim=-1)
     assert torch.equal(rows[0], trainer.head.classifier[list(trainer.classnames).index("blue")])

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tints import draw_tints
 
 from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import build_trainer, make_config
@@ -25,16 +24,9 @@ RATES = dict.fromkeys(("IVLP", "MaPLe", "PromptSRC"), 1e-4)  # prompts of both e
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise with a tint, four images of each of three classes in each part."""
-    root, rng = tmp_path_factory.mktemp("precisions"), np.random.default_rng(0)
-    for part in ("train", "val", "test"):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / part / name).mkdir(parents=True)
-            for i in range(4):
-                pixels = rng.integers(0, 120, (16, 16, 3), np.uint8)
-                pixels[..., channel] += 130
-                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
-    return root
+    """Four pictures of each of three classes in each part."""
+    counts = dict.fromkeys(("train", "val", "test"), 4)
+    return draw_tints(tmp_path_factory.mktemp("precisions"), counts, side=16)
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     backbones = ["demo", "random:ViT-B-32", "random:RN50"]
     add("--backbones", nargs="+", default=backbones, metavar="NAME", help="whose features are compared")
     add("--methods", nargs="*", metavar="NAME", help="to train; none: compare features only (default: all that apply)")
+    add("--dataset", default="demo", metavar="NAME", help="dataset to train on (default: %(default)s)")
     add("--images", type=int, default=16, metavar="N", help="photographs whose features are compared")
     add("--photos", metavar="FOLDER", help="JPEG files to take (default: drawn)")
     add("--shots", type=int, default=4, metavar="N", help="training images per class")
@@ -135,7 +136,7 @@ def _accuracy(args: argparse.Namespace, method: str, precision: str, seed: int, 
     }
     cfg = make_config(
         trainer=method,
-        dataset_file="demo",
+        dataset_file=args.dataset,
         method_file=default_recipe(method),
         flags=flags,
         options=[f"TRAINER.{TRAINER_REGISTRY.get(method).node_name()}.PREC", precision],

@@ -38,7 +38,7 @@ class Run:
 
     Attributes:
         draw: names the images that were drawn: the draw's digest, or the seed where there was no draw.
-        tuned_on: "val", "leave_one_out", "nothing" or "test".
+        tuned_on: "val", "leave_one_out", "cross_validation", "nothing" or "test".
         zero_shot: the metric of CLIP without adaptation, in percent.
         seconds: of training and of evaluating; features that were extracted on the way do not count.
         parameters: trainable numbers.

@@ -79,7 +79,7 @@ class SimpleTrainer(TrainerBase):
     test_loader: Any = None
     # Set while training; not in __init__, which some trainers replace, calling TrainerBase's only.
     model: Any = None
-    tuned_on = "nothing"  # what a method has chosen its hyper-parameters on: "val", "leave_one_out"
+    tuned_on = "nothing"  # what hyper-parameters were chosen on: "val", "leave_one_out", "cross_validation"
     _saved_at = float("inf")  # time of the last checkpoint
     _elsewhere_before = 0.0  # seconds of other phases before training
     _stop = GracefulStop()  # train() enters its own

@@ -1,0 +1,173 @@
+"""From images to rows of numbers, and from these to labels: what every question to a classifier has in common.
+
+Shapes: N images, n of a part, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dassl_lite.classifier.images import Given, encode_stream, is_path, named
+from dassl_lite.data import Datum
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.utils.errors import MissingFileError, UserError, shown
+
+CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
+ON_ERROR = ("warn", "raise")
+_TOLD = 5  # unreadable images named in a warning
+
+
+class Prediction(NamedTuple):
+    """What `FewShotClassifier.stream` says of an image.
+
+    Attributes:
+        image: as it was given.
+        labels: of the ``top_k`` classes, the likeliest first; None where ``unknown_below`` says so, or the image cannot
+            be read.
+        probabilities: of these classes.
+        error: why the image cannot be read, or "".
+    """
+
+    image: Any
+    labels: tuple[Any, ...]
+    probabilities: tuple[float, ...]
+    error: str = ""
+
+
+def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
+    """Items, numbers of those that could be read, their features, and errors, one part of the images at a time."""
+    if given.features is not None:
+        if not isinstance(trainer, FeatureTrainer):
+            raise UserError(f"{trainer.cfg.TRAINER.NAME} takes images, not features")
+        width = trainer.input_width
+        if given.features.shape[1] != width:
+            raise UserError(f"features of width {given.features.shape[1]}, but the backbone's have {width}")
+        yield list(range(len(given.features))), list(range(len(given.features))), given.features, {}
+        return
+    cached = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and given.are_paths
+    if cached and 0 < (given.total or 0) <= CACHED:
+        items = list(given.items)
+        paths = [os.path.abspath(os.path.expanduser(item)) for item in items]
+        data = [Datum(path, 0) for path in paths]
+        found = trainer.features.fetch(data, trainer.dm.tfm_test, on_error="leave")
+        kept = found.kept.nonzero().flatten().tolist()
+        errors = {n: found.errors.get(path, "") for n, path in enumerate(paths) if not found.kept[n]}
+        yield items, kept, found.tensor[0, found.kept] if kept else None, errors
+        return
+    cfg = trainer.cfg
+    yield from encode_stream(
+        given.items,
+        encoder_of(trainer),
+        trainer.dm.tfm_test,
+        trainer.device,
+        cfg.DATASET.FEATURES.BATCH_SIZE,
+        cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def encoder_of(trainer: Any) -> Any:
+    """Images (B, 3, H, W) to features; of a third party's trainer, to logits."""
+    if isinstance(trainer, FeatureTrainer):
+        return trainer.encode_inputs
+
+    def logits(images: Tensor) -> Tensor:
+        batch = {"img": images, "label": torch.zeros(len(images), dtype=torch.int64)}
+        with torch.no_grad():
+            return trainer.model_inference(trainer.parse_batch_test(batch)[0])
+
+    return logits
+
+
+def logits_of(trainer: Any, features: Tensor, classes: int) -> Tensor:
+    """Logits (n, K) on the CPU, in the batches in which a run tests, of what `encoder_of` gives (n, ...)."""
+    if not isinstance(trainer, FeatureTrainer):
+        return features  # they are logits
+    head, size = trainer.head, trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+    with torch.no_grad(), head.evaluating() if hasattr(head, "evaluating") else nullcontext():
+        parts = [trainer.model_inference(part.float().to(trainer.device)) for part in features.split(size)]
+    return torch.cat(parts).float().cpu() if parts else torch.empty(0, classes)
+
+
+def rows_of(values: Any, count: int, kept: list[int], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows (count, W) with NaN where there are none, and which there are (count,).
+
+    Args:
+        values: (n, W) of the images ``kept``; None if there are none.
+        width: W in that case.
+    """
+    ok = np.zeros(count, dtype=bool)
+    ok[kept] = True
+    if values is not None and len(kept) == count:
+        return values, ok
+    rows = np.full((count, width if values is None else values.shape[1]), np.nan, np.float32)
+    if values is not None:
+        rows[kept] = values
+    return rows, ok
+
+
+def split_logits(trainer: Any, loader: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits (N, K) and labels (N,) of a split of the trainer's own data."""
+    trainer.set_model_mode("eval")
+    with torch.no_grad():
+        pairs = [trainer._infer(batch) for batch in loader]
+    logits, labels = (torch.cat([part.float().cpu() for part in parts]) for parts in zip(*pairs, strict=True))
+    return logits.numpy(), labels.long().numpy()
+
+
+def chosen_labels(
+    probabilities: NDArray[Any], ok: NDArray[Any], labels: NDArray[Any], top_k: int, unknown_below: float | None
+) -> NDArray[Any]:
+    """Labels (n, top_k) of the likeliest classes, of equal ones the first; object where some are None."""
+    if unknown_below is not None and not 0 <= unknown_below <= 1:
+        raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    found = labels[order]
+    unsure = np.zeros(order.shape, dtype=bool)
+    if unknown_below is not None:
+        unsure = np.take_along_axis(probabilities, order, axis=1) < unknown_below
+    unsure |= ~ok[:, None]
+    if unsure.any():
+        found = found.astype(object)
+        found[unsure] = None
+    return found
+
+
+def checked_top_k(top_k: int | None, classes: int) -> int:
+    """``top_k``; 1 for None."""
+    if top_k is None:
+        return 1
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 1 <= top_k <= classes:
+        raise UserError(f"top_k is {shown(top_k)}; it is 1 to {classes}, the number of classes")
+    return int(top_k)
+
+
+class Unreadable:
+    """The images that could not be read: raises at the first, or warns of all at the end."""
+
+    def __init__(self, on_error: str) -> None:
+        self.on_error, self.count, self.first = on_error, 0, list[str]()
+
+    def add(self, errors: Mapping[int, str], items: Sequence[Any], start: int) -> None:
+        for number, error in errors.items():
+            item = items[number - start]
+            if self.on_error == "raise":
+                gone = is_path(item) and not os.path.exists(os.path.expanduser(item))
+                raise (MissingFileError if gone else UserError)(f"{named(item, number)}: {error}")
+            self.count += 1
+            if len(self.first) < _TOLD:
+                self.first.append(f"{named(item, number)}: {error}")
+
+    def tell(self) -> None:
+        if self.count:
+            more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+            count = "1 image" if self.count == 1 else f"{self.count:,} images"
+            warnings.warn(f"{count} could not be read: {'; '.join(self.first)}{more}", stacklevel=3)

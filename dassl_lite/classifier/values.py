@@ -1,0 +1,58 @@
+"""What a program passes as parameters and labels, as plain values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dassl_lite.utils.errors import UserError, shown
+
+
+def listed_values(y: Any) -> list[Any]:
+    """Labels as plain Python values."""
+    array = y if isinstance(y, list) else np.asarray(y)
+    if not isinstance(array, list):
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != 1:
+            raise UserError(f"y must be a list of labels, not an array of {array.shape}")
+        return array.tolist()
+    return [label.item() if isinstance(label, np.generic) else label for label in array]
+
+
+def texts(names: Any) -> list[str]:
+    """Names of classes as a list.
+
+    Raises:
+        UserError: it is none, or one of them is empty.
+    """
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
+        raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
+    found = [name.item() if isinstance(name, np.generic) else name for name in names]
+    if wrong := [name for name in found if not isinstance(name, str) or not name.strip()]:
+        raise UserError(f"classes has {shown(wrong[0])}, which is no name")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """What a config can hold, of what a program or a grid of NumPy's passes."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def plain_list(value: Any) -> Any:
+    """The same, of each element of a list or an array."""
+    return [plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else plain(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON gives a parameter back as it is."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
