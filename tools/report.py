@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
-from dassl_lite.engine.commands.benchmark import has_runs, runs_of_shots, transfer_tables, write_transfers
+from dassl_lite.engine.commands.benchmark import has_runs, runs_of_shots
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.published import Published, read_sources
 from dassl_lite.engine.commands.summary import (
@@ -31,6 +31,7 @@ from dassl_lite.engine.commands.summary import (
     versus_tables,
 )
 from dassl_lite.engine.commands.tables import Table, escape_latex
+from dassl_lite.engine.commands.transfers import transfer_tables, write_transfers
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path
 from dassl_lite.utils.logger import say, setup_logger

@@ -22,16 +22,13 @@ from dassl_lite.engine.commands.benchmark import (
     FEW_SHOT,
     Datasets,
     Plan,
-    Transfer,
-    base_to_new_average,
-    base_to_new_table,
     plan,
     recipe_for,
-    source_table,
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.evaluate import Evaluation
 from dassl_lite.engine.commands.tables import BEST, SECOND, Table
+from dassl_lite.engine.commands.transfers import Transfer, base_to_new_average, base_to_new_table, source_table
 from dassl_lite.engine.files.results import write_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import benchmark, report

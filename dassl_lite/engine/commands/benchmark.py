@@ -11,11 +11,9 @@ continued by planning it again: whatever is there is not done again.
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -29,14 +27,12 @@ from dassl_lite.engine.build import configs_root, default_recipe, make_config, n
 from dassl_lite.engine.commands import evaluate
 from dassl_lite.engine.commands.arguments import ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.commands.evaluate import Target, config_for, stored_config, suite
-from dassl_lite.engine.commands.summary import dataset_label
 from dassl_lite.engine.commands.sweep import Settings, Task, tasks
-from dassl_lite.engine.commands.tables import Table, best_two
-from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results
+from dassl_lite.engine.commands.tables import Table
+from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
 from dassl_lite.engine.methods.feature_source import shared_backbone
-from dassl_lite.evaluation.statistics import Estimate, estimate, harmonic_mean
-from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger, write_json
+from dassl_lite.utils import UserError, get_logger, setup_logger, write_json
 from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import digest_of, read_json
 
@@ -325,172 +321,6 @@ def plan_table(made: Plan) -> Table:
     return Table(
         "", ["runs of", "method", "recipe", "runs", "evaluations"], [[*key, *map(str, n)] for key, n in rows.items()]
     )
-
-
-# ---- tables -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A method's run on one dataset and what it is worth elsewhere; accuracies in percent, one per seed.
-
-    Attributes:
-        own: on the dataset that it was trained on; with ``of_base``, on its base classes.
-        elsewhere: key of an evaluation -> accuracies.
-        reason: why the method could not be evaluated on some classes; "" if it could.
-    """
-
-    method: str
-    dataset: str
-    backbone: str
-    of_base: bool
-    own: tuple[float, ...]
-    elsewhere: Mapping[str, tuple[float, ...]]
-    reason: str = ""
-
-
-def gather_transfers(folder: str | Path) -> list[Transfer]:
-    """The evaluated runs below ``folder``, over seeds."""
-    groups: dict[tuple[str, str, str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
-    for path in sorted(Path(folder).rglob(EVALUATIONS)):
-        results = None if path.parent.name == REPLACED else read_results(path.parent)
-        rows = evaluated(path.parent) if results else {}
-        if results and rows:
-            subset = config_in(results, path.parent)["DATASET"].get("SUBSAMPLE_CLASSES", ALL)
-            method = str(results.get("method") or results["trainer"])
-            # Runs by the cross-dataset recipe and by the default one are never mixed.
-            key = (method, dataset_label(results), results["backbone"], f"{subset} {path.parents[3].name}")
-            groups[key].append((results, rows))
-    found = []
-    for (method, dataset, backbone, kind), runs in groups.items():
-        elsewhere: dict[str, list[float]] = defaultdict(list)
-        reasons = [row["missing"] for _, rows in runs for row in rows.values() if row["missing"]]
-        for _, rows in runs:
-            for name, row in rows.items():
-                if not row["missing"] and not math.isnan(row["accuracy"]):
-                    elsewhere[name].append(row["accuracy"])
-        own = tuple(of for results, _ in runs if (of := _accuracy(results)) is not None)
-        values = {name: tuple(of) for name, of in elsewhere.items()}
-        of_base = kind.startswith("base ")
-        found.append(Transfer(method, dataset, backbone, of_base, own, values, reasons[0] if reasons else ""))
-    return found
-
-
-def _accuracy(results: Mapping[str, Any]) -> float | None:
-    value = results["metrics"].get("test", {}).get("accuracy")
-    return float(value) if isinstance(value, int | float) else None
-
-
-def transfer_tables(folder: str | Path) -> tuple[list[Table], list[str]]:
-    """Tables of base and new classes, and of a source's run on other datasets, with what a reader must know.
-
-    Both are empty if no run below ``folder`` has been evaluated elsewhere.
-    """
-    found = gather_transfers(folder)
-    of_base = [one for one in found if one.of_base]
-    tables = [table for table in (base_to_new_table(of_base), base_to_new_average(of_base)) if table is not None]
-    groups: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
-    for one in found:
-        if not one.of_base:
-            groups[one.dataset, one.backbone].append(one)
-    for (dataset, _), group in sorted(groups.items()):
-        for protocol in (CROSS, DG):
-            names = [*Datasets.field().of(protocol), *Datasets.demo().of(protocol)]
-            tables += [table for table in [source_table(group, protocol, dataset, names)] if table is not None]
-    reasons = {
-        one.method: f"{one.method} cannot be tested on other classes: {one.reason}" for one in found if one.reason
-    }
-    notes = (
-        ["of a run on other classes, what has not been learnt of a class stays as in zero-shot CLIP"] if tables else []
-    )
-    return tables, [*notes, *(reasons[method] for method in sorted(reasons))]
-
-
-def write_transfers(folder: Path) -> Path | None:
-    """``evaluations.csv``: a line per run's kind and evaluation with every value in full precision; None if none is."""
-    found, path = gather_transfers(folder), folder / "evaluations.csv"
-    if not found:
-        return None
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trained on", "classes", "method", "backbone", "tested on", "seeds", "mean", "values"])
-        for one in found:
-            run = [one.dataset, "base" if one.of_base else ALL, one.method, one.backbone]
-            for key, values in {"own": one.own, **one.elsewhere}.items():
-                if values:
-                    writer.writerow([*run, key, len(values), fmean(values), " ".join(map(repr, values))])
-    return path
-
-
-def base_to_new_table(found: Sequence[Transfer]) -> Table | None:
-    """A row per dataset and method: base, new and their harmonic mean H, and all classes together."""
-    rows: list[list[str]] = []
-    values: dict[int, tuple[str, float | None]] = {}
-    for one in sorted(found, key=lambda one: (one.dataset, one.method)):
-        base, new, joint = (_estimate(of) for of in (one.own, one.elsewhere.get(NEW), one.elsewhere.get(ALL)))
-        h = harmonic_mean(base.mean, new.mean) if base and new else None
-        values[len(rows)] = (one.dataset, h)
-        rows.append([one.dataset, one.method, *map(_text, (base, new)), _text(h), _text(joint)])
-    places = {}
-    for dataset in {dataset for dataset, _ in values.values()}:
-        of = {row: h for row, (name, h) in values.items() if name == dataset and h is not None}
-        places.update({(row, 4): place for row, place in best_two(of).items()})
-    title = "From base to new classes; H is the harmonic mean of base and new, all is over all classes together"
-    return Table(title, ["dataset", "method", "base", "new", "H", "all"], rows, places) if rows else None
-
-
-def base_to_new_average(found: Sequence[Transfer]) -> Table | None:
-    """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets."""
-    groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
-    for one in found:
-        if one.own and (new := one.elsewhere.get(NEW)):
-            joint = one.elsewhere.get(ALL)
-            groups[one.method].append((fmean(one.own), fmean(new), fmean(joint) if joint else None))
-    rows: list[list[str]] = []
-    harmonic: dict[int, float] = {}
-    for method, group in sorted(groups.items()):
-        base, unseen = fmean(of[0] for of in group), fmean(of[1] for of in group)
-        together = [of[2] for of in group if of[2] is not None]
-        harmonic[len(rows)] = h = harmonic_mean(base, unseen)
-        mean_of_all = fmean(together) if len(together) == len(group) else None
-        rows.append([method, *map(_text, (base, unseen, h, mean_of_all)), str(len(group))])
-    if max((len(group) for group in groups.values()), default=0) < 2:
-        return None
-    most = max(len(group) for group in groups.values())
-    comparable = {row: h for row, h in harmonic.items() if rows[row][-1] == str(most)}
-    places = {(row, 3): place for row, place in best_two(comparable).items()}
-    title = "From base to new classes, averages over datasets: first base and new are averaged, then H is taken"
-    return Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places)
-
-
-def source_table(found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str]) -> Table | None:
-    """A row per method: the source, each of the datasets ``names`` that one was tested on, and their average, without
-    the source; a method that lacks one of them has no average. None if no method was tested on one."""
-    columns = [name for name in names if any(name in one.elsewhere for one in found)]
-    if not columns:
-        return None
-    rows: list[list[str]] = []
-    means: dict[int, float] = {}
-    for one in sorted(found, key=lambda one: one.method):
-        each = [_estimate(one.elsewhere.get(name)) for name in columns]
-        known = [of.mean for of in each if of]
-        if not known:  # a run by the recipe of the other protocol, or a method that knows its own classes only
-            continue
-        average = fmean(known) if len(known) == len(columns) else None
-        if average is not None:
-            means[len(rows)] = average
-        rows.append([one.method, _text(_estimate(one.own)), *map(_text, each), _text(average)])
-    places = {(row, len(columns) + 2): place for row, place in best_two(means).items()}
-    title = f"{protocol.capitalize()} from {source}; the average is without the source"
-    return Table(title, ["method", source, *columns, "average"], rows, places, may_shrink=True)
-
-
-def _estimate(values: Sequence[float] | None) -> Estimate | None:
-    return estimate(values) if values else None
-
-
-def _text(value: Estimate | float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def runs_of_shots(folder: Path) -> Path:
