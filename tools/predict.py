@@ -33,6 +33,7 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger
 from dassl_lite.utils.errors import MissingFileError, printable, unknown
+from dassl_lite.utils.lazy import optional_module
 from dassl_lite.utils.logger import say
 
 logger = get_logger(__name__)
@@ -174,12 +175,8 @@ def _parquet_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], Non
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("--output .parquet needs pyarrow: pip install pyarrow, or name a .csv or .json file") from None
-    return pyarrow, pyarrow.parquet
+    parquet = optional_module("pyarrow.parquet", "parquet", "--output .parquet")
+    return optional_module("pyarrow", "parquet", "--output .parquet"), parquet
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------

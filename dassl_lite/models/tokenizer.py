@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dassl_lite.models import published_weights
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.lazy import install_line
 from dassl_lite.utils.logger import get_logger
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def is_clips_own(vocabulary: object) -> bool:
     return vocabulary == _byte_pairs().encoder
 
 
-_REMEDY = 'pip install "dassl-lite[hf]"'
+_REMEDY = install_line("hf")
 
 
 def _require_transformers(backbone: str, part: str) -> None:

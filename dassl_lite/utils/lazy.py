@@ -4,6 +4,8 @@ if TYPE_CHECKING:
     from torchvision import transforms as T
 else:
     T = lazy_module("torchvision.transforms")
+
+And modules of optional libraries, which a user may not have: ``optional_module``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from dassl_lite.startup import loading
+from dassl_lite.utils.errors import UserError
 
 
 class _LazyModule(ModuleType):
@@ -30,3 +33,26 @@ def lazy_module(name: str) -> ModuleType:
 def is_loaded(name: str) -> bool:
     """Whether a module is loaded: if not, nothing can be an instance of its classes."""
     return name in sys.modules
+
+
+def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
+    """Import ``name``, of a library that only an extra of this package installs.
+
+    Args:
+        name: the module, such as "pyarrow.parquet".
+        extra: the extra in pyproject.toml, such as "parquet".
+        purpose: what needs it, to start the message with: "--output .parquet".
+
+    Raises:
+        UserError: the library is not installed, or another that it needs; the message names the extra.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        library = (error.name or name).split(".")[0]
+        raise UserError(f"{purpose} needs {library}: {install_line(extra)}") from error
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f'pip install "dassl-lite[{extra}]"'

@@ -16,7 +16,7 @@ from dassl_lite.datasets._drawn.looks import CLEAN, ROUGH, Look, Subjects, compo
 from dassl_lite.datasets._drawn.render import PIXELS, draw, to_bytes, upsample
 from dassl_lite.datasets._drawn.scene import COLOURS, FILL_NAMES, SOLID, Scene
 from dassl_lite.datasets._drawn.shapes import SEEN_NAMES, TABLE_REACH, TABLE_SIZE, shape_table
-from dassl_lite.utils import UserError
+from dassl_lite.utils.lazy import optional_module
 
 DIGITS = "0123456789"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -145,10 +145,7 @@ def glyph_table(characters: str, fonts: tuple[str, ...] = FONTS) -> npt.NDArray[
 
 
 def _font_folder() -> Path:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError('pre-training draws with the fonts of matplotlib: pip install -e ".[dev]"') from error
+    matplotlib = optional_module("matplotlib", "plots", "pre-training of the demo backbone")
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
