@@ -37,12 +37,21 @@ MACHINE_DEPENDENT = {"--device"}  # its default is a GPU where there is one
 
 
 def config_keys() -> list[str]:
-    """``KEY = default`` for every key of the engine and of the trainers in the package."""
+    """``KEY = default`` for every key of the engine and of the trainers in the package; of these, what it does."""
     from dassl_lite.config.check import leaves
-    from dassl_lite.engine.build import full_config
+    from dassl_lite.engine.build import TRAINER_REGISTRY, full_config
+    from dassl_lite.engine.contract.keys import keys_of
 
     _import_trainers()
-    return sorted(f"{key} = {value!r}" for key, value in leaves(full_config()).items())
+    about = {
+        f"TRAINER.{trainer.node_name()}.{name}": one.about
+        for trainer in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)
+        for name, one in keys_of(trainer).items()
+    }
+    return sorted(
+        f"{key} = {value!r}" + (f"  # {about[key]}" if about.get(key) else "")
+        for key, value in leaves(full_config()).items()
+    )
 
 
 def exported_names() -> list[str]:

@@ -47,8 +47,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def included(path: str, heading: str | None, page: str) -> str:
     """The text of a file, or of one of its sections, with links that are right on ``page``."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    if path.endswith((".txt", ".yaml")):
-        return f"```text\n{text}```"
+    if path.endswith((".txt", ".yaml", ".py")):
+        return f"```{'python' if path.endswith('.py') else 'text'}\n{text}```"
     if heading is None:
         text = re.sub(r"\A# .*\n", "", text)
     else:
