@@ -54,6 +54,7 @@ from dassl_lite.models.transduction import Mixture, log_shares
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
 from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
+from dassl_lite.optim.scaled_step import scaled_step
 from dassl_lite.utils import devices, torchtools
 from dassl_lite.utils.errors import UserError, shown
 from dassl_lite.utils.files import cache_root
@@ -63,7 +64,6 @@ from dassl_lite.utils.meters import unread
 logger = get_logger(__name__)
 
 
-_SCALES_TRIED = 32  # of gradients in float16: from 2 ** 16 down to 2 ** -15
 MOST_TO_CALIBRATE = 1_000_000  # logits that a calibration or a threshold is chosen on
 
 
@@ -596,27 +596,18 @@ class FeatureTrainer(TrainerX):
             super().model_backward_and_update(loss, names)
             return
         self.detect_anomaly(loss)
-        steps: list[Any] = []
-        noting = self.optim.register_step_post_hook(lambda *_: steps.append(True))
-        try:
-            for _ in range(_SCALES_TRIED):
-                self.model_zero_grad(names)
-                self.compute_gradients(self.scaler.scale(loss), keep_graph=True)
-                self.scaler.step(self.optim)  # unless gradients are infinite; then a smaller scale comes next
-                self.scaler.update()
-                if steps:
-                    return
-                self._tell_overflow()
-        finally:
-            noting.remove()
-        self.check_losses()
-        raise self._not_finite(
-            f"gradients are infinite or NaN at epoch {self.epoch + 1}, batch {self.batch_idx + 1}, whatever they are "
-            "scaled by"
-        )
 
-    def _tell_overflow(self) -> None:
-        if not self._told_overflow:
+        def backward(scaled: Tensor) -> None:
+            self.model_zero_grad(names)
+            self.compute_gradients(scaled, keep_graph=True)
+
+        try:
+            repeats = scaled_step(self.scaler, self.optim, loss, backward)
+        except OverflowError:
+            self.check_losses()
+            at = f"epoch {self.epoch + 1}, batch {self.batch_idx + 1}"
+            raise self._not_finite(f"gradients are infinite or NaN at {at}, whatever they are scaled by") from None
+        if repeats and not self._told_overflow:
             self._told_overflow = True
             logger.info(
                 f"Scaled gradients overflow in float16 (PREC {self.precision}): the step is repeated with a smaller "
