@@ -19,6 +19,7 @@ import cuda_standin
 import families
 import pytest
 import torch
+from browser import launched
 from golden_count import ReferenceArrays, note_property, summary
 from safetensors.torch import save_file
 
@@ -107,6 +108,13 @@ class Golden:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless chromium; see browser.py."""
+    with launched() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

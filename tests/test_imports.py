@@ -35,6 +35,7 @@ MAY_IMPORT["classifier"] = set(MAY_IMPORT)
 MAY_IMPORT["compat"] = set(MAY_IMPORT) - {"classifier"} | {"configs"}
 MAY_IMPORT["trainers"] = set(MAY_IMPORT) - {"classifier"}
 MAY_IMPORT["datasets"] = {"data"}
+MAY_IMPORT["pages"] = set(MAY_IMPORT) - {"compat", "trainers", "datasets"}
 MAY_IMPORT["tools"] = set(MAY_IMPORT) | {"datasets", "trainers"}
 # Errors, logging and signals are of the house, not of a layer above: a dataset may raise a UserError.
 EVERYWHERE = {"utils", "startup"}

@@ -1,0 +1,158 @@
+(() => {
+  "use strict";
+  const root = document.documentElement, card = document.getElementById("card");
+  const read = id => JSON.parse(document.getElementById(id).textContent);
+  const pictures = read("pictures"), colours = read("colours");
+  const css = name => getComputedStyle(root).getPropertyValue(name).trim();
+  const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
+
+  // ---- charts: what they show is in the page, what they look like comes from the style sheet
+  const pageScale = () => [[0, css("--surface")], [0.001, mix(0.12)], [0.5, css("--accent")], [1, css("--heat")]];
+  function mix(share) { // the accent, on the surface
+    const parts = name => css(name).match(/[0-9a-f]{2}/gi).slice(0, 3).map(one => parseInt(one, 16));
+    const from = parts("--surface"), to = parts("--accent");
+    return `rgb(${from.map((one, i) => Math.round(one + share * (to[i] - one))).join(",")})`;
+  }
+  const axes = layout => [...new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d+$/.test(key))])];
+  const own = (given, fallback) => (given === undefined ? fallback : given);
+  function dressed(figure) {
+    const layout = structuredClone(figure.layout), ink = css("--ink"), line = css("--line");
+    layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
+    layout.font = { size: 12.5, family: getComputedStyle(document.body).fontFamily, ...layout.font, color: ink };
+    layout.colorway = own(layout.colorway, colours);
+    layout.margin = { l: 56, r: 16, t: 12, b: 48, ...layout.margin };
+    layout.hoverlabel = { bgcolor: css("--paper"), bordercolor: line, font: { color: ink }, align: "left", ...layout.hoverlabel };
+    layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, ...layout.legend };
+    for (const key of axes(layout)) {
+      layout[key] = { automargin: true, gridcolor: css("--grid"), zerolinecolor: css("--grid"), linecolor: line, ...layout[key] };
+    }
+    const data = figure.data.map(trace => ({
+      ...trace,
+      ...(trace.colorscale === "page" ? { colorscale: pageScale() } : {}),
+      ...(trace.marker && trace.marker.colorscale === "page" ? { marker: { ...trace.marker, colorscale: pageScale() } } : {}),
+    }));
+    for (const trace of data) if (trace.line && trace.line.color === "ink") trace.line = { ...trace.line, color: css("--faint") };
+    return { data, layout };
+  }
+  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const charts = [...document.querySelectorAll(".plot")].map(element => {
+    const script = element.querySelector("script"), figure = JSON.parse(script.textContent);
+    script.remove();
+    return { element, figure };
+  });
+  const draw = ({ element, figure }) => {
+    const { data, layout } = dressed(figure);
+    return Plotly.react(element, data, layout, options);
+  };
+  function drawAll() { charts.forEach(draw); }
+  function listen({ element, figure }) {
+    if (!Object.keys(figure.cards).length) return;
+    element.on("plotly_hover", event => {
+      const point = event.points[0];
+      const key = Array.isArray(point.pointNumber) ? point.pointNumber.join(",") : `${point.curveNumber}:${point.pointNumber}`;
+      show(figure.cards[key], event.event);
+    });
+    element.on("plotly_unhover", () => { card.hidden = true; });
+  }
+  function show(content, mouse) {
+    card.hidden = !content;
+    if (!content) return;
+    card.replaceChildren(...content.lines.map(line => make("p", line)));
+    if (content.pictures.length) {
+      const thumbs = Object.assign(make("div"), { className: "thumbs" });
+      for (const [number, text] of content.pictures) {
+        const one = make("div");
+        if (number !== null) one.append(Object.assign(make("img"), { src: pictures[number], alt: "" }));
+        one.append(make("span", text));
+        thumbs.append(one);
+      }
+      card.append(thumbs);
+    }
+    const { width, height } = card.getBoundingClientRect(), gap = 18;
+    const left = mouse.clientX + gap + width < innerWidth ? mouse.clientX + gap : mouse.clientX - gap - width;
+    const top = mouse.clientY + gap + height < innerHeight ? mouse.clientY + gap : mouse.clientY - gap - height;
+    card.style.left = `${Math.max(4, left)}px`;
+    card.style.top = `${Math.max(4, top)}px`;
+  }
+  addEventListener("scroll", () => { card.hidden = true; }, { passive: true });
+
+  // ---- light and dark
+  const setTheme = theme => { root.dataset.theme = theme; drawAll(); };
+  document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", event => setTheme(event.matches ? "dark" : "light"));
+  let before = "light";
+  addEventListener("beforeprint", () => { before = root.dataset.theme; if (before !== "light") setTheme("light"); });
+  addEventListener("afterprint", () => { if (before !== "light") setTheme(before); });
+
+  // ---- tables
+  const words = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+  for (const table of document.querySelectorAll(".table")) {
+    const size = Number(table.dataset.page), body = table.querySelector("tbody"), rows = [...body.rows];
+    const filter = table.querySelector("input"), count = table.querySelector(".count");
+    const [back, on] = table.querySelectorAll(".leaf button"), heads = [...table.querySelectorAll("th")];
+    let shown = rows, page = 0;
+    const key = (row, column) => {
+      const cell = row.cells[column];
+      return "v" in cell.dataset ? (cell.dataset.v === "" ? null : Number(cell.dataset.v)) : cell.textContent.trim();
+    };
+    function update() {
+      const last = Math.max(0, Math.ceil(shown.length / size) - 1);
+      page = Math.min(page, last);
+      const from = page * size, part = shown.slice(from, from + size);
+      body.replaceChildren(...part);
+      count.textContent = shown.length > size ? `${from + 1} to ${from + part.length} of ${shown.length.toLocaleString("en")}` : `${shown.length} of ${rows.length}`;
+      back.disabled = page === 0;
+      on.disabled = page === last;
+    }
+    function pick() {
+      const wanted = filter.value.trim().toLowerCase();
+      shown = rows.filter(row => row.textContent.toLowerCase().includes(wanted));
+      page = 0;
+      update();
+    }
+    heads.forEach((head, column) => {
+      const number = rows.some(row => row.cells[column].classList.contains("n"));
+      head.classList.toggle("n", number);
+      head.querySelector("button").addEventListener("click", () => {
+        const was = head.getAttribute("aria-sort");
+        const order = was === "none" ? (number ? "descending" : "ascending") : was === "ascending" ? "descending" : "ascending";
+        heads.forEach(one => one.setAttribute("aria-sort", one === head ? order : "none"));
+        const sign = order === "ascending" ? 1 : -1;
+        rows.sort((a, b) => {
+          const x = key(a, column), y = key(b, column);
+          if (x === null || y === null) return (x === null) - (y === null); // empty cells last, either way
+          return sign * (typeof x === "number" && typeof y === "number" ? x - y : words.compare(x, y));
+        });
+        pick();
+      });
+    });
+    filter.addEventListener("input", pick);
+    back.addEventListener("click", () => { page -= 1; update(); });
+    on.addEventListener("click", () => { page += 1; update(); });
+    if (rows.length <= Math.min(size, 8)) table.querySelector(".tools").hidden = true;
+    if (rows.length <= size) table.querySelector(".leaf").hidden = true;
+    update();
+  }
+
+  // ---- pictures, copying
+  for (const image of document.querySelectorAll("[data-picture]")) image.src = pictures[image.dataset.picture];
+  for (const button of document.querySelectorAll(".copy")) {
+    button.addEventListener("click", async () => {
+      const text = button.parentElement.querySelector("pre");
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(text);
+      }
+    });
+  }
+
+  // One chart after the other, so that the page can be read meanwhile.
+  (function next(number) {
+    if (number === charts.length) { root.dataset.ready = "yes"; return; }
+    draw(charts[number]);
+    listen(charts[number]);
+    setTimeout(next, 0, number + 1);
+  })(0);
+})();
