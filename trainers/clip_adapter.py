@@ -47,6 +47,10 @@ class FeatureAdapters(CosineHead):
         self.fc = bottleneck(text_features.shape[1], reduction) if ratio else None
         self.text_fc = bottleneck(text_features.shape[1], reduction) if text_ratio else None
 
+    @property
+    def is_linear(self) -> bool:
+        return self.fc is None
+
     def class_prototypes(self) -> torch.Tensor:
         text = self.text_features
         if self.text_fc is None:

@@ -55,6 +55,10 @@ class CrossModalHead(nn.Module):
         self.adapter = bottleneck(zero_shot.shape[1], REDUCTION) if adapter else None
         self.register_buffer("zero_shot_weights", zero_shot)
 
+    @property
+    def is_linear(self) -> bool:
+        return self.adapter is None
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) for features (B, D)."""
         features = F.normalize(features, dim=-1)

@@ -44,6 +44,7 @@ class GaussianHead(nn.Module):
         scale: exp(logit_scale).
     """
 
+    is_linear = True
     class_rows = ("text_features", "weight", "bias")
     text_features: Tensor
     weight: Tensor

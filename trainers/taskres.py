@@ -50,6 +50,10 @@ class TaskResidual(CosineHead):
         if on_image:
             self.class_rows = ("base_text_features",)
 
+    @property
+    def is_linear(self) -> bool:
+        return not self.on_image
+
     def class_prototypes(self) -> torch.Tensor:
         base, residual = self.base_text_features, self.text_feature_residuals
         return base if self.on_image else base + self.alpha * residual

@@ -226,6 +226,10 @@ class TwoStage(FeatureTrainer):
     def features_kept(self) -> str:
         return "run" if self.stage_steps()[1] else super().features_kept()
 
+    @property
+    def changes_images(self) -> bool:
+        return self.tunes_images
+
     # ---- training -------------------------------------------------------------------------------------------------
 
     def method_state(self) -> dict[str, Any]:

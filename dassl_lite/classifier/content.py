@@ -46,6 +46,9 @@ LOCAL = {
 }
 
 
+MULTI_LABEL = "multi_label"  # in `Content.meta`: images may have several classes
+
+
 @dataclass
 class Content:
     """A fitted classifier, without its backbone.
@@ -135,6 +138,8 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
     data = trainer.dm.dataset
     meta = dict(trainer.checkpoint_meta())
     config = _without_paths(meta.pop("config", None) or to_dict(trainer.cfg))
+    if getattr(trainer, "is_multi_label", False):
+        meta[MULTI_LABEL] = True
     if meta.get("backbone"):  # that of a feature file, in place of the config's
         config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
     elif isinstance(data, FeatureDataset):
@@ -175,6 +180,15 @@ def _without_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def in_float32(content: Content) -> Content:
+    """The same, to be rebuilt in float32."""
+    config, kind = copy.deepcopy(content.config), TRAINER_REGISTRY.get(content.method)
+    node = config["TRAINER"].get(kind.node_name() if hasattr(kind, "node_name") else content.method, {})
+    if "PREC" in node:
+        node["PREC"] = "fp32"
+    return replace(content, config=config)
+
+
 def rebuilt(
     content: Content, classes: ClassList | None = None, *, use_accelerator: bool, verbose: bool, where: str
 ) -> Any:
@@ -196,6 +210,7 @@ def rebuilt(
         ensemble_templates=target.ensemble_templates,
         template=target.template,
         drawn=bool(getattr(kind, "drawn", False)),
+        multi_label=bool(content.meta.get(MULTI_LABEL)),
     )
     fitting = refusing_misfits(f"{where} does not fit")
     with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(given), fitting:
@@ -286,6 +301,8 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
         if not checkpoint.is_recomputed(key)
     }
     meta.pop("config", None)
+    if _is_multi_label(folder, meta, config):
+        meta[MULTI_LABEL] = True
     content = Content(
         config=_without_paths(config),
         classes=classes,
@@ -299,6 +316,28 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
     if meta.get("backbone"):
         content.config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
     return content
+
+
+def pictures_of_run(folder: Path) -> list[str]:
+    """The files of a run's test images; none if it had features, or if its dataset is not on this machine."""
+    try:
+        stored = stored_config(folder)
+        stored["DATASET"] |= {"NUM_SHOTS": -1, "FEWSHOT_FILE": ""}  # no training images are drawn
+        data = build_dataset(config_for(stored, None, {"VERBOSE": False}))
+    except UserError as error:
+        logger.warning(f"The run's test images are not found: {error}")
+        return []
+    return [] if isinstance(data, FeatureDataset) else [item.impath for item in data.test or ()]
+
+
+def _is_multi_label(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the images of a run may have several classes: its results say so or, before it ends, its loss."""
+    metrics = results_of_run(folder).get("metrics")
+    found = list(metrics.values()) if isinstance(metrics, dict) else []
+    if found:
+        return any(isinstance(one, dict) and "mAP" in one for one in found)
+    nodes = [node for node in config["TRAINER"].values() if isinstance(node, dict)]
+    return meta.get("loss") == "sigmoid" and not any(node.get("LOSS") == "sigmoid" for node in nodes)
 
 
 def _descriptions(config: Mapping[str, Any], classes: ClassList) -> list[list[str]]:

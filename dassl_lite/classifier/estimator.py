@@ -24,6 +24,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl_lite.classifier import content as contents
+from dassl_lite.classifier import export as exporting
 from dassl_lite.classifier import folder as folders
 from dassl_lite.classifier.content import Content, content_of, rebuilt, refuse_transductive
 from dassl_lite.classifier.images import (
@@ -46,6 +47,7 @@ from dassl_lite.classifier.predicting import (
     chosen_labels,
     logits_of,
     parts_of,
+    probabilities_of,
     rows_of,
     split_logits,
 )
@@ -641,6 +643,40 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             shots=_shots(data, getattr(self, "_shots", None), len(self.classes_)),
         )
 
+    def export(self, folder: str | os.PathLike[str], format: str = "onnx", images: Any = None) -> exporting.Agreement:
+        """Write the classifier for other programs, as tools/export.py does, and compare it with this one.
+
+        Args:
+            folder: new, or empty.
+            format: "onnx" (pictures in, probabilities out, and a script that uses it), "torch" (the same as an
+                ExportedProgram) or "npz" (weights (K, D), for features of your own).
+            images: to compare on; by default the test images of the fit or the run, else those of training, else noise.
+
+        Raises:
+            UserError: the method cannot be exported so, or the result would give other answers.
+        """
+        with alone(getattr(self, "messages_", None), verbose=bool(self.verbose)):
+            return exporting.export(
+                Path(folder), format, self._exported, lambda: self._fitted_on() if images is None else _listed(images)
+            )
+
+    def _exported(self) -> exporting.Source:
+        """A trainer of its own, in float32 on the CPU."""
+        self._check_fitted()
+        current = content_of(self._fitted(), getattr(self, "_content", None))
+        trainer = rebuilt(contents.in_float32(current), use_accelerator=False, verbose=False, where="the classifier")
+        return exporting.Source(trainer, self.classes_.tolist(), self.temperature_, current.template)
+
+    def _fitted_on(self) -> list[str]:
+        """The files of the test images of the fit, or of the run that was loaded, else those of training; it may have
+        none, or only features."""
+        data, where = self._trainer.dm.dataset, Path(getattr(self, "_where", ""))
+        if getattr(data, "test_only", False) and "_where" in vars(self) and not folders.holds_classifier(where):
+            return contents.pictures_of_run(where)
+        if getattr(data, "test_only", False) or getattr(getattr(self._trainer, "features", None), "is_file", False):
+            return []
+        return [item.impath for item in data.test or data.train_x]
+
     @classmethod
     def load(
         cls, folder: str | os.PathLike[str], *, device: str | None = None, verbose: bool = False
@@ -702,7 +738,9 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return lambda: self.classes_
 
     def _probabilities(self, features: Tensor) -> Tensor:
-        return torch.softmax(logits_of(self._trainer, features, len(self.classes_)) / self.temperature_, dim=1)
+        return probabilities_of(
+            self._trainer, logits_of(self._trainer, features, len(self.classes_)), self.temperature_
+        )
 
     def _logits(self, features: Tensor) -> Tensor:
         return logits_of(self._trainer, features, len(self.classes_))
@@ -808,6 +846,14 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             )
         truth = np.array([rows[item.label] for item in data.test], dtype=np.int64)
         return (path if path.endswith(".npz") else [item.impath for item in data.test]), truth
+
+
+def _listed(images: Any) -> list[Any]:
+    """Images, as `FewShotClassifier.predict` takes them, in a list."""
+    given = read_images(images)
+    if given.features is not None:
+        raise UserError("an export is compared on pictures, not on features")
+    return list(given.items)
 
 
 _PARAMETERS = FewShotClassifier._get_param_names()

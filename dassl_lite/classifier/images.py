@@ -344,6 +344,7 @@ class Training:
         ensemble_templates: of the dataset that the classes come from.
         template: its prompt template; "" for the usual one.
         drawn: whether its pictures are drawn, as those that the demo backbone knows.
+        multi_label: whether images of it may have several classes.
     """
 
     classes: ClassList
@@ -354,6 +355,7 @@ class Training:
     ensemble_templates: tuple[str, ...] = ()
     template: str = ""
     drawn: bool = False
+    multi_label: bool = False
 
 
 _training: Training | None = None  # of the dataset that is being built; within `quiet.alone`
@@ -387,7 +389,7 @@ class GivenImages(DatasetBase):
         self.test_only = not len(given.items)
         self.ensemble_templates = given.ensemble_templates
         self.template = given.template or self.template
-        self.drawn = given.drawn
+        self.drawn, self.multi_label = given.drawn, given.multi_label
         classes = list(zip(given.classes.names, given.classes.ids, strict=True))
         if self.test_only:
             train = [Datum("", label, 0, *one) for label, one in enumerate(classes)]

@@ -97,6 +97,23 @@ def logits_of(trainer: Any, features: Tensor, classes: int) -> Tensor:
     return torch.cat(parts).float().cpu() if parts else torch.empty(0, classes)
 
 
+def probabilities_of(trainer: Any, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Probabilities (n, K) of logits (n, K): of one class per image, or of each class where images have several.
+
+    Raises:
+        UserError: images have several classes, and nothing says at which logit a class is as likely as not.
+    """
+    if not getattr(trainer, "is_multi_label", False):
+        return torch.softmax(logits / temperature, dim=1)
+    half = getattr(trainer, "half_logit", None)
+    if half is None:
+        raise UserError(
+            f"{trainer.cfg.TRAINER.NAME} ranks images of several classes, but gives no probabilities: no sigmoid was "
+            "trained; use another method, such as TaskRes or LinearProbe"
+        )
+    return torch.sigmoid((logits - half) / temperature)
+
+
 def rows_of(values: Any, count: int, kept: list[int], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Rows (count, W) with NaN where there are none, and which there are (count,).
 

@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_PROBES = 64  # features that a head is asked about
+_ROUNDING = 1e-4  # of a logit, relative to the largest
 
 MOST = 5.0  # magnitude of the logarithm of the factor that Platt scaling finds
 
@@ -76,6 +80,12 @@ class CosineHead(nn.Module):
             object.__setattr__(self, "_kept", features)  # a module takes no second name for a parameter of its own
         return features
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits are linear in the normalised image features; see `linear_form`."""
+        kind = type(self)
+        return kind.adapt is CosineHead.adapt and kind.forward is CosineHead.forward
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """A context in which no parameter changes, so the prototypes are computed once for all batches."""
@@ -102,6 +112,61 @@ class FixedPrototypes(CosineHead):
 
     def class_prototypes(self) -> Tensor:
         return self.prototypes
+
+
+class LinearForm(NamedTuple):
+    """What a linear head computes, as plain numbers.
+
+        logits = scale * f @ weight.T + bias,   f: image features (B, D), of length 1 if `normalises`
+
+    Attributes:
+        weight: (K, D) float32.
+        scale: factor on the products.
+        bias: (K,) float32; None if there is none.
+        normalises: whether features are brought to length 1 first.
+    """
+
+    weight: Tensor
+    scale: float
+    bias: Tensor | None
+    normalises: bool
+
+    def __call__(self, image_features: Tensor) -> Tensor:
+        """Logits (B, K) for image features (B, D)."""
+        features = F.normalize(image_features, dim=-1) if self.normalises else image_features
+        logits = self.scale * features @ self.weight.t()
+        return logits if self.bias is None else logits + self.bias
+
+
+@torch.no_grad()
+def linear_form(head: nn.Module, width: int) -> LinearForm | None:
+    """A head as a matrix, which is read off its answers; None if it is not linear, or does not say so by ``is_linear``.
+
+    Args:
+        head: in eval mode; takes features (B, D).
+        width: D.
+    """
+    if not getattr(head, "is_linear", isinstance(head, nn.Linear)):
+        return None
+    like = next((tensor for tensor in (*head.parameters(), *head.buffers()) if tensor.is_floating_point()), None)
+    device = torch.device("cpu") if like is None else like.device
+    axes, drawn = torch.eye(width, device=device), torch.Generator().manual_seed(0)
+    with head.evaluating() if hasattr(head, "evaluating") else nullcontext():  # type: ignore[operator]
+        ahead, behind = head(axes).float(), head(-axes).float()
+        weight, bias = (ahead - behind).t() / 2, ((ahead + behind) / 2).mean(dim=0)
+        noise = torch.randn(_PROBES, width, generator=drawn).to(device) / width**0.5
+        near_classes = F.normalize(weight, dim=-1)[torch.arange(_PROBES) % len(weight)]  # where image features are
+        probes = torch.cat([noise, near_classes + noise])
+        wanted, doubled = head(probes).float(), head(2 * probes).float()
+    most = _ROUNDING * max(1.0, wanted.abs().max().item())
+    scale = float(getattr(head, "scale", 1.0))
+    found = LinearForm(
+        (weight / scale).contiguous(),
+        scale,
+        bias if bias.abs().max() > 1e-6 * most else None,
+        normalises=bool((wanted - doubled).abs().max() <= most),
+    )
+    return found if (found(probes) - wanted).abs().max() <= most else None
 
 
 def class_targets(labels: Tensor, classes: int) -> Tensor:

@@ -116,7 +116,7 @@ class ImageTower:
             encode = functools.partial(_encode_prompted, visual, tokens=prompts())
         elif is_plain(visual):
             encode = functools.partial(_encode if isinstance(visual, VisionTransformer) else _encode_resnet, visual)
-        if images.device.type != "cpu":
+        if images.device.type != "cpu" or torch.compiler.is_exporting():  # a graph takes any number of images
             return encode(images)
         if isinstance(visual, ModifiedResNet):
             images = images.contiguous(memory_format=torch.channels_last)

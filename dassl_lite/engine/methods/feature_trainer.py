@@ -47,7 +47,14 @@ from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
 from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.clip import preprocessing
-from dassl_lite.models.heads import CosineHead, class_targets, platt_scaling, sigmoid_loss
+from dassl_lite.models.heads import (
+    CosineHead,
+    LinearForm,
+    class_targets,
+    linear_form,
+    platt_scaling,
+    sigmoid_loss,
+)
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import TextRows, class_weights, fill_templates, text_features, text_states
 from dassl_lite.models.transduction import Mixture, log_shares
@@ -115,7 +122,8 @@ class FeatureTrainer(TrainerX):
 
         Beyond ``forward``, a head may have: ``step_cost(batch_size)``, multiplications of a step; ``evaluating()``, see
         `SimpleTrainer.test`; ``prepare_to_load(weights, meta, path)``, see `TrainerBase.adapt_state_dict`; ``meta``,
-        plain values that its checkpoints keep; ``through_encoder``, True if its gradients run through an encoder.
+        plain values that its checkpoints keep; ``through_encoder``, True if its gradients run through an encoder;
+        ``is_linear``, True if its logits are linear in the features, or in these at length 1, see `linear_head`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define build_head()")
 
@@ -508,6 +516,12 @@ class FeatureTrainer(TrainerX):
         """Whether a logit of 0 means a probability of 1/2, as a sigmoid loss, or a SigLIP's bias, makes it."""
         return self.started_calibrated or self.loaded_loss == "sigmoid"
 
+    @property
+    def half_logit(self) -> float | None:
+        """The logit of probability 1/2; None where no sigmoid says which that is."""
+        own = None if self.sigmoid else self.clip.logit_bias
+        return 0.0 if self.calibrated else None if own is None else -own.item()
+
     def enter_epoch(self) -> None:
         """Called before each epoch, for a method whose epochs differ."""
 
@@ -548,8 +562,7 @@ class FeatureTrainer(TrainerX):
         data, self.threshold_from = self.selection_set(), "val"
         if data is None and not getattr(self.dm.dataset, "test_only", False):
             data, self.threshold_from = self.training_set(augmented=False), "train"
-        own = None if self.sigmoid else self.clip.logit_bias
-        half = 0.0 if self.calibrated else None if own is None else -own.item()
+        half = self.half_logit
         if data is None:
             self.threshold_from = ""
             if half is None:
@@ -637,6 +650,17 @@ class FeatureTrainer(TrainerX):
         """Logits (B, K) for image features (B, D)."""
         with self.autocast():
             return self.head(input).float()
+
+    def linear_head(self) -> LinearForm | None:
+        """The head as a matrix, if it is linear in the image features or in these at length 1."""
+        if type(self).model_inference is not FeatureTrainer.model_inference:
+            return None
+        return linear_form(self.head, self.input_width)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether the image encoder is another than the backbone's, so that the head fits no other features."""
+        return self.trains_images or self.takes_states or bool(self._encoder_text())
 
     @property
     def is_transductive(self) -> bool:  # type: ignore[override]  # the config says
