@@ -23,6 +23,7 @@ from typing import Any
 
 from dassl_lite.config import cfg_default
 from dassl_lite.engine.contract.base import TrainerBase
+from dassl_lite.engine.contract.trackers import outcome_of
 from dassl_lite.engine.contract.trainer import SimpleTrainer
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import write_results
@@ -151,7 +152,9 @@ def _write(trainer: Any) -> None:
             f"\n{folder} holds a trained run, whose results stay; give --output-dir for those of this evaluation"
         )
         return
-    path = write_results({**trainer.run_results(), "zero_shot_accuracy": None}, folder)
+    results = {**trainer.run_results(), "zero_shot_accuracy": None}
+    path = write_results(results, folder)
+    trainer.trackers.finish(outcome_of(results, folder))
     logger.info(f"\nResults: {path}")
 
 

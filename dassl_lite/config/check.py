@@ -268,6 +268,7 @@ ENGINE_RULES: dict[str, Rule] = {
     "TRAIN.CHECKPOINT_SECONDS": number(at_least=0, at_most=1e9),  # 0: after every epoch
     "TRAIN.PRINT_FREQ": _whole(1, LARGEST_INTEGER),
     "TRAIN.COUNT_ITER": one_of("train_x", "train_u", "smaller_one"),
+    "LOG.TRACKERS": _names,
     "TEST.SPLIT": one_of("test", "val"),
     "TEST.FINAL_MODEL": one_of("last_step", "best_val"),
 }

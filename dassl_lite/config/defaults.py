@@ -28,6 +28,10 @@ def _defaults() -> CN:
     _add_model(cfg)
     _add_optim(cfg)
     _add_train_and_test(cfg)
+    cfg.LOG = CN()  # ours
+    cfg.LOG.TRACKERS = (
+        "tensorboard",
+    )  # where scalars and results go: tensorboard, mlflow, wandb, a plug-in's; (): none
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""  # registered name of the method
     return cfg

@@ -13,15 +13,20 @@ from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer
 from dassl_lite.engine.contract.base import TrainerBase
 from dassl_lite.engine.contract.keys import Key, each, idle_if, key, number, one_of, satisfying, some_of
 from dassl_lite.engine.contract.simple_net import SimpleNet
+from dassl_lite.engine.contract.trackers import TRACKER_REGISTRY, Outcome, TrackedRun, Tracker
 from dassl_lite.engine.contract.trainer import SimpleTrainer, TrainerX, TrainerXU
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 
 __all__ = [
+    "TRACKER_REGISTRY",
     "TRAINER_REGISTRY",
     "FeatureTrainer",
     "Key",
+    "Outcome",
     "SimpleNet",
     "SimpleTrainer",
+    "TrackedRun",
+    "Tracker",
     "TrainerBase",
     "TrainerX",
     "TrainerXU",

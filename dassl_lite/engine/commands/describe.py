@@ -20,6 +20,7 @@ from dassl_lite.data import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
 from dassl_lite.engine.contract.keys import keys_of
+from dassl_lite.engine.contract.trackers import TRACKER_REGISTRY
 from dassl_lite.engine.plugins import asked_plugins
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
@@ -36,6 +37,7 @@ REGISTRIES: dict[str, Registry] = {
     "--trainer": TRAINER_REGISTRY,
     "DATASET.NAME": DATASET_REGISTRY,
     "TEST.EVALUATOR": EVALUATOR_REGISTRY,
+    "LOG.TRACKERS": TRACKER_REGISTRY,
     "OPTIM.NAME": OPTIMIZER_REGISTRY,
     "OPTIM.LR_SCHEDULER": LR_SCHEDULER_REGISTRY,
     "INPUT.TRANSFORMS": TRANSFORMS,

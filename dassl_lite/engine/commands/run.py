@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from dassl_lite.config import to_dict
 from dassl_lite.data import published_name
 from dassl_lite.engine.build import build_trainer, set_by_user, with_backbone_inputs
+from dassl_lite.engine.contract.trackers import Trackers, finishing, outcome_of, tracked_run
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import (
@@ -63,14 +64,21 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             return
         if not overwrite:
             cfg = _continued(cfg)
+        trackers = Trackers(cfg.LOG.TRACKERS if first else ())  # a library that is missing ends it here
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         zero_shot = before_training(trainer)
         metric = getattr(trainer, "main_metric", "accuracy")
         with replacing(cfg.OUTPUT_DIR, overwrite=overwrite) if first else nullcontext():
             distributed.wait()  # until the folder is as the run expects it
-            yield trainer
+            trainer.trackers = trackers
             if first:
-                write_results({**trainer.run_results(), f"zero_shot_{metric}": zero_shot}, cfg.OUTPUT_DIR)
+                trackers.start(tracked_run(trainer.cfg), cfg.RESUME or cfg.OUTPUT_DIR)
+            with finishing(trackers):
+                yield trainer
+            if first:
+                results = {**trainer.run_results(), f"zero_shot_{metric}": zero_shot}
+                write_results(results, cfg.OUTPUT_DIR)
+                trackers.finish(outcome_of(results, cfg.OUTPUT_DIR))
         show(cfg, trainer.results, zero_shot, getattr(trainer, "method_label", cfg.TRAINER.NAME))
         logger.info(f"\nResults: {Path(cfg.OUTPUT_DIR) / FILE_NAME}")
 

@@ -19,7 +19,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from dassl_lite.data.classes import ClassList, ClassMatch
 from dassl_lite.engine.contract.run_log import MOST_WAITING, RunLog
 from dassl_lite.engine.contract.threads import threads_for
+from dassl_lite.engine.contract.tracker_kinds import Trackers
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.class_rows import ClassRows
@@ -72,6 +73,7 @@ class TrainerBase:
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
+        self.trackers = Trackers(("tensorboard",))  # the run's own take their place
         self.start_epoch = self.max_epoch = 0
         self.best_result = float("-inf")
         self.history: list[dict[str, Any]] = []  # one row per evaluation: epoch, split and metrics
@@ -338,26 +340,35 @@ class TrainerBase:
         """The classes of the dataset at hand, if it has any."""
         return None
 
-    # ---- TensorBoard --------------------------------------------------------------------------------------------
+    # ---- TensorBoard and other trackers -------------------------------------------------------------------------
 
     def init_writer(self, log_dir: str | Path) -> None:
-        """Open a TensorBoard event file (once)."""
+        """Open a TensorBoard event file (once), unless the run is not tracked there."""
         if self._writer is None and distributed.rank() == 0:
-            from dassl_lite.engine.contract.scalar_writer import ScalarWriter  # slow to import
-
-            logger.info(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = ScalarWriter(str(log_dir))
+            self._writer = self.trackers.open_writer(log_dir)
 
     def close_writer(self) -> None:
         """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._losing_only_the_writer():
+                writer.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write one value, if there is a writer."""
+        """Write one value, if there is a writer, and give it to the run's trackers."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            with self._losing_only_the_writer():
+                self._writer.add_scalar(tag, scalar_value, global_step)
+        self.trackers.scalar(tag, scalar_value, global_step)
+
+    @contextmanager
+    def _losing_only_the_writer(self) -> Iterator[None]:
+        """A context in which a disk that takes no more events is told, and the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            logger.warning(f"tensorboard tracks this run no more ({error.strerror or error}); the run goes on")
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from dassl_lite.engine.contract.keys import Key, check_keys, declare_keys, idle_
 from dassl_lite.engine.contract.loaders import LOADERS, manager_of
 from dassl_lite.engine.contract.run_log import RunLog
 from dassl_lite.engine.contract.simple_net import SimpleNet
+from dassl_lite.engine.contract.trackers import Trackers, tracked_run
 from dassl_lite.engine.files import checkpoint
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import peak_memory
@@ -261,6 +262,12 @@ class SimpleTrainer(TrainerBase):
         self._elsewhere_before = self._seconds_elsewhere()
         self._saved_at = time.monotonic()
         self.__dict__.pop("run_log", None)
+
+    def init_writer(self, log_dir: str | Path) -> None:
+        if not self.trackers.started and distributed.rank() == 0:  # by a script of its own, not by our tools
+            self.trackers = Trackers(self.cfg.LOG.TRACKERS)
+            self.trackers.start(tracked_run(self.cfg), self.cfg.RESUME or self.output_dir)
+        super().init_writer(log_dir)
 
     def after_epoch(self) -> None:
         self.require_finite_weights()

@@ -227,7 +227,7 @@ def progress(state: Mapping[str, Any], path: Path) -> tuple[int, dict[str, float
 
 # Config keys that may differ when a run is resumed: they say where and how fast, not what.
 _FREE_ON_RESUME = (
-    *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "TRAIN", "TEST"),
+    *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "LOG", "TRAIN", "TEST"),
     *("DATASET.ROOT", "DATASET.SPLITS_IN", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
     *("DATALOADER.NUM_WORKERS", "DATALOADER.TEST"),
 )
@@ -236,7 +236,7 @@ _FREE_ON_RESUME = (
 def follow_precision(cfg: CfgNode, stored: Mapping[str, Any]) -> CfgNode:
     """``cfg`` with PREC fp32 in place of auto where the stored run's config has it: auto became the default later, and
     a run from before goes on as it began."""
-    before = _flat(stored)
+    before = flat(stored)
     cfg, frozen = cfg.clone(), cfg.is_frozen()
     cfg.defrost()
     for node, keys in cfg.TRAINER.items():
@@ -258,7 +258,7 @@ def check_precision(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path)
         UserError: names both.
     """
     before, now = meta.get("precision"), own.get("precision")
-    older, newer = _flat(meta.get("config", {})), _flat(own.get("config", {}))
+    older, newer = flat(meta.get("config", {})), flat(own.get("config", {}))
     follows = any(_was_default_before(older.get(key), value) for key, value in newer.items() if key.endswith(".PREC"))
     if follows and None not in (before, now) and before != now:
         raise UserError(f"{path} belongs to a run in {before}, but PREC auto is {now} here; set it to {before}")
@@ -270,7 +270,7 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path
     Raises:
         UserError: names the first key that differs, with both values.
     """
-    before, after = _flat(stored), _flat(now)
+    before, after = flat(stored), flat(now)
     for key in sorted(before.keys() & after.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
         free |= key.endswith(".PREC") and _was_default_before(before[key], after[key])
@@ -281,8 +281,9 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

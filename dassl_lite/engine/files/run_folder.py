@@ -17,7 +17,7 @@ from dassl_lite.engine.files.results import FILE_NAME as RESULTS
 NEW_LOG = ".new-log.txt"  # log of a run that is being built while an old one is still there
 REPLACED = ".replaced"  # folder with the run that was set aside
 _PARTLY = ".replaced.partly"  # the same while its files are being moved
-_FILES = (RESULTS, "log.txt", "cmat.pt", "tensorboard")
+_FILES = (RESULTS, "log.txt", "cmat.pt", "tensorboard", "trackers.json", "wandb")
 
 
 def holds_run(folder: str | Path) -> bool:

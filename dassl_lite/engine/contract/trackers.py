@@ -1,0 +1,216 @@
+"""Where a run's numbers go while it runs: TensorBoard, MLflow, Weights & Biases, or a tracker of your own.
+
+``LOG.TRACKERS`` names them. All get the same: the config, the scalars, the tables and the files of the run. A library
+is imported only if its tracker is named. A tracker of your own, in a plug-in::
+
+    @TRACKER_REGISTRY.register(name="mine")
+    class Mine(Tracker):
+        def scalar(self, tag: str, value: float, step: int | None) -> None: ...
+
+What a tracker that is continued needs is the id that its ``start`` returns; it stands in the run's ``trackers.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from yacs.config import CfgNode
+
+from dassl_lite.config import to_dict
+from dassl_lite.data import published_name
+from dassl_lite.utils.errors import UserError, printable
+from dassl_lite.utils.files import read_json, write_json
+from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.registry import Registry
+
+logger = get_logger(__name__)
+
+TRACKER_REGISTRY = Registry("tracker")
+IDS = "trackers.json"  # in a run's folder: name of a tracker -> id of the run there
+FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+PAGES = "*.html"  # in a run's folder
+_FILES = ("results.json", "log.txt", "cmat.pt")
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as trackers see it.
+
+    Attributes:
+        folder: of its files.
+        name: method, dataset, shots and seed.
+        group: method and dataset, which runs of a sweep share.
+        config: as nested plain values.
+        id: what ``start`` returned when the run began, if this process continues it; else "".
+    """
+
+    folder: Path
+    name: str
+    group: str
+    config: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: FINISHED, FAILED (an error) or STOPPED (by the user; it may be continued).
+        summary: final numbers by name, such as "test/accuracy" in percent.
+        tables: name -> headers and rows of plain values.
+        files: of the run's folder: results, log, pages.
+    """
+
+    status: str
+    summary: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+
+
+class Tracker(Protocol):
+    """What a tracker may do; all is optional. It is built, without arguments, before the run is.
+
+    Whatever it raises in ``start`` ends the run with one line; later, a warning says that it is left out from there on.
+    """
+
+    def start(self, run: TrackedRun) -> str:
+        """Open the run, or go on with the one of ``run.id``; returns its id, or "" if it needs none."""
+        return ""
+
+    def open_writer(self, log_dir: str) -> Any:
+        """Called before the epochs of a run that has any: an object with ``add_scalar``, for ``log_dir``, or None."""
+        return None
+
+    def scalar(self, tag: str, value: float, step: int | None) -> None:
+        """One value: ``train/*`` with the number of the step, others with the number of the epoch."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """The run has ended."""
+
+
+class Trackers:
+    """The trackers of one run; one that fails is told, and the run goes on without it.
+
+    Args:
+        names: registered names, in the order of the config.
+
+    Raises:
+        UserError: a name is not registered, or its library is not installed.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._open: dict[str, Tracker] = {name: TRACKER_REGISTRY.get(name)() for name in dict.fromkeys(names)}
+        self.started = False
+
+    def start(self, run: TrackedRun, previous: str | Path) -> None:
+        """Open the run in all of them.
+
+        Args:
+            previous: folder of the run that is continued; ids there count.
+
+        Raises:
+            UserError: one of them cannot take it.
+        """
+        self.started = True
+        known, ids = _ids_in(Path(previous)), {}
+        for name, tracker in self._open.items():
+            mine = TrackedRun(run.folder, run.name, run.group, run.config, known.get(name, ""))
+            try:
+                ids[name] = tracker.start(mine)
+            except Exception as error:
+                self.finish(Outcome(FAILED))
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"LOG.TRACKERS: {name} cannot track this run ({_why(error)})") from error
+        if ids := {name: id for name, id in ids.items() if id}:
+            write_json({**known, **ids}, run.folder / IDS)
+
+    def open_writer(self, log_dir: str | Path) -> Any:
+        """What writes scalars for ``log_dir`` in TensorBoard's files; None if there is none."""
+        made = [self._guarded(name, lambda one: one.open_writer(str(log_dir))) for name in list(self._open)]
+        return next((writer for writer in made if writer is not None), None)
+
+    def scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        """Give one value to all."""
+        for name in list(self._open):
+            self._guarded(name, lambda one: one.scalar(tag, value, step))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Give all what the run has found, and close them."""
+        for name in list(self._open):
+            self._guarded(name, lambda one: one.finish(outcome))
+        self._open.clear()
+
+    def _guarded(self, name: str, call: Callable[[Tracker], Any]) -> Any:
+        try:
+            return call(self._open[name])
+        except Exception as error:  # noqa: BLE001  # whatever a library raises: a run of hours goes on
+            del self._open[name]
+            logger.warning(f"{name} tracks this run no more ({_why(error)}); the run goes on")
+
+
+def _why(error: Exception) -> str:
+    return textwrap.shorten(printable(f"{type(error).__name__}: {error}"), 300, placeholder="...")
+
+
+def _ids_in(folder: Path) -> dict[str, str]:
+    """The ids in a run's folder; none if the file is not ours."""
+    if not (folder / IDS).is_file():
+        return {}
+    try:
+        ids = read_json(folder / IDS)
+    except (ValueError, OSError):
+        ids = None
+    if not isinstance(ids, dict) or not all(isinstance(id, str) for id in ids.values()):
+        logger.warning(f"{folder / IDS} holds no ids of trackers; the run gets new ones")
+        return {}
+    return ids
+
+
+def tracked_run(cfg: CfgNode) -> TrackedRun:
+    """The run of a config."""
+    method, dataset, shots = cfg.TRAINER.NAME, published_name(cfg), cfg.DATASET.NUM_SHOTS
+    name = f"{method} {dataset} {f'{shots} shots' if shots > 0 else 'all images'} seed {cfg.SEED}"
+    return TrackedRun(Path(cfg.OUTPUT_DIR), name, f"{method} {dataset}", to_dict(cfg))
+
+
+@contextlib.contextmanager
+def finishing(trackers: Trackers) -> Iterator[None]:
+    """A context after whose failure the trackers are closed: the run has failed, or the user has stopped it."""
+    try:
+        yield
+    except BaseException as error:
+        trackers.finish(Outcome(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED))
+        raise
+
+
+def outcome_of(results: Mapping[str, Any], folder: str | Path) -> Outcome:
+    """A finished run's numbers, tables and files, from the content of its ``results.json``."""
+    folder = Path(folder)
+    splits: dict[str, dict[str, Any]] = results["metrics"]
+    summary = {f"{split}/{name}": value for split, found in splits.items() for name, value in found.items()}
+    zero_shot = "zero_shot_"
+    summary |= {f"zero_shot/{key[len(zero_shot) :]}": results[key] for key in results if key.startswith(zero_shot)}
+    summary |= {f"seconds/{phase}": value for phase, value in results["seconds"].items()}
+    summary["trainable_parameters"] = results["trainable_parameters"]
+    tables = {"metrics": _table([{"split": split, **found} for split, found in splits.items()])}
+    tables |= {name: _table(results[name]) for name in ("per_class", "history")}
+    files = [folder / name for name in _FILES] + sorted(folder.glob(PAGES))
+    return Outcome(
+        FINISHED,
+        {name: float(value) for name, value in summary.items() if isinstance(value, int | float)},
+        {name: table for name, table in tables.items() if table[1]},
+        [path for path in files if path.is_file()],
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Headers and rows of plain values; what a row lacks is None."""
+    headers = list(dict.fromkeys(name for row in rows for name in row))
+    return headers, [[row.get(name) for name in headers] for row in rows]
