@@ -24,7 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dassl_lite.classifier import FewShotClassifier, Prediction
 from dassl_lite.classifier.images import decoded, images_below
@@ -130,11 +130,15 @@ def writing(path: Path | None, top_k: int) -> Iterator[Callable[[Prediction], No
 
 @contextlib.contextmanager
 def _csv_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], None]]:
-    columns = list(row_of(Prediction("", (), ()), top_k))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictWriter(file, columns)
-        rows.writeheader()
-        yield lambda found: rows.writerow(row_of(found, top_k))
+        yield csv_writer(file, top_k)
+
+
+def csv_writer(file: TextIO, top_k: int) -> Callable[[Prediction], None]:
+    """A function that writes a prediction as a row of CSV; the header is written now."""
+    rows = csv.DictWriter(file, list(row_of(Prediction("", (), ()), top_k)))
+    rows.writeheader()
+    return lambda found: rows.writerow(row_of(found, top_k))
 
 
 @contextlib.contextmanager

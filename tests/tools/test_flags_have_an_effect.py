@@ -36,6 +36,7 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("predict", "IMAGE"): set(),
     ("extract", ""): set(),  # --first: see below
     ("extract", "--convert x.npz"): {ALL, "--output", "--overwrite", "--first"},
+    ("serve", ""): set(),
     ("sweep", ""): set(),
     ("benchmark", "all"): set(),
     ("report", "FOLDER"): set(),

@@ -1,0 +1,132 @@
+"""Open a page in the browser on which anyone can classify pictures, by a trained run or a saved classifier.
+
+    python tools/serve.py --model-dir RUN
+
+RUN is a folder of tools/train.py or of FewShotClassifier.save. Drop pictures on the page, see what they show, and save
+the answers as a table. The page is for this machine alone unless --host says otherwise; it loads nothing from the
+network and keeps nothing: pictures lie in a temporary folder until the page is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dassl_lite.classifier import FewShotClassifier
+from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, tool_parser
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.tools._serve.session import Session, Visitors
+from dassl_lite.utils import UserError, setup_logger
+from dassl_lite.utils.errors import printable
+from dassl_lite.utils.lazy import optional_module
+from dassl_lite.utils.logger import say
+
+HOST, PORT = "127.0.0.1", 7860
+
+
+def make_parser() -> ToolParser:
+    """The flags of serve.py."""
+    parser = tool_parser("serve", __doc__)
+    add = parser.add_argument
+    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier")
+    add("--host", default=HOST, metavar="NAME", help=f"address to listen on (default: {HOST}, this machine alone)")
+    add("--port", type=int, default=PORT, metavar="N", help=f"port to listen on (default: {PORT}; 0: a free one)")
+    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
+    add_plugin_flags(parser)
+    return parser
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that browsers can connect to.
+
+    Raises:
+        UserError: the address or the port cannot be used.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port must be 0 to 65535, not {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host '{host}' is no address; 127.0.0.1 is this machine, 0.0.0.0 the network") from None
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen()
+    except OSError as error:
+        found.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} is taken; name another: --port {port + 1 if port < 65535 else 0}") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host '{host}' is not an address of this machine") from None
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+    return found
+
+
+def address_of(found: socket.socket) -> str:
+    """What to type into a browser on this machine."""
+    host, port = found.getsockname()[:2]
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for all that Gradio and visitors leave on disk, which is removed in the end; no other is written to."""
+    with tempfile.TemporaryDirectory(prefix="dassl-lite-serve-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        yield Path(folder)
+
+
+def about(classifier: FewShotClassifier) -> str:
+    """A line on a classifier, as Markdown without markup of others."""
+    names = [printable(name) for name in classifier.classes_.tolist()]
+    told = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+    plain = "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|$~" else letter for letter in told)
+    return f"{len(names)} classes: {plain}"
+
+
+def serve(app: Any, found: socket.socket) -> None:
+    """Answer until a signal asks to end."""
+    uvicorn = optional_module("uvicorn", "serve", "serve.py")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+    uvicorn.Server(config).run(sockets=[found])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    setup_logger(console=False)
+    load_plugins(args.plugin)
+    start: Callable[[], Session]
+    with contextlib.closing(listening(args.host, args.port)) as found, private_folder() as folder:
+        start, told = sessions(args, folder)
+        optional_module("gradio", "serve", "serve.py")
+        from dassl_lite.tools._serve.page import Page
+
+        with contextlib.closing(Visitors(start)) as visitors:
+            app = Page(visitors, told).app()
+            say(f"Open {address_of(found)} in a browser; Ctrl-C ends it")
+            serve(app, found)
+    return 0
+
+
+def sessions(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], Session], str]:
+    """What makes the session of a visitor, and a line on the classifier."""
+    if not args.model_dir:
+        raise UserError("--model-dir is missing: the folder of a run, or of a saved classifier")
+    classifier = FewShotClassifier.load(args.model_dir, device=args.device)
+    return lambda: Session(classifier, folder), about(classifier)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
