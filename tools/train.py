@@ -105,6 +105,10 @@ def _prepared_folder(cfg: CfgNode, args: argparse.Namespace) -> Path:
     elif cfg.RESUME:
         folder = Path(cfg.RESUME)
     elif args.resume is True:
+        if distributed.restarted():
+            raise UserError(
+                "torchrun has restarted this run, which is resumed only in a folder that --output-dir names"
+            )
         raise UserError("--resume needs the run's folder: --resume DIR, or --output-dir DIR --resume")
     else:
         shots = f"{cfg.DATASET.NUM_SHOTS}shots" if cfg.DATASET.NUM_SHOTS > 0 else "all"
@@ -120,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list or args.help_trainer:
         say(describe.registered() if args.list else describe.trainer_help(args.help_trainer))
         return 0
+    if distributed.restarted() and not (args.overwrite or args.eval_only or args.no_train):
+        args.resume = args.resume or True
     if args.resume and args.overwrite:
         raise UserError("--resume continues the run in the folder, --overwrite replaces it; leave one of them out")
     if args.data and not args.eval_only:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed_cases
+import numpy as np
 import pytest
 import torch
 from toy import make_images, toy_trainer
@@ -18,6 +21,7 @@ from toy import make_images, toy_trainer
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.distributed import ShareOfBatches
+from dassl_lite.tools import train
 from dassl_lite.utils import UserError
 
 START = """
@@ -25,7 +29,7 @@ import sys; sys.path.insert(0, {tests!r})
 import torch, toy, distributed_cases
 from pathlib import Path
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.utils import setup_logger
+from dassl_lite.utils import UserError, setup_logger
 torch.set_num_threads(1)
 setup_logger({output!r} + "/log")
 distributed.start()
@@ -112,6 +116,62 @@ def test_when_a_process_dies_the_others_print_one_line(
     assert capsys.readouterr().err.startswith("Error: another process of this run ended")
 
 
+KILLED_ONCE = """
+import os, signal
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.trainers.taskres import TaskRes
+
+
+@TRAINER_REGISTRY.register()
+class KilledOnce(TaskRes):
+    def enter_epoch(self):
+        if self.epoch == 2 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def few_features(folder: Path) -> Path:
+    """A feature file of two classes."""
+    features, labels = torch.randn(8, 16, generator=torch.Generator().manual_seed(1)).numpy(), np.arange(8) % 2
+    path = folder / "few.npz"
+    np.savez(
+        path,
+        classnames=np.array(["one", "other"]),
+        text_weights=features[:2],
+        train_features=features,
+        train_labels=labels,
+        test_features=features,
+        test_labels=labels,
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_that_torchrun_restarts_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    plugin, output = tmp_path / "killed_once.py", tmp_path / "run"
+    plugin.write_text(KILLED_ONCE, encoding="utf-8")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = ["tools/train.py", "--plugin", str(plugin), "--trainer", "KilledOnce", "--output-dir", str(output)]
+    settings = ["--data", str(few_features(tmp_path)), "OPTIM.MAX_EPOCH", "4", "TRAIN.CHECKPOINT_FREQ", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, *command, *settings], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = (output / "log.txt").read_text(encoding="utf-8")
+    assert "epoch [4/4]" in log
+    assert log.count("epoch [1/4]") == 1  # of the first start
+    assert log.count("epoch [2/4]") == 1
+    assert json.loads((output / "results.json").read_text(encoding="utf-8"))["metrics"]["test"]["accuracy"] > 0
+
+
+def test_a_restarted_run_without_a_folder_of_its_own_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_tool(train.main, ["--trainer", "TaskRes"]) == 2
+    assert "torchrun has restarted this run, which is resumed only in a folder that" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_end_where_one_ends_and_only_rank_0_writes(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data")
@@ -190,6 +250,47 @@ def test_processes_stay_on_one_order_of_the_images_whatever_their_augmentations_
     assert torch.equal(two[0]["augmented"]["weight"], two[1]["augmented"]["weight"])
 
 
+ALONE = """
+trainer = toy.toy_trainer({data!r}, {output!r}, *{options!r})
+found = {{}}
+if distributed.rank() == 0:
+    try:
+        trainer.test()
+    except UserError as error:
+        found["told"] = str(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_evaluates_alone_is_told_so_and_does_not_wait(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data")
+    first, _ = two_processes(ALONE, tmp_path / "two", data=str(data), options=OPTIONS)
+    assert first["told"].startswith("process 0 of this run is at an evaluation, but process 1 is at its end: all ")
+
+
+def test_processes_that_do_different_things_are_both_told() -> None:
+    store, told = torch.distributed.HashStore(), {}
+
+    def go(rank: int, phases: list[str]) -> None:
+        meetings = distributed.Meetings(store, rank, 2)
+        try:
+            for phase in phases:
+                meetings.meet(phase)
+        except UserError as error:
+            told[rank] = str(error).partition(":")[0]
+
+    phases = ["training", "evaluation"], ["training", "training"]
+    threads = [threading.Thread(target=go, args=(rank, phases[rank])) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert told == {
+        0: "process 0 of this run is at evaluation, but process 1 is at training",
+        1: "process 1 of this run is at training, but process 0 is at evaluation",
+    }
+
+
 GPU_STREAMS = """
 import torch
 from dassl_lite.utils import seeding
@@ -223,6 +324,10 @@ def test_more_processes_than_gpus_are_one_line_and_without_gpus_none_is_asked_fo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail("a GPU was chosen"))
+    meeting = iter([(torch.distributed.HashStore(), 1, 2)])
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: meeting)
+    monkeypatch.setattr(distributed, "_meetings", None)  # given back as it is
+    monkeypatch.setattr(atexit, "register", lambda leave: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
     if use_gpus:
         with pytest.raises(UserError, match="2 processes on this machine, but 1 GPU: start torchrun"):

@@ -274,6 +274,7 @@ class SimpleTrainer(TrainerBase):
         self.run_log.end_epoch(self.get_current_lr())
         last = self.epoch + 1 == self.max_epoch
         overdue = time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS
+        distributed.meet("the end of an epoch")
         asked = distributed.process_group().gather((self._stop.requested, overdue))
         stops, overdue = (any(answers) for answers in zip(*asked, strict=True))  # all save, or none
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ

@@ -246,6 +246,7 @@ class FeatureSource:
                 f"({', '.join(lost)})"
             )
         processes = distributed.process_group()
+        distributed.meet("the extraction of features")
         store = FeatureStore(spec, folder, processes=processes, shows_progress=self.shows_progress)
         paths = [item.impath for item in items]
         with stops_at_once():  # what has been extracted is kept

@@ -10,6 +10,8 @@ writes files. Without torchrun, none of this has an effect.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 # A process may wait for another run that extracts the same features; if one dies, torchrun ends the others.
 _PATIENCE = timedelta(hours=12)
+_ENDED = "its end"
+_meetings: Meetings | None = None  # of this process with the others of its run
 
 
 def world_size() -> int:
@@ -40,6 +44,11 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number; 0 writes the files."""
     return int(os.environ.get("RANK", "0"))
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes anew after one of them failed (``--max-restarts``)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def start(use_gpus: bool = True) -> None:
@@ -57,14 +66,67 @@ def start(use_gpus: bool = True) -> None:
     if gpus:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         devices.join_gpu(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    global _meetings
+    store, number, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    store.set_timeout(_PATIENCE)
+    # torchrun may keep the store when it starts the processes anew; what the former ones wrote there misleads these.
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _meetings = Meetings(dist.PrefixStore("meetings", store), number, size)
+    atexit.register(_meetings.leave)
     # gloo even with GPUs: gathered tensors are on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=number, world_size=size)
 
 
 def wait() -> None:
     """Block until all processes get here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+class Meetings:
+    """Before processes do something together, each tells the others what: none waits for one that does something else.
+
+    Args:
+        store: shared by the processes.
+        rank: this process's number.
+        size: their number.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size, self.number = store, rank, size, 0
+
+    def meet(self, what: str) -> None:
+        self._tell(what)
+        for other in range(self.size):
+            try:
+                found = self.store.get(f"{self.number}/{other}").decode()
+            except RuntimeError:  # the process that keeps the store has ended
+                found = _ENDED
+            if found != what:
+                raise UserError(
+                    f"process {self.rank} of this run is at {what}, but process {other} is at {found}: all processes "
+                    "have to train, test and evaluate together, so call that in each of them"
+                )
+
+    def leave(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._tell(_ENDED)
+
+    def _tell(self, what: str) -> None:
+        self.number += 1
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"{self.number}/{self.rank}", what)
+
+
+def meet(what: str) -> None:
+    """Block until all processes get to ``what``, such as "an evaluation".
+
+    Raises:
+        UserError: another one does something else instead, or has ended.
+    """
+    if _meetings is not None:
+        _meetings.meet(what)
 
 
 def lost_another(error: RuntimeError) -> bool:
@@ -90,10 +152,11 @@ def process_group() -> ProcessGroup:
     return _Torchrun() if dist.is_initialized() else ProcessGroup()
 
 
-def on_first(find: Callable[[], T]) -> T:
-    """The result of ``find``, called in the first process only, in every process."""
+def on_first(find: Callable[[], T], what: str = "a step of the first process for all") -> T:
+    """The result of ``find``, called in the first process only, in every process; ``what`` as in `meet`."""
     if not dist.is_initialized():
         return find()
+    meet(what)
     found = [find() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     return found[0]  # type: ignore[return-value]  # None only in transit
@@ -102,7 +165,7 @@ def on_first(find: Callable[[], T]) -> T:
 def same_random_states() -> None:
     """Copy the first process's random streams to all: each may have drawn differently for its own images."""
     if dist.is_initialized():
-        restore_random_states({**on_first(random_states), "cuda": []})
+        restore_random_states({**on_first(random_states, "an epoch of training"), "cuda": []})
 
 
 def random_states_of_all() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[An
         infer: computes both for a batch.
 
     Raises:
-        UserError: in every process, if one of them finds an unreadable image.
+        UserError: in every process, if one of them finds an unreadable image, or not all processes evaluate.
     """
     processes = distributed.process_group()
     if processes.size == 1:
@@ -38,6 +38,7 @@ def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[An
         for batch in loader:
             yield from halving(infer, batch)
         return
+    distributed.meet("an evaluation")
     for found in processes.in_turn(_of_own_share(loader, infer, processes)):
         if isinstance(found, UserError):
             raise found
