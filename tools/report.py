@@ -3,6 +3,7 @@
     python tools/report.py output/sweep
     python tools/report.py output/sweep --versus TaskRes
     python tools/report.py output/sweep --published
+    python tools/report.py output/sweep --plots figures
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
 report.tex in the folder, every value in full precision to report.csv. Of a benchmark's folder, the tables of its other
@@ -14,17 +15,21 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
 from dassl_lite.engine.commands.benchmark import has_runs, runs_of_shots
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.figures import figures, require_cells
+from dassl_lite.engine.commands.plots import draw
 from dassl_lite.engine.commands.published import Published, read_sources
 from dassl_lite.engine.commands.summary import (
     Cell,
     as_table,
     average_table,
     cost_table,
+    gaps,
     gather,
     provenance,
     rank_table,
@@ -34,6 +39,7 @@ from dassl_lite.engine.commands.tables import Table, escape_latex
 from dassl_lite.engine.commands.transfers import transfer_tables, write_transfers
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path
+from dassl_lite.utils.lazy import optional_module
 from dassl_lite.utils.logger import say, setup_logger
 
 OF_RUNS = ("seed", "draw", "tuned_on", "zero_shot", "ece", "seconds", "parameters", "memory")  # columns of report.csv
@@ -74,10 +80,25 @@ def make_parser() -> ToolParser:
     add("--versus", default="", metavar="METHOD", help="also the differences of all methods from this one, with tests")
     about = "also others' published numbers for the same dataset, method, shots and backbone, with their source"
     add("--published", action="store_true", help=about)
+    about = "also figures for a paper, as PNG, SVG and PDF, and figures.tex with their captions (needs the extra plots)"
+    add("--plots", metavar="DIR", help=about)
+    about = "number of shots that figures show which are of one: heat map, ranks, time (default: the largest)"
+    add("--shots", type=int, metavar="N", help=about)
     return parser
 
 
-def report(folder: Path, metric: str = "", split: str = "test", reference: str = "", *, compare: bool = False) -> None:
+@dataclass(frozen=True)
+class Report:
+    """What is told of a folder: tables, notes below them, and the cells of few-shot runs that figures are made of."""
+
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def report(
+    folder: Path, metric: str = "", split: str = "test", reference: str = "", *, compare: bool = False
+) -> Report:
     """Print the tables of a sweep's or a benchmark's folder, and write them there.
 
     Args:
@@ -104,6 +125,7 @@ def report(folder: Path, metric: str = "", split: str = "test", reference: str =
         ]
         tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
         notes = [*_what(cells, split), *provenance(cells), *(published.notes() if published else []), *notes]
+    notes += gaps(cells, of_shots)
     say("\n\n".join(table.as_text() for table in tables))
     say("\n" + "\n".join(notes))
     try:
@@ -115,6 +137,7 @@ def report(folder: Path, metric: str = "", split: str = "test", reference: str =
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
     written = [folder / "report.md", *([of_transfers] if of_transfers else []), folder / "report.csv"]
     say(f"Written to {', '.join(map(str, written))} and {folder / 'report.tex'}")
+    return Report(tuple(tables), tuple(notes), tuple(cells))
 
 
 def _what(cells: Sequence[Cell], split: str) -> list[str]:
@@ -131,7 +154,16 @@ def _what(cells: Sequence[Cell], split: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     setup_logger()
-    report(Path(args.folder), args.metric, args.split, args.versus, compare=args.published)
+    if args.shots is not None and not args.plots:
+        raise UserError("--shots has no effect without --plots")
+    if args.plots:
+        optional_module("matplotlib", "plots", "--plots")  # said before anything is done
+    made = report(Path(args.folder), args.metric, args.split, args.versus, compare=args.published)
+    if args.plots:
+        require_cells(made.cells, "--plots")
+        drawn = draw(figures(made.cells, args.shots, args.split), Path(args.plots))
+        names = ", ".join(path.name for path in drawn)
+        say(f"Figures {names} (.png, .svg, .pdf) and {Path(args.plots) / 'figures.tex'}")
     return 0
 
 

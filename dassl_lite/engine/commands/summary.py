@@ -22,7 +22,7 @@ from dassl_lite.engine.commands.published import AVERAGE, FIELD, Published
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import FILE_NAME, MAIN_METRICS, main_metric, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
-from dassl_lite.evaluation.statistics import Difference, Ranking, estimate, paired, rank, versus
+from dassl_lite.evaluation.statistics import Difference, Estimate, Ranking, estimate, paired, rank, versus
 from dassl_lite.utils.errors import UserError, shown, unknown
 from dassl_lite.utils.logger import get_logger
 
@@ -77,9 +77,14 @@ class Cell:
         return fmean(self.values)
 
     @property
+    def estimate(self) -> Estimate:
+        """The mean with its 95 % confidence interval over seeds."""
+        return estimate(self.values)
+
+    @property
     def interval(self) -> float | None:
         """Half the width of the mean's 95 % confidence interval; None for a single value."""
-        return estimate(self.values).half
+        return self.estimate.half
 
     @property
     def classes(self) -> str:
@@ -92,7 +97,7 @@ class Cell:
         return {(run.draw, run.seed): run.value for run in self.runs}
 
     def __str__(self) -> str:
-        return str(estimate(self.values))
+        return str(self.estimate)
 
 
 def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Cell]:
@@ -178,6 +183,11 @@ def _method(results: Mapping[str, Any]) -> str:
     return str(results.get("method") or results["trainer"])
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return "error" in metric or metric == "ece"
+
+
 def uses_shots(method: str) -> bool:
     """Whether the training images make a difference to a method, named as in tables."""
     return trainer_uses_shots(method.partition(" ")[0])
@@ -234,9 +244,9 @@ def as_table(cells: Sequence[Cell], published: Published | None = None) -> Table
     places = {
         (row, column): place
         for (_, column), by_line in means.items()
-        for row, place in best_two(by_line, lowest="error" in cells[0].metric or cells[0].metric == "ece").items()
+        for row, place in best_two(by_line, lowest=lower_is_better(cells[0].metric)).items()
     }
-    headers = ["dataset", "method", *(map(_shots, columns) if columns else ["no shots"])]
+    headers = ["dataset", "method", *(map(shots_label, columns) if columns else ["no shots"])]
     return Table("", headers, rows, places).with_columns(["published", "difference"], beside)
 
 
@@ -248,7 +258,7 @@ def _beside(cell: Cell, published: Published) -> tuple[str, str] | None:
     return published.beside(cell.mean, values) if values else None
 
 
-def _shots(number: int) -> str:
+def shots_label(number: int) -> str:
     return "all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}"
 
 
@@ -260,7 +270,8 @@ class Average:
     """One method with one number of shots over datasets, where a dataset's mean is one value.
 
     Attributes:
-        mean: as a table shows it, with an interval over datasets.
+        estimate: the mean with its interval over datasets.
+        over_draws: the mean with the interval over draws of such means; without one if the datasets' seeds differ.
         gain: mean over the datasets' gains over zero-shot CLIP; NaN if no run says what zero-shot CLIP has.
         below: datasets where the method is below zero-shot CLIP.
         datasets: how many it has been run on; averages over others do not compare.
@@ -269,7 +280,8 @@ class Average:
 
     trainer: str
     shots: int
-    mean: str
+    estimate: Estimate
+    over_draws: Estimate
     gain: float
     below: int
     datasets: int
@@ -283,11 +295,19 @@ def averages(cells: Sequence[Cell]) -> list[Average]:
         datasets = {cell.dataset for cell in group}
         if len(datasets) < 2 or len(datasets) < len(group):  # not one dataset, nor two backbones in one row
             continue
-        gains = [cell.mean - zero for cell in group if not math.isnan(zero := _mean_of(cell.runs, "zero_shot"))]
+        gains = [cell.mean - zero for cell in group if not math.isnan(zero := mean_of(cell.runs, "zero_shot"))]
         gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
-        mean = str(estimate([cell.mean for cell in group]))
-        found.append(Average(trainer, shots, mean, gain, below, len(group), tuple(group)))
+        mean = estimate([cell.mean for cell in group])
+        found.append(Average(trainer, shots, mean, _over_draws(group), gain, below, len(group), tuple(group)))
     return found
+
+
+def _over_draws(cells: Sequence[Cell]) -> Estimate:
+    """The mean over datasets, with the interval over seeds of these means if every dataset has the same seeds."""
+    by_seed = [{run.seed: run.value for run in cell.runs} for cell in cells]
+    if any(set(of) != set(by_seed[0]) for of in by_seed):
+        return Estimate(fmean(cell.mean for cell in cells), None, 1)
+    return estimate([fmean(of[seed] for of in by_seed) for seed in by_seed[0]])
 
 
 def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
@@ -302,7 +322,7 @@ def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
         methods = [method for method, by_dataset in by_method.items() if len(by_dataset) == len(datasets)]
         if len(methods) > 1 and len(datasets) > 1:
             table = np.array([[by_method[method][dataset] for method in methods] for dataset in datasets])
-            found[shots] = methods, rank(table)
+            found[shots] = methods, rank(-table if lower_is_better(cells[0].metric) else table)
     return found
 
 
@@ -378,8 +398,8 @@ def average_table(cells: Sequence[Cell], published: Published | None = None) -> 
     rows = [
         [
             one.trainer,
-            _shots(one.shots) if uses_shots(one.trainer) else "",
-            one.mean,
+            shots_label(one.shots) if uses_shots(one.trainer) else "",
+            str(one.estimate),
             "" if math.isnan(one.gain) else f"{one.gain:+.2f}",
             "" if math.isnan(one.gain) else f"{one.below} of {one.datasets}",
         ]
@@ -415,7 +435,7 @@ def rank_table(cells: Sequence[Cell]) -> Table | None:
     rows.append(["critical difference", *(f"{ranking.critical_difference:.2f}" for ranking in rankings_)])
     rows.append(["datasets", *(str(ranking.datasets) for ranking in rankings_)])
     title = "Mean rank over datasets (1 is the best); Nemenyi's critical difference at 0.05"
-    return Table(title, ["method", *map(_shots, found)], rows)
+    return Table(title, ["method", *map(shots_label, found)], rows)
 
 
 def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
@@ -429,7 +449,7 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
         [
             cell.dataset,
             cell.trainer,
-            _shots(cell.shots) if uses_shots(cell.trainer) else "",
+            shots_label(cell.shots) if uses_shots(cell.trainer) else "",
             _signed(found),
             _p(found.p),
             str(found.estimate.count),
@@ -440,7 +460,14 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
         headers = ["dataset", "method", "shots", f"minus {reference}", "paired t, p", "draws"]
         tables.append(Table(f"Against {reference} on each dataset, paired by draw", headers, by_draw))
     over = [
-        [method, _shots(shots), _signed(found), f"{found.wins} / {found.losses}", _p(found.p), _p(found.p_adjusted)]
+        [
+            method,
+            shots_label(shots),
+            _signed(found),
+            _better_and_worse(found, cells[0].metric),
+            _p(found.p),
+            _p(found.p_adjusted),
+        ]
         for shots, by_method in against(cells, reference).items()
         for method, found in sorted(by_method.items())
         if found.estimate.count > 1
@@ -456,7 +483,7 @@ def cost_table(cells: Sequence[Cell]) -> Table | None:
     rows = []
     for trainer, group in sorted(_grouped(cells, lambda cell: cell.trainer).items()):
         runs = [run for cell in group for run in cell.runs]
-        values = [_mean_of(runs, name) for name in ("ece", "seconds", "parameters", "memory")]
+        values = [mean_of(runs, name) for name in ("ece", "seconds", "parameters", "memory")]
         if not all(map(math.isnan, values)):
             formats = ("{:.2f}", "{:.1f}", "{:,.0f}", "{:,.0f}")
             texts = ["" if math.isnan(v) else f.format(v) for f, v in zip(formats, values, strict=True)]
@@ -471,13 +498,19 @@ def cost_table(cells: Sequence[Cell]) -> Table | None:
     )
 
 
-def _mean_of(runs: Sequence[Run], name: str) -> float:
+def mean_of(runs: Sequence[Run], name: str) -> float:
+    """Mean of an attribute over the runs that know it; NaN if none does."""
     known = [value for run in runs if not math.isnan(value := getattr(run, name))]
     return fmean(known) if known else math.nan
 
 
 def _tuned(run: Run) -> str:
     return "test images (!)" if run.tuned_on == "test" else run.tuned_on.replace("_", "-")
+
+
+def _better_and_worse(difference: Difference, metric: str) -> str:
+    counts = difference.wins, difference.losses
+    return "{} / {}".format(*(reversed(counts) if lower_is_better(metric) else counts))
 
 
 def _signed(difference: Difference) -> str:
@@ -502,7 +535,54 @@ def provenance(cells: Sequence[Cell]) -> list[str]:
     for (dataset, shots), found in sorted(draws.items()):
         if found and shots:
             names = ", ".join(f"seed {seed} {digest}" for seed, digest in sorted(found))
-            lines.append(f"draws of {dataset}, {_shots(shots)}: {names}")
+            lines.append(f"draws of {dataset}, {shots_label(shots)}: {names}")
     if chosen := sorted({cell.trainer for cell in cells if any(run.tuned_on == "test" for run in cell.runs)}):
         lines.append(f"tuned on test images, so not comparable: {', '.join(chosen)}")
     return lines
+
+
+_MOST_NAMED = 8
+
+
+def gaps(cells: Sequence[Cell], folder: Path) -> list[str]:
+    """What is not in the tables, a line each: runs that have begun and not finished, and runs that others suggest.
+
+    A method is taken to be meant for every dataset and number of shots that it or another method has been run on, with
+    as many seeds.
+
+    Args:
+        cells: of the runs below ``folder``.
+    """
+    begun = sorted(
+        str(path.parent.relative_to(folder))
+        for path in folder.rglob("log.txt")
+        if path.parent.name != REPLACED and not (path.parent / FILE_NAME).is_file()
+    )
+    seeds = {
+        (cell.dataset, cell.trainer, cell.shots): {run.seed for run in cell.runs}
+        for cell in cells
+        if uses_shots(cell.trainer)
+    }
+    datasets, methods = sorted({cell.dataset for cell in cells}), sorted({cell.trainer for cell in cells})
+    numbers = sorted({shots for _, _, shots in seeds})
+    every = set().union(*seeds.values())
+    missing = []
+    for method in methods:
+        if uses_shots(method):
+            for dataset in datasets:
+                for shots in numbers:
+                    lacking = every - seeds.get((dataset, method, shots), set())
+                    if lacking:
+                        of = f" (seed {', '.join(map(str, sorted(lacking)))})" if lacking != every else ""
+                        missing.append(f"{method} on {dataset}, {shots_label(shots)}{of}")
+        else:
+            there = {cell.dataset for cell in cells if cell.trainer == method}
+            missing += [f"{method} on {dataset}" for dataset in datasets if dataset not in there]
+    return [*_named("not finished (failed, stopped or still running)", begun), *_named("no result", missing)]
+
+
+def _named(what: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f"; and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return [f"{what}: {'; '.join(names[:_MOST_NAMED])}{more}"]

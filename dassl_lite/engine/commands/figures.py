@@ -1,0 +1,335 @@
+"""What the figures of a sweep show: numbers, captions and styles, for plots in files and for pages alike.
+
+The numbers are those of the report's tables: cells, averages and rankings of `summary`. Nothing is estimated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+import numpy.typing as npt
+
+from dassl_lite.engine.commands.summary import (
+    ZERO_SHOT,
+    Average,
+    Cell,
+    Run,
+    averages,
+    lower_is_better,
+    mean_of,
+    rankings,
+    shots_label,
+    uses_shots,
+)
+from dassl_lite.evaluation.statistics import Estimate, alike
+from dassl_lite.utils.errors import UserError
+
+ALL_IMAGES = 0  # number of shots that stands for all training images
+AVERAGE = "Average"
+# Okabe and Ito's colours without yellow and black, and grey: they differ for colour-blind readers too, on white and on
+# black. Markers and lines go round with other periods, so that 28 methods differ by colour and line alone.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+MARKERS, LINES = 11, 4
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method is drawn, everywhere alike.
+
+    Attributes:
+        colour: "#rrggbb"; "" for the colour of text, which zero-shot CLIP has.
+        marker: below `MARKERS`.
+        line: below `LINES`; 0 is solid.
+    """
+
+    colour: str
+    marker: int
+    line: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method on one panel: number of shots -> mean and interval. One that uses no shots has a single value."""
+
+    method: str
+    points: Mapping[int, Estimate]
+    uses_shots: bool
+
+    @property
+    def shown(self) -> dict[int, Estimate]:
+        """By ascending number of shots, all training images last."""
+        return dict(sorted(self.points.items(), key=lambda point: point[0] or math.inf))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A dataset, or the average over them."""
+
+    title: str
+    metric: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Means of M methods, the best on average first, on N datasets.
+
+    Attributes:
+        values: (M, N), NaN where there is no run.
+        averages: (M,) over all datasets, NaN where one is missing.
+        contrast: (M, N), by how much a value is better than the median of the methods on its dataset.
+    """
+
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+    averages: npt.NDArray[np.float64]
+    contrast: npt.NDArray[np.float64]
+
+    @property
+    def limit(self) -> float:
+        """Of the colours: 95 % of the contrasts lie within."""
+        known = np.abs(self.contrast[~np.isnan(self.contrast)])
+        return max(1.0, float(np.quantile(known, 0.95))) if known.size else 1.0
+
+
+@dataclass(frozen=True)
+class RankDiagram:
+    """Methods by mean rank, the best first.
+
+    Attributes:
+        groups: indices of methods that Nemenyi's test does not tell apart, the largest sets.
+        p: of Friedman's test.
+    """
+
+    methods: tuple[str, ...]
+    ranks: tuple[float, ...]
+    critical_difference: float
+    groups: tuple[tuple[int, ...], ...]
+    p: float
+    datasets: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs and is worth with one number of shots, over all datasets."""
+
+    method: str
+    seconds: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a sweep.
+
+    Attributes:
+        shots: that heat map, rank diagram and costs are of; those that the panels show are `numbers`.
+        heat, ranks, costs: None or empty where the runs do not allow them.
+        captions: by the figure's name: "accuracy", "heatmap", "ranks", "time".
+        styles: by method.
+    """
+
+    panels: tuple[Panel, ...]
+    numbers: tuple[int, ...]
+    shots: int
+    heat: HeatMap
+    ranks: RankDiagram | None
+    costs: tuple[Cost, ...]
+    captions: Mapping[str, str]
+    styles: Mapping[str, Style]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.styles)
+
+    @property
+    def metric(self) -> str:
+        return metric_label(panel.metric for panel in self.panels)
+
+
+def metric_label(metrics: Iterable[str]) -> str:
+    """Of an axis, such as "accuracy (%)"."""
+    return f"{' or '.join(sorted(set(metrics))).replace('_', ' ')} (%)"
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, Style]:
+    """A style for each method; zero-shot CLIP always has the same."""
+    found, number = {}, 0
+    for method in methods:
+        if method == ZERO_SHOT:
+            found[method] = Style("", 0, 1)
+            continue
+        found[method] = Style(COLOURS[number % len(COLOURS)], number % MARKERS, number // len(COLOURS) % LINES)
+        number += 1
+    return found
+
+
+def figures(cells: Sequence[Cell], shots: int | None = None, split: str = "test") -> Figures:
+    """The figures of runs.
+
+    Args:
+        cells: of the sweep; not empty.
+        shots: what the figures show that are of one number of shots; None for the largest of which there are runs.
+        split: named in captions.
+
+    Raises:
+        UserError: there is no run with ``shots``.
+    """
+    labels = _datasets(cells)
+    numbers = _numbers(cells)
+    if shots is not None and shots not in numbers:
+        there = ", ".join(shots_label(number) for number in numbers)
+        raise UserError(f"there is no run with --shots {shots}; there are runs with {there}")
+    chosen = max(numbers) if shots is None else shots
+    at = [cell for cell in cells if cell.shots == chosen or not uses_shots(cell.trainer)]
+    means = {(one.trainer, one.shots): one for one in averages(cells) if one.datasets == len(labels)}
+    panels = _panels(cells, labels, means)
+    heat = _heat_map(at, labels)
+    ranks = _rank_diagram(cells, chosen)
+    costs = _costs(at, labels, heat)
+    captions = _captions(cells, split, chosen, ranks, incomplete=_incomplete(cells, means, labels))
+    styles = styles_of(sorted({cell.trainer for cell in cells}))
+    return Figures(panels, numbers, chosen, heat, ranks, costs, captions, styles)
+
+
+def _datasets(cells: Sequence[Cell]) -> dict[tuple[str, str, str], str]:
+    """(dataset, backbone, metric) -> how panels call it: by its name, and by what else tells it from others."""
+    several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("backbone", "metric")]
+    keys = sorted({(cell.dataset, cell.backbone, cell.metric) for cell in cells})
+    extras = {key: [text for text, shown in zip(key[1:], several, strict=True) if shown] for key in keys}
+    return {key: f"{key[0]} ({', '.join(extra)})" if (extra := extras[key]) else key[0] for key in keys}
+
+
+def _key(cell: Cell) -> tuple[str, str, str]:
+    return cell.dataset, cell.backbone, cell.metric
+
+
+def _numbers(cells: Sequence[Cell]) -> tuple[int, ...]:
+    """Numbers of shots of which there are runs, all training images last."""
+    found = {cell.shots for cell in cells if uses_shots(cell.trainer)}
+    return tuple(sorted(found, key=lambda number: number or math.inf)) or (ALL_IMAGES,)
+
+
+def _panels(
+    cells: Sequence[Cell],
+    labels: Mapping[tuple[str, str, str], str],
+    means: Mapping[tuple[str, int], Average],
+) -> tuple[Panel, ...]:
+    """The average first, if there is one; a method is in it with those numbers of shots that it has on all datasets."""
+    points: dict[tuple[str, str, str], dict[str, dict[int, Estimate]]] = defaultdict(lambda: defaultdict(dict))
+    for cell in cells:
+        points[_key(cell)][cell.trainer][cell.shots] = cell.estimate
+    over: dict[str, dict[int, Estimate]] = defaultdict(dict)
+    for (method, number), average in sorted(means.items()):
+        over[method][number] = average.over_draws
+    metrics = " or ".join(sorted({cell.metric for cell in cells}))
+    first = [Panel(AVERAGE, metrics, _curves(over))] if over else []
+    return (*first, *(Panel(label, key[2], _curves(points[key])) for key, label in labels.items()))
+
+
+def _curves(points: Mapping[str, Mapping[int, Estimate]]) -> tuple[Curve, ...]:
+    return tuple(Curve(method, dict(of), uses_shots(method)) for method, of in sorted(points.items()))
+
+
+def _heat_map(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str]) -> HeatMap:
+    keys, methods = list(labels), sorted({cell.trainer for cell in cells})
+    values = np.full((len(methods), len(keys)), np.nan)
+    for cell in cells:
+        values[methods.index(cell.trainer), keys.index(_key(cell))] = cell.mean
+    sign = -1 if lower_is_better(cells[0].metric) else 1
+    over_all = np.array([fmean(row) if not np.isnan(row).any() else math.nan for row in values.tolist()])
+    order = sorted(range(len(methods)), key=lambda i: (math.isnan(over_all[i]), -sign * over_all[i], methods[i]))
+    of_dataset = [median(known) if (known := [v for v in column if not math.isnan(v)]) else 0.0 for column in values.T]
+    contrast = sign * (values - np.array(of_dataset))
+    return HeatMap(
+        tuple(methods[i] for i in order), tuple(labels.values()), values[order], over_all[order], contrast[order]
+    )
+
+
+def _rank_diagram(cells: Sequence[Cell], shots: int) -> RankDiagram | None:
+    found = rankings(cells).get(shots)
+    if found is None:
+        return None
+    methods, ranking = found
+    order = sorted(range(len(methods)), key=lambda i: (ranking.mean_ranks[i], methods[i]))
+    ranks = tuple(ranking.mean_ranks[i] for i in order)
+    return RankDiagram(
+        tuple(methods[i] for i in order),
+        ranks,
+        ranking.critical_difference,
+        tuple(alike(ranks, ranking.critical_difference)),
+        ranking.p,
+        ranking.datasets,
+    )
+
+
+def _costs(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str], heat: HeatMap) -> tuple[Cost, ...]:
+    """Of the methods that were run on every dataset and say how long it took."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for cell in cells:
+        runs[cell.trainer] += cell.runs
+    found = []
+    for method, value in zip(heat.methods, heat.averages.tolist(), strict=True):
+        seconds = mean_of(runs[method], "seconds")
+        if not math.isnan(value) and seconds > 0:
+            found.append(Cost(method, seconds, value))
+    return tuple(found)
+
+
+def _incomplete(
+    cells: Sequence[Cell], means: Mapping[tuple[str, int], Average], labels: Mapping[tuple[str, str, str], str]
+) -> list[str]:
+    """Methods that some average lacks, as they were not run on every dataset."""
+    return (
+        sorted({cell.trainer for cell in cells if (cell.trainer, cell.shots) not in means}) if len(labels) > 1 else []
+    )
+
+
+def _captions(
+    cells: Sequence[Cell], split: str, shots: int, ranks: RankDiagram | None, incomplete: Sequence[str]
+) -> dict[str, str]:
+    metric = " or ".join(sorted({cell.metric for cell in cells})).replace("_", " ")
+    draws = sorted({len(cell.values) for cell in cells if uses_shots(cell.trainer)})
+    number = " or ".join(map(str, draws))
+    lacking = f" Not run on every dataset, so not in each average: {', '.join(incomplete)}." if incomplete else ""
+    bands = (
+        f"means over {number} draws of the training images, bands: 95 % t-intervals over the draws (cut off where they "
+        "leave the panel). The average's band is over draws of the mean over datasets."
+        if max(draws, default=1) > 1
+        else "one draw of the training images, so without intervals."
+    )
+    fixed = any(not uses_shots(cell.trainer) for cell in cells)
+    lines = " Horizontal lines: methods that use no training images." if fixed else ""
+    of = f"with {shots_label(shots)}" if shots != ALL_IMAGES else "with all training images"
+    what = f"{split.capitalize()} {metric} (%)"
+    found = {
+        "accuracy": f"{what} over the number of training images per class: {bands}{lines}{lacking}",
+        "heatmap": f"{what} {of}, best average first. Colours: points better (blue) or worse (red) than the "
+        "median of the methods on the same dataset.",
+        "time": f"{what} {of} against the seconds of training and evaluating a run, without encoding images; means "
+        f"over datasets and draws.{lacking}",
+    }
+    if ranks:
+        p = (
+            ""
+            if math.isnan(ranks.p)
+            else f" Friedman's test: p {'< 0.001' if ranks.p < 0.001 else f'= {ranks.p:.3f}'}."
+        )
+        found["ranks"] = (
+            f"Mean rank (1 is the best) over {ranks.datasets} datasets {of}. Bars join methods that Nemenyi's test at "
+            f"0.05 does not tell apart: their mean ranks differ by no more than the critical difference "
+            f"{ranks.critical_difference:.2f}.{p}"
+        )
+    return found
+
+
+def require_cells(cells: Sequence[Cell], flag: str) -> None:
+    """Raise UserError if there is nothing that figures could show."""
+    if not cells:
+        raise UserError(f"{flag} has nothing to show: no run of the protocol few-shot has finished in this folder")

@@ -1,0 +1,371 @@
+"""A sweep's figures as files for a paper: PNG, SVG and PDF by matplotlib, and LaTeX that includes them with captions.
+
+Text stays text in PDF (TrueType) and SVG. Widths are those of a two-column article: `COLUMN` or `PAGE`. Neither
+matplotlib's settings nor its backend are changed for the rest of the process, and equal numbers give equal files.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dassl_lite.engine.commands.figures import (
+    ALL_IMAGES,
+    MARKERS,
+    Figures,
+    HeatMap,
+    Panel,
+    RankDiagram,
+    Style,
+)
+from dassl_lite.engine.commands.tables import escape_latex
+from dassl_lite.evaluation.statistics import Estimate
+from dassl_lite.utils import UserError, atomic_path
+from dassl_lite.utils.errors import printable
+from dassl_lite.utils.lazy import optional_module
+
+COLUMN, PAGE = 3.35, 6.9  # inches
+FORMATS = ("png", "svg", "pdf")
+TEXT = "#1a1a1a"
+_MARKERS = "os^DvP<X>*p"
+_LINES = ("-", (0, (4, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1, 1.2)))
+assert len(_MARKERS) == MARKERS
+_SETTINGS: dict[str, Any] = {
+    **{"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "dassl-lite"},
+    **{"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7, "xtick.labelsize": 6, "ytick.labelsize": 6},
+    **{"legend.fontsize": 6.5, "legend.frameon": False, "legend.handlelength": 2.6, "legend.columnspacing": 1.2},
+    **{"axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5},
+    **{"ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False},
+    **{"text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT, "axes.edgecolor": TEXT},
+    **{"text.usetex": False, "figure.dpi": 100, "savefig.dpi": 300, "axes.unicode_minus": True},
+    **{"font.family": "sans-serif", "axes.grid": False, "savefig.bbox": None},
+}
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+
+
+def draw(found: Figures, folder: Path) -> list[Path]:
+    """Write the figures of a sweep into ``folder``, and ``figures.tex`` with their captions.
+
+    Returns:
+        The files, without their formats' suffixes.
+
+    Raises:
+        UserError: matplotlib is not installed, or the folder cannot be written.
+    """
+    what: dict[str, Callable[[Any], Any]] = {
+        "accuracy": lambda of: _field(of, found),
+        "heatmap": lambda of: _heat(of, found.heat),
+    }
+    if found.ranks:
+        ranks = found.ranks
+        what["ranks"] = lambda of: _ranks(of, ranks)
+    if found.costs:
+        what["time"] = lambda of: _time(of, found)
+    return write(what, found.captions, folder)
+
+
+def write(what: Mapping[str, Callable[[Any], Any]], captions: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write figures into ``folder`` in all formats.
+
+    Args:
+        what: by name, a function that draws the figure on matplotlib's ``Figure``.
+        captions: by name.
+    """
+    with _style():
+        from matplotlib.figure import Figure
+
+        made = []
+        for name, drawn in what.items():
+            figure = Figure(layout="constrained")
+            drawn(figure)
+            made.append(folder / name)
+            _save(figure, folder / name)
+    with _writing(folder), atomic_path(folder / "figures.tex") as temporary:
+        temporary.write_text(_latex(what, captions, folder), encoding="utf-8")
+    return made
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's settings for a paper, for as long as it lasts."""
+    matplotlib = optional_module("matplotlib", "plots", "--plots")
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def _save(figure: Any, path: Path) -> None:
+    with _writing(path.parent), warnings.catch_warnings():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # once is enough for all formats
+        for kind in FORMATS:
+            with atomic_path(path.parent / f"{path.name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, metadata=_WITHOUT_DATE[kind])
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def _latex(names: Mapping[str, Any], captions: Mapping[str, str], folder: Path) -> str:
+    """Figures to be included in a document that uses graphicx and whose \\graphicspath names the folder."""
+    lines = [r"% \usepackage{graphicx}, and \graphicspath{{FOLDER/}} with the folder of the figures"]
+    for name in names:
+        lines += [
+            r"\begin{figure*}",
+            r"\centering",
+            rf"\includegraphics{{{name}.pdf}}",
+            rf"\caption{{{escape_latex(captions[name])}}}",
+            rf"\label{{fig:{name}}}",
+            r"\end{figure*}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def label(text: str, width: int = 26) -> str:
+    """A name as a figure shows it: printable, and not too long. A legend leaves out what starts with an underscore."""
+    text = printable(text)
+    text = text if len(text) <= width else f"{text[: width - 9]}…{text[-8:]}"
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
+# ---- accuracy over shots ----------------------------------------------------------------------------------------
+
+
+def _field(figure: Any, found: Figures) -> None:
+    """A panel per dataset and one for the average, with one legend."""
+    rows = math.ceil(len(found.panels) / 4)
+    columns = math.ceil(len(found.panels) / rows)
+    width = COLUMN if columns == 1 else PAGE
+    legend = _legend(figure, found.styles, width, lines=True)
+    figure.set_size_inches(width, (2.4 if columns < 3 else 1.55) * rows + legend + 0.25)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for number, (axis, panel) in enumerate(zip(axes, found.panels, strict=False)):
+        _panel(axis, panel, found)
+        if number % columns == 0:
+            axis.set_ylabel(found.metric.capitalize())
+        if number + columns >= len(found.panels):
+            axis.set_xlabel("Training images per class")
+    for axis in figure.axes[len(found.panels) :]:
+        axis.remove()
+
+
+def _panel(axis: Any, panel: Panel, found: Figures) -> None:
+    positions = positions_of(found.numbers)
+    several = len(found.numbers) > 1
+    crowded = len(panel.curves) > 9
+    values = [point.mean for curve in panel.curves for point in curve.points.values()]
+    for curve in panel.curves:
+        style = found.styles[curve.method]
+        colour = style.colour or TEXT
+        if not curve.uses_shots:
+            axis.axhline(
+                next(iter(curve.points.values())).mean, color=colour, lw=0.9, ls=_LINES[style.line or 1], zorder=1.5
+            )
+            continue
+        x = [positions[number] for number in curve.shown]
+        means = [point.mean for point in curve.shown.values()]
+        marker: dict[str, Any] = {**_marker(style, 2.6 if crowded else 3.4), "mew": 0.3, "color": colour}
+        if several:
+            axis.plot(x, means, lw=0.8 if crowded else 1.1, ls=_LINES[style.line], **marker)
+            low, high = zip(*(ends(point) for point in curve.shown.values()), strict=True)
+            axis.fill_between(x, low, high, color=colour, alpha=0.05 if crowded else 0.14, lw=0)
+        else:
+            shift = (found.methods.index(curve.method) + 0.5) / len(found.methods) - 0.5
+            half = [point.half or 0.0 for point in curve.shown.values()]
+            axis.errorbar([x[0] + 0.8 * shift], means, half, lw=0, elinewidth=0.7, **marker)
+    axis.set_title(
+        label(panel.title, 30),
+        fontweight="bold" if panel is found.panels[0] and len(found.panels) > 1 else "normal",
+        pad=3,
+    )
+    axis.set_xticks(list(positions.values()), [tick(number) for number in positions])
+    axis.set_xlim(
+        min(positions.values()) - 0.3 - 0.3 * (not several), max(positions.values()) + 0.3 + 0.3 * (not several)
+    )
+    if values:
+        axis.set_ylim(*limits(panel))
+    axis.grid(axis="y", lw=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+
+
+def tick(number: int) -> str:
+    return "all" if number == ALL_IMAGES else str(number)
+
+
+def positions_of(numbers: Sequence[int]) -> dict[int, float]:
+    """Where numbers of shots stand on an axis of base-2 logarithms; all training images to the right of the others."""
+    found = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
+    if ALL_IMAGES in numbers:
+        found[ALL_IMAGES] = max(found.values(), default=-1.0) + 1.0
+    return found
+
+
+def ends(point: Estimate) -> tuple[float, float]:
+    """Of a band; without an interval both are the mean."""
+    half = point.half or 0.0
+    return point.mean - half, point.mean + half
+
+
+def limits(panel: Panel) -> tuple[float, float]:
+    """Of a panel's axis: all means lie within, and bands as far as they leave the curves legible."""
+    points = [point for curve in panel.curves for point in curve.points.values()]
+    low, high = min(point.mean for point in points), max(point.mean for point in points)
+    room = max(0.25 * (high - low), 2.0)
+    lowest, highest = min(ends(point)[0] for point in points), max(ends(point)[1] for point in points)
+    margin = 0.06 * (high - low) + 0.5
+    return max(low - room, lowest - margin, -1.0), min(high + room, highest + margin, 101.0)
+
+
+def _legend(figure: Any, styles: Mapping[str, Style], width: float, *, lines: bool) -> float:
+    """One legend below a figure; returns about how many inches high it is."""
+    from matplotlib.lines import Line2D
+
+    names = [label(name) for name in styles]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style.colour or TEXT,
+            ls=_LINES[style.line] if lines else "none",
+            lw=1.0,
+            mew=0.3,
+            **({} if lines and not style.colour else _marker(style, 4.0)),
+        )
+        for style in styles.values()
+    ]
+    longest = max(map(len, names))
+    columns = max(1, min(len(names), int(width / (0.06 * longest + (0.55 if lines else 0.3)))))
+    length = {} if lines else {"handlelength": 0.8}
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, **length)
+    return 0.14 * math.ceil(len(names) / columns) + 0.1
+
+
+def _marker(style: Style, size: float) -> dict[str, Any]:
+    """Settings of a method's marker; all kinds look about equally large."""
+    kind = _MARKERS[style.marker]
+    return {"marker": kind, "ms": size * {"D": 0.8, "*": 1.45, "s": 0.92}.get(kind, 1.05), "mec": "white"}
+
+
+# ---- methods x datasets -----------------------------------------------------------------------------------------
+
+
+def _heat(figure: Any, heat: HeatMap) -> None:
+    several = len(heat.datasets) > 1
+    columns = len(heat.datasets) + several
+    width = max(COLUMN, min(PAGE, 1.5 + 0.46 * columns))
+    figure.set_size_inches(width, max(1.6, 0.9 + 0.17 * len(heat.methods)))
+    axis = figure.subplots()
+    contrast, values = heat.contrast, heat.values
+    if several:  # the average stands apart, without a colour
+        contrast = np.column_stack([contrast, np.full(len(heat.methods), np.nan)])
+        values = np.column_stack([values, heat.averages])
+    axis.hlines(np.arange(1, len(heat.methods)) - 0.5, -0.5, columns - 0.5, color="white", lw=0.7)
+    axis.vlines(np.arange(1, columns) - 0.5, -0.5, len(heat.methods) - 0.5, color="white", lw=0.7)
+    image = axis.imshow(contrast, cmap="RdBu", vmin=-heat.limit, vmax=heat.limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        strong = abs(contrast[row, column]) > 0.6 * heat.limit
+        text = "\N{EN DASH}" if math.isnan(value) else f"{value:.1f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=5.5, color="white" if strong else TEXT)
+    names = [*(label(name, 22) for name in heat.datasets), *(["Average"] if several else [])]
+    axis.set_xticks(range(columns), names, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(heat.methods)), [label(name) for name in heat.methods])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.03, extend="both", label="Points from median")
+    bar.outline.set_linewidth(0.4)
+
+
+# ---- ranks ------------------------------------------------------------------------------------------------------
+
+
+def _ranks(figure: Any, found: RankDiagram) -> None:
+    """Demsar's diagram: an axis of ranks, the better half's names on the left, bars over what is not told apart."""
+    count = len(found.methods)
+    left = math.ceil(count / 2)
+    low, high = 1.0, float(count)
+    bars = found.groups
+    step, top = 1.0, 1.6  # heights in units of a line of text
+    width = COLUMN if count < 9 else 0.75 * PAGE
+    depth = 0.55 * len(bars) + 0.9
+    lines = depth + step * left
+    figure.set_size_inches(width, 0.15 * (lines + top + 1.6))
+    axis = figure.subplots()
+    axis.set_axis_off()
+    longest = max(len(label(name)) for name in found.methods)
+    margin = (high - low) * (0.075 * longest * 6.5 / 7 + 0.1) / max(width - 2 * (0.075 * longest + 0.1), 1.0)
+    axis.set_xlim(low - margin, high + margin)
+    axis.set_ylim(-lines - 0.5, top + 1.2)
+    ink = {"color": TEXT, "solid_capstyle": "butt"}
+    axis.plot([low, high], [0, 0], lw=0.8, **ink)
+    for number in range(1, count + 1) if count < 13 else range(1, count + 1, 2):
+        axis.plot([number, number], [0, 0.3], lw=0.8, **ink)
+        axis.text(number, 0.4, str(number), ha="center", va="bottom", fontsize=6)
+    if found.critical_difference <= high - low:
+        end = low + found.critical_difference
+        axis.plot([low, end], [top + 0.35] * 2, lw=0.8, **ink)
+        for x in (low, end):
+            axis.plot([x, x], [top + 0.2, top + 0.5], lw=0.8, **ink)
+        axis.text(
+            (low + end) / 2,
+            top + 0.5,
+            f"critical difference {found.critical_difference:.2f}",
+            ha="center",
+            va="bottom",
+            fontsize=6,
+        )
+    for number, group in enumerate(bars):
+        height = -0.55 * (number + 1)
+        ends_of = found.ranks[group[0]], found.ranks[group[-1]]
+        axis.plot([ends_of[0] - 0.04, ends_of[1] + 0.04], [height] * 2, lw=2.2, **ink)
+    for number, (method, rank) in enumerate(zip(found.methods, found.ranks, strict=True)):
+        better = number < left
+        height = -depth - step * (number if better else count - 1 - number)
+        edge = low - 0.02 * margin if better else high + 0.02 * margin
+        axis.plot([rank, rank, edge], [0, height, height], lw=0.6, color=TEXT)
+        text = f"{label(method)}  {rank:.2f}" if better else f"{rank:.2f}  {label(method)}"
+        axis.text(edge, height, f" {text} ", ha="right" if better else "left", va="center", fontsize=6.5)
+
+
+# ---- time against accuracy --------------------------------------------------------------------------------------
+
+
+def _time(figure: Any, found: Figures) -> None:
+    styles = {
+        method: found.styles[method] for method in found.methods if method in {cost.method for cost in found.costs}
+    }
+    legend = _legend(figure, styles, COLUMN, lines=False)
+    figure.set_size_inches(COLUMN, 2.1 + legend)
+    axis = figure.subplots()
+    for cost in found.costs:
+        style = found.styles[cost.method]
+        colour = style.colour or TEXT
+        axis.plot([cost.seconds], [cost.value], ls="", mew=0.4, color=colour, **_marker(style, 5.0))
+    seconds_axis(axis, [cost.seconds for cost in found.costs])
+    axis.set_xlabel("Seconds of a run")
+    axis.set_ylabel(found.metric.capitalize() + (", average" if len(found.heat.datasets) > 1 else ""))
+    axis.grid(lw=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+
+
+def seconds_axis(axis: Any, seconds: Sequence[float]) -> None:
+    """Logarithmic, with plain numbers as ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    low, high = min(seconds) / 1.5, max(seconds) * 1.5
+    axis.set_xlim(low, high)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0), numticks=20))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
