@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import copy
+import functools
 import importlib.util
 import json
 import logging
@@ -42,6 +44,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-report", action="store_true", help="count the reference's arrays that tests reproduce")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        # Hundreds of the processes that tests start import the package. Where PYTHONDONTWRITEBYTECODE is set, as in most
+        # images of Docker, each of them would compile it.
+        for folder in ("dassl_lite", "trainers", "datasets", "tools"):
+            compileall.compile_dir(REPOSITORY / folder, quiet=2)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,14 +109,23 @@ class Golden:
         if torch.__version__ < tuple(int(part) for part in printed.split("+")[0].split(".")[:2]):
             pytest.skip(f"torch {torch.__version__} draws other numbers than {printed}, which printed these")
 
-    @property
+    @functools.cached_property
     def tiny_clip(self) -> ModuleType:
-        """The module that regenerates the tiny models and inputs."""
+        """The module that regenerates the tiny models and inputs; a model is drawn once a process, then copied."""
         spec = importlib.util.spec_from_file_location("golden_tiny_clip", GOLDEN[0] / "tiny_clip.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        drawn, draw = {}, module.state_dict
+
+        def state_dict(kind: str, seed: int, scale: float = 1.0, **override: Any) -> dict[str, torch.Tensor]:
+            key = kind, seed, scale, *override.items()
+            if key not in drawn:
+                drawn[key] = draw(kind, seed, scale, **override)
+            return {name: tensor.clone() for name, tensor in drawn[key].items()}
+
+        module.state_dict = state_dict  # type: ignore[attr-defined]
         return module
 
 

@@ -104,7 +104,8 @@ class Trials:
         """Draw the pictures, and run every kind to its end."""
         drawn = ["--trainer", "ZeroshotCLIP", *DATA, "--no-train", "--output-dir", str(self.folder / "drawn")]
         assert self._run(train.main, [*drawn, *WITHOUT_WORKERS], self.caches["cold"]) == 0
-        assert self._run(train.main, _train(*FEATURES)(self.folder / "warming"), self._copy("cold", "warm")) == 0
+        if any(KINDS[name].warm for name in names):
+            assert self._run(train.main, _train(*FEATURES)(self.folder / "warming"), self._copy("cold", "warm")) == 0
         for place in (self.caches["warm"] / "datasets").rglob("split_fewshot"):
             shutil.rmtree(place)  # the shots are to be drawn, too
         for name in names:

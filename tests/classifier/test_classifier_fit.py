@@ -83,7 +83,9 @@ def test_a_fit_on_lists_is_a_run_on_a_table_to_the_last_digit(
 def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unseen: Pictures, fitted: Any) -> None:
     images = [Image.open(path) for path in photos.paths]
     arrays = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
-    plain = {**QUICK, "options": {**QUICK["options"], "INPUT.TRANSFORMS": ["normalize"]}}  # views depend on file names
+    few = {"METHODS": ["ZeroshotCLIP", "GDA", "TaskRes"], "FOLDS": 2}
+    options = {**QUICK["options"], **few, "INPUT.TRANSFORMS": ["normalize"]}  # views depend on file names
+    plain = {**QUICK, "options": options}
     of_files = FewShotClassifier(**plain).fit(photos.paths, photos.labels)
     expected = of_files.predict_proba(unseen.paths)
     for given in (images, arrays):

@@ -26,7 +26,7 @@ from typing import Any
 
 from coverage_map import CoverageMap, load_or_measure, pytest_options
 from mutations import Mutation, find_mutations
-from sandbox import KILLED_BY_TIME, Job, Sandbox, import_heavy_packages
+from sandbox import HEAVY, KILLED_BY_TIME, Job, Sandbox, import_packages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "data", "models", "optim", "evaluation")
@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--budget", type=float, default=120, help="seconds of tests for one mutation; the slowest are left out")
     add("--patience", type=float, default=20, help="CPU seconds for one mutation, beyond 4 times those of its tests")
     add("--processes", type=int, default=2)
+    add("--preload", nargs="*", default=HEAVY, metavar="MODULE", help="imported once, for all processes")
     add("--output", type=Path, default=REPOSITORY / "output" / "mutation", help="folder of the map, results, copies")
     add("--list", action="store_true", help="print the mutations and stop")
     return parser.parse_args(argv)
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for mutation in chosen:
             print(f"{mutation.id}\n    {mutation.before} -> {mutation.after or '(nothing)'}")
         return 0
-    import_heavy_packages()
+    import_packages(args.preload)
     sandboxes = [Sandbox(REPOSITORY, args.output / f"sandbox{number}") for number in range(args.processes)]
     tests = load_or_measure(REPOSITORY, args.output / "coverage.json.gz", sandboxes, args.tests)
     if tests.failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MAPPED = ("trainers", "datasets", "configs", "tools")  # top-level folders that setup.py maps into the package
@@ -92,13 +93,13 @@ def tracked_files(repository: Path) -> list[str]:
     return [name for name in listed if (repository / name).is_file()]
 
 
-def import_heavy_packages() -> None:
-    """What takes seconds to import, and no mutation touches: every forked process has it already."""
-    import open_clip  # noqa: F401
-    import pytest  # noqa: F401
-    import sklearn.linear_model  # noqa: F401
-    import torch
-    import torch.utils.tensorboard
-    import torchvision  # noqa: F401
+# What takes seconds to import, and no mutation touches: every forked process has it already.
+HEAVY = ("open_clip", "pytest", "sklearn.linear_model", "torch", "torch.utils.tensorboard", "torchvision")
 
-    torch.set_num_threads(1)
+
+def import_packages(names: Sequence[str]) -> None:
+    """Import these for the processes to come, with one thread each."""
+    for name in names:
+        importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -104,7 +104,8 @@ def project(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_killed_and_surviving_mutations_are_told_apart(project):
     before = {path: path.read_bytes() for path in project.rglob("*.py")}
-    command = [sys.executable, "tests/mutation/mutate.py", "--packages", "optim", "--patience", "3"]
+    command = [sys.executable, "tests/mutation/mutate.py", "--packages", "optim", "--patience", "2"]
+    command += ["--preload", "pytest"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
     killed = {line.split()[-1] for line in done.stdout.splitlines() if " killed " in line and "/" in line.split()[0]}
     survived = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("survived: ")}
