@@ -91,6 +91,14 @@ def _add_dataset(cfg: CN) -> None:
     node.FILE = ""  # dataset Features: .npz file of image features to use instead of images
     node.TEST_ONLY = False  # your own images: without splits, all are test images (True where runs are evaluated)
     node.ON_ERROR = "stop"  # stop | skip: what to do about a corrupt image
+    node.SHARDS = CN()  # datasets WebDataset and HFDataset
+    node.SHARDS.TRAIN = ""  # WebDataset: training shards below ROOT, such as train-{000..099}.tar; a path or a URL
+    node.SHARDS.VAL = ""  # the same for validation
+    node.SHARDS.TEST = ""  # and for testing
+    node.SHARDS.IMAGE = ""  # ending of the members, or the column, with the images; empty: found
+    node.SHARDS.LABEL = ""  # ending, field of .json or column with the labels; empty: found
+    node.SHARDS.KEY = ""  # HFDataset: column with a key for each image; empty: a digest of the image
+    node.SHARDS.CLASSNAMES = ""  # file of class names in label order, .json or a line each; empty: found
     node.FEATURES = CN()
     node.FEATURES.VIEWS = 10  # augmented views per training image; epoch e uses view e mod VIEWS; 0: no cache
     node.FEATURES.SEED = 0  # seed of the views

@@ -19,6 +19,7 @@ from dassl_lite.data.dataset import DATASET_REGISTRY, DatasetBase
 from dassl_lite.data.datum import Datum, classes_of, labels_of
 from dassl_lite.data.folder import FolderDataset, SidecarFiles
 from dassl_lite.data.images import count_images
+from dassl_lite.data.sharded.members import exists, split_path
 from dassl_lite.data.splits import Split
 from dassl_lite.downloads.sources import SOURCES, Source
 from dassl_lite.utils.errors import UserError
@@ -98,6 +99,10 @@ def examine(name: str, cfg: CfgNode, sources: Mapping[str, Source] = SOURCES) ->
     dataset = dataset_class.__new__(dataset_class)  # not built: that would generate, split, draw and raise
     dataset.locate(cfg)
     dataset.sidecar = _ReadOnlySidecarFiles(name, dataset.dataset_dir)
+    if dataset.checks_itself:
+        _call(dataset.prepare, report)
+        if report.problems:
+            return report
     if not os.path.isdir(dataset.image_dir) and generates_itself(name, sources):
         report.notes.append("does not exist yet; it is generated on first use")
         return report
@@ -125,10 +130,14 @@ def generates_itself(name: str, sources: Mapping[str, Source] = SOURCES) -> bool
 def find_unreadable(paths: Iterable[str]) -> dict[str, str]:
     """The files among ``paths`` that cannot be read, with the reason: "missing", "empty", "no permission", ..."""
     names_in: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
     for path in dict.fromkeys(paths):
+        if split_path(path):
+            if not exists(path):
+                reasons[path] = MISSING
+            continue
         folder, name = os.path.split(path)
         names_in.setdefault(folder, []).append(name)
-    reasons: dict[str, str] = {}
     for folder, names in names_in.items():
         try:
             with os.scandir(folder) as entries:

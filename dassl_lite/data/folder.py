@@ -69,6 +69,7 @@ class FolderDataset(DatasetBase):
         test_only: there is no training set; the test images define the classes, and shots do not apply (ImageNet's
             variants).
         lists_files: :meth:`load` lists the folders on every run, so there is no need to check that its images exist.
+        checks_itself: :meth:`prepare` finds what is wrong and writes into the cache alone, so the doctor calls it.
         own_data: the user's own files, not a dataset of the field: nothing is written into their folder unless
             DATASET.SPLITS_IN asks for it.
         drawn: the pictures are drawn, as those that the demo backbone has learnt from.
@@ -87,6 +88,7 @@ class FolderDataset(DatasetBase):
     val_is_test: bool = False
     test_only: bool = False
     lists_files: bool = False
+    checks_itself: bool = False
     own_data: bool = False
     drawn: bool = False
     evaluating: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError, features
 
 from dassl_lite.data import grey
+from dassl_lite.data.sharded.members import describe, locate, read_member
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import open_file
 
@@ -52,7 +54,7 @@ class UnreadableImageError(UserError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read image '{path}': {reason}")
+        super().__init__(f"cannot read image '{describe(path)}': {reason}")
         self.path = path
         self.reason = reason
 
@@ -96,6 +98,12 @@ def _is_heif(file: BinaryIO) -> bool:
     return start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS
 
 
+def _open(path: str) -> BinaryIO:
+    """The bytes of an image, in a file or in a shard."""
+    member = locate(path)
+    return open_file(path, MAX_FILE) if member is None else io.BytesIO(read_member(member))
+
+
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Open an image file in one of ``IMAGE_FORMATS``, or in HEIC if pillow-heif is installed.
@@ -107,7 +115,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """
     name = os.fspath(path)
     try:
-        with open_file(name, MAX_FILE) as file:
+        with _open(name) as file:
             formats = _decoded_formats()
             if _is_heif(file):
                 if not reads_heif():

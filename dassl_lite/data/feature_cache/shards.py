@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from dassl_lite.data.feature_cache.lock import exclusive_lock
+from dassl_lite.data.sharded.members import cached_path, locate
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import PathLike, digest_of, read_json, write_json
 from dassl_lite.utils.logger import get_logger
@@ -109,7 +110,8 @@ class ImageFile(NamedTuple):
     """A file at one point in time: the key of a row in the cache.
 
     The path is absolute, with links not followed. A dataset that was moved is extracted again: name, size and time do
-    not prove that a file elsewhere is the same image, and wrong features would go unnoticed.
+    not prove that a file elsewhere is the same image, and wrong features would go unnoticed. An image in a shard has a
+    path with the digest of the shard, which does prove it, and no time.
     """
 
     path: str
@@ -124,6 +126,9 @@ class ImageFile(NamedTuple):
             OSError: there is no such file.
         """
         absolute = os.path.abspath(path)
+        member = locate(absolute)
+        if member is not None:
+            return cls(cached_path(member), member.size, 0)
         status = os.stat(absolute)
         return cls(absolute, status.st_size, status.st_mtime_ns)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
 from dassl_lite.data.images import count_images, describe_kinds, kind_of
+from dassl_lite.data.sharded.members import exists
 from dassl_lite.data.splits import Split, check_name, split_classes
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import read_json
@@ -224,7 +225,7 @@ def refresh_split(split: Split, groups: Iterable[Iterable[Datum]], split_file: s
     """
     listed = {item.impath: item for group in groups for item in group}
     in_split = dict.fromkeys(item.impath for part in split for item in part)
-    dropped = [path for path in in_split if path not in listed and os.path.exists(path)]
+    dropped = [path for path in in_split if path not in listed and exists(path)]
     if dropped:
         first = ", ".join(f"'{path}'" for path in dropped[:3]) + (", ..." if len(dropped) > 3 else "")
         raise UserError(

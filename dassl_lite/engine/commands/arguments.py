@@ -44,7 +44,7 @@ CONFIG_KEYS = {
     "seed": "SEED",
 }
 # Datasets of the user's own data -> key of cfg.DATASET that holds the path.
-OWN_DATA = {"ImageFolder": "ROOT", "CSV": "ROOT", "Features": "FILE"}
+OWN_DATA = {"ImageFolder": "ROOT", "CSV": "ROOT", "Features": "FILE", "WebDataset": "ROOT", "HFDataset": "ROOT"}
 
 logger = get_logger(__name__)
 
@@ -359,10 +359,12 @@ def dataset_choice(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> 
 
 
 def own_data(path: str) -> dict[str, str]:
-    """Config keys, dotted, for the user's own data: a folder of images, a table of them or a file of features."""
+    """Config keys, dotted, for the user's own data: a folder of images, a table or shards of them, or features."""
     place = Path(path)
     if place.suffix == ".npz":
         name = "Features"
+    elif place.suffix == ".tar":
+        name = "WebDataset"
     else:
         name = "CSV" if place.is_file() or (place.suffix == ".csv" and not place.is_dir()) else "ImageFolder"
     return {"DATASET.NAME": name, f"DATASET.{OWN_DATA[name]}": path}

@@ -1,0 +1,7 @@
+"""The web server on loopback, for datasets behind URLs."""
+
+from __future__ import annotations
+
+from download_server import server, shared_server
+
+__all__ = ["server", "shared_server"]

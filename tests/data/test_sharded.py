@@ -1,0 +1,466 @@
+"""Datasets in shards: tar files on disk and behind URLs, and Parquet and Arrow files."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from download_server import Server
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from dassl_lite.config import get_cfg_default
+from dassl_lite.data import build_dataset, read_image
+from dassl_lite.data.doctor import examine
+from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
+from dassl_lite.data.images import UnreadableImageError
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.utils.errors import UserError
+
+Sample = tuple[str, dict[str, bytes]]
+Spoil = Callable[[tarfile.TarFile], None]
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_plugins()
+    monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (number % 256, number // 256, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def sample(number: int, label: bytes | None = None) -> Sample:
+    return f"{number:04}", {"png": picture(number), "cls": label or str(number % 3).encode()}
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    for key, value in fields.items():
+        setattr(entry, key, value)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def shard(path: Path, samples: Iterable[Sample], spoil: Spoil | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for key, members in samples:
+            for ending, data in members.items():
+                add(archive, f"{key}.{ending}", data)
+        if spoil:
+            spoil(archive)
+    return path
+
+
+def shards(folder: Path, numbers: Sequence[int] = range(24), each: int = 12) -> Path:
+    """Training shards of the numbers, and a test shard of others."""
+    for start in range(0, len(numbers), each):
+        shard(folder / f"train-{start // each:03}.tar", map(sample, numbers[start : start + each]))
+    shard(folder / "test-000.tar", map(sample, range(100, 112)))
+    return folder
+
+
+def load(root: Path | str, name: str = "WebDataset", *, seed: int = 1, **keys: Any) -> Any:
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = name, str(root), seed
+    for key, value in keys.items():
+        node, _, last = f"DATASET.{key.replace('__', '.')}".rpartition(".")
+        place = cfg
+        for part in node.split("."):
+            place = place[part]
+        place[last] = value
+    random.seed(seed)
+    return build_dataset(cfg)
+
+
+def colours(items: Iterable[Any]) -> list[int]:
+    """The number that each image was drawn from."""
+    return [int(np.asarray(read_image(item.impath))[0, 0, 0]) for item in items]
+
+
+def pairs(items: Iterable[Any]) -> list[tuple[int, int]]:
+    items = list(items)
+    return list(zip(colours(items), (item.label for item in items), strict=True))
+
+
+# ---- what a dataset of tar shards is ---------------------------------------------------------------------------------
+
+
+def test_a_folder_of_shards_has_its_splits_labels_and_images(tmp_path: Path) -> None:
+    dataset = load(shards(tmp_path / "data"))
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(24)]
+    assert sorted(pairs(dataset.test)) == [(n, n % 3) for n in range(100, 112)]
+    assert dataset.classnames == ["0", "1", "2"]
+    (tmp_path / "data/classnames.txt").write_text("ant\nbee\ncat\n")
+    assert load(tmp_path / "data").classnames == list(NAMES)
+
+
+def test_shards_of_the_webdataset_library_are_read(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    for part, numbers in (("train", range(9)), ("val", range(20, 26)), ("test", range(30, 36))):
+        with webdataset.ShardWriter(str(tmp_path / f"{part}-%03d.tar"), maxcount=4, verbose=0) as writer:
+            for n in numbers:
+                writer.write(
+                    {"__key__": f"a/{n:03}", "png": Image.new("RGB", (4, 4), (n, 0, 0)), "json": {"label": n % 3}}
+                )
+    dataset = load(tmp_path)
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(9)]
+    assert (len(dataset.val), len(dataset.test)) == (6, 6)
+
+
+def test_brace_ranges_and_keys_name_the_shards_of_each_split(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "data")
+    by_range = load(f"{folder}/{{train-{{000..001}},test-000}}.tar")
+    by_key = load(folder, SHARDS__TRAIN="train-001.tar", SHARDS__TEST="test-{000..000}.tar")
+    assert (len(by_range.train_x), len(by_key.train_x), len(by_key.test)) == (24, 12, 12)
+
+
+def test_labels_may_be_names_and_lie_in_json(tmp_path: Path) -> None:
+    def named(n: int) -> Sample:
+        return f"{n:03}", {"png": picture(n), "json": json.dumps({"classname": NAMES[n % 3], "label": n}).encode()}
+
+    shard(tmp_path / "train.tar", map(named, range(9)))
+    shard(tmp_path / "test.tar", map(named, range(9)))
+    dataset = load(tmp_path, SHARDS__LABEL="classname")
+    assert dataset.classnames == list(NAMES)
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(9)]
+
+
+def test_a_draw_is_the_same_whatever_the_order_and_the_sharding(tmp_path: Path) -> None:
+    numbers = list(range(24))
+    drawn = []
+    for name, order, each in (("a", numbers, 12), ("b", numbers[::-1], 5), ("c", numbers[1::2] + numbers[::2], 7)):
+        dataset = load(shards(tmp_path / name, order, each), NUM_SHOTS=3)
+        drawn.append((pairs(dataset.train_x), dataset.fewshot_digest))
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(drawn[0][0]) == 9
+
+
+def test_unsplit_shards_are_split_once_whatever_the_sharding(tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    shard(place / "x.tar", map(sample, range(30)))
+    first = load(place)
+    (place / "x.tar").unlink()
+    shard(place / "y.tar", map(sample, range(29, 14, -1)))
+    shard(place / "z.tar", map(sample, range(15)))
+    second = load(place)
+    assert (
+        [colours(part) for part in (first.train_x, first.val, first.test)]
+        == [colours(part) for part in (second.train_x, second.val, second.test)]
+        != [[], [], []]
+    )
+
+
+def test_features_are_kept_by_the_digest_of_the_shard_and_the_member(tmp_path: Path) -> None:
+    spec = FeatureSpec("none", "digest", to_tensor, "pixels")
+    encoded: list[int] = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return images.mean(dim=(2, 3))
+
+    def fetch(root: Path) -> torch.Tensor:
+        encoded.clear()
+        paths = [item.impath for item in load(root).train_x]
+        return FeatureStore(spec, tmp_path / "store").fetch(paths, encode).tensor
+
+    before = fetch(shards(tmp_path / "data"))
+    assert sum(encoded) == 24
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    assert torch.equal(fetch(tmp_path / "moved"), before)
+    assert not encoded  # moved, and the same
+    shard(tmp_path / "moved/train-000.tar", map(sample, [30, *range(1, 12)]))
+    fetch(tmp_path / "moved")
+    assert sum(encoded) == 12  # of the shard that was changed
+
+
+def test_the_doctor_counts_shards_and_tells_what_is_wrong(tmp_path: Path) -> None:
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT = str(shards(tmp_path / "data"))
+    report = examine("WebDataset", cfg)
+    assert not report.problems
+    assert [(part.found, part.missing) for part in report.parts.values()] == [(24, 0), (12, 0)]
+    whole = (tmp_path / "data/train-000.tar").read_bytes()
+    (tmp_path / "data/train-000.tar").write_bytes(whole[:3000])
+    assert "train-000.tar' is truncated" in examine("WebDataset", cfg).problems[0]
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def link(archive: tarfile.TarFile) -> None:
+    add(archive, "0900.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+
+
+WRONG: dict[str, tuple[Spoil, str]] = {
+    "no label": (lambda one: add(one, "0900.png", picture(1)), "sample '0900' has no label"),
+    "empty label": (lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b" "))[0], "has no label"),
+    "no image": (lambda one: add(one, "0900.cls", b"1"), "sample '0900' has a label and no image"),
+    "twice": (lambda one: add(one, "0003.png", picture(3)), "has the key '0003.png' twice"),
+    "escapes": (lambda one: add(one, "../0900.png", picture(3)), "has a path that leaves the shard"),
+    "absolute": (lambda one: add(one, "/tmp/0900.png", picture(3)), "has a path that leaves the shard"),
+    "inner": (lambda one: add(one, "a/../../0900.png", picture(3)), "has a path that leaves the shard"),
+    "link": (link, "member '0900.png' is a link"),
+    "hard link": (lambda one: add(one, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
+    "device": (lambda one: add(one, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
+    "class": (
+        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b"7"))[0],
+        "sample '0900' has the label 7, which is none of the 3 classes",
+    ),
+    "json": (
+        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.json", b"[" * 100_000))[0],
+        "sample '0900' has a damaged .json",
+    ),
+    "images": (
+        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.mask.png", picture(1)))[0],
+        "has several images (mask.png, png); DATASET.SHARDS.IMAGE",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_member_is_told_in_a_line_or_skipped_and_the_others_stay(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil, message = WRONG[kind]
+    folder = shards(tmp_path / "data")
+    shard(folder / "train-000.tar", map(sample, range(12)), spoil)
+    (folder / "classnames.json").write_text(json.dumps(NAMES))
+    for _ in range(2):  # the second time the index is there
+        with pytest.raises(UserError) as error:
+            load(folder)
+        assert message in str(error.value)
+        assert "train-000.tar" in str(error.value)
+        assert "\n" not in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        dataset = load(folder, ON_ERROR="skip")
+    assert message in caplog.text
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(24)]
+
+
+@pytest.mark.parametrize("end", [-10240, -10752, 900, 5_000])
+def test_a_truncated_shard_is_told_in_a_line_and_gives_its_whole_samples(tmp_path: Path, end: int) -> None:
+    folder = shards(tmp_path / "data")
+    with tarfile.open(folder / "train-000.tar") as archive:
+        last = archive.getmembers()[-1]
+    whole = (folder / "train-000.tar").read_bytes()
+    size = last.offset_data + 512 if end == -10240 else last.offset if end == -10752 else end
+    (folder / "train-000.tar").write_bytes(whole[:size])
+    with pytest.raises(UserError, match=r"train-000\.tar' is truncated"):
+        load(folder)
+    found = dict(pairs(load(folder, ON_ERROR="skip").train_x))
+    assert {n: n % 3 for n in range(12, 24)}.items() <= found.items() <= {n: n % 3 for n in range(24)}.items()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no tar file"),
+        (b"\x1f\x8b" + b"x" * 2000, "it is compressed"),
+        (b"x" * 5000, "no tar file"),
+        (None, "No such file"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_a_file_that_is_no_shard_is_told_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
+    folder = shards(tmp_path / "data")
+    bad = folder / "train-001.tar"
+    bad.unlink()
+    if content == "folder":
+        bad.mkdir()
+    elif content is not None:
+        bad.write_bytes(content)
+    with pytest.raises(UserError, match=f"train-001.tar'.*{message}"):
+        load(f"{folder}/{{train-000,train-001,test-000}}.tar")
+
+
+def test_a_key_in_two_shards_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "data")
+    shard(folder / "train-001.tar", map(sample, range(11, 23)))
+    with pytest.raises(UserError, match=r"the key '0011' is in '.*train-000\.tar' and in '.*train-001\.tar'"):
+        load(folder)
+    assert len(load(folder, ON_ERROR="skip").train_x) == 23
+
+
+def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    def spoil(archive: tarfile.TarFile) -> None:
+        for ending in ("pyd", "pkl", "pickle", "pth", "npy"):
+            add(archive, f"0003.{ending}", pickle.dumps(Trap()))
+
+    folder = shards(tmp_path / "data")
+    shard(folder / "train-000.tar", map(sample, range(12)), spoil)
+    assert len(load(folder).train_x) == 24
+    with pytest.raises(UserError, match="pipe:"):
+        load(folder, SHARDS__TRAIN=f"pipe://mkdir {tmp_path}/sprung", SHARDS__TEST="test-000.tar")
+    with pytest.raises(UserError, match="pipe:"):
+        load(folder, SHARDS__TRAIN=f"pipe:mkdir {tmp_path}/sprung", SHARDS__TEST="test-000.tar")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_image_of_a_shard_that_changes_under_a_run_is_told_by_name(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "data")
+    path = load(folder).train_x[0].impath
+    shard(folder / "train-000.tar", map(sample, range(13)))
+    with pytest.raises(UnreadableImageError, match="was changed after it was indexed"):
+        read_image(path)
+    with pytest.raises(UnreadableImageError, match="no such file"):
+        read_image(f"{path}x")
+
+
+def test_a_damaged_image_is_named_by_member_and_shard(tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", [("0001", {"png": b"no picture", "cls": b"0"})])
+    shard(tmp_path / "test.tar", map(sample, (0, 3)))
+    item = load(tmp_path).train_x[0]
+    with pytest.raises(UnreadableImageError, match=r"cannot read image '0001\.png in .*train\.tar'"):
+        read_image(item.impath)
+
+
+# ---- behind a URL ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_breaks_off_gives_the_same_dataset(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dassl_lite.downloads.fetch.time.sleep", lambda seconds: None)
+    folder = shards(tmp_path / "data")
+    pages = {
+        name: server.add(f"s/{name}", (folder / name).read_bytes(), cuts=cuts)
+        for name, cuts in (("train-000.tar", [700, 5_000]), ("train-001.tar", [0]), ("test-000.tar", []))
+    }
+    remote = load(server.url("s/{train-{000..001},test-000}.tar"), NUM_SHOTS=2)
+    local = load(folder, NUM_SHOTS=2)
+    assert pairs(remote.train_x) == pairs(local.train_x)
+    assert pages["train-000.tar"].asked == ["", "bytes=700-", "bytes=5700-"]
+    server.pages.clear()  # the copies stay
+    assert pairs(load(server.url("s/{train-{000..001},test-000}.tar"), NUM_SHOTS=2).test) == pairs(local.test)
+
+
+def test_a_shard_that_a_server_lacks_or_refuses_is_told_in_a_line(tmp_path: Path, server: Server) -> None:
+    folder = shards(tmp_path / "data")
+    server.add("test-000.tar", (folder / "test-000.tar").read_bytes())
+    server.add("train-000.tar", b"", states=[403] * 9)
+    for number, state in ((1, "404"), (0, "403")):
+        with pytest.raises(UserError, match=rf"train-00{number}\.tar.*{state}") as error:
+            load(server.url(f"{{train-00{number},test-000}}.tar"))
+        assert "\n" not in str(error.value)
+
+
+def test_any_file_system_of_fsspec_gives_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    folder = shards(tmp_path / "data")
+    for name in ("train-000.tar", "test-000.tar"):
+        memory.pipe(f"/bucket/{name}", (folder / name).read_bytes())
+    dataset = load("memory://bucket/{train-000,test-000}.tar")
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(12)]
+    with pytest.raises(UserError, match=r"memory://bucket/train-009\.tar': no such file"):
+        load("memory://bucket/{train-009,test-000}.tar")
+    memory.pipe("/bucket/train-008.tar", b"x")
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(memory), "open", refused)
+    with pytest.raises(UserError, match=r"train-008\.tar': no permission"):
+        load("memory://bucket/{train-008,test-000}.tar")
+    with pytest.raises(UserError, match=r"cannot read shard 'nowhere://a\.tar'"):
+        load("nowhere://a.tar")
+
+
+# ---- Parquet and Arrow -----------------------------------------------------------------------------------------------
+
+
+def parquet(path: Path, numbers: Iterable[int], **columns: Any) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    numbers = list(numbers)
+    table = {"image": [{"bytes": picture(n), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_table(arrow.table({**table, **columns}), path, row_group_size=5)
+    return path
+
+
+@pytest.mark.slow
+def test_a_folder_of_parquet_files_is_a_dataset_whatever_the_order_of_its_rows(tmp_path: Path) -> None:
+    drawn = []
+    for name, numbers, cut in (("a", range(24), 12), ("b", range(23, -1, -1), 7)):
+        parquet(tmp_path / name / "data/train-00000-of-00002.parquet", list(numbers)[:cut])
+        parquet(tmp_path / name / "data/train-00001-of-00002.parquet", list(numbers)[cut:])
+        parquet(tmp_path / name / "data/test-00000-of-00001.parquet", range(100, 112))
+        dataset = load(tmp_path / name, "HFDataset", NUM_SHOTS=3)
+        drawn.append((pairs(dataset.train_x), dataset.fewshot_digest))
+        assert sorted(pairs(dataset.test)) == [(n, n % 3) for n in range(100, 112)]
+    assert drawn[0] == drawn[1]
+    import datasets
+
+    assert Path(datasets.__file__).parent.name == "datasets"
+    assert not hasattr(datasets, "load_dataset") or "site-packages" in str(datasets.__file__)
+
+
+@pytest.mark.slow
+def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path) -> None:
+    from dassl_lite.data.sharded.hugging_face import hugging_face
+
+    before = sys.modules.get("datasets")
+    with hugging_face() as library:
+        features = library.Features({"kind": library.ClassLabel(names=list(NAMES)), "photo": library.Image()})
+        rows = {"kind": [n % 3 for n in range(12)], "photo": [{"bytes": picture(n), "path": None} for n in range(12)]}
+        table = library.Dataset.from_dict(rows, features=features)
+        library.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "saved"))
+    assert sys.modules.get("datasets") is before
+    dataset = load(tmp_path / "saved", "HFDataset")  # Arrow
+    assert dataset.classnames == list(NAMES)
+    assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(12)]
+    given = {"key": [f"k/{n}" for n in range(12)], "fine": [NAMES[n % 3] for n in range(12)]}
+    for part in ("train", "test"):
+        parquet(tmp_path / f"own/{part}.parquet", range(12), **given)
+    dataset = load(tmp_path / "own", "HFDataset", SHARDS__LABEL="fine", SHARDS__KEY="key")
+    assert dataset.classnames == list(NAMES)
+    with pytest.raises(UserError, match="has no column 'nothing', only image, label, key, fine"):
+        load(tmp_path / "own", "HFDataset", SHARDS__LABEL="nothing")
+
+
+@pytest.mark.slow
+def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path) -> None:
+    images = [{"bytes": picture(n), "path": None} for n in (0, 1, 2, 2)] + [{"bytes": None, "path": "/etc/hostname"}]
+    parquet(tmp_path / "a/train.parquet", range(5), image=images, label=[0, 1, None, 2, 0])
+    parquet(tmp_path / "a/test.parquet", range(6))
+    with pytest.raises(UserError, match=r"row 2: column 'label' has no label.* \(and 1 more\)"):
+        load(tmp_path / "a", "HFDataset")
+    assert sorted(pairs(load(tmp_path / "a", "HFDataset", ON_ERROR="skip").train_x)) == [(0, 0), (1, 1), (2, 2)]
+    parquet(tmp_path / "b/train.parquet", [0, 1, 2, 1])
+    whole = parquet(tmp_path / "b/test.parquet", range(6)).read_bytes()
+    with pytest.raises(UserError, match=r"b, train', row 3: the image '.*' is there twice"):
+        load(tmp_path / "b", "HFDataset")
+    (tmp_path / "b/test.parquet").write_bytes(whole[:-50])
+    with pytest.raises(UserError, match="cannot read 'b, test'") as error:
+        load(tmp_path / "b", "HFDataset", ON_ERROR="skip")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="there is no folder"):
+        load(tmp_path / "none", "HFDataset")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no .parquet or .arrow files"):
+        load(tmp_path / "empty", "HFDataset")
