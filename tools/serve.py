@@ -1,10 +1,12 @@
-"""Open a page in the browser on which anyone can classify pictures, by a trained run or a saved classifier.
+"""Open a page in the browser on which anyone can teach a classifier of pictures, or use one.
 
+    python tools/serve.py --backbone ViT-B/16
     python tools/serve.py --model-dir RUN
 
-RUN is a folder of tools/train.py or of FewShotClassifier.save. Drop pictures on the page, see what they show, and save
-the answers as a table. The page is for this machine alone unless --host says otherwise; it loads nothing from the
-network and keeps nothing: pictures lie in a temporary folder until the page is closed.
+Without a run, name classes on the page, drop a few pictures into each, train, try it, and save the classifier. With
+one, a folder of tools/train.py or of FewShotClassifier.save, drop pictures and see what they show. The page is for this
+machine alone unless --host says otherwise; it loads nothing from the network and keeps nothing: pictures lie in a
+temporary folder until the page is closed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import socket
 import sys
@@ -20,15 +23,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dassl_lite.classifier import FewShotClassifier
 from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, tool_parser
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.tools._serve.session import Session, Visitors
+from dassl_lite.models.names import DEMO
+from dassl_lite.tools._serve.session import Session, Teaching, Visitors
 from dassl_lite.utils import UserError, setup_logger
 from dassl_lite.utils.errors import printable
 from dassl_lite.utils.lazy import optional_module
-from dassl_lite.utils.logger import say
+from dassl_lite.utils.logger import ROOT_NAME, say
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -37,11 +43,18 @@ def make_parser() -> ToolParser:
     """The flags of serve.py."""
     parser = tool_parser("serve", __doc__)
     add = parser.add_argument
-    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier")
+    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier, to use it")
+    add(
+        "--backbone",
+        default="",
+        metavar="NAME",
+        help=f"CLIP to teach with (default: {DEMO}, which knows drawings only)",
+    )
     add("--host", default=HOST, metavar="NAME", help=f"address to listen on (default: {HOST}, this machine alone)")
     add("--port", type=int, default=PORT, metavar="N", help=f"port to listen on (default: {PORT}; 0: a free one)")
     add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
     add_plugin_flags(parser)
+    parser.ignores("--model-dir", "--backbone")
     return parser
 
 
@@ -92,8 +105,12 @@ def about(classifier: FewShotClassifier) -> str:
     """A line on a classifier, as Markdown without markup of others."""
     names = [printable(name) for name in classifier.classes_.tolist()]
     told = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-    plain = "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|$~" else letter for letter in told)
-    return f"{len(names)} classes: {plain}"
+    return f"{len(names)} classes: {as_markdown(told)}"
+
+
+def as_markdown(told: str) -> str:
+    """Text of others, which is shown as it is."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|$~&:." else letter for letter in told)
 
 
 def serve(app: Any, found: socket.socket) -> None:
@@ -114,18 +131,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dassl_lite.tools._serve.page import Page
 
         with contextlib.closing(Visitors(start)) as visitors:
-            app = Page(visitors, told).app()
+            page = Page(visitors, told, teaches=not args.model_dir, has_example=args.backbone in ("", DEMO))
+            app = page.app()
             say(f"Open {address_of(found)} in a browser; Ctrl-C ends it")
+            logging.getLogger(ROOT_NAME).handlers.clear()  # visitors are told on the page, and nobody else
             serve(app, found)
     return 0
 
 
 def sessions(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], Session], str]:
-    """What makes the session of a visitor, and a line on the classifier."""
-    if not args.model_dir:
-        raise UserError("--model-dir is missing: the folder of a run, or of a saved classifier")
-    classifier = FewShotClassifier.load(args.model_dir, device=args.device)
-    return lambda: Session(classifier, folder), about(classifier)
+    """What makes the session of a visitor, and a line on what answers."""
+    if args.model_dir:
+        classifier = FewShotClassifier.load(args.model_dir, device=args.device)
+        return lambda: Session(classifier, folder), about(classifier)
+    backbone = args.backbone or None
+    first = FewShotClassifier(backbone=backbone, device=args.device, classes=["circle"])
+    first.predict_proba([Image.new("RGB", (8, 8))])  # what is wrong with the backbone is told now; visitors share it
+    told = f"Backbone: {as_markdown(args.backbone or DEMO)}."
+    if args.backbone in ("", DEMO):
+        told += " It knows drawn shapes only; for photographs, start the server with `--backbone ViT-B/16`."
+    return lambda: Teaching(backbone, args.device, folder), told
 
 
 if __name__ == "__main__":

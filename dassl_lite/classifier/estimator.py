@@ -45,6 +45,7 @@ from dassl_lite.classifier.predicting import (
     Unreadable,
     checked_top_k,
     chosen_labels,
+    left_out,
     logits_of,
     parts_of,
     probabilities_of,
@@ -455,17 +456,56 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         logits, truth, ok = self._tested(X, y, on_error)
         if not ok.any():
             raise UserError("there are no images to evaluate on")
-        with alone(self.messages_, verbose=bool(self.verbose)):
+        found = self._measured(logits[ok], truth[ok])
+        self.report_ = {**found, "unreadable": int((~ok).sum()), "on": "images given to evaluate"}
+        return dict(self.report_)
+
+    def cross_validate(self, folds: int | None = None) -> dict[str, Any]:
+        """All metrics on the training images, each of which is left out of a fit in turn; they become ``report_``.
+
+        The method is fitted to the others each time, with the same settings; what it chooses for itself it chooses
+        without the image left out. An image is encoded once, not once for each fit. A class's only image is not left
+        out.
+
+        Args:
+            folds: number of fits, each of which leaves out its share of every class; None leaves out one image at a
+                time.
+
+        Returns:
+            As `evaluate`, and ``zero_shot_accuracy`` on the same images.
+
+        Raises:
+            UserError: the method trains the image encoder, the training images are not at hand, as after `load`, or no
+                class has two.
+        """
+        if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int | np.integer) or folds < 2):
+            raise UserError(f"folds is {shown(folds)}; it is 2 or more, or None to leave out one image at a time")
+        with alone(verbose=bool(self.verbose)):
             trainer = self._fitted()
-            cfg = trainer.cfg.clone()
+            if getattr(trainer.dm.dataset, "test_only", False) or not trainer.dm.dataset.train_x:
+                raise UserError("there are no training images: cross_validate follows fit, in the same program")
+            if not isinstance(trainer, FeatureTrainer) or trainer.trains_images:
+                raise UserError(f"{trainer.cfg.TRAINER.NAME} does not work on fixed features: use cross_val_score")
+            with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(self._training):
+                logits, zero_shot, truth = left_out(trainer, folds, folder)
+        if not len(truth):
+            raise UserError("no class has two training images, so none can be left out")
+        found = self._measured(logits, truth)
+        how = "each left out of the fit in turn" if folds is None else f"left out of the fit in {folds} parts"
+        self.report_ = {**found, "unreadable": 0, "on": f"training images, {how}"}
+        self.report_["zero_shot_accuracy"] = 100.0 * float((zero_shot.argmax(axis=1) == truth).mean())
+        return dict(self.report_)
+
+    def _measured(self, logits: NDArray[Any], truth: NDArray[Any]) -> dict[str, Any]:
+        """The report on logits (n, K) of images with labels (n,)."""
+        with alone(self.messages_, verbose=bool(self.verbose)):
+            cfg = self._fitted().cfg.clone()
             cfg.defrost()
             cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
             evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, self.classes_.tolist()))))
-            evaluator.process(torch.from_numpy(logits[ok] / self.temperature_), torch.from_numpy(truth[ok]))
+            evaluator.process(torch.from_numpy(logits / self.temperature_), torch.from_numpy(truth))
             results = evaluator.evaluate()
-            found = report(results, evaluator._y_true, evaluator._y_pred, self.classes_.tolist())
-        self.report_ = {**found, "unreadable": int((~ok).sum()), "on": "images given to evaluate"}
-        return dict(self.report_)
+            return report(results, evaluator._y_true, evaluator._y_pred, self.classes_.tolist())
 
     def calibrate(self, X: Any = None, y: Any = None) -> FewShotClassifier:
         """Set ``temperature_``, so that probabilities say how often they are right.

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from dassl_lite.classifier.images import Given, encode_stream, is_path, named
 from dassl_lite.data import Datum
+from dassl_lite.engine.contract.threads import threads_for
+from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.engine.methods.side_run import beside
 from dassl_lite.utils.errors import MissingFileError, UserError, shown
 
 CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
@@ -138,6 +141,40 @@ def split_logits(trainer: Any, loader: Any) -> tuple[NDArray[Any], NDArray[Any]]
         pairs = [trainer._infer(batch) for batch in loader]
     logits, labels = (torch.cat([part.float().cpu() for part in parts]) for parts in zip(*pairs, strict=True))
     return logits.numpy(), labels.long().numpy()
+
+
+def left_out(trainer: Any, folds: int | None, folder: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """What the trainer's method says of training images that it was not fitted to.
+
+    A class's only image is not left out: without it no method could learn that class.
+
+    Args:
+        trainer: built, on frozen features.
+        folds: fits; each leaves out its share of every class. None leaves out one image at a time.
+        folder: for files that a method writes.
+
+    Returns:
+        Logits (n, K) of the images left out; logits of zero-shot CLIP for them, up to a factor; and their labels (n,).
+    """
+    views = trainer.training_set(augmented=True, views=trainer.method_cfg.get("AUGMENT_EPOCH", 1))
+    queries, labels = trainer.training_set(augmented=False).features, views.labels
+    fold = torch.full_like(labels, -1)
+    for group in (torch.nonzero(labels == label).flatten() for label in labels.unique()):
+        if len(group) > 1:
+            fold[group] = group if folds is None else torch.arange(len(group), device=group.device) % folds
+    cfg, kind = trainer.cfg.clone(), beside(type(trainer))
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.VERBOSE, cfg.TEST.FINAL_MODEL = folder, False, "last_step"
+    cfg.freeze()
+    logits = torch.zeros(len(labels), trainer.num_classes)
+    with threads_for(views.views.numel()):
+        for number in fold[fold >= 0].unique():
+            out = fold == number
+            run = kind(trainer, cfg, FeatureSet(views.views[:, ~out], labels[~out])).fitted()
+            logits[out.cpu()] = logits_of(run, queries[out], trainer.num_classes)
+    asked = (fold >= 0).cpu()
+    zero_shot = torch.nn.functional.normalize(queries, dim=-1) @ trainer.zero_shot_weights().t()
+    return logits[asked].numpy(), zero_shot.float().cpu()[asked].numpy(), labels.cpu()[asked].numpy()
 
 
 def chosen_labels(

@@ -7,16 +7,22 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from PIL import Image
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from dassl_lite import FewShotClassifier
+from dassl_lite.classifier.folder import card
 from dassl_lite.classifier.images import Spool, spooled_in
+from dassl_lite.classifier.predicting import left_out
+from dassl_lite.classifier.quiet import alone
+from dassl_lite.data.feature_cache import store
 from dassl_lite.engine import TRAINER_REGISTRY, TrainerX
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import train
@@ -366,3 +372,47 @@ def test_a_wrong_question_is_told_in_one_line(fitted: Any, photos: Pictures, cal
         call(fitted, photos)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- images left out ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_cross_validation_finds_what_fits_to_the_others_find(photos: Pictures, tmp_path: Path) -> None:
+    rows = [row for row in range(30) if row % 10 < 3]  # three images of each class
+    paths, labels = [photos.paths[row] for row in rows], [photos.labels[row] for row in rows]
+    clf = FewShotClassifier(method="ProKeR", shots=-1, **{**QUICK, "epochs": None}).fit(paths, labels)
+    with alone():
+        logits, zero_shot, truth = left_out(clf._fitted(), None, str(tmp_path))
+    assert truth.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for row in (0, 4, 8):
+        rest = [number for number in range(9) if number != row]
+        other = clone(clf).fit([paths[number] for number in rest], [labels[number] for number in rest])
+        np.testing.assert_allclose(logits[row], other.decision_function([paths[row]])[0], rtol=1e-4, atol=1e-4)
+    found = clf.cross_validate()
+    assert (found["images"], found["accuracy"]) == (9, 100 * np.mean(logits.argmax(axis=1) == truth))
+    plain = FewShotClassifier(classes=list(SHAPES)).score(paths, labels)
+    assert found["zero_shot_accuracy"] == pytest.approx(100 * plain)
+    assert zero_shot.shape == (9, 3)
+    assert "each left out of the fit in turn" in card(clf._current(), clf._described(clf._current()))
+
+
+@pytest.mark.slow
+def test_cross_validation_encodes_an_image_once_and_leaves_the_classifier_as_it_is(photos: Pictures) -> None:
+    clf = FewShotClassifier(**TASKRES, shots=-1).fit(photos.paths[:20], photos.labels[:20])
+    before = clf.predict_proba(photos.paths[:20])  # encodes them, if no test has
+    with mock.patch.object(store, "extract", side_effect=AssertionError("an image is encoded")):
+        assert clf.cross_validate(folds=4)["images"] == 20
+    np.testing.assert_array_equal(clf.predict_proba(photos.paths[:20]), before)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_left_out_is_told(photos: Pictures, fitted: FewShotClassifier, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folds is 1; it is 2 or more"):
+        fitted.cross_validate(folds=1)
+    loaded = FewShotClassifier.load(fitted.save(tmp_path / "x") and tmp_path / "x")
+    with pytest.raises(ValueError, match="there are no training images"):
+        loaded.cross_validate()
+    single = FewShotClassifier(**TASKRES).fit([photos.paths[0], photos.paths[10]], ["circle", "square"])
+    with pytest.raises(ValueError, match="no class has two training images"):
+        single.cross_validate()

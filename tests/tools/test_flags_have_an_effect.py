@@ -37,6 +37,7 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("extract", ""): set(),  # --first: see below
     ("extract", "--convert x.npz"): {ALL, "--output", "--overwrite", "--first"},
     ("serve", ""): set(),
+    ("serve", "--model-dir x"): {"--backbone"},
     ("sweep", ""): set(),
     ("benchmark", "all"): set(),
     ("report", "FOLDER"): set(),

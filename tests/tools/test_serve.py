@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import PHONE, Opened
 from PIL import Image
 
 from dassl_lite import FewShotClassifier
@@ -25,11 +27,12 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import serve
 from dassl_lite.tools._serve import look
 from dassl_lite.tools._serve import session as sessions
-from dassl_lite.tools._serve.session import Session, Visitors, csv_of
+from dassl_lite.tools._serve.session import Session, Teaching, Visitors, csv_of
+from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import cache_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+DROP = "#try input[type=file]"
 WAIT = 120_000  # milliseconds, on a machine that does other things
 CLASSES = ("striped heart", "checkered heart", "solid drop")
 
@@ -127,6 +130,65 @@ def test_a_session_is_of_one_browser_tab_and_ends_with_it(
     assert list(tmp_path.iterdir()) == []
 
 
+# ---- teaching, without a browser ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lesson(tmp_path: Path) -> Iterator[Teaching]:
+    made = Teaching(None, None, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_what_is_taught_is_measured_on_pictures_left_out_and_leaves_no_trace(lesson: Teaching, tmp_path: Path) -> None:
+    before = sorted(cache_root().rglob("*"))
+    lesson.load_example()
+    found = lesson.train()
+    assert lesson.classifier is not None
+    paths = [str(one.path) for pictures in lesson.classes.values() for one in pictures]
+    labels = [name for name, pictures in lesson.classes.items() for _ in pictures]
+    assert found.zero_shot < found.trained <= 100
+    assert (found.pictures, found.singly) == (24, True)
+    with zipfile.ZipFile(io.BytesIO(lesson.zipped())) as archive:
+        assert str(tmp_path) not in archive.read("classifier/config.json").decode()
+        assert "each left out of the fit in turn" in archive.read("classifier/README.md").decode()
+    assert sorted(cache_root().rglob("*")) == before
+    alone = FewShotClassifier(classes=list(lesson.classes)).predict_proba(map(str, paths)).argmax(axis=1)
+    right = np.mean([list(lesson.classes)[row] == label for row, label in zip(alone, labels, strict=True)])
+    assert found.zero_shot == pytest.approx(100 * right)
+    lesson.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_cannot_be_is_told(lesson: Teaching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MOST_CLASSES", 2)
+    monkeypatch.setattr(sessions, "MOST_TAUGHT", 3)
+
+    def refused(call: Callable[..., Any], *arguments: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            call(*arguments)
+        return str(caught.value)
+
+    assert "name the class" in refused(lesson.add_class, "  ")
+    assert "60 characters" in refused(lesson.add_class, "x" * 61)
+    lesson.add_class(" a  cat ")
+    assert list(lesson.classes) == ["a cat"]
+    assert "a cat already" in refused(lesson.add_class, "A cat") or "A cat already" in refused(
+        lesson.add_class, "A cat"
+    )
+    assert "two classes or more" in refused(lesson.train)
+    lesson.add_class("dog")
+    assert "2 classes, the most" in refused(lesson.add_class, "cow")
+    assert "a cat needs two pictures" in refused(lesson.train)
+    assert "nothing has been taught" in refused(lesson.predict, [])
+    assert "no class cow" in refused(lesson.add_pictures, "cow", [])
+    files = uploaded(tmp_path, *("a.png", "b.png", "c.png", "d.png"))
+    assert lesson.add_pictures("dog", files) == ["d.png: more than 3 pictures in all"]
+    lesson.remove_class("dog")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -174,21 +236,8 @@ def test_without_gradio_the_extra_is_named(
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Server:
-    """A process of tools/serve.py."""
-
-    process: subprocess.Popen[str]
-    address: str
-    temporary: Path
-
-    def end(self) -> int:
-        """Ask it to end, as a scheduler does."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-def started(temporary: Path, *words: str) -> Server:
+def started(temporary: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
+    """A process of tools/serve.py, and its address."""
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), "--port", "0", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -196,86 +245,161 @@ def started(temporary: Path, *words: str) -> Server:
     line = process.stdout.readline()
     address = re.search(r"http://\S+", line)
     assert address, line
-    return Server(process, address[0], temporary)
+    return process, address[0]
 
 
-@dataclass
-class Tab:
-    """A page of a browser, and what went wrong on it."""
-
-    page: Any
-    faults: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        return str(self.page.inner_text("body"))
-
-    def upload(self, where: str, *files: Path) -> None:
-        self.page.set_input_files(f"{where} input[type=file]", [str(file) for file in files])
+@contextmanager
+def serving(way_to_end: signal.Signals, *words: str) -> Iterator[str]:
+    """The address of a server; in the end it has left nothing on disk."""
+    with tempfile.TemporaryDirectory() as temporary:
+        process, address = started(Path(temporary), *words)
+        try:
+            yield address
+            process.send_signal(way_to_end)
+            assert process.wait(60) == 130
+            assert os.listdir(temporary) == []
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        yield found
-        found.close()
+def of_a_run(browser: Any, saved: Path) -> Iterator[str]:
+    """A server with a classifier."""
+    pytest.importorskip("gradio", reason="needs gradio: the extra serve")
+    with serving(signal.SIGTERM, "--model-dir", str(saved)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def teaching(browser: Any) -> Iterator[str]:
+    """A server without one."""
+    pytest.importorskip("gradio", reason="needs gradio: the extra serve")
+    with serving(signal.SIGINT) as address:
+        yield address
 
 
 @pytest.fixture
-def open_tab(browser: Any) -> Iterator[Any]:
-    """``open_tab(address)``: a tab of a browser of its own; in the end nothing may have gone wrong on it."""
-    tabs: list[tuple[Any, Tab]] = []
+def open_tab(browser: Any) -> Iterator[Callable[..., Any]]:
+    """``open_tab(address)``: a tab of a browser of its own. In the end none may have had an error, or asked others."""
+    tabs: list[tuple[Any, Opened]] = []
 
-    def open_one(address: str, **options: Any) -> Tab:
-        context = browser.new_context(**options)
+    def open_one(address: str, size: tuple[int, int] = (1280, 900), **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         context.set_default_timeout(WAIT)
-        tab = Tab(context.new_page())
-        tab.page.on("console", lambda one: tab.faults.append(one.text) if one.type == "error" else None)
-        tab.page.on("pageerror", lambda error: tab.faults.append(str(error)))
-        ours = (address, "data:", "blob:")
-        tab.page.on("request", lambda one: None if one.url.startswith(ours) else tab.faults.append(one.url))
+        tab, ours = Opened(context.new_page()), (address, "data:", "blob:")
+        tab.page.on("console", lambda one: tab.complaints.append(one.text) if one.type == "error" else None)
+        tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        tab.page.on("request", lambda one: None if one.url.startswith(ours) else tab.requests.append(one.url))
         tabs.append((context, tab))
         tab.page.goto(address)
-        return tab
+        tab.page.wait_for_selector(DROP, state="attached")
+        return tab.page
 
     yield open_one
     for context, tab in tabs:
         context.close()
-        assert tab.faults == []
+        assert (tab.complaints, tab.requests) == ([], [])
 
 
-@pytest.fixture(scope="module")
-def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
-    """A server with a classifier; in the end it has left nothing on disk."""
-    with tempfile.TemporaryDirectory() as temporary:
-        server = started(Path(temporary), "--model-dir", str(saved))
-        yield server
-        assert server.end() == 130
-        assert os.listdir(temporary) == []
+def upload(page: Any, where: str, *files: Path) -> None:
+    page.set_input_files(f"{where} input[type=file]", [str(file) for file in files])
+
+
+def labels_of(page: Any) -> list[str]:
+    return [str(label) for label in page.locator(".dl-card .dl-label").all_inner_texts()]
 
 
 @pytest.mark.slow
 def test_dropped_pictures_are_classified_and_the_table_is_downloaded(
-    of_a_run: Server, open_tab: Any, tmp_path: Path
+    of_a_run: str, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
-    tab = open_tab(of_a_run.address)
-    wrong = tmp_path / "notes.txt"
-    wrong.write_text("no picture")
-    tab.upload("#try", picture(tmp_path / "a.png", 1), wrong, picture(tmp_path / "b.png", 2))
-    tab.page.wait_for_selector(".dl-card")
-    assert tab.page.locator(".dl-card").count() == 2
-    assert "notes.txt: not an image" in tab.text()
-    tab.page.fill("#below input[type=number]", "1")
-    tab.page.keyboard.press("Enter")
-    tab.page.wait_for_selector(".dl-unknown")
-    with tab.page.expect_download() as download:
-        tab.page.click("text=Download CSV")
+    page = open_tab(of_a_run)
+    (wrong := tmp_path / "notes.txt").write_text("no picture")
+    upload(page, "#try", picture(tmp_path / "a.png", 1), wrong, picture(tmp_path / "b.png", 2))
+    page.wait_for_selector(".dl-card")
+    assert set(labels_of(page)) <= set(CLASSES)
+    assert "notes.txt: not an image" in page.inner_text("body")
+    page.fill("#below input[type=number]", "1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".dl-unknown")
+    assert labels_of(page) == ["(unknown)", "(unknown)"]
+    with page.expect_download() as download:
+        page.click("text=Download CSV")
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
     assert [(row["image"], row["class"]) for row in rows] == [("a.png", ""), ("b.png", "")]
-    tab.page.reload()
-    tab.page.wait_for_selector("#try input[type=file]", state="attached")
-    assert tab.page.locator(".dl-card").count() == 0
+
+
+@pytest.mark.slow
+def test_three_classes_are_taught_tried_extended_and_downloaded(
+    teaching: str, open_tab: Callable[..., Any], tmp_path: Path
+) -> None:
+    page, drawn, new = open_tab(teaching), sessions.drawn_example(), []
+    (wrong := tmp_path / "notes.txt").write_text("no picture")
+    page.click("#name input, #name textarea")
+    for number, (name, images) in enumerate(drawn.items()):
+        page.keyboard.type(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f".dl-class >> nth={number}")
+        files = [tmp_path / f"{name} {row}.png" for row in range(8)]
+        for file, image in zip(files, images, strict=True):
+            image.save(file)
+        upload(page, f".dl-class >> nth={number} >> ", *files[:7], *([wrong] if number == 1 else []))
+        page.wait_for_selector(f".dl-thumbs >> nth={number}")
+        assert ("notes.txt: not an image" in page.inner_text("body")) == (number == 1)
+        new.append(files[7])
+        page.click("#name input, #name textarea")
+    assert page.locator(".dl-thumbs img").count() == 21
+    page.click("button:text-is('Train')")
+    told = page.wait_for_selector(".dl-lesson").inner_text()
+    assert "Class names alone (zero-shot)" in told
+    assert "21 pictures, each left out in turn" in told
+    upload(page, "#try", *new)
+    page.wait_for_selector(".dl-card")
+    found = labels_of(page)
+    with page.expect_download() as download:
+        page.click("text=Download classifier")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    assert FewShotClassifier.load(tmp_path / "classifier").predict(list(map(str, new))).tolist() == found
+    page.click("#name input, #name textarea")
+    page.keyboard.type("solid drop")
+    page.click("text=Add class")
+    page.wait_for_selector(".dl-class >> nth=3")
+    page.wait_for_selector(".dl-lesson", state="detached")
+    page.click("button:text-is('Train')")
+    page.wait_for_selector("text=solid drop needs two pictures or more.")
+
+
+@pytest.mark.slow
+def test_a_visitor_sees_no_other_s_pictures_and_a_reload_begins_anew(
+    teaching: str, open_tab: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second = open_tab(teaching), open_tab(teaching)
+    first.click("text=Load example")
+    first.wait_for_selector(".dl-thumbs >> nth=2")
+    second.click("#name input, #name textarea")
+    second.keyboard.type("mine")
+    second.click("text=Add class")
+    second.wait_for_selector(".dl-class")
+    assert second.locator(".dl-class").count() == 1
+    assert second.locator(".dl-thumbs").count() == 0
+    first.reload()
+    first.wait_for_selector(DROP, state="attached")
+    first.click("#name input, #name textarea")
+    first.keyboard.type("again")
+    first.click("text=Add class")
+    first.wait_for_selector(".dl-class")
+    assert [first.locator(one).count() for one in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
+
+
+@pytest.mark.slow
+def test_the_example_is_taught_on_a_telephone_in_the_dark(teaching: str, open_tab: Callable[..., Any]) -> None:
+    page = open_tab(teaching, PHONE, color_scheme="dark")
+    page.click("text=Load example")
+    page.wait_for_selector(".dl-thumbs >> nth=2")
+    page.click("button:text-is('Train')")
+    assert "24 pictures" in page.wait_for_selector(".dl-lesson").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)")
+    assert max(map(int, (red, green, blue))) < 60

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from dassl_lite.classifier import Prediction
-from dassl_lite.tools._serve.session import Picture, csv_of, data_uri
+from dassl_lite.tools._serve.session import Lesson, Picture, csv_of, data_uri
 from dassl_lite.tools.predict import UNKNOWN
 from dassl_lite.utils.errors import printable
 
@@ -22,6 +22,12 @@ MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 
 STYLE = """
 .gradio-container {width: 100% !important; max-width: 1040px !important; margin: 0 auto !important;}
+.gradio-container .prose h1, .gradio-container .prose h2 {margin: 8px 0 4px;}
+.gradio-container .html-container, .gradio-container .html-container.padding {padding: 0 !important;}
+.dl-html:not(:has(div, p)) {display: none !important;}
+.dl-drop .wrap {font-size: 13px !important; line-height: 1.25 !important; min-height: 0 !important;
+  padding: 0 !important;}
+.dl-drop .wrap svg {height: 18px;}
 footer {display: none !important;}
 .dl-grid {display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 12px;}
 .dl-card {display: flex; gap: 12px; padding: 10px; border: 1px solid var(--border-color-primary);
@@ -50,6 +56,17 @@ a.dl-button, a.dl-button:visited {display: inline-block; padding: 6px 14px; bord
   text-decoration: none; color: var(--button-secondary-text-color);
   background: var(--button-secondary-background-fill); border: 1px solid var(--border-color-primary);}
 a.dl-button:hover {background: var(--button-secondary-background-fill-hover);}
+.dl-wide {font-size: 14px; line-height: 22px; margin-bottom: 10px;}
+.dl-wide .dl-track {height: 8px; border-radius: 4px;}
+.dl-lesson .dl-head {margin: 4px 0 0;}
+.dl-thumbs {display: flex; flex-wrap: wrap; gap: 4px; max-height: 156px; overflow-y: auto;}
+.dl-thumbs img {width: 48px; height: 48px; object-fit: cover; border-radius: 4px; margin: 0;}
+.dl-classes {display: grid !important; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 12px;}
+.dl-class {padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 10px; min-width: 0 !important;
+  background: var(--block-background-fill);}
+.dl-class .dl-title {display: flex; justify-content: space-between; gap: 8px; align-items: baseline; font-weight: 600;
+  color: var(--body-text-color); overflow-wrap: anywhere;}
+.dl-class .dl-title span {font-weight: 400; font-size: 12px; color: var(--body-text-color-subdued); flex: none;}
 .dl-note {color: var(--body-text-color-subdued); font-size: 13px; margin: 0;}
 """
 
@@ -89,6 +106,31 @@ def card(picture: Picture, found: Prediction, names: Sequence[object]) -> str:
         f'<div class="dl-card{unknown}"><img src="{picture.thumbnail}" alt=""><div class="dl-text">'
         f'<div class="dl-name" title="{text(picture.name)}">{text(picture.name)}</div>'
         f'<div class="dl-label">{text(label)}</div>{bars}</div></div>'
+    )
+
+
+def thumbnails(pictures: Sequence[Picture]) -> str:
+    """The pictures of a class."""
+    if not pictures:
+        return '<p class="dl-note">No pictures yet.</p>'
+    images = "".join(f'<img src="{one.thumbnail}" alt="" title="{text(one.name)}">' for one in pictures)
+    return f'<div class="dl-thumbs">{images}</div>'
+
+
+def lesson(found: Lesson, content: bytes) -> str:
+    """What training found, and a button that saves the classifier."""
+    how = "each left out in turn" if found.singly else "left out a few at a time"
+    low, high = found.interval
+    bars = "".join(
+        f'<div class="dl-bar dl-wide"><span>{name}</span><span class="dl-percent">{value:.1f} %</span>'
+        f'<span class="dl-track"><i style="width:{value:.1f}%"></i></span></div>'
+        for name, value in (("Class names alone (zero-shot)", found.zero_shot), ("Trained", found.trained))
+    )
+    save = link("Download classifier", "classifier.zip", content, "application/zip")
+    notes = "".join(f'<p class="dl-note">{text(note)}</p>' for note in found.notes)
+    return (
+        f'<div class="dl-lesson">{bars}<div class="dl-head"><p class="dl-note">Accuracy on {found.pictures} pictures, '
+        f"{how}; 95 % interval {low:.0f} to {high:.0f} %.</p>{save}</div>{notes}</div>"
     )
 
 

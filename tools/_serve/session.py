@@ -11,15 +11,21 @@ import io
 import shutil
 import tempfile
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dassl_lite.classifier import FewShotClassifier, Prediction
 from dassl_lite.data.images import open_image, read_image
+from dassl_lite.datasets._drawn.classes import SHAPESNET, subjects_of
+from dassl_lite.datasets._drawn.looks import PHOTO, compose
+from dassl_lite.datasets._drawn.render import draw
+from dassl_lite.engine.methods.feature_source import KNOWS_SHAPES
 from dassl_lite.tools import predict
 from dassl_lite.utils.errors import UserError, printable
 
@@ -27,6 +33,14 @@ MOST_BYTES = 10 << 20  # of a picture's file
 MOST_UPLOAD = 5 * MOST_BYTES  # of a file that is taken at all, to be named and left out
 MOST_PIXELS = 50_000_000  # of a picture
 MOST_AT_ONCE = 100  # pictures that are dropped together
+MOST_CLASSES = 20  # to teach
+MOST_TAUGHT = 400  # pictures to teach with
+LONGEST_NAME = 60  # characters of a class
+LEFT_OUT_SINGLY = 60  # pictures up to which one is left out at a time; of more, a share in each of FOLDS fits
+FOLDS = 20
+METHOD = "ProKeR"  # in closed form: taught, and measured by leaving pictures out, in seconds
+EXAMPLE = ("hollow arrow", "hollow bolt", "hollow flower")
+EXAMPLE_PICTURES = 8  # of each class
 MOST_SESSIONS = 100  # at a time; of more, the one that was idle longest ends
 SHOWN_CLASSES = 3  # bars of a picture
 THUMBNAIL = 160  # pixels
@@ -74,6 +88,10 @@ class Session:
     Args:
         classifier: that answers; None until one has been taught.
         root: where the session's folder is made.
+
+    Attributes:
+        answers: to the last question.
+        lock: for whoever asks.
     """
 
     def __init__(self, classifier: FewShotClassifier | None, root: Path) -> None:
@@ -123,16 +141,21 @@ class Session:
             if image.width * image.height > MOST_PIXELS:
                 raise UserError(f"more than {MOST_PIXELS // 1_000_000} million pixels")
         small = read_image(file)
-        self._count += 1
-        copy = self.folder / "pictures" / f"{self._count}{file.suffix}"
-        copy.parent.mkdir(exist_ok=True)
+        copy = self._new_path(file.suffix)
         shutil.copyfile(file, copy)
         return Picture(file.name, copy, thumbnail_of(small))
+
+    def _new_path(self, suffix: str) -> Path:
+        """Where a picture of the session's own goes."""
+        self._count += 1
+        path = self.folder / "pictures" / f"{self._count}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def predict(self, files: Sequence[str]) -> Answers:
         """Say what uploaded pictures show; they take the place of those before, and are not kept."""
         if self.classifier is None:
-            raise UserError("nothing has been taught yet")
+            raise UserError("nothing has been taught yet: train first")
         pictures, refused = self.take(files)
         paths = (str(picture.path) for picture in pictures)  # an iterator: features of it are not cached
         top_k = min(SHOWN_CLASSES, len(self.classifier.classes_))
@@ -143,6 +166,147 @@ class Session:
                 picture.path.unlink(missing_ok=True)
         self.answers = Answers(pictures, found, refused)
         return self.answers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What training found; accuracies in percent.
+
+    Attributes:
+        pictures: that were left out in turn.
+        singly: whether each by itself.
+        zero_shot: accuracy of the class names alone.
+        trained: accuracy of the method.
+        interval: its 95 % interval.
+        notes: what the engine warned of.
+    """
+
+    pictures: int
+    singly: bool
+    zero_shot: float
+    trained: float
+    interval: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+
+class Teaching(Session):
+    """A session in which a classifier is taught.
+
+    Args:
+        backbone: name of the CLIP.
+        device: as `FewShotClassifier` takes it.
+        root: where the session's folder is made.
+
+    Attributes:
+        classes: their pictures.
+        lesson: what the last training found; None before, and after a change of the classes.
+    """
+
+    def __init__(self, backbone: str | None, device: str | None, root: Path) -> None:
+        super().__init__(None, root)
+        self.backbone, self.device = backbone, device
+        self.classes: dict[str, list[Picture]] = {}
+        self.lesson: Lesson | None = None
+
+    def add_class(self, name: str) -> None:
+        """A new class without pictures.
+
+        Raises:
+            UserError: the name will not do, or there are too many.
+        """
+        name = " ".join(name.split())
+        if not name:
+            raise UserError("name the class first")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"a name has at most {LONGEST_NAME} characters")
+        if name.casefold() in map(str.casefold, self.classes):
+            raise UserError(f"there is a class {printable(name)} already")
+        if len(self.classes) >= MOST_CLASSES:
+            raise UserError(f"there are {MOST_CLASSES} classes, the most that this page teaches")
+        self.classes[name] = []
+        self._forget()
+
+    def remove_class(self, name: str) -> None:
+        """Remove a class and its pictures, if there is one."""
+        for picture in self.classes.pop(name, []):
+            picture.path.unlink(missing_ok=True)
+        self._forget()
+
+    def add_pictures(self, name: str, files: Sequence[str]) -> list[str]:
+        """Give uploaded pictures to a class; a line for each file that was left out."""
+        if name not in self.classes:
+            raise UserError(f"there is no class {printable(name)} any more")
+        pictures, refused = self.take(files)
+        room = max(0, MOST_TAUGHT - sum(map(len, self.classes.values())))
+        for picture in pictures[room:]:
+            picture.path.unlink(missing_ok=True)
+            refused.append(f"{printable(picture.name)}: more than {MOST_TAUGHT} pictures in all")
+        self.classes[name] += pictures[:room]
+        self._forget()
+        return refused
+
+    def _forget(self) -> None:
+        """What has been taught was of other classes or pictures."""
+        self.classifier = self.lesson = None
+
+    def load_example(self) -> None:
+        """Three classes of drawn pictures, which the demo backbone knows, in place of what there is."""
+        for name in list(self.classes):
+            self.remove_class(name)
+        for name, images in drawn_example().items():
+            self.add_class(name)
+            for number, image in enumerate(images, 1):
+                path = self._new_path(".png")
+                image.save(path)
+                self.classes[name].append(Picture(f"{name} {number}.png", path, thumbnail_of(image)))
+
+    def train(self) -> Lesson:
+        """Fit a classifier to all pictures, and measure it on pictures left out.
+
+        Raises:
+            UserError: there are too few.
+        """
+        if len(self.classes) < 2:
+            raise UserError("name two classes or more")
+        if bare := [name for name, pictures in self.classes.items() if len(pictures) < 2]:
+            raise UserError(f"{printable(bare[0])} needs two pictures or more")
+        pairs = [(str(picture.path), name) for name, pictures in self.classes.items() for picture in pictures]
+        options = {"DATASET.FEATURES.DIR": str(self.folder / "features"), "DATALOADER.NUM_WORKERS": 0}
+        classifier = FewShotClassifier(
+            method=METHOD, backbone=self.backbone, device=self.device, shots=-1, options=options
+        )
+        classifier.fit([path for path, _ in pairs], [name for _, name in pairs])
+        singly = len(pairs) <= LEFT_OUT_SINGLY
+        found = classifier.cross_validate(None if singly else FOLDS)
+        classifier.set_params(options=None)  # they name the session's folder
+        self.classifier = classifier
+        self.lesson = Lesson(
+            *(found["images"], singly, found["zero_shot_accuracy"], found["accuracy"], tuple(found["interval"])),
+            tuple(one for one in classifier.messages_ if one != KNOWS_SHAPES),  # the page says so
+        )
+        return self.lesson
+
+    def zipped(self) -> bytes:
+        """The taught classifier as `FewShotClassifier.save` writes it, in a zip file."""
+        if self.classifier is None:
+            raise UserError("nothing has been taught yet: train first")
+        file = io.BytesIO()
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            self.classifier.save(Path(scratch) / "classifier")
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for path in sorted((Path(scratch) / "classifier").iterdir()):
+                    archive.write(path, f"classifier/{path.name}")
+        return file.getvalue()
+
+
+def drawn_example() -> dict[str, list[Image.Image]]:
+    """Pictures of the classes of the example, the same each time."""
+    kinds = [one for one in SHAPESNET if one.name in EXAMPLE]
+    labels, rng = np.repeat(np.arange(len(kinds)), EXAMPLE_PICTURES), np.random.default_rng(1)
+    images = draw(compose(subjects_of(kinds, labels, rng), PHOTO, rng), rng)
+    return {
+        kind.name: [Image.fromarray(image) for image in images[labels == label]] for label, kind in enumerate(kinds)
+    }
 
 
 def thumbnail_of(image: Image.Image) -> str:

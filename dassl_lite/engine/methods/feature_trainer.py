@@ -319,8 +319,10 @@ class FeatureTrainer(TrainerX):
 
     @property
     def text_cache(self) -> Path | None:
-        """Folder for text features of the frozen CLIP; None without a cache (VIEWS 0) or without a CLIP."""
-        return cache_root() / "text" if self.cfg.DATASET.FEATURES.VIEWS and not self.features.is_file else None
+        """Folder for text features of the frozen CLIP, in that of image features where DATASET.FEATURES.DIR names one;
+        None without a cache (VIEWS 0) or without a CLIP."""
+        settings = self.cfg.DATASET.FEATURES
+        return Path(settings.DIR or cache_root()) / "text" if settings.VIEWS and not self.features.is_file else None
 
     @property
     def trains_images(self) -> bool:
