@@ -48,8 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        # Hundreds of the processes that tests start import the package. Where PYTHONDONTWRITEBYTECODE is set, as in most
-        # images of Docker, each of them would compile it.
+        # Hundreds of the processes that tests start import the package. Where PYTHONDONTWRITEBYTECODE is set, as in
+        # most images of Docker, each of them would compile it.
         for folder in ("dassl_lite", "trainers", "datasets", "tools"):
             compileall.compile_dir(REPOSITORY / folder, quiet=2)
 

@@ -101,6 +101,7 @@ def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unsee
     np.testing.assert_allclose(of_files.predict_proba(in_memory), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_spool_of_its_own_keeps_what_is_in_memory_until_it_is_closed(photos: Pictures) -> None:
     own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
     with spooled_in(own):
@@ -180,6 +181,7 @@ def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
     assert clf.__getstate__()["_content"].classes.names == SHAPES
 
 
+@pytest.mark.slow
 def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> None:
     clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
     found = clf.predict(photos.paths)
@@ -202,6 +204,7 @@ def test_what_is_answered_has_its_shape_and_type(fitted: Any, unseen: Pictures) 
     assert fitted.predict([]).shape == (0,)
 
 
+@pytest.mark.slow
 def test_an_improbable_answer_is_none(fitted: Any, unseen: Pictures) -> None:
     proba = fitted.predict_proba(unseen.paths).max(axis=1)
     limit = float(np.median(proba))

@@ -39,6 +39,7 @@ METHODS = [
 # ---- streams --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stream_answers_each_image_in_order(fitted: Any, unseen: Pictures) -> None:
     found = list(fitted.stream((path for path in unseen.paths), top_k=2))
     assert [one.image for one in found] == unseen.paths
@@ -160,6 +161,7 @@ def saved(fitted: Any, unseen: Pictures, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.slow
 def test_a_loaded_classifier_is_the_saved_one(fitted: Any, saved: Path, unseen: Pictures) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (saved / "model.safetensors").stat().st_size < 100_000

@@ -135,7 +135,7 @@ class _Bomb:
         return os.mkdir, (str(self.target),)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["state_dict", "weight", "scheduler"])
 @pytest.mark.parametrize("name", ["eval", "train"])
 def test_a_hostile_checkpoint_is_refused_and_never_runs(

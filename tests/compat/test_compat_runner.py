@@ -171,7 +171,7 @@ def test_the_training_tool_trains_a_repositorys_trainer_on_the_demo_backbone(
     assert results["metrics"]["test"]["accuracy"] > 50
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["train", "eval"])
 @pytest.mark.parametrize(
     ("trainer", "told"),
@@ -389,7 +389,7 @@ def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path,
         del plugins._asked[str(plugin)]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [True, False])
 @pytest.mark.parametrize(
     ("yaml", "what"),

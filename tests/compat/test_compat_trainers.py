@@ -122,6 +122,7 @@ def test_a_checkpoint_frequency_below_1_keeps_the_last_epoch_only(run_tool: Any,
     assert [path.name for path in (tmp_path / "run" / "F").glob("model*")] == ["model.pth.tar-4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", ["0", "-3"])
 def test_less_than_one_shot_means_all_images_as_in_dassl(run_tool: Any, root: Path, tmp_path: Path, shots: str) -> None:
     """Of a dataset of ours, too."""

@@ -137,7 +137,7 @@ def test_torchs_safe_default_loads_our_files(run_tool: Any, tmp_path: Path) -> N
         assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= set(state)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "last"), [("single_step", RATE / 10), ("multi_step", RATE / 10)])
 def test_dassls_schedules_run_on_this_torch(run_tool: Any, tmp_path: Path, schedule: str, last: float) -> None:
     """With a warm-up before it, through a trainer; cosine is above."""

@@ -185,7 +185,7 @@ def told(images: Path, tmp_path: Path, golden_backbone: Any, capsys: pytest.Capt
 ONE = "OPTIM.MAX_EPOCH 1 "
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
     [
@@ -225,6 +225,7 @@ def test_a_yaml_of_the_users_counts_as_the_command_line_does(told: Callable[...,
     assert "OPTIM.LR (ZeroshotCLIP trains" in told("ZeroshotCLIP", "--config-file", str(mine))[0]
 
 
+@pytest.mark.slow
 def test_a_key_in_a_yaml_that_no_method_on_clip_reads_is_told(told: Callable[..., list[str]], tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("MODEL: {HEAD: {NAME: mlp}}\nTRAIN: {COUNT_ITER: train_x}\n")  # the second is the default
@@ -233,7 +234,7 @@ def test_a_key_in_a_yaml_that_no_method_on_clip_reads_is_told(told: Callable[...
     assert "MODEL.HEAD.NAME has no effect on a method on top of CLIP" in lines[0]
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ZeroshotCLIP", "TipAdapter", "CLIPLoRA", "TaskRes", "LinearProbe", "CoOp"])
 def test_what_a_shipped_recipe_sets_is_not_told(told: Callable[..., list[str]], method: str) -> None:
     options = () if method in ("ZeroshotCLIP", "TipAdapter") else ("OPTIM.MAX_EPOCH", "1")

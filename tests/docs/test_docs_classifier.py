@@ -27,7 +27,8 @@ def draw(path: Path, sides: int, number: int) -> None:
 def few_methods_in_two_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The method of all that names none; tests/trainers/test_trainers_auto.py runs it as it is."""
     short = {"METHODS": ["ZeroshotCLIP", "GDA", "TipAdapter"], "FOLDS": 2}
-    monkeypatch.setattr(Auto, "keys", tuple(replace(key, default=short.get(key.name, key.default)) for key in Auto.keys))
+    keys = tuple(replace(key, default=short.get(key.name, key.default)) for key in Auto.keys)
+    monkeypatch.setattr(Auto, "keys", keys)
 
 
 @pytest.mark.slow

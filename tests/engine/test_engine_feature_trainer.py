@@ -100,7 +100,7 @@ def test_a_second_run_encodes_nothing(build: Any) -> None:
     assert trainer.results["test"]["accuracy"] >= 0
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "amp", "fp16"])
 def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
     build: Any, precision: str, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
@@ -128,6 +128,7 @@ def test_precision_auto_is_fp32_on_a_cpu(build: Any) -> None:
     assert torch.equal(auto.test_loader.views, exact.test_loader.views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "resumes"), [("fp32", True), ("bf16", False)])
 def test_a_run_from_before_auto_was_the_default_is_resumed_if_it_was_in_fp32(
     build: Any, before: str, resumes: bool

@@ -95,7 +95,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FEATURE_METHODS)
 @pytest.mark.parametrize("views", [1, 3])
 def test_a_method_trains_saves_and_loads_without_any_clip(run, method, views):

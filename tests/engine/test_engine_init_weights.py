@@ -47,7 +47,7 @@ def trained(build: Any, method: str, **given: Any) -> tuple[Any, str]:
     return trainer, str(Path(trainer.output_dir) / trainer.model_name / "model.pth.tar-1")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_training_starts_from_the_given_weights(build: Any, method: str) -> None:
     source, path = trained(build, method)

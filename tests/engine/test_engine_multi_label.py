@@ -104,7 +104,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 # ---- training and evaluation -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe"])
 def test_a_trained_method_beats_zero_shot_and_says_so_by_its_metric(
     place: Place, method: str, capsys: pytest.CaptureFixture[str]
@@ -152,7 +152,7 @@ def test_validation_metrics_have_f1_where_they_are_asked_for(place: Place) -> No
     assert list(trainer.results["val"]) == ["mAP", "micro_f1", "macro_f1"]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "ZeroshotCLIP"])
 @pytest.mark.parametrize("lacking", [(), ("val",)])
 def test_the_threshold_does_not_depend_on_the_test_images(place: Place, method: str, lacking: tuple[str, ...]) -> None:

@@ -39,6 +39,7 @@ def saved(build: Any, golden_backbone: Any, tmp_path: Path) -> tuple[Path, Path]
     return weights, tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_backbone_of_the_same_name_with_other_weights_is_refused(saved, build, golden_backbone):
     weights, run = saved
     shutil.copy(golden_backbone("vit1"), weights)

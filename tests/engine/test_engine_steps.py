@@ -96,6 +96,7 @@ def test_values_left_on_the_device_give_the_log_and_scalars_of_values_read_at_on
         assert len(reads) == 2 * (3 * 2 + 1)  # and the weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved_and_is_named_exactly(
     data: Path, tmp_path: Path, waits: bool, request: pytest.FixtureRequest

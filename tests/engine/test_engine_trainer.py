@@ -60,7 +60,7 @@ def test_a_run_leaves_the_references_files_and_learns(data: Path, tmp_path: Path
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
 def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(

@@ -125,6 +125,7 @@ def test_the_harmonic_mean_is_that_of_two_accuracies() -> None:
     assert harmonic_mean(0.0, 0.0) == 0.0
 
 
+@pytest.mark.slow
 def test_a_rank_correlation_has_an_interval_that_covers_it() -> None:
     rng = np.random.default_rng(1)
     hits = 0

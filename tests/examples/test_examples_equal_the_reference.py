@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -102,10 +103,19 @@ def test_example_imports_nothing_of_the_engine(path):
     assert not {name for name in imported if name.partition(".")[0] in ("dassl_lite", "dassl")}
 
 
+QUICK = ("--shots", "2", "--epochs", "2")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain_taskres", "plain_coop"])
-def test_example_runs_from_the_command_line(name, images):
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--images", str(images), "--shots", "2", "--epochs", "2"]
+def test_example_runs_from_the_command_line(images):
+    command = [sys.executable, str(EXAMPLES / "plain_coop.py"), "--images", str(images), *QUICK]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
+
+
+def test_example_runs_as_a_script(images, monkeypatch, capsys):
+    script = str(EXAMPLES / "plain_taskres.py")
+    monkeypatch.setattr(sys, "argv", [script, "--images", str(images), *QUICK])
+    runpy.run_path(script, run_name="__main__")
+    assert "test accuracy" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_model, "load_clip", load)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_layer_has_the_backbones_width(without_weights: None, name: str) -> None:
     model = CLIPModel(name, num_classes=3)
@@ -73,6 +73,7 @@ def test_outputs_are_the_layer_on_the_image_encoders_features(golden: Any, golde
     assert [key for key, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
 
 
+@pytest.mark.slow
 def test_frozen_encoder_keeps_its_batch_statistics_in_training(golden: Any, golden_backbone: Any) -> None:
     model = CLIPModel(str(golden_backbone("rn1"))).train()
     before = {key: value.clone() for key, value in model.visual.state_dict().items()}

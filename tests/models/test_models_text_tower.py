@@ -186,7 +186,7 @@ DEEP = {
 }
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["end", "csc_middle"])
 @pytest.mark.parametrize("shapes", DEEP.values(), ids=DEEP)
 def test_deep_rows_equal_the_plain_77_token_computation(shapes: dict[str, tuple[int, ...]], layout: str) -> None:

@@ -194,7 +194,7 @@ def test_images_are_prepared_as_transformers_prepares_them(kind: str, model: Any
     assert float((ours - pixels).abs().max()) < 0.03  # it may resize with torch, which rounds otherwise than Pillow
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_every_kind_of_file_gives_the_same_model(kind: str, model: Any, tmp_path: Path) -> None:
     digest = load_clip(str(tmp_path)).digest
     assert load_clip(str(tmp_path / "model.safetensors")).digest == digest
@@ -221,7 +221,7 @@ def test_low_precision_is_close(model: Any, precision: str, tmp_path: Path) -> N
         assert float((ours.float() - reference).abs().max()) < 0.1 * float(reference.abs().max())
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_a_hub_name_loads_what_transformers_has_downloaded(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

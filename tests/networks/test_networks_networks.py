@@ -21,7 +21,7 @@ from dassl_lite.networks import (
 from dassl_lite.utils.errors import UserError
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_ms_l12", "resnet18_efdmix_l123"])
 def test_a_resnet_is_torchvisions_without_its_classifier(name: str) -> None:
     reference = torchvision.models.resnet18(weights=None).eval()

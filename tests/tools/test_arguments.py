@@ -108,6 +108,7 @@ def test_resume_with_a_folder_sets_its_key() -> None:
     assert config("train", *TOOLS["train"], "--resume").RESUME == ""
 
 
+@pytest.mark.slow
 def test_eval_only_takes_all_of_the_user_s_own_data_for_testing(places: dict[str, Path]) -> None:
     data = ("--data", str(places["folder"]))
     assert config("train", *TOOLS["train"], "--eval-only", *data).DATASET.TEST_ONLY

@@ -62,6 +62,7 @@ def test_the_protocols_are_about_the_datasets_of_the_field() -> None:
     assert not {*DEMO.of(DG)} & {*DEMO.of(FEW_SHOT)}
 
 
+@pytest.mark.slow
 def test_few_shot_is_every_dataset_and_number_of_shots() -> None:
     made = planned(FEW_SHOT, trainers=("TaskRes", "ZeroshotCLIP"))
     assert len(made.runs) == 7 * (5 * 3 + 1)
@@ -76,6 +77,7 @@ def test_base_to_new_trains_on_base_classes_with_16_shots() -> None:
     assert keys == ("new", "all")
 
 
+@pytest.mark.slow
 def test_protocols_share_the_run_on_the_source_if_their_recipes_agree() -> None:
     both = planned(FEW_SHOT, CROSS, DG, trainers=("CoOp",), seeds=(1,), shots=(16,))
     source = [task for task in both.runs if task.dataset.file == "shapesnet"]
@@ -83,6 +85,7 @@ def test_protocols_share_the_run_on_the_source_if_their_recipes_agree() -> None:
     assert both.evaluations[source[0]] == (*DEMO.of(CROSS), *DEMO.of(DG))
 
 
+@pytest.mark.slow
 def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone() -> None:
     load_plugins()
     assert recipe_for(BASE_TO_NEW, "GDA", "demo") == "base_to_new"
@@ -95,6 +98,7 @@ def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone(
     assert task.config(shared(), Path("x")).TRAINER.GDA.COVARIANCE == "per_class"
 
 
+@pytest.mark.slow
 def test_datasets_that_are_not_there_are_listed_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +167,7 @@ def start(output: Path, protocol: str, *words: str) -> int:
     return run_tool(benchmark.main, [protocol, "--jobs", "1", "--output-dir", str(output), *words])
 
 
+@pytest.mark.slow
 def test_the_same_line_again_does_what_is_left(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +190,7 @@ def test_the_same_line_again_does_what_is_left(
     assert done == ["test TaskRes Gadgets new"]
 
 
+@pytest.mark.slow
 def test_evaluations_of_a_run_that_was_replaced_are_done_again(tmp_path: Path, done: list[str]) -> None:
     line = ("base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets")
     start(tmp_path, *line)
@@ -195,6 +201,7 @@ def test_evaluations_of_a_run_that_was_replaced_are_done_again(tmp_path: Path, d
     assert done == ["test TaskRes Gadgets new", "test TaskRes Gadgets all"]
 
 
+@pytest.mark.slow
 def test_an_estimate_is_made_from_what_has_finished(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +214,7 @@ def test_an_estimate_is_made_from_what_has_finished(
     assert "left: about 10 minutes with 1 at a time and 0 MB of run folders (from 1 finished here)" in shown
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_without_a_model_there_is_nothing_to_say(
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert run(saved, pictures, "--output", tmp_path / "x.parquet") == 0

@@ -164,17 +164,6 @@ def test_a_report_without_runs_is_an_error(tmp_path: Path) -> None:
         gather(tmp_path / "no")
 
 
-@pytest.mark.slow
-def test_two_jobs_give_the_same_numbers_as_one(tmp_path):
-    assert start(tmp_path / "one", "TaskRes") == 0
-    assert start(tmp_path / "two", "TaskRes", jobs="2") == 0
-    paths = sorted((tmp_path / "one").rglob("results.json"))
-    assert len(paths) == 4
-    for path in paths:
-        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
-        assert json.loads(path.read_text())["metrics"] == json.loads(other.read_text())["metrics"]
-
-
 def test_runs_on_all_images_have_a_column_of_their_own(tmp_path, capsys):
     for trainer, shots, accuracy in (("TaskRes", -1, 90.0), ("TaskRes", 4, 70.0), ("ZeroshotCLIP", -1, 50.0)):
         folder = tmp_path / trainer / str(shots)
@@ -255,32 +244,28 @@ feature_source.load_clip = load
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_the_runs_of_a_sweep_load_their_backbone_once_a_process_and_end_as_they_would_alone(
-    tmp_path, monkeypatch, jobs
-):
+def test_the_runs_of_a_sweep_load_their_backbone_once_a_process_and_end_as_they_would_alone(tmp_path, monkeypatch):
+    """With one job and with two; of these, one process does two of the runs."""
     (tmp_path / "counting.py").write_text(COUNTING)  # two jobs have processes of their own
-    monkeypatch.setenv("LOADED", str(tmp_path / "loaded"))
     monkeypatch.setattr(feature_source, "load_clip", feature_source.load_clip)  # the plug-in replaces it here as well
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--plugin", str(tmp_path / "counting.py")]
-    for folder, groups in (("together", [trainers]), ("alone", [[one] for one in trainers])):
+
+    def swept(folder: str, jobs: str, *groups: tuple[str, ...]) -> dict[Path, dict]:
+        monkeypatch.setenv("LOADED", str(tmp_path / f"{folder}-loaded"))
         for group in groups:
-            words = ["--trainers", *group, *flags, "--jobs", jobs if folder == "together" else "1"]
-            words += ["--output-dir", str(tmp_path / folder), *FEW, *options]
-            assert run_tool(sweep.main, words) == 0
-        if folder == "together":
-            processes = (tmp_path / "loaded").read_text().split()
-            assert 1 <= len(processes) == len(set(processes)) <= int(jobs)
-    together, alone = (
-        {
-            path.parent.relative_to(tmp_path / folder): read_results(path.parent)
-            for path in (tmp_path / folder).rglob("results.json")
-        }
-        for folder in ("together", "alone")
-    )
-    assert len(together) == 3
-    for name, results in together.items():
-        assert results["metrics"] == alone[name]["metrics"]
-        assert results["zero_shot_accuracy"] == alone[name]["zero_shot_accuracy"]
+            words = ["--trainers", *group, *flags, "--jobs", jobs, "--output-dir", str(tmp_path / folder)]
+            assert run_tool(sweep.main, [*words, *FEW, *options]) == 0
+        paths = (tmp_path / folder).rglob("results.json")
+        return {path.parent.relative_to(tmp_path / folder): read_results(path.parent) for path in paths}
+
+    alone = swept("alone", "1", *((one,) for one in trainers))
+    for jobs in ("1", "2"):
+        together = swept(jobs, jobs, trainers)
+        processes = (tmp_path / f"{jobs}-loaded").read_text().split()
+        assert 1 <= len(processes) == len(set(processes)) <= int(jobs)
+        assert len(together) == 3
+        for name, results in together.items():
+            assert results["metrics"] == alone[name]["metrics"]
+            assert results["zero_shot_accuracy"] == alone[name]["zero_shot_accuracy"]

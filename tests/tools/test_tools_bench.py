@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dassl_lite.engine.commands.arguments import ToolParser
 from dassl_lite.tools import bench
 from dassl_lite.tools._bench import extract, text_tower
 
@@ -39,11 +43,12 @@ def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_text_tower_measures_memory_in_processes_of_their_own(tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
-    flags = ["--classes", "6", "--context", "2", "--rounds", "1", "--cocoop-batch", "0"]
-    bench.main(["text-tower", *flags, "--architecture", "ViT-S-32-alt", "--json", str(file)])
-    row = json.loads(file.read_text())[0]
+def test_text_tower_measures_memory_in_processes_of_their_own() -> None:
+    """Of CoOp's row; the others' have no memory."""
+    parser = ToolParser()
+    text_tower.add_parser(parser.add_subparsers())
+    flags = ["--plain-classes", "6", "--rounds", "1", "--architecture", "ViT-S-32-alt"]
+    row = text_tower._coop(parser.parse_args([text_tower.NAME, *flags]), classes=6, context=2)
     assert 0 < row["memory_ratio"] < 1.1
     assert row["plain_memory_measured"] == 6
 
@@ -69,9 +74,16 @@ def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
+    file, rng = tmp_path / "rows.json", np.random.default_rng(0)
+    for part, name in itertools.product(("train", "test"), ("red", "green", "blue")):
+        (tmp_path / "images" / part / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
+    dataset = tmp_path / "noise.yaml"
+    dataset.write_text(f"DATASET:\n  NAME: ImageFolder\n  ROOT: {tmp_path / 'images'}\n")
     flags = ["--backbones", "demo", "--methods", "ZeroshotCLIP", "--images", "2", "--shots", "1", "--seeds", "1"]
-    flags += ["--dataset", "gadgets"]
+    flags += ["--dataset", str(dataset)]
     assert bench.main(["precision", *flags, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     half, brain = found["features"]

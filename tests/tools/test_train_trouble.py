@@ -77,6 +77,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
     assert not (tmp_path / run_lock.NAME).exists()
 
 
+@pytest.mark.slow
 @forks
 def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")

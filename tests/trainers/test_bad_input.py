@@ -140,7 +140,7 @@ def coop(run) -> Callable[..., None]:
     return make
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "loaded", "message"),
     [
@@ -159,7 +159,7 @@ def test_a_context_of_another_kind_is_reported_by_its_key(run, said, coop, tmp_p
     assert files(tmp_path / "run") == before
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "width"),
     [
@@ -221,6 +221,7 @@ def test_of_several_datasets_those_with_known_classes_are_evaluated(run, said, t
     assert "it lacks aardvark" in said(run_tool(eval_tool.main, [*arguments, "--strict-classes"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "CLIP_Adapter", pytest.param("ProGrad", marks=pytest.mark.slow)])
 def test_a_non_finite_value_stops_the_run_at_its_step_and_keeps_what_was_saved(run, said, tmp_path, method):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.MAX_EPOCH", "4", "OPTIM.WARMUP_EPOCH", "1")

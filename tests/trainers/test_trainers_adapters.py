@@ -84,7 +84,7 @@ def logits(trainer) -> torch.Tensor:
         return torch.cat([trainer.model_inference(trainer.parse_batch_test(b)[0]) for b in trainer.test_loader])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_loaded_run_gives_the_same_logits(build, tmp_path, method):
     trained = build(method)
@@ -95,7 +95,7 @@ def test_a_loaded_run_gives_the_same_logits(build, tmp_path, method):
     assert loaded.test() == trained.results["test"]["accuracy"]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method):
     trained = build(method)
@@ -110,7 +110,7 @@ def test_classes_follow_their_names_into_another_dataset(build, tmp_path, method
     assert torch.allclose(found, expected[:, [0, 2]], atol=1e-4)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["CLIP_Adapter", "TipAdapterF", "LinearProbe", "CLAP", "ZSLP", "APET", "CrossModalProbe"]
 )
@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(build, tmp_path, method):
         assert torch.equal(resumed.head.state_dict()[key], value), key
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_training_without_a_cache_of_features_works(build, method):
     trainer = build(method, "DATASET.FEATURES.VIEWS", "0", "TRAINER.TipAdapter.AUGMENT_EPOCH", "2")

@@ -55,7 +55,7 @@ def make(images: Path, tmp_path: Path, golden_backbone: Any) -> Callable[..., An
     return trainer
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_from_base_classes_is_resumed_bit_by_bit_and_evaluated_on_new_ones(make: Any, method: str) -> None:
     base, new = ("DATASET.SUBSAMPLE_CLASSES", "base"), ("DATASET.SUBSAMPLE_CLASSES", "new")
@@ -91,6 +91,7 @@ def test_zero_shot_accuracy_is_of_the_encoder_without_prompts(make: Any, method:
     assert trainer.zero_shot() == frozen.test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["IVLP", "PromptSRC"])
 def test_images_are_encoded_once_if_the_text_alone_has_prompts(make: Any, method: str) -> None:
     node = method.upper()

@@ -164,6 +164,7 @@ def test_features_of_descriptions_are_kept_by_their_texts(
     assert not torch.equal(trainer.zero_shot_weights(), first)
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_another_dataset_forgets_the_descriptions(file: Path) -> None:
     dataset = {"NAME": "Gadgets", "DESCRIPTIONS": str(file)}
     stored = to_dict(make_config(trainer="ZeroshotCLIP", flags={"DATASET": dataset}))

@@ -242,7 +242,7 @@ def test_parameters_in_half_precision_are_trained_in_float32(golden_backbone):
     assert not any(torch.allclose(a, b, atol=0.05) for a, b in zip(before, changed, strict=True))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text", "vision"),
     [

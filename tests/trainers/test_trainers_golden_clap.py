@@ -166,7 +166,7 @@ class Recorder:
         self.epoch += 1
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES, key=lambda name: (not name.endswith(".clap"), name)))
 def test_a_run_equals_the_authors(golden2, build, error, name):
     case, arrays, trainer = CASES[name], golden2.npz("clap"), build(name)

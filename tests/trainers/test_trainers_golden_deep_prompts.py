@@ -91,7 +91,7 @@ def require_their_tokens(trainer: Any, expected: Any) -> None:
     assert list(layout.lengths) == ((expected != 0).sum(axis=1) - 1 - layout.n_ctx).tolist()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "name"), CASES)
 def test_a_method_equals_its_authors(golden2, prompts_trainer, prompts_inputs, error, file, name):
     arrays = golden2.npz(file)
@@ -172,7 +172,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GPA)
 def test_prompts_are_averaged_as_by_their_authors(golden2, prompts_trainer, prompts_inputs, error, tmp_path, name):
     arrays, case = golden2.npz("promptsrc"), FILES["promptsrc"]["cases"][name]

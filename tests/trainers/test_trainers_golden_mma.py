@@ -71,7 +71,7 @@ def build(golden2: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTED["cases"])
 def test_a_run_equals_the_authors_and_its_text_features_are_never_stale(golden2, build, error, name):
     case, arrays, trainer, tiny = PRINTED["cases"][name], golden2.npz("mma"), build(name), golden2.tiny_clip

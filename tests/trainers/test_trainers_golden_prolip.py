@@ -165,6 +165,7 @@ def test_projected_states_are_the_models_own_features(files, golden2, tag):
         torch.testing.assert_close(clip.model.encode_image(images), own, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_search_is_resumed_bit_identical_and_does_not_search_again(files, tmp_path, monkeypatch):
     options = ("TRAINER.ProLIP.SEARCH", "True", "OPTIM.MAX_EPOCH", "3", "TRAIN.CHECKPOINT_FREQ", "1")
     path = files("vit0")[0]
@@ -179,6 +180,7 @@ def test_a_run_with_a_search_is_resumed_bit_identical_and_does_not_search_again(
         assert torch.equal(again.head.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_the_projection_serves_other_classes(files, tmp_path):
     path, _, file = files("vit0")
     trained = build(path, tmp_path / "run", "OPTIM.MAX_EPOCH", "3", "OPTIM.LR", "0.001")

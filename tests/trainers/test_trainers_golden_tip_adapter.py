@@ -137,7 +137,7 @@ def test_tip_adapter_reports_the_references_test_accuracy(golden, build, name):
     assert trainer.results["test"]["accuracy"] == pytest.approx(expected)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_tip_adapter_f_trains_as_the_reference(golden, build, error, q, name):
     arrays, expected = golden.npz("tip_adapter"), golden.json("tip_adapter")["cases"][name]["F"]

@@ -75,6 +75,7 @@ def tensor(arrays, key):
     return torch.from_numpy(plain(arrays[key]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FEW)
 def test_transclip_with_shots_equals_its_authors(on_features, compared, error, case):
     arrays = compared(case)
@@ -187,6 +188,7 @@ def test_the_epoch_is_selected_on_images_taken_one_by_one(on_features):
     assert of_val[0] == of_val[1]
 
 
+@pytest.mark.slow
 def test_results_say_that_they_are_transductive(on_features):
     for method, options, label in (
         ("TransCLIP", (), "TransCLIP (transductive)"),
@@ -198,6 +200,7 @@ def test_results_say_that_they_are_transductive(on_features):
         assert (found["method"], found["transductive"]) == (label, "transductive" in label)
 
 
+@pytest.mark.slow
 def test_shots_are_loaded_for_the_classes_that_are_known(on_features):
     trained = on_features("TransCLIP", "transclip", "few", *ALL)
     trained.train()

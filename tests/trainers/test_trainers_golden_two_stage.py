@@ -94,7 +94,7 @@ def evaluate(trainer: Any, images: torch.Tensor) -> torch.Tensor:
     return trainer.model_inference(trainer.encode_image(images))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_both_stages_equal_the_authors(golden2, build, error, name):
     case, arrays, tiny, trainer = CASES[name], golden2.npz("twostage"), golden2.tiny_clip, build(name)

@@ -92,7 +92,7 @@ def test_an_evaluation_computes_the_class_weights_once_and_never_old_ones(build,
     assert len({float(row[0, 0]) for row in logits}) == 3
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -118,7 +118,7 @@ def test_a_resumed_run_equals_one_never_stopped(build, tmp_path, method, options
     assert resumed.results == whole.results
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NODES)
 def test_a_shared_context_is_loaded_into_any_classes(build, method):
     source = build(method)
@@ -177,7 +177,7 @@ def test_files_hold_what_is_learned_and_the_references_files_load(build, tmp_pat
     assert torch.equal(trainer.head.ctx, ctx.float())
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp"])
 @pytest.mark.parametrize("precision", ["bf16", "amp", "fp16"])
 def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(build, caplog, method, precision):
@@ -304,7 +304,7 @@ def test_recipes_say_what_the_references_files_of_that_name_say(method, recipe, 
 # ---- prompts that are guided by hand-written ones --------------------------------------------------------------------
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"), [("KgCoOp", ("W", "0.0")), ("ProGrad", ("LAMBDA", "0.0", "CTX_INIT", "False"))]
 )
@@ -316,6 +316,7 @@ def test_a_method_whose_guide_weighs_nothing_is_coop(build, method, options):
     assert torch.equal(guided.head.ctx, plain.head.ctx)
 
 
+@pytest.mark.slow
 def test_kgcoop_stays_nearer_to_the_hand_written_prompts_the_more_they_weigh(build):
     distances = []
     for weight in ("0.0", "100.0"):
@@ -403,6 +404,7 @@ def test_a_dataset_is_described_as_a_methods_authors_do(describe, dataset, kgcoo
         assert (trainer.template_by(method) or trainer.template) == template
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["KgCoOp", "ProGrad", "TCP"])
 def test_what_a_user_says_of_the_classes_replaces_what_authors_say(build, tmp_path, method):
     own = build(method, "DATASET.TEMPLATE", "a drawing of a {}, in ink.")
@@ -418,6 +420,7 @@ def test_what_a_user_says_of_the_classes_replaces_what_authors_say(build, tmp_pa
     assert "DATASET.DESCRIPTIONS" not in described.idle_keys()
 
 
+@pytest.mark.slow
 def test_tcp_says_where_class_prompts_enter_an_encoder_of_few_blocks(build, caplog):
     caplog.set_level(logging.INFO)
     trainer = build("TCP")

@@ -132,18 +132,12 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
     add("--cpu-time", action="store_true", help="measure CPU time instead of wall time, for a shared machine")
     add("--no-memory", action="store_true", help="measure time only")
     add("--json", metavar="FILE", help="also write the rows to FILE")
-    add("--peak-of", choices=["plain", "tower"], help=argparse.SUPPRESS)  # for the processes that measure memory
 
 
-def run(args: argparse.Namespace) -> list[Row] | None:
+def run(args: argparse.Namespace) -> list[Row]:
     """Measure and print a table; returns its rows."""
     check_at_least(args, 1, ["classes", "context", "rounds", "plain_classes"], at_most=1_000_000)
     check_at_least(args, 0, ["cocoop_batch"], at_most=1_000_000)
-    if args.peak_of:
-        prompts = make_prompts(args.classes[0], args.context[0], architecture=args.architecture)
-        prompts.step(getattr(prompts, args.peak_of))
-        print(_peak_mb())
-        return None
     rows = [_coop(args, classes, context) for context in args.context for classes in args.classes]
     rows += [_deep(args, per_class) for per_class in (False, True)]
     if args.cocoop_batch:
@@ -236,13 +230,19 @@ def _peak(args: argparse.Namespace, way: str, classes: int, context: int) -> flo
     command = [
         sys.executable,
         "-c",
-        "import sys; from dassl_lite.tools.bench import main; sys.exit(main(sys.argv[1:]))",
+        "import sys; from dassl_lite.tools._bench.text_tower import print_peak; print_peak(*sys.argv[1:])",
     ]
-    command += [NAME, "--peak-of", way, "--architecture", args.architecture]
-    command += ["--classes", str(classes), "--context", str(context)]
+    command += [way, args.architecture, str(classes), str(context)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(answer.stdout)
+
+
+def print_peak(way: str, architecture: str, classes: str, context: str) -> None:
+    """Run one step of the way, "plain" or "tower", and print this process's peak memory in MB."""
+    prompts = make_prompts(int(classes), int(context), architecture=architecture)
+    prompts.step(getattr(prompts, way))
+    print(_peak_mb())
 
 
 def _peak_mb() -> float:
