@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.data.fewshot import folds_of
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, some_of
 from dassl_lite.engine.build import default_recipe, make_config, set_by_user
 from dassl_lite.engine.methods.feature_source import FeatureSet
@@ -96,24 +96,6 @@ class Candidate:
         values = {name: getattr(self, name) for name in names}
         found = {name: None if math.isnan(value) else value for name, value in values.items()}
         return {"method": self.name, "settings": self.settings, **found}
-
-
-def folds_of(labels: Tensor, most: int, seed: int) -> Tensor:
-    """For each image the fold that leaves it out (N,), or -1 for its class's only one.
-
-    A fold leaves out its share of each class, and never all of a class.
-
-    Args:
-        labels: (N,).
-        most: number of folds, unless the largest class has fewer images.
-    """
-    draw, found = np.random.default_rng(seed), np.full(len(labels), -1)
-    of_class, counts = labels.cpu().numpy(), labels.bincount().cpu().numpy()
-    folds = min(most, int(counts.max()))
-    for label in np.flatnonzero(counts > 1):
-        rows = draw.permutation(np.flatnonzero(of_class == label))
-        found[rows] = (np.arange(len(rows)) + draw.integers(folds)) % folds
-    return torch.from_numpy(found).to(labels.device)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

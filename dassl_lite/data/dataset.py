@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import overload
 
 from yacs.config import CfgNode
@@ -19,6 +20,18 @@ from dassl_lite.utils.seeding import random_streams_kept
 logger = get_logger(__name__)
 
 DATASET_REGISTRY = Registry("dataset")
+_change: Callable[[DatasetBase], None] | None = None  # of every dataset that is built now
+
+
+@contextmanager
+def changed_datasets(change: Callable[[DatasetBase], None]) -> Iterator[None]:
+    """A context in which ``change`` is called with every dataset that is built, before anything is read from it."""
+    global _change
+    before, _change = _change, change
+    try:
+        yield
+    finally:
+        _change = before
 
 
 def build_dataset(cfg: CfgNode) -> DatasetBase:
@@ -37,6 +50,8 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
         if cfg.DATASET.TEMPLATE.count("{}") != 1:
             raise UserError(f"DATASET.TEMPLATE '{cfg.DATASET.TEMPLATE}' must contain {{}} once for the class name")
         dataset.template = cfg.DATASET.TEMPLATE
+    if _change is not None:
+        _change(dataset)
     return dataset
 
 
@@ -109,6 +124,10 @@ class DatasetBase:
     @property
     def test(self) -> list[Datum] | None:
         return self._test
+
+    def use_splits(self, train_x: list[Datum], val: list[Datum] | None, test: list[Datum] | None) -> None:
+        """Replace the lists of labelled images; the classes stay, so each must have a training image."""
+        self._train_x, self._val, self._test = train_x, val, test
 
     @property
     def lab2cname(self) -> dict[int, str]:

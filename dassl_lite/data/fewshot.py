@@ -29,7 +29,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dassl_lite.data.datum import Datum, is_multi_label, labels_of
 from dassl_lite.data.splits import read_listing, rows_from_items, write_listing
@@ -54,6 +56,24 @@ class Draw(NamedTuple):
 
     train: list[Datum]
     val: list[Datum]
+
+
+def folds_of(labels: Tensor, most: int, seed: int) -> Tensor:
+    """For each image the fold that leaves it out (N,), or -1 for its class's only one.
+
+    A fold leaves out its share of each class, and never all of a class.
+
+    Args:
+        labels: (N,).
+        most: number of folds, unless the largest class has fewer images.
+    """
+    draw, found = np.random.default_rng(seed), np.full(len(labels), -1)
+    of_class, counts = labels.cpu().numpy(), labels.bincount().cpu().numpy()
+    folds = min(most, int(counts.max()))
+    for label in np.flatnonzero(counts > 1):
+        rows = draw.permutation(np.flatnonzero(of_class == label))
+        found[rows] = (np.arange(len(rows)) + draw.integers(folds)) % folds
+    return torch.from_numpy(found).to(labels.device)
 
 
 def group_by_label(items: Iterable[Datum]) -> dict[int, list[Datum]]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
+from dassl_lite.data.fewshot import folds_of
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import train
-from dassl_lite.trainers.auto import METHODS, folds_of
+from dassl_lite.trainers.auto import METHODS
 from dassl_lite.utils import UserError, set_random_seed
 
 FEW = ("TRAINER.Auto.METHODS", "['ZeroshotCLIP', 'GDA', 'ProKeR', 'TipAdapter']")  # closed form

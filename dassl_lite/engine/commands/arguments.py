@@ -463,7 +463,9 @@ IGNORED = {
 }
 
 
-def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg: CfgNode) -> None:
+def refuse_without_effect(
+    args: argparse.Namespace, trainers: Sequence[Any], cfg: CfgNode, searched: Sequence[str] = ()
+) -> None:
     """Raise a UserError for a flag that has no effect on a run, and warn of such config keys of the user's.
 
     Third parties' trainers and datasets may read anything, so nothing is said of those. What depends on the values in
@@ -473,6 +475,7 @@ def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg
         args: what was parsed.
         trainers: classes of the methods that are run; empty where there are none.
         cfg: the config, which says what the dataset is.
+        searched: config keys that must have an effect, as flags must.
     """
     refuse_conflicts(args)
     flags = {CONFIG_KEYS.get(attribute, attribute): flag for attribute, flag in getattr(args, "given", {}).items()}
@@ -487,6 +490,7 @@ def refuse_without_effect(args: argparse.Namespace, trainers: Sequence[Any], cfg
             ignored |= dict.fromkeys(IGNORED[ON_CLIP], ON_CLIP)
         nodes = {_node(TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY} - set(map(_node, trainers))
         ignored |= {f"TRAINER.{node}": f"{names}: it belongs to {node}" for node in nodes}
+    flags |= {key: f"--space {key}" for key in searched}
     keys = sorted(set_by_user(cfg) - {*flags, *args.options[::2]})
     for key in [*flags, *dict.fromkeys([*args.options[::2], *keys])]:
         for name, kind in ignored.items():

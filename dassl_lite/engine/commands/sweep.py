@@ -7,39 +7,30 @@ failed or were killed. Several sweeps may work on one folder at a time: each run
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config, uses_shots
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
+from dassl_lite.engine.commands.workers import local_workers
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_lock import FolderInUseError
 from dassl_lite.engine.methods.feature_source import shared_backbone
-from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.image_tower import takes_prompts
-from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError, get_logger, setup_logger
 from dassl_lite.utils.devices import is_lost
 from dassl_lite.utils.errors import printable
-from dassl_lite.utils.streams import make_streams_lenient
 
 logger = get_logger(__name__)
 
@@ -237,13 +228,13 @@ def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
 def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
     """A function as of `_workers`, for processes that are replaced once a run has cost one of them its GPU."""
     with contextlib.ExitStack() as stack:
-        run_in_processes = stack.enter_context(_processes(settings))
+        each = stack.enter_context(local_workers(settings.jobs, settings.plugins))
 
         def run_all(todo: Sequence[Task]) -> Iterator[Outcome]:
-            nonlocal run_in_processes
+            nonlocal each
             while todo:
                 left = []
-                for task, outcome, reason in run_in_processes(todo):
+                for task, outcome, reason in each(functools.partial(_run_one, settings=settings), todo):
                     if outcome == LOST:
                         left.append(task)
                     else:
@@ -251,61 +242,9 @@ def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Ou
                 todo = left
                 if left:
                     stack.close()
-                    run_in_processes = stack.enter_context(_processes(settings))
+                    each = stack.enter_context(local_workers(settings.jobs, settings.plugins))
 
         yield run_all
-
-
-@contextlib.contextmanager
-def _processes(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
-    """A function that does runs in several processes and gives their outcomes as they end."""
-    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
-    threads = max(1, (os.cpu_count() or 1) // settings.jobs)
-    with ProcessPoolExecutor(settings.jobs, context, _start_worker, (threads, settings.plugins)) as pool:
-
-        def run_all(todo: Sequence[Task]) -> Iterator[Outcome]:
-            for future in as_completed([pool.submit(_run_in_worker, task, settings) for task in todo]):
-                yield future.result()
-
-        try:
-            yield run_all
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the sweep was killed, perhaps for lack of memory; repeat the command with fewer --jobs "
-                "to continue"
-            ) from None
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()  # each saves a checkpoint first
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_of_worker = contextlib.ExitStack()  # what a worker is in until its process ends
-
-
-def _start_worker(threads: int, plugins: Sequence[str]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    make_streams_lenient()
-    torch.set_num_threads(threads)
-    _of_worker.enter_context(shared_backbone())
-    load_plugins(plugins)
-
-
-def _end_with_parent() -> None:
-    """Stop this process when the sweep is killed: it would otherwise finish its run and then wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # wakes it if it waits
-
-
-def _run_in_worker(task: Task, settings: Settings) -> Outcome:
-    try:
-        return _run_one(task, settings)
-    except KeyboardInterrupt:  # after its checkpoint; the pool would go on with the next run
-        os._exit(EXIT_INTERRUPTED)
 
 
 _lost_gpu = False  # of this process
