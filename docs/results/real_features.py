@@ -7,6 +7,7 @@
     python docs/results/real_features.py                                                  # tables and picture alone
 
 The first command writes real_features.csv: mean accuracy, its interval and the CPU seconds of training, on one thread.
+With --trainers it measures some methods, and the rows of the others stay.
 Both print the tables and draw docs/images/real-features.png.
 """
 
@@ -113,6 +114,16 @@ def write(rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def replaced(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The old rows with the new ones in their places: of a method that is measured alone, the others stay."""
+
+    def cell(row: Row) -> tuple[str, str, int]:
+        return row["features"], row["method"], int(row["shots"])
+
+    rows = {cell(row): row for row in (*old, *new)}
+    return [rows[key] for key in sorted(rows)]
 
 
 def read() -> list[Row]:
@@ -237,7 +248,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.files:
         measure(args.files, args.trainers, args.shots, args.output_dir)
-        write(collect(args.output_dir))
+        write(replaced(read(), collect(args.output_dir)))
     rows = read()
     show(rows)
     draw(rows)
