@@ -60,6 +60,7 @@ def opened(browser: Any, path: Path, *, dark: bool = False, size: tuple[int, int
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", offline=True
     )
+    context.set_default_timeout(300_000)  # a busy machine takes long
     found = Opened(context.new_page())
     address = path.resolve().as_uri()
 
@@ -75,7 +76,7 @@ def opened(browser: Any, path: Path, *, dark: bool = False, size: tuple[int, int
     found.page.on("console", said)
     found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
     found.page.goto(address)
-    found.page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+    found.page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=120_000)
     try:
         yield found
     finally:

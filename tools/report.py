@@ -4,14 +4,20 @@
     python tools/report.py output/sweep --versus TaskRes
     python tools/report.py output/sweep --published
     python tools/report.py output/sweep --plots figures
+    python tools/report.py RUN --html run.html
+    python tools/report.py RUN OTHER_RUN --html changes.html
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
 report.tex in the folder, every value in full precision to report.csv. Of a benchmark's folder, the tables of its other
 protocols follow.
+
+Of a run's own folder, --html writes a page: curves, confusions, accuracy per class, calibration, mistakes, features in
+the plane. Of two runs on the same images, it shows which images the second one answers in another way.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -37,6 +43,7 @@ from dassl_lite.engine.commands.summary import (
 )
 from dassl_lite.engine.commands.tables import Table, escape_latex
 from dassl_lite.engine.commands.transfers import transfer_tables, write_transfers
+from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path
 from dassl_lite.utils.lazy import optional_module
@@ -71,9 +78,11 @@ def as_latex(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 def make_parser() -> ToolParser:
     """The flags of report.py."""
-    parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER")
+    parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER [OTHER_RUN]")
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="of a sweep or benchmark; its finished runs at any depth are included")
+    about = "of a sweep or benchmark, whose finished runs at any depth are included; with --html also of a single run"
+    add("folder", metavar="FOLDER", help=about)
+    add("other", nargs="?", default="", metavar="OTHER_RUN", help="with --html: a run to compare that in FOLDER with")
     about = "accuracy, error_rate, macro_f1 or ece; of multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
     add("--metric", default="", metavar="NAME", help=about)
     add("--split", default="test", metavar="NAME", help="test (default) or val")
@@ -84,7 +93,34 @@ def make_parser() -> ToolParser:
     add("--plots", metavar="DIR", help=about)
     about = "number of shots that figures show which are of one: heat map, ranks, time (default: the largest)"
     add("--shots", type=int, metavar="N", help=about)
+    about = "write a page to look at, one file that opens without a network (needs the extra html)"
+    add("--html", default="", metavar="FILE", help=about)
     return parser
+
+
+def write_run_page(args: argparse.Namespace) -> None:
+    """The page of the run in ``args.folder`` or, if there is another, of what the two answer differently.
+
+    Raises:
+        UserError: a folder holds no run, or the page cannot be made.
+    """
+    folders = [Path(one) for one in (args.folder, args.other) if one]
+    for folder in folders:
+        if not holds_run(folder):
+            raise UserError(f"'{folder}' is not the folder of a run; --html takes one of a run, or two")
+    if of_tables := [
+        name for name in args.given if name in ("metric", "split", "versus", "published", "plots", "shots")
+    ]:
+        raise UserError(f"--{of_tables[0]} has no effect on the page of a run, which is about all its answers")
+    optional_module("jinja2", "html", "--html")  # said before anything is done
+    optional_module("plotly", "html", "--html")
+    from dassl_lite.pages.base import write_page
+    from dassl_lite.pages.pair import pair_page
+    from dassl_lite.pages.run import run_page
+
+    page = pair_page(*folders) if len(folders) > 1 else run_page(*folders)
+    write_page(page, Path(args.html))
+    say(f"Written to {args.html}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +190,11 @@ def _what(cells: Sequence[Cell], split: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     setup_logger()
+    if args.other and not args.html:
+        raise UserError("two runs are compared on a page: add --html FILE")
+    if args.html:
+        write_run_page(args)
+        return 0
     if args.shots is not None and not args.plots:
         raise UserError("--shots has no effect without --plots")
     if args.plots:

@@ -47,11 +47,11 @@ class Card:
 
     Attributes:
         lines: of text.
-        pictures: numbers of pictures of the page, and the line under each.
+        pictures: numbers of pictures of the page, None where there is none to show, and the line under each.
     """
 
     lines: Sequence[str] = ()
-    pictures: Sequence[tuple[int, str]] = ()
+    pictures: Sequence[tuple[int | None, str]] = ()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def a_page() -> Page:
     )
     gallery = Gallery([Picture(None, HOSTILE, [(HOSTILE, 0.7), ("cat", 0.3)], HOSTILE, right=1)], HOSTILE)
     parts = [Row([Chart(heat, HOSTILE, cards={"1,0": Card([HOSTILE], [(None, HOSTILE)])}), Chart(line, title=HOSTILE)])]
-    sections = [Section("All of it", [*parts, table, gallery, Text(HOSTILE, code=True, label=HOSTILE)], HOSTILE)]
+    sections = [Section("Pictures", [*parts, table, gallery, Text(HOSTILE, code=True, label=HOSTILE)], HOSTILE)]
     return Page(HOSTILE, sections, HOSTILE, [Fact(HOSTILE, "91.2 %", HOSTILE)], notes=[HOSTILE])
 
 
@@ -56,7 +56,7 @@ def test_a_page_is_one_file_that_names_no_other(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert len(text) < base.MOST_BYTES
-    assert addresses(text) == ["data:,", "#all-of-it"]
+    assert addresses(text) == ["data:,", "#pictures"]
     assert "<script>window" not in text
     assert "<img src=x" not in text
 
@@ -124,7 +124,7 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
         page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
         page.wait_for_selector(".hoverlayer .hovertext")
         assert "2 images" in page.locator(".hoverlayer").first.text_content()
-        assert HOSTILE in page.locator("#card").inner_text()
+        assert HOSTILE in page.locator("#_card").inner_text()
         assert page.evaluate("window.hit") is None
 
         paper = "getComputedStyle(document.body).backgroundColor"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl_lite.config import get_cfg_default, to_dict
-from dassl_lite.data import DATASET_REGISTRY, FolderDataset
+from dassl_lite.data import DATASET_REGISTRY, Datum, FolderDataset
 from dassl_lite.engine.build import build_trainer, configs_root, default_recipe, make_config, names_backbone
 from dassl_lite.engine.commands.arguments import OWN_DATA, nested
 from dassl_lite.engine.contract.base import load_model_of
@@ -178,10 +180,17 @@ def _is_own_data(name: str) -> bool:
     return name in OWN_DATA or plain
 
 
-def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, strict_classes: bool = False) -> Any:
+def evaluate(
+    cfg: CfgNode,
+    model_dir: str | Path,
+    epoch: int | None = None,
+    *,
+    strict_classes: bool = False,
+    watch: Callable[[Any], None] = lambda trainer: None,
+) -> Any:
     """Build the trainer, load the run and test it; returns the trainer, whose ``results`` hold the metrics.
 
-    Several processes share the work; each has the results.
+    Several processes share the work; each has the results. ``watch`` is called with the trainer before it is tested.
     """
     distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
@@ -193,8 +202,85 @@ def evaluate(cfg: CfgNode, model_dir: str | Path, epoch: int | None = None, *, s
             load_run(trainer, model_dir, epoch)
         elif epoch is not None:
             raise UserError(f"--load-epoch {epoch} has no effect: {cfg.TRAINER.NAME} learns nothing that is loaded")
+        watch(trainer)
         trainer.evaluate_split()
     return trainer
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run answers for each image of its split.
+
+    Shapes: N images, K classes, D feature width.
+
+    Attributes:
+        trainer: as `evaluate` returns it.
+        split: "test" or "val".
+        logits: (N, K) float32, on the CPU.
+        labels: (N,) int64; of multi-label data bool (N, K).
+        items: N of the dataset, or none if their order is not known.
+        features: (N, D), what the method's head takes of each image; None if it has no such head.
+    """
+
+    trainer: Any
+    split: str
+    logits: Tensor
+    labels: Tensor
+    items: list[Datum]
+    features: Tensor | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the evaluator found, in percent."""
+        return dict(self.trainer.results.get(self.split, {}))
+
+
+def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
+    """Evaluate a run, as `evaluate` does, and keep what it answers.
+
+    Raises:
+        UserError: it cannot be evaluated, or its evaluator was given no logits (K columns) and labels.
+    """
+    split = cfg.TEST.SPLIT
+    found: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Tensor | None, list[int]]] = []  # features, indices of the images
+
+    def watch(trainer: Any) -> None:
+        parse, process = trainer.parse_batch_test, trainer.evaluator.process
+
+        def parsed(batch: Any) -> Any:
+            given = parse(batch)
+            features = given[0] if isinstance(given, list | tuple) else None
+            rows = features if isinstance(features, Tensor) and features.dim() == 2 else None
+            index = batch.get("index") if isinstance(batch, dict) else None
+            indices = [int(one) for one in index] if index is not None else []
+            batches.append((None if rows is None else rows.detach().cpu().float(), indices))
+            return given
+
+        def processed(output: Tensor, label: Tensor) -> None:
+            found.append((output.detach().float().cpu(), label.detach().cpu()))
+            process(output, label)
+
+        trainer.parse_batch_test, trainer.evaluator.process = parsed, processed
+
+    trainer = evaluate(cfg, model_dir, watch=watch)
+    if not found or any(logits.dim() != 2 for logits, _ in found):
+        raise UserError(f"{cfg.TRAINER.NAME} does not give its evaluator logits, of which a page could be made")
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Batches of other splits, on which a threshold was chosen, came before.
+    images = [index for _, indices in batches for index in indices][-len(logits) :]
+    features = [one for one, _ in batches if one is not None]
+    rows = torch.cat(features)[-len(logits) :] if features and len({one.shape[1] for one in features}) == 1 else None
+    all_items = (trainer.dm.dataset.val if split == "val" else trainer.dm.dataset.test) or []
+    known = len(images) == len(logits) and max(images) < len(all_items)
+    return Answers(
+        trainer=trainer,
+        split=split,
+        logits=logits,
+        labels=labels,
+        items=[all_items[index] for index in images] if known else [],
+        features=rows if rows is not None and len(rows) == len(logits) else None,
+    )
 
 
 @contextmanager

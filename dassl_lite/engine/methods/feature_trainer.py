@@ -714,8 +714,7 @@ class FeatureTrainer(TrainerX):
         if loader is None:
             torch.empty((), dtype=torch.int64).random_()  # as a loader does: training is the same with test images
             return None
-        weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
-        weights = F.normalize(weights, dim=-1)
+        weights = self.plain_prototypes()
 
         def infer(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
             features, label = self.parse_batch_test(batch)
@@ -730,6 +729,12 @@ class FeatureTrainer(TrainerX):
             correct += (logits.argmax(-1) == label).sum()
             total += len(label)
         return 100.0 * int(correct) / max(total, 1)
+
+    @torch.no_grad()
+    def plain_prototypes(self) -> Tensor:
+        """Text features (K, D) of the dataset's own template, of length 1, in float32: zero-shot CLIP's prototypes."""
+        weights = class_weights(self.clip, self.classnames, [self.template], self.text_cache).float().to(self.device)
+        return F.normalize(weights, dim=-1)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

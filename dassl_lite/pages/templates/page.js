@@ -1,8 +1,8 @@
 (() => {
   "use strict";
-  const root = document.documentElement, card = document.getElementById("card");
+  const root = document.documentElement, card = document.getElementById("_card");
   const read = id => JSON.parse(document.getElementById(id).textContent);
-  const pictures = read("pictures"), colours = read("colours");
+  const pictures = read("_pictures"), colours = read("_colours");
   const css = name => getComputedStyle(root).getPropertyValue(name).trim();
   const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
 
@@ -78,7 +78,7 @@
 
   // ---- light and dark
   const setTheme = theme => { root.dataset.theme = theme; drawAll(); };
-  document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
+  document.getElementById("_theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", event => setTheme(event.matches ? "dark" : "light"));
   let before = "light";
   addEventListener("beforeprint", () => { before = root.dataset.theme; if (before !== "light") setTheme("light"); });

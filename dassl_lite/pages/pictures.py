@@ -1,0 +1,65 @@
+"""Thumbnails of a run's images, for its page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+
+from dassl_lite.data.feature_files import FeatureDataset
+from dassl_lite.data.images import UnreadableImageError, read_image
+from dassl_lite.engine.commands.evaluate import Answers
+
+SIDE = 128  # pixels of a thumbnail
+MOST_BYTES = 1_200_000  # of all thumbnails of a page
+
+
+class Thumbnails:
+    """Thumbnails, each kept once, as long as there is room for more.
+
+    Attributes:
+        addresses: of those that were asked for, as ``data:`` addresses.
+    """
+
+    def __init__(self, found: Answers) -> None:
+        self._answers = found
+        self._has_pictures = bool(found.items) and not isinstance(found.trainer.dm.dataset, FeatureDataset)
+        self._numbers: dict[str, int | None] = {}
+        self._bytes = 0
+        self.addresses: list[str] = []
+
+    def name_of(self, image: int) -> str:
+        """The last two parts of an image's path, or its number."""
+        if not self._has_pictures:
+            return f"image {image}"
+        return os.sep.join(self._answers.items[image].impath.split(os.sep)[-2:])
+
+    def classes_of(self, image: int, names: Sequence[str]) -> str:
+        """The classes that an image has."""
+        labels = self._answers.labels[image]
+        return ", ".join(names[label] for label in labels.nonzero().flatten().tolist()) or "none of the classes"
+
+    def of(self, image: int) -> int | None:
+        """The number of an image's thumbnail; None if there is no picture, or no more room."""
+        if not self._has_pictures:
+            return None
+        path = self._answers.items[image].impath
+        if path not in self._numbers:
+            self._numbers[path] = self._add(path)
+        return self._numbers[path]
+
+    def _add(self, path: str) -> int | None:
+        if self._bytes >= MOST_BYTES:
+            return None
+        try:
+            picture = read_image(path)
+        except UnreadableImageError:
+            return None
+        picture.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=75, optimize=True)
+        address = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        self._bytes += len(address)
+        self.addresses.append(address)
+        return len(self.addresses) - 1
