@@ -42,11 +42,10 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
 
 
 @pytest.mark.slow
-def test_the_path_of_a_batch_is_the_one_that_the_page_lists(calls: list[tuple[str, str]]) -> None:
+def test_the_path_of_a_batch_is_the_one_that_the_page_lists_at_most_eight_calls_in_five_files(
+    calls: list[tuple[str, str]],
+) -> None:
     listed = re.findall(r"^\| `(\w+)\([^)]*\)` \| `(\S+\.py)` \|", PAGE, re.MULTILINE)
     assert calls == listed
-
-
-def test_a_batch_crosses_at_most_eight_calls_in_five_files(calls: list[tuple[str, str]]) -> None:
     assert len(calls) <= 8
     assert len({path for _, path in calls}) <= 5
