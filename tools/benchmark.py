@@ -24,6 +24,7 @@ from dassl_lite.engine.commands.arguments import (
     ToolParser,
     add_backbone_flag,
     add_config_flags,
+    add_ray_flags,
     add_root_flag,
     check_at_least,
     config_arguments,
@@ -44,6 +45,7 @@ from dassl_lite.engine.commands.benchmark import (
     plan_table,
 )
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.on_ray import cluster_of
 from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, that_run_on
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools.report import report
@@ -86,6 +88,8 @@ def make_parser() -> ToolParser:
     add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
     add("--dry-run", action="store_true", help="print the plan, with an estimate of time and disk, and do nothing")
     add_root_flag(parser)
+    add_ray_flags(parser)
+    parser.ignores("--ray", "--jobs")
     add_config_flags(parser)
     parser.usage = "%(prog)s PROTOCOL [options] [KEY VALUE ...]"
     return parser
@@ -103,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--shots has no effect on {args.protocol}, which trains with 16")
     args.numbers_of_shots = args.numbers_of_shots or list(DEMO_SHOTS if drawn else SHOTS)
     args.seeds = args.seeds or list(DEMO_SEEDS if drawn else (1, 2, 3))
+    cluster = cluster_of(args)
     args.jobs = default_jobs() if args.jobs is None else args.jobs
     check_at_least(args, 1, ["jobs"], at_most=1024)
     for number in args.numbers_of_shots:
@@ -133,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _tell(made, folder, args.jobs)
     if args.dry_run or not made.runs:
         return 0
-    settings = Settings(folder, shared, tuple(args.plugin), args.jobs)
+    settings = Settings(folder, shared, tuple(args.plugin), args.jobs, cluster)
     failed = {str(task.folder): reason for task, reason in sweep(made.runs, settings).items()}
     failed |= evaluate_all(made, settings)
     if has_runs(folder):

@@ -25,6 +25,7 @@ from dassl_lite.engine.commands.arguments import (
     add_config_flags,
     add_dataset_flags,
     add_model_flags,
+    add_ray_flags,
     check_at_least,
     config_arguments,
     dataset_choices,
@@ -33,6 +34,7 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.on_ray import cluster_of
 from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks, that_run_on
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -65,6 +67,8 @@ def make_parser() -> ToolParser:
     add("--output-dir", default="output/sweep", metavar="DIR", help="folder of the sweep")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
     add_dataset_flags(parser, several=True, alias="--datasets")
+    add_ray_flags(parser)
+    parser.ignores("--ray", "--jobs")
     add_config_flags(parser)
     return parser
 
@@ -78,6 +82,7 @@ def default_jobs() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    cluster = cluster_of(args)
     if args.jobs is None:
         args.jobs = default_jobs()
     check_at_least(args, 1, ["jobs"], at_most=1024)
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = [task.config(shared, Path(args.output_dir)) for task in named.values()]
     if len({cfg.DATASET.NAME for cfg in configs}) == 1:
         refuse_without_effect(args, kinds, configs[0])
-    failed = sweep(todo, Settings(Path(args.output_dir), shared, tuple(args.plugin), args.jobs))
+    failed = sweep(todo, Settings(Path(args.output_dir), shared, tuple(args.plugin), args.jobs, cluster))
     if failed:
         rows = [[str(task.folder), textwrap.shorten(reason, 300)] for task, reason in failed.items()]
         logger.warning("some runs failed\n" + tabulate(rows, headers=["failed run", "reason"]))

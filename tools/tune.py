@@ -13,6 +13,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tabulate import tabulate
@@ -27,6 +28,7 @@ from dassl_lite.engine.commands.arguments import (
     add_dataset_flags,
     add_method_flags,
     add_model_flags,
+    add_ray_flags,
     check_at_least,
     config_arguments,
     dataset_choice,
@@ -36,8 +38,9 @@ from dassl_lite.engine.commands.arguments import (
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.on_ray import cluster_of, ray_workers
 from dassl_lite.engine.commands.tune import COMPLETE, FAILED, PRUNED, Result, Search, Study
-from dassl_lite.engine.commands.workers import local_workers, this_process
+from dassl_lite.engine.commands.workers import Workers, local_workers, this_process
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.plugins import COMPAT, load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -73,6 +76,7 @@ def make_parser() -> ToolParser:
     add("--output-dir", default="", metavar="DIR", help="folder of the search (default: output/tune/TRAINER/DATASET)")
     add_method_flags(parser)
     add_dataset_flags(parser)
+    add_ray_flags(parser)
     add_config_flags(parser)
     return parser
 
@@ -81,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
     load_plugins(plugins_in(argv))
     args = make_parser().parse_args(argv)
+    cluster_of(args)  # what is wrong with it is told before anything is read
     search = _search(args)
     optional_module("optuna", "tune", "tune.py")
     search.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not study.results:
                 tune.prepare(search)
             logger.info(f"Trials are measured on {search.measured_on}")
-            with local_workers(args.jobs, args.plugin) if args.jobs > 1 else this_process() as each:
+            with _workers(args) as each:
                 tune.search_all(search, study, each)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; repeat the command to continue") from None
@@ -104,6 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"none of {len(study.results)} trials succeeded: {reason}")
         _finish(args, search, study, best, sys.argv[1:] if argv is None else argv)
     return 0
+
+
+def _workers(args: argparse.Namespace) -> AbstractContextManager[Workers]:
+    """What does the trials."""
+    cluster = cluster_of(args)
+    if cluster is not None:
+        return ray_workers(cluster, args.plugin)
+    return local_workers(args.jobs, args.plugin) if args.jobs > 1 else this_process()
 
 
 def _search(args: argparse.Namespace) -> Search:

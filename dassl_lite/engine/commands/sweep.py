@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
+import os
+import shutil
 import sys
+import tarfile
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl_lite.config import to_dict
+from dassl_lite.data import build_dataset, is_random
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config, uses_shots
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands.arguments import OWN_DATA, ConfigArguments, DatasetChoice, nested
+from dassl_lite.engine.commands.on_ray import Cluster, RayWorkers, node_name, ray_workers
 from dassl_lite.engine.commands.workers import local_workers
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_lock import FolderInUseError
 from dassl_lite.engine.methods.feature_source import shared_backbone
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.image_tower import takes_prompts
-from dassl_lite.utils import UserError, get_logger, setup_logger
+from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger, write_json
 from dassl_lite.utils.devices import is_lost
 from dassl_lite.utils.errors import printable
 
@@ -91,12 +101,14 @@ class Settings:
         shared: config arguments of all runs.
         plugins: files or modules that each process imports first.
         jobs: number of runs at a time, each in its own process with its share of the cores.
+        cluster: of Ray, whose processes do the runs; None: those of this machine.
     """
 
     folder: Path
     shared: ConfigArguments
     plugins: tuple[str, ...] = ()
     jobs: int = 1
+    cluster: Cluster | None = None
 
 
 def all_methods() -> list[str]:
@@ -205,6 +217,10 @@ def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, No
 @contextlib.contextmanager
 def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
     """A function that does runs and gives their outcomes as they end: here, or in several processes."""
+    if settings.cluster is not None:
+        with ray_workers(settings.cluster, settings.plugins) as each, _seen_from(settings.folder) as mark:
+            yield functools.partial(_on_nodes, settings=settings, each=each, mark=mark)
+        return
     if settings.jobs == 1:
         yield lambda todo: _here(todo, settings)
         return
@@ -245,6 +261,123 @@ def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Ou
                     each = stack.enter_context(local_workers(settings.jobs, settings.plugins))
 
         yield run_all
+
+
+# ---- on a cluster -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _seen_from(folder: Path) -> Iterator[Path]:
+    """A file in a sweep's folder, by which a node tells whether it sees that folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".sweep-", dir=folder.resolve()) as file:
+        yield Path(file.name)
+
+
+def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: Path) -> Iterator[Outcome]:
+    """The outcomes of runs on the nodes of a cluster. Features of a dataset are extracted before its runs begin."""
+    left = []
+    for task in todo:
+        known = _known(task, settings)
+        if known is None:
+            left.append(task)
+        else:
+            yield known
+
+    def lost(task: Task, reason: str) -> tuple[Outcome, bytes]:
+        return (task, FAILED, reason), b""
+
+    work = functools.partial(_run_on_node, settings=settings, mark=mark)
+    before = functools.partial(extract_features, settings=settings), lambda task: task.dataset
+    for outcome, packed in each(work, left, lost=lost, before=before):
+        if packed:
+            unpack_run(packed, settings.folder / outcome[0].folder)
+        yield outcome
+
+
+def _known(task: Task, settings: Settings) -> Outcome | None:
+    """The outcome of a run that is finished in the sweep's folder, or whose folder holds another one."""
+    folder = settings.folder / task.folder
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        return (task, SKIPPED, "") if is_finished(folder, task.config(settings.shared, folder)) else None
+    except UserError as error:
+        return task, FAILED, str(error)
+
+
+def _run_on_node(task: Task, settings: Settings, mark: Path) -> tuple[Outcome, bytes]:
+    """What became of a run, and its folder, packed, if the node does not see that of the sweep."""
+    if mark.exists():
+        there = replace(settings, folder=mark.parent)
+        return _named(_run_one(task, there)), b""
+    with tempfile.TemporaryDirectory() as place:
+        outcome = _run_one(task, replace(settings, folder=Path(place)))
+        return _named(outcome), pack_run(Path(place) / task.folder) if outcome[1] == DONE else b""
+
+
+def _named(outcome: Outcome) -> Outcome:
+    """An outcome with the name of the node in the reason of a failure; a process that has lost its GPU ends here, and
+    another one does the run."""
+    task, word, reason = outcome
+    if word == LOST:
+        os._exit(1)
+    return task, word, f"on node {node_name()}: {reason}" if word == FAILED else reason
+
+
+def pack_run(folder: Path) -> bytes:
+    """A run's folder as an archive."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.add(folder, ".")
+    return packed.getvalue()
+
+
+def unpack_run(packed: bytes, folder: Path) -> None:
+    """Put the folder of a finished run, packed by `pack_run`, in place; it is there as a whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as temporary:
+        place = Path(temporary) / folder.name
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(place, filter="data")
+        results = read_results(place)
+        if results is not None:
+            results["config"]["OUTPUT_DIR"] = str(folder)
+            write_json(results, place / FILE_NAME)
+        if folder.exists():
+            shutil.rmtree(folder)  # of an earlier try
+        place.rename(folder)
+
+
+def extract_features(todo: Sequence[Task], settings: Settings) -> None:
+    """Extract, into the feature cache, what runs on one dataset need: the images of all their draws."""
+    trainers: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for task in todo:
+            with contextlib.suppress(UserError):  # the run tells it
+                cfg = task.config(settings.shared, Path(scratch))
+                kind = TRAINER_REGISTRY.get(task.trainer)
+                settings_of = [to_dict(cfg.INPUT), to_dict(cfg.DATASET.FEATURES), to_dict(cfg.MODEL.BACKBONE)]
+                prec = cfg.TRAINER.get(kind.node_name(), {}).get("PREC", "") if hasattr(kind, "node_name") else ""
+                key = repr([*settings_of, prec, getattr(kind, "takes_states", False)])
+                if key not in trainers:
+                    trainers[key] = run.seeded(cfg)
+                _extract(trainers[key], cfg)
+
+
+def _extract(trainer: Any, cfg: CfgNode) -> None:
+    """Have the features of a run's images extracted by a trainer with the same settings of features."""
+    if not isinstance(trainer, FeatureTrainer) or trainer.features.is_file or trainer.features_kept() != "disk":
+        return
+    set_random_seed(max(cfg.SEED, 0))
+    dataset, dm = build_dataset(cfg), trainer.dm
+    views = cfg.DATASET.FEATURES.VIEWS if is_random(dm.tfm_train) else 1
+    if not views:
+        return
+    trainer.features.fetch(dataset.train_x, dm.tfm_train, views)
+    for items in (dataset.val, dataset.test):
+        if items:
+            trainer.features.fetch(items, dm.tfm_test)
 
 
 _lost_gpu = False  # of this process

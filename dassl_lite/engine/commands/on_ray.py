@@ -1,0 +1,381 @@
+"""Pieces of work side by side on a Ray cluster, of this machine or of several.
+
+    with ray_workers(Cluster(), plugins=[]) as each:
+        for result in each(function, items, lost=...):  # as they end
+
+A task whose process or node dies is done again on another. This package and the code in the working folder travel to a
+cluster that is named by its address; data, caches and results do not, so they lie best in a folder that all nodes see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dassl_lite
+from dassl_lite.engine.commands.workers import enter_worker
+from dassl_lite.engine.plugins import COMPAT
+from dassl_lite.utils import UserError, get_logger
+from dassl_lite.utils.errors import shown
+from dassl_lite.utils.lazy import optional_module
+
+logger = get_logger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOCAL = "local"  # value of --ray for a cluster of this machine
+_STORE = 100 * 2**20  # bytes of shared memory for results, of a local cluster
+_RETRIES = 5  # of a task whose process or node dies
+_STARTS = 3  # of a local cluster, on a machine that is very busy
+_SECONDS = 60.0  # until a node that says nothing is left alone, and running tasks that are asked to stop
+_PARTS = ("trainers", "datasets", "configs", "tools")  # of this package, which may lie beside it
+_TRAVEL = (".py", ".yaml", ".yml", ".json", ".toml")  # what of the working folder does
+_MOST_BYTES, _MOST_OF_A_FILE = 50 * 2**20, 2 * 2**20
+_DIFFER = ("python", "dassl-lite", "torch", "ray")  # what has to agree for equal results
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where tasks run, and what each needs.
+
+    Attributes:
+        address: of Ray; `LOCAL` for a cluster of this machine that ends with the work.
+        cpus, gpus, memory: of a task, in cores, GPUs (shares too) and GiB; gpus None: one if there is any.
+    """
+
+    address: str = LOCAL
+    cpus: float = 1.0
+    gpus: float | None = None
+    memory: float = 0.0
+
+    @property
+    def needs(self) -> str:
+        """What a task needs, for people."""
+        parts = [f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}"]
+        parts += [f"{self.gpus:g} GPU{'s' * (self.gpus != 1)}"] if self.gpus else []
+        return " and ".join([*parts, *([f"{self.memory:g} GiB of memory"] if self.memory else [])])
+
+
+def cluster_of(args: argparse.Namespace) -> Cluster | None:
+    """The cluster that the flags of `arguments.add_ray_flags` describe; None without ``--ray``.
+
+    Raises:
+        UserError: a run needs something impossible.
+    """
+    if not args.ray:
+        return None
+    for flag in ("run_cpus", "run_gpus", "run_memory"):
+        value = getattr(args, flag)
+        if value is not None and not 0 <= value <= 1e6:
+            raise UserError(f"--{flag.replace('_', '-')} must be from 0 to 1,000,000, not {shown(value)}")
+    if args.run_gpus is not None and args.run_gpus > 1 and not args.run_gpus.is_integer():
+        raise UserError(f"--run-gpus must be a whole number, or below 1, not {args.run_gpus:g}")
+    cpus = 1.0 if args.run_cpus is None else args.run_cpus
+    return Cluster(args.ray, cpus, args.run_gpus, args.run_memory or 0.0)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a process on a node is told.
+
+    Attributes:
+        versions: of the driver.
+        folder: the driver's working folder.
+        plugins: file or module -> its copy among the files that travel; "" for none.
+        threads: of each process.
+    """
+
+    versions: dict[str, str]
+    folder: str
+    plugins: dict[str, str]
+    threads: int
+
+
+def versions() -> dict[str, str]:
+    """Of what has to agree between nodes, here."""
+    found = {"python": platform.python_version(), "dassl-lite": dassl_lite.__version__}
+    for name in ("torch", "ray"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def check_versions(node: str, theirs: dict[str, str], own: dict[str, str]) -> None:
+    """Raise a UserError if a node has other versions than the driver."""
+    others = [name for name in _DIFFER if theirs.get(name) != own.get(name)]
+    if others:
+        told = ", ".join(f"{name} {theirs.get(name, 'is missing')} (here {own.get(name)})" for name in others)
+        raise UserError(f"node {node} has {told}; the same versions are needed everywhere, or results would differ")
+
+
+class RayWorkers:
+    """The processes of a cluster, as `workers.Workers`."""
+
+    def __init__(self, ray: Any, cluster: Cluster, context: _Context) -> None:
+        needs: dict[str, Any] = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus or 0}
+        if cluster.memory:
+            needs["memory"] = int(cluster.memory * 2**30)
+        self._ray, self._context = ray, context
+        self._task = ray.remote(_piece).options(**needs, max_retries=_RETRIES, retry_exceptions=False)
+
+    def __call__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        lost: Callable[[Item, str], Result] | None = None,
+        before: tuple[Callable[[list[Item]], object], Callable[[Item], Hashable]] | None = None,
+    ) -> Iterator[Result]:
+        """The results as they come.
+
+        Args:
+            lost: the result of an item whose processes died again and again, from the item and the reason; without
+                it, that is an error.
+            before: a function of a group of items, called once before any of them, and what an item's group is.
+        """
+        ray, first = self._ray, {}
+        if before is not None:
+            groups: dict[Hashable, list[Item]] = {}
+            for item in items:
+                groups.setdefault(before[1](item), []).append(item)
+            first = {key: self._task.remote(self._context, _silently, (before[0], one)) for key, one in groups.items()}
+        todo = {
+            self._task.remote(self._context, function, item, first[before[1](item)] if before else None): item
+            for item in items
+        }
+        try:
+            while todo:
+                ended, _ = ray.wait(list(todo), num_returns=1, timeout=1.0)  # so that Ctrl-C is heard
+                for one in ended:
+                    item = todo.pop(one)
+                    try:
+                        yield ray.get(one)
+                    except ray.exceptions.RayTaskError as error:
+                        raise _cause(error) from None
+                    except ray.exceptions.RayError as error:
+                        reason = f"its process died {_RETRIES + 1} times ({type(error).__name__})"
+                        if lost is None:
+                            raise UserError(f"a task was lost: {reason}") from error
+                        yield lost(item, reason)
+        except BaseException:
+            for one in todo:
+                ray.cancel(one, force=False, recursive=True)  # a run saves a checkpoint first
+            with contextlib.suppress(Exception):
+                ray.wait(list(todo), num_returns=len(todo), timeout=_SECONDS)
+            raise
+
+
+def _cause(error: Any) -> BaseException:
+    found = getattr(error, "cause", error)
+    return found if isinstance(found, BaseException) else error
+
+
+def _silently(work: tuple[Callable[[Any], object], Any]) -> None:
+    """Call a function; whoever waits for it meets the same trouble, and tells it."""
+    function, argument = work
+    with contextlib.suppress(Exception):
+        function(argument)
+
+
+def _piece(context: _Context, function: Callable[[Any], Any], item: Any, prepared: object = None) -> Any:
+    """What a task does; ``prepared`` is the result of another one, which it has waited for."""
+    _enter(context)
+    return function(item)
+
+
+_entered = False  # whether this process has
+
+
+def _enter(context: _Context) -> None:
+    """Make a process on a node a worker."""
+    global _entered
+    if _entered:
+        return
+    check_versions(node_name(), versions(), context.versions)
+    travelled = Path.cwd()
+    if Path(context.folder).is_dir():
+        os.chdir(context.folder)  # which relative paths of data start from
+    plugins = [
+        given if not copy or Path(given).is_file() else str(travelled / copy) for given, copy in context.plugins.items()
+    ]
+    enter_worker(context.threads, plugins)
+    _entered = True
+
+
+def node_name() -> str:
+    """The name of this machine, for messages."""
+    return socket.gethostname()
+
+
+def _probe() -> tuple[str, dict[str, str]]:
+    return node_name(), versions()
+
+
+# ---- the cluster ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ray_workers(cluster: Cluster, plugins: Sequence[str] = ()) -> Iterator[RayWorkers]:
+    """The processes of a cluster, which is left, or ended if it is a local one, with the context.
+
+    Args:
+        plugins: files or modules that each process imports first.
+
+    Raises:
+        UserError: there is no cluster, it lacks what a task needs, or versions differ.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = optional_module("ray", "ray", "--ray")
+    with contextlib.ExitStack() as stack:
+        copies = dict.fromkeys(plugins, "")
+        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if cluster.address == LOCAL:
+            root = "/tmp" if os.access("/tmp", os.W_OK) else None  # sockets have short paths
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir=root, ignore_cleanup_errors=True))
+            settings |= {"include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": place}
+        else:
+            place = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            copies = travelling(Path(place), plugins)
+            own = {name: value for name, value in os.environ.items() if name.startswith("DASSL_LITE_")}
+            settings["runtime_env"] = {"working_dir": place, "env_vars": own}
+        stack.callback(ray.shutdown)
+        _connect(ray, cluster.address, settings)
+        cluster = _fitting(ray, cluster)
+        threads = max(1, int(cluster.cpus))
+        context = _Context(versions(), os.getcwd(), copies, threads)
+        _check_nodes(ray, context)
+        yield RayWorkers(ray, cluster, context)
+
+
+def _connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"there is no Ray at {address}: {error.strerror or error}") from None
+    elif address not in (LOCAL, "auto"):
+        raise UserError(f"--ray {shown(address)} is no address, such as 10.0.0.1:6379")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _init(ray, address, settings)
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray at {address}: {str(error).partition(chr(10))[0]}") from error
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"Ray at {address} cannot be used: {' '.join(lines)[:400]}") from error
+    finally:
+        for number, handler in handlers.items():  # Ray has its own for SIGTERM
+            signal.signal(number, handler)
+
+
+def _init(ray: Any, address: str, settings: dict[str, Any]) -> None:
+    """``ray.init``; a local cluster that is not up in the half minute that Ray gives it is started again."""
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address=address, **settings)
+            return
+        except Exception as error:
+            if address != LOCAL or attempt + 1 == _STARTS or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
+def _fitting(ray: Any, cluster: Cluster) -> Cluster:
+    """The cluster, with a task's share of GPUs.
+
+    Raises:
+        UserError: no node has what a task needs.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = cluster.gpus
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    found = Cluster(cluster.address, cluster.cpus, gpus, cluster.memory)
+    wanted = {"CPU": cluster.cpus, "GPU": gpus, "memory": cluster.memory * 2**30}
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        raise UserError(f"no node of the cluster has {found.needs} for a run")
+    return found
+
+
+def _check_nodes(ray: Any, context: _Context) -> None:
+    """Raise a UserError for a node with other versions; one that does not answer is left to Ray."""
+    strategy = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+    probe = ray.remote(_probe)
+    nodes = [strategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    asked = [probe.options(num_cpus=0, max_retries=0, scheduling_strategy=node).remote() for node in nodes]
+    for one in ray.wait(asked, num_returns=len(asked), timeout=_SECONDS)[0]:
+        try:
+            node, theirs = ray.get(one)
+        except ray.exceptions.RayError as error:
+            logger.warning(f"a node of the cluster does not answer: {' '.join(str(error).split())[:200]}")
+            continue
+        check_versions(node, theirs, context.versions)
+
+
+# ---- what travels ---------------------------------------------------------------------------------------------------
+
+
+def travelling(place: Path, plugins: Sequence[str] = ()) -> dict[str, str]:
+    """Copy this package and the code of the working folder to ``place``; returns plug-in -> its copy there.
+
+    Of the working folder, code and yaml files go that git does not ignore.
+    """
+    for relative in _code(Path.cwd()):
+        (place / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(relative, place / relative)
+    package, unwanted = place / "dassl_lite", shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(Path(dassl_lite.__file__).parent, package, ignore=unwanted)
+    for part in _PARTS:
+        source = Path(next(iter(importlib.import_module(f"dassl_lite.{part}").__path__)))
+        shutil.copytree(source, package / part, ignore=unwanted, dirs_exist_ok=True)
+    copies = {}
+    for number, plugin in enumerate(plugins):
+        copies[plugin] = ""
+        if plugin != COMPAT and plugin.endswith(".py"):
+            folder = place / "plugins_that_travel" / str(number)
+            folder.mkdir(parents=True)
+            for path in sorted(Path(plugin).resolve().parent.iterdir()):
+                if path.suffix in _TRAVEL and path.is_file() and path.stat().st_size <= _MOST_OF_A_FILE:
+                    shutil.copyfile(path, folder / path.name)
+            copies[plugin] = str((folder / Path(plugin).name).relative_to(place))
+    return copies
+
+
+def _code(folder: Path) -> list[Path]:
+    """Relative paths of the code and yaml files below a folder that git does not ignore; without git, of the folder's
+    own alone."""
+    words = ["git", "-C", str(folder), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(words, capture_output=True, check=True, timeout=60).stdout
+        paths = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
+    except (OSError, subprocess.SubprocessError):
+        paths = [Path(path.name) for path in sorted(folder.iterdir())]
+    found, total = [], 0
+    for path in paths:
+        full = folder / path
+        if path.suffix not in _TRAVEL or not full.is_file() or full.is_symlink():
+            continue
+        size = full.stat().st_size
+        total += size if size <= _MOST_OF_A_FILE else 0
+        if total > _MOST_BYTES:
+            logger.warning(f"Of {folder}, only the first {_MOST_BYTES >> 20} MiB of code travel to the cluster")
+            break
+        if size <= _MOST_OF_A_FILE:
+            found.append(path)
+    return found

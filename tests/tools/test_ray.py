@@ -1,0 +1,231 @@
+"""A sweep on Ray ends with the local one's results, also if a node dies; what is wrong is told in one line."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dassl_lite.engine.commands import on_ray
+from dassl_lite.engine.commands.arguments import DatasetChoice
+from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.commands.on_ray import check_versions, travelling, versions
+from dassl_lite.engine.commands.sweep import (
+    DONE,
+    Settings,
+    _run_on_node,
+    extract_features,
+    tasks,
+    unpack_run,
+)
+from dassl_lite.engine.files.results import read_results
+from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.tools import report, sweep
+from dassl_lite.utils import UserError
+
+FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
+
+# A method that notes where its runs begin, and stays for good on the node that is to die.
+DOOMED = """
+import time
+from pathlib import Path
+
+import helper_of_the_plugin
+from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.trainers.taskres import TaskRes
+
+NOTES = Path({notes!r})
+
+@TRAINER_REGISTRY.register()
+class Doomed(TaskRes):
+    config_node = "TaskRes"
+
+    def before_epoch(self):
+        super().before_epoch()
+        import ray
+        if ray.is_initialized():
+            node = ray.get_runtime_context().get_node_id()
+            with open(NOTES / "begun", "a") as file:
+                file.write(f"{{node}} {{self.cfg.SEED}} {{self.epoch}}\\n")
+            while node == (NOTES / "doomed").read_text():
+                time.sleep(0.2)
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[Any]:
+    """A Ray of two nodes on this machine, with a core each."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets have short paths
+    (Path(place) / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", place)
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    found = Cluster()
+    try:
+        _added(found, node)
+        found.second = _added(found, {"num_cpus": 1, "object_store_memory": 100 * 2**20})
+        yield found
+    finally:
+        found.shutdown()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _added(cluster: Any, node: dict[str, Any]) -> Any:
+    """A node; Ray gives it half a minute, which is too little on a machine that is very busy."""
+    for _ in range(3):
+        try:
+            return cluster.add_node(**node)
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    pytest.skip("the machine is too busy for Ray to start in time")
+
+
+def start(output: Path, plugin: Path, *flags: str) -> int:
+    words = ["--trainers", "ZeroshotCLIP", "Doomed", "--plugin", str(plugin), "--datasets", "gadgets", "--shots", "1"]
+    return run_tool(sweep.main, [*words, "--seeds", "1", "2", "3", "--output-dir", str(output), *flags, *FEW])
+
+
+def metrics_in(folder: Path) -> dict[str, Any]:
+    """The metrics of each run below a folder."""
+    return {
+        str(path.parent.relative_to(folder)): (read_results(path.parent) or {})["metrics"]
+        for path in sorted(folder.rglob("results.json"))
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_nodes_of_which_one_dies_ends_with_the_results_of_the_local_one(cluster, tmp_path, capsys):
+    (tmp_path / "plugin").mkdir()
+    plugin = tmp_path / "plugin" / "doomed.py"
+    plugin.write_text(DOOMED.format(notes=str(tmp_path)))
+    (tmp_path / "plugin" / "helper_of_the_plugin.py").write_text("")
+    (tmp_path / "doomed").write_text(cluster.second.node_id)
+    assert start(tmp_path / "local", plugin, "--jobs", "1") == 0
+    killed: list[float] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            begun = (tmp_path / "begun").read_text() if (tmp_path / "begun").exists() else ""
+            if cluster.second.node_id in begun:
+                cluster.remove_node(cluster.second, allow_graceful=False)
+                killed.append(time.monotonic())
+                return
+            time.sleep(0.2)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    capsys.readouterr()
+    assert start(tmp_path / "ray", plugin, "--ray", cluster.address) == 0
+    killer.join(timeout=10)
+    assert killed
+    begun = [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
+    stayed = {seed for node, seed, _ in begun if node == cluster.second.node_id}
+    assert stayed  # runs that the second node had begun were done again on the first
+    assert stayed <= {seed for node, seed, _ in begun if node != cluster.second.node_id}
+    assert "4 runs in" in capsys.readouterr().out
+    local = metrics_in(tmp_path / "local")
+    assert len(local) == 4
+    assert metrics_in(tmp_path / "ray") == local
+    tables = []
+    for name in ("local", "ray"):
+        assert run_tool(report.main, [str(tmp_path / name)]) == 0
+        with open(tmp_path / name / "report.csv", encoding="utf-8") as file:
+            tables.append([(row["method"], row["mean"], row["ci95"]) for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
+
+
+def test_no_ray_at_an_address_is_told_in_one_line(tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=f"there is no Ray at 127.0.0.1:{port}: Connection refused"):
+        on_ray._connect(None, f"127.0.0.1:{port}", {})
+    with pytest.raises(UserError, match="is no address, such as"):
+        on_ray._connect(None, "somewhere", {})
+    assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--ray", "--jobs", "2"]) == 2
+    assert "--jobs has no effect with --ray" in capsys.readouterr().err
+    assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--run-cpus", "2"]) == 2
+    assert "--run-cpus has no effect without --ray" in capsys.readouterr().err
+    assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--ray", "--run-gpus", "1.5"]) == 2
+    assert "--run-gpus must be a whole number, or below 1" in capsys.readouterr().err
+
+
+def test_a_node_with_other_versions_is_told_in_one_line():
+    own = versions()
+    check_versions("here", own, own)
+    with pytest.raises(UserError) as error:
+        check_versions("node7", {**own, "torch": "1.0"}, own)
+    assert str(error.value).startswith(f"node node7 has torch 1.0 (here {own['torch']}); the same versions are needed")
+
+
+def test_the_package_plugins_and_the_working_folder_travel_without_what_git_ignores(tmp_path, monkeypatch):
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    for folder in (work, elsewhere):
+        folder.mkdir()
+    (work / "mine.yaml").write_text("OPTIM: {LR: 1.0}")
+    (work / "weights.pt").write_bytes(b"x" * 100)
+    (elsewhere / "plugin.py").write_text("import beside_it")
+    (elsewhere / "beside_it.py").write_text("")
+    monkeypatch.chdir(work)
+    copies = travelling(tmp_path / "place", [str(elsewhere / "plugin.py"), "a.module"])
+    there = {str(path.relative_to(tmp_path / "place")) for path in (tmp_path / "place").rglob("*") if path.is_file()}
+    plugin = copies[str(elsewhere / "plugin.py")]
+    assert {"mine.yaml", plugin, str(Path(plugin).with_name("beside_it.py"))} <= there
+    assert {
+        "dassl_lite/__init__.py",
+        "dassl_lite/trainers/taskres.py",
+        "dassl_lite/configs/datasets/gadgets.yaml",
+    } <= there
+    assert "weights.pt" not in there
+    assert copies["a.module"] == ""
+    assert not any("__pycache__" in name for name in there)
+
+
+@pytest.mark.slow
+def test_features_are_extracted_before_the_runs_and_a_run_comes_back_from_a_node_that_does_not_see_the_folder(
+    tmp_path, monkeypatch
+):
+    load_plugins()
+    todo = tasks(["TaskRes", "ZeroshotCLIP"], [DatasetChoice("gadgets")], [1], [1, 2])
+    shared: Any = {"trainer": "", "dataset_file": "", "method_file": None, "flags": {}, "options": FEW}
+    settings = Settings(tmp_path / "sweep", {**shared, "allow_new_keys": False})
+    extract_features(todo, settings)
+    encoded: list[int] = []
+    original = on_ray_features().encode_image
+    monkeypatch.setattr(on_ray_features(), "encode_image", lambda *args: encoded.append(1) or original(*args))
+    outcome, packed = _run_on_node(todo[1], settings, mark=tmp_path / "unseen")
+    assert not encoded
+    assert outcome[1] == DONE
+    assert not (tmp_path / "sweep").exists()
+    folder = settings.folder / todo[1].folder
+    unpack_run(packed, folder)
+    results = read_results(folder)
+    assert results is not None
+    assert results["config"]["OUTPUT_DIR"] == str(folder)
+    assert list(folder.rglob("model*"))
+    missing, packed = _run_on_node(
+        tasks(["TaskRes"], [DatasetChoice("", str(tmp_path / "nothing"))], [1], [1])[0], settings, tmp_path / "unseen"
+    )
+    assert packed == b""
+    assert missing[2].startswith(f"on node {on_ray.node_name()}: ")
+
+
+def on_ray_features() -> Any:
+    """The class whose instances encode images."""
+    from dassl_lite.models.clip import CLIPBackbone
+
+    return CLIPBackbone
