@@ -43,7 +43,7 @@ def make_parser() -> ToolParser:
     """The flags of serve.py."""
     parser = tool_parser("serve", __doc__)
     add = parser.add_argument
-    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier, to use it")
+    add("--model-dir", metavar="DIR", help="folder of a run, or of a saved classifier, to use it")
     add(
         "--backbone",
         default="",
@@ -96,9 +96,14 @@ def address_of(found: socket.socket) -> str:
 def private_folder() -> Iterator[Path]:
     """A folder for all that Gradio and visitors leave on disk, which is removed in the end; no other is written to."""
     with tempfile.TemporaryDirectory(prefix="dassl-lite-serve-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        yield Path(folder)
+        own = {"GRADIO_TEMP_DIR": str(Path(folder) / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def about(classifier: FewShotClassifier) -> str:
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dassl_lite.tools._serve.page import Page
 
         with contextlib.closing(Visitors(start)) as visitors:
-            page = Page(visitors, told, teaches=not args.model_dir, has_example=args.backbone in ("", DEMO))
+            page = Page(visitors, told, teaches=args.model_dir is None, has_example=args.backbone in ("", DEMO))
             app = page.app()
             say(f"Open {address_of(found)} in a browser; Ctrl-C ends it")
             logging.getLogger(ROOT_NAME).handlers.clear()  # visitors are told on the page, and nobody else
@@ -141,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sessions(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], Session], str]:
     """What makes the session of a visitor, and a line on what answers."""
-    if args.model_dir:
+    if args.model_dir is not None:
+        if not args.model_dir:
+            raise UserError("--model-dir is empty: name the folder of a run, or leave it out to teach")
         classifier = FewShotClassifier.load(args.model_dir, device=args.device)
         return lambda: Session(classifier, folder), about(classifier)
     backbone = args.backbone or None

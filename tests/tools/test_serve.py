@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -202,6 +203,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "text"),
     [
         (["--model-dir", "no-such"], "no folder 'no-such'"),
+        (["--model-dir", ""], "--model-dir is empty"),
         (["--port", "70000"], "0 to 65535"),
         (["--host", "no host"], "--host 'no host' is no address"),
         (["--host", "192.0.2.1"], "not an address of this machine"),
@@ -248,13 +250,27 @@ def started(temporary: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
     return process, address[0]
 
 
+class Server(NamedTuple):
+    """Where a server is, and where it keeps what it keeps."""
+
+    address: str
+    temporary: Path
+
+    def wait_for_visitors(self, count: int) -> None:
+        """Wait until this many sessions are left."""
+        end = time.monotonic() + WAIT / 1000
+        while len(list(self.temporary.glob("*/visitor-*"))) != count:
+            assert time.monotonic() < end, os.listdir(self.temporary)
+            time.sleep(0.05)
+
+
 @contextmanager
-def serving(way_to_end: signal.Signals, *words: str) -> Iterator[str]:
-    """The address of a server; in the end it has left nothing on disk."""
+def serving(way_to_end: signal.Signals, *words: str) -> Iterator[Server]:
+    """A server; in the end it has left nothing on disk."""
     with tempfile.TemporaryDirectory() as temporary:
         process, address = started(Path(temporary), *words)
         try:
-            yield address
+            yield Server(address, Path(temporary))
             process.send_signal(way_to_end)
             assert process.wait(60) == 130
             assert os.listdir(temporary) == []
@@ -264,35 +280,35 @@ def serving(way_to_end: signal.Signals, *words: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def of_a_run(browser: Any, saved: Path) -> Iterator[str]:
+def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
     """A server with a classifier."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
-    with serving(signal.SIGTERM, "--model-dir", str(saved)) as address:
-        yield address
+    with serving(signal.SIGTERM, "--model-dir", str(saved)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def teaching(browser: Any) -> Iterator[str]:
+def teaching(browser: Any) -> Iterator[Server]:
     """A server without one."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
-    with serving(signal.SIGINT) as address:
-        yield address
+    with serving(signal.SIGINT) as server:
+        yield server
 
 
 @pytest.fixture
 def open_tab(browser: Any) -> Iterator[Callable[..., Any]]:
-    """``open_tab(address)``: a tab of a browser of its own. In the end none may have had an error, or asked others."""
+    """``open_tab(server)``: a tab of a browser of its own. In the end none may have had an error, or asked others."""
     tabs: list[tuple[Any, Opened]] = []
 
-    def open_one(address: str, size: tuple[int, int] = (1280, 900), **options: Any) -> Any:
+    def open_one(server: Server, size: tuple[int, int] = (1280, 900), **options: Any) -> Any:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         context.set_default_timeout(WAIT)
-        tab, ours = Opened(context.new_page()), (address, "data:", "blob:")
+        tab, ours = Opened(context.new_page()), (server.address, "data:", "blob:")
         tab.page.on("console", lambda one: tab.complaints.append(one.text) if one.type == "error" else None)
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
         tab.page.on("request", lambda one: None if one.url.startswith(ours) else tab.requests.append(one.url))
         tabs.append((context, tab))
-        tab.page.goto(address)
+        tab.page.goto(server.address)
         tab.page.wait_for_selector(DROP, state="attached")
         return tab.page
 
@@ -312,7 +328,7 @@ def labels_of(page: Any) -> list[str]:
 
 @pytest.mark.slow
 def test_dropped_pictures_are_classified_and_the_table_is_downloaded(
-    of_a_run: str, open_tab: Callable[..., Any], tmp_path: Path
+    of_a_run: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
     page = open_tab(of_a_run)
     (wrong := tmp_path / "notes.txt").write_text("no picture")
@@ -332,7 +348,7 @@ def test_dropped_pictures_are_classified_and_the_table_is_downloaded(
 
 @pytest.mark.slow
 def test_three_classes_are_taught_tried_extended_and_downloaded(
-    teaching: str, open_tab: Callable[..., Any], tmp_path: Path
+    teaching: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
     page, drawn, new = open_tab(teaching), sessions.drawn_example(), []
     (wrong := tmp_path / "notes.txt").write_text("no picture")
@@ -373,7 +389,7 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
 
 @pytest.mark.slow
 def test_a_visitor_sees_no_other_s_pictures_and_a_reload_begins_anew(
-    teaching: str, open_tab: Callable[..., Any], tmp_path: Path
+    teaching: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, second = open_tab(teaching), open_tab(teaching)
     first.click("text=Load example")
@@ -391,10 +407,13 @@ def test_a_visitor_sees_no_other_s_pictures_and_a_reload_begins_anew(
     first.click("text=Add class")
     first.wait_for_selector(".dl-class")
     assert [first.locator(one).count() for one in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
+    for page in (first, second):
+        page.close()
+    teaching.wait_for_visitors(0)  # whatever they had is gone, while the server goes on
 
 
 @pytest.mark.slow
-def test_the_example_is_taught_on_a_telephone_in_the_dark(teaching: str, open_tab: Callable[..., Any]) -> None:
+def test_the_example_is_taught_on_a_telephone_in_the_dark(teaching: Server, open_tab: Callable[..., Any]) -> None:
     page = open_tab(teaching, PHONE, color_scheme="dark")
     page.click("text=Load example")
     page.wait_for_selector(".dl-thumbs >> nth=2")

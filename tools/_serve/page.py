@@ -63,7 +63,7 @@ class Page:
             max_file_size=MOST_UPLOAD,
             footer_links=[],
             run_history=False,
-            show_error=True,
+            show_error=False,  # an unforeseen error may quote paths; those of visitors are told as warnings
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,

@@ -106,8 +106,9 @@ class Session:
         return Path(self._folder.name)
 
     def close(self) -> None:
-        """Remove all that the session keeps on disk."""
-        self._folder.cleanup()
+        """Remove all that the session keeps on disk, once what is being done is done."""
+        with self.lock:
+            self._folder.cleanup()
 
     def take(self, files: Sequence[str]) -> tuple[list[Picture], list[str]]:
         """Take over uploaded files: the pictures, and a line for each file that is none.
@@ -354,20 +355,26 @@ class Visitors:
 
     def of(self, secret: str) -> Session:
         """The session of a browser tab; a new one at its first question."""
+        idle = None
         with self._lock:
             if secret not in self._sessions:
                 self._sessions[secret] = self._start()
             self._sessions.move_to_end(secret)
+            found = self._sessions[secret]
             if len(self._sessions) > MOST_SESSIONS:
-                self._sessions.popitem(last=False)[1].close()
-            return self._sessions[secret]
+                idle = self._sessions.popitem(last=False)[1]
+        if idle is not None:
+            idle.close()
+        return found
 
     def forget(self, secret: str) -> None:
         """End the session of a browser tab, if it has one."""
         with self._lock:
-            if (session := self._sessions.pop(secret, None)) is not None:
-                session.close()
+            session = self._sessions.pop(secret, None)
+        if session is not None:
+            session.close()
 
     def close(self) -> None:
+        """End all."""
         for secret in list(self._sessions):
             self.forget(secret)
