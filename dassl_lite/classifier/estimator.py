@@ -503,6 +503,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             cfg.defrost()
             cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
             evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, self.classes_.tolist()))))
+            evaluator.most_kept = sys.maxsize  # the report is of every image
             evaluator.process(torch.from_numpy(logits / self.temperature_), torch.from_numpy(truth))
             results = evaluator.evaluate()
             return report(results, evaluator._y_true, evaluator._y_pred, self.classes_.tolist())
@@ -903,7 +904,7 @@ def _report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) 
     """What a run found on its test images; None if it did not look."""
     evaluator, split = trainer.evaluator, trainer.cfg.TEST.SPLIT
     results = trainer.results.get(split)
-    if not results or not hasattr(evaluator, "_y_true"):
+    if not results or not getattr(evaluator, "_y_true", None):
         return None
     return {
         **report(results, evaluator._y_true, evaluator._y_pred, labels.tolist()),
