@@ -178,7 +178,7 @@ def test_sums_give_the_numbers_that_all_predictions_give(
 
 @pytest.mark.slow
 def test_ten_million_rows_would_be_evaluated_in_bounded_memory(tmp_path: Path) -> None:
-    """By what a further row takes; `bench.py memory` measures the whole, docs/results/memory.md has its numbers."""
+    """By what a further row takes; `bench.py memory --rows 10000000` measures the whole."""
     small, large = 50_000, 1_250_000
     numbers = tmp_path / "numbers.json"
     flags = ["--classes", "10", "--width", "4", "--batch", "8192", "--runs", "evaluate", "--json", str(numbers)]
