@@ -64,6 +64,7 @@ class Chart:
         height: in CSS pixels.
         cards: beside a point: "row,column" of a heat map, "trace:point" of others.
         title: "" for none.
+        square: a chart whose axes have one scale: in a narrow window it is lower, and names on axes may be left out.
     """
 
     figure: Any
@@ -71,6 +72,7 @@ class Chart:
     height: int = 360
     cards: Mapping[str, Card] = field(default_factory=dict)
     title: str = ""
+    square: bool = False
     kind: str = field(default="chart", init=False)
 
 
