@@ -475,8 +475,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             As `evaluate`, and ``zero_shot_accuracy`` on the same images.
 
         Raises:
-            UserError: the method trains the image encoder, the training images are not at hand, as after `load`, or no
-                class has two.
+            UserError: the method trains the image encoder or its projection, the training images are not at hand, as
+                after `load`, or no class has two.
         """
         if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int | np.integer) or folds < 2):
             raise UserError(f"folds is {shown(folds)}; it is 2 or more, or None to leave out one image at a time")
@@ -484,7 +484,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             trainer = self._fitted()
             if getattr(trainer.dm.dataset, "test_only", False) or not trainer.dm.dataset.train_x:
                 raise UserError("there are no training images: cross_validate follows fit, in the same program")
-            if not isinstance(trainer, FeatureTrainer) or trainer.trains_images:
+            frozen = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and not trainer.takes_states
+            if not frozen or trainer.features_kept() != "disk":
                 raise UserError(f"{trainer.cfg.TRAINER.NAME} does not work on fixed features: use cross_val_score")
             with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(self._training):
                 logits, zero_shot, truth = left_out(trainer, folds, folder)
