@@ -101,11 +101,25 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A cell of a table that shows a text and is sorted by a number.
+
+    Attributes:
+        mark: "best", "second" or "".
+    """
+
+    text: str
+    value: float
+    mark: str = ""
+    kind: str = field(default="number", init=False)
+
+
+@dataclass(frozen=True)
 class DataTable:
     """A table that a reader can sort, filter and leaf through.
 
     Attributes:
-        rows: a value for each column: text, a number, None, or markup.
+        rows: a value for each column: text, a number, a `Number`, None, or markup.
         caption: above it; "" for none.
         page: rows that are shown at once.
         name: of the element, to link to; "" for none.

@@ -34,7 +34,11 @@
       ...(trace.colorscale === "page" ? { colorscale: pageScale() } : {}),
       ...(trace.marker && trace.marker.colorscale === "page" ? { marker: { ...trace.marker, colorscale: pageScale() } } : {}),
     }));
-    for (const trace of data) if (trace.line && trace.line.color === "ink") trace.line = { ...trace.line, color: css("--faint") };
+    for (const trace of data) {
+      for (const part of ["line", "marker"]) {
+        if (trace[part] && trace[part].color === "ink") trace[part] = { ...trace[part], color: css("--faint") };
+      }
+    }
     return { data, layout };
   }
   // Named one by one: Plotly's own choice includes one that would send the chart to its publisher.
@@ -49,7 +53,18 @@
     const { data, layout } = dressed(figure, element.classList.contains("square"));
     return Plotly.react(element, data, layout, options);
   };
-  function drawAll() { charts.forEach(draw); }
+  function drawAll() { charts.forEach(draw); follow(); }
+  // Charts that share a legend, the first one's: what is hidden in it is hidden in all of them.
+  const linked = charts.filter(({ figure }) => figure.layout.meta === "linked");
+  function follow() {
+    const [leader, ...others] = linked;
+    if (!leader || !others.length) return;
+    const seen = new Map();
+    for (const trace of leader.element.data) if (trace.showlegend !== false) seen.set(trace.legendgroup, own(trace.visible, true));
+    for (const { element } of others) {
+      if (element.data) Plotly.restyle(element, { visible: element.data.map(trace => own(seen.get(trace.legendgroup), true)) });
+    }
+  }
   function listen({ element, figure }) {
     if (!Object.keys(figure.cards).length) return;
     element.on("plotly_hover", event => {
@@ -155,7 +170,11 @@
 
   // One chart after the other, so that the page can be read meanwhile.
   (function next(number) {
-    if (number === charts.length) { root.dataset.ready = "yes"; return; }
+    if (number === charts.length) {
+      if (linked.length > 1) linked[0].element.on("plotly_restyle", follow);
+      root.dataset.ready = "yes";
+      return;
+    }
     draw(charts[number]);
     listen(charts[number]);
     setTimeout(next, 0, number + 1);
