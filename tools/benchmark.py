@@ -41,12 +41,13 @@ from dassl_lite.engine.commands.benchmark import (
     evaluate_all,
     forecast,
     has_runs,
+    note_on_length,
     plan,
     plan_table,
+    write_notes,
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.on_ray import cluster_of
-from dassl_lite.engine.commands.report import make_report
 from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, that_run_on
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools.report import report
@@ -87,6 +88,8 @@ def make_parser() -> ToolParser:
     )
     add("--output-dir", default="output/benchmark", metavar="DIR", help="folder of the benchmark")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
+    about = "without --root: train through encoders as long as the recipes say, not for a tenth of it"
+    add("--full-length", action="store_true", help=about)
     add("--dry-run", action="store_true", help="print the plan, with an estimate of time and disk, and do nothing")
     add_root_flag(parser)
     add_ray_flags(parser)
@@ -104,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
     drawn = not args.root
+    if args.full_length and not drawn:
+        raise UserError("--full-length has no effect with --root: no recipe is shortened there")
     if args.numbers_of_shots is not None and FEW_SHOT not in protocols:
         raise UserError(f"--shots has no effect on {args.protocol}, which trains with 16")
     args.numbers_of_shots = args.numbers_of_shots or list(DEMO_SHOTS if drawn else SHOTS)
@@ -135,15 +140,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         only=args.datasets,
         shots=args.numbers_of_shots,
         seeds=args.seeds,
+        short=drawn and not args.full_length,
     )
+    note = note_on_length(made, shared)
     _tell(made, folder, args.jobs)
+    if note:
+        logger.info(note)
     if args.dry_run or not made.runs:
         return 0
+    write_notes([note] if note else [], folder)
     settings = Settings(folder, shared, tuple(args.plugin), args.jobs, cluster)
     failed = {str(task.folder): reason for task, reason in sweep(made.runs, settings).items()}
     failed |= evaluate_all(made, settings)
     if has_runs(folder):
-        report(make_report(folder))
+        report(folder)
     if failed:
         rows = [[what, textwrap.shorten(reason, 300)] for what, reason in failed.items()]
         logger.warning("some runs or evaluations failed\n" + tabulate(rows, headers=["failed", "reason"]))

@@ -99,6 +99,29 @@ def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone(
 
 
 @pytest.mark.slow
+def test_on_the_embedded_datasets_long_trainings_have_a_tenth_of_their_length_and_the_table_says_so(
+    tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("CLIPLoRA", "CoOp", "CrossModalProbe", "MMA", "TaskRes")
+    full, short = (planned(BASE_TO_NEW, trainers=names, seeds=(1,), only=("gadgets",), short=s) for s in (False, True))
+
+    def lengths(made: Plan, words: tuple[str, ...] = ()) -> list[int]:
+        configs = [run.config({**shared(), "options": list(words)}, Path("x")) for run in made.runs]
+        lora, coop, probe, mma, taskres = configs
+        own = (lora.TRAINER.CLIPLoRA.STEPS_PER_SHOT, probe.TRAINER.CrossModalProbe.ITERATIONS)
+        return [*own, *(cfg.OPTIM.MAX_EPOCH for cfg in (coop, mma, taskres))]
+
+    before = lengths(full)
+    assert lengths(short) == [before[0] // 10, before[1] // 10, before[2] // 10, 3, before[4]]
+    assert lengths(short, ("OPTIM.MAX_EPOCH", "7"))[2] == 7  # the user's own length stays
+    said = "trained for 1/10 of their recipe's epochs or steps (--full-length: all): CoOp"
+    assert start(tmp_path, "base-to-new", "--trainers", "CoOp", "TaskRes", "--datasets", "gadgets") == 0
+    assert said in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert start(tmp_path, "few-shot", "--root", "x", "--full-length") == 2
+    assert "--full-length has no effect with --root" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_datasets_that_are_not_there_are_listed_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -286,11 +286,21 @@ def test_the_latex_with_published_numbers_compiles_and_fits(tmp_path: Path) -> N
 
 def test_only_a_table_that_is_too_wide_shrinks() -> None:
     narrow = Table("", ["a", "b"], [["1", "2"]])
-    assert not narrow.with_columns(["p"], {1: {0: "3"}}).shrinks
+    assert r"\resizebox" not in narrow.with_columns(["p"], {1: {0: "3"}}).as_latex()
     wide = narrow.with_columns(["p"], {1: {0: ["3" * 90]}})
-    assert wide.shrinks
     assert r"\resizebox" in wide.as_latex()
-    assert not Table("", ["a"], [["1" * 90]]).shrinks  # one without published numbers stays as it was
+
+
+def test_a_table_that_is_too_long_for_a_page_is_continued_on_the_next() -> None:
+    rows = [[f"data{r // 30}", str(r)] for r in range(100)]
+    latex = Table("Means", ["dataset", "x"], rows, {(99, 1): 1}).as_latex()
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
+    assert [latex.count(title) for title in ("{Means}", "{Means, continued}")] == [1, 2]
+    # Each of the first two pages ends with a dataset.
+    assert [part.count(" & ") - 1 for part in latex.split(r"\toprule")[1:]] == [30, 30, 40]
+    assert r"data3 & \textbf{99}" in latex
+    one = Table("", ["method", "x"], [["one", str(r)] for r in range(50)]).as_latex()
+    assert [part.count(" & ") - 1 for part in one.split(r"\toprule")[1:]] == [40, 10]
 
 
 def test_latex_turns_every_hyphen_before_a_number_into_a_minus() -> None:

@@ -6,13 +6,7 @@ layouts of other laboratories. ``dataset`` makes a feature file a dataset with t
 
 from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
 from dassl_lite.data.feature_files.dataset import FeatureDataset, PrecomputedTransform
-from dassl_lite.data.feature_files.file import (
-    FeatureFile,
-    FeaturePart,
-    read_feature_file,
-    write_feature_file,
-    write_feature_folder,
-)
+from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
 
 __all__ = [
     "FeatureDataset",
@@ -23,5 +17,4 @@ __all__ = [
     "first_of_each_class",
     "read_feature_file",
     "write_feature_file",
-    "write_feature_folder",
 ]

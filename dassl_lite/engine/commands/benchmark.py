@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +23,14 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
-from dassl_lite.engine.build import configs_root, default_recipe, make_config, names_backbone
+from dassl_lite.engine.build import (
+    TRAINER_REGISTRY,
+    configs_root,
+    default_recipe,
+    make_config,
+    names_backbone,
+    set_by_user,
+)
 from dassl_lite.engine.commands import evaluate
 from dassl_lite.engine.commands.arguments import ConfigArguments, DatasetChoice, nested
 from dassl_lite.engine.commands.evaluate import Target, config_for, stored_config, suite
@@ -43,10 +50,13 @@ PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS, DG)
 SHOTS = (1, 2, 4, 8, 16)
 SHOTS_OF_SOURCE = 16  # of every protocol but few-shot
 EVALUATIONS = "evaluations.json"
+NOTES = "notes.json"  # in a benchmark's folder
 NEW, ALL = "new", "all"  # evaluations of a run on base classes: on its dataset's other classes, and on all
 LACKS = "lacks classes"
 # Protocol -> parts of the names of recipes made for it; a method without one takes its default recipe.
 _RECIPES = {BASE_TO_NEW: ("base_to_new",), CROSS: ("cross_dataset",), DG: ("cross_dataset", "generalization")}
+SHORTER = 10  # a long training on the embedded datasets has that part of its recipe's length
+_STEPS = ("STEPS_PER_SHOT", "ITERATIONS")  # keys of methods that count steps
 # Where nothing has finished yet, a guess of seconds and bytes per run: of the embedded datasets, of the field's.
 _GUESSES = {True: (10.0, 1e6), False: (120.0, 10e6)}
 
@@ -96,11 +106,13 @@ class ProtocolTask(Task):
         group: the folder below the benchmark's that holds runs of its kind.
         subset: of the dataset's classes: all or base.
         recipe: name of the method's yaml; "" for its default.
+        short: train for a part of the recipe's length only; see `shortened`.
     """
 
     group: str = FEW_SHOT
     subset: str = ALL
     recipe: str = ""
+    short: bool = False
 
     @property
     def folder(self) -> Path:
@@ -115,7 +127,34 @@ class ProtocolTask(Task):
             "flags": nested(flags, shared["flags"]),
             "method_file": self.recipe or shared["method_file"],
         }
-        return super().config(own, folder)
+        cfg = super().config(own, folder)
+        return shortened(cfg) if self.short else cfg
+
+
+def length_key(cfg: CfgNode) -> str:
+    """The dotted key of the length of a long training, if the user has not set it: of one through an encoder, or of one
+    that counts steps; "" for other methods, which take seconds."""
+    kind: Any = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    node = kind.node_name() if hasattr(kind, "node_name") else ""
+    counted = [name for name in _STEPS if cfg.TRAINER.get(node, {}).get(name)]
+    key = f"TRAINER.{node}.{counted[0]}" if counted else "OPTIM.MAX_EPOCH"
+    return key if (counted or getattr(kind, "through_encoder", False)) and key not in set_by_user(cfg) else ""
+
+
+def shortened(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with a tenth of a long training's epochs (at least 3) or steps: on the embedded datasets, it is to show
+    that the method works, not how well it does."""
+    if not (key := length_key(cfg)):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    *parents, name = key.split(".")
+    node = cfg
+    for parent in parents:
+        node = node[parent]
+    node[name] = max(node[name] // SHORTER, min(node[name], 3))
+    cfg.freeze()
+    return cfg
 
 
 @dataclass
@@ -160,6 +199,7 @@ def plan(
     only: Sequence[str] = (),
     shots: Sequence[int] = SHOTS,
     seeds: Sequence[int] = (1, 2, 3),
+    short: bool = False,
 ) -> Plan:
     """The runs and evaluations of protocols.
 
@@ -171,6 +211,7 @@ def plan(
         only: leave out the others of them, but never the source.
         shots: of the protocol few-shot.
         seeds: of every method that uses shots.
+        short: shorten long trainings; see `shortened`.
 
     Raises:
         UserError: ``only`` names something that is not among them.
@@ -200,7 +241,8 @@ def plan(
             recipe = recipes[task.trainer]
             group = protocol if not on_source else f"source-{recipe}" if recipe else FEW_SHOT
             subset = "base" if protocol == BASE_TO_NEW else ALL
-            found.add(ProtocolTask(task.trainer, task.dataset, task.shots, task.seed, group, subset, recipe), keys)
+            run = ProtocolTask(task.trainer, task.dataset, task.shots, task.seed, group, subset, recipe, short)
+            found.add(run, keys)
     return found
 
 
@@ -310,6 +352,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:,.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:,.1f} hours"
 
 
+def note_on_length(made: Plan, shared: ConfigArguments) -> str:
+    """A line that names the methods whose training is shortened; "" if there are none."""
+    runs = {run.trainer: run for run in made.runs if run.short}
+    cut = [name for name, run in runs.items() if length_key(replace(run, short=False).config(shared, Path()))]
+    part = f"1/{SHORTER} of their recipe's epochs or steps (--full-length: all)"
+    return f"trained for {part}: {', '.join(sorted(cut))}" if cut else ""
+
+
 def plan_table(made: Plan) -> Table:
     """A row per method and kind of run."""
     rows: dict[tuple[str, str, str], list[int]] = {}
@@ -326,6 +376,23 @@ def plan_table(made: Plan) -> Table:
 def runs_of_shots(folder: Path) -> Path:
     """Where the runs are that tables over shots are made of: in a benchmark's folder, those of few-shot."""
     return folder / FEW_SHOT if any((folder / name).is_dir() for name in (FEW_SHOT, BASE_TO_NEW)) else folder
+
+
+def write_notes(notes: Sequence[str], folder: Path) -> None:
+    """Keep what a reader of the tables must know beside the runs, for `notes_in`."""
+    if kept := list(dict.fromkeys([*notes_in(folder), *notes])):
+        write_json(kept, folder / NOTES)
+
+
+def notes_in(folder: Path) -> list[str]:
+    """What `write_notes` has kept in a folder."""
+    try:
+        notes = read_json(folder / NOTES) if (folder / NOTES).is_file() else []
+    except ValueError:
+        notes = None
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f"{folder / NOTES} does not hold notes on a benchmark; delete it")
+    return notes
 
 
 def has_runs(folder: Path) -> bool:

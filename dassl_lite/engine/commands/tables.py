@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 BEST, SECOND = 1, 2
 _WIDTH = 80  # characters that a line of an article has room for
+_ROWS = 40  # rows for which a page has
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"},
@@ -24,14 +25,12 @@ class Table:
     Attributes:
         title: "" for none.
         places: (row, column) -> `BEST` or `SECOND`, cells to be marked.
-        may_shrink: LaTeX may scale it down to the width of the text, for which it needs the package graphicx.
     """
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    may_shrink: bool = False
 
     def with_columns(self, headers: Sequence[str], texts: Mapping[int, Mapping[int, Sequence[str]]]) -> Table:
         """The table with columns of these headers to the right of some of its own.
@@ -52,14 +51,13 @@ class Table:
             widened(self.headers, {c: [f"{header}, {self.headers[c]}" for header in headers] for c in after}),
             [widened(row, {c: texts[c].get(r, empty) for c in after}) for r, row in enumerate(self.rows)],
             {(r, c + len(headers) * sum(one < c for one in after)): place for (r, c), place in self.places.items()},
-            may_shrink=self.may_shrink or bool(after),
         )
 
     @property
     def shrinks(self) -> bool:
-        """Whether LaTeX scales it down."""
+        """Whether LaTeX scales it down to the width of the text, for which it needs the package graphicx."""
         widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
-        return self.may_shrink and sum(widths) + 2 * len(widths) > _WIDTH
+        return sum(widths) + 2 * len(widths) > _WIDTH
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -71,25 +69,38 @@ class Table:
         return self._titled(table, "**{}**\n")
 
     def as_latex(self) -> str:
-        """A ``table`` that needs the package booktabs: the best in bold, the second-best underlined."""
+        """A ``table``, or one per page, that needs the package booktabs: the best in bold, the second underlined."""
+        parts = [self._part(rows, continued=rows.start > 0) for rows in self._pages()]
+        return "\n\\clearpage\n".join(parts)
+
+    def _pages(self) -> list[range]:
+        """The rows of each page; what the first column names stays together where that costs less than half a page."""
+        pages: list[range] = []
+        start = 0
+        while start < len(self.rows) or not pages:
+            end = min(start + _ROWS, len(self.rows))
+            if end < len(self.rows):
+                anew = [r for r in range(start + _ROWS // 2, end + 1) if self.rows[r][0] != self.rows[r - 1][0]]
+                end = max(anew, default=end)
+            pages.append(range(start, end))
+            start = end
+        return pages
+
+    def _part(self, rows: range, *, continued: bool) -> str:
         marks = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
-        marked = [
-            [marks.get(self.places.get((r, c), 0), "{}").format(escape_latex(text)) for c, text in enumerate(row)]
-            for r, row in enumerate(self.rows)
-        ]
         lines = [r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
-        if self.title:
-            lines.append(rf"\caption{{{escape_latex(self.title)}}}")
+        if title := ", ".join([self.title] * bool(self.title) + ["continued"] * continued):
+            lines.append(rf"\caption{{{escape_latex(title)}}}")
         if self.shrinks:
             lines.append(r"\resizebox{\textwidth}{!}{%")
         lines += [rf"\begin{{tabular}}{{{'l' * self._labels()}{'r' * (len(self.headers) - self._labels())}}}"]
         lines += [r"\toprule", " & ".join(map(escape_latex, self.headers)) + r" \\", r"\midrule"]
-        before = marked[0][0] if marked else ""
-        for row in marked:
-            group, before = row[0] != before, row[0]
-            if group and self.headers[0] == "dataset":
+        for r in rows:
+            if r > rows.start and self.rows[r][0] != self.rows[r - 1][0] and self.headers[0] == "dataset":
                 lines.append(r"\addlinespace")
-            lines.append(" & ".join(row) + r" \\")
+            texts = map(escape_latex, self.rows[r])
+            marked = [marks.get(self.places.get((r, c), 0), "{}").format(text) for c, text in enumerate(texts)]
+            lines.append(" & ".join(marked) + r" \\")
         end = r"\end{tabular}}" if self.shrinks else r"\end{tabular}"
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
