@@ -48,6 +48,7 @@ from dassl_lite.engine.commands.benchmark import (
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.on_ray import cluster_of
+from dassl_lite.engine.commands.report import make_report
 from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, that_run_on
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools.report import report
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = {str(task.folder): reason for task, reason in sweep(made.runs, settings).items()}
     failed |= evaluate_all(made, settings)
     if has_runs(folder):
-        report(folder)
+        report(make_report(folder))
     if failed:
         rows = [[what, textwrap.shorten(reason, 300)] for what, reason in failed.items()]
         logger.warning("some runs or evaluations failed\n" + tabulate(rows, headers=["failed", "reason"]))

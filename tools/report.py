@@ -4,6 +4,8 @@
     python tools/report.py output/sweep --versus TaskRes
     python tools/report.py output/sweep --published
     python tools/report.py output/sweep --plots figures
+    python tools/report.py output/sweep --html report.html
+    python tools/report.py output/sweep --residuals
     python tools/report.py RUN --html run.html
     python tools/report.py RUN OTHER_RUN --html changes.html
 
@@ -21,31 +23,21 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
-from dassl_lite.engine.commands.benchmark import has_runs, notes_in, runs_of_shots
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.figures import figures, require_cells
+from dassl_lite.engine.commands.figures import Figures, figures
 from dassl_lite.engine.commands.plots import draw
-from dassl_lite.engine.commands.published import Published, read_sources
-from dassl_lite.engine.commands.summary import (
-    Cell,
-    as_table,
-    average_table,
-    cost_table,
-    gaps,
-    gather,
-    provenance,
-    rank_table,
-    versus_tables,
-)
+from dassl_lite.engine.commands.report import Report, make_report
+from dassl_lite.engine.commands.residuals import as_plain
+from dassl_lite.engine.commands.summary import Cell
 from dassl_lite.engine.commands.tables import Table, escape_latex
-from dassl_lite.engine.commands.transfers import transfer_tables, write_transfers
+from dassl_lite.engine.commands.transfers import write_transfers
 from dassl_lite.engine.files.run_folder import holds_run
-from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.utils import UserError, atomic_path
+from dassl_lite.pages.base import write_page
+from dassl_lite.pages.sweep import sweep_page
+from dassl_lite.utils import UserError, atomic_path, write_json
 from dassl_lite.utils.lazy import optional_module
 from dassl_lite.utils.logger import say, setup_logger
 
@@ -91,10 +83,12 @@ def make_parser() -> ToolParser:
     add("--published", action="store_true", help=about)
     about = "also figures for a paper, as PNG, SVG and PDF, and figures.tex with their captions (needs the extra plots)"
     add("--plots", metavar="DIR", help=about)
-    about = "number of shots that figures show which are of one: heat map, ranks, time (default: the largest)"
-    add("--shots", type=int, metavar="N", help=about)
-    about = "write a page to look at, one file that opens without a network (needs the extra html)"
+    about = "also one page to look at in a browser, which needs no network (needs the extra html)"
     add("--html", default="", metavar="FILE", help=about)
+    about = "also how large TaskRes' learned residual is against how hard a dataset or a class is for zero-shot CLIP"
+    add("--residuals", action="store_true", help=about)
+    about = "of figures that show one number of shots (default: the largest), and of --residuals (default: 16)"
+    add("--shots", type=int, metavar="N", help=about)
     return parser
 
 
@@ -109,12 +103,9 @@ def write_run_page(args: argparse.Namespace) -> None:
         if not holds_run(folder):
             raise UserError(f"'{folder}' is not the folder of a run; --html takes one of a run, or two")
     if of_tables := [
-        name for name in args.given if name in ("metric", "split", "versus", "published", "plots", "shots")
+        name for name in args.given if name in ("metric", "split", "versus", "published", "plots", "shots", "residuals")
     ]:
         raise UserError(f"--{of_tables[0]} has no effect on the page of a run, which is about all its answers")
-    optional_module("jinja2", "html", "--html")  # said before anything is done
-    optional_module("plotly", "html", "--html")
-    from dassl_lite.pages.base import write_page
     from dassl_lite.pages.pair import pair_page
     from dassl_lite.pages.run import run_page
 
@@ -123,69 +114,38 @@ def write_run_page(args: argparse.Namespace) -> None:
     say(f"Written to {args.html}")
 
 
-@dataclass(frozen=True)
-class Report:
-    """What is told of a folder: tables, notes below them, and the cells of few-shot runs that figures are made of."""
-
-    tables: tuple[Table, ...]
-    notes: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-
-def report(
-    folder: Path, metric: str = "", split: str = "test", reference: str = "", *, compare: bool = False
-) -> Report:
+def report(made: Report) -> None:
     """Print the tables of a sweep's or a benchmark's folder, and write them there.
 
-    Args:
-        folder: of the sweep or benchmark.
-        metric: "" for each run's main one.
-        split: test or val.
-        reference: a method that the others are compared with; "" for none.
-        compare: show published numbers too.
-
     Raises:
-        UserError: there is no finished run in it, or nothing can be written to it.
+        UserError: nothing can be written to it.
     """
-    tables, notes = transfer_tables(folder)
-    of_shots = runs_of_shots(folder)
-    cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
-    load_plugins()  # to tell methods that use no shots from runs on all images
-    if cells:
-        published = Published(read_sources()) if compare and split == "test" else None
-        more = [
-            average_table(cells, published),
-            rank_table(cells),
-            *(versus_tables(cells, reference) if reference else []),
-            cost_table(cells),
-        ]
-        tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
-        notes = [*_what(cells, split), *provenance(cells), *(published.notes() if published else []), *notes]
-    notes += gaps(cells, of_shots)
-    notes += notes_in(folder)
-    say("\n\n".join(table.as_text() for table in tables))
+    folder, notes = made.folder, [*made.notes, *made.gaps]
+    say("\n\n".join(table.as_text() for table in made.tables))
     say("\n" + "\n".join(notes))
     try:
-        write_csv(cells, folder / "report.csv")
-        write_text("\n\n".join([*(table.as_markdown() for table in tables), *notes]), folder / "report.md")
-        write_text(as_latex(tables, notes), folder / "report.tex")
+        write_csv(made.cells, folder / "report.csv")
+        write_text("\n\n".join([*(table.as_markdown() for table in made.tables), *notes]), folder / "report.md")
+        write_text(as_latex(made.tables, notes), folder / "report.tex")
         of_transfers = write_transfers(folder)
+        if made.residuals:
+            write_json(as_plain(made.residuals), folder / "residuals.json")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
     written = [folder / "report.md", *([of_transfers] if of_transfers else []), folder / "report.csv"]
+    written += [folder / "residuals.json"] if made.residuals else []
     say(f"Written to {', '.join(map(str, written))} and {folder / 'report.tex'}")
-    return Report(tuple(tables), tuple(notes), tuple(cells))
 
 
-def _what(cells: Sequence[Cell], split: str) -> list[str]:
-    """What the values are, in a line."""
-    counts = sorted({len(cell.values) for cell in cells if cell.shots})
-    if max(counts, default=1) > 1:
-        what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"
-    else:
-        what = "one seed"
-    metrics = " or ".join(sorted({cell.metric for cell in cells}))
-    return [f"{split} {metrics} in %, {what}"]
+def figures_of(made: Report, shots: int | None) -> Figures | None:
+    """The figures of the few-shot runs; None if there are other runs only.
+
+    ``shots`` may be of the residuals alone, while the other figures show the largest number.
+    """
+    there = {cell.shots for cell in made.cells}
+    return (
+        figures(made.cells, shots if not made.residuals or shots in there else None, made.split) if made.cells else None
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -193,19 +153,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logger()
     if args.other and not args.html:
         raise UserError("two runs are compared on a page: add --html FILE")
-    if args.html:
+    if args.shots is not None and not (args.plots or args.html or args.residuals):
+        raise UserError("--shots has no effect without --plots, --html or --residuals")
+    for flag, wanted, module, extra in (
+        ("--plots", args.plots, "matplotlib", "plots"),
+        ("--html", args.html, "plotly", "html"),
+        ("--html", args.html, "jinja2", "html"),
+    ):
+        if wanted:
+            optional_module(module, extra, flag)  # said before anything is done
+    if args.html and (args.other or holds_run(args.folder)):
         write_run_page(args)
         return 0
-    if args.shots is not None and not args.plots:
-        raise UserError("--shots has no effect without --plots")
+    made = make_report(
+        Path(args.folder),
+        args.metric,
+        args.split,
+        args.versus,
+        compare=args.published,
+        residuals=args.residuals,
+        shots=args.shots,
+    )
+    shown = figures_of(made, args.shots) if args.plots or args.html else None
+    if args.plots and not (shown or made.residuals):
+        raise UserError("--plots has nothing to show: no run of the protocol few-shot has finished in this folder")
+    report(made)
     if args.plots:
-        optional_module("matplotlib", "plots", "--plots")  # said before anything is done
-    made = report(Path(args.folder), args.metric, args.split, args.versus, compare=args.published)
-    if args.plots:
-        require_cells(made.cells, "--plots")
-        drawn = draw(figures(made.cells, args.shots, args.split), Path(args.plots))
+        drawn = draw(shown, Path(args.plots), made.residuals)
         names = ", ".join(path.name for path in drawn)
         say(f"Figures {names} (.png, .svg, .pdf) and {Path(args.plots) / 'figures.tex'}")
+    if args.html:
+        write_page(sweep_page(made, shown), Path(args.html))
+        say(f"Page: {args.html}")
     return 0
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, Key, idle_if, key, number
 from dassl_lite.engine.methods.shared_keys import deep_prompt_layout, depth_key, text_encoder_options, text_prompt_keys
@@ -92,3 +92,7 @@ class IVLP(FeatureTrainer):
     def zero_shot(self, split: str | None = None) -> float | None:
         with self.clip.images.unprompted():
             return super().zero_shot(split)
+
+    def zero_shot_by_class(self, split: str | None = None) -> tuple[Tensor, Tensor] | None:
+        with self.clip.images.unprompted():
+            return super().zero_shot_by_class(split)

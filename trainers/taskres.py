@@ -68,6 +68,7 @@ class TaskRes(FeatureTrainer):
 
     model_name = "prompt_learner"
     takes_multi_label = True
+    class_residual = "text_feature_residuals"  # a row per class; report.py --residuals compares it with the difficulty
     keys = (
         key("RESIDUAL_SCALE", 1.0, None, "alpha; the recipes use 0.5"),
         key("RESIDUAL_ON", "text", one_of("text", "image"), "text (a row per class) | image (one shared row)"),

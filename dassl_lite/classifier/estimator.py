@@ -475,8 +475,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             As `evaluate`, and ``zero_shot_accuracy`` on the same images.
 
         Raises:
-            UserError: the method trains the image encoder, the training images are not at hand, as after `load`, or no
-                class has two.
+            UserError: the method trains the image encoder or its projection, the training images are not at hand, as
+                after `load`, or no class has two.
         """
         if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int | np.integer) or folds < 2):
             raise UserError(f"folds is {shown(folds)}; it is 2 or more, or None to leave out one image at a time")
@@ -484,7 +484,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             trainer = self._fitted()
             if getattr(trainer.dm.dataset, "test_only", False) or not trainer.dm.dataset.train_x:
                 raise UserError("there are no training images: cross_validate follows fit, in the same program")
-            if not isinstance(trainer, FeatureTrainer) or trainer.trains_images:
+            frozen = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and not trainer.takes_states
+            if not frozen or trainer.features_kept() != "disk":
                 raise UserError(f"{trainer.cfg.TRAINER.NAME} does not work on fixed features: use cross_val_score")
             with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(self._training):
                 logits, zero_shot, truth = left_out(trainer, folds, folder)
@@ -503,6 +504,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             cfg.defrost()
             cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
             evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, self.classes_.tolist()))))
+            evaluator.most_kept = sys.maxsize  # the report is of every image
             evaluator.process(torch.from_numpy(logits / self.temperature_), torch.from_numpy(truth))
             results = evaluator.evaluate()
             return report(results, evaluator._y_true, evaluator._y_pred, self.classes_.tolist())
@@ -903,7 +905,7 @@ def _report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) 
     """What a run found on its test images; None if it did not look."""
     evaluator, split = trainer.evaluator, trainer.cfg.TEST.SPLIT
     results = trainer.results.get(split)
-    if not results or not hasattr(evaluator, "_y_true"):
+    if not results or not getattr(evaluator, "_y_true", None):
         return None
     return {
         **report(results, evaluator._y_true, evaluator._y_pred, labels.tolist()),

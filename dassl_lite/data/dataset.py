@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.config import completed
 from dassl_lite.data.classes import ClassList
-from dassl_lite.data.datum import Datum, classes_of, is_multi_label, labels_of
+from dassl_lite.data.datum import Datum, classes_of, is_multi_label, labels_of, of_each_class
 from dassl_lite.data.fewshot import draw_shots, group_by_label
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.logger import get_logger
@@ -146,19 +146,19 @@ class DatasetBase:
     @property
     def classes(self) -> ClassList:
         """Names and ids of the classes in label order."""
-        ids = {label: classid for item in self._train_x for label, _, classid in classes_of(item)}
+        ids = {label: classid for item in of_each_class(self._train_x) for label, _, classid in classes_of(item)}
         return ClassList(tuple(self._classnames), tuple(ids[label] for label in sorted(ids)))
 
     @staticmethod
     def get_num_classes(data_source: Iterable[Datum]) -> int:
         """The largest label + 1."""
-        return max(label for item in data_source for label in labels_of(item)) + 1
+        return max(label for item in of_each_class(data_source) for label in labels_of(item)) + 1
 
     @staticmethod
     def get_lab2cname(data_source: Iterable[Datum]) -> tuple[dict[int, str], list[str]]:
         """Class name of each label; and the class names in label order."""
         names: dict[int, str] = {}
-        for item in data_source:
+        for item in of_each_class(data_source):
             for label, name, _ in classes_of(item):
                 names.setdefault(label, name)
         mapping = {label: names[label] for label in sorted(names)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
 
 ClassOf = tuple[int, str, str]  # label, class name, class id
 
@@ -127,4 +129,45 @@ def labels_of(item: Any) -> tuple[int, ...]:
 
 def is_multi_label(items: Iterable[Any]) -> bool:
     """Whether an image has several classes, or none."""
-    return not all(item.has_one_class for item in items if isinstance(item, Datum))
+    return not all(item.has_one_class for item in of_each_class(items) if isinstance(item, Datum))
+
+
+class Rows(Sequence[Datum]):
+    """The Datums of the rows of a table, each made when it is asked for: a list of ten million takes gigabytes.
+
+    Args:
+        folder: the path of a row is below it: ``<folder>/<number>``.
+        row_labels: (N,), of whole numbers.
+        classnames, classids: of each label.
+    """
+
+    def __init__(self, folder: str, row_labels: Any, classnames: Sequence[str], classids: Sequence[str]) -> None:
+        self.folder, self.row_labels = folder, row_labels
+        self._names, self._ids = classnames, classids
+
+    def __len__(self) -> int:
+        return len(self.row_labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Datum: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Datum]: ...
+
+    def __getitem__(self, index: int | slice) -> Datum | list[Datum]:
+        numbers = range(len(self))[index]
+        return self._made(numbers) if isinstance(numbers, int) else [self._made(number) for number in numbers]
+
+    def _made(self, number: int) -> Datum:
+        label = int(self.row_labels[number])
+        return Datum(os.path.join(self.folder, str(number)), label, 0, self._names[label], self._ids[label])
+
+    def first_of_each_label(self) -> list[Datum]:
+        """The first row of each label, in order of rows."""
+        _, first = np.unique(self.row_labels, return_index=True)
+        return [self._made(int(number)) for number in np.sort(first)]
+
+
+def of_each_class(items: Iterable[Any]) -> Iterable[Any]:
+    """Items that have all the classes which ``items`` have: all of them or, of `Rows`, the first of each label."""
+    return items.first_of_each_label() if isinstance(items, Rows) else items

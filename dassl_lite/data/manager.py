@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from dassl_lite.config import completed
 from dassl_lite.data.dataset import DatasetBase, build_dataset
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, Rows
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.loaders import DatasetWrapper, ImageLoader, Item, build_data_loader
 from dassl_lite.data.transforms import Transform, build_transform
@@ -106,6 +106,8 @@ class DataManager:
 
 def validates_on_test(dataset: DatasetBase) -> bool:
     """Whether some validation images are also test images, as in ImageNet: selection then sees the test set."""
+    if isinstance(dataset.val, Rows) and isinstance(dataset.test, Rows):
+        return dataset.val.folder == dataset.test.folder
     return bool({item.impath for item in dataset.val or ()} & {item.impath for item in dataset.test or ()})
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, of_each_class
 from dassl_lite.data.images import count_images
 from dassl_lite.utils.errors import UserError, shown, unknown
 from dassl_lite.utils.files import PathLike, atomic_path, read_json
@@ -306,7 +306,7 @@ def subsample_classes(split: Split, which: str) -> Split:
 
 def kept_labels(train: Iterable[Datum], which: str) -> list[int]:
     """The sorted labels of training images that are in use: all, the first ceil(K/2), or the others."""
-    labels = sorted({label for item in train for label in item.labels})
+    labels = sorted({label for item in of_each_class(train) for label in item.labels})
     half = math.ceil(len(labels) / 2)
     return {"all": labels, "base": labels[:half], "new": labels[half:]}[which]
 
@@ -314,11 +314,12 @@ def kept_labels(train: Iterable[Datum], which: str) -> list[int]:
 def check_labels(split: Split, source: str) -> None:
     """Raise UserError unless the training labels are 0 to K - 1 with one name each, and cover val and test."""
     names: dict[int, str] = {}
-    for item in split.train:
+    for item in of_each_class(split.train):
         for label, name, _ in item.classes:
             if names.setdefault(label, name) != name:
                 raise UserError(f"{source}: label {label} is both '{names[label]}' and '{name}'")
-    held_out = {label: name for item in (*split.val, *split.test) for label, name, _ in item.classes}
+    held = [*of_each_class(split.val), *of_each_class(split.test)]
+    held_out = {label: name for item in held for label, name, _ in item.classes}
 
     def called(label: int | None) -> str:
         name = held_out.get(-1 if label is None else label, "")
@@ -330,7 +331,7 @@ def check_labels(split: Split, source: str) -> None:
         if gap == 0 and sorted(names) == list(range(1, len(names) + 1)):
             wrong += f": they run from 1 to {max(names)}; subtract 1"
         raise UserError(f"{source}: labels must run from 0 without gaps, but {wrong}")
-    for item in (*split.val, *split.test):
+    for item in held:
         for label in item.labels:
             if label not in names:
                 raise UserError(f"{source}: '{item.impath}' has {called(label)}, which no training image has")

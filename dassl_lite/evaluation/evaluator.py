@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dassl_lite.config import CN, completed
-from dassl_lite.evaluation.metrics import ClassCounts, expected_calibration_error
+from dassl_lite.evaluation.metrics import Calibration, ClassCounts
 from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.files import atomic_path
 from dassl_lite.utils.logger import get_logger
@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 EVALUATOR_REGISTRY = Registry("evaluator")
+MOST_KEPT = 1_000_000  # images of which the evaluator keeps labels and predictions; of more, sums alone
+_BLOCK = 65_536  # images that are counted together
 MULTI_LABEL = "MultiLabelClassification"  # in the place of Classification, where images have several classes
 
 
@@ -156,11 +158,13 @@ class Classification(PredictionRecord, EvaluatorBase):
         lab2cname: class name of each label.
 
     Attributes:
+        most_kept: images of which labels and predictions are kept, None for ``MOST_KEPT``; of more, sums alone.
         per_class: after ``evaluate``, one entry per class that occurs.
         confusion: after ``evaluate`` with TEST.COMPUTE_CMAT, (K, K) float64: rows are true labels, columns predicted
             ones, each row divided by its sum; the row of a label that does not occur is all zeros.
     """
 
+    most_kept: int | None = None
     per_class: list[ClassResult]
     confusion: Tensor | None
 
@@ -172,7 +176,8 @@ class Classification(PredictionRecord, EvaluatorBase):
 
     def reset(self) -> None:
         self._start_record(self.cfg.TEST.PER_CLASS_RESULT)
-        self._num_classes = 0
+        self._sums: tuple[ClassCounts, Calibration] | None = None
+        self._num_classes = self._seen = self._unsummed = 0
         self.per_class = []
         self.confusion = None
 
@@ -184,6 +189,26 @@ class Classification(PredictionRecord, EvaluatorBase):
         labels = gt.detach().to(predicted.device).reshape(-1)
         self._add_batch(labels, predicted, (highest - logits.logsumexp(dim=1)).exp())
         self._num_classes = max(self._num_classes, logits.shape[1])
+        if type(self) is Classification:
+            self._seen += len(labels)
+            self._unsummed += len(labels)
+            if self._seen > (MOST_KEPT if self.most_kept is None else self.most_kept) and self._unsummed >= _BLOCK:
+                self._unsummed = 0
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Count what is recorded, and forget it: a derived evaluator may look at each image, this one does not."""
+        counts, calibration = self._sums = self._sums or (ClassCounts(self.cfg.TEST.COMPUTE_CMAT), Calibration())
+        fields, waiting = self._fields, self._waiting
+        self._waiting = []
+        blocks = [tuple(torch.cat(part).cpu() for part in zip(*waiting, strict=True))] if waiting else []
+        if fields["_y_true"]:
+            kept = _indices(fields["_y_true"]), _indices(fields["_y_pred"]), torch.tensor(fields["_confidence"])
+            blocks.insert(0, kept)
+        self._start_record(per_class=False)
+        for labels, predicted, confidence in blocks:
+            counts.add(labels, predicted, self._num_classes)
+            calibration.add(confidence, labels == predicted)
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Compute the metrics, and log them in the format that the field's result parsers read.
@@ -195,13 +220,22 @@ class Classification(PredictionRecord, EvaluatorBase):
         Raises:
             UserError: no batch was processed.
         """
-        total, correct = self._total, self._correct
-        if not total:
-            raise UserError("nothing to evaluate: the split has no images")
-        labels, predicted = _indices(self._y_true), _indices(self._y_pred)
+        if self._sums is not None:
+            self._sum_up()  # the rest
+            counts, calibration = self._sums
+            total, correct = int(counts.num_true.sum()), int(counts.num_correct.sum())
+        else:
+            total, correct = self._total, self._correct
+            if not total:
+                raise UserError("nothing to evaluate: the split has no images")
+            labels, predicted = _indices(self._y_true), _indices(self._y_pred)
+            counts = ClassCounts(self.cfg.TEST.COMPUTE_CMAT).add(labels, predicted, self._num_classes)
+            calibration = None
+            if len(self._confidence) == len(labels):  # a derived evaluator that does its own counting records none
+                confidence = torch.tensor(self._confidence, dtype=torch.float64)
+                calibration = Calibration().add(confidence, labels == predicted)
         results: OrderedDict[str, float] = OrderedDict(accuracy=100.0 * correct / total)
         results["error_rate"] = 100.0 - results["accuracy"]
-        counts = ClassCounts(labels, predicted, self._num_classes)
         results["macro_f1"] = 100.0 * counts.macro_f1()
         self.per_class = self._results_by_class(counts)
         self._log_summary(total, correct, results)
@@ -210,11 +244,12 @@ class Classification(PredictionRecord, EvaluatorBase):
         if self.cfg.TEST.COMPUTE_CMAT:
             self.confusion = counts.confusion()
             self._save_confusion(self.confusion)
-        if len(self._confidence) == len(labels):  # a derived evaluator that does its own counting records none
-            confidence = torch.tensor(self._confidence, dtype=torch.float64)
-            if bad := int((~confidence.isfinite()).sum()):
-                logger.warning(f"{bad} of {total} rows of logits contain NaN or infinity; the results are unreliable")
-            results["ece"] = 100.0 * expected_calibration_error(confidence, labels == predicted)
+        if calibration is not None:
+            if calibration.bad:
+                logger.warning(
+                    f"{calibration.bad} of {total} rows of logits contain NaN or infinity; the results are unreliable"
+                )
+            results["ece"] = 100.0 * calibration.error()
         return results
 
     def _results_by_class(self, counts: ClassCounts) -> list[ClassResult]:

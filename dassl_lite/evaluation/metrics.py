@@ -10,24 +10,37 @@ from torch import Tensor
 
 
 class ClassCounts:
-    """How often each label occurs, is predicted, and is predicted correctly.
+    """How often each label occurs, is predicted, and is predicted correctly: sums, whatever the number of images.
 
     Args:
-        labels: (N,) int64, N above 0.
-        predicted: (N,) int64.
-        num_classes: columns of the logits. A label beyond them counts as an image that the model gets wrong.
+        pairs: whether to count each pair of labels, for `confusion`.
 
     Attributes:
-        num_true, num_predicted, num_correct: (K,) int64; K is ``num_classes``, or more where a label is larger.
+        num_true, num_predicted, num_correct: (K,) int64; K is the largest number of classes, or more where a label is
+            larger: such an image counts as one that the model gets wrong.
     """
 
-    def __init__(self, labels: Tensor, predicted: Tensor, num_classes: int) -> None:
-        self.size = max(num_classes, int(labels.max()) + 1, int(predicted.max()) + 1)
-        self.labels, self.predicted = labels, predicted
-        self.num_true = torch.bincount(labels, minlength=self.size)
-        self.num_predicted = torch.bincount(predicted, minlength=self.size)
-        self.num_correct = torch.bincount(labels[labels == predicted], minlength=self.size)
-        self.present = self.num_true.nonzero().flatten()
+    def __init__(self, pairs: bool = False) -> None:
+        self.num_true = self.num_predicted = self.num_correct = torch.zeros(0, dtype=torch.int64)
+        self._pairs = torch.zeros(0, 0, dtype=torch.int64) if pairs else None
+
+    def add(self, labels: Tensor, predicted: Tensor, num_classes: int) -> ClassCounts:
+        """Count images: labels and predictions, (n,) int64 with n above 0; ``num_classes``: columns of the logits."""
+        size = max(num_classes, int(labels.max()) + 1, int(predicted.max()) + 1, len(self.num_true))
+        self.num_true = _grown(self.num_true, size) + torch.bincount(labels, minlength=size)
+        self.num_predicted = _grown(self.num_predicted, size) + torch.bincount(predicted, minlength=size)
+        correct = labels[labels == predicted]
+        self.num_correct = _grown(self.num_correct, size) + torch.bincount(correct, minlength=size)
+        if self._pairs is not None:
+            found = torch.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
+            found[: len(self._pairs), : len(self._pairs)] += self._pairs
+            self._pairs = found
+        return self
+
+    @property
+    def present(self) -> Tensor:
+        """The labels that occur."""
+        return self.num_true.nonzero().flatten()
 
     def macro_f1(self) -> float:
         """Mean F1 over the labels that occur; F1 = 2 correct / (true + predicted)."""
@@ -40,29 +53,48 @@ class ClassCounts:
 
     def confusion(self) -> Tensor:
         """Confusion matrix (K, K) float64: true label by predicted label, each row divided by its sum."""
-        pairs = torch.bincount(self.labels * self.size + self.predicted, minlength=self.size**2)
-        return pairs.reshape(self.size, self.size).double() / self.num_true.clamp_min(1).unsqueeze(1)
+        assert self._pairs is not None, "pairs were counted"
+        return self._pairs.double() / self.num_true.clamp_min(1).unsqueeze(1)
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
+def _grown(counts: Tensor, size: int) -> Tensor:
+    return torch.cat([counts, counts.new_zeros(size - len(counts))])
+
+
+class Calibration:
     """Expected calibration error over bins of equal width, https://arxiv.org/abs/1706.04599, equations 2 and 3.
 
         ECE = sum_m  n_m / N * | accuracy_m - confidence_m |,   bin m = ((m - 1) / M, m / M]
 
-    Args:
-        confidence: (N,) largest softmax probability per image.
-        correct: (N,) whether the predicted class is the true one.
+    Kept as sums. Args:
         num_bins: number of bins M.
 
-    Returns:
-        A fraction between 0 and 1.
+    Attributes:
+        bad: number of confidences that are infinite or NaN.
     """
-    confidence = confidence.double()
-    bins = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
-    # n_m |accuracy_m - confidence_m| is the absolute value of the bin's summed differences.
-    gaps = torch.zeros(num_bins, dtype=torch.float64, device=confidence.device)
-    gaps.index_add_(0, bins, correct.double() - confidence)
-    return (gaps.abs().sum() / len(confidence)).item()
+
+    def __init__(self, num_bins: int = 15) -> None:
+        # n_m (accuracy_m - confidence_m) is the bin's summed differences.
+        self._gaps = torch.zeros(num_bins, dtype=torch.float64)
+        self._total = self.bad = 0
+
+    def add(self, confidence: Tensor, correct: Tensor) -> Calibration:
+        """Count images: (n,) largest softmax probability, and whether the predicted class is the true one."""
+        confidence = confidence.double()
+        bins = (confidence * len(self._gaps)).ceil().long().sub(1).clamp(0, len(self._gaps) - 1)
+        self._gaps.index_add_(0, bins, correct.double() - confidence)
+        self._total += len(confidence)
+        self.bad += int((~confidence.isfinite()).sum())
+        return self
+
+    def error(self) -> float:
+        """A fraction between 0 and 1."""
+        return (self._gaps.abs().sum() / self._total).item()
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
+    """`Calibration` of images that are all there: (N,) confidences, and whether each prediction is right."""
+    return Calibration(num_bins).add(confidence.cpu(), correct.cpu()).error()
 
 
 def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:

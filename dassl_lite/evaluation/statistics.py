@@ -14,6 +14,7 @@ Shapes: N datasets, K methods; scores are (N, K), higher is better.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -220,3 +221,23 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], level: float = 0.95
     half = float(norm.ppf(0.5 + level / 2)) * math.sqrt((1 + r * r / 2) / (len(x) - 3))
     z = math.atanh(r)
     return r, math.tanh(z - half), math.tanh(z + half)
+
+
+def permutation_p(x: Sequence[float], y: Sequence[float], draws: int = 9999, seed: int = 0) -> float:
+    """p of the two-sided permutation test that Spearman's correlation is zero; NaN where there is none.
+
+    It is the share of pairings of ``x`` with ``y`` whose correlation is at least as large: of all of them for up to
+    eight pairs, else of ``draws`` random ones and the pairing at hand.
+    """
+    from scipy.stats import rankdata
+
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
+    first, second = (rankdata(values) - (len(x) + 1) / 2 for values in (x, y))
+    least = abs(float(first @ second)) - 1e-9
+    if len(x) <= 8:
+        pairings = np.array(list(itertools.permutations(second)))
+        return float(np.mean(np.abs(pairings @ first) >= least))
+    random = np.random.default_rng(seed)
+    count = sum(abs(float(first @ random.permutation(second))) >= least for _ in range(draws))
+    return (1 + count) / (1 + draws)

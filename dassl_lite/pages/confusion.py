@@ -84,7 +84,8 @@ def confusion_parts(
     for row, column in cells[:CELLS]:
         images = np.flatnonzero((truth == order[row]) & (predicted == order[column]))[:PER_CELL].tolist()
         cards[f"{row},{column}"] = Card((), [(pictures.of(image), pictures.name_of(image)) for image in images])
-    matrix = Chart({"data": [heat], "layout": layout}, " ".join(notes), 420 + 10 * min(len(order), 48), cards)
+    height = 420 + 10 * min(len(order), 48)
+    matrix = Chart({"data": [heat], "layout": layout}, " ".join(notes), height, cards, square=True)
     return [matrix, _pairs(counts, names)]
 
 

@@ -38,6 +38,7 @@ def prepare_tool() -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _end)
+    sys.meta_path.insert(0, _NoWandbForTimm())
     tool, words = _tool_and_words()
     if words in (["--help"], ["-h"]):
         from dassl_lite.startup.tool_help import print_if_asked
@@ -47,6 +48,18 @@ def prepare_tool() -> None:
         global _is_ours
         _is_ours = True
         gc.disable()
+
+
+class _NoWandbForTimm:
+    """timm, which open_clip loads, imports wandb wherever it is installed, for a log that nothing here writes.
+
+    That takes a second. Others that import wandb get it.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        importer = sys.modules.get("timm.utils.summary") if name == "wandb" else None
+        if getattr(getattr(importer, "__spec__", None), "_initializing", False):
+            raise ModuleNotFoundError("wandb is not loaded for timm", name=name)
 
 
 def keep_for_good() -> None:

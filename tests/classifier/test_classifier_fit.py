@@ -419,3 +419,6 @@ def test_what_cannot_be_left_out_is_told(photos: Pictures, fitted: FewShotClassi
     single = FewShotClassifier(**TASKRES).fit([photos.paths[0], photos.paths[10]], ["circle", "square"])
     with pytest.raises(ValueError, match="no class has two training images"):
         single.cross_validate()
+    projection = FewShotClassifier(method="ProLIP", **QUICK).fit(photos.paths[:2], photos.labels[:2])
+    with pytest.raises(ValueError, match="ProLIP does not work on fixed features"):
+        projection.cross_validate()

@@ -15,6 +15,7 @@ from dassl_lite.evaluation.statistics import (
     harmonic_mean,
     holm,
     paired,
+    permutation_p,
     rank,
     rank_correlation,
     versus,
@@ -123,6 +124,22 @@ def test_holm_is_monotone_and_at_most_one() -> None:
 def test_the_harmonic_mean_is_that_of_two_accuracies() -> None:
     assert harmonic_mean(82.69, 63.22) == pytest.approx(71.66, abs=5e-3)  # CoOp over 11 datasets, as papers print it
     assert harmonic_mean(0.0, 0.0) == 0.0
+
+
+@pytest.mark.slow
+def test_the_permutation_test_of_a_rank_correlation_is_exact_for_few_pairs_and_near_it_for_many() -> None:
+    # Of the 24 pairings of four, two are monotone; with a tie in y, 4 of 24 are as far from zero as the one at hand.
+    assert permutation_p([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(2 / 24)
+    assert permutation_p([1, 2, 3, 4], [10, 20, 20, 40]) == pytest.approx(4 / 24)
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, 5))
+    exact = stats.permutation_test(
+        (x,), lambda of: stats.spearmanr(of, y).statistic, permutation_type="pairings", n_resamples=120
+    )
+    assert permutation_p(x, y) == pytest.approx(exact.pvalue)
+    x, y = rng.multivariate_normal([0, 0], [[1, 0.4], [0.4, 1]], 30).T
+    assert permutation_p(x, y) == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.02)
+    assert all(map(math.isnan, (permutation_p([1, 2], [1, 2]), permutation_p([1, 1, 1], [1, 2, 3]))))
 
 
 @pytest.mark.slow

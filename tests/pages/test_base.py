@@ -127,6 +127,11 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
         assert HOSTILE in page.locator("#_card").inner_text()
         assert page.evaluate("window.hit") is None
 
+        # no button that would send anything anywhere
+        titles = "[...new Set([...document.querySelectorAll('.modebar-btn')].map(one => one.dataset.title))].length"
+        assert page.evaluate(titles) == 6
+        assert "Share" not in page.locator(".modebar-container").first.inner_html()
+
         paper = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(paper) == "rgb(255, 255, 255)"
         page.get_by_label("Light or dark").click()

@@ -28,7 +28,7 @@ from dassl_lite.pages.confusion import clustered_order
 from dassl_lite.pages.curves import read_curves, thinned
 from dassl_lite.pages.pair import changes, mcnemar, verdict
 from dassl_lite.pages.pictures import Thumbnails
-from dassl_lite.pages.run import command_of, single_label_sections
+from dassl_lite.pages.run import command_of, multi_label_sections, single_label_sections
 from dassl_lite.tools import report, train
 from dassl_lite.utils.errors import UserError
 
@@ -256,3 +256,15 @@ def test_a_page_of_what_is_no_run_is_refused_in_a_line(tmp_path: Path, capsys: p
     assert f"'{tmp_path}' is not the folder of a run" in capsys.readouterr().err
     assert run_tool(report.main, [str(tmp_path), str(tmp_path)]) == 2
     assert "add --html FILE" in capsys.readouterr().err
+
+
+def test_a_page_of_multi_label_data_has_average_precisions_worst_first() -> None:
+    found = answers([[3.0, -2, 1], [-1, 2, 0]], [[1, 0, 0], [0, 1, 1]], names=["cat", HOSTILE, "cow"])
+    rows = [{"classname": "cat", "total": 1, "ap": 90.0}, {"classname": HOSTILE, "total": 0, "ap": None}]
+    found.trainer.evaluator = SimpleNamespace(per_class=[*rows, {"classname": "cow", "total": 1, "ap": 12.5}])
+    classes, pictures = multi_label_sections(found, Thumbnails(answers(found.logits, found.labels, [])))
+    assert [row[0] for row in classes.parts[0].rows] == ["cow", "cat", HOSTILE]
+    wrong, missed = (gallery.pictures[0] for gallery in pictures.parts)
+    assert (wrong.title, wrong.scores[1][0]) == ("cat", "cow")  # likely, and not there
+    assert missed.title == f"{HOSTILE}, cow"
+    assert HOSTILE not in base.render(base.Page("t", [classes, pictures]))

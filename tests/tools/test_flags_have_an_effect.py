@@ -23,6 +23,7 @@ GENERAL = {"--debug", "--version", "--help", "-h"}
 PLUGINS = {"--plugin", "--dassl-compat"}
 OTHER_MODES = {"--list", "--help-trainer"}
 ALL = "all others"
+RAY = {"--run-cpus", "--run-gpus", "--run-memory"}
 
 # (tool, mode) -> flags without effect in that mode, or ALL but those after it. Every mode of a tool is here.
 WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
@@ -36,10 +37,13 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("predict", "IMAGE"): set(),
     ("extract", ""): set(),  # --first: see below
     ("extract", "--convert x.npz"): {ALL, "--output", "--overwrite", "--first"},
+    ("export", ""): set(),
     ("serve", ""): set(),
     ("serve", "--model-dir x"): {"--backbone"},
-    ("sweep", ""): set(),
-    ("benchmark", "all"): set(),
+    ("sweep", ""): RAY,
+    ("sweep", "--ray"): {"--jobs"},
+    ("benchmark", "all"): RAY,
+    ("tune", ""): RAY,
     ("report", "FOLDER"): set(),
     ("prepare", "NAME"): set(),
     ("prepare", "--check NAME"): {"--keep-archives"},
@@ -248,9 +252,9 @@ def test_plug_ins_may_be_given_several_times() -> None:
 
 # Flag -> tools that take it: one idea has one flag.
 SHARED = {
-    "--data": {"train", "eval", "extract", "sweep", "show", "prepare", "bench"},
-    "--dataset-config-file": {"train", "eval", "extract", "sweep", "show", "bench"},
-    "--output": {"eval", "extract", "show", "pretrain_demo", "predict"},
+    "--data": {"train", "eval", "extract", "sweep", "tune", "show", "prepare", "bench"},
+    "--dataset-config-file": {"train", "eval", "extract", "sweep", "tune", "show", "bench"},
+    "--output": {"eval", "export", "extract", "show", "pretrain_demo", "predict"},
 }
 
 

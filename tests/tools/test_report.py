@@ -108,6 +108,12 @@ def test_results_that_say_little_are_reported_as_far_as_they_go(sweep: Path, cap
     assert ["C", "4", "shots", "47.00", "±", "36.59"] in lines  # no gain: no run says what zero-shot CLIP has
 
 
+def test_runs_on_a_feature_file_without_a_backbones_name_are_reported(sweep: Path, capsys: Any) -> None:
+    write_runs(sweep, A_B, backbone=None)
+    assert run_tool(report.main, [str(sweep)]) == 0
+    assert "backbone: unnamed" in capsys.readouterr().out
+
+
 def test_the_best_and_the_second_best_are_marked_as_shown() -> None:
     assert best_two({0: 70.001, 1: 70.002, 2: 69.0, 3: 10.0}) == {0: BEST, 1: BEST, 2: SECOND}
     assert best_two({0: 1.0, 1: 3.0}, lowest=True) == {0: BEST, 1: SECOND}

@@ -70,6 +70,23 @@ def test_the_installed_command_gives_a_tools_help_under_its_own_name() -> None:
     assert shown[0] == "usage: dassl-lite train [options] [KEY VALUE ...]"
 
 
+FOR_TIMM = """
+import sys
+sys.argv = {argv!r}
+import dassl_lite.tools.cli
+from timm.utils import summary
+print(hasattr(summary, "wandb"), "wandb" in sys.modules)
+import wandb
+print(wandb.__name__)
+"""
+
+
+@pytest.mark.slow
+def test_timm_does_not_load_wandb_and_a_plugin_may() -> None:
+    pytest.importorskip("wandb")
+    assert run(str(FOLDER / "train.py"), "--list", script=FOR_TIMM) == ["False False", "wandb"]
+
+
 def example() -> argparse.ArgumentParser:
     """A parser with everything that tools have."""
     parser = tool_parser("example", "It does things.\n\n    with indented lines", usage=None)

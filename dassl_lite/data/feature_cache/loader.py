@@ -5,14 +5,16 @@ Shapes: N images, V views, B images of a batch, D feature width.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, Rows
 from dassl_lite.data.feature_cache.store import Features
 from dassl_lite.data.loaders import Item, label_tensor
 from dassl_lite.data.samplers import SeededSampler
@@ -20,6 +22,7 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+_BLOCK = 8192  # rows that are read from disk together
 _MOST_OF_A_GPU = 0.25  # of its memory, for the features of a split; the rest is for encoders and what training keeps
 
 
@@ -132,6 +135,68 @@ class FeatureLoader:
                 waiting = current
         if waiting is not None:
             yield waiting
+
+
+class StreamedFeatureLoader(FeatureLoader):
+    """The same batches, each read from disk when it is its turn: for more features than memory holds.
+
+    Args:
+        read: features (n, D) of the rows with these numbers (n,), of a view.
+        views_stored: V, the number of views that there are.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Item],
+        items: Sequence[Datum],
+        fetch: Callable[[], Features],
+        device: torch.device,
+        epoch: Callable[[], int] = lambda: 0,
+        *,
+        read: Callable[[np.ndarray, int], np.ndarray],
+        views_stored: int,
+    ) -> None:
+        super().__init__(loader, items, fetch, device, epoch)
+        self._read, self._count = read, views_stored
+
+    @property
+    def views(self) -> Tensor:
+        """All features, in memory: of a method that needs them together."""
+        if self._views is None:
+            rows = len(self.items)
+            logger.info(f"All {rows:,} rows of features are read into memory, which this method needs")
+        return super().views
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches as those of `FeatureLoader`, in the same order."""
+        view = self._epoch() % self._count
+        torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws the base seed of its workers here
+        order, ends = array("q"), array("q")
+        for batch in self._batches:
+            order.extend(batch)
+            ends.append(len(order))
+        numbers = np.frombuffer(order, np.int64) if order else np.empty(0, np.int64)
+        labels = self._labels()
+        # Slices of one block are read together: of many small reads, the calls would take longer than the copying.
+        per_block = max(1, _BLOCK // max(1, self.batch_size or 1))
+        start = 0
+        for first in range(0, len(ends), per_block):
+            block = ends[first : first + per_block]
+            rows = numbers[start : block[-1]]
+            features = torch.from_numpy(self._read(rows, view))
+            base = start
+            for end in block:
+                index = torch.from_numpy(numbers[start:end].copy())
+                part = features[start - base : end - base].to(self.device)
+                label = torch.as_tensor(labels[numbers[start:end]]).to(self.device)
+                domain = torch.zeros(len(index), dtype=torch.int64, device=self.device)
+                yield {"feature": part, "label": label, "domain": domain, "index": index.to(self.device)}
+                start = end
+
+    def _labels(self) -> np.ndarray:
+        if isinstance(self.items, Rows):
+            return np.asarray(self.items.row_labels)
+        return label_tensor(self.items, getattr(self.dataset, "multi_hot", 0)).numpy()
 
 
 def _fits(tensor: Tensor, device: torch.device) -> bool:

@@ -6,7 +6,13 @@ layouts of other laboratories. ``dataset`` makes a feature file a dataset with t
 
 from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class
 from dassl_lite.data.feature_files.dataset import FeatureDataset, PrecomputedTransform
-from dassl_lite.data.feature_files.file import FeatureFile, FeaturePart, read_feature_file, write_feature_file
+from dassl_lite.data.feature_files.file import (
+    FeatureFile,
+    FeaturePart,
+    read_feature_file,
+    write_feature_file,
+    write_feature_folder,
+)
 
 __all__ = [
     "FeatureDataset",
@@ -17,4 +23,5 @@ __all__ = [
     "first_of_each_class",
     "read_feature_file",
     "write_feature_file",
+    "write_feature_folder",
 ]

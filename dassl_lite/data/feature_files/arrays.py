@@ -26,7 +26,7 @@ _ROWS = 65536  # checked for NaN at a time
 _GROWTH, _ALLOWANCE = 64, 256 << 20  # bytes that a file may unpack to: per byte of it, and in any case
 _KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _ENCRYPTED = 0x1
-_BROKEN = (tokenize.TokenError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
+BROKEN = (tokenize.TokenError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
 
 
 @contextmanager
@@ -36,6 +36,12 @@ def open_arrays(path: PathLike) -> Iterator[Arrays]:
     Raises:
         UserError: there is no such file, or it has another format.
     """
+    if os.path.isdir(path):
+        from dassl_lite.data.feature_files.folder import open_folder
+
+        with open_folder(path) as arrays:
+            yield arrays
+        return
     if not Path(path).exists():
         raise UserError(f"feature file {path} does not exist")
     with contextlib.ExitStack() as stack:
@@ -47,7 +53,7 @@ def open_arrays(path: PathLike) -> Iterator[Arrays]:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         except UserError:
             raise
-        except _BROKEN as error:
+        except BROKEN as error:
             raise UserError(
                 f"feature file {path} is not an .npz of arrays, or it is damaged ({_reason(error)})"
             ) from None
@@ -96,7 +102,7 @@ class Arrays:
                 return np.lib.format.read_array(member, allow_pickle=False)
         except UserError:
             raise
-        except _BROKEN as error:
+        except BROKEN as error:
             self.refuse(name, f"is damaged ({_reason(error)})")
 
     def _check_header(self, name: str, member: IO[bytes], size: int) -> None:

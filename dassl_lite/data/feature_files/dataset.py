@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from dassl_lite.data.dataset import DATASET_REGISTRY
-from dassl_lite.data.datum import Datum
+from dassl_lite.data.datum import Datum, Rows
 from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.arrays import Array, open_arrays
 from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, FeaturePart, read_feature_file
+from dassl_lite.data.feature_files.folder import RowShards
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.splits import Split, check_labels, kept_labels
 from dassl_lite.utils.errors import UserError
@@ -93,14 +94,27 @@ class FeatureDataset(FolderDataset):
         Raises:
             UserError: ``augmented`` is False, but the file has augmented views only.
         """
-        part, _ = _split_and_row(items[0])
-        folder = os.path.join(self.image_dir, part, "")
-        rows = [int(item.impath.removeprefix(folder)) for item in items]
-        stored = self._views(part, augmented, states)
+        stored, rows = self.stored(items, augmented, states)
+        if isinstance(stored, RowShards):
+            return Features(torch.from_numpy(stored[:, rows]), torch.ones(len(items), dtype=torch.bool))
+        rows = rows.tolist()
         whole = rows == list(range(stored.shape[1]))  # then nothing is copied
         return Features(
             torch.from_numpy(stored if whole else stored[:, rows]), torch.ones(len(items), dtype=torch.bool)
         )
+
+    def stored(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> tuple[Any, Any]:
+        """The stored features (V, N, D) of the split of ``items``, and the numbers (n,) of their rows."""
+        part, _ = _split_and_row(items[0])
+        folder = os.path.join(self.image_dir, part, "")
+        whole = isinstance(items, Rows)
+        rows = np.arange(len(items)) if whole else np.array([int(one.impath.removeprefix(folder)) for one in items])
+        return self._views(part, augmented, states), rows
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows are read as they are needed, since there may be more than memory holds."""
+        return isinstance(self.file.parts["test"].views, RowShards)
 
     def _views(self, part: str, augmented: bool, states: bool) -> Array:
         stored = self.file.parts[part]
@@ -140,6 +154,8 @@ class FeatureDataset(FolderDataset):
 
     def _items(self, part: str, file: FeatureFile) -> list[Datum]:
         folder = os.path.join(self.image_dir, part, "")
+        if part in file.parts and isinstance(file.parts[part].views, RowShards) and not file.multi_label:
+            return cast("list[Datum]", Rows(folder, file.parts[part].labels, file.classnames, file.classids))
         labels = file.parts[part].labels.tolist() if part in file.parts else []
         if file.multi_label:
             classes = list(zip(range(len(file.classnames)), file.classnames, file.classids, strict=True))
@@ -160,9 +176,11 @@ def file_of(cfg: CfgNode) -> str:
         UserError: none is given.
     """
     if not cfg.DATASET.FILE:
-        raise UserError(f"dataset {cfg.DATASET.NAME} needs DATASET.FILE, the path of an .npz file of features")
+        raise UserError(
+            f"dataset {cfg.DATASET.NAME} needs DATASET.FILE, the path of an .npz file or a folder of features"
+        )
     path = Path(cfg.DATASET.FILE).expanduser()
-    if not path.is_absolute() and not path.is_file() and cfg.DATASET.ROOT:
+    if not path.is_absolute() and not path.exists() and cfg.DATASET.ROOT:
         path = Path(cfg.DATASET.ROOT).expanduser() / path
     return os.path.abspath(path)
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dassl_lite.data.feature_files.arrays import Array, Arrays, open_arrays
+from dassl_lite.data.feature_files.folder import CLASSES, MANIFEST, RowShards, shard_name, write_manifest
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import PathLike, atomic_path
 from dassl_lite.utils.logger import get_logger
@@ -22,9 +24,11 @@ from dassl_lite.utils.logger import get_logger
 logger = get_logger(__name__)
 
 PARTS = ("train", "val", "test")
+ROWS_OF_SHARD = 131_072
 LOGIT_SCALE = 100.0  # of every published CLIP
 PLAIN_TEMPLATE = "{}"  # for text weights without a template
 _CHECKED, _TOLERANCE = 8, 0.1  # rows of a part whose states are projected; of the largest feature, in any precision
+_BY_ROW = ("features", "labels", "plain_features", "states", "plain_states")
 _TEXTS = ("dataset", "backbone", "backbone_digest", "precision", "transform", "train_transform")
 
 
@@ -146,6 +150,37 @@ def read_feature_file(path: PathLike) -> FeatureFile:
 
 def write_feature_file(file: FeatureFile, path: PathLike) -> None:
     """Write, atomically, a file for :func:`read_feature_file`."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays_of(file))
+
+
+def write_feature_folder(file: FeatureFile, path: PathLike, rows: int = ROWS_OF_SHARD) -> None:
+    """Write a folder of feature shards for :func:`read_feature_file`; its manifest is written last.
+
+    Args:
+        rows: of a shard, at most.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    small = arrays_of(file)
+    manifest: dict[str, list[str]] = {}
+    for name in [f"{part}_{kind}" for part in PARTS for kind in _BY_ROW if f"{part}_{kind}" in small]:
+        array = small.pop(name)
+        by_view = array.ndim == 3
+        files = manifest[name] = []
+        for start in range(0, array.shape[int(by_view)], rows):
+            shard = array[:, start : start + rows] if by_view else array[start : start + rows]
+            files.append(shard_name(name, len(files)))
+            with atomic_path(folder / files[-1]) as temporary, open(temporary, "wb") as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(shard), version=(1, 0), allow_pickle=False)
+    with atomic_path(folder / CLASSES) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **small)
+    write_manifest(folder, manifest)
+
+
+def arrays_of(file: FeatureFile) -> dict[str, Any]:
+    """The arrays of a feature file, by name."""
     arrays: dict[str, Any] = {
         "classnames": np.array(file.classnames),
         "classids": np.array(file.classids or ("",) * len(file.classnames)),
@@ -174,8 +209,7 @@ def write_feature_file(file: FeatureFile, path: PathLike) -> None:
     for name in ("projection", "projection_bias"):
         if (values := getattr(file, name)) is not None:
             arrays[name] = values
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)
+    return arrays
 
 
 def _check_classes(
@@ -271,11 +305,19 @@ def _read_projection(arrays: Arrays, parts: Mapping[str, FeaturePart]) -> tuple[
                 arrays.refuse(array, "is missing, but the file has a projection")
             if (states.shape[-1], features.shape[-1]) != weight.shape:
                 arrays.refuse(array, f"has width {states.shape[-1]}, but projection has shape {weight.shape}")
-            some = states.reshape(-1, len(weight))[:_CHECKED].astype(np.float64) @ weight.astype(np.float64)
-            wanted = features.reshape(-1, features.shape[-1])[:_CHECKED].astype(np.float64)
+            some = _first_rows(states) @ weight.astype(np.float64)
+            wanted = _first_rows(features)
             if np.abs(some + (0 if bias is None else bias) - wanted).max() > _TOLERANCE * np.abs(wanted).max():
                 arrays.refuse(array, "and projection do not give the features of the same rows")
     return weight, bias
+
+
+def _first_rows(array: Any) -> Array:
+    """A few rows (n, D) of an array or of shards, in float64."""
+    if isinstance(array, RowShards):
+        return array.take(np.arange(min(_CHECKED, array.rows))).astype(np.float64)
+    rows: Array = array.reshape(-1, array.shape[-1])[:_CHECKED].astype(np.float64)
+    return rows
 
 
 def _check_widths(arrays: Arrays, parts: Mapping[str, FeaturePart], expected: int) -> None:

@@ -329,7 +329,32 @@ def _captions(
     return found
 
 
-def require_cells(cells: Sequence[Cell], flag: str) -> None:
-    """Raise UserError if there is nothing that figures could show."""
-    if not cells:
-        raise UserError(f"{flag} has nothing to show: no run of the protocol few-shot has finished in this folder")
+# ---- axes --------------------------------------------------------------------------------------------------------
+
+
+def tick(number: int) -> str:
+    return "all" if number == ALL_IMAGES else str(number)
+
+
+def positions_of(numbers: Sequence[int]) -> dict[int, float]:
+    """Where numbers of shots stand on an axis of base-2 logarithms; all training images to the right of the others."""
+    found = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
+    if ALL_IMAGES in numbers:
+        found[ALL_IMAGES] = max(found.values(), default=-1.0) + 1.0
+    return found
+
+
+def ends(point: Estimate) -> tuple[float, float]:
+    """Of a band; without an interval both are the mean."""
+    half = point.half or 0.0
+    return point.mean - half, point.mean + half
+
+
+def limits(panel: Panel) -> tuple[float, float]:
+    """Of a panel's axis: all means lie within, and bands as far as they leave the curves legible."""
+    points = [point for curve in panel.curves for point in curve.points.values()]
+    low, high = min(point.mean for point in points), max(point.mean for point in points)
+    room = max(0.25 * (high - low), 2.0)
+    lowest, highest = min(ends(point)[0] for point in points), max(ends(point)[1] for point in points)
+    margin = 0.06 * (high - low) + 0.5
+    return max(low - room, lowest - margin, -1.0), min(high + room, highest + margin, 101.0)

@@ -10,27 +10,33 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dassl_lite.engine.commands.figures import (
-    ALL_IMAGES,
+    COLOURS,
     MARKERS,
     Figures,
     HeatMap,
     Panel,
     RankDiagram,
     Style,
+    ends,
+    limits,
+    positions_of,
+    tick,
 )
+from dassl_lite.engine.commands.residuals import Residual, Residuals, captions_of
 from dassl_lite.engine.commands.tables import escape_latex
-from dassl_lite.evaluation.statistics import Estimate
 from dassl_lite.utils import UserError, atomic_path
 from dassl_lite.utils.errors import printable
 from dassl_lite.utils.lazy import optional_module
 
 COLUMN, PAGE = 3.35, 6.9  # inches
+Drawing = Callable[[Any], Any]  # on matplotlib's Figure
 FORMATS = ("png", "svg", "pdf")
 TEXT = "#1a1a1a"
 _MARKERS = "os^DvP<X>*p"
@@ -49,8 +55,12 @@ _SETTINGS: dict[str, Any] = {
 _WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw(found: Figures, folder: Path) -> list[Path]:
+def draw(found: Figures | None, folder: Path, residuals: Sequence[Residuals] = ()) -> list[Path]:
     """Write the figures of a sweep into ``folder``, and ``figures.tex`` with their captions.
+
+    Args:
+        found: None for those of residuals alone.
+        residuals: of methods that have some.
 
     Returns:
         The files, without their formats' suffixes.
@@ -58,19 +68,24 @@ def draw(found: Figures, folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed, or the folder cannot be written.
     """
-    what: dict[str, Callable[[Any], Any]] = {
-        "accuracy": lambda of: _field(of, found),
-        "heatmap": lambda of: _heat(of, found.heat),
-    }
-    if found.ranks:
-        ranks = found.ranks
-        what["ranks"] = lambda of: _ranks(of, ranks)
-    if found.costs:
-        what["time"] = lambda of: _time(of, found)
-    return write(what, found.captions, folder)
+    what: dict[str, Drawing] = {}
+    captions: dict[str, str] = {}
+    if found:
+        captions |= found.captions
+        what |= {"accuracy": partial(_field, found), "heatmap": partial(_heat, found.heat)}
+        if found.ranks:
+            what["ranks"] = partial(_ranks, found.ranks)
+        if found.costs:
+            what["time"] = partial(_time, found)
+    for number, one in enumerate(residuals, start=1):
+        for name, caption in captions_of(one).items():
+            key = name if number == 1 else f"{name}-{number}"
+            captions[key] = caption
+            what[key] = partial(_residuals if name == "residuals" else _residuals_by_class, one)
+    return write(what, captions, folder)
 
 
-def write(what: Mapping[str, Callable[[Any], Any]], captions: Mapping[str, str], folder: Path) -> list[Path]:
+def write(what: Mapping[str, Drawing], captions: Mapping[str, str], folder: Path) -> list[Path]:
     """Write figures into ``folder`` in all formats.
 
     Args:
@@ -143,7 +158,7 @@ def label(text: str, width: int = 26) -> str:
 # ---- accuracy over shots ----------------------------------------------------------------------------------------
 
 
-def _field(figure: Any, found: Figures) -> None:
+def _field(found: Figures, figure: Any) -> None:
     """A panel per dataset and one for the average, with one legend."""
     rows = math.ceil(len(found.panels) / 4)
     columns = math.ceil(len(found.panels) / rows)
@@ -200,34 +215,6 @@ def _panel(axis: Any, panel: Panel, found: Figures) -> None:
     axis.set_axisbelow(True)
 
 
-def tick(number: int) -> str:
-    return "all" if number == ALL_IMAGES else str(number)
-
-
-def positions_of(numbers: Sequence[int]) -> dict[int, float]:
-    """Where numbers of shots stand on an axis of base-2 logarithms; all training images to the right of the others."""
-    found = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
-    if ALL_IMAGES in numbers:
-        found[ALL_IMAGES] = max(found.values(), default=-1.0) + 1.0
-    return found
-
-
-def ends(point: Estimate) -> tuple[float, float]:
-    """Of a band; without an interval both are the mean."""
-    half = point.half or 0.0
-    return point.mean - half, point.mean + half
-
-
-def limits(panel: Panel) -> tuple[float, float]:
-    """Of a panel's axis: all means lie within, and bands as far as they leave the curves legible."""
-    points = [point for curve in panel.curves for point in curve.points.values()]
-    low, high = min(point.mean for point in points), max(point.mean for point in points)
-    room = max(0.25 * (high - low), 2.0)
-    lowest, highest = min(ends(point)[0] for point in points), max(ends(point)[1] for point in points)
-    margin = 0.06 * (high - low) + 0.5
-    return max(low - room, lowest - margin, -1.0), min(high + room, highest + margin, 101.0)
-
-
 def _legend(figure: Any, styles: Mapping[str, Style], width: float, *, lines: bool) -> float:
     """One legend below a figure; returns about how many inches high it is."""
     from matplotlib.lines import Line2D
@@ -261,7 +248,7 @@ def _marker(style: Style, size: float) -> dict[str, Any]:
 # ---- methods x datasets -----------------------------------------------------------------------------------------
 
 
-def _heat(figure: Any, heat: HeatMap) -> None:
+def _heat(heat: HeatMap, figure: Any) -> None:
     several = len(heat.datasets) > 1
     columns = len(heat.datasets) + several
     width = max(COLUMN, min(PAGE, 1.5 + 0.46 * columns))
@@ -290,7 +277,7 @@ def _heat(figure: Any, heat: HeatMap) -> None:
 # ---- ranks ------------------------------------------------------------------------------------------------------
 
 
-def _ranks(figure: Any, found: RankDiagram) -> None:
+def _ranks(found: RankDiagram, figure: Any) -> None:
     """Demsar's diagram: an axis of ranks, the better half's names on the left, bars over what is not told apart."""
     count = len(found.methods)
     left = math.ceil(count / 2)
@@ -341,7 +328,7 @@ def _ranks(figure: Any, found: RankDiagram) -> None:
 # ---- time against accuracy --------------------------------------------------------------------------------------
 
 
-def _time(figure: Any, found: Figures) -> None:
+def _time(found: Figures, figure: Any) -> None:
     styles = {
         method: found.styles[method] for method in found.methods if method in {cost.method for cost in found.costs}
     }
@@ -352,20 +339,100 @@ def _time(figure: Any, found: Figures) -> None:
         style = found.styles[cost.method]
         colour = style.colour or TEXT
         axis.plot([cost.seconds], [cost.value], ls="", mew=0.4, color=colour, **_marker(style, 5.0))
-    seconds_axis(axis, [cost.seconds for cost in found.costs])
+    log_axis(axis, [cost.seconds for cost in found.costs])
     axis.set_xlabel("Seconds of a run")
     axis.set_ylabel(found.metric.capitalize() + (", average" if len(found.heat.datasets) > 1 else ""))
     axis.grid(lw=0.4, color="#dddddd")
     axis.set_axisbelow(True)
 
 
-def seconds_axis(axis: Any, seconds: Sequence[float]) -> None:
+def log_axis(axis: Any, values: Sequence[float]) -> None:
     """Logarithmic, with plain numbers as ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
-    low, high = min(seconds) / 1.5, max(seconds) * 1.5
+    low, high = min(values) / 1.6, max(values) * 1.6
     axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0), numticks=20))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+# ---- residual against difficulty --------------------------------------------------------------------------------
+
+
+def _residuals(found: Residuals, figure: Any) -> None:
+    """A point per dataset, named; bars are intervals over draws."""
+    figure.set_size_inches(COLUMN, 2.5)
+    axis = figure.subplots()
+    x = [row.difficulty for row in found.rows]
+    y = [row.magnitude.mean for row in found.rows]
+    half = [row.magnitude.half or 0.0 for row in found.rows]
+    axis.errorbar(x, y, half, lw=0, elinewidth=0.7, marker="o", ms=4, mec="white", mew=0.4, color=COLOURS[0])
+    if max(x) > 10 * min(x):
+        log_axis(axis, x)
+    else:
+        axis.margins(x=0.15)
+    axis.set_ylim(0.0, 1.15 * max(a + b for a, b in zip(y, half, strict=True)) or 1.0)
+    axis.set_xlabel("Relative transfer difficulty, (1/K) / zero-shot accuracy")
+    axis.set_ylabel("Mean |residual|")
+    axis.set_title(_minus(str(found.over_datasets)) if len(found.rows) > 1 else "one dataset", fontsize=6.5, pad=3)
+    axis.grid(lw=0.4, color="#dddddd")
+    axis.set_axisbelow(True)
+    _name_points(axis, [label(row.dataset, 18) for row in found.rows], x, y)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _name_points(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
+    """Write a name beside each point, where it covers the least of the other points and names."""
+    axis.figure.draw_without_rendering()  # so that it is known where points are
+    points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi  # in points of type
+    (left, bottom), (right, top) = axis.bbox.get_points() * 72 / axis.figure.dpi
+    taken = [(a - 2.5, b - 2.5, a + 2.5, b + 2.5) for a, b in points]
+
+    def covered(box: tuple[float, float, float, float]) -> float:
+        outside = box[0] < left or box[1] < bottom or box[2] > right or box[3] > top
+        return 2.0 * outside + sum(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
+        )
+
+    for name, at, (a, b) in zip(names, zip(x, y, strict=True), points, strict=True):
+        width, height = 3.5 * len(name), 6.0
+        places = [(a + 4, b - 2), (a - 4 - width, b - 2), (a - width / 2, b + 4), (a - width / 2, b - 4 - height)]
+        boxes = [(left_, low, left_ + width, low + height) for left_, low in places]
+        box = min(boxes, key=covered)
+        taken.append(box)
+        middle = ((box[0] + box[2]) / 2 - a, (box[1] + box[3]) / 2 - b)
+        axis.annotate(name, at, middle, textcoords="offset points", ha="center", va="center", fontsize=6)
+
+
+def _residuals_by_class(found: Residuals, figure: Any) -> None:
+    """A panel per dataset, with a point per class."""
+    rows = [row for row in found.rows if row.by_class]
+    lines = math.ceil(len(rows) / 4)
+    columns = math.ceil(len(rows) / lines)
+    figure.set_size_inches(COLUMN if columns == 1 else PAGE, (2.2 if columns < 3 else 1.55) * lines + 0.2)
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for number, (axis, row) in enumerate(zip(axes, rows, strict=False)):
+        _classes(axis, row)
+        if number % columns == 0:
+            axis.set_ylabel("Length of residual")
+        if number + columns >= len(rows):
+            axis.set_xlabel("Zero-shot accuracy (%)")
+    for axis in figure.axes[len(rows) :]:
+        axis.remove()
+
+
+def _classes(axis: Any, row: Residual) -> None:
+    known = [one for one in row.by_class if not math.isnan(one.zero_shot)]
+    size = 3.0 if len(known) < 120 else 1.6
+    x, y = [one.zero_shot for one in known], [one.norm for one in known]
+    axis.plot(x, y, "o", ms=size, mec="white", mew=0.2, color=COLOURS[0])
+    axis.set_xlim(-4, 104)
+    r = row.within.r
+    axis.set_title(label(row.dataset, 24) + ("" if math.isnan(r) else _minus(f" ({r:+.2f})")), pad=3)
+    axis.grid(lw=0.4, color="#dddddd")
+    axis.set_axisbelow(True)

@@ -129,7 +129,7 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
             raise unknown("metric", name, metrics)
         if not isinstance(metrics[name], int | float):
             raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
-        key = (dataset_label(run), _method(run), run["backbone"], max(run["num_shots"], 0), name)
+        key = (dataset_label(run), _method(run), backbone_label(run), max(run["num_shots"], 0), name)
         other = cells[key].get(run["seed"])
         if other is not None and other.value != metrics[name]:
             repeated.add(f"{_method(run)} on {dataset_label(run)}")
@@ -195,7 +195,8 @@ def uses_shots(method: str) -> bool:
 
 def _is_complete(run: Mapping[str, Any]) -> bool:
     """Whether results have what a table needs."""
-    words = all(isinstance(run.get(key), str) for key in ("trainer", "dataset", "backbone"))
+    words = all(isinstance(run.get(key), str) for key in ("trainer", "dataset"))
+    words = words and isinstance(run.get("backbone", 0), str | None)
     numbers = all(type(run.get(key)) is int for key in ("num_shots", "seed"))
     metrics = run.get("metrics")
     config = run.get("config", {})
@@ -211,6 +212,11 @@ def dataset_label(results: Mapping[str, Any]) -> str:
     name = results["dataset"]
     path = results.get("config", {}).get("DATASET", {}).get(OWN_DATA.get(name, ""), "")
     return data_label(path) if path else name
+
+
+def backbone_label(results: Mapping[str, Any]) -> str:
+    """The backbone of a run; that of a feature file need not have a name."""
+    return str(results["backbone"] or "unnamed")
 
 
 def as_table(cells: Sequence[Cell], published: Published | None = None) -> Table:
@@ -492,7 +498,7 @@ def cost_table(cells: Sequence[Cell]) -> Table | None:
         if not all(map(math.isnan, values)):
             formats = ("{:.2f}", "{:.1f}", "{:,.0f}", "{:,.0f}")
             texts = ["" if math.isnan(v) else f.format(v) for f, v in zip(formats, values, strict=True)]
-            rows.append([trainer, *texts, ", ".join(sorted({_tuned(run) for run in runs if run.tuned_on}))])
+            rows.append([trainer, *texts, ", ".join(sorted({tuned_label(run) for run in runs if run.tuned_on}))])
     headers = ["method", "ECE %", "seconds", "trainable", "memory MiB", "tuned on"]
     return (
         Table(
@@ -509,7 +515,8 @@ def mean_of(runs: Sequence[Run], name: str) -> float:
     return fmean(known) if known else math.nan
 
 
-def _tuned(run: Run) -> str:
+def tuned_label(run: Run) -> str:
+    """What a run was tuned on, as tables say it; the test images are marked."""
     return "test images (!)" if run.tuned_on == "test" else run.tuned_on.replace("_", "-")
 
 

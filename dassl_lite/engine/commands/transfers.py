@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from dassl_lite.engine.commands.benchmark import ALL, CROSS, DG, EVALUATIONS, NEW, Datasets, evaluated
-from dassl_lite.engine.commands.summary import dataset_label
+from dassl_lite.engine.commands.summary import backbone_label, dataset_label
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import config_in, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
@@ -52,7 +52,7 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
             subset = config_in(results, path.parent)["DATASET"].get("SUBSAMPLE_CLASSES", ALL)
             method = str(results.get("method") or results["trainer"])
             # Runs by the cross-dataset recipe and by the default one are never mixed.
-            key = (method, dataset_label(results), results["backbone"], f"{subset} {path.parents[3].name}")
+            key = (method, dataset_label(results), backbone_label(results), f"{subset} {path.parents[3].name}")
             groups[key].append((results, rows))
     found = []
     for (method, dataset, backbone, kind), runs in groups.items():

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dassl_lite.data import DatasetBase, Datum, describe, is_random
 from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
-from dassl_lite.data.feature_cache.loader import FeatureLoader
+from dassl_lite.data.feature_cache.loader import FeatureLoader, StreamedFeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.transforms import undescribed
 from dassl_lite.engine.contract.graceful_stop import stops_at_once
@@ -272,7 +273,18 @@ class FeatureSource:
         """
         if not items:
             return None
-        return FeatureLoader(images, items, lambda: self.fetch(items, transform, views), self.device, epoch)
+
+        def fetch() -> Features:
+            return self.fetch(items, transform, views)
+
+        if isinstance(self.dataset, FeatureDataset) and self.dataset.streams:
+            stored, rows = self.dataset.stored(items, is_random(transform), self.states)
+
+            def read(numbers: np.ndarray, view: int) -> np.ndarray:
+                return stored.take(rows[numbers], view)
+
+            return StreamedFeatureLoader(images, items, fetch, self.device, epoch, read=read, views_stored=len(stored))
+        return FeatureLoader(images, items, fetch, self.device, epoch)
 
 
 def cache_folder(configured: str, views: int) -> Path | None:

@@ -708,6 +708,36 @@ class FeatureTrainer(TrainerX):
 
         None on a feature file without text features, and without images to test on.
         """
+        found = self._zero_shot_cosines(split)
+        if found is None:
+            return None
+        if self.is_multi_label:
+            cosines, labels = (torch.cat(part) for part in zip(*found, strict=True))
+            return 100.0 * average_precisions(cosines, labels).nanmean().item()
+        correct, total = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        for cosines, label in found:
+            correct += (cosines.argmax(-1) == label).sum()
+            total += len(label)
+        return 100.0 * int(correct) / max(total, 1)
+
+    @torch.no_grad()
+    def zero_shot_by_class(self, split: str | None = None) -> tuple[Tensor, Tensor] | None:
+        """Of `zero_shot`, the number of images of each class, (K,) int64, and how many of them are right.
+
+        None where that is None, and on multi-label data.
+        """
+        found = None if self.is_multi_label else self._zero_shot_cosines(split)
+        if found is None:
+            return None
+        counts = torch.zeros(2, self.num_classes, dtype=torch.int64)
+        for cosines, label in found:
+            right = (cosines.argmax(-1) == label).cpu()
+            counts[0] += torch.bincount(label.cpu(), minlength=self.num_classes)
+            counts[1] += torch.bincount(label.cpu()[right], minlength=self.num_classes)
+        return counts[0], counts[1]
+
+    def _zero_shot_cosines(self, split: str | None) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """Cosines (B, K) and labels of each batch."""
         if isinstance(self.clip, PrecomputedBackbone) and not self.clip.prompts:
             return None
         loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
@@ -721,14 +751,7 @@ class FeatureTrainer(TrainerX):
             features = self.clip.image_projection(features) if self.takes_states else features
             return F.normalize(features, dim=-1) @ weights.t(), label
 
-        if self.is_multi_label:
-            cosines, labels = (torch.cat(part) for part in zip(*outputs(loader, infer), strict=True))
-            return 100.0 * average_precisions(cosines, labels).nanmean().item()
-        correct, total = torch.zeros((), dtype=torch.int64, device=self.device), 0
-        for logits, label in outputs(loader, infer):
-            correct += (logits.argmax(-1) == label).sum()
-            total += len(label)
-        return 100.0 * int(correct) / max(total, 1)
+        return iter(outputs(loader, infer))
 
     @torch.no_grad()
     def plain_prototypes(self) -> Tensor:

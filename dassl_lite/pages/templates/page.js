@@ -15,36 +15,56 @@
   }
   const axes = layout => [...new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d+$/.test(key))])];
   const own = (given, fallback) => (given === undefined ? fallback : given);
-  function dressed(figure) {
+  const narrow = () => innerWidth < 640;
+  function dressed(figure, square) {
     const layout = structuredClone(figure.layout), ink = css("--ink"), line = css("--line");
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.font = { size: 12.5, family: getComputedStyle(document.body).fontFamily, ...layout.font, color: ink };
     layout.colorway = own(layout.colorway, colours);
     layout.margin = { l: 56, r: 16, t: 12, b: 48, ...layout.margin };
     layout.hoverlabel = { bgcolor: css("--paper"), bordercolor: line, font: { color: ink }, align: "left", ...layout.hoverlabel };
+    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: css("--faint"), activecolor: css("--accent"), ...layout.modebar };
     layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, ...layout.legend };
     for (const key of axes(layout)) {
       layout[key] = { automargin: true, gridcolor: css("--grid"), zerolinecolor: css("--grid"), linecolor: line, ...layout[key] };
+      if (square && narrow() && (layout[key].ticktext || []).length > 20) layout[key].showticklabels = false; // no room
     }
     const data = figure.data.map(trace => ({
       ...trace,
       ...(trace.colorscale === "page" ? { colorscale: pageScale() } : {}),
       ...(trace.marker && trace.marker.colorscale === "page" ? { marker: { ...trace.marker, colorscale: pageScale() } } : {}),
     }));
-    for (const trace of data) if (trace.line && trace.line.color === "ink") trace.line = { ...trace.line, color: css("--faint") };
+    for (const trace of data) {
+      for (const part of ["line", "marker"]) {
+        if (trace[part] && trace[part].color === "ink") trace[part] = { ...trace[part], color: css("--faint") };
+      }
+    }
     return { data, layout };
   }
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  // Named one by one: Plotly's own choice includes one that would send the chart to its publisher.
+  const buttons = [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
+  const options = { responsive: true, displaylogo: false, modeBarButtons: buttons };
   const charts = [...document.querySelectorAll(".plot")].map(element => {
     const script = element.querySelector("script"), figure = JSON.parse(script.textContent);
     script.remove();
     return { element, figure };
   });
   const draw = ({ element, figure }) => {
-    const { data, layout } = dressed(figure);
+    const { data, layout } = dressed(figure, element.classList.contains("square"));
     return Plotly.react(element, data, layout, options);
   };
-  function drawAll() { charts.forEach(draw); }
+  function drawAll() { charts.forEach(draw); follow(); }
+  // Charts that share a legend, the first one's: what is hidden in it is hidden in all of them.
+  const linked = charts.filter(({ figure }) => figure.layout.meta === "linked");
+  function follow() {
+    const [leader, ...others] = linked;
+    if (!leader || !others.length) return;
+    const seen = new Map();
+    for (const trace of leader.element.data) if (trace.showlegend !== false) seen.set(trace.legendgroup, own(trace.visible, true));
+    for (const { element } of others) {
+      if (element.data) Plotly.restyle(element, { visible: element.data.map(trace => own(seen.get(trace.legendgroup), true)) });
+    }
+  }
   function listen({ element, figure }) {
     if (!Object.keys(figure.cards).length) return;
     element.on("plotly_hover", event => {
@@ -68,9 +88,9 @@
       }
       card.append(thumbs);
     }
-    const { width, height } = card.getBoundingClientRect(), gap = 18;
+    const { width, height } = card.getBoundingClientRect(), gap = 18, below = 44; // leaves room for the label
     const left = mouse.clientX + gap + width < innerWidth ? mouse.clientX + gap : mouse.clientX - gap - width;
-    const top = mouse.clientY + gap + height < innerHeight ? mouse.clientY + gap : mouse.clientY - gap - height;
+    const top = mouse.clientY + below + height < innerHeight ? mouse.clientY + below : mouse.clientY - below - height;
     card.style.left = `${Math.max(4, left)}px`;
     card.style.top = `${Math.max(4, top)}px`;
   }
@@ -150,7 +170,11 @@
 
   // One chart after the other, so that the page can be read meanwhile.
   (function next(number) {
-    if (number === charts.length) { root.dataset.ready = "yes"; return; }
+    if (number === charts.length) {
+      if (linked.length > 1) linked[0].element.on("plotly_restyle", follow);
+      root.dataset.ready = "yes";
+      return;
+    }
     draw(charts[number]);
     listen(charts[number]);
     setTimeout(next, 0, number + 1);
