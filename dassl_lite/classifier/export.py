@@ -162,14 +162,19 @@ def require(folder: Path, kind: str) -> None:
     if kind == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             optional_module(name, "onnx", "ONNX export")
-    place = folder.expanduser()
-    if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+    try:
+        place = folder.expanduser()
+        taken = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
+        above = next(one for one in Path(os.path.abspath(place)).parents if one.exists())
+        reason = "" if above.is_dir() else f"'{above}' is not a folder"
+        if not reason and not os.access(above, os.W_OK | os.X_OK):
+            reason = f"no permission to write to '{above}'"
+    except (OSError, ValueError, RuntimeError) as error:  # a path that the system does not take, or an unknown ~user
+        taken, reason = False, getattr(error, "strerror", None) or str(error)
+    if taken:
         raise UserError(f"'{folder}' exists already; name a new folder, or remove it")
-    above = next(one for one in Path(os.path.abspath(place)).parents if one.exists())
-    if not above.is_dir():
-        raise UserError(f"'{folder}' cannot be written: '{above}' is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"'{folder}' cannot be written: no permission to write to '{above}'")
+    if reason:
+        raise UserError(f"'{folder}' cannot be written: {reason}")
 
 
 @contextlib.contextmanager

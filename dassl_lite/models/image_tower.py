@@ -164,12 +164,12 @@ def takes_prompts(model: Any) -> bool:
 
 def _encode_prompted(visual: VisionTransformer, images: Tensor, tokens: Sequence[Tensor]) -> Tensor:
     """Features (B, D) of images, with ``tokens`` (n, W) at the end of the inputs of the first blocks."""
-    x, n = visual._embeds(images), len(tokens[0])
-    x = torch.cat([x, visual.ln_pre(tokens[0].to(x.dtype)).expand(len(x), -1, -1)], dim=1)
+    x, n = visual._embeds(images), len(tokens[0])  # x.shape[0] below: len(x) would fix the number in a graph
+    x = torch.cat([x, visual.ln_pre(tokens[0].to(x.dtype)).expand(x.shape[0], -1, -1)], dim=1)
     plain, last = is_plain(visual), len(visual.transformer.resblocks) - 1
     for number, block in enumerate(visual.transformer.resblocks):
         if 0 < number < len(tokens):
-            x = torch.cat([x[:, :-n], tokens[number].to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x[:, :-n], tokens[number].to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         if not plain:
             x = block(x)
             continue

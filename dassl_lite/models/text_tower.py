@@ -20,6 +20,7 @@ D width of the features.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -350,7 +351,7 @@ class TextTower:
     ) -> Tensor:
         """End states (B, K, W): the prefix once, then the suffixes chunk by chunk against it."""
         memory = self._prefix_memory(prefix, deep)
-        chunk = chunk or self._chunk_size(max(lengths) * prefix.shape[0], checkpoint)
+        chunk = min(chunk or self._chunk_size(max(lengths) * prefix.shape[0], checkpoint), len(lengths))
         slack = _BLOCK_ROWS.get(self.device.type, _ROWS_ON_GPU)
         flat = suffix.to(self.dtype).flatten(0, 1)
         states, classes = [], []
@@ -359,10 +360,12 @@ class TextTower:
             states.append(run(checkpoint, self._suffix_states, rows[None], memory, packed, deep))
             classes.append(packed.classes)
         joined = torch.cat(states, dim=1)[:, torch.cat(classes).argsort()]
-        return joined.expand(len(prefix), -1, -1)  # with an empty prefix, all images have the same states
+        return joined.expand(prefix.shape[0], -1, -1)  # with an empty prefix, all images have the same states
 
     def _chunk_size(self, rows: int, checkpoint: bool) -> int:
         """Number of classes, of `rows` rows each, to compute at a time."""
+        if torch.compiler.is_exporting():
+            return sys.maxsize  # a graph is for any number of images
         fit = _MAX_ROWS.get(self.device.type, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
         return max(1, fit // rows)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import family_table
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,13 @@ from dassl_lite.classifier import export as exporting
 from dassl_lite.classifier.export import from_weights
 from dassl_lite.data.transforms import build_transform
 from dassl_lite.data.transforms.pixels import split
-from dassl_lite.engine.build import make_config
+from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.models.heads import CosineHead, FixedPrototypes, linear_form
+from dassl_lite.models.lora import merge_lora
 from dassl_lite.tools import export
+from dassl_lite.utils import set_random_seed
 from dassl_lite.utils.errors import UserError
 
 CLASSES = ["circle", "square", "triangle"]
@@ -134,6 +138,8 @@ def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: A
             ("--model-dir", "{saved}", "--output", "file/out", "--format", "npz"),
             "'file/out' cannot be written: '{here}/file' is not a folder",
         ),
+        (("--model-dir", "{saved}", "--output", "a\0b", "--format", "npz"), "cannot be written: embedded null byte"),
+        (("--model-dir", "{saved}", "--output", "a" * 300, "--format", "npz"), "cannot be written: File name too long"),
         (("--model-dir", "nowhere", "--output", "out", "--format", "npz"), "there is no folder 'nowhere'"),
         (("--model-dir", "full", "--output", "out", "--format", "npz"), "holds neither a classifier nor a run"),
     ],
@@ -199,3 +205,75 @@ def test_the_script_gives_the_classifiers_answers_without_this_package(
         for path, row, likely in zip(unseen.paths[::4], wanted, order, strict=True)
         for k in likely
     ]
+
+
+@pytest.fixture(scope="module")
+def trained(family_names: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``trained(method)``: it on a small ViT, after an epoch on a few pictures of noise, and test pictures."""
+    folder = tmp_path_factory.mktemp("methods")
+    pictures = family_table.draw_pictures(folder / "pictures")
+    data = {"NAME": "ImageFolder", "ROOT": str(pictures), "NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1}}
+    tested = sorted(map(str, (pictures / "test").rglob("*.png")))
+
+    def train(method: str) -> tuple[exporting.Source, list[str]]:
+        flags = {
+            "DATASET": data,
+            "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 3}},
+            "MODEL": {"BACKBONE": {"NAME": family_names["ViT"]}},
+            "OPTIM": {"MAX_EPOCH": 1, "LR": 0.1},
+            "TEST": {"NO_TEST": True},
+            "OUTPUT_DIR": str(folder / method),
+        }
+        set_random_seed(1)
+        with shared_backbone(kept):
+            trainer = build_trainer(
+                make_config(trainer=method, flags=flags, options=family_table.short_options(method))
+            )
+        trainer.train()
+        trainer.set_model_mode("eval")
+        return exporting.Source(trainer, family_table.CLASSES, 0.5, "a photo of a {}."), tested
+
+    kept: dict[Any, Any] = {}
+    return train
+
+
+TRACED = {"APE", "APET", "Auto", "CLIP_Adapter", "CoCoOp", "ProKeR", "ProLIP", "TipAdapter", "TipAdapterF"}
+IN_ONNX = ("CLIPLoRA", "MaPLe", "Auto")
+ALIKE = {"IVLP", "PromptSRC", "TipAdapterF"}  # traced as VPT, MaPLe and TipAdapter are
+CHANGED = {"CLIPLoRA", "IVLP", "MMA", "MaPLe", "ProLIP", "PromptSRC", "TwoStage", "VPT"}  # the image encoder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in family_table.methods() if name != "TransCLIP"])
+def test_every_method_is_exported_with_its_own_answers(
+    trained: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, pictures = trained(method)
+    assert made.trainer.changes_images == (method in CHANGED)
+    with torch.no_grad():
+        shown = exporting._Pictures(made.trainer, pictures, tmp_path)
+        wanted, model = shown.probabilities(made), exporting.Exportable(made)
+        assert model.form == ("traced" if method in TRACED else "linear")
+        merged = merge_lora(made.trainer.clip.model)
+        assert bool(merged) == (method == "CLIPLoRA")
+        ask: Any = model
+        if method in TRACED - CHANGED:  # of the encoder, the graph is that of zero-shot CLIP
+            model._encode = lambda images: images.flatten(1)[:, : made.trainer.input_width].contiguous()
+            monkeypatch.setattr(exporting, "encoder_of", lambda trainer: model._encode)
+            wanted = shown.probabilities(made)
+        if method in (TRACED | CHANGED) - {*ALIKE, *IN_ONNX}:
+            with exporting._tracing(made):
+                ask = exporting._traced(model, made).module()
+        found = shown.answers(lambda pictures: ask(pictures).numpy())
+    assert wanted.std(axis=1).min() > 1e-3, "it says nothing"
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", IN_ONNX)
+def test_onnx_gives_the_answers_of_the_method(trained: Any, method: str, tmp_path: Path) -> None:
+    made, pictures = trained(method)
+    found = exporting.export(tmp_path / "out", "onnx", lambda: made, lambda: pictures)
+    assert found.pictures == len(pictures)
+    assert found.difference < 2e-5
+    assert found.agreement == 100

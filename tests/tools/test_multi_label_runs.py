@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dassl_lite import FewShotClassifier
+from dassl_lite.classifier.export import from_weights
 from dassl_lite.data.feature_files import read_feature_file
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.evaluate import Evaluation
 from dassl_lite.engine.commands.summary import gather
 from dassl_lite.tools import eval as eval_tool
-from dassl_lite.tools import extract, prepare, report, show, train
+from dassl_lite.tools import export, extract, prepare, report, show, train
 from dassl_lite.utils import write_json
 
 COLOURS = {"red": (210, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 210), "yellow": (240, 220, 40)}
@@ -101,6 +103,35 @@ def test_a_run_is_evaluated_extracted_and_reported_by_its_map(
     assert again["metrics"]["test"]["mAP"] == pytest.approx(score, abs=0.5)
     assert run_tool(report.main, [str(tmp_path / "runs")]) == 0
     assert "test mAP in %, one seed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_export_gives_the_probability_of_each_class(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(table, tmp_path / "run", "TaskRes", "OPTIM.MAX_EPOCH", "2")
+    classifier = FewShotClassifier.load(tmp_path / "run", device="cpu")
+    paths = sorted(map(str, table.parent.glob("test1*.png")))
+    features, head = classifier.transform(paths), classifier._trainer.head
+    factor, bias = head.calibration.exp()[0].item(), head.calibration[1].item()
+    prototypes = head.class_prototypes().detach().numpy()
+    cosines = features @ prototypes.T / np.outer(*(np.linalg.norm(one, axis=1) for one in (features, prototypes)))
+    wanted = 1 / (1 + np.exp(-(factor * head.scale.item() * cosines + bias)))
+    np.testing.assert_allclose(classifier.predict_proba(paths), wanted, atol=1e-4)
+
+    args = ["--model-dir", str(tmp_path / "run"), "--format", "npz", "--output"]
+    assert run_tool(export.main, [*args, str(tmp_path / "out")]) == 0
+    assert "Compared on 48 pictures" in capsys.readouterr().out
+    np.testing.assert_allclose(from_weights(tmp_path / "out" / "classifier.npz", features), wanted, atol=1e-4)
+    classifier.save(tmp_path / "saved")
+    again = FewShotClassifier.load(tmp_path / "saved", device="cpu")
+    assert np.array_equal(again.predict_proba(paths), classifier.predict_proba(paths))
+
+    trained(table, tmp_path / "zero-shot", "ZeroshotCLIP")
+    args[1] = str(tmp_path / "zero-shot")
+    assert run_tool(export.main, [*args, str(tmp_path / "none")]) == 2
+    assert "ZeroshotCLIP ranks images of several classes, but gives no probabilities" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_every_other_method_is_one_line_before_clip_is_loaded(
