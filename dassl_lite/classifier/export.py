@@ -38,6 +38,7 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.models.heads import LinearForm
 from dassl_lite.models.lora import merge_lora
 from dassl_lite.utils.errors import NO_ROOM, UserError, unknown
+from dassl_lite.utils.files import can_be_path
 from dassl_lite.utils.lazy import optional_module
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "npz": "classifier.npz"}  # by format
@@ -162,6 +163,8 @@ def require(folder: Path, kind: str) -> None:
     if kind == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             optional_module(name, "onnx", "ONNX export")
+    if not can_be_path(str(folder)):
+        raise UserError(f"'{folder}' cannot be written: it is no path")
     try:
         place = folder.expanduser()
         taken = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
@@ -169,7 +172,7 @@ def require(folder: Path, kind: str) -> None:
         reason = "" if above.is_dir() else f"'{above}' is not a folder"
         if not reason and not os.access(above, os.W_OK | os.X_OK):
             reason = f"no permission to write to '{above}'"
-    except (OSError, ValueError, RuntimeError) as error:  # a path that the system does not take, or an unknown ~user
+    except (OSError, RuntimeError) as error:  # a path that the system does not take, or an unknown ~user
         taken, reason = False, getattr(error, "strerror", None) or str(error)
     if taken:
         raise UserError(f"'{folder}' exists already; name a new folder, or remove it")
