@@ -20,10 +20,12 @@ from typing import Any
 
 import cuda_standin
 import families
+import PIL
 import pytest
 import torch
 from browser import launched
 from golden_count import ReferenceArrays, note_property, summary
+from packaging.version import Version
 from safetensors.torch import save_file
 
 from dassl_lite.models import clip
@@ -114,12 +116,13 @@ class Golden:
     def npz(self, name: str) -> Any:
         return ReferenceArrays(self.root / f"{name}.npz")
 
-    def require_its_torch(self) -> None:
-        """Skip the test with a torch older than the one that printed the numbers: before, dropout masks were drawn, and
-        images resized, in slightly other ways."""
-        printed = self.json("meta")["versions"]["torch"]
-        if torch.__version__ < tuple(int(part) for part in printed.split("+")[0].split(".")[:2]):
-            pytest.skip(f"torch {torch.__version__} draws other numbers than {printed}, which printed these")
+    def require_its_versions(self) -> None:
+        """Skip the test with a torch or a Pillow older than those that printed the numbers: before, dropout masks were
+        drawn, and images resized, in slightly other ways."""
+        for name, here in (("torch", torch.__version__), ("pillow", PIL.__version__)):
+            printed = self.json("meta")["versions"][name]
+            if Version(here).release[:2] < Version(printed).release[:2]:
+                pytest.skip(f"{name} {here} gives other numbers than {printed}, which printed these")
 
     @functools.cached_property
     def tiny_clip(self) -> ModuleType:

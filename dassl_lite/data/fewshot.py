@@ -129,7 +129,7 @@ def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:
     names = {label: name for item in items for label, name, _ in item.classes}
     small = [(names[label], len(group)) for label, group in group_by_label(items).items() if len(group) < num_shots]
     if small:
-        named = ", ".join(f"'{name}' ({count})" for name, count in small[:5])
+        named = ", ".join(f"{shown(name)} ({count})" for name, count in small[:5])
         more = f" and {len(small) - 5} more classes" if len(small) > 5 else ""
         logger.warning(f"Classes with fewer than {num_shots} training images, all of which are used: {named}{more}")
 

@@ -138,7 +138,7 @@ def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: A
             ("--model-dir", "{saved}", "--output", "file/out", "--format", "npz"),
             "'file/out' cannot be written: '{here}/file' is not a folder",
         ),
-        (("--model-dir", "{saved}", "--output", "a\0b", "--format", "npz"), "cannot be written: it is no path"),
+        (("--model-dir", "{saved}", "--output", "a\0b", "--format", "npz"), "'a\\x00b' has a NUL character"),
         (("--model-dir", "{saved}", "--output", "a" * 300, "--format", "npz"), "cannot be written: File name too long"),
         (("--model-dir", "nowhere", "--output", "out", "--format", "npz"), "there is no folder 'nowhere'"),
         (("--model-dir", "full", "--output", "out", "--format", "npz"), "holds neither a classifier nor a run"),

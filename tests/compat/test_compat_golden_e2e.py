@@ -143,7 +143,7 @@ def test_every_step_and_evaluation_match_the_references(
 ) -> None:
     spec, replay = golden.json(f"e2e_{method}")[name], replays[name]
     if name == "augmented":
-        golden.require_its_torch()
+        golden.require_its_versions()
     tolerances = {"lr": 1e-9, "img_sum": 1e-5, "loss": 1e-3, "acc": 1e-6}
     for found, step in zip(replay.steps, spec["steps"], strict=True):
         expected = {

@@ -157,7 +157,8 @@ def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Pat
         (show.main, ["Digits", "--tile", "0"], "--tile must be at least 1, not 0"),
         (sweep.main, ["--jobs", "0"], "--jobs must be at least 1, not 0"),
         (cli.dispatch, ["trian"], "unknown tool 'trian'. Did you mean 'train'?"),
-        (cli.dispatch, ["report", "a", "b"], "b is one argument too many (see report.py --help)"),
+        (cli.dispatch, ["report", "a", "b"], "two runs are compared on a page: add --html FILE"),
+        (cli.dispatch, ["report", "a", "b", "c"], "c is one argument too many (see report.py --help)"),
         (cli.dispatch, ["report", "a", "OPTIM.LR", "1"], "OPTIM.LR is a config key, but this tool takes none"),
     ],
 )

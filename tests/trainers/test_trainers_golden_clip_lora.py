@@ -150,7 +150,7 @@ def draw_masks(trainer: Any, batch: int) -> None:
 def test_lora_training_run_equals_the_references(golden, lora_trainer, golden_inputs, error, name):
     drops, run, arrays = name.startswith("run_drop"), LORA[name], golden.npz("clip_lora")
     if drops:
-        golden.require_its_torch()
+        golden.require_its_versions()
         if not torch.backends.mkl.is_available():
             pytest.skip("without MKL torch draws dropout masks in another way than where the numbers were printed")
     case = LORA["cases"][f"{name.rpartition('_')[2]}_qkv"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
@@ -84,10 +85,17 @@ def hugging_face() -> Iterator[ModuleType]:
                 raise UserError(f"HFDataset needs {error.name or _NAME}: {install_line('shards')}") from error
         yield sys.modules[_NAME]
     finally:
-        taken = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_part(name)}
-        if hasattr(taken.get(_NAME), "load_dataset"):
-            _loaded.update(taken)
-        sys.modules.update(others)
+        if others or not _is_found_at(place):  # the name is another's
+            taken = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_part(name)}
+            if hasattr(taken.get(_NAME), "load_dataset"):
+                _loaded.update(taken)
+            sys.modules.update(others)
+
+
+def _is_found_at(place: Path) -> bool:
+    """Whether ``import datasets`` is this library, not another folder of the name."""
+    found = importlib.machinery.PathFinder.find_spec(_NAME)
+    return found is not None and Path(found.origin or "").parent == place
 
 
 def _is_part(name: str) -> bool:
