@@ -81,19 +81,22 @@ _FRAMES = {
 _VOCABULARY = 320
 
 
-def register(folder: Path, corpus: tuple[str, ...] = ("a photo of a red circle.",)) -> dict[str, str]:
+def register(
+    folder: Path, corpus: tuple[str, ...] = ("a photo of a red circle.",), prefix: str = "tiny"
+) -> dict[str, str]:
     """Make every family's small model known to open_clip: the name that `load_clip` takes, by family.
 
     Args:
         folder: a new one, for tokenizers and configurations; it must stay.
         corpus: texts that the tokenizers are trained on.
+        prefix: of the names; open_clip knows the last of a name, whose folder must be there.
     """
     kinds = {kind: _save_tokenizer(folder / "tokenizers" / kind, *frame, corpus) for kind, frame in _FRAMES.items()}
     for family, published in FAMILIES.items():
         config = _small(copy.deepcopy(open_clip.get_model_config(published)), folder, kinds)
-        (folder / f"tiny-{family}.json").write_text(json.dumps(config))
+        (folder / f"{prefix}-{family}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
-    return {family: f"random:tiny-{family}" for family in FAMILIES}
+    return {family: f"random:{prefix}-{family}" for family in FAMILIES}
 
 
 def copied(clip: Any) -> Any:

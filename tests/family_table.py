@@ -123,7 +123,7 @@ def prepared() -> Iterator[Callable[[str, str], str]]:
         environment = {"DASSL_LITE_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
         own = mock.patch.object(feature_source, "load_clip", loaded_once(feature_source.load_clip))
         with mock.patch.dict(os.environ, environment), own:
-            names = register(root / "families", tuple(f"a photo of a {name}." for name in CLASSES))
+            names = register(root / "families", tuple(f"a photo of a {name}." for name in CLASSES), "tiny-of-table")
             pictures = draw_pictures(root / "pictures")
             yield lambda family, method: run_cell(method, names[family], pictures, root / "runs" / family / method)
 
