@@ -21,7 +21,7 @@ from tabulate import tabulate
 from dassl_lite.config.check import leaves
 from dassl_lite.data import published_name
 from dassl_lite.engine.build import TRAINER_REGISTRY
-from dassl_lite.engine.commands import tune
+from dassl_lite.engine.commands import search_space, search_trial, tune
 from dassl_lite.engine.commands.arguments import (
     ToolParser,
     add_config_flags,
@@ -39,7 +39,8 @@ from dassl_lite.engine.commands.arguments import (
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.on_ray import cluster_of, ray_workers
-from dassl_lite.engine.commands.tune import COMPLETE, FAILED, PRUNED, Result, Search, Study
+from dassl_lite.engine.commands.search_trial import COMPLETE, FAILED, PRUNED, Result, Search
+from dassl_lite.engine.commands.tune import Study
 from dassl_lite.engine.commands.workers import Workers, local_workers, this_process
 from dassl_lite.engine.files.run_lock import only_run_in
 from dassl_lite.engine.plugins import COMPAT, load_plugins
@@ -58,7 +59,14 @@ def make_parser() -> ToolParser:
     parser = tool_parser("tune", __doc__)
     add = parser.add_argument
     add("--trainer", default="", metavar="NAME", help="method to tune, such as TaskRes")
-    add("--space", nargs="+", action="extend", default=[], metavar="KEY=RANGE", help=f"what to search: {tune.FORMS}")
+    add(
+        "--space",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=RANGE",
+        help=f"what to search: {search_space.FORMS}",
+    )
     add("--trials", type=int, default=50, metavar="N", help="trials in all")
     add_model_flags(parser)
     add("--shots", type=int, metavar="N", help="training images per class (default: as the recipe says)")
@@ -90,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     optional_module("optuna", "tune", "tune.py")
     search.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(search.folder):
-        tune.clear(search.folder)
+        search_trial.clear(search.folder)
         study = Study(search)
         try:
             if not study.results:
-                tune.prepare(search)
+                search_trial.prepare(search)
             logger.info(f"Trials are measured on {search.measured_on}")
             with _workers(args) as each:
                 tune.search_all(search, study, each)
@@ -129,7 +137,7 @@ def _search(args: argparse.Namespace) -> Search:
         raise UserError(f"--trainer is missing; choices: {', '.join(sorted(TRAINER_REGISTRY))}")
     kind = TRAINER_REGISTRY.get(args.trainer)
     if not args.space:
-        raise UserError(f"--space is missing: {tune.FORMS}")
+        raise UserError(f"--space is missing: {search_space.FORMS}")
     check_at_least(args, 1, ["jobs"], at_most=1024)
     check_at_least(args, 1, ["trials"], at_most=MOST_TRIALS)
     check_at_least(args, 0, ["seed", "seeds"])
@@ -137,12 +145,12 @@ def _search(args: argparse.Namespace) -> Search:
         check_at_least(args, 2, ["folds"], at_most=1000)
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError("--seeds has a seed twice")
-    refuse_keys(args.options, tune.FIXED, "in a search")
+    refuse_keys(args.options, search_space.FIXED, "in a search")
     shared, seeds = config_arguments(args), tuple(args.seeds or [args.seed])
     plain = Search(args.trainer, shared, (), Path(), seeds=seeds).config(seeds[0])
     values = leaves(plain)
-    space = tune.parse_space(args.space, values.get)
-    tune.check_space(space, shared, args.trainer)
+    space = search_space.parse_space(args.space, values.get)
+    search_space.check_space(space, shared, args.trainer)
     given = set(args.options[::2]) & {one.key for one in space}
     if given:
         raise UserError(f"{sorted(given)[0]} is both in --space and at the end of the line; leave one of them out")
@@ -156,7 +164,7 @@ def _search(args: argparse.Namespace) -> Search:
         trials=args.trials,
         seed=args.seed,
         seeds=seeds,
-        folds=tune.with_folds(args.folds or 0, plain),
+        folds=search_trial.with_folds(args.folds or 0, plain),
         prunes=not args.no_pruning,
         jobs=args.jobs,
     )
@@ -172,7 +180,7 @@ def _finish(args: argparse.Namespace, search: Search, study: Study, best: Result
     command = ["python", "tools/train.py", "--trainer", args.trainer, "--config-file", str(path), *_data_words(args)]
     command += ["--seed", str(search.seeds[0])]
     pairs = zip(args.options[::2], args.options[1::2], strict=True)
-    command += [word for key, text in pairs if key in tune.DATA_KEYS for word in (key, text)]
+    command += [word for key, text in pairs if key in search_space.DATA_KEYS for word in (key, text)]
     optuna = optional_module("optuna", "tune", "tune.py")
     value = f"{best.value:.2f} % {best.metric}"
     header = [

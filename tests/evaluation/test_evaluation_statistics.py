@@ -139,6 +139,7 @@ def test_the_permutation_test_of_a_rank_correlation_is_exact_for_few_pairs_and_n
     assert permutation_p(x, y) == pytest.approx(exact.pvalue)
     x, y = rng.multivariate_normal([0, 0], [[1, 0.4], [0.4, 1]], 30).T
     assert permutation_p(x, y) == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.02)
+    assert permutation_p(range(12), range(12), draws=99) == 0.01  # drawn pairings leave room for doubt
     assert all(map(math.isnan, (permutation_p([1, 2], [1, 2]), permutation_p([1, 1, 1], [1, 2, 3]))))
 
 

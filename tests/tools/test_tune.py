@@ -13,7 +13,7 @@ from PIL import Image
 from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.commands import tune as commands
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.tune import Dimension, parse_space
+from dassl_lite.engine.commands.search_space import Dimension, parse_space
 from dassl_lite.tools import train, tune
 from dassl_lite.utils import UserError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,22 +142,13 @@ class StreamedFeatureLoader(FeatureLoader):
     """The same batches, each read from disk when it is its turn: for more features than memory holds.
 
     Args:
+        args: those of `FeatureLoader`.
         read: features (n, D) of the rows with these numbers (n,), of a view.
         views_stored: V, the number of views that there are.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader[Item],
-        items: Sequence[Datum],
-        fetch: Callable[[], Features],
-        device: torch.device,
-        epoch: Callable[[], int] = lambda: 0,
-        *,
-        read: Callable[[np.ndarray, int], np.ndarray],
-        views_stored: int,
-    ) -> None:
-        super().__init__(loader, items, fetch, device, epoch)
+    def __init__(self, *args: Any, read: Callable[[np.ndarray, int], np.ndarray], views_stored: int) -> None:
+        super().__init__(*args)
         self._read, self._count = read, views_stored
 
     @property

@@ -74,10 +74,11 @@ def cluster_of(args: argparse.Namespace) -> Cluster | None:
     """The cluster that the flags of `arguments.add_ray_flags` describe; None without ``--ray``.
 
     Raises:
-        UserError: a run needs something impossible.
+        UserError: Ray is not installed, or a run needs something impossible.
     """
     if not args.ray:
         return None
+    optional_module("ray", "ray", "--ray")  # said before any work is planned
     for flag in ("run_cpus", "run_gpus", "run_memory"):
         value = getattr(args, flag)
         if value is not None and not 0 <= value <= 1e6:
