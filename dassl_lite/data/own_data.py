@@ -38,6 +38,9 @@ class OwnDataset(FolderDataset):
 
     def load(self) -> Split:
         groups = self.list_groups()
+        if set(groups) == {"train"}:
+            logger.info(f"{self.called} has train alone: it is split here")
+            groups = {UNSPLIT: groups["train"]}
         if UNSPLIT not in groups:
             return self._given({part: _joined(groups[part]) for part in groups})
         saved = self.sidecar.find(self.split_file)

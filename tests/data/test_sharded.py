@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -229,6 +230,10 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.json", b"[" * 100_000))[0],
         "sample '0900' has a damaged .json",
     ),
+    "negative": (
+        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b"-1"))[0],
+        "sample '0900' has the label -1",
+    ),
     "images": (
         lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.mask.png", picture(1)))[0],
         "has several images (mask.png, png); DATASET.SHARDS.IMAGE",
@@ -290,6 +295,34 @@ def test_a_file_that_is_no_shard_is_told_in_a_line(tmp_path: Path, content: Any,
         bad.write_bytes(content)
     with pytest.raises(UserError, match=f"train-001.tar'.*{message}"):
         load(f"{folder}/{{train-000,train-001,test-000}}.tar")
+
+
+def test_a_compressed_shard_beside_others_is_told(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "data")
+    whole = (folder / "train-001.tar").read_bytes()
+    (folder / "train-001.tar").unlink()
+    (folder / "train-001.tar.gz").write_bytes(gzip.compress(whole))
+    with pytest.raises(UserError, match=r"train-001\.tar\.gz'.*it is compressed"):
+        load(folder)
+
+
+def test_shards_for_training_alone_are_split(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shard(folder / "train-000.tar", map(sample, range(24)))
+    dataset = load(folder)
+    assert sorted(pairs([*dataset.train_x, *dataset.val, *dataset.test])) == [(n, n % 3) for n in range(24)]
+    assert len(dataset.test) > 0
+
+
+def test_labels_and_endings_may_be_written_as_other_programs_write_them(tmp_path: Path) -> None:
+    def odd(n: int) -> Sample:
+        return f"{n:04}", {"PNG": picture(n), "jpg": picture(n), "cls": b"\xef\xbb\xbf%d\r\n" % (n % 3)}
+
+    for name, numbers in (("train", range(12)), ("test", range(100, 106))):
+        shard(tmp_path / f"data/{name}.tar", map(odd, numbers))
+    for ending in ("png", ".png", ".PNG"):
+        dataset = load(tmp_path / "data", SHARDS__IMAGE=ending)
+        assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(12)]
 
 
 def test_a_key_in_two_shards_is_told_in_a_line(tmp_path: Path) -> None:
@@ -365,6 +398,15 @@ def test_a_shard_that_a_server_lacks_or_refuses_is_told_in_a_line(tmp_path: Path
         with pytest.raises(UserError, match=rf"train-00{number}\.tar.*{state}") as error:
             load(server.url(f"{{train-00{number},test-000}}.tar"))
         assert "\n" not in str(error.value)
+
+
+def test_what_a_server_gives_in_place_of_a_shard_is_not_kept(tmp_path: Path, server: Server) -> None:
+    folder = shards(tmp_path / "data")
+    server.add("train-000.tar", b"<html>log in</html>")
+    with pytest.raises(UserError, match="no tar file"):
+        load(server.url("train-000.tar"))
+    server.add("train-000.tar", (folder / "train-000.tar").read_bytes())
+    assert len(load(server.url("train-000.tar")).train_x) > 0
 
 
 def test_any_file_system_of_fsspec_gives_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +489,7 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path) -> None:
+def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = [{"bytes": picture(n), "path": None} for n in (0, 1, 2, 2)] + [{"bytes": None, "path": "/etc/hostname"}]
     parquet(tmp_path / "a/train.parquet", range(5), image=images, label=[0, 1, None, 2, 0])
     parquet(tmp_path / "a/test.parquet", range(6))
@@ -459,9 +501,11 @@ def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b, train', row 3: the image '.*' is there twice"):
         load(tmp_path / "b", "HFDataset")
     (tmp_path / "b/test.parquet").write_bytes(whole[:-50])
+    capfd.readouterr()
     with pytest.raises(UserError, match="cannot read 'b, test'") as error:
         load(tmp_path / "b", "HFDataset", ON_ERROR="skip")
     assert "\n" not in str(error.value)
+    assert "Failed to read" not in capfd.readouterr().err
     with pytest.raises(UserError, match="there is no folder"):
         load(tmp_path / "none", "HFDataset")
     (tmp_path / "empty").mkdir()

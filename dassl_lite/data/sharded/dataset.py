@@ -14,7 +14,7 @@ from dassl_lite.data.fewshot import group_by_label
 from dassl_lite.data.own_data import Groups, OwnDataset
 from dassl_lite.data.sharded.members import OF_SHARD, Index, Record, Shard, folder_of, write_index
 from dassl_lite.data.sharded.remote import expand, found_in, is_url, joined, local_copy
-from dassl_lite.data.sharded.tar import Columns, index_shard
+from dassl_lite.data.sharded.tar import COMPRESSED, Columns, index_shard
 from dassl_lite.data.splits import UNSPLIT, split_called
 from dassl_lite.utils.errors import MissingDatasetError, UserError, nearest, printable, shown
 from dassl_lite.utils.files import digest_of, read_json, read_text
@@ -53,13 +53,16 @@ class ShardedDataset(OwnDataset):
             raise MissingDatasetError(
                 f"dataset {type(self).__name__} needs --root (DATASET.ROOT): {self._expected_root()}"
             )
-        self.columns = Columns(node.IMAGE, node.LABEL, node.KEY)
+        self.columns = self._columns_of(node)
         self._on_error = cfg.DATASET.ON_ERROR
         self._names_file = node.CLASSNAMES
         place = (
             self.source if is_url(self.source) or not self.source else os.path.abspath(os.path.expanduser(self.source))
         )
         return str(folder_of(digest_of([type(self).__name__, place, self._patterns, self.columns])))
+
+    def _columns_of(self, node: CfgNode) -> Columns:
+        return Columns(node.IMAGE, node.LABEL, node.KEY)
 
     def _expected_root(self) -> str:
         return "the folder of the shards"
@@ -156,9 +159,9 @@ class ShardedDataset(OwnDataset):
                 label = found[record.label]
                 close = nearest(str(label), known) if isinstance(label, str) else None
                 hint = f" (did you mean '{printable(close)}'?)" if close else ""
+                of = f"which is none of the {len(known)} classes{hint}" if known else "and labels begin with 0"
                 problems.append(
-                    f"shard '{shards[number].source}': sample {shown(record.key)} has the label {shown(label)}, which "
-                    f"is none of the {len(known)} classes{hint}"
+                    f"shard '{shards[number].source}': sample {shown(record.key)} has the label {shown(label)}, {of}"
                 )
         return [(number, one._replace(label=classes[one.label])) for number, one in records if one.label in classes]
 
@@ -180,6 +183,11 @@ class ShardedDataset(OwnDataset):
 
 class TarDataset(ShardedDataset):
     """Tar shards of the WebDataset convention, on disk or behind URLs."""
+
+    def _columns_of(self, node: CfgNode) -> Columns:
+        """Endings as they are compared: ``.PNG`` is ``png``; a field of ``.json`` stays as it is written."""
+        label = node.LABEL.removeprefix(".")
+        return Columns(node.IMAGE.removeprefix(".").lower(), label, node.KEY)
 
     def _expected_root(self) -> str:
         return "a folder of .tar files, a pattern such as train-{000..099}.tar, or a URL"
@@ -211,7 +219,8 @@ class TarDataset(ShardedDataset):
             return {part: [joined(self.source, name) for name in expand(text)] for part, text in self._patterns.items()}
         root = os.path.expanduser(self.source)
         if not is_url(root) and os.path.isdir(root):
-            names = [os.path.join(root, name) for name in found_in(root, (".tar",))]
+            endings = (".tar", ".tgz", *(f".tar{ending}" for ending in COMPRESSED))
+            names = [os.path.join(root, name) for name in found_in(root, endings)]
             if not names:
                 raise MissingDatasetError(f"dataset {type(self).__name__}: '{printable(root)}' has no .tar files")
         else:

@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -163,7 +164,10 @@ def _files_of(root: str) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def _told(source: str) -> Iterator[None]:
-    """The library's errors as the user's, in one line."""
+    """The library's errors as the user's, in one line; what it logs of them besides is not shown."""
+    logger = logging.getLogger(_NAME)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     except UserError:
@@ -173,6 +177,8 @@ def _told(source: str) -> Iterator[None]:
         if isinstance(error.__cause__ or error.__context__, OSError) and not str(error):
             reason = str(error.__cause__ or error.__context__)
         raise UserError(f"cannot read '{printable(source)}': {printable(reason)}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _table(source: str, identity: list[Any], columns: Columns, place: Any) -> Table:

@@ -32,6 +32,7 @@ from dassl_lite.utils.files import can_be_path, digest_of, open_file, read_json,
 LABELS = ("cls", "cls.txt", "label", "label.txt")
 FIELDS = ("label", "cls", "class", "classname", "class_name")
 MAX_LABEL_BYTES = 1 << 20
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 _VERSION = 1
 _BLOCK = 512
 
@@ -74,7 +75,10 @@ def index_shard(path: str, source: str, columns: Columns) -> tuple[Shard, list[s
         return shard, problems
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        reason = f"it is no tar file ({reason})" if isinstance(error, tarfile.TarError) else reason
+        if isinstance(error, tarfile.TarError):
+            reason = f"it is no tar file ({reason})"
+            if source != path and Path(path).is_relative_to(shards_root()):
+                os.unlink(path)  # a copy of what a server gave in its place: the next time it is asked again
         raise UserError(f"cannot read shard '{printable(source)}': {reason}") from error
 
 
@@ -102,7 +106,7 @@ def _list(path: str, source: str, columns: Columns) -> tuple[list[Record], list[
     problems: list[str] = []
     seen: set[str] = set()
     with open_file(path) as file:
-        if file.read(3)[:2] in (b"\x1f\x8b", b"BZ") or path.endswith((".xz", ".zst")):
+        if file.read(2) in (b"\x1f\x8b", b"BZ") or path.endswith(COMPRESSED):
             raise OSError("it is compressed; images are read by their place, so shards must be plain .tar")
         file.seek(0)
         size = os.fstat(file.fileno()).st_size
@@ -212,7 +216,7 @@ def _label(members: dict[str, bytes], named: str) -> Any:
     """A number, a text or None."""
     for ending in (named,) if named else LABELS:
         if ending in members and ending != "json":
-            return plain_label(members[ending].decode("utf-8", "replace"))
+            return plain_label(members[ending])
     if "json" not in members:
         return None
     try:
@@ -227,7 +231,7 @@ def _label(members: dict[str, bytes], named: str) -> Any:
 def plain_label(value: Any) -> int | str | None:
     """A label as a number or a text: digits are a number."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        value = value.decode("utf-8-sig", "replace")
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int):
