@@ -23,6 +23,9 @@ logger = get_logger(__name__)
 
 OPTIMIZER_REGISTRY = Registry("optimizer")
 
+_MANY = 8  # parameters, from which on one call for all of them is cheaper on a CPU
+_SAME_TOGETHER = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)  # not RAdam
+
 Param = Tensor | tuple[str, Tensor] | dict[str, Any]  # a parameter, a named parameter, or a param group
 
 
@@ -119,7 +122,24 @@ def build_optimizer(
         params = list(model.parameters() if isinstance(model, nn.Module) else model)
     params = [_materialised(item) for item in params]
     _require_trainable(params)
-    return make(params, optim_cfg)
+    return _faster_on_a_cpu(make(params, optim_cfg))
+
+
+def _faster_on_a_cpu(optimizer: Optimizer) -> Optimizer:
+    """Have torch update many small parameters by one call per operation.
+
+    On a CPU it would update them one by one, from Python, which takes up to twice as long. The bits are the same in
+    single and double precision, but not in half precision. (Its fused CPU kernels are faster still, but SGD's is wrong
+    where a gradient's strides differ from the parameter's, and fails where a parameter has no gradient.)
+    """
+    groups = optimizer.param_groups
+    tensors = [parameter for group in groups for parameter in group["params"]]
+    same = all(one.device.type == "cpu" and one.dtype in (torch.float32, torch.float64) for one in tensors)
+    if type(optimizer) in _SAME_TOGETHER and same and len(tensors) >= _MANY:
+        for group in groups:
+            if group["foreach"] is None and not group.get("fused"):
+                group["foreach"] = True
+    return optimizer
 
 
 def _rate_and_decay(cfg: CN) -> dict[str, Any]:

@@ -196,3 +196,32 @@ def test_a_plugin_registers_its_own_optimiser(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(OPTIMIZER_REGISTRY, "_table", dict(OPTIMIZER_REGISTRY._table))
     OPTIMIZER_REGISTRY.register(adagrad)
     assert isinstance(build_optimizer(Staged(), optim_cfg(NAME="adagrad")), torch.optim.Adagrad)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"radam"}))  # whose bits would differ
+def test_many_parameters_are_updated_together_to_the_same_bits(name: str) -> None:
+    def trained(together: bool) -> list[torch.Tensor]:
+        draw = torch.Generator().manual_seed(7)
+        shapes = [(3, 5)] * 8 + [(40, 9)]
+        parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+        cfg = optim_cfg(NAME=name, SGD_NESTEROV=name == "sgd", WEIGHT_DECAY=0.01)
+        optimizer = build_optimizer(parameters, cfg)
+        assert [group["foreach"] for group in optimizer.param_groups] == [True]
+        for group in optimizer.param_groups:
+            group["foreach"] = together
+        for step in range(20):
+            for i, parameter in enumerate(parameters):
+                gradient = torch.randn(parameter.shape[::-1], generator=draw).t()  # other strides than the parameter's
+                parameter.grad = None if i == 3 and step % 2 else gradient
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    assert all(map(torch.equal, trained(together=True), trained(together=False)))
+
+
+def test_few_parameters_and_those_in_half_precision_are_left_to_torch() -> None:
+    for count, dtype in ((7, torch.float32), (8, torch.float16), (8, torch.bfloat16)):
+        optimizer = build_optimizer([nn.Parameter(torch.zeros(2, dtype=dtype)) for _ in range(count)], optim_cfg())
+        assert [group["foreach"] for group in optimizer.param_groups] == [None]
+    many = [nn.Parameter(torch.zeros(2)) for _ in range(8)]
+    assert build_optimizer(many, optim_cfg(NAME="radam")).param_groups[0]["foreach"] is None
