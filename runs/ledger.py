@@ -60,6 +60,19 @@ def golden(printed: str) -> list[dict[str, Any]]:
     return [dict(zip(names, [words[0], *map(int, words[1:])], strict=True)) for words in found]
 
 
+def written(entry: dict[str, Any]) -> str:
+    """As JSON, each row of a table on a line of its own."""
+    tables = entry["table"]
+    if isinstance(tables, str):
+        return json.dumps(entry, indent=1) + "\n"
+    parts = []
+    for name, lines in tables.items():
+        inside = ",\n".join(f"   {json.dumps(line)}" for line in lines)
+        parts.append(f"  {json.dumps(name)}: [\n{inside}\n  ]")
+    head = json.dumps({key: value for key, value in entry.items() if key != "table"}, indent=1)
+    return f'{head.removesuffix("}").rstrip()},\n "table": {{\n' + ",\n".join(parts) + "\n }\n}\n"
+
+
 def machine() -> dict[str, Any]:
     """Cores and kinds of processors; no name of the machine."""
     cpu = platform.processor()
@@ -107,7 +120,7 @@ def main() -> None:
     }
     LEDGER.mkdir(parents=True, exist_ok=True)
     path = LEDGER / f"{args.name}.json"
-    path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+    path.write_text(written(entry), encoding="utf-8")
     print(f"{path.relative_to(REPOSITORY)} is written")
 
 
