@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+from unicodedata import combining, east_asian_width
 
 from dassl_lite.classifier import FewShotClassifier, Prediction
 from dassl_lite.classifier.images import decoded, images_below
@@ -46,6 +47,7 @@ MOST_CLASSES = 40  # rows of the summary
 MOST_THUMBNAILS = 2000
 THUMBNAIL = 128  # pixels
 BAR = 24  # characters
+WIDEST = 40  # columns of a class's name on the terminal, so that a line with its bar fits 80
 
 
 def make_parser() -> ToolParser:
@@ -78,7 +80,16 @@ def paths_of(words: Sequence[str]) -> Iterator[str]:
         elif os.path.exists(word):
             yield word
         else:
-            yield from sorted(glob.iglob(word, recursive=True))
+            yield from _matches(word)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a pattern names, sorted; each once, where a link to a folder above names it many times."""
+    found = sorted(glob.iglob(pattern, recursive=True))
+    if "**" not in pattern:
+        return found
+    shortest = sorted(found, key=len, reverse=True)
+    return sorted({os.path.realpath(path): path for path in shortest}.values())
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -117,15 +128,23 @@ def writing(path: Path | None, top_k: int) -> Iterator[Callable[[Prediction], No
     if path is None:
         yield lambda found: None
         return
+    kind = {".csv": _csv_rows, ".json": _json_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
+    with _new_file("--output", path) as temporary, kind(temporary, top_k) as write:
+        yield write
+
+
+@contextlib.contextmanager
+def _new_file(flag: str, path: Path) -> Iterator[Path]:
+    """A temporary file beside the path, which takes its place at the end; a UserError where it cannot be written."""
     try:
+        if path.is_dir():
+            raise UserError(f"{flag} '{path}' is a folder; name a file")
         with atomic_path(path) as temporary:
-            kind = {".csv": _csv_rows, ".json": _json_rows, ".parquet": _parquet_rows}[path.suffix.lower()]
-            with kind(temporary, top_k) as write:
-                yield write
+            yield temporary
     except OSError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{flag} '{path}' cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -170,12 +189,18 @@ def _parquet_rows(path: Path, top_k: int) -> Iterator[Callable[[Prediction], Non
             waiting.clear()
 
         def write(found: Prediction) -> None:
-            waiting.append(row_of(found, top_k))
+            row = row_of(found, top_k)
+            waiting.append({name: _as_unicode(value) for name, value in row.items()})
             if len(waiting) >= 10_000:
                 flush()
 
         yield write
         flush()
+
+
+def _as_unicode(value: Any) -> Any:
+    """Text without the lone surrogates that stand for the bytes of a file's name, which Parquet does not take."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -192,14 +217,36 @@ def bar(share: float, width: int = BAR) -> str:
     return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
 
 
+def cells(names: Sequence[str]) -> list[str]:
+    """Names of classes as a column of the terminal, printable, and not wider than `WIDEST`."""
+    short = [_short(printable(name)) for name in names]
+    width = max(map(columns, short), default=0)
+    return [name + " " * (width - columns(name)) for name in short]
+
+
+def _short(name: str) -> str:
+    """A name, without its middle if it is too wide."""
+    if columns(name) <= WIDEST:
+        return name
+    side = (WIDEST - 3) // 2
+    head, tail = (
+        next(part[:n] for n in range(side, 0, -1) if columns(part[:n]) <= side) for part in (name, name[::-1])
+    )
+    return f"{head}...{tail[::-1]}"
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese and Japanese letters two each, accents none."""
+    return sum(0 if combining(letter) else 1 + (east_asian_width(letter) in "WF") for letter in text)
+
+
 def lines_of(found: Prediction) -> list[str]:
     """A picture on the terminal: its name, and a line with a bar for each class."""
     if found.error:
         return [f"{printable(found.image)}  {UNREADABLE}"]
-    named = [UNKNOWN if label is None else printable(label) for label in found.labels]
-    width = max(map(len, named))
-    pairs = zip(named, found.probabilities, strict=True)
-    return [printable(found.image), *(f"  {name:{width}}  {100 * p:5.1f} %  {bar(p)}" for name, p in pairs)]
+    named = [UNKNOWN if label is None else str(label) for label in found.labels]
+    pairs = zip(cells(named), found.probabilities, strict=True)
+    return [printable(found.image), *(f"  {name}  {100 * p:5.1f} %  {bar(p)}" for name, p in pairs)]
 
 
 class Summary:
@@ -226,15 +273,26 @@ class Summary:
         if self.total < 2:
             return
         rows = self.counts.most_common(MOST_CLASSES)
-        width, most = max(len(printable(name)) for name, _ in rows), rows[0][1]
+        most = rows[0][1]
         say(f"\n{self.total:,} pictures:")
-        for name, count in rows:
-            say(f"  {printable(name):{width}}  {count:7,}  {bar(count / most)}")
+        for name, (_, count) in zip(cells([name for name, _ in rows]), rows, strict=True):
+            say(f"  {name}  {count:7,}  {bar(count / most)}")
         if len(self.counts) > len(rows):
             say(f"  and {len(self.counts) - len(rows)} more classes")
 
 
-def write_page(path: Path, kept: Sequence[Prediction], total: int) -> None:
+@contextlib.contextmanager
+def paging(path: Path | None, summary: Summary) -> Iterator[None]:
+    """A context at whose end the page of thumbnails is written; that it cannot be is told at the beginning."""
+    if path is None:
+        yield
+        return
+    with _new_file("--thumbnails", path) as temporary:
+        yield
+        temporary.write_text(page_of(summary.kept, summary.total), encoding="utf-8")
+
+
+def page_of(kept: Sequence[Prediction], total: int) -> str:
     """A page of thumbnails, the surest first, which needs no other file."""
     cells = []
     for found in sorted(kept, key=lambda one: -one.probabilities[0]):
@@ -253,17 +311,12 @@ def write_page(path: Path, kept: Sequence[Prediction], total: int) -> None:
             "</figure>"
         )
     first = f", the first {len(kept):,}" if len(kept) < total else ""
-    content = (
+    return (
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predictions</title><style>'
         "body{font:14px sans-serif;margin:1rem}figure{display:inline-block;width:140px;margin:4px;vertical-align:top;"
         "text-align:center}img{max-width:128px;max-height:128px}figcaption{overflow-wrap:anywhere}</style>"
         f"<h1>{total:,} pictures{first}, the surest first</h1>{''.join(cells)}</html>\n"
     )
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--thumbnails {path} cannot be written: {error.strerror or error}") from None
 
 
 def check(args: argparse.Namespace) -> None:
@@ -293,25 +346,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = len(classifier.classes_)
     if not 1 <= args.top_k <= count:
         raise UserError(f"--top-k must be 1 to {count}, the number of classes, not {args.top_k}")
-    summary, output = Summary(bool(args.thumbnails)), Path(args.output) if args.output else None
+    summary = Summary(bool(args.thumbnails))
+    output, page = (Path(name).expanduser() if name else None for name in (args.output, args.thumbnails))
     stream = classifier.stream(
         paths_of(args.images), top_k=args.top_k, unknown_below=args.unknown_below, on_error=args.on_error
     )
-    with writing(output, args.top_k) as write, warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        for found in stream:
-            write(found)
-            summary.add(found)
-    for one in told:
-        logger.warning(str(one.message))
-    if not summary.total:
-        raise UserError("standard input lists no pictures")
-    summary.show()
-    if output is not None:
-        say(f"Written to {output}")
-    if args.thumbnails:
-        write_page(Path(args.thumbnails), summary.kept, summary.total)
-        say(f"Written to {args.thumbnails}")
+    with writing(output, args.top_k) as write, paging(page, summary):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            for found in stream:
+                write(found)
+                summary.add(found)
+        for one in told:
+            logger.warning(str(one.message))
+        if not summary.total:
+            raise UserError("standard input lists no pictures")
+        summary.show()
+    for path in (output, page):
+        if path is not None:
+            say(f"Written to {path}")
     return 0
 
 

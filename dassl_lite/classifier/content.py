@@ -104,7 +104,7 @@ class Content:
         lists = (names, ids, values.get("ensemble_templates"), values.get("descriptions"))
         if not all(isinstance(one, list) for one in lists) or not names or len(names) != len(ids):  # type: ignore[arg-type]
             raise UserError("it does not list its classes")
-        sentences = [one for part in values["descriptions"] if isinstance(part, list) for one in part]
+        sentences = [one for part in values["descriptions"] for one in (part if isinstance(part, list) else [None])]
         texts = [*names, *ids, *values["ensemble_templates"], *sentences, values.get("template")]  # type: ignore[misc]
         if not all(isinstance(text, str) for text in texts) or len(values["descriptions"]) not in (0, len(names)):
             raise UserError("its classes, templates and descriptions are not text")
@@ -204,12 +204,11 @@ def rebuilt(
     load_plugins()
     TRAINER_REGISTRY.get(content.method)  # reports one that is not installed
     target = content.with_classes(classes or content.classes)
-    kind = DATASET_REGISTRY.get(target.dataset) if target.dataset in DATASET_REGISTRY else None
     given = Training(
         target.classes,
         ensemble_templates=target.ensemble_templates,
         template=target.template,
-        drawn=bool(getattr(kind, "drawn", False)),
+        drawn=True,  # what the backbone does not know was told when it was chosen
         multi_label=bool(content.meta.get(MULTI_LABEL)),
     )
     fitting = refusing_misfits(f"{where} does not fit")
@@ -247,6 +246,8 @@ def _load(trainer: Any, content: Content, folder: Path, where: str) -> None:
     meta = {**content.meta, "classnames": list(content.classes.names), "classids": list(content.classes.ids)}
     by_model: dict[str, dict[str, Tensor]] = {}
     for key, tensor in content.tensors.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise UserError(f"{where} has NaN among its weights ({key}), so it answers nothing: train it again")
         model, _, name = key.partition("/")
         by_model.setdefault(model, {})[name] = tensor
     try:

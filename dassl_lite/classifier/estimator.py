@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from dassl_lite.classifier.predicting import (
     ON_ERROR,
     Prediction,
     Unreadable,
+    check_threshold,
     checked_top_k,
     chosen_labels,
     left_out,
@@ -54,7 +55,7 @@ from dassl_lite.classifier.predicting import (
 )
 from dassl_lite.classifier.quiet import alone
 from dassl_lite.classifier.report import Calibration, best_temperature, calibration_error, report
-from dassl_lite.classifier.values import is_plain, listed_values, plain, plain_list, texts
+from dassl_lite.classifier.values import is_plain, label_array, listed_values, plain, plain_list, texts
 from dassl_lite.data import build_dataset
 from dassl_lite.data.classes import ClassList, match_classes
 from dassl_lite.data.manager import validates_on_test
@@ -173,6 +174,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.calibration_: Calibration | None = None
         self.report_ = None if trainer is None else _report_of_run(trainer, labels, zero_shot)
         self._content: Content | None = None
+        for known in ("_shots", "_where"):  # of what was loaded before
+            self.__dict__.pop(known, None)
 
     def _labelled(self, X: Any, y: Any) -> tuple[NDArray[Any] | None, dict[str, Any], Training | None]:
         """Labels of the classes, config keys, and the images where they are not on disk as the engine reads them."""
@@ -210,11 +213,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text or whole numbers")
         if any(isinstance(one, str) and not one.strip() for one in listed):
             raise UserError("y has an empty label; a class needs a name")
-        try:
-            labels = np.unique(np.array(listed, dtype=object if len({type(one) for one in listed}) > 1 else None))
-        except TypeError:
-            kinds = ", ".join(sorted({type(label).__name__ for label in listed}))
-            raise UserError(f"y mixes labels of several types: {kinds}") from None
+        label_array(listed)  # refuses several types, of which no order is
+        labels = label_array(sorted(set(listed)))
         if self.classes is None:
             return labels, [str(label) for label in labels.tolist()]
         known = self._given_names(as_text=labels.dtype.kind == "U")
@@ -224,8 +224,10 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _given_names(self, *, as_text: bool) -> dict[Any, Any]:
         """The parameter ``classes`` as a dict from label, which is text or a number, to name."""
-        if self.classes is None or isinstance(self.classes, Mapping):
-            return dict(self.classes or {})
+        if self.classes is None:
+            return {}
+        if isinstance(self.classes, Mapping):
+            return dict(zip(listed_values(list(self.classes)), texts(list(self.classes.values())), strict=True))
         names = texts(self.classes)
         return {name: name for name in names} if as_text else dict(enumerate(names))
 
@@ -329,13 +331,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             self._trainer = rebuilt(self._content, use_accelerator=own, verbose=bool(self.verbose), where=where)  # type: ignore[arg-type]
             return self._trainer
         self._check_fitted()
-        names = [str(name) for name in self.classes.values()] if isinstance(self.classes, Mapping) else self.classes
-        names = texts(names)
+        names = texts(list(self.classes.values()) if isinstance(self.classes, Mapping) else self.classes)
         if not names:
             raise UserError("classes is empty; name those to tell apart")
         if len(set(names)) < len(names):
             raise UserError(f"classes has {shown(Counter(names).most_common(1)[0][0])} twice")
-        labels = list(self.classes) if isinstance(self.classes, Mapping) else names
+        labels = label_array(listed_values(list(self.classes)) if isinstance(self.classes, Mapping) else names)
         with (
             tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder,
             training_on(Training(ClassList(tuple(names)))),
@@ -344,7 +345,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "OUTPUT_DIR": folder}
             trainer = run.seeded(self._config(flags, Path(folder), ZERO_SHOT))
         trainer.set_model_mode("eval")
-        self._start(np.array(labels), [])
+        self._start(labels, [])
         self._trainer, self._training = trainer, None
         return trainer
 
@@ -358,7 +359,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """For pickles and copies: the parameters, and the fitted head without its backbone."""
         state = {key: value for key, value in vars(self).items() if key not in _HIDDEN}
         if "_trainer" in vars(self):
-            state["_content"] = self._current()
+            state["_content"], state["_shots"] = self._current(), self._shots_known()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -387,14 +388,14 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             unknown_below: None is answered where the probability is lower; `calibrate` makes that mean something.
             on_error: "warn" answers None for an image that cannot be read; "raise" raises.
         """
-        labels, kept = self._labels(), []
-        for probabilities, ok in self._batches(X, on_error, self._probabilities):
-            kept.append(
-                chosen_labels(probabilities, ok, labels(), checked_top_k(top_k, probabilities.shape[1]), unknown_below)
-            )
-        found = np.concatenate(kept) if kept else np.empty((0, top_k or 1), labels().dtype)
+        k = self._checked(top_k, unknown_below, on_error)
+        kept = [
+            chosen_labels(probabilities, ok, self.classes_, k, unknown_below)
+            for probabilities, ok in self._batches(X, on_error, self._probabilities)
+        ]
+        found = np.concatenate(kept) if kept else np.empty((0, k), self.classes_.dtype)
         if not any(one.dtype == object for one in kept):
-            found = found.astype(labels().dtype)
+            found = found.astype(self.classes_.dtype)
         return found if top_k is not None else found[:, 0]
 
     def predict_proba(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
@@ -426,10 +427,11 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
         Args: as in `predict`.
         """
-        labels = self._labels()
+        return self._stream(X, self._checked(top_k, unknown_below, on_error), unknown_below, on_error)
+
+    def _stream(self, X: Any, k: int, unknown_below: float | None, on_error: str) -> Iterator[Prediction]:
         for items, errors, probabilities, ok in self._encoded(X, on_error, self._probabilities):
-            k = checked_top_k(top_k, probabilities.shape[1])
-            chosen = chosen_labels(probabilities, ok, labels(), k, unknown_below)
+            chosen = chosen_labels(probabilities, ok, self.classes_, k, unknown_below)
             best = np.sort(probabilities, axis=1)[:, ::-1][:, :k]
             for number, item in enumerate(items):
                 row = tuple(float(value) for value in best[number]) if ok[number] else ()
@@ -576,7 +578,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             known = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {known}")
         names = list(self._class_list(trainer).names)
-        labels = np.array([*self.classes_.tolist(), name])
+        labels = label_array([*self.classes_.tolist(), name])
         own = self._given_names(as_text=isinstance(name, str)).get(name, name)
         classes = ClassList((*names, str(own)), (*self._class_list(trainer).ids, ""))
         per_class = any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names())
@@ -629,6 +631,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 where="the classifier",
             )
         self._trainer, self._training, self.classes_ = trainer, None, labels
+        self.__dict__.pop("_shots", None)
         self._content = content_of(trainer, current)
         self.report_ = self.calibration_ = None  # were of other classes
 
@@ -670,20 +673,23 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             UserError: the folder has other files of these names, or cannot be written.
         """
         self._check_fitted()
-        current = self._current()
-        folders.write(Path(folder).expanduser(), current, self._described(current))
+        place, current = folders.place_of(folder), self._current()
+        folders.write(place, current, self._described(current))
         return self
 
     def _described(self, current: Content) -> folders.Described:
-        data = getattr(self._trainer.dm, "dataset", None)
         return folders.Described(
             params={name: value for name, value in self.get_params(deep=False).items() if is_plain(value)},
             labels=self.classes_.tolist(),
             temperature=self.temperature_,
             report=self.report_,
             calibration=None if self.calibration_ is None else self.calibration_._asdict(),
-            shots=_shots(data, getattr(self, "_shots", None), len(self.classes_)),
+            shots=self._shots_known(),
         )
+
+    def _shots_known(self) -> list[int]:
+        """Number of training images of each class; empty if that is not known."""
+        return _shots(getattr(self._trainer.dm, "dataset", None), getattr(self, "_shots", None), len(self.classes_))
 
     def export(self, folder: str | os.PathLike[str], format: str = "onnx", images: Any = None) -> exporting.Agreement:
         """Write the classifier for other programs, as tools/export.py does, and compare it with this one.
@@ -730,8 +736,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         Raises:
             UserError: there is none, it was changed, or does not fit.
         """
-        place = Path(folder).expanduser()
-        if not place.is_dir():
+        place = folders.place_of(folder)
+        if not os.path.isdir(place):
             raise MissingFileError(f"there is no folder '{place}' of a classifier")
         messages: list[str] = []
         with alone(messages, verbose=verbose):
@@ -744,7 +750,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 params["backbone"] = current.config["MODEL"]["BACKBONE"]["NAME"]
             params |= {"device": device, "verbose": verbose, "method": current.method}
             made = cls(**params)
-            made._start(np.array(said.labels if said else current.classes.names), messages)
+            made._start(label_array(said.labels if said else list(current.classes.names)), messages)
             made._content, made._where = current, str(place)
             made._fitted()
         if said:
@@ -761,6 +767,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 huggingface_hub, and ``device`` and ``verbose`` of `load`.
         """
         own = {key: options.pop(key) for key in ("device", "verbose") if key in options}
+        folders.place_of(name)
         return cls.load(folders.fetched(os.fspath(name), **options), **own)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
@@ -774,10 +781,15 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     # ---- images to numbers ----------------------------------------------------------------------------------------
 
-    def _labels(self) -> Any:
-        """The labels, once something has been predicted: without a fit they are known then."""
+    def _checked(self, top_k: int | None, unknown_below: Any, on_error: str) -> int:
+        """``top_k``, after what is wrong with a question has been told, before any image is read."""
+        check_threshold(unknown_below)
+        if on_error not in ON_ERROR:
+            raise unknown("on_error", on_error, ON_ERROR)
         self._check_fitted()
-        return lambda: self.classes_
+        with alone(verbose=bool(self.verbose)):
+            self._fitted()  # without a fit, what the classes are is known then
+        return checked_top_k(top_k, len(self.classes_))
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return probabilities_of(
@@ -855,7 +867,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 X = list(X)
             known = {label: number for number, label in enumerate(self.classes_.tolist())}
             listed = listed_values(y)
-            if missing := [label for label in listed if label not in known]:
+            if missing := [label for label in listed if not isinstance(label, Hashable) or label not in known]:
                 likely = nearest(str(missing[0]), map(str, known))
                 raise UserError(
                     f"label {shown(missing[0])} is not a class of this classifier"

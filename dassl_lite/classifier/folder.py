@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,9 +25,9 @@ from safetensors.torch import save as save_tensors
 
 import dassl_lite
 from dassl_lite.classifier.content import Content
-from dassl_lite.classifier.report import most_confused
+from dassl_lite.classifier.report import Calibration, most_confused
 from dassl_lite.utils.errors import NO_ROOM, MissingFileError, UserError, printable, refusing_misfits, shown
-from dassl_lite.utils.files import atomic_path, digest_of, open_file, read_json, write_json
+from dassl_lite.utils.files import atomic_path, can_be_path, digest_of, open_file, read_json, write_json
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = "dassl-lite classifier"
@@ -53,6 +54,17 @@ class Described:
     report: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     shots: list[int] = field(default_factory=list)
+
+
+def place_of(folder: Any) -> Path:
+    """The path of a classifier's folder.
+
+    Raises:
+        UserError: it is no path.
+    """
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder) or not can_be_path(os.fspath(folder)):
+        raise UserError(f"{shown(folder)} is no path of a folder")
+    return Path(os.path.expanduser(folder))
 
 
 def holds_classifier(folder: Path) -> bool:
@@ -135,12 +147,26 @@ def read(folder: Path) -> tuple[Content, Described]:
         except UserError as error:
             raise UserError(f"'{path}': {error}") from None
         described = Described(**{name: values[name] for name in Described.__dataclass_fields__})
-        if len(described.labels) != len(content.classes) or not isinstance(described.params, dict):
-            raise UserError(f"'{path}' has {len(described.labels)} labels for {len(content.classes)} classes")
         described.temperature = float(described.temperature)
-        if not described.temperature > 0:
-            raise UserError(f"'{path}' has temperature {described.temperature}; it is above 0")
+        _check(described, content, path)
     return content, described
+
+
+def _check(described: Described, content: Content, path: Path) -> None:
+    """Raise a UserError, or one of `MISFITS`, for values that `write` does not write."""
+    labels = described.labels
+    if len(labels) != len(content.classes):
+        raise UserError(f"'{path}' has {len(labels)} labels for {len(content.classes)} classes")
+    plain = isinstance(labels, list) and all(isinstance(label, str | int | float) for label in labels)
+    if not plain or len({type(label) for label in labels}) > 1 or len(set(labels)) < len(labels):
+        raise UserError(f"'{path}' has labels {shown(labels)}; they are all text or all numbers, each another")
+    if not (described.temperature > 0 and math.isfinite(described.temperature)):
+        raise UserError(f"'{path}' has temperature {described.temperature}; it is above 0")
+    if not isinstance(described.params, dict) or not isinstance(described.shots, list):
+        raise UserError(f"'{path}' does not say how the classifier was made")
+    if described.calibration is not None:
+        Calibration(**described.calibration)
+    card(content, described)  # of the rest nothing else is made
 
 
 def _digest(values: Mapping[str, Any], weights: bytes) -> str:
@@ -157,8 +183,10 @@ def fetched(name: str, **options: Any) -> Path:
     Raises:
         UserError: it is neither a folder nor a repository that can be reached.
     """
-    if os.path.isdir(os.path.expanduser(name)):
-        return Path(name).expanduser()
+    if os.path.isdir(place := os.path.expanduser(name)):
+        return Path(place)
+    if name.count("/") != 1 or name[0] in "./~":
+        raise MissingFileError(f"there is no folder '{name}', and repositories of the hub are called org/name")
     with _telling(name):
         return _hub_model(None).from_pretrained(name, **options).folder
 

@@ -28,7 +28,7 @@ from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.feature_cache.extract import Decoded, Encoder, ViewDataset, extract
 from dassl_lite.data.feature_files import read_feature_file
 from dassl_lite.data.fewshot import group_by_label, warn_of_small_classes
-from dassl_lite.data.images import UnreadableImageError, as_rgb, kind_of
+from dassl_lite.data.images import UnreadableImageError, as_rgb, is_folder, kind_of
 from dassl_lite.utils.errors import MissingFileError, UserError, shown
 
 GIVEN = "GivenImages"  # registered name of the dataset of images that a program passes
@@ -72,6 +72,7 @@ def read_images(source: Any) -> Given:
         UserError: it is nothing of that.
     """
     if is_path(source):
+        require(os.path.expanduser(source))
         return _at_path(Path(source))
     if isinstance(source, Image.Image):
         return Given([source], 1)
@@ -87,6 +88,8 @@ def read_images(source: Any) -> Given:
     if isinstance(source, list | tuple):
         return Given(source, len(source))
     array = np.asarray(source)  # a column of a table too
+    if not array.ndim:
+        raise UserError(f"{shown(source)[:80]} is no list of images; pass {KINDS}")
     if array.ndim == 2 and np.issubdtype(array.dtype, np.floating):
         return Given(total=len(array), features=torch.from_numpy(np.ascontiguousarray(array, np.float32)))
     if array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OU":
@@ -104,7 +107,6 @@ def read_images(source: Any) -> Given:
 def _at_path(path: Path) -> Given:
     path = path.expanduser()
     if path.suffix == ".npz":
-        require(path)
         views = read_feature_file(path).parts["test"].views
         return Given(total=views.shape[1], features=torch.from_numpy(views[0]).float())
     if not path.is_dir():
@@ -127,7 +129,7 @@ def images_below(folder: Path) -> list[str]:
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         with os.scandir(place) as entries:
-            found += sorted(entry.path for entry in entries if not entry.is_dir() and not kind_of(entry))
+            found += sorted(entry.path for entry in entries if not is_folder(entry) and not kind_of(entry))
     return found
 
 

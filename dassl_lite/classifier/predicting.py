@@ -22,7 +22,7 @@ from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.methods.side_run import beside
-from dassl_lite.utils.errors import MissingFileError, UserError, shown
+from dassl_lite.utils.errors import MissingFileError, UserError, printable, shown
 
 CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
 ON_ERROR = ("warn", "raise")
@@ -54,7 +54,10 @@ def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
         width = trainer.input_width
         if given.features.shape[1] != width:
             raise UserError(f"features of width {given.features.shape[1]}, but the backbone's have {width}")
-        yield list(range(len(given.features))), list(range(len(given.features))), given.features, {}
+        finite = given.features.isfinite().all(dim=1)
+        errors = dict.fromkeys((~finite).nonzero().flatten().tolist(), "the features are not finite")
+        kept = finite.nonzero().flatten().tolist()
+        yield list(range(len(given.features))), kept, given.features[finite], errors
         return
     cached = isinstance(trainer, FeatureTrainer) and not trainer.trains_images and given.are_paths
     if cached and 0 < (given.total or 0) <= CACHED:
@@ -181,8 +184,6 @@ def chosen_labels(
     probabilities: NDArray[Any], ok: NDArray[Any], labels: NDArray[Any], top_k: int, unknown_below: float | None
 ) -> NDArray[Any]:
     """Labels (n, top_k) of the likeliest classes, of equal ones the first; object where some are None."""
-    if unknown_below is not None and not 0 <= unknown_below <= 1:
-        raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     found = labels[order]
     unsure = np.zeros(order.shape, dtype=bool)
@@ -195,6 +196,13 @@ def chosen_labels(
     return found
 
 
+def check_threshold(unknown_below: Any) -> None:
+    """Raise a UserError unless it is None or a probability."""
+    number = isinstance(unknown_below, int | float | np.integer | np.floating) and not isinstance(unknown_below, bool)
+    if unknown_below is not None and not (number and 0 <= unknown_below <= 1):
+        raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
+
+
 def checked_top_k(top_k: int | None, classes: int) -> int:
     """``top_k``; 1 for None."""
     if top_k is None:
@@ -202,6 +210,12 @@ def checked_top_k(top_k: int | None, classes: int) -> int:
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 1 <= top_k <= classes:
         raise UserError(f"top_k is {shown(top_k)}; it is 1 to {classes}, the number of classes")
     return int(top_k)
+
+
+def _told(item: Any, number: int, error: str) -> str:
+    """An error of an image, which names it once."""
+    whole = is_path(item) and f"{os.path.basename(printable(os.fspath(item)))}'" in error
+    return error if whole else f"{named(item, number)}: {error}"
 
 
 class Unreadable:
@@ -215,10 +229,10 @@ class Unreadable:
             item = items[number - start]
             if self.on_error == "raise":
                 gone = is_path(item) and not os.path.exists(os.path.expanduser(item))
-                raise (MissingFileError if gone else UserError)(f"{named(item, number)}: {error}")
+                raise (MissingFileError if gone else UserError)(_told(item, number, error))
             self.count += 1
             if len(self.first) < _TOLD:
-                self.first.append(f"{named(item, number)}: {error}")
+                self.first.append(_told(item, number, error))
 
     def tell(self) -> None:
         if self.count:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dassl_lite.utils.errors import UserError, shown
 
@@ -17,10 +18,27 @@ def listed_values(y: Any) -> list[Any]:
     if not isinstance(array, list):
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
+        if not array.ndim:
+            raise UserError(f"y is {shown(y)}; it is a list of labels")
         if array.ndim != 1:
             raise UserError(f"y must be a list of labels, not an array of {array.shape}")
         return array.tolist()
-    return [label.item() if isinstance(label, np.generic) else label for label in array]
+    return [label.item() if getattr(label, "shape", None) == () else label for label in array]  # NumPy's, torch's
+
+
+def label_array(labels: Sequence[Any]) -> NDArray[Any]:
+    """Labels (K,) of one type as an array that gives each of them back as it is.
+
+    Raises:
+        UserError: they are of several types, which NumPy would turn into one.
+    """
+    if len(kinds := sorted({type(label).__name__ for label in labels})) > 1:
+        raise UserError(f"y mixes labels of several types: {', '.join(kinds)}")
+    found = np.array(labels)
+    if found.ndim != 1 or found.tolist() != list(labels):  # such as integers of more than 64 bits
+        found = np.empty(len(labels), dtype=object)
+        found[:] = labels
+    return found
 
 
 def texts(names: Any) -> list[str]:
@@ -29,7 +47,8 @@ def texts(names: Any) -> list[str]:
     Raises:
         UserError: it is none, or one of them is empty.
     """
-    if isinstance(names, str) or not hasattr(names, "__iter__"):
+    ordered = hasattr(names, "__len__") and not isinstance(names, str | bytes | set | frozenset)
+    if not ordered or not hasattr(names, "__iter__"):
         raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
     found = [name.item() if isinstance(name, np.generic) else name for name in names]
     if wrong := [name for name in found if not isinstance(name, str) or not name.strip()]:

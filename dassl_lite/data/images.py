@@ -6,7 +6,7 @@ import functools
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -165,12 +165,25 @@ def count_images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    return _leads_to(entry.is_dir)
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """The answer of a DirEntry, which raises for a link that leads in a circle or where one may not look: no."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
 def kind_of(entry: os.DirEntry[str] | Path) -> str:
     """The kind of a file that is no image or cannot be read, for :func:`describe_kinds`; "" for an image."""
     extension = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         return "hidden"
-    if not entry.is_file():
+    if not _leads_to(entry.is_file):
         return "special file or broken link"  # a pipe, a socket, a device
     if extension in image_extensions() or (extension in HEIF_EXTENSIONS and reads_heif()):
         return ""

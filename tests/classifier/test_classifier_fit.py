@@ -182,6 +182,17 @@ def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
 
 
 @pytest.mark.slow
+def test_labels_that_numpy_has_no_type_for_stay_as_they_are() -> None:
+    from dassl_lite.classifier.values import label_array, listed_values
+
+    for labels in ([0, 1, 2**63 + 5], [1, 10**30], ["a\0", "b"], [-1, 4], [False, True]):
+        assert label_array(labels).tolist() == labels
+        assert [type(label) for label in label_array(labels).tolist()] == [type(label) for label in labels]
+    tensors = list(torch.tensor([0, 1]))
+    assert listed_values(tensors) == [0, 1]
+    assert all(type(label) is int for label in listed_values(tensors))
+
+
 def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> None:
     clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
     found = clf.predict(photos.paths)
@@ -218,6 +229,13 @@ def test_features_are_predicted_as_their_images_are(fitted: Any, unseen: Picture
 
 
 @pytest.mark.slow
+def test_features_that_are_not_finite_are_answered_by_none(fitted: Any, unseen: Pictures) -> None:
+    features = fitted.transform(unseen.paths[:3])
+    features[1, 0] = np.nan
+    with pytest.warns(UserWarning, match="image 1: the features are not finite"):
+        assert [one is None for one in fitted.predict(features)] == [False, True, False]
+
+
 def test_an_evaluation_counts_what_it_predicts(fitted: Any, unseen: Pictures) -> None:
     found = fitted.evaluate(unseen.folder)
     right = fitted.predict(unseen.paths) == np.array(unseen.labels)
@@ -303,6 +321,13 @@ WRONG = [
     (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
     (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),
     (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is no image"),
+    (lambda p: fit(p.paths, [True, *[0] * 29]), ValueError, "y mixes labels of several types: bool, int"),
+    (lambda p: fit(p.paths, "circle"), ValueError, "y is 'circle'; it is a list of labels"),
+    (lambda p: fit(p.paths[:1], [0], classes={0: None}), ValueError, "classes has None, which is no name"),
+    (lambda p: fit(p.paths[:1], [0], classes={0: " "}), ValueError, "classes has ' ', which is no name"),
+    (lambda p: FewShotClassifier(classes={1: None}).predict(p.paths), ValueError, "classes has None"),
+    (lambda p: FewShotClassifier(classes={1: "cat", "x": "dog"}).predict(p.paths), ValueError, "several types"),
+    (lambda p: FewShotClassifier(classes={"cat", "dog"}).predict(p.paths), ValueError, "list of names"),
     (lambda p: fit(p.paths, ["", *p.labels[1:]]), ValueError, "y has an empty label"),
     (
         lambda p: fit(p.paths, p.labels, shots=1, options={"DATASET.NUM_SHOTS": 4}),
@@ -328,12 +353,30 @@ def test_a_mistake_is_told_in_one_line(photos: Pictures, call: Any, kind: type[E
 WRONG_QUESTIONS = [
     (lambda c, p: c.predict(p.paths, top_k=4), "top_k is 4"),
     (lambda c, p: c.predict(p.paths, unknown_below=2), "unknown_below is 2"),
+    (lambda c, p: c.predict(p.paths, unknown_below="0.4"), "unknown_below is '0.4'"),
+    (lambda c, p: c.predict(p.paths, unknown_below=True), "unknown_below is True"),
+    (lambda c, p: c.predict([], top_k=4), "top_k is 4"),
+    (lambda c, p: c.stream([], top_k=4), "top_k is 4"),
+    (lambda c, p: c.stream([], on_error="stop"), "on_error"),
+    (lambda c, p: c.predict("no-such-folder"), "no file or folder 'no-such-folder'"),
+    (lambda c, p: c.predict(""), "no file or folder ''"),
+    (lambda c, p: c.predict("a\0b"), "no file or folder"),
+    (lambda c, p: c.predict(3), "3 is no list of images"),
+    (lambda c, p: c.predict({"a.png"}), "{'a.png'} is no list of images"),
+    (lambda c, p: c.save(""), "'' is no path"),
+    (lambda c, p: c.save(None), "None is no path"),
+    (lambda c, p: c.save("a\0b"), "is no path"),
+    (lambda c, p: type(c).load(""), "'' is no path"),
+    (lambda c, p: type(c).load("a" * 5000), "there is no folder"),
+    (lambda c, p: type(c).from_pretrained("typo"), "there is no folder 'typo'"),
+    (lambda c, p: type(c).from_pretrained("./a/b"), "there is no folder './a/b'"),
     (lambda c, p: c.predict(p.paths, on_error="stop"), "on_error"),
     (lambda c, p: c.predict(np.zeros((2, 3))), "width 3"),
     (lambda c, p: c.predict(np.zeros((2, 3, 4))), "no list of images"),
     (lambda c, p: c.predict({"a": 1}), "no list of images"),
     (lambda c, p: c.score(p.paths), "labels, y, are missing"),
     (lambda c, p: c.score(p.paths, ["dog"] * 30), "'dog' is not a class"),
+    (lambda c, p: c.score(p.paths, [["circle"]] * 30), "['circle'] is not a class"),
     (lambda c, p: c.calibrate(), "no validation images"),
     (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
     (lambda c, p: c.add_class("circle"), "already"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tracemalloc
@@ -102,6 +103,23 @@ def test_what_is_no_image_is_told_and_the_rest_goes_on(fitted: Any) -> None:
     with pytest.warns(UserWarning, match="image 1: an array of float64"):
         found = fitted.predict(given)
     assert [one is None for one in found] == [False, True, True, False, False]
+
+
+def test_a_path_that_no_system_takes_is_told_and_the_rest_goes_on(fitted: Any, unseen: Pictures) -> None:
+    with pytest.warns(UserWarning, match=r"a\\x00b.png': embedded null") as caught:
+        found = fitted.predict([unseen.paths[0], "a\0b.png", "a" * 5000])
+    assert [one is None for one in found] == [False, True, True]
+    assert str(caught[0].message).count("b.png") == 1  # named once
+
+
+def test_links_that_lead_in_a_circle_are_no_pictures(fitted: Any, unseen: Pictures, tmp_path: Path) -> None:
+    shutil.copytree(unseen.folder, tmp_path / "photos")
+    for shape in ("circle", "square"):
+        (tmp_path / "photos" / shape / "a.png").symlink_to("b.png")
+        (tmp_path / "photos" / shape / "b.png").symlink_to("a.png")
+    (tmp_path / "photos" / "loop").symlink_to("loop")
+    assert len(fitted.predict(tmp_path / "photos")) == len(unseen.paths)
+    assert fitted.score(tmp_path / "photos") == fitted.score(unseen.folder)
 
 
 def test_a_folder_is_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
@@ -269,6 +287,17 @@ FORGED = [
     (lambda values: values["config"]["TRAINER"].update(NAME="LinearProbe"), "holds weights of prompt_learner"),
     (lambda values: values["meta"].update(backbone_digest="0" * 64), "with other weights"),
     (lambda values: values.update(template="no place"), "no place"),
+    (lambda values: values.update(labels="abc"), "has labels 'abc'"),
+    (lambda values: values.update(labels=["a", "a", "b"]), "each another"),
+    (lambda values: values.update(labels=[[1], [2], [3]]), "all text or all numbers"),
+    (lambda values: values.update(labels=["a", 1, 2]), "all text or all numbers"),
+    (lambda values: values.update(temperature=float("inf")), "temperature inf"),
+    (lambda values: values.update(calibration={"a": 1}), "does not hold a classifier"),
+    (lambda values: values.update(calibration="abc"), "does not hold a classifier"),
+    (lambda values: values.update(report=3), "does not hold a classifier"),
+    (lambda values: values.update(report={"accuracy": 1}), "does not hold a classifier"),
+    (lambda values: values.update(shots="abc"), "does not say how"),
+    (lambda values: values.update(descriptions=[None, None, None]), "not text"),
 ]
 
 
@@ -284,6 +313,29 @@ def test_a_forged_folder_is_refused_in_one_line(saved: Path, tmp_path: Path, edi
     with pytest.raises(UserError, match=text) as caught:
         FewShotClassifier.load(tmp_path / "copy")
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_with_nan_is_refused(saved: Path, tmp_path: Path) -> None:
+    from dassl_lite.classifier.folder import _digest
+
+    shutil.copytree(saved, tmp_path / "copy")
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    save_file({name: values * float("nan") for name, values in tensors.items()}, tmp_path / "copy/model.safetensors")
+    values = json.loads((tmp_path / "copy" / "config.json").read_text())
+    values["digest"] = _digest(values, (tmp_path / "copy" / "model.safetensors").read_bytes())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"has NaN among its weights \(prompt_learner/"):
+        FewShotClassifier.load(tmp_path / "copy")
+
+
+@pytest.mark.slow
+def test_the_card_counts_the_images_of_the_last_fit_also_after_a_copy(
+    saved: Path, unseen: Pictures, tmp_path: Path
+) -> None:
+    clf = FewShotClassifier.load(saved).set_params(method="ZeroshotCLIP", shots=1, epochs=None, options=None)
+    clf.fit(unseen.paths, unseen.labels)
+    copy.deepcopy(clf).save(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["shots"] == [1, 1, 1]
 
 
 def test_a_folder_of_something_else_is_not_written_over(fitted: Any, tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ WRONG = [
     ([], "name pictures"),
     (["-", "-"], "twice"),
     (["--output", "no/such\0.csv", "a.png"], "NUL"),
+    (["--thumbnails", "folder.html", "a.png"], "folder.html' is a folder; name a file"),
+    (["--output", "folder.csv", "a.png"], "folder.csv' is a folder; name a file"),
+    (["--thumbnails", "a.png/page.html", "a.png"], "--thumbnails 'a.png/page.html' cannot be written"),
 ]
 
 
@@ -125,10 +128,13 @@ def test_a_mistake_is_told_in_one_line(
     text: str,
 ) -> None:
     monkeypatch.chdir(pictures)
+    for name in ("folder.html", "folder.csv"):
+        (pictures / name).mkdir(exist_ok=True)
     assert run(saved, *words) == 2
-    shown = capsys.readouterr().err
-    *before, last = shown.splitlines()
+    shown = capsys.readouterr()
+    *before, last = shown.err.splitlines()
     assert text in last
+    assert not shown.out  # it is told before the first picture
     assert all(line.startswith("Warning: ") for line in before)
 
 
@@ -147,6 +153,42 @@ def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) 
     assert run(saved, pictures, "--output", tmp_path / "x.json") == 0
     rows = parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["class"] for row in rows] == [row["class"] for row in json.loads((tmp_path / "x.json").read_text())]
+
+
+@pytest.mark.slow
+def test_parquet_takes_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with predict.writing(tmp_path / "x.parquet", 1) as write:
+        write(Prediction("b\udcffad.jpg", ("cat",), (0.5,)))
+    assert parquet.read_table(tmp_path / "x.parquet")["image"].to_pylist() == ["b\\udcffad.jpg"]
+
+
+def test_a_list_without_pictures_leaves_no_files(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert run(saved, "-", "--output", tmp_path / "x.csv", "--thumbnails", tmp_path / "x.html") == 2
+    assert "lists no pictures" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pattern_names_a_file_once_where_a_link_leads_in_a_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    for name in ("a.png", "below/b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "below" / "up").symlink_to("..")
+    assert list(predict.paths_of(["**/*.png"])) == ["a.png", "below/b.png"]
+
+
+def test_the_terminals_lines_have_80_columns_and_their_bars_one_edge() -> None:
+    names = ("a very long name of a class " * 8, "猫" * 60, "雪", "e\u0301", "dog")
+    lines = predict.lines_of(Prediction("a.png", names, (1.0,) * 5))[1:]
+    assert all(predict.columns(line) <= 80 for line in lines)
+    assert len({predict.columns(line.partition("%")[0]) for line in lines}) == 1
+    assert predict.columns("猫a") == 3
 
 
 def test_a_line_break_in_a_files_name_breaks_no_line_of_the_terminal() -> None:

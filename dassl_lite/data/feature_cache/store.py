@@ -32,7 +32,7 @@ from tqdm import tqdm
 from dassl_lite.data.feature_cache.extract import Extracted, Transform, ViewDataset, extract
 from dassl_lite.data.feature_cache.rows import COMMIT_SECONDS, Rows
 from dassl_lite.data.feature_cache.shards import DAMAGED, META, ImageFile, ShardStore
-from dassl_lite.data.images import count_images
+from dassl_lite.data.images import UnreadableImageError, count_images
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import PathLike, digest_of, read_json
 from dassl_lite.utils.logger import get_logger
@@ -316,9 +316,9 @@ def _extract_fields(
 def _look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
     try:
         return ImageFile.of(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         absolute = os.path.abspath(path)
-        errors[absolute] = f"cannot read the image {absolute}: {error.strerror or error}"
+        errors[absolute] = str(UnreadableImageError(absolute, getattr(error, "strerror", None) or str(error)))
         return None
 
 

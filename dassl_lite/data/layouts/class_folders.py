@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
-from dassl_lite.data.images import count_images, describe_kinds, kind_of
+from dassl_lite.data.images import count_images, describe_kinds, is_folder, kind_of
 from dassl_lite.data.sharded.members import exists
 from dassl_lite.data.splits import Split, check_name, split_classes
 from dassl_lite.utils.errors import UserError, unknown
@@ -119,7 +119,7 @@ def list_images(folder: str) -> Listing:
     files, passed = [], Counter[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if kind := "folders" if entry.is_dir() else kind_of(entry):
+            if kind := "folders" if is_folder(entry) else kind_of(entry):
                 passed[kind] += 1
             else:
                 files.append(entry.path)
@@ -135,7 +135,7 @@ def no_images(folder: str, passed: Mapping[str, int]) -> str:
 def list_folders(folder: str) -> list[str]:
     """Sorted names of the folders in ``folder`` that may hold images: see :func:`is_ignored`."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_ignored(entry.name))
+        return sorted(entry.name for entry in entries if is_folder(entry) and not is_ignored(entry.name))
 
 
 def is_ignored(name: str) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.images import count_images, describe_kinds, kind_of
+from dassl_lite.data.images import count_images, describe_kinds, is_folder, kind_of
 from dassl_lite.data.layouts.class_folders import ClassFolder, is_ignored, name_folders, no_images
 from dassl_lite.data.splits import UNSPLIT, split_called
 from dassl_lite.utils.errors import UserError, nearest
@@ -184,7 +184,7 @@ def _read(path: str, above: frozenset[tuple[int, int]], linked: set[tuple[int, i
     status = os.stat(path)
     above |= {(status.st_dev, status.st_ino)}
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             if is_ignored(entry.name):
                 continue
             if entry.is_symlink():
