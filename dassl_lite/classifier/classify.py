@@ -13,7 +13,7 @@ def pixels(path: str, about: dict[str, str]) -> Any:
     """A picture as the model takes it, bytes (height, width, 3): resized, and its centre cut out or put on a ground."""
     opened, size, mode = Image.open(path), json.loads(about["size"])[::-1], about["resize"]
     if opened.mode[0] in "IF":
-        sys.exit(f"{path}: more than 8 bits per pixel; convert it to 8 bits first")
+        raise ValueError("more than 8 bits per pixel; convert it to 8 bits first")
     image, sides = opened.convert("RGB"), size
     if mode == "shortest":
         sides = [side * max(size) // min(image.size) for side in image.size]
@@ -31,7 +31,15 @@ if __name__ == "__main__":
 
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
     about = session.get_modelmeta().custom_metadata_map
-    for path in sys.argv[1:]:
-        probabilities = session.run(None, {"image": pixels(path, about)[None]})[0][0]
+    failed = False
+    for path in sys.argv[1:] or sys.exit(__doc__):
+        try:
+            image = pixels(path, about)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # the others are answered
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        probabilities = session.run(None, {"image": image[None]})[0][0]
         for k in probabilities.argsort()[::-1][:3]:
             print(f"{path}  {json.loads(about['classes'])[k]}  {100 * probabilities[k]:.1f} %")
+    sys.exit(failed)

@@ -6,6 +6,7 @@ Shapes: N images, n of a part, K classes.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import dassl_lite
 from dassl_lite.classifier.images import Given, encode_stream, is_path, named
 from dassl_lite.data import Datum
 from dassl_lite.engine.contract.threads import threads_for
@@ -238,4 +240,12 @@ class Unreadable:
         if self.count:
             more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
             count = "1 image" if self.count == 1 else f"{self.count:,} images"
-            warnings.warn(f"{count} could not be read: {'; '.join(self.first)}{more}", stacklevel=3)
+            warnings.warn(f"{count} could not be read: {'; '.join(self.first)}{more}", stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """The ``stacklevel`` with which the function that calls this warns of the user's line, not of the package's."""
+    own, frame, level = os.path.dirname(dassl_lite.__file__) + os.sep, sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -196,8 +196,15 @@ def test_the_script_gives_the_classifiers_answers_without_this_package(
     assert sorted(os.listdir(tmp_path / "out")) == ["classify.py", "model.onnx"]
     hiding = "import sys; sys.modules.update(torch=None, dassl_lite=None, torchvision=None); sys.argv = sys.argv[1:]\n"
     code = f"{hiding}import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
-    words = [sys.executable, "-c", code, str(tmp_path / "out" / "classify.py"), *unseen.paths[::4]]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    broken = {"none.png": b"", "text.png": b"text"}
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    words = [sys.executable, "-c", code, str(tmp_path / "out" / "classify.py")]
+    words += [*(str(tmp_path / name) for name in broken), str(tmp_path / "gone.png"), *unseen.paths[::4]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == words[4:7]
+    printed = done.stdout.splitlines()
     wanted = FewShotClassifier.load(saved).predict_proba(unseen.paths[::4])
     order = np.argsort(-wanted, axis=1)
     assert printed == [

@@ -81,6 +81,7 @@ def test_an_image_that_cannot_be_read_is_none_and_told(
     with pytest.warns(UserWarning, match="2 images could not be read") as caught:
         found = fitted.predict(paths)
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # the line that asked
     assert [one is None for one in found] == [False, True, True, False]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
