@@ -310,7 +310,7 @@ def page_of(kept: Sequence[Prediction], total: int) -> str:
             f'title="{name}"><figcaption>{html.escape(label)}<br>{100 * found.probabilities[0]:.1f} %</figcaption>'
             "</figure>"
         )
-    first = f", the first {len(kept):,}" if len(kept) < total else ""
+    first = f", the first {len(kept):,}" if MOST_THUMBNAILS == len(kept) < total else ""
     return (
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Predictions</title><style>'
         "body{font:14px sans-serif;margin:1rem}figure{display:inline-block;width:140px;margin:4px;vertical-align:top;"

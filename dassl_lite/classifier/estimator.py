@@ -446,7 +446,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         logits, truth, ok = self._tested(X, y, "warn")
         right = np.where(ok, logits.argmax(axis=1) == truth, False).astype(float)
-        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
+        if sample_weight is None:
+            return float(right.mean())
+        weights = np.asarray(sample_weight)
+        if weights.shape != right.shape or weights.dtype.kind not in "biuf" or not weights.sum() > 0:
+            raise UserError(f"sample_weight is {shown(sample_weight)}; it is {len(right):,} numbers of a sum above 0")
+        return float(np.average(right, weights=weights))
 
     def evaluate(self, X: Any, y: Any = None, on_error: str = "warn") -> dict[str, Any]:
         """All metrics on labelled images, in percent; they become ``report_``, which `save` writes into the card.

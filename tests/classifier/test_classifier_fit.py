@@ -377,6 +377,8 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.score(p.paths), "labels, y, are missing"),
     (lambda c, p: c.score(p.paths, ["dog"] * 30), "'dog' is not a class"),
     (lambda c, p: c.score(p.paths, [["circle"]] * 30), "['circle'] is not a class"),
+    (lambda c, p: c.score(p.paths, p.labels, [0] * 30), "sample_weight is [0"),
+    (lambda c, p: c.score(p.paths, p.labels, [1]), "30 numbers"),
     (lambda c, p: c.calibrate(), "no validation images"),
     (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
     (lambda c, p: c.add_class("circle"), "already"),

@@ -163,6 +163,10 @@ def test_parquet_takes_a_name_that_is_no_unicode(tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "x.parquet")["image"].to_pylist() == ["b\\udcffad.jpg"]
 
 
+def test_a_page_without_pictures_that_can_be_read_does_not_speak_of_the_first() -> None:
+    assert "<h1>2 pictures, the surest first</h1>" in predict.page_of([], 2)
+
+
 def test_a_list_without_pictures_leaves_no_files(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
