@@ -1,6 +1,7 @@
 """Say what pictures show: python classify.py PICTURE ...   It needs onnxruntime, Pillow and numpy, nothing else."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def pixels(path: str, about: dict[str, str]) -> Any:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports its use to its makers otherwise
     import onnxruntime
 
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))

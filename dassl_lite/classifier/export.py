@@ -161,7 +161,7 @@ def require(folder: Path, kind: str) -> None:
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if kind == "onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
+        for name in ("onnxruntime", "onnx", "onnxscript"):
             optional_module(name, "onnx", "ONNX export")
     if not can_be_path(str(folder)):
         raise UserError(f"'{folder}' cannot be written: it is no path")

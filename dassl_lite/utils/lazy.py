@@ -11,12 +11,18 @@ And modules of optional libraries, which a user may not have: ``optional_module`
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from dassl_lite.startup import loading
 from dassl_lite.utils.errors import UserError
+
+# Libraries that report their use over the network from when they are loaded, unless this variable is set by then.
+REPORTING = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
 
 
 class _LazyModule(ModuleType):
@@ -36,7 +42,7 @@ def is_loaded(name: str) -> bool:
 
 
 def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
-    """Import ``name``, of a library that only an extra of this package installs.
+    """Import ``name``, of a library that only an extra of this package installs; one of `REPORTING` reports nothing.
 
     Args:
         name: the module, such as "pyarrow.parquet".
@@ -47,10 +53,25 @@ def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
         UserError: the library is not installed, or another that it needs; the message names the extra.
     """
     try:
-        return importlib.import_module(name)
+        with _unreported(name.split(".")[0]):
+            return importlib.import_module(name)
     except ImportError as error:
         library = (error.name or name).split(".")[0]
         raise UserError(f"{purpose} needs {library}: {install_line(extra)}") from error
+
+
+@contextmanager
+def _unreported(library: str) -> Iterator[None]:
+    """A context in which the variable of a library of `REPORTING` is set, unless the user has set it."""
+    name = REPORTING.get(library, "")
+    if not name or name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def install_line(extra: str) -> str:

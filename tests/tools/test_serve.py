@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -24,6 +25,7 @@ from browser import PHONE, Opened
 from PIL import Image
 
 from dassl_lite import FewShotClassifier
+from dassl_lite.classifier.export import Agreement
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import serve
 from dassl_lite.tools._serve import look
@@ -190,6 +192,39 @@ def test_a_class_that_cannot_be_is_told(lesson: Teaching, tmp_path: Path, monkey
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_onnx_is_made_of_what_was_taught_last_and_had_for_its_token_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(_: object, folder: Path, kind: str) -> Agreement:
+        folder.mkdir()
+        (folder / "model.onnx").write_text(kind)
+        return Agreement("traced", 24, 1e-7, 100.0, 1.25)
+
+    monkeypatch.setattr(FewShotClassifier, "export", export)
+    with contextlib.closing(Visitors(lambda: Teaching(None, None, tmp_path))) as visitors:
+        one, other = visitors.of("one"), visitors.of("other")
+        assert isinstance(one, Teaching)
+        with pytest.raises(UserError, match="nothing has been taught yet"):
+            one.export()
+        one.classifier = FewShotClassifier(classes=list(CLASSES))
+        made = one.export()
+        page = look.exported(made)
+        assert f'href="exported/{made.token}"' in page
+        assert "1.2 MB. Compared on 24 pictures: the likeliest class is the same on 100 %" in page
+        with zipfile.ZipFile(made.path) as archive:
+            assert archive.read("onnx/model.onnx") == b"onnx"
+        assert visitors.export(made.token) == made.path
+        assert [visitors.export(token) for token in ("", "None", "one", made.token[:-1])] == [None] * 4
+        again = one.export()
+        assert (visitors.export(made.token), visitors.export(again.token)) == (None, again.path)
+        one.add_class("new")  # what had been made is of other classes
+        assert (visitors.export(again.token), list(one.folder.iterdir()), list(other.folder.iterdir())) == (
+            None,
+            [],
+            [],
+        )
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -326,6 +361,13 @@ def labels_of(page: Any) -> list[str]:
     return [str(label) for label in page.locator(".dl-card .dl-label").all_inner_texts()]
 
 
+def told_by_the_script(script: Path, pictures: list[Path]) -> list[str]:
+    """The likeliest class of each picture, as the script beside an ONNX file prints it."""
+    words = [sys.executable, str(script), *map(str, pictures)]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split("  ")[1] for line in lines[::3]]
+
+
 @pytest.mark.slow
 def test_dropped_pictures_are_classified_and_the_table_is_downloaded(
     of_a_run: Server, open_tab: Callable[..., Any], tmp_path: Path
@@ -378,11 +420,23 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
     with zipfile.ZipFile(download.value.path()) as archive:
         archive.extractall(tmp_path)
     assert FewShotClassifier.load(tmp_path / "classifier").predict(list(map(str, new))).tolist() == found
+    page.click("text=Make ONNX")
+    page.wait_for_selector("text=Compared on 21 pictures: the likeliest class is the same on 100 %")
+    with page.expect_download() as download:
+        page.click("text=Download ONNX")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    assert told_by_the_script(tmp_path / "onnx" / "classify.py", new) == found
+    address = page.get_attribute("text=Download ONNX", "href")
+    assert page.request.get(f"{teaching.address}/{address[:-1]}").status == 404
     page.click("#name input, #name textarea")
     page.keyboard.type("solid drop")
     page.click("text=Add class")
     page.wait_for_selector(".dl-class >> nth=3")
     page.wait_for_selector(".dl-lesson", state="detached")
+    page.wait_for_selector("text=Make ONNX", state="hidden")
+    assert page.locator("text=Download ONNX").count() == 0
+    assert page.request.get(f"{teaching.address}/{address}").status == 404
     page.click("button:text-is('Train')")
     page.wait_for_selector("text=solid drop needs two pictures or more.")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.lazy import optional_module
+from dassl_lite.utils.lazy import REPORTING, optional_module
 
 
 def test_an_installed_module_is_returned() -> None:
@@ -25,3 +27,21 @@ def test_what_an_installed_library_lacks_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="^--html needs absent_library: "):
         optional_module("half_installed", "html", "--html")
+
+
+@pytest.mark.parametrize(("own", "seen"), [(None, "1"), ("0", "0")])
+def test_a_library_that_reports_its_use_is_kept_from_it_unless_the_user_says(
+    own: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = REPORTING["onnxruntime"]
+    (tmp_path / "onnxruntime.py").write_text(f"import os\nfound = os.environ.get({name!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    try:
+        assert optional_module("onnxruntime", "onnx", "ONNX export").found == seen
+    finally:
+        sys.modules.pop("onnxruntime", None)  # monkeypatch puts back the one that was there
+    assert os.environ.get(name) == own

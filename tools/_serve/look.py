@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from dassl_lite.classifier import Prediction
-from dassl_lite.tools._serve.session import Lesson, Picture, csv_of, data_uri
+from dassl_lite.tools._serve.session import Exported, Lesson, Picture, csv_of, data_uri
 from dassl_lite.tools.predict import UNKNOWN
 from dassl_lite.utils.errors import printable
 
@@ -16,6 +16,8 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "connect-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'"
 )
+
+EXPORTS = "exported"  # where the page asks for files that are too large to be in it
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -56,6 +58,7 @@ a.dl-button, a.dl-button:visited {display: inline-block; padding: 6px 14px; bord
   text-decoration: none; color: var(--button-secondary-text-color);
   background: var(--button-secondary-background-fill); border: 1px solid var(--border-color-primary);}
 a.dl-button:hover {background: var(--button-secondary-background-fill-hover);}
+#make-onnx {width: fit-content; align-self: flex-end; font-weight: 400; font-size: 14px; padding: 6px 14px;}
 .dl-wide {font-size: 14px; line-height: 22px; margin-bottom: 10px;}
 .dl-wide .dl-track {height: 8px; border-radius: 4px;}
 .dl-lesson .dl-head {margin: 4px 0 0;}
@@ -83,9 +86,9 @@ def refusals(lines: Sequence[str]) -> str:
     return f'<div class="dl-refused" role="alert">{"".join(f"<p>{text(line)}</p>" for line in lines)}</div>'
 
 
-def link(label: str, name: str, content: bytes, kind: str) -> str:
-    """A button that saves ``content``, which is in the page itself, as a file."""
-    return f'<a class="dl-button" download="{text(name)}" href="{data_uri(content, kind)}">{text(label)}</a>'
+def link(label: str, name: str, address: str) -> str:
+    """A button that saves what is at an address, which may be the content itself, as a file."""
+    return f'<a class="dl-button" download="{text(name)}" href="{text(address)}">{text(label)}</a>'
 
 
 def card(picture: Picture, found: Prediction, names: Sequence[object]) -> str:
@@ -126,11 +129,22 @@ def lesson(found: Lesson, content: bytes) -> str:
         f'<span class="dl-track"><i style="width:{value:.1f}%"></i></span></div>'
         for name, value in (("Class names alone (zero-shot)", found.zero_shot), ("Trained", found.trained))
     )
-    save = link("Download classifier", "classifier.zip", content, "application/zip")
+    save = link("Download classifier", "classifier.zip", data_uri(content, "application/zip"))
     notes = "".join(f'<p class="dl-note">{text(note)}</p>' for note in found.notes)
     return (
         f'<div class="dl-lesson">{bars}<div class="dl-head"><p class="dl-note">Accuracy on {found.pictures} pictures, '
         f"{how}; 95 % interval {low:.0f} to {high:.0f} %.</p>{save}</div>{notes}</div>"
+    )
+
+
+def exported(found: Exported) -> str:
+    """How the ONNX file compares with the classifier, and a button that saves it."""
+    alike = found.agreement
+    save = link("Download ONNX", "classifier-onnx.zip", f"{EXPORTS}/{found.token}")
+    return (
+        f'<div class="dl-head"><p class="dl-note">{alike.megabytes:.1f} MB. Compared on {alike.pictures} pictures: the '
+        f"likeliest class is the same on {alike.agreement:.0f} %, and probabilities differ by at most "
+        f"{alike.difference:.1e}.</p>{save}</div>"
     )
 
 
@@ -142,6 +156,7 @@ def answers(
         return refusals(refused)
     unknown = sum(found.labels[0] is None for _, found in rows)
     told = f"{len(rows)} picture{'s' if len(rows) > 1 else ''}" + (f", {unknown} unknown" if unknown else "")
-    save = link("Download CSV", "predictions.csv", csv_of(rows).encode("utf-8", "surrogateescape"), "text/csv")
+    table = csv_of(rows).encode("utf-8", "surrogateescape")
+    save = link("Download CSV", "predictions.csv", data_uri(table, "text/csv"))
     cards = "".join(card(*row, own) for row, own in zip(rows, names, strict=True))
     return f'{refusals(refused)}<div class="dl-head"><span>{told}</span>{save}</div><div class="dl-grid">{cards}</div>'

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
 
 from dassl_lite.tools._serve import look
 from dassl_lite.tools._serve.session import LIMITS, MOST_TAUGHT, MOST_UPLOAD, Session, Teaching, Visitors
@@ -48,6 +49,11 @@ class Page:
             response.headers["Content-Security-Policy"] = look.POLICY
             response.headers["Referrer-Policy"] = "no-referrer"
             return response
+
+        @app.get(f"/{look.EXPORTS}/{{token}}")
+        def exported(token: str) -> Response:
+            path = self.visitors.export(token)
+            return Response(status_code=404) if path is None else FileResponse(path, filename="classifier-onnx.zip")
 
         theme = gr.themes.Default(primary_hue="indigo", font=look.FONTS, font_mono=look.MONO).set(
             body_text_color_subdued="*neutral_600",
@@ -137,12 +143,15 @@ class Page:
         gr.Markdown("## 2. Train")
         train = gr.Button("Train", variant="primary")
         found = gr.HTML(elem_id="lesson", elem_classes="dl-html", padding=False)
+        onnx = gr.Button("Make ONNX", size="sm", visible=False, elem_id="make-onnx")
+        made = gr.HTML(elem_id="onnx", elem_classes="dl-html", padding=False)
 
         gr.on([add.click, name.submit], self.add_class, [name, changes], [name, changes], **PRIVATE)
         example.click(self.load_example, changes, changes, **PRIVATE)
         camera.input(self.take_picture, [camera, target, changes], [camera, changes, refused], **PRIVATE)
-        changes.change(self.choices, target, [target, found], **PRIVATE)
-        train.click(self.train, None, found, **PRIVATE)
+        changes.change(self.choices, target, [target, found, onnx, made], **PRIVATE)
+        train.click(self.train, None, [found, onnx, made], **PRIVATE)
+        onnx.click(self.export, None, made, **PRIVATE)
 
     def _card(self, session: Teaching, name: str, changes: Any, refused: Any) -> None:
         """A class: its pictures, where to drop more, and a button to remove it."""
@@ -199,17 +208,26 @@ class Page:
             return None, count, ""
         return None, *self.add_pictures(name, [file], count, request)
 
-    def choices(self, chosen: str | None, request: gr.Request) -> tuple[Any, str]:
+    def choices(self, chosen: str | None, request: gr.Request) -> tuple[Any, str, Any, str]:
         """The classes that the camera can take pictures of; what training found is of other classes."""
         names = list(self.session(request).classes)
         chosen = chosen if chosen in names else next(iter(names), None)
-        return gr.Dropdown([(printable(name), name) for name in names], value=chosen), ""
+        return gr.Dropdown([(printable(name), name) for name in names], value=chosen), "", gr.Button(visible=False), ""
 
-    def train(self, request: gr.Request) -> str:
+    def train(self, request: gr.Request) -> tuple[str, Any, str]:
         session = self.session(request)
         with session.lock:
             try:
-                return look.lesson(session.train(), session.zipped())
+                return look.lesson(session.train(), session.zipped()), gr.Button(visible=True), ""
+            except UserError as error:
+                gr.Warning(sentence(error))
+                return "", gr.Button(visible=False), ""
+
+    def export(self, request: gr.Request) -> str:
+        session = self.session(request)
+        with session.lock:
+            try:
+                return look.exported(session.export())
             except UserError as error:
                 gr.Warning(sentence(error))
                 return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import secrets
 import shutil
 import tempfile
 import threading
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from dassl_lite.classifier import FewShotClassifier, Prediction
+from dassl_lite.classifier.export import Agreement
 from dassl_lite.data.images import open_image, read_image
 from dassl_lite.datasets._drawn.classes import SHAPESNET, subjects_of
 from dassl_lite.datasets._drawn.looks import PHOTO, compose
@@ -190,6 +192,21 @@ class Lesson:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Exported:
+    """The taught classifier as ONNX.
+
+    Attributes:
+        path: of a zip file in the session's folder.
+        token: the secret by which the browser asks for it.
+        agreement: how it compares with the classifier.
+    """
+
+    path: Path
+    token: str
+    agreement: Agreement
+
+
 class Teaching(Session):
     """A session in which a classifier is taught.
 
@@ -201,6 +218,7 @@ class Teaching(Session):
     Attributes:
         classes: their pictures.
         lesson: what the last training found; None before, and after a change of the classes.
+        exported: what `export` made of that; None before.
     """
 
     def __init__(self, backbone: str | None, device: str | None, root: Path) -> None:
@@ -208,6 +226,7 @@ class Teaching(Session):
         self.backbone, self.device = backbone, device
         self.classes: dict[str, list[Picture]] = {}
         self.lesson: Lesson | None = None
+        self.exported: Exported | None = None
 
     def add_class(self, name: str) -> None:
         """A new class without pictures.
@@ -249,6 +268,12 @@ class Teaching(Session):
     def _forget(self) -> None:
         """What has been taught was of other classes or pictures."""
         self.classifier = self.lesson = None
+        self._drop_export()
+
+    def _drop_export(self) -> None:
+        if self.exported is not None:
+            self.exported.path.unlink(missing_ok=True)
+        self.exported = None
 
     def load_example(self) -> None:
         """Three classes of drawn pictures, which the demo backbone knows, in place of what there is."""
@@ -280,6 +305,7 @@ class Teaching(Session):
         singly = len(pairs) <= LEFT_OUT_SINGLY
         found = classifier.cross_validate(None if singly else FOLDS)
         classifier.set_params(options=None)  # they name the session's folder
+        self._forget()
         self.classifier = classifier
         self.lesson = Lesson(
             *(found["images"], singly, found["zero_shot_accuracy"], found["accuracy"], tuple(found["interval"])),
@@ -298,6 +324,25 @@ class Teaching(Session):
                 for path in sorted((Path(scratch) / "classifier").iterdir()):
                     archive.write(path, f"classifier/{path.name}")
         return file.getvalue()
+
+    def export(self) -> Exported:
+        """The taught classifier as tools/export.py writes it in ONNX, compared on the pictures that it was taught with.
+
+        Raises:
+            UserError: nothing has been taught, a library is missing, or the export is not kept.
+        """
+        if self.classifier is None:
+            raise UserError("nothing has been taught yet: train first")
+        self._drop_export()
+        path = self.folder / "onnx.zip"
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            place = Path(scratch) / "onnx"
+            agreement = self.classifier.export(place, "onnx")
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights hardly become smaller
+                for file in sorted(place.iterdir()):
+                    archive.write(file, f"onnx/{file.name}")
+        self.exported = Exported(path, secrets.token_urlsafe(), agreement)
+        return self.exported
 
 
 def drawn_example() -> dict[str, list[Image.Image]]:
@@ -366,6 +411,12 @@ class Visitors:
         if idle is not None:
             idle.close()
         return found
+
+    def export(self, token: str) -> Path | None:
+        """The file that a session gave this token for, as long as it has it."""
+        with self._lock:
+            found = [one.exported for one in self._sessions.values() if isinstance(one, Teaching)]
+        return next((one.path for one in found if one is not None and one.token == token and one.path.is_file()), None)
 
     def forget(self, secret: str) -> None:
         """End the session of a browser tab, if it has one."""
