@@ -29,8 +29,8 @@ class ImageFolder(OwnDataset):
         logger.info(folder.describe())
         for remark in folder.remarks():
             logger.info(remark)
-        classes = folder.named()
+        classes, has_train = folder.named(in_any_split=self.evaluating), "train" in folder.parts
         return {
-            part: folder.groups(part, classes, allow_empty=part in ("val", "test") and "train" in folder.parts)
+            part: folder.groups(part, classes, allow_empty=has_train and (part != "train" or self.evaluating))
             for part in folder.parts
         }

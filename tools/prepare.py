@@ -29,9 +29,18 @@ from yacs.config import CfgNode
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.data.doctor import COLUMNS, Report, examine, generates_itself
 from dassl_lite.data.own_check import OwnReport, Seen, check_own_data
+from dassl_lite.data.sharded.remote import dataset_at
 from dassl_lite.downloads import SOURCES, prepare
 from dassl_lite.engine.build import make_config
-from dassl_lite.engine.commands.arguments import ToolParser, add_data_flag, add_plugin_flags, add_root_flag, tool_parser
+from dassl_lite.engine.commands.arguments import (
+    ToolParser,
+    add_data_flag,
+    add_plugin_flags,
+    add_root_flag,
+    nested,
+    own_data,
+    tool_parser,
+)
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
@@ -112,6 +121,16 @@ def check_own(path: str) -> OwnReport:
     return report
 
 
+def check_shards(path: str) -> bool:
+    """Index the user's shards and log the table of their splits; returns whether something is wrong."""
+    keys = own_data(path)
+    with quiet("dassl_lite.data"):
+        report = examine(keys["DATASET.NAME"], make_config(flags=nested(keys)))
+    logger.info(f"{path}: shards, read as {keys['DATASET.NAME']}")
+    show([report])
+    return bool(report.problems)
+
+
 def describe_own(report: OwnReport) -> str:
     """The report as text: what the data is, a table of its classes, and what is wrong."""
     counts = [f"{count:,} {part}".rstrip() for part, count in report.images.items()]
@@ -170,9 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{own[0]} is your own data, which needs no preparation; --check looks at it")
     if args.root and not given:
         raise UserError("--root has no effect on your own data, whose path says where it is")
-    reports = [check_own(path) for path in own]
-    wrong = any(report.problems for report in reports)
-    return EXIT_WRONG if (bool(given) and field(args, given)) or wrong else 0
+    wrong = [check_shards(path) if dataset_at(path) else bool(check_own(path).problems) for path in own]
+    return EXIT_WRONG if (bool(given) and field(args, given)) or any(wrong) else 0
 
 
 def field(args: argparse.Namespace, given: Sequence[str]) -> bool:

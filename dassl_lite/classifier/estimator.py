@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ from dassl_lite.utils.files import write_json
 
 DEFAULT_METHOD = "Auto"
 ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
+DESCRIPTIONS = "descriptions.json"  # in the folder of a run: those that a program passes
 _HIDDEN = ("_trainer", "_training")  # of an object, not of its copies
 
 
@@ -233,7 +235,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _trained(self, flags: Mapping[str, Any], training: Training | None) -> tuple[Any, float | None]:
         """A trainer that has been trained, as a run of tools/train.py; and the zero-shot accuracy before."""
-        with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder, training_on(training):
+        with _run_folder() as folder, training_on(training):
             cfg = self._config({**flags, "OUTPUT_DIR": folder}, Path(folder))
             trainer = run.seeded(cfg)
             refuse_transductive(trainer)
@@ -295,7 +297,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _descriptions_file(self, folder: Path) -> str | None:
         if not isinstance(self.descriptions, Mapping):
             return None if self.descriptions is None else os.fspath(self.descriptions)
-        path = folder / "descriptions.json"
+        path = folder / DESCRIPTIONS
         write_json({str(name): plain_list(sentences) for name, sentences in self.descriptions.items()}, path)
         return str(path)
 
@@ -337,10 +339,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if len(set(names)) < len(names):
             raise UserError(f"classes has {shown(Counter(names).most_common(1)[0][0])} twice")
         labels = label_array(listed_values(list(self.classes)) if isinstance(self.classes, Mapping) else names)
-        with (
-            tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder,
-            training_on(Training(ClassList(tuple(names)))),
-        ):
+        with _run_folder() as folder, training_on(Training(ClassList(tuple(names)))):
             load_plugins()
             flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "OUTPUT_DIR": folder}
             trainer = run.seeded(self._config(flags, Path(folder), ZERO_SHOT))
@@ -905,6 +904,21 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             )
         truth = np.array([rows[item.label] for item in data.test], dtype=np.int64)
         return (path if path.endswith(".npz") else [item.impath for item in data.test]), truth
+
+
+@contextmanager
+def _run_folder() -> Iterator[str]:
+    """A folder for a run, which is removed; an error does not name the file of descriptions in it."""
+    with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder:
+        try:
+            yield folder
+        except UserError as error:
+            told = str(error).replace(
+                f"descriptions '{Path(folder) / DESCRIPTIONS}' (DATASET.DESCRIPTIONS)", "descriptions"
+            )
+            if told == str(error):
+                raise
+            raise UserError(told) from None
 
 
 def _listed(images: Any) -> list[Any]:

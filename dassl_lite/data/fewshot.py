@@ -7,7 +7,8 @@ consumes no random numbers. Reading a draw from its file consumes no random numb
 Where images have several classes, an image counts for each of them and is drawn once. The class with the fewest images
 comes first, and draws as many as it lacks of those that other classes have not drawn. So every class has ``num_shots``
 images, or all it has; one that stands beside rarer ones may have more. As many images with none of the classes, or all
-there are, are drawn last: without them a single class would be trained without negatives.
+there are, are drawn last: without them a single class would be trained without negatives. If every drawn image has a
+class all the same, as many without it are drawn, too.
 
 CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
@@ -121,7 +122,12 @@ def _draw_multi_label(items: Sequence[Datum], num_shots: int, repeat: bool) -> l
             repeated += [items[position] for position in random.choices(positions, k=wanted - len(left))]
     without = [item for item in items if not item.labels]
     without = random.sample(without, num_shots) if num_shots < len(without) else without
-    return [*drawn.values(), *repeated, *without]
+    found = [*drawn.values(), *repeated, *without]
+    for label in by_label:
+        if all(label in item.labels for item in found):
+            others = [item for item in items if label not in item.labels]  # none of them is drawn
+            found += random.sample(others, num_shots) if num_shots < len(others) else others
+    return found
 
 
 def warn_of_small_classes(items: Sequence[Datum], num_shots: int) -> None:

@@ -10,6 +10,7 @@ from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.images import count_images
 from dassl_lite.data.layouts import refresh_split
 from dassl_lite.data.splits import UNSPLIT, Split, kept_labels, read_split, split_classes, split_multi_label
+from dassl_lite.utils.errors import shown
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -67,13 +68,29 @@ class OwnDataset(FolderDataset):
             parts["test"] = parts.pop("val")
         if "train" not in parts:
             return self._all_for_testing(parts["test"])
-        return Split(parts["train"], parts.get("val", []), parts["test"])
+        held = [*parts.get("val", []), *parts["test"]]
+        more = _of_other_classes(parts["train"], held) if self.evaluating else []
+        return Split([*parts["train"], *more], parts.get("val", []), parts["test"])
 
     def _all_for_testing(self, items: list[Datum]) -> Split:
         logger.info(f"All {count_images(len(items))} are for testing")
         self.test_only = True
         labels = {label: position for position, label in enumerate(kept_labels(items, "all"))}
         return Split([], [], [item.mapped(labels) for item in items])
+
+
+def _of_other_classes(train: Sequence[Datum], held: Sequence[Datum]) -> list[Datum]:
+    """An image of each class that no training image has: where images are only evaluated, it is a class, too."""
+    known = {label for item in train for label in item.labels}
+    found: dict[int, tuple[str, Datum]] = {}
+    for item in held:
+        for label, name, _ in item.classes:
+            if label not in known:
+                found.setdefault(label, (name, item))
+    if found:
+        named = ", ".join(shown(name) for name, _ in list(found.values())[:5]) + (", ..." if len(found) > 5 else "")
+        logger.warning(f"Classes that no training image has, which are evaluated all the same: {named}")
+    return list(dict.fromkeys(item for _, item in found.values()))
 
 
 def _joined(groups: Iterable[Iterable[Datum]]) -> list[Datum]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -70,19 +71,29 @@ def open_file(path: PathLike, limit: int | None = None) -> BinaryIO:
 
 
 def open_text(path: PathLike, encoding: str = "utf-8-sig", **options: Any) -> TextIO:
-    """Open a text file of at most ``MAX_TEXT`` bytes; see :func:`open_file`. The options are those of ``open``."""
-    return io.TextIOWrapper(open_file(path, MAX_TEXT), encoding=encoding, **options)
+    """Open a text file of at most ``MAX_TEXT`` bytes; see :func:`open_file`. The options are those of ``open``.
+
+    A file that begins with UTF-16's byte order mark, as spreadsheets write it, is read as that.
+    """
+    file = open_file(path, MAX_TEXT)
+    return io.TextIOWrapper(file, encoding=_marked(file.peek(2), encoding), **options)  # type: ignore[attr-defined]
 
 
 def read_text(path: PathLike, limit: int = MAX_TEXT) -> str:
-    """The text of a file (UTF-8, a byte order mark is skipped) of at most ``limit`` bytes.
+    """The text of a file of at most ``limit`` bytes: in UTF-8, a byte order mark is skipped, or in UTF-16 with one.
 
     Raises:
         OSError: it cannot be read, is too large, or not a file.
-        ValueError: it is not UTF-8.
+        ValueError: it is neither.
     """
     with open_file(path, limit) as file:
-        return file.read().decode("utf-8-sig")
+        data = file.read()
+    return data.decode(_marked(data, "utf-8-sig"))
+
+
+def _marked(data: bytes, encoding: str) -> str:
+    """The encoding that the first bytes of a text say, or else this one."""
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else encoding
 
 
 def _open_regular(path: str, flags: int) -> int:

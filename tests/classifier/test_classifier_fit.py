@@ -49,6 +49,14 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         assert torch.equal(one[key], other[key]), key
 
 
+def test_descriptions_that_a_program_passes_are_named_by_no_file() -> None:
+    told = r"^descriptions has no sentences for the dataset's class 'square'$"
+    with pytest.raises(UserError, match=told):
+        FewShotClassifier(classes=["circle", "square"], descriptions={"circle": ["a round thing."]}).predict_proba([])
+    with pytest.raises(UserError, match="^descriptions: class 'circle' has an empty list"):
+        FewShotClassifier(classes=["circle"], descriptions={"circle": []}).predict_proba([])
+
+
 @pytest.mark.slow
 def test_auto_is_the_default_and_learns_from_the_shots(photos: Pictures, unseen: Pictures) -> None:
     clf = FewShotClassifier(shots=2, **QUICK)

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import shutil
 import sys
 import tarfile
@@ -28,7 +29,11 @@ from dassl_lite.data import build_dataset, read_image
 from dassl_lite.data.doctor import examine
 from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
 from dassl_lite.data.images import UnreadableImageError
+from dassl_lite.data.sharded.remote import dataset_at
+from dassl_lite.engine.commands.arguments import own_data
+from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.tools import prepare
 from dassl_lite.utils.errors import UserError
 
 Sample = tuple[str, dict[str, bytes]]
@@ -100,6 +105,30 @@ def colours(items: Iterable[Any]) -> list[int]:
 def pairs(items: Iterable[Any]) -> list[tuple[int, int]]:
     items = list(items)
     return list(zip(colours(items), (item.label for item in items), strict=True))
+
+
+def test_data_at_a_path_are_shards_unless_there_are_images_too(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "data")
+    assert (dataset_at(folder), dataset_at(folder / "test-000.tar")) == ("WebDataset", "WebDataset")
+    assert own_data(str(folder)) == {"DATASET.NAME": "WebDataset", "DATASET.ROOT": str(folder)}
+    (folder / "images" / "ant").mkdir(parents=True)
+    (folder / "images" / "ant" / "0.PNG").write_bytes(picture(0))
+    assert (dataset_at(folder), own_data(str(folder))["DATASET.NAME"]) == ("", "ImageFolder")
+    (table := tmp_path / "tables" / "train").mkdir(parents=True)
+    (table / "0.parquet").touch()
+    assert (dataset_at(table.parent), dataset_at(table / "0.parquet")) == ("HFDataset", "HFDataset")
+    (table / "0.tar").touch()
+    assert [dataset_at(place) for place in (table, tmp_path / "none", tmp_path)] == ["", "", ""]
+
+
+def test_prepare_checks_a_folder_of_shards_by_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shards(tmp_path / "data")
+    assert run_tool(prepare.main, ["--check", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert f"{folder}: shards, read as WebDataset" in told
+    assert re.search(r"WebDataset +train .* 24 ", told)
+    (folder / "train-001.tar").write_bytes(b"no archive")
+    assert run_tool(prepare.main, ["--check", str(folder)]) == 1
 
 
 # ---- what a dataset of tar shards is ---------------------------------------------------------------------------------

@@ -127,6 +127,39 @@ def test_a_spreadsheets_export_is_read(folder: Path) -> None:
     assert load("CSV", folder).classnames == ['ant, "big"', 'bee, "big"']
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
+def test_a_table_in_utf_16_is_read_by_its_mark(folder: Path, encoding: str) -> None:
+    text = "\r\n".join(["path;classname", *(";".join(row) for row in rows(("Müll", "ant", "bee")))])
+    data = text.encode(encoding)
+    (folder / "mine.csv").write_bytes(data if encoding == "utf-16" else "\ufeff".encode(encoding) + data)
+    assert load("CSV", folder).classnames == ["Müll", "ant", "bee"]
+
+
+def test_labels_that_pandas_wrote_as_floats_are_whole_numbers(folder: Path) -> None:
+    dataset = load("CSV", table(folder, "path,label", rows(("2.0", "0.0", "1"))))
+    assert dataset.classnames == ["0", "1", "2"]
+    (folder / "mine.csv").unlink()
+    named = [[*row, f"thing {row[1]}"] for row in rows(("1.0", "0.0", "2.0"))]
+    assert load("CSV", table(folder, "path,label,classname", named)).classnames == [f"thing {i}.0" for i in range(3)]
+    versions = load(
+        "CSV", table(folder, "path,label", rows(("2.0", "0.5", "1.0")), "versions.csv").rename(folder / "v.csv")
+    )
+    assert versions.classnames == ["0.5", "1.0", "2.0"]  # names, as one of them is no whole number
+
+
+def test_a_class_of_the_test_images_alone_is_evaluated_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [
+        [*row, "test" if row[1] == "tench" or i < 6 else "train"] for i, row in enumerate(rows(("ant", "bee", "tench")))
+    ]
+    path = table(folder, "path,classname,split", lines)
+    with pytest.raises(UserError, match="class 'tench', which no training image has"):
+        load("CSV", path)
+    dataset = load("CSV", path, TEST_ONLY=True)
+    assert dataset.classnames == ["ant", "bee", "tench"]
+    assert len(dataset.test) == 14
+    assert "Classes that no training image has, which are evaluated all the same: 'tench'" in caplog.text
+
+
 def test_paths_outside_the_folder_are_kept(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "tables"
     elsewhere.mkdir()

@@ -129,6 +129,29 @@ def test_numbers_are_also_separated_by_spaces(folder: Path, header: str) -> None
     assert found(load("CSV", path)) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("header", "line", "told"),
+    [
+        ("path,clas,flipped,indoor", "{i:02}.png,{name},0,1", r"a column 'clas' \(did you mean 'class'\?\) beside"),
+        ("path,ant,bee,is_train", "{i:02}.png,1,{bit},{bit}", "in a column 'is_train', which is no class"),
+        ("path,ant,bee,Test", "{i:02}.png,1,{bit},{bit}", "in a column 'Test', which is no class"),
+    ],
+)
+def test_a_column_of_zeros_and_ones_that_is_no_class_is_refused(
+    folder: Path, header: str, line: str, told: str
+) -> None:
+    write(folder, header, lambda i: [line.format(i=i, name=CLASSES[i % 3], bit=i % 2)])
+    with pytest.raises(UserError, match=told):
+        load("CSV", folder)
+
+
+def test_the_columns_that_are_taken_for_classes_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, "path,caption,ant,bee", lambda i: [f"{i:02}.png,picture {i},{i % 2},1"])
+    with caplog.at_level(logging.INFO):
+        load("CSV", folder)
+    assert "zeros and ones in 2 columns, each of a class: 'ant', 'bee'" in caplog.text
+
+
 def test_columns_of_zeros_and_ones_with_one_class_each_are_no_multi_label_table(folder: Path) -> None:
     def line(i: int) -> list[str]:
         return [",".join([f"{i:02}.png", *("1" if k == i % 3 else "0" for k in range(3))])]
@@ -329,6 +352,17 @@ def test_a_yes_or_no_table_keeps_a_draw_with_both(folder: Path) -> None:
     assert Counter(bool(item.labels) for item in first.train_x) == {True: 3, False: 3}
     assert Counter(bool(item.labels) for item in first.val) == {True: 3, False: 3}
     assert load("CSV", path, NUM_SHOTS=3).train_x == first.train_x
+
+
+def test_a_class_of_all_drawn_images_gets_images_without_it() -> None:
+    both, one = [(0, "a", ""), (1, "b", "")], [(1, "b", "")]
+    items = [Datum(f"/x/{i}.png", classes=both if i < 3 else one if i > 15 else [(0, "a", "")]) for i in range(20)]
+    for seed in range(20):  # with some seeds, all that are drawn of b have a
+        set_random_seed(seed)
+        drawn = draw_shots(items[:16] + items[16:], 2)
+        assert any(0 not in item.labels for item in drawn)
+        assert any(1 not in item.labels for item in drawn)
+        assert len({item.impath for item in drawn}) == len(drawn)
 
 
 def test_drawing_with_repetition_fills_a_small_class() -> None:

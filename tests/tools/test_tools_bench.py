@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dassl_lite.engine.commands.arguments import ToolParser
 from dassl_lite.tools import bench
-from dassl_lite.tools._bench import extract, text_tower
+from dassl_lite.tools._bench import classifier, extract, text_tower
 
 
 def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
@@ -99,8 +100,13 @@ def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -
 def test_the_classifiers_stream_is_compared_with_extraction(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     flags = ["--backbone", "demo", "--images", "4", "--rounds", "1", "--workers", "0", "--cpu-time", "--no-start"]
-    assert bench.main(["classifier", *flags, "--json", str(file)]) == 0
-    (row,) = json.loads(file.read_text())["stream"]
+    with mock.patch.object(classifier, "BROKEN", 4):
+        assert bench.main(["classifier", *flags, "--files", "18", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["files"] for row in rows["files"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [row["unreadable"] for row in rows["files"]] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert all(row["resident MB, at most"] > 0 for row in rows["files"])
+    (row,) = rows["stream"]
     assert row["stream / extraction"] > 0
     assert row["memory, 4 x as many / as many"] > 0
 

@@ -96,10 +96,15 @@ class OwnFolder:
         """Files below the class folders that are passed over, by kind."""
         return sum((folder.all_passed for part in self.parts.values() for folder in part.values()), Counter())
 
-    def named(self) -> list[ClassFolder]:
-        """The classes with their names, from a ``classnames.json`` in the user's folder or beside the class folders."""
+    def named(self, *, in_any_split: bool = False) -> list[ClassFolder]:
+        """The classes with their names, from a ``classnames.json`` in the user's folder or beside the class folders.
+
+        Args:
+            in_any_split: those of all splits, not of the training images alone.
+        """
         files = [Path(place, "classnames.json") for place in (self.root, self.base.path)]
-        return name_folders(self.classes, next((file for file in files if file.is_file()), files[0]))
+        classes = sorted(set().union(*self.parts.values())) if in_any_split else self.classes
+        return name_folders(classes, next((file for file in files if file.is_file()), files[0]))
 
     def describe(self) -> str:
         """In one line: what was taken for what."""

@@ -49,6 +49,7 @@ PLURALS = {
     "classname": ("classnames", "classes", "class_names", "tags"),
     "classid": ("classids", "class_ids", "wnids"),
 }
+_CLASS_HEADERS = [name for column in ("label", "classname") for name in (*COLUMNS[column], *PLURALS[column])]
 OF_CLASSES = ("label", "classname", "classid")
 # Separators of several classes in a cell; the first that occurs is the one. A comma, as in "tench, Tinca tinca", and a
 # space may be part of a name: a comma separates in a column of several only.
@@ -59,6 +60,7 @@ _LIST_LIKE = re.compile(r"[\[{].*|\([\"'].*|.*[\]}]", re.DOTALL)  # a list, a pa
 _NOTE = re.compile(r"([^\[\]{}\"'][^\[\]{}\"]*[\[{][^\[\]{}\"]*[\]}])+")  # names with a note: seal [animal]
 _WORD = re.compile(r"\[[^\[\]\"',]+\]")  # [background]: beside names without brackets it is a name
 _NUMPY = re.compile(r"[\d.]+(\s+[\d.]+)+")  # the inside of an array as numpy prints it
+_WHOLE = re.compile(r"\d+(\.0*)?", re.ASCII)  # a whole number, as pandas writes it too: 3.0
 # Cells of a column that says whether an image has a class.
 _TRUTH = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -142,6 +144,8 @@ def read_table(path: Path) -> list[TableRow]:
         logger.info(f"Column '{names[position]}' of '{path}' is not used{hint}")
     if not rows:
         raise UserError(f"the table '{path}' lists no images")
+    if "label" in columns and all(_WHOLE.fullmatch(row.label) for row in rows if not row.has_none):
+        rows = [row._replace(label=row.label.partition(".")[0]) for row in rows]
     if "classname" not in columns and not all(row.label.isdecimal() for row in rows if not row.has_none):
         rows = [row._replace(classname=row.label, label="") for row in rows]
         columns["classname"] = columns.pop("label")
@@ -229,16 +233,41 @@ def _from_columns_of_classes(
     marks = {position: found for position, found in values.items() if None not in found}
     if len(marks) < 2 or not written:
         raise _lacks_columns(path, header)
+    for position in sorted(others):
+        if position in marks:
+            _refuse_split(path, header[position].strip())
+        elif len({cells[position] for _, cells in written if position < len(cells)}) < len(written):  # values recur
+            _refuse_misspelt(path, header[position].strip())
     ones = [[header[position].strip() for position, found in marks.items() if found[i]] for i in range(len(written))]
     several = any(len(names) != 1 for names in ones)
     kind = "multi-label" if several else "of one class per image"
-    logger.info(f"'{path}' is {kind}: zeros and ones in {len(marks)} columns, each of a class")
+    listed = ", ".join(f"'{header[position].strip()}'" for position in list(marks)[:10])
+    listed += ", ..." if len(marks) > 10 else ""
+    logger.info(f"'{path}' is {kind}: zeros and ones in {len(marks)} columns, each of a class: {listed}")
     rows = [
         row._replace(classname=name, several=several)
         for (row, _), names in zip(written, ones, strict=True)
         for name in names or [""]
     ]
     return rows, others - marks.keys()
+
+
+def _refuse_split(path: Path, name: str) -> None:
+    """Raise a UserError if a column of zeros and ones says which split a row is of."""
+    if split_called(re.sub(r"^is[_ -]?", "", name, flags=re.IGNORECASE)):
+        raise UserError(
+            f"the table '{path}' has zeros and ones in a column '{name}', which is no class; name each row's split in "
+            "a column 'split'"
+        )
+
+
+def _refuse_misspelt(path: Path, name: str) -> None:
+    """Raise a UserError if a column beside those of zeros and ones is called almost as one of classes."""
+    if meant := nearest(name, _CLASS_HEADERS):
+        raise UserError(
+            f"the table '{path}' has a column '{name}' (did you mean {meant!r}?) beside columns of zeros and ones; "
+            "rename it, or leave it out if each of these is a class"
+        )
 
 
 def _truth(cells: Sequence[str], position: int) -> bool | None:

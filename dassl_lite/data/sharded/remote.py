@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl_lite.data.images import image_extensions
 from dassl_lite.data.sharded.members import shards_root
 from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.files import digest_of
@@ -14,6 +15,7 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+DATASETS = {".tar": "WebDataset", ".parquet": "HFDataset", ".arrow": "HFDataset"}  # by the endings of shards
 _BLOCK = 4 << 20
 _TRIES = 5
 MOST = 1_000_000  # shards: {0..999999999} would fill the memory with names
@@ -116,6 +118,24 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "no permission"
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def dataset_at(path: str | os.PathLike[str]) -> str:
+    """The registered name of the dataset of shards at ``path``, a file or a folder; "" if there are none.
+
+    A folder that has image files, too, is none of shards: an archive lies beside what was unpacked from it.
+    """
+    place = os.path.expanduser(path)
+    if not os.path.isdir(place):
+        return DATASETS.get(os.path.splitext(place)[1], "") if os.path.isfile(place) else ""
+    kinds, images = set[str](), image_extensions()
+    for _, folders, files in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        endings = {os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}
+        if not endings.isdisjoint(images):
+            return ""
+        kinds |= {DATASETS[ending] for ending in endings & DATASETS.keys()}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def found_in(folder: str, endings: Sequence[str]) -> list[str]:

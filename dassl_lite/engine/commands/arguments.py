@@ -23,6 +23,7 @@ from dassl_lite.config.check import LARGEST_INTEGER
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.feature_files.folder import is_folder
+from dassl_lite.data.sharded.remote import dataset_at
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, set_by_user
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import COMPAT
@@ -388,6 +389,8 @@ def own_data(path: str) -> dict[str, str]:
         name = "Features"
     elif place.suffix == ".tar":
         name = "WebDataset"
+    elif shards := dataset_at(path):
+        name = shards
     else:
         name = "CSV" if place.is_file() or (place.suffix == ".csv" and not place.is_dir()) else "ImageFolder"
     return {"DATASET.NAME": name, f"DATASET.{OWN_DATA[name]}": path}
