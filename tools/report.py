@@ -32,7 +32,7 @@ from dassl_lite.engine.commands.plots import draw
 from dassl_lite.engine.commands.report import Report, make_report
 from dassl_lite.engine.commands.residuals import as_plain
 from dassl_lite.engine.commands.summary import Cell
-from dassl_lite.engine.commands.tables import Table, escape_latex
+from dassl_lite.engine.commands.tables import Table, escape_latex, escape_markdown
 from dassl_lite.engine.commands.transfers import write_transfers
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.pages.base import write_page
@@ -125,7 +125,10 @@ def report(made: Report) -> None:
     say("\n" + "\n".join(notes))
     try:
         write_csv(made.cells, folder / "report.csv")
-        write_text("\n\n".join([*(table.as_markdown() for table in made.tables), *notes]), folder / "report.md")
+        write_text(
+            "\n\n".join([*(table.as_markdown() for table in made.tables), *map(escape_markdown, notes)]),
+            folder / "report.md",
+        )
         write_text(as_latex(made.tables, notes), folder / "report.tex")
         of_transfers = write_transfers(folder)
         if made.residuals:
@@ -162,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         if wanted:
             optional_module(module, extra, flag)  # said before anything is done
+    if "html" in args.given and (not args.html or Path(args.html).is_dir()):
+        raise UserError(f"--html '{args.html}' is not a file to write")
     if args.html and (args.other or holds_run(args.folder)):
         write_run_page(args)
         return 0

@@ -32,7 +32,7 @@ from dassl_lite.engine.commands.transfers import Transfer, base_to_new_average, 
 from dassl_lite.engine.files.results import write_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import benchmark, report
-from dassl_lite.utils.files import read_json, write_json
+from dassl_lite.utils.files import digest_of, read_json, write_json
 
 TINY = ("OPTIM.MAX_EPOCH", "1", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
 DEMO = Datasets.demo()
@@ -211,6 +211,29 @@ def test_the_same_line_again_does_what_is_left(
     write_json(kept, folder / EVALUATIONS)
     assert start(tmp_path, *line) == 0
     assert done == ["test TaskRes Gadgets new"]
+
+
+@pytest.mark.slow
+def test_a_report_of_other_protocols_works_in_any_folder_and_refuses_what_has_no_effect(
+    tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start(tmp_path, "base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets") == 0
+    for flags in (["--metric", "ece"], ["--split", "val"], ["--versus", "TaskRes"], ["--published"]):
+        capsys.readouterr()
+        assert run_tool(report.main, [str(tmp_path), *flags]) == 2
+        assert f"Error: {flags[0]} " in capsys.readouterr().err
+    path = next(tmp_path.rglob("results.json"))
+    monkeypatch.chdir(path.parent)
+    assert run_tool(report.main, ["."]) == 0
+    monkeypatch.chdir(tmp_path)
+    kept = read_json(path.parent / EVALUATIONS)
+    other = path.parent.with_name("16shots-seed1-RN50")
+    write_json({**read_json(path), "backbone": "RN50"}, other / "results.json")
+    write_json({**kept, "run": digest_of(read_json(other / "results.json"))}, other / EVALUATIONS)
+    capsys.readouterr()
+    assert run_tool(report.main, ["."]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Gadgets TaskRes (RN50) 60.00 40.00 48.00 45.00 Gadgets TaskRes (demo) 60.00" in shown
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.summary import average_table, gather, rank_table, versus_tables
+from dassl_lite.engine.commands.figures import figures
+from dassl_lite.engine.commands.summary import as_table, average_table, gather, rank_table, versus_tables
 from dassl_lite.engine.commands.tables import BEST, SECOND, Table, best_two
 from dassl_lite.tools import report
 from dassl_lite.utils import UserError
@@ -114,6 +115,79 @@ def test_runs_on_a_feature_file_without_a_backbones_name_are_reported(sweep: Pat
     assert "backbone: unnamed" in capsys.readouterr().out
 
 
+def test_a_method_with_two_backbones_has_a_row_for_each(sweep: Path) -> None:
+    write_runs(sweep / "more", {"B": {"one": (80.0, 81.0, 82.0)}}, backbone="ViT-B/16")
+    cells = gather(sweep)
+    assert [row[1:] for row in as_table(cells).rows if row[0] == "one" and row[1].startswith("B")] == [
+        ["B (RN50)", "60.83 ± 5.02"],
+        ["B (ViT-B/16)", "81.00 ± 2.48"],
+    ]
+    assert line_of(average_table(cells), "B (RN50)")[2] == "58.06 ± 34.06"
+    by_draw, _ = versus_tables(cells, "B (RN50)")
+    assert line_of(by_draw, "one", "B (ViT-B/16)")[3].startswith("+20.17")
+    assert [panel.title for panel in figures(cells).panels] == ["Average", "one", "three", "two"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "flags", "message"),
+    [
+        ({"test": {"accuracy": float("nan")}}, [], "says that its accuracy is nan"),
+        ({"test": {"accuracy": "x"}}, [], "says that its accuracy is 'x'"),
+        ({"test": {"accuracy": 1.0}}, ["--metric", "ece"], "unknown metric 'ece'"),
+        ({"test": {"accuracy": 1.0}}, ["--split", "val"], "has no results of the split 'val'"),
+        (None, [], "does not hold the results of a run"),
+    ],
+)
+def test_a_run_that_cannot_be_shown_is_named(
+    sweep: Path, capsys: Any, metrics: Any, flags: list[str], message: str
+) -> None:
+    write_runs(sweep, {"C": A_B["C"]}, metrics=metrics)
+    if "val" in flags:
+        write_runs(sweep, {name: A_B[name] for name in ("A_method", "B")}, metrics={"val": {"accuracy": 1.0}})
+    assert run_tool(report.main, [str(sweep), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(sweep / "one" / "C" / "seed1" / "results.json") in error
+    assert error.count("\n") == 1
+
+
+def test_published_numbers_are_refused_beside_what_they_are_not_about(sweep: Path, capsys: Any) -> None:
+    assert run_tool(report.main, [str(sweep), "--published", "--metric", "ece"]) == 2
+    assert "--published is about accuracy on test images" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_file_is_told_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
+    for name in ("", str(tmp_path)):
+        assert run_tool(report.main, [str(tmp_path / "none"), "--html", name]) == 2
+        assert "is not a file to write" in capsys.readouterr().err
+
+
+def test_markdown_takes_nothing_in_a_name_for_a_mark() -> None:
+    table = Table(
+        "a|b", ["method"], [["<script>x</script>"], ["a|b"], ["*b*\n`c`"], ["[l](x)"], ["< 0.001"], ["CLIP_Adapter"]]
+    )
+    text = table.as_markdown()
+    shown = [r"**a\|b**", "&lt;script>x&lt;/script>", r"a\|b", r"\*b\*\\n\`c\`", r"[l]\(x)", "< 0.001", "CLIP_Adapter"]
+    assert [
+        line.strip("| ") for line in text.splitlines() if line[:3] not in ("", "|--") and "method" not in line
+    ] == shown
+    assert "*b*\\n`c`" in table.as_text()
+
+
+def test_a_table_that_is_too_wide_to_read_is_divided_by_columns() -> None:
+    own = Table("t", ["dataset", "method", *"abcde"], [["d", "m", *(["70.00 ± 1.00"] * 5)]], {(0, 4): BEST})
+    wide = own.with_columns(
+        ["published", "difference"], {column: {0: ("70.12 [A source of numbers]", "+0.12")} for column in range(2, 7)}
+    )
+    text = wide.as_latex()
+    headers = [line for line in text.splitlines() if line.startswith("dataset")]
+    assert [line.count("&") for line in headers] == [4] * 5
+    assert all(f"published, {letter}" in line for letter, line in zip("abcde", headers, strict=True))
+    assert text.count(r"\textbf{70.00 $\pm$ 1.00}") == 1
+    assert r"\textbf" in text.split(r"\clearpage")[2]
+    assert own.as_latex().count(r"\toprule") == 1
+
+
 def test_the_best_and_the_second_best_are_marked_as_shown() -> None:
     assert best_two({0: 70.001, 1: 70.002, 2: 69.0, 3: 10.0}) == {0: BEST, 1: BEST, 2: SECOND}
     assert best_two({0: 1.0, 1: 3.0}, lowest=True) == {0: BEST, 1: SECOND}
@@ -132,7 +206,7 @@ def test_latex_marks_the_best_and_escapes_names(sweep: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
 def test_the_latex_compiles(sweep: Path) -> None:
-    write_runs(sweep, {r"_%&$#{}~^\<>|±": A_B["C"]})
+    write_runs(sweep, {r"_%&$#{}~^\<>|±": A_B["C"], "Ünïcödé 花 → ą\n": A_B["C"]})
     assert run_tool(report.main, [str(sweep), "--versus", "B"]) == 0
     lines = [
         r"\documentclass{article}",

@@ -200,14 +200,14 @@ def figures(cells: Sequence[Cell], shots: int | None = None, split: str = "test"
 
 def _datasets(cells: Sequence[Cell]) -> dict[tuple[str, str, str], str]:
     """(dataset, backbone, metric) -> how panels call it: by its name, and by what else tells it from others."""
-    several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("backbone", "metric")]
-    keys = sorted({(cell.dataset, cell.backbone, cell.metric) for cell in cells})
+    keys = sorted(set(map(_key, cells)))
+    several = [len({key[i] for key in keys}) > 1 for i in (1, 2)]
     extras = {key: [text for text, shown in zip(key[1:], several, strict=True) if shown] for key in keys}
     return {key: f"{key[0]} ({', '.join(extra)})" if (extra := extras[key]) else key[0] for key in keys}
 
 
 def _key(cell: Cell) -> tuple[str, str, str]:
-    return cell.dataset, cell.backbone, cell.metric
+    return *cell.unit, cell.metric
 
 
 def _numbers(cells: Sequence[Cell]) -> tuple[int, ...]:

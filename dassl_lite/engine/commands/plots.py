@@ -135,12 +135,17 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _latex(names: Mapping[str, Any], captions: Mapping[str, str], folder: Path) -> str:
     """Figures to be included in a document that uses graphicx and whose \\graphicspath names the folder."""
-    lines = [r"% \usepackage{graphicx}, and \graphicspath{{FOLDER/}} with the folder of the figures"]
+    lines = [
+        r"% \usepackage{graphicx}, and \graphicspath{{FOLDER/}} with the folder of the figures",
+        r"\makeatletter % a figure keeps its size unless the text is narrower",
+        r"\def\maxwidth{\ifdim\Gin@nat@width>\linewidth\linewidth\else\Gin@nat@width\fi}",
+        r"\makeatother",
+    ]
     for name in names:
         lines += [
             r"\begin{figure*}",
             r"\centering",
-            rf"\includegraphics{{{name}.pdf}}",
+            rf"\includegraphics[width=\maxwidth]{{{name}.pdf}}",
             rf"\caption{{{escape_latex(captions[name])}}}",
             rf"\label{{fig:{name}}}",
             r"\end{figure*}",

@@ -22,7 +22,9 @@ from dassl_lite.engine.commands.summary import (
 )
 from dassl_lite.engine.commands.tables import Table
 from dassl_lite.engine.commands.transfers import transfer_tables
+from dassl_lite.engine.files.results import MAIN_METRICS
 from dassl_lite.engine.plugins import load_plugins
+from dassl_lite.utils.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,19 @@ def make_report(
         shots: of the residuals; None for the paper's.
 
     Raises:
-        UserError: there is no finished run in it, or none with a residual.
+        UserError: there is no finished run in it, or none that one of the arguments is about.
     """
     tables, notes = transfer_tables(folder)
     of_shots = runs_of_shots(folder)
     cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
+    if compare and (split != "test" or metric not in ("", MAIN_METRICS[0])):
+        raise UserError("--published is about accuracy on test images: leave out --split and --metric")
+    given = {"--metric": metric, "--split": split != "test", "--versus": reference, "--published": compare}
+    if not cells and (idle := [flag for flag, value in given.items() if value]):
+        raise UserError(
+            f"{idle[0]} has no effect: no run of the protocol few-shot has finished in {folder}, and the other tables "
+            "show test accuracy"
+        )
     load_plugins()  # to tell methods that use no shots from runs on all images
     if cells:
         published = Published(read_sources()) if compare and split == "test" else None
@@ -91,7 +101,8 @@ def make_report(
         tables, notes = [*tables, *of_residuals], [*notes, *what, *more_notes]
     notes += notes_in(folder)
     lacking = gaps(cells, of_shots)
-    return Report(folder, split, tuple(cells), tuple(tables), tuple(notes), tuple(lacking), tuple(found))
+    lines = tuple(map(printable, notes)), tuple(map(printable, lacking))
+    return Report(folder, split, tuple(cells), tuple(tables), *lines, tuple(found))
 
 
 def _what(cells: Sequence[Cell], split: str) -> list[str]:

@@ -65,7 +65,7 @@ class Cell:
     """One method on one dataset with one number of shots, over its seeds; ``values`` are of ``metric``, in percent."""
 
     dataset: str
-    trainer: str  # as tables name it: a transductive run is called so
+    trainer: str  # as tables name it: a transductive run is called so; with its backbone where a dataset has several
     backbone: str
     shots: int
     values: tuple[float, ...]
@@ -85,6 +85,16 @@ class Cell:
     def interval(self) -> float | None:
         """Half the width of the mean's 95 % confidence interval; None for a single value."""
         return self.estimate.half
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What methods are compared on: the dataset and, unless methods are called by theirs, the backbone."""
+        return self.dataset, "" if self.trainer.endswith(f" ({self.backbone})") else self.backbone
+
+    @property
+    def method(self) -> str:
+        """The method without the backbone."""
+        return self.trainer.removesuffix(f" ({self.backbone})")
 
     @property
     def classes(self) -> str:
@@ -109,26 +119,29 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
         split: "test" or "val".
 
     Raises:
-        UserError: there is none, or they lack the metric; lists the metrics that they have.
+        UserError: there is none, or one lacks the split or the metric, or has no number; names it.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
     paths = [path for path in sorted(root.rglob(FILE_NAME)) if path.parent.name != REPLACED]
-    runs = [results for path in paths if (results := read_results(path.parent))]
+    runs = [(path, results) for path in paths if (results := read_results(path.parent))]
     if not runs:
         raise UserError(f"no finished run (a folder with {FILE_NAME}) below {root}")
     cells: dict[tuple[str, str, str, int, str], dict[int, Run]] = defaultdict(dict)
     repeated: set[str] = set()
-    for run in runs:
+    for path, run in runs:
         if not _is_complete(run):
-            raise UserError(f"a {FILE_NAME} below {root} does not hold the results of a run; delete it")
-        metrics = run["metrics"].get(split, {})
+            raise UserError(f"{path} does not hold the results of a run; delete it")
+        if split not in run["metrics"]:
+            there = ", ".join(map(str, run["metrics"])) or "none"
+            raise UserError(f"{path} has no results of the split '{split}'; it has those of: {there}")
+        metrics = run["metrics"][split]
         name = metric or main_metric(metrics) or MAIN_METRICS[0]
         if name not in metrics:
-            raise unknown("metric", name, metrics)
-        if not isinstance(metrics[name], int | float):
-            raise UserError(f"a {FILE_NAME} below {root} says that its {name} is {shown(metrics[name])}; delete it")
+            raise unknown("metric", name, metrics, f"These are in {path}.")
+        if type(metrics[name]) not in (int, float) or not math.isfinite(metrics[name]):
+            raise UserError(f"{path} says that its {name} is {shown(metrics[name])}; delete it and run again")
         key = (dataset_label(run), _method(run), backbone_label(run), max(run["num_shots"], 0), name)
         other = cells[key].get(run["seed"])
         if other is not None and other.value != metrics[name]:
@@ -141,7 +154,10 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
             "report their folders one by one"
         )
     found = []
+    kinds = [(dataset, trainer, shots, name) for dataset, trainer, _, shots, name in cells]
+    by_backbone = len(set(kinds)) < len(kinds)  # a method on a dataset with two: they are not one row
     for (dataset, trainer, backbone, shots, name), by_seed in cells.items():
+        trainer = f"{trainer} ({backbone})" if by_backbone else trainer
         in_order = tuple(by_seed[seed] for seed in sorted(by_seed))
         found.append(Cell(dataset, trainer, backbone, shots, tuple(run.value for run in in_order), name, in_order))
     return found
@@ -260,7 +276,7 @@ def _beside(cell: Cell, published: Published) -> tuple[str, str] | None:
     """Texts of what is published for a cell; None for nothing."""
     if cell.metric != MAIN_METRICS[0]:
         return None
-    values = published.find(cell.dataset, cell.trainer, cell.shots, cell.backbone, cell.classes)
+    values = published.find(cell.dataset, cell.method, cell.shots, cell.backbone, cell.classes)
     return published.beside(cell.mean, values) if values else None
 
 
@@ -350,12 +366,12 @@ def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, D
         UserError: there is no run of ``reference``.
     """
     _require(cells, reference)
-    of = {(cell.dataset, cell.backbone, cell.shots): cell for cell in cells if cell.trainer == reference}
+    of = {(cell.unit, cell.shots): cell for cell in cells if cell.trainer == reference}
     found = []
     for cell in cells:
-        other = of.get((cell.dataset, cell.backbone, cell.shots))
+        other = of.get((cell.unit, cell.shots))
         second = other.by_draw() if other else None
-        if other is None and (fixed := of.get((cell.dataset, cell.backbone, 0))) and not uses_shots(reference):
+        if other is None and (fixed := of.get((cell.unit, 0))) and not uses_shots(reference):
             second = dict.fromkeys(cell.by_draw(), fixed.mean)
         if cell.trainer == reference or second is None:
             continue
@@ -387,7 +403,7 @@ def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
         taking_part = [*groups[shots], *(fixed if shots else [])]
         by_method: dict[str, dict[str, float]] = defaultdict(dict)
         for cell in taking_part:
-            by_method[cell.trainer][f"{cell.dataset} {cell.backbone}"] = cell.mean
+            by_method[cell.trainer][" ".join(cell.unit)] = cell.mean
         if len(fixed) < len(groups[shots]) or shots:
             found[shots] = dict(by_method)
     return found

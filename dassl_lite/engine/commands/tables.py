@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+from dassl_lite.utils.errors import printable
+
 BEST, SECOND = 1, 2
 _WIDTH = 80  # characters that a line of an article has room for
+_LEAST_LEGIBLE = 1.6  # a table that many times as wide is not scaled down but divided
 _ROWS = 40  # rows for which a page has
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"},
-    **{"<": r"$<$", ">": r"$>$", "≠": r"$\neq$"},
+    **{"<": r"$<$", ">": r"$>$", "≠": r"$\neq$", "\u2212": "$-$", "|": r"\textbar{}"},
 }
+# What pdflatex sets without further packages: these, and letters with one of these accents.
+_IN_LATEX = set("ßæÆøØ\u0153\u0152\u0142\u0141\u2013\u2014\u2026\u2018\u2019\u201c\u201d\u00a7\u00b6\u00a9\u00d7\u00b7")
+_ACCENTS = set("\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327")
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,14 @@ class Table:
     Attributes:
         title: "" for none.
         places: (row, column) -> `BEST` or `SECOND`, cells to be marked.
+        joined: columns that belong to the one on their left, such as a published number beside ours.
     """
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    joined: Collection[int] = ()
 
     def with_columns(self, headers: Sequence[str], texts: Mapping[int, Mapping[int, Sequence[str]]]) -> Table:
         """The table with columns of these headers to the right of some of its own.
@@ -51,27 +61,65 @@ class Table:
             widened(self.headers, {c: [f"{header}, {self.headers[c]}" for header in headers] for c in after}),
             [widened(row, {c: texts[c].get(r, empty) for c in after}) for r, row in enumerate(self.rows)],
             {(r, c + len(headers) * sum(one < c for one in after)): place for (r, c), place in self.places.items()},
+            {
+                c + len(headers) * number + one
+                for number, c in enumerate(sorted(after))
+                for one in range(1, len(headers) + 1)
+            },
         )
 
     @property
     def shrinks(self) -> bool:
-        """Whether LaTeX scales it down to the width of the text, for which it needs the package graphicx."""
-        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
-        return sum(widths) + 2 * len(widths) > _WIDTH
+        """Whether LaTeX scales a part down to the width of the text, for which it needs the package graphicx."""
+        return any(part._wide for part in self._parts())
+
+    @property
+    def _wide(self) -> bool:
+        return self._width(range(len(self.headers))) > _WIDTH
+
+    def _width(self, columns: Iterable[int]) -> int:
+        """Characters of some columns."""
+        return sum(2 + max(len(row[c]) for row in (self.headers, *self.rows)) for c in columns)
+
+    def _parts(self) -> list[Table]:
+        """The table or, if it were too small to read on one page's width, several with some of the columns each."""
+        every = range(len(self.headers))
+        if self._width(every) <= _LEAST_LEGIBLE * _WIDTH:
+            return [self]
+        labels = list(every[: self._labels()])
+        parts: list[list[int]] = []
+        for start in every[len(labels) :]:
+            if start in self.joined:
+                continue
+            unit = [start, *itertools.takewhile(lambda c: c in self.joined, every[start + 1 :])]
+            if parts and self._width([*labels, *parts[-1], *unit]) <= _WIDTH:
+                parts[-1] += unit
+            else:
+                parts.append(unit)
+        return [self._with([*labels, *part]) for part in parts]
+
+    def _with(self, columns: Sequence[int]) -> Table:
+        """Some of the columns."""
+        places = {(r, columns.index(c)): place for (r, c), place in self.places.items() if c in columns}
+        rows = [[row[c] for c in columns] for row in self.rows]
+        return Table(self.title, [self.headers[c] for c in columns], rows, places)
 
     def as_text(self) -> str:
         """For a terminal."""
-        return self._titled(tabulate(self.rows, headers=self.headers, disable_numparse=True), "{}\n")
+        rows, headers = ([*map(printable, row)] for row in self.rows), [*map(printable, self.headers)]
+        return self._titled(tabulate(rows, headers=headers, disable_numparse=True), "{}\n", printable)
 
     def as_markdown(self) -> str:
         """GitHub's Markdown."""
-        table = tabulate(self.rows, self.headers, tablefmt="github", disable_numparse=True)
-        return self._titled(table, "**{}**\n")
+        rows, headers = ([*map(escape_markdown, row)] for row in self.rows), [*map(escape_markdown, self.headers)]
+        table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+        return self._titled(table, "**{}**\n", escape_markdown)
 
     def as_latex(self) -> str:
         """A ``table``, or one per page, that needs the package booktabs: the best in bold, the second underlined."""
-        parts = [self._part(rows, continued=rows.start > 0) for rows in self._pages()]
-        return "\n\\clearpage\n".join(parts)
+        parts = [(part, rows) for part in self._parts() for rows in part._pages()]
+        texts = [part._part(rows, continued=number > 0) for number, (part, rows) in enumerate(parts)]
+        return "\n\\clearpage\n".join(texts)
 
     def _pages(self) -> list[range]:
         """The rows of each page; what the first column names stays together where that costs less than half a page."""
@@ -89,9 +137,9 @@ class Table:
     def _part(self, rows: range, *, continued: bool) -> str:
         marks = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
         lines = [r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
-        if title := ", ".join([self.title] * bool(self.title) + ["continued"] * continued):
+        if title := f"{self.title or 'By dataset, method and shots'}, continued" if continued else self.title:
             lines.append(rf"\caption{{{escape_latex(title)}}}")
-        if self.shrinks:
+        if self._wide:
             lines.append(r"\resizebox{\textwidth}{!}{%")
         lines += [rf"\begin{{tabular}}{{{'l' * self._labels()}{'r' * (len(self.headers) - self._labels())}}}"]
         lines += [r"\toprule", " & ".join(map(escape_latex, self.headers)) + r" \\", r"\midrule"]
@@ -101,21 +149,37 @@ class Table:
             texts = map(escape_latex, self.rows[r])
             marked = [marks.get(self.places.get((r, c), 0), "{}").format(text) for c, text in enumerate(texts)]
             lines.append(" & ".join(marked) + r" \\")
-        end = r"\end{tabular}}" if self.shrinks else r"\end{tabular}"
+        end = r"\end{tabular}}" if self._wide else r"\end{tabular}"
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
     def _labels(self) -> int:
         """Number of columns on the left that are words."""
         return sum(header in ("dataset", "method", "shots") for header in self.headers)
 
-    def _titled(self, table: str, title: str) -> str:
-        return f"{title.format(self.title)}\n{table}" if self.title else table
+    def _titled(self, table: str, title: str, escape: Callable[[str], str]) -> str:
+        return f"{title.format(escape(self.title))}\n{table}" if self.title else table
 
 
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it; a hyphen in front of a number is a minus."""
-    escaped = "".join(_ESCAPES.get(char, char) for char in text)
+    escaped = "".join(map(_in_latex, printable(text)))
     return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
+
+
+def _in_latex(char: str) -> str:
+    """A character for LaTeX: one that pdflatex does not know is there for XeLaTeX and LuaLaTeX alone."""
+    if char in _ESCAPES or char.isascii() or char in _IN_LATEX:
+        return _ESCAPES.get(char, char)
+    letter, *accents = list(unicodedata.normalize("NFKD", char))
+    if letter.isascii() and letter.isalpha() and len(accents) == 1 and accents[0] in _ACCENTS:
+        return char
+    return rf"\ifdefined\Umathchar {char}\else ?\fi{{}}"
+
+
+def escape_markdown(text: str) -> str:
+    """Text as GitHub's Markdown shows it: no mark, tag, link or column is made of it."""
+    escaped = re.sub(r"([\\|*`$])", r"\\\1", printable(text))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped).replace("](", r"]\(")
 
 
 def best_two(values: Mapping[int, float], *, lowest: bool = False) -> dict[int, int]:

@@ -9,7 +9,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,7 +52,9 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
             subset = config_in(results, path.parent)["DATASET"].get("SUBSAMPLE_CLASSES", ALL)
             method = str(results.get("method") or results["trainer"])
             # Runs by the cross-dataset recipe and by the default one are never mixed.
-            key = (method, dataset_label(results), backbone_label(results), f"{subset} {path.parents[3].name}")
+            place = path.resolve().parts  # .../GROUP/DATASET/METHOD/RUN/evaluations.json
+            group = place[-5] if len(place) > 4 else ""
+            key = (method, dataset_label(results), backbone_label(results), f"{subset} {group}")
             groups[key].append((results, rows))
     found = []
     for (method, dataset, backbone, kind), runs in groups.items():
@@ -66,6 +68,8 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
         values = {name: tuple(of) for name, of in elsewhere.items()}
         of_base = kind.startswith("base ")
         found.append(Transfer(method, dataset, backbone, of_base, own, values, reasons[0] if reasons else ""))
+    if len({one.backbone for one in found}) > 1:  # they are not one row
+        found = [replace(one, method=f"{one.method} ({one.backbone})") for one in found]
     return found
 
 
