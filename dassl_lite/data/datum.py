@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -133,7 +134,10 @@ def is_multi_label(items: Iterable[Any]) -> bool:
 
 
 class Rows(Sequence[Datum]):
-    """The Datums of the rows of a table, each made when it is asked for: a list of ten million takes gigabytes.
+    """The Datums of the rows of a table, each made when it is asked for: a list of ten million takes gigabytes, and one
+    of 50,000 longer to make than a short training.
+
+    It compares with lists and adds to them, but cannot be changed.
 
     Args:
         folder: the path of a row is below it: ``<folder>/<number>``.
@@ -143,7 +147,7 @@ class Rows(Sequence[Datum]):
 
     def __init__(self, folder: str, row_labels: Any, classnames: Sequence[str], classids: Sequence[str]) -> None:
         self.folder, self.row_labels = folder, row_labels
-        self._names, self._ids = classnames, classids
+        self._names, self._ids, self._below = classnames, classids, os.path.join(folder, "")
 
     def __len__(self) -> int:
         return len(self.row_labels)
@@ -158,9 +162,23 @@ class Rows(Sequence[Datum]):
         numbers = range(len(self))[index]
         return self._made(numbers) if isinstance(numbers, int) else [self._made(number) for number in numbers]
 
+    def __iter__(self) -> Iterator[Datum]:
+        return map(self._made, range(len(self)))
+
     def _made(self, number: int) -> Datum:
         label = int(self.row_labels[number])
-        return Datum(os.path.join(self.folder, str(number)), label, 0, self._names[label], self._ids[label])
+        return Datum(f"{self._below}{number}", label, 0, self._names[label], self._ids[label])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | Rows) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+    def __add__(self, other: Iterable[Datum]) -> list[Datum]:
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[Datum]) -> list[Datum]:
+        return [*other, *self]
 
     def first_of_each_label(self) -> list[Datum]:
         """The first row of each label, in order of rows."""

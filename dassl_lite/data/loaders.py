@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from yacs.config import CfgNode
 
 from dassl_lite.config import completed
-from dassl_lite.data.datum import Datum, labels_of
+from dassl_lite.data.datum import Datum, Rows, labels_of
 from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.data.samplers import SeededIndex, SeededSampler, build_sampler
 from dassl_lite.data.transforms import Transform
@@ -147,11 +147,18 @@ class DatasetWrapper(Dataset[Item]):
 def label_tensor(items: Sequence[Datum], multi_hot: int = 0) -> Tensor:
     """Labels (N,) int64 of N items; with ``multi_hot``, K, bool (N, K) that is true for the classes of each item."""
     if not multi_hot:
-        return torch.tensor([item.label for item in items])
+        return torch.tensor(items.row_labels if isinstance(items, Rows) else [item.label for item in items])
     hot = torch.zeros(len(items), multi_hot, dtype=torch.bool)
     for row, item in zip(hot, items, strict=True):
         row[list(labels_of(item))] = True
     return hot
+
+
+def domain_tensor(items: Sequence[Datum]) -> Tensor:
+    """Domains (N,) int64 of N items."""
+    if isinstance(items, Rows):
+        return torch.zeros(len(items), dtype=torch.int64)
+    return torch.tensor([item.domain for item in items])
 
 
 def _collate(finish: Finish | None, items: Sequence[Item | UnreadableImageError]) -> Batch:

@@ -128,6 +128,16 @@ class PredictionRecord:
         """Add a batch, (B,) each and all on one device."""
         self._waiting.append((labels, predicted, confidence))
 
+    def _unread(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Labels, predictions and confidences, (N,) each on the CPU, if all batches are waiting; else None."""
+        fields = self._fields
+        if not self._waiting or fields["_total"] or fields["_y_true"] or fields["_per_class_res"] is not None:
+            return None
+        if len(self._waiting) > 1:
+            self._waiting = [tuple(torch.cat(part) for part in zip(*self._waiting, strict=True))]  # type: ignore[list-item]
+        labels, predicted, confidence = self._waiting[0]
+        return labels.cpu(), predicted.cpu(), confidence.cpu()
+
     def _flush(self) -> None:
         """Add the waiting batches to the fields."""
         if not self._waiting:
@@ -225,14 +235,19 @@ class Classification(PredictionRecord, EvaluatorBase):
             counts, calibration = self._sums
             total, correct = int(counts.num_true.sum()), int(counts.num_correct.sum())
         else:
-            total, correct = self._total, self._correct
+            unread = self._unread()  # faster than lists of Python's numbers, which nobody may ask for
+            if unread is not None:
+                labels, predicted, confidence = unread
+                total, correct = len(labels), int((labels == predicted).sum())
+            else:
+                total, correct = self._total, self._correct
+                labels, predicted = _indices(self._y_true), _indices(self._y_pred)
+                confidence = torch.tensor(self._confidence, dtype=torch.float64)
             if not total:
                 raise UserError("nothing to evaluate: the split has no images")
-            labels, predicted = _indices(self._y_true), _indices(self._y_pred)
             counts = ClassCounts(self.cfg.TEST.COMPUTE_CMAT).add(labels, predicted, self._num_classes)
             calibration = None
-            if len(self._confidence) == len(labels):  # a derived evaluator that does its own counting records none
-                confidence = torch.tensor(self._confidence, dtype=torch.float64)
+            if len(confidence) == len(labels):  # a derived evaluator that does its own counting records none
                 calibration = Calibration().add(confidence, labels == predicted)
         results: OrderedDict[str, float] = OrderedDict(accuracy=100.0 * correct / total)
         results["error_rate"] = 100.0 - results["accuracy"]
@@ -253,7 +268,8 @@ class Classification(PredictionRecord, EvaluatorBase):
         return results
 
     def _results_by_class(self, counts: ClassCounts) -> list[ClassResult]:
-        own = self._per_class_res  # a derived evaluator's idea of a match may be wider than equal labels
+        # A derived evaluator's idea of a match may be wider than equal labels.
+        own = None if self._fields["_per_class_res"] is None else self._per_class_res
         found = {k: (len(own[k]), sum(own[k])) for k in sorted(own)} if own else counts.by_label()
         return [
             {

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from dassl_lite.utils.errors import printable
@@ -13,6 +14,7 @@ from dassl_lite.utils.errors import printable
 ROOT_NAME = "dassl_lite"
 # logger.info(text, extra=FILE_ONLY) writes to log.txt but not to the console.
 FILE_ONLY = {"file_only": True}
+_HELD_SECONDS = 0.5  # how long the lines of `log_step` wait for others
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript before Python 3.11
@@ -35,10 +37,39 @@ class _FileHandler(logging.FileHandler):
     """Writes ``log.txt``; once that fails, say on a full disk, it warns and writes no more."""
 
     _failed = False
+    _written_at = 0.0
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self._held: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._write_held()
         if not self._failed:
             super().emit(record)
+
+    def hold(self, line: str) -> None:
+        """Write a line with the next message, or within half a second if others follow."""
+        with self.lock or contextlib.nullcontext():
+            self._held.append(line)
+            if time.monotonic() - self._written_at > _HELD_SECONDS:
+                self._write_held()
+
+    def _write_held(self) -> None:
+        lines, self._held = self._held, []
+        self._written_at = time.monotonic()
+        if lines and not self._failed:
+            super().emit(logging.makeLogRecord({"msg": "\n".join(lines), "levelno": logging.INFO}))
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            self._write_held()
+            super().flush()
+
+    def close(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            self._write_held()
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
@@ -89,11 +120,33 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
         if path.suffix not in (".txt", ".log"):
             path = path / "log.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_FileHandler(path, encoding="utf-8", delay=True))
+        handlers.append(_FileHandler(path))
     for handler in handlers:
         handler.setFormatter(_BareFormatter("%(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+def log_step(line: str) -> None:
+    """Write a line to ``log.txt`` but not to the console, as with FILE_ONLY; for lines that come every millisecond.
+
+    It is written together with those that follow, before the next message, or by `flush_log`.
+    """
+    root = logging.getLogger(ROOT_NAME)
+    others = [handler for handler in root.handlers if not isinstance(handler, _ConsoleHandler | _FileHandler)]
+    if others or root.propagate:  # someone else wants to see each record
+        root.info(line, extra=FILE_ONLY)
+    elif root.isEnabledFor(logging.INFO):
+        for handler in root.handlers:
+            if isinstance(handler, _FileHandler):
+                handler.hold(line)
+
+
+def flush_log() -> None:
+    """Write what is logged and not yet in ``log.txt``."""
+    for handler in logging.getLogger(ROOT_NAME).handlers:
+        if isinstance(handler, _FileHandler):
+            handler.flush()
 
 
 def say(text: str) -> None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from dassl_lite.data.datum import Datum, Rows
+from dassl_lite.data.datum import Datum
 from dassl_lite.data.feature_cache.store import Features
-from dassl_lite.data.loaders import Item, label_tensor
+from dassl_lite.data.loaders import Item, domain_tensor, label_tensor
 from dassl_lite.data.samplers import SeededSampler
 from dassl_lite.utils.logger import get_logger
 
@@ -86,7 +86,7 @@ class FeatureLoader:
                     f"quarter of the memory of {self.device}"
                 )
             self.labels = label_tensor(self.items, getattr(self.dataset, "multi_hot", 0)).to(self.device)
-            self.domains = torch.tensor([item.domain for item in self.items], device=self.device)
+            self.domains = domain_tensor(self.items).to(self.device)
         return self._views
 
     def __len__(self) -> int:
@@ -99,9 +99,7 @@ class FeatureLoader:
         """
         view = self.views[self._epoch() % len(self.views)]
         torch.empty((), dtype=torch.int64).random_()  # a DataLoader draws the base seed of its workers here
-        batches = [list(batch) for batch in self._batches]
-        order = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.int64)
-        ends = list(accumulate(map(len, batches)))
+        order, ends = self._drawn()
         if not self._all_kept:  # skipped images have no features
             kept = self.kept[order]
             order, ends = order[kept], [int(kept[:end].sum()) for end in ends]
@@ -117,6 +115,19 @@ class FeatureLoader:
                 feature = view[start:end] if in_order and start else view[index]
                 yield {"feature": feature, "label": self.labels[index], "domain": self.domains[index], "index": index}
                 in_order = in_order and not _is_written(feature)
+
+    def _drawn(self) -> tuple[Tensor, list[int]]:
+        """Numbers of the images of an epoch, int64, and where each batch ends in them."""
+        sampler, size = self._batches.sampler, self._batches.batch_size
+        if type(sampler) is SequentialSampler:
+            order = torch.arange(len(sampler))
+        else:
+            order = torch.tensor(list(sampler), dtype=torch.int64)
+        whole = len(order) - len(order) % size
+        ends = list(range(size, whole + 1, size))
+        if self._batches.drop_last:
+            return order[:whole], ends
+        return order, ends if whole == len(order) else [*ends, len(order)]
 
     def _from_host(self, view: Tensor, order: Tensor, ends: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """The same batches of features (N, D) on the host, each copied while the one before it is used."""
@@ -186,8 +197,6 @@ class StreamedFeatureLoader(FeatureLoader):
                 start = end
 
     def _labels(self) -> np.ndarray:
-        if isinstance(self.items, Rows):
-            return np.asarray(self.items.row_labels)
         return label_tensor(self.items, getattr(self.dataset, "multi_hot", 0)).numpy()
 
 

@@ -97,8 +97,7 @@ class FeatureDataset(FolderDataset):
         stored, rows = self.stored(items, augmented, states)
         if isinstance(stored, RowShards):
             return Features(torch.from_numpy(stored[:, rows]), torch.ones(len(items), dtype=torch.bool))
-        rows = rows.tolist()
-        whole = rows == list(range(stored.shape[1]))  # then nothing is copied
+        whole = np.array_equal(rows, np.arange(stored.shape[1]))  # then nothing is copied
         return Features(
             torch.from_numpy(stored if whole else stored[:, rows]), torch.ones(len(items), dtype=torch.bool)
         )
@@ -153,19 +152,15 @@ class FeatureDataset(FolderDataset):
         return split
 
     def _items(self, part: str, file: FeatureFile) -> list[Datum]:
-        folder = os.path.join(self.image_dir, part, "")
-        if part in file.parts and isinstance(file.parts[part].views, RowShards) and not file.multi_label:
-            return cast("list[Datum]", Rows(folder, file.parts[part].labels, file.classnames, file.classids))
-        labels = file.parts[part].labels.tolist() if part in file.parts else []
-        if file.multi_label:
-            classes = list(zip(range(len(file.classnames)), file.classnames, file.classids, strict=True))
-            return [
-                Datum(f"{folder}{row}", classes=[one for one, has in zip(classes, marks, strict=True) if has])
-                for row, marks in enumerate(labels)
-            ]
+        if part not in file.parts:
+            return []
+        folder, labels = os.path.join(self.image_dir, part, ""), file.parts[part].labels
+        if not file.multi_label:
+            return cast("list[Datum]", Rows(folder, labels, file.classnames, file.classids))
+        classes = list(zip(range(len(file.classnames)), file.classnames, file.classids, strict=True))
         return [
-            Datum(f"{folder}{row}", label, 0, file.classnames[label], file.classids[label])
-            for row, label in enumerate(labels)
+            Datum(f"{folder}{row}", classes=[one for one, has in zip(classes, marks, strict=True) if has])
+            for row, marks in enumerate(labels.tolist())
         ]
 
 

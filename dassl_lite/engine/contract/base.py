@@ -19,7 +19,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -351,24 +351,24 @@ class TrainerBase:
         """Close the event file."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with self._losing_only_the_writer():
+            try:
                 writer.close()
+            except OSError as error:
+                self._lose_writer(error)
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write one value, if there is a writer, and give it to the run's trackers."""
         if self._writer is not None:
-            with self._losing_only_the_writer():
+            try:
                 self._writer.add_scalar(tag, scalar_value, global_step)
+            except OSError as error:
+                self._lose_writer(error)
         self.trackers.scalar(tag, scalar_value, global_step)
 
-    @contextmanager
-    def _losing_only_the_writer(self) -> Iterator[None]:
-        """A context in which a disk that takes no more events is told, and the run goes on."""
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            logger.warning(f"tensorboard tracks this run no more ({error.strerror or error}); the run goes on")
+    def _lose_writer(self, error: OSError) -> None:
+        """Tell that a disk takes no more events; the run goes on."""
+        self._writer = None
+        logger.warning(f"tensorboard tracks this run no more ({error.strerror or error}); the run goes on")
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 

@@ -11,10 +11,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from dassl_lite.utils.logger import FILE_ONLY, get_logger
+from dassl_lite.utils.logger import flush_log, log_step
 from dassl_lite.utils.meters import AverageMeter, MetricMeter, read_together, unread
-
-logger = get_logger(__name__)
 
 MOST_WAITING = 128  # steps whose values may stay on the device unread
 
@@ -82,7 +80,7 @@ class RunLog:
             self.read()
         self.batch_time.update(time.perf_counter() - self._mark)  # with what the device still had to do
         if due:
-            logger.info(self._line(batch_idx, lr), extra=FILE_ONLY)
+            log_step(self._line(batch_idx, lr))
         self._mark = time.perf_counter()
 
     def read(self) -> None:
@@ -98,13 +96,16 @@ class RunLog:
     def end_epoch(self, lr: float) -> None:
         """Advance the progress bar."""
         self.read()
+        if self._bar.disable:
+            return
         values: dict[str, Any] = {name: f"{meter.avg:.4g}" for name, meter in self.losses.meters.items()}
         self._bar.set_postfix(**values, lr=f"{lr:.1e}", refresh=False)
         self._bar.update(1)
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """Close the progress bar; all lines are in the log."""
         self._bar.close()
+        flush_log()
 
     def _line(self, batch_idx: int, lr: float) -> str:
         batches_left = self.num_batches - batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches

@@ -137,9 +137,10 @@ class Trackers:
         return next((writer for writer in made if writer is not None), None)
 
     def scalar(self, tag: str, value: float, step: int | None = None) -> None:
-        """Give one value to all."""
-        for name in list(self._open):
-            self._guarded(name, lambda one: one.scalar(tag, value, step))
+        """Give one value to all that take values."""
+        for name, tracker in list(self._open.items()):
+            if getattr(type(tracker), "scalar", None) is not Tracker.scalar:
+                self._guarded(name, lambda one: one.scalar(tag, value, step))
 
     def finish(self, outcome: Outcome) -> None:
         """Give all what the run has found, and close them."""

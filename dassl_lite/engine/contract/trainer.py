@@ -131,7 +131,15 @@ class SimpleTrainer(TrainerBase):
 
         A user who has set one is told when the run starts.
         """
-        return idle_keys(self, self.node_name())
+        idle = idle_keys(self, self.node_name())
+        if self.has_epochs() and not self.compiles_steps:
+            idle["TRAIN.COMPILE"] = f"steps of {self.cfg.TRAINER.NAME} cannot be compiled"
+        return idle
+
+    @property
+    def compiles_steps(self) -> bool:
+        """Whether TRAIN.COMPILE has an effect."""
+        return False
 
     @property
     def method_cfg(self) -> CfgNode:

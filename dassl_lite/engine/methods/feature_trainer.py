@@ -33,6 +33,7 @@ from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
 from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.methods.compiled_step import compiled
 from dassl_lite.engine.methods.feature_source import (
     AUTO,
     FeatureSet,
@@ -598,13 +599,29 @@ class FeatureTrainer(TrainerX):
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float | Tensor]:
         features, label = self.parse_batch_train(batch)
         with self.autocast():
-            logits = self.head(features)
-            loss = self.batch_loss(features, logits.float(), label)
+            logits, loss = self._forward_and_loss(features, label)
         self.model_backward_and_update(loss)
         summary = {**self.loss_summary(loss), "acc": unread(compute_accuracy(logits, label)[0])}
         if self.steps_by_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
+
+    def forward_and_loss(self, features: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits (B, K) of a training batch and its `batch_loss`: what TRAIN.COMPILE compiles."""
+        logits = self.head(features)
+        return logits, self.batch_loss(features, logits.float(), label)
+
+    @cached_property
+    def _forward_and_loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        step = self.forward_and_loss
+        return compiled(step, self.device) if self.cfg.TRAIN.COMPILE and self.compiles_steps else step
+
+    @property
+    def compiles_steps(self) -> bool:
+        plain = (
+            type(self).forward_backward is FeatureTrainer.forward_backward
+        )  # nothing is kept from one step to another
+        return plain and not self.trains_images
 
     def model_backward_and_update(self, loss: Tensor, names: Any = None) -> None:
         if self.scaler is None:
