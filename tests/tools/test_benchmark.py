@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dassl_lite.engine.commands.benchmark import (
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.evaluate import Evaluation
+from dassl_lite.engine.commands.published import FIELD, Published, read_source
 from dassl_lite.engine.commands.tables import BEST, SECOND, Table
 from dassl_lite.engine.commands.transfers import Transfer, base_to_new_average, base_to_new_table, source_table
 from dassl_lite.engine.files.results import write_results
@@ -218,7 +220,7 @@ def test_a_report_of_other_protocols_works_in_any_folder_and_refuses_what_has_no
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start(tmp_path, "base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets") == 0
-    for flags in (["--metric", "ece"], ["--split", "val"], ["--versus", "TaskRes"], ["--published"]):
+    for flags in (["--metric", "ece"], ["--split", "val"], ["--versus", "TaskRes"]):
         capsys.readouterr()
         assert run_tool(report.main, [str(tmp_path), *flags]) == 2
         assert f"Error: {flags[0]} " in capsys.readouterr().err
@@ -318,13 +320,88 @@ def test_an_average_is_without_the_source_and_over_the_same_datasets_for_all() -
     assert row_of(table, "B") == ["B", "80.00", "30.00", "", ""]
 
 
+PUBLISHED = """
+key: A paper
+paper: of a test
+read_in: a test
+backbone: ViT-B/16
+tables:
+  - table: one
+    protocol: base-to-new
+    shots: 16
+    columns: [base, new, H]
+    values:
+      OxfordPets: {TaskRes: [90.0, 60.0, 72.0]}
+      average: {TaskRes: [80.0, 60.0, 68.57]}
+  - table: two
+    protocol: domain-generalization
+    columns: [ImageNet, ImageNetV2, ImageNetSketch, ImageNetA, ImageNetR, average]
+    values:
+      16: {TaskRes: [70.0, 60.0, 50.0, 40.0, 70.0, 55.0]}
+  - table: three
+    protocol: few-shot
+    columns: [16]
+    values:
+      ImageNet: {TaskRes: [99.0]}
+"""
+
+
+def test_published_numbers_of_the_same_protocol_stand_beside_transfers(tmp_path: Path) -> None:
+    (tmp_path / "paper.yaml").write_text(PUBLISHED, encoding="utf-8")
+
+    def run(dataset: str, own: float, shots: int = 16, **elsewhere: float) -> Transfer:
+        bare = transfer("TaskRes", dataset, own, **elsewhere)
+        return replace(bare, method="TaskRes (ViT-B/16)", trainer="TaskRes", backbone="ViT-B/16", shots=shots)
+
+    def published() -> Published:
+        return Published([read_source(tmp_path / "paper.yaml")])
+
+    table = base_to_new_table([run("OxfordPets", 92.0, new=60.0), run("Gadgets", 1.0, new=2.0)], published())
+    assert table is not None
+    assert table.headers[2:11:3] == ["base", "new", "H"]
+    assert row_of(table, "OxfordPets")[2:8] == [
+        "92.00",
+        "90.00 [A paper]",
+        "+2.00",
+        "60.00",
+        "60.00 [A paper]",
+        "+0.00",
+    ]
+    assert row_of(table, "Gadgets")[3:5] == ["", ""]
+    other_shots = base_to_new_table([run("OxfordPets", 92.0, new=60.0, shots=4)], published())
+    assert other_shots is not None
+    assert list(other_shots.headers) == ["dataset", "method", "base", "new", "H", "all"]
+
+    whole = [run(dataset, 82.0, new=60.0) for dataset in sorted(FIELD)]
+    average = base_to_new_average(whole, published())
+    assert row_of(average, "TaskRes (ViT-B/16)")[1:4] == ["82.00", "80.00 [A paper]", "+2.00"]
+    part = base_to_new_average(whole[1:], published())  # over other datasets than the published one
+    assert part is not None
+    assert "published, base" not in part.headers
+
+    variants = {"imagenetv2": 61.0, "imagenet_sketch": 50.0, "imagenet_a": 40.0, "imagenet_r": 70.0}
+    shown = published()
+    table = source_table([run("ImageNet", 71.0, **variants)], DG, "ImageNet", list(variants), shown)
+    row = dict(zip(table.headers, row_of(table, "TaskRes (ViT-B/16)"), strict=True)) if table else {}
+    assert row["difference, ImageNet"] == "+1.00"  # from the table of this protocol, not of few-shot
+    assert row["published, imagenetv2"] == "60.00 [A paper]"
+    assert (row["average"], row["difference, average"]) == ("55.25", "+0.25")
+    assert shown.notes()[1].startswith("[A paper] of a test")
+    variants.pop("imagenet_r")
+    table = source_table([run("ImageNet", 71.0, **variants)], DG, "ImageNet", list(variants), published())
+    assert table is not None
+    assert "published, imagenet_a" in table.headers
+    assert "published, average" not in table.headers
+
+
 @pytest.mark.slow
 def test_all_protocols_on_the_embedded_datasets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("--datasets", "gadgets", "shapesnetv2", "--shots", "1")
     assert start(tmp_path, "all", "--trainers", "ZeroshotCLIP", "TaskRes", *names, *TINY) == 0
     capsys.readouterr()
-    assert run_tool(report.main, [str(tmp_path)]) == 0
+    assert run_tool(report.main, [str(tmp_path), "--published"]) == 0
     shown = capsys.readouterr().out
+    assert "nothing published for these runs" in shown
     for title in ("From base to new classes", "Cross-dataset from ShapesNet", "Domain-generalization from ShapesNet"):
         assert title in shown
     assert r"\caption{Cross-dataset from ShapesNet" in (tmp_path / "report.tex").read_text()

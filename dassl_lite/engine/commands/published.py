@@ -189,14 +189,17 @@ class Published:
         self._shown: set[str] = set()
         self._disagree = self._doubtful = False
 
-    def find(self, dataset: str, method: str, shots: int, backbone: str, split: str = "all") -> list[Value]:
+    def find(
+        self, dataset: str, method: str, shots: int, backbone: str, split: str = "all", protocol: str = ""
+    ) -> list[Value]:
         """Values of the same dataset, method, shots and backbone.
 
-        A run on all classes is compared with few-shot tables, one on the base classes with those from base to new. A
-        method that uses no shots has the same number in every protocol, but for averages over other datasets.
+        Without a ``protocol``, one on all classes is compared with few-shot tables, one on the base classes with those
+        from base to new. A method that uses no shots has the same number in every protocol, but for averages over other
+        datasets.
         """
         fixed = not uses_shots(method)
-        protocols = {{"all": "few-shot", "base": "base-to-new"}.get(split, "")}
+        protocols = {protocol or {"all": "few-shot", "base": "base-to-new"}.get(split, "")}
         if fixed and dataset != AVERAGE:
             protocols = set(PROTOCOLS)
         return [

@@ -72,20 +72,20 @@ def make_report(
     Raises:
         UserError: there is no finished run in it, or none that one of the arguments is about.
     """
-    tables, notes = transfer_tables(folder)
-    of_shots = runs_of_shots(folder)
-    cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
     if compare and (split != "test" or metric not in ("", MAIN_METRICS[0])):
         raise UserError("--published is about accuracy on test images: leave out --split and --metric")
-    given = {"--metric": metric, "--split": split != "test", "--versus": reference, "--published": compare}
+    load_plugins()  # to tell methods that use no shots from runs on all images
+    published = Published(read_sources()) if compare else None
+    tables, notes = transfer_tables(folder, published)
+    of_shots = runs_of_shots(folder)
+    cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
+    given = {"--metric": metric, "--split": split != "test", "--versus": reference}
     if not cells and (idle := [flag for flag, value in given.items() if value]):
         raise UserError(
             f"{idle[0]} has no effect: no run of the protocol few-shot has finished in {folder}, and the other tables "
             "show test accuracy"
         )
-    load_plugins()  # to tell methods that use no shots from runs on all images
     if cells:
-        published = Published(read_sources()) if compare and split == "test" else None
         more = [
             average_table(cells, published),
             rank_table(cells),
@@ -93,7 +93,8 @@ def make_report(
             cost_table(cells),
         ]
         tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
-        notes = [*_what(cells, split), *provenance(cells), *(published.notes() if published else []), *notes]
+        notes = [*_what(cells, split), *provenance(cells), *notes]
+    notes += published.notes() if published else []
     found: list[Residuals] = []
     if residuals:
         found, more_notes = gather_residuals(of_shots, SHOTS if shots is None else shots)

@@ -14,7 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dassl_lite.engine.commands.benchmark import ALL, CROSS, DG, EVALUATIONS, NEW, Datasets, evaluated
+import yaml
+
+from dassl_lite.engine.build import find_yaml
+from dassl_lite.engine.commands.benchmark import ALL, BASE_TO_NEW, CROSS, DG, EVALUATIONS, NEW, Datasets, evaluated
+from dassl_lite.engine.commands.published import AVERAGE, FIELD, SPLITS, Published
 from dassl_lite.engine.commands.summary import backbone_label, dataset_label
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import config_in, read_results
@@ -31,6 +35,8 @@ class Transfer:
         own: on the dataset that it was trained on; with ``of_base``, on its base classes.
         elsewhere: key of an evaluation -> accuracies.
         reason: why the method could not be evaluated on some classes; "" if it could.
+        trainer: the method's own name, where ``method`` is what tables call it.
+        shots: of the runs; None if they have different ones.
     """
 
     method: str
@@ -40,6 +46,8 @@ class Transfer:
     own: tuple[float, ...]
     elsewhere: Mapping[str, tuple[float, ...]]
     reason: str = ""
+    trainer: str = ""
+    shots: int | None = None
 
 
 def gather_transfers(folder: str | Path) -> list[Transfer]:
@@ -67,7 +75,10 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
         own = tuple(of for results, _ in runs if (of := _accuracy(results)) is not None)
         values = {name: tuple(of) for name, of in elsewhere.items()}
         of_base = kind.startswith("base ")
-        found.append(Transfer(method, dataset, backbone, of_base, own, values, reasons[0] if reasons else ""))
+        reason = reasons[0] if reasons else ""
+        shots = {int(results["num_shots"]) for results, _ in runs}
+        same = shots.pop() if len(shots) == 1 else None
+        found.append(Transfer(method, dataset, backbone, of_base, own, values, reason, method, same))
     if len({one.backbone for one in found}) > 1:  # they are not one row
         found = [replace(one, method=f"{one.method} ({one.backbone})") for one in found]
     return found
@@ -78,14 +89,16 @@ def _accuracy(results: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def transfer_tables(folder: str | Path) -> tuple[list[Table], list[str]]:
+def transfer_tables(folder: str | Path, published: Published | None = None) -> tuple[list[Table], list[str]]:
     """Tables of base and new classes, and of a source's run on other datasets, with what a reader must know.
 
-    Both are empty if no run below ``folder`` has been evaluated elsewhere.
+    Both are empty if no run below ``folder`` has been evaluated elsewhere. ``published`` numbers stand beside those of
+    the same protocol; beside averages, if they are over exactly the field's datasets.
     """
     found = gather_transfers(folder)
     of_base = [one for one in found if one.of_base]
-    tables = [table for table in (base_to_new_table(of_base), base_to_new_average(of_base)) if table is not None]
+    both = base_to_new_table(of_base, published), base_to_new_average(of_base, published)
+    tables = [table for table in both if table is not None]
     groups: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
     for one in found:
         if not one.of_base:
@@ -93,7 +106,8 @@ def transfer_tables(folder: str | Path) -> tuple[list[Table], list[str]]:
     for (dataset, _), group in sorted(groups.items()):
         for protocol in (CROSS, DG):
             names = [*Datasets.field().of(protocol), *Datasets.demo().of(protocol)]
-            tables += [table for table in [source_table(group, protocol, dataset, names)] if table is not None]
+            table = source_table(group, protocol, dataset, names, published)
+            tables += [] if table is None else [table]
     reasons = {
         one.method: f"{one.method} cannot be tested on other classes: {one.reason}" for one in found if one.reason
     }
@@ -119,30 +133,36 @@ def write_transfers(folder: Path) -> Path | None:
     return path
 
 
-def base_to_new_table(found: Sequence[Transfer]) -> Table | None:
+def base_to_new_table(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
     """A row per dataset and method: base, new and their harmonic mean H, and all classes together."""
     rows: list[list[str]] = []
+    beside = _Beside(published, BASE_TO_NEW)
     values: dict[int, tuple[str, float | None]] = {}
     for one in sorted(found, key=lambda one: (one.dataset, one.method)):
         base, new, joint = (_estimate(of) for of in (one.own, one.elsewhere.get(NEW), one.elsewhere.get(ALL)))
         h = harmonic_mean(base.mean, new.mean) if base and new else None
         values[len(rows)] = (one.dataset, h)
+        for column, (split, value) in enumerate(zip(SPLITS, (base, new, h), strict=True), start=2):
+            beside.add(len(rows), column, one, one.dataset, value, split)
         rows.append([one.dataset, one.method, *map(_text, (base, new)), _text(h), _text(joint)])
     places = {}
     for dataset in {dataset for dataset, _ in values.values()}:
         of = {row: h for row, (name, h) in values.items() if name == dataset and h is not None}
         places.update({(row, 4): place for row, place in best_two(of).items()})
     title = "From base to new classes; H is the harmonic mean of base and new, all is over all classes together"
-    return Table(title, ["dataset", "method", "base", "new", "H", "all"], rows, places) if rows else None
+    return beside.put(Table(title, ["dataset", "method", "base", "new", "H", "all"], rows, places)) if rows else None
 
 
-def base_to_new_average(found: Sequence[Transfer]) -> Table | None:
+def base_to_new_average(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
     """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets."""
     groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
+    runs: dict[str, list[Transfer]] = defaultdict(list)
     for one in found:
         if one.own and (new := one.elsewhere.get(NEW)):
             joint = one.elsewhere.get(ALL)
             groups[one.method].append((fmean(one.own), fmean(new), fmean(joint) if joint else None))
+            runs[one.method].append(one)
+    beside = _Beside(published, BASE_TO_NEW)
     rows: list[list[str]] = []
     harmonic: dict[int, float] = {}
     for method, group in sorted(groups.items()):
@@ -150,6 +170,11 @@ def base_to_new_average(found: Sequence[Transfer]) -> Table | None:
         together = [of[2] for of in group if of[2] is not None]
         harmonic[len(rows)] = h = harmonic_mean(base, unseen)
         mean_of_all = fmean(together) if len(together) == len(group) else None
+        if {one.dataset for one in runs[method]} == FIELD and len(
+            {(one.backbone, one.shots) for one in runs[method]}
+        ) == 1:
+            for column, (split, value) in enumerate(zip(SPLITS, (base, unseen, h), strict=True), start=1):
+                beside.add(len(rows), column, runs[method][0], AVERAGE, value, split)
         rows.append([method, *map(_text, (base, unseen, h, mean_of_all)), str(len(group))])
     if max((len(group) for group in groups.values()), default=0) < 2:
         return None
@@ -157,15 +182,20 @@ def base_to_new_average(found: Sequence[Transfer]) -> Table | None:
     comparable = {row: h for row, h in harmonic.items() if rows[row][-1] == str(most)}
     places = {(row, 3): place for row, place in best_two(comparable).items()}
     title = "From base to new classes, averages over datasets: first base and new are averaged, then H is taken"
-    return Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places)
+    return beside.put(Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places))
 
 
-def source_table(found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str]) -> Table | None:
+def source_table(
+    found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str], published: Published | None = None
+) -> Table | None:
     """A row per method: the source, each of the datasets ``names`` that one was tested on, and their average, without
     the source; a method that lacks one of them has no average. None if no method was tested on one."""
     columns = [name for name in names if any(name in one.elsewhere for one in found)]
     if not columns:
         return None
+    datasets = [source, *map(_registered, columns)] if published else []
+    as_published = set(columns) == set(Datasets.field().of(protocol))
+    beside = _Beside(published, protocol)
     rows: list[list[str]] = []
     means: dict[int, float] = {}
     for one in sorted(found, key=lambda one: one.method):
@@ -176,10 +206,47 @@ def source_table(found: Sequence[Transfer], protocol: str, source: str, names: S
         average = fmean(known) if len(known) == len(columns) else None
         if average is not None:
             means[len(rows)] = average
+        for column, (dataset, value) in enumerate(zip(datasets, (_estimate(one.own), *each), strict=False), start=1):
+            beside.add(len(rows), column, one, dataset, value)
+        beside.add(len(rows), len(columns) + 2, one, AVERAGE, average if as_published else None)
         rows.append([one.method, _text(_estimate(one.own)), *map(_text, each), _text(average)])
     places = {(row, len(columns) + 2): place for row, place in best_two(means).items()}
     title = f"{protocol.capitalize()} from {source}; the average is without the source"
-    return Table(title, ["method", source, *columns, "average"], rows, places)
+    return beside.put(Table(title, ["method", source, *columns, "average"], rows, places))
+
+
+class _Beside:
+    """Published numbers, and our differences from them, beside the columns of a table.
+
+    Args:
+        published: None for none.
+        protocol: whose tables are looked into.
+    """
+
+    def __init__(self, published: Published | None, protocol: str) -> None:
+        self._published, self._protocol = published, protocol
+        self._texts: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)  # column -> row -> number, difference
+
+    def add(
+        self, row: int, column: int, one: Transfer, dataset: str, ours: Estimate | float | None, split: str = ALL
+    ) -> None:
+        """Put what is published for a run on this dataset beside ``ours``, if anything is."""
+        if self._published is None or ours is None or one.shots is None:
+            return
+        values = self._published.find(dataset, one.trainer, one.shots, one.backbone, split, self._protocol)
+        if values:
+            mean = ours if isinstance(ours, float) else ours.mean
+            self._texts[column][row] = self._published.beside(mean, values)
+
+    def put(self, table: Table) -> Table:
+        """The table with them."""
+        return table.with_columns(["published", "difference"], self._texts)
+
+
+def _registered(file: str) -> str:
+    """The dataset that a yaml of configs/datasets names."""
+    content = yaml.safe_load(find_yaml(file, "datasets").read_text(encoding="utf-8"))
+    return str(content["DATASET"]["NAME"])
 
 
 def _estimate(values: Sequence[float] | None) -> Estimate | None:
