@@ -13,6 +13,7 @@ from __future__ import annotations
 from dassl_lite.data import DATASET_REGISTRY
 from dassl_lite.data.layouts import read_own_folder
 from dassl_lite.data.own_data import Groups, OwnDataset
+from dassl_lite.data.splits import UNSPLIT
 from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
@@ -30,6 +31,7 @@ class ImageFolder(OwnDataset):
         for remark in folder.remarks():
             logger.info(remark)
         classes, has_train = folder.named(in_any_split=self.evaluating), "train" in folder.parts
+        self.lists_files = UNSPLIT not in folder.parts  # a split that was kept may name files that are gone
         return {
             part: folder.groups(part, classes, allow_empty=has_train and (part != "train" or self.evaluating))
             for part in folder.parts

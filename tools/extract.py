@@ -1,25 +1,46 @@
-"""Save a dataset's CLIP features to a file that methods can train on.
+"""Save a dataset's CLIP features to a file, or a folder of shards, that methods can train on.
 
     python tools/extract.py --dataset-config-file caltech101 --root DATA --backbone ViT-B/16 --output caltech101.npz
     python tools/extract.py --convert other.npz --output features.npz
     python tools/train.py --trainer TaskRes --data caltech101.npz
+    python tools/extract.py --data my_images --backbone ViT-B/16 --output features --jobs 4
+    python tools/train.py --trainer TaskRes --data features
 
 The file has features of images and prompts; datasets/README.md describes it. Features that the cache has are read from
 it, new ones are added to it. --convert reads the layouts listed in dassl_lite/data/feature_files/convert.py.
+
+An --output without an ending is a folder of shards, for more rows than memory holds. Shards are made by --jobs
+processes, on --ray, or by those of torchrun, each its own, and past the cache. The same command goes on where it was
+stopped, and the result is the same to the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
+from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl_lite.data import published_name
-from dassl_lite.data.feature_files import FeatureFile, convert_features, first_of_each_class, write_feature_file
+from dassl_lite.data.feature_files import (
+    FeatureFile,
+    convert_features,
+    first_of_each_class,
+    read_feature_file,
+    write_feature_file,
+    write_feature_folder,
+)
+from dassl_lite.data.feature_files.folder import is_folder
+from dassl_lite.data.feature_files.pieces import UNDER_WAY
+from dassl_lite.data.images import count_images
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, make_config
 from dassl_lite.engine.commands.arguments import (
     OWN_DATA,
@@ -27,16 +48,20 @@ from dassl_lite.engine.commands.arguments import (
     add_backbone_flag,
     add_config_flags,
     add_dataset_flags,
+    add_ray_flags,
     config_arguments,
     refuse_keys,
     refuse_without_effect,
     tool_parser,
 )
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.feature_export import FeatureExport
+from dassl_lite.engine.commands.feature_export import Encoding, ExportInPieces, FeatureExport, encode_piece
+from dassl_lite.engine.commands.on_ray import cluster_of, ray_workers
+from dassl_lite.engine.commands.workers import Workers, local_workers, this_process
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger
+from dassl_lite.utils.env import usable_cores
 
 logger = get_logger(__name__)
 
@@ -52,8 +77,8 @@ def make_parser() -> ToolParser:
     """The flags of extract.py."""
     parser = tool_parser("extract", __doc__)
     add = parser.add_argument
-    add("--output", default="", metavar="FILE.npz", help="file to write")
-    add("--overwrite", action="store_true", help="replace the file if it exists")
+    add("--output", default="", metavar="PATH", help="file (.npz) or folder to write")
+    add("--overwrite", action="store_true", help="replace the file or folder if it exists")
     add_backbone_flag(parser)
     add("--precision", default="auto", metavar="NAME", help="auto (fp16 on a GPU, else fp32), fp32, fp16, bf16 or amp")
     add("--views", type=int, default=10, metavar="N", help="augmented views per training image, 0 for none")
@@ -61,6 +86,14 @@ def make_parser() -> ToolParser:
     add("--seed", type=int, default=1, metavar="N", help="seed of the few-shot draw")
     add("--states", action="store_true", help="store the states before the image encoder's projection too (ProLIP)")
     add("--half", action="store_true", help="store features as float16, half the size")
+    add("--jobs", type=int, default=1, metavar="N", help="processes of this machine that extract shards")
+    add(
+        "--shard-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="images of a shard, rounded up to whole batches (default: about 1/64 of a split)",
+    )
     add("--convert", default="", metavar="FILE.npz", help="convert a file of features instead of encoding images")
     add(
         "--first",
@@ -77,7 +110,9 @@ def make_parser() -> ToolParser:
     )
     add_dataset_flags(parser)
     add_config_flags(parser)
+    add_ray_flags(parser, "shard")
     parser.ignores("--convert", but=("--output", "--overwrite", "--first"))
+    parser.ignores("--ray", "--jobs")
     return parser
 
 
@@ -87,8 +122,8 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     return make_config(**config_arguments(args, trainer=FROZEN_CLIP, flags=flags))
 
 
-def extract(args: argparse.Namespace) -> FeatureFile:
-    """The features of a dataset's images."""
+def export_of(args: argparse.Namespace) -> tuple[FeatureExport, CfgNode]:
+    """A dataset and a CLIP, ready to be extracted, and their config."""
     if args.first:
         raise UserError("--first goes with --convert; use --shots for a dataset of images")
     if args.dataset_name:
@@ -118,7 +153,64 @@ def extract(args: argparse.Namespace) -> FeatureFile:
             "subsample_classes": cfg.DATASET.SUBSAMPLE_CLASSES,
         },
     )
-    return export.file()
+    return export, cfg
+
+
+def extract_in_pieces(args: argparse.Namespace, folder: Path) -> None:
+    """Make a folder of shards, by as many processes as the flags say."""
+    export, cfg = export_of(args)
+    extraction = export.features.extraction
+    workers = extraction["num_workers"]
+    if workers == -1:  # the processes share the cores
+        workers = usable_cores() // args.jobs if usable_cores() >= 2 * args.jobs else 0
+    encoding = Encoding(
+        folder=folder.absolute(),
+        backbone=cfg.MODEL.BACKBONE.NAME,
+        digest=export.clip.digest,
+        precision=export.clip.precision,
+        use_cuda=cfg.USE_CUDA,
+        states=args.states,
+        half=args.half,
+        batch_size=extraction["batch_size"],
+        num_workers=workers,
+        skip=extraction["on_error"] == "skip",
+    )
+    work = ExportInPieces(export, encoding, args.shard_rows)
+    distributed.on_first(lambda: work.prepare(overwrite=args.overwrite), "the folder of an extraction")
+    pieces = work.pieces[distributed.rank() :: distributed.world_size()]
+    start, encoded = time.perf_counter(), 0
+    total = sum(len(piece.paths) for piece in pieces)
+    by_name = {piece.name: len(piece.paths) for piece in pieces}
+    results = []
+    bar = tqdm(total=total, desc="features", unit="image", leave=False, disable=True if distributed.rank() else None)
+    with workers_of(args) as each, bar:
+        for done in each(functools.partial(encode_piece, encoding=encoding), pieces):
+            results.append(done)
+            encoded += done.encoded
+            bar.update(by_name[done.piece])
+    results = [done for found in distributed.process_group().gather(results) for done in found]
+    seconds = time.perf_counter() - start
+    logger.info(f"{count_images(encoded)} of {total:,} encoded in {seconds:.1f} s, in {len(pieces)} pieces")
+    if not distributed.rank():
+        try:
+            work.finish(results)
+        except OSError as error:
+            raise UserError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def workers_of(args: argparse.Namespace) -> Iterator[Workers]:
+    """The processes that the flags ask for."""
+    cluster = cluster_of(args)
+    if cluster is not None:
+        with ray_workers(cluster, args.plugin) as nodes:
+            yield nodes
+    elif args.jobs > 1:
+        with local_workers(args.jobs, args.plugin) as local:
+            yield local
+    else:
+        with this_process() as here:
+            yield here
 
 
 def convert(args: argparse.Namespace) -> FeatureFile:
@@ -141,20 +233,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     setup_logger()
     load_plugins(args.plugin)
-    if not args.output.endswith(".npz"):
-        raise UserError(f"--output '{args.output}' must name an .npz file")
     path = Path(args.output)
-    if path.exists() and not args.overwrite:
-        raise UserError(f"--output {path} already exists; choose another, or add --overwrite to replace it")
-    file = convert(args) if args.convert else extract(args)
-    if distributed.rank():  # the first process writes
-        return 0
+    is_file = args.output.endswith(".npz")
+    check(args, path, is_file=is_file)
+    in_pieces = not args.convert and (not is_file or args.jobs > 1 or bool(args.ray))
+    if in_pieces:
+        folder = path.with_name(f"{path.name}.parts") if is_file else path
+        extract_in_pieces(args, folder)
+        if distributed.rank():  # the first process writes
+            return 0
+        file = read_feature_file(folder)
+    else:
+        file = convert(args) if args.convert else export_of(args)[0].file()
+        if distributed.rank():
+            return 0
     try:
-        write_feature_file(file, path)
+        if is_file:
+            write_feature_file(file, path)
+        elif not in_pieces:
+            write_feature_folder(file, path)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
+    if in_pieces and is_file:
+        shutil.rmtree(folder)
     show(file, path)
     return 0
+
+
+def check(args: argparse.Namespace, path: Path, *, is_file: bool) -> None:
+    """Raise a UserError for flags that make no sense, before anything is loaded."""
+    if not args.output or (path.suffix and not is_file and not args.output.endswith("/")):
+        raise UserError(f"--output '{args.output}' must name an .npz file, or a folder (no ending, or a / at its end)")
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}; it must be 1 or more")
+    if args.shard_rows < 0:
+        raise UserError(f"--shard-rows is {args.shard_rows}; it must be 1 or more")
+    if distributed.world_size() > 1 and (args.jobs > 1 or args.ray):
+        raise UserError("--jobs and --ray start processes of their own; leave them out, or torchrun")
+    if args.overwrite:
+        return
+    there = path.exists() if is_file else is_folder(path) and not (path / UNDER_WAY).is_dir()
+    if there or (not is_file and path.exists() and not path.is_dir()):
+        raise UserError(f"--output {path} already exists; choose another, or add --overwrite to replace it")
 
 
 if __name__ == "__main__":

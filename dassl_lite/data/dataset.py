@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import overload
@@ -44,7 +45,7 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
     dataset_class = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     if cfg.VERBOSE:
         logger.info(f"Loading dataset: {cfg.DATASET.NAME}")
-    with random_streams_kept():
+    with random_streams_kept(), _collection_paused():
         dataset: DatasetBase = dataset_class(cfg)
     if cfg.DATASET.TEMPLATE:
         if cfg.DATASET.TEMPLATE.count("{}") != 1:
@@ -53,6 +54,18 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
     if _change is not None:
         _change(dataset)
     return dataset
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """A context without garbage collection, which would look at a million new Datums again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def published_name(cfg: CfgNode) -> str:

@@ -40,10 +40,11 @@ class Datum:
         *,
         classes: Iterable[ClassOf] | None = None,
     ) -> None:
-        several = None if classes is None else tuple(sorted({one[0]: one for one in classes}.values()))
-        if several is not None:
+        self._classes = None
+        if classes is not None:
+            several = tuple(sorted({one[0]: one for one in classes}.values()))
             label, classname, classid = several[0] if several else (-1, "", "")
-        self._classes = None if several is None or len(several) == 1 else several
+            self._classes = None if len(several) == 1 else several
         self._impath = os.fspath(impath)
         self._label = label
         self._domain = domain
@@ -187,5 +188,21 @@ class Rows(Sequence[Datum]):
 
 
 def of_each_class(items: Iterable[Any]) -> Iterable[Any]:
-    """Items that have all the classes which ``items`` have: all of them or, of `Rows`, the first of each label."""
-    return items.first_of_each_label() if isinstance(items, Rows) else items
+    """Items that have all the classes which ``items`` have, in their order.
+
+    Of `Rows` the first of each label; of others all but those of the same class as the one before, which are most in a
+    dataset that is listed by class.
+    """
+    return items.first_of_each_label() if isinstance(items, Rows) else _without_repeats(items)
+
+
+def _without_repeats(items: Iterable[Any]) -> Iterator[Any]:
+    label, name, classid = None, None, None
+    for item in items:
+        if type(item) is not Datum or item._classes is not None:
+            label = None
+        elif item._label == label and item._classname == name and item._classid == classid:
+            continue
+        else:
+            label, name, classid = item._label, item._classname, item._classid
+        yield item

@@ -190,6 +190,21 @@ def kind_of(entry: os.DirEntry[str] | Path) -> str:
     return extension or "without extension"
 
 
+@functools.cache
+def usual_endings() -> frozenset[str]:
+    """The endings of images as they are mostly written, all in lower or in upper case."""
+    return frozenset(ending for known in image_extensions() for ending in (known, known.upper()))
+
+
+def is_usual_image(entry: os.DirEntry[str]) -> bool:
+    """Whether :func:`kind_of` would say that this is an image; False if that takes a longer look.
+
+    Folders of a million images are listed on every run.
+    """
+    name = entry.name
+    return name[name.rfind(".") :] in usual_endings() and name[0] != "." and entry.is_file()
+
+
 def describe_kinds(kinds: Mapping[str, int]) -> str:
     """Files that are passed over, by kind: ``12 .heic (pip install pillow-heif reads them), 3 hidden``."""
     listed = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))

@@ -15,6 +15,9 @@ import pytest
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DATASET_REGISTRY, DatasetBase, Datum, FolderDataset, build_dataset, read_split
 from dassl_lite.data import datasets as dassl_path
+from dassl_lite.data.datum import of_each_class
+from dassl_lite.data.images import is_usual_image, kind_of
+from dassl_lite.data.layouts.class_folders import list_images
 from dassl_lite.data.splits import split_classes
 from dassl_lite.utils.errors import UserError
 
@@ -239,3 +242,25 @@ def test_half_of_a_class_is_for_training_and_a_fifth_for_validation() -> None:
     train, val, test = split_classes([items], random.Random(0))
     assert [len(part) for part in (train, val, test)] == [5, 2, 3]
     assert {item.impath for item in (*train, *val, *test)} == {item.impath for item in items}
+
+
+def test_items_of_each_class_leave_out_repeats_and_nothing_else() -> None:
+    several = Datum("s", classes=[(0, "ant", ""), (1, "bee", "")])
+    foreign = type("Foreign", (), {"label": 0, "classname": "ant"})()
+    kinds = [Datum("a", 0, 0, "ant"), Datum("b", 0, 0, "ant"), Datum("c", 0, 0, "aunt"), Datum("d", 0, 0, "aunt", "x")]
+    items = [*kinds, several, several, *kinds[:2], foreign, foreign, *kinds[:2]]
+    wanted = [kinds[0], *kinds[2:], several, several, kinds[0], foreign, foreign, kinds[0]]
+    assert list(of_each_class(items)) == wanted
+
+
+def test_an_image_is_told_by_its_ending_at_a_glance_as_by_a_longer_look(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.JPEG", "c.Jpg", ".d.png", "e", "f.txt", "g.tar.png", "h.", "png", "i.jpg "]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    with os.scandir(tmp_path) as entries:
+        found = {entry.name: (is_usual_image(entry), kind_of(entry)) for entry in entries if not entry.is_dir()}
+    assert {name for name, (usual, _) in found.items() if usual} == {"a.jpg", "b.JPEG", "g.tar.png"}
+    assert {name for name, (_, kind) in found.items() if not kind} == {"a.jpg", "b.JPEG", "c.Jpg", "g.tar.png"}
+    assert [Path(path).name for path in list_images(str(tmp_path)).files] == ["a.jpg", "b.JPEG", "c.Jpg", "g.tar.png"]

@@ -30,8 +30,8 @@ def in_child(work: Callable[[], object]) -> Any:
 
 
 def killing_append(moment: int, how: str) -> Callable[..., None]:
-    """``_append`` that kills its process at the given call: before it, half-way through its bytes, or after it."""
-    real = shards._append
+    """``append`` that kills its process at the given call: before it, half-way through its bytes, or after it."""
+    real = shards.append
     calls = []
 
     def append(path: Path, end: int, data: Any) -> None:
@@ -58,7 +58,7 @@ def test_an_extraction_killed_while_it_writes_is_continued(
     kind: dict[str, Any] = {"transform": noisy, "views": 2}
 
     def extract() -> None:
-        monkeypatch.setattr(shards, "_append", killing_append(moment, how))
+        monkeypatch.setattr(shards, "append", killing_append(moment, how))
         store(tmp_path / "cache", commit_seconds=0, **kind).fetch(paths, CountingEncoder(), batch_size=4)
 
     process = in_child(extract)

@@ -26,7 +26,7 @@ def test_a_failed_write_during_extraction_costs_only_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, moment: int
 ) -> None:
     paths = draw_images(tmp_path / "a", 8)
-    real, calls = shards._append, []
+    real, calls = shards.append, []
 
     def append(path: Path, end: int, data: Any) -> None:
         calls.append(path)
@@ -38,7 +38,7 @@ def test_a_failed_write_during_extraction_costs_only_the_cache(
     run = store(tmp_path / "cache", commit_seconds=0)
     encoder = CountingEncoder()
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_append", append)
+        patch.setattr(shards, "append", append)
         assert torch.equal(run.fetch(paths[:6], encoder, batch_size=2).tensor, expected(paths[:6]))
         assert torch.equal(run.fetch(paths, encoder, batch_size=2).tensor, expected(paths))
         assert torch.equal(run.fetch(paths[::-1], encoder).tensor, expected(paths[::-1]))

@@ -119,7 +119,7 @@ def test_a_full_disk_costs_a_group_only_the_cache(
     def append(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shards, "_append", append)
+    monkeypatch.setattr(shards, "append", append)
     with caplog.at_level(logging.WARNING):
         found = fetch_together(3, [tmp_path / "cache"], paths)
     assert all(torch.equal(features.tensor, expected(paths)) for features, _ in found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl_lite.data.feature_files import read_feature_file
+from dassl_lite.data.feature_files import read_feature_file, write_feature_file
+from dassl_lite.data.feature_files.pieces import UNDER_WAY
 from dassl_lite.datasets.gadgets import Gadgets
 from dassl_lite.engine import build_trainer
 from dassl_lite.engine.build import make_config
@@ -144,6 +147,141 @@ def test_validation_images_that_are_test_images_are_left_out(tmp_path, monkeypat
     assert set(read_feature_file(path).parts) == {"train", "test"}
 
 
+# ---- folders of shards, by several processes -------------------------------------------------------------------------
+
+KILLER = """
+import os, signal
+from pathlib import Path
+from dassl_lite.data.feature_files import pieces
+
+MARK, add = Path({mark!r}), pieces._Rows.add
+
+def add_and_die(self, *args):
+    add(self, *args)
+    self.commit()
+    if not MARK.exists():
+        MARK.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pieces._Rows.add = add_and_die
+"""
+IN_PIECES = ("--views", "2", "--shard-rows", "6", "DATASET.FEATURES.BATCH_SIZE", "4", *FEW)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache without features; the split of the images is drawn once and kept."""
+    monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.slow
+def test_several_processes_of_which_one_is_killed_write_the_bytes_of_one(own_cache, images, capsys):
+    one, two, plugin = own_cache / "one", own_cache / "two", own_cache / "killer.py"
+    assert run_extract("--data", str(images), "--output", str(one), *IN_PIECES) == 0
+    plugin.write_text(KILLER.format(mark=str(own_cache / "killed")))
+    line = ("--data", str(images), "--output", str(two), "--jobs", "2", "--plugin", str(plugin), *IN_PIECES)
+    capsys.readouterr()
+    assert run_extract(*line) == 2
+    errors = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("Warning: The backbone demo")
+    ]
+    assert len(errors) == 1
+    assert errors[0].startswith("Error: a process was killed")
+    assert (own_cache / "killed").exists()
+    assert run_extract(*line) == 0
+    assert content(two) == content(one)
+    # And so does the way through memory and the cache.
+    whole, joined = own_cache / "whole.npz", own_cache / "joined.npz"
+    assert run_extract("--data", str(images), "--output", str(whole), *IN_PIECES[:2], *IN_PIECES[4:]) == 0
+    write_feature_file(read_feature_file(two), joined)
+    assert whole.read_bytes() == joined.read_bytes()
+
+
+@pytest.mark.slow
+def test_every_part_of_a_folder_is_cut_and_methods_train_on_it(own_cache, images):
+    folder, run = own_cache / "folder", own_cache / "run"
+    flags = ("--data", str(images), "--output", str(folder), "--half")
+    assert run_extract(*flags, *IN_PIECES) == 0
+    file = read_feature_file(folder)
+    assert {name: part.views.shape for name, part in file.parts.items()} == {
+        "train": (2, 18, 128),
+        "val": (1, 6, 128),
+        "test": (1, 12, 128),
+    }
+    assert len(list(folder.glob("test_features-*"))) == 2
+    assert not (folder / UNDER_WAY).exists()
+    assert (
+        run_tool(train.main, ["--trainer", "TaskRes", "--data", str(folder), "--output-dir", str(run), *TRAINED]) == 0
+    )
+    assert results(run)["split_sizes"] == {"train": 12, "val": 6, "test": 12}
+
+
+def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, images, capsys):
+    folder = own_cache / "folder"
+    flags = ("--data", str(images), "--output", str(folder))
+    assert run_extract(*flags, *IN_PIECES) == 0
+    before = content(folder)
+    assert run_extract(*flags, *IN_PIECES) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert run_extract(*flags, "--overwrite", "--half", *IN_PIECES[:2], *FEW) == 0
+    assert len(list(folder.glob("test_features-*"))) == 1  # no shard of the former one is left
+    (folder / UNDER_WAY).mkdir()
+    (folder / UNDER_WAY / "plan.json").write_text("{}")
+    assert run_extract(*flags, *IN_PIECES) == 2
+    assert "holds another extraction that has not ended" in capsys.readouterr().err
+    assert run_extract(*flags, "--overwrite", *IN_PIECES) == 0
+    assert content(folder) == before
+    other = own_cache / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    assert run_extract("--data", str(images), "--output", str(other), "--overwrite", *IN_PIECES) == 2
+    assert "is a folder with other files in it" in capsys.readouterr().err
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_wrong_with_a_shard_is_told_in_a_line_and_the_rest_is_extracted(own_cache, capsys):
+    def tar(name: str, samples: list[tuple[str, bytes]], cut: int = 0) -> None:
+        path = own_cache / "tars" / name
+        path.parent.mkdir(exist_ok=True)
+        with tarfile.open(path, "w") as archive:
+            for key, data in samples:
+                entry = tarfile.TarInfo(key)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        if cut:
+            path.write_bytes(path.read_bytes()[:cut])
+
+    def picture(red: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    sound = [(f"{n}.{end}", data) for n in range(6) for end, data in (("png", picture(n)), ("cls", b"%d" % (n % 2)))]
+    tar("train-0.tar", sound)
+    tar("test-0.tar", sound)
+    bad = {
+        "no label": [("7.png", picture(7)), ("8.png", picture(8)), ("8.cls", b"0")],
+        "twice": [("7.png", picture(7)), ("7.cls", b"0"), ("7.png", picture(9))],
+        "truncated": [("7.png", picture(7)), ("7.cls", b"0"), ("8.png", picture(8) * 40)],
+    }
+    flags = ("--views", "0", "--output", str(own_cache / "out"), "DATASET.NAME", "WebDataset")
+    flags += ("DATASET.ROOT", str(own_cache / "tars"), *FEW)
+    for kind, message in {"no label": "has no label", "twice": "twice", "truncated": "truncated"}.items():
+        tar("train-1.tar", bad[kind], 2600 if kind == "truncated" else 0)
+        capsys.readouterr()
+        assert run_extract(*flags) == 2
+        error = capsys.readouterr().err
+        assert message in error.splitlines()[-1]
+        assert error.count("Error") == 1
+    assert run_extract(*flags, "DATASET.ON_ERROR", "skip") == 0
+    assert read_feature_file(own_cache / "out").parts["train"].views.shape == (1, 7, 128)
+
+
 def extracted(*argv: str) -> int:
     return run_extract(*argv)
 
@@ -176,6 +314,10 @@ def test_user_errors_print_one_line(tmp_path, capsys):
     for argv, message in (
         (("--output", "x.txt"), "--output 'x.txt' must name an .npz file"),
         (("--output", str(there)), "already exists"),
+        (("--output", str(tmp_path / "x"), "--jobs", "0"), "--jobs is 0"),
+        (("--output", str(tmp_path / "x"), "--shard-rows", "-1"), "--shard-rows is -1"),
+        (("--output", str(tmp_path / "x.npz"), "--jobs", "2", "--ray"), "--jobs has no effect with --ray"),
+        (("--output", str(tmp_path / "x.npz"), "--run-cpus", "2"), "--run-cpus has no effect without --ray"),
         (("--output", str(tmp_path / "x.npz"), "--views", "-1"), "--views is -1"),
         (("--output", str(tmp_path / "x.npz"), "--first", "1"), "--first goes with --convert"),
         (("--output", str(tmp_path / "x.npz"), "--convert", str(there)), "is not an .npz"),

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,14 +14,44 @@ import pytest
 from PIL import Image
 
 from dassl_lite.engine.commands.arguments import ToolParser
+from dassl_lite.engine.commands.workers import this_process
 from dassl_lite.tools import bench
-from dassl_lite.tools._bench import classifier, extract, text_tower
+from dassl_lite.tools._bench import classifier, extract, processes, text_tower
 
 
 def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
     modules = bench.subjects()
     assert {"text-tower", "extract", "search"} <= {module.NAME for module in modules}
     assert all(callable(module.add_parser) and callable(module.run) for module in modules)
+
+
+def test_listing_lists_the_files_that_it_made(tmp_path: Path) -> None:
+    file, place = tmp_path / "rows.json", tmp_path / "place"
+    place.mkdir()
+    flags = ["--classes", "2", "--images", "3", "--folder", str(place), "--json", str(file)]
+    assert bench.main(["listing", *flags]) == 0
+    rows = json.loads(file.read_text())
+    assert [(row["dataset"], row["images"], row["round"]) for row in rows] == [
+        (dataset, 106, number) for dataset in ("ImageNet", "ImageFolder") for number in ("first", "again")
+    ]
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_processes_measures_one_against_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def workers(jobs: int, threads: int) -> Any:
+        asked.append((jobs, threads))
+        return this_process()
+
+    monkeypatch.setattr(processes, "local_workers", workers)
+    file = tmp_path / "rows.json"
+    flags = ["--backbone", "demo", "--images", "4", "--jobs", "3", "--rounds", "1", "--json", str(file)]
+    assert bench.main(["processes", *flags]) == 0
+    assert asked == [(1, 1), (3, 1)]
+    first, several = json.loads(file.read_text())
+    assert (first["processes"], first["times as fast"], several["processes"]) == (1, 1.0, 3)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     clip = load_clip(args.backbone, args.precision, args.device)
     photos = _photos(folder, args)
     marks = _draw_marks(folder / "marks", args.images)
-    transform = _transform(clip, args.views)
+    transform = field_transform(clip, args.views)
     dataset = ViewDataset([ImageFile.of(photo) for photo in photos], transform, args.views, seed=1)
     finish = dataset.finish
     assert finish is not None, "its transform ends in ToTensor and Normalize"
@@ -177,7 +177,7 @@ def _photos(folder: Path, args: argparse.Namespace) -> list[str]:
     return names
 
 
-def _transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor]:
+def field_transform(clip: CLIPBackbone, views: int) -> Callable[[Image.Image], Tensor]:
     """The field's test transform or, for several views, its training transform."""
     bicubic = transforms.InterpolationMode.BICUBIC
     crop = (

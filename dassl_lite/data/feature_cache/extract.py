@@ -154,8 +154,12 @@ def extract(
     batch_size: int,
     num_workers: int,
     share: slice = slice(None),
+    done: int = 0,
 ) -> Iterator[Extracted]:
     """Encode every image of ``dataset``, in order.
+
+    An image is always encoded with the same others, whatever the number of processes, of this or of decoding: the last
+    bits of its features depend on them.
 
     Args:
         encode: from inputs (B, 3, H, W) on ``device`` to features (B, D), without gradients.
@@ -163,16 +167,19 @@ def extract(
         num_workers: maximum number of decoding processes, -1 for one for each core; none are started if that would take
             longer than decoding.
         share: the batches to encode, if other processes encode the rest.
+        done: number of images at the beginning that are left out, as many as some of the results had.
     """
-    per_batch = max(1, batch_size // dataset.views)
-    numbers = list(range(len(dataset)))
-    batches = [numbers[start : start + per_batch] for start in range(0, len(numbers), per_batch)][share]
     device = torch.device(device)
     on_cpu = device.type == "cpu"
+    per_batch = images_at_a_time(batch_size, dataset.views)
+    numbers = list(range(len(dataset)))
+    batches = _cut(numbers, per_batch)[share]
+    if on_cpu:  # a batch would fill the shared memory that its parts lie in
+        batches = [part for batch in batches for part in _cut(batch, max(1, _CHUNK // dataset.views))]
+    batches = [batch for batch in batches if batch[0] >= done]
     chunks = load(dataset, batches, num_workers, pin_memory=device.type == "cuda")
-    # On a CPU every chunk is encoded as it comes: a batch of them would fill the shared memory that they lie in.
     halving = Halving("encoding images")
-    groups = ([chunk] for chunk in chunks) if on_cpu else _batched(chunks, [len(batch) for batch in batches], device)
+    groups = _batched(chunks, [len(batch) for batch in batches], device)
     waiting: tuple[list[Chunk], Callable[[], Tensor | None]] | None = None
     for parts in groups:
         inputs = [part.views for part in parts if part.views is not None]
@@ -185,6 +192,15 @@ def extract(
         waiting = current
     if waiting is not None:
         yield _extracted(dataset.views, *waiting)
+
+
+def images_at_a_time(batch_size: int, views: int) -> int:
+    """Images of a batch of ``batch_size`` encoder inputs."""
+    return max(1, batch_size // views)
+
+
+def _cut(numbers: list[int], size: int) -> list[list[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _batched(chunks: Iterator[Chunk], sizes: Sequence[int], device: torch.device) -> Iterator[list[Chunk]]:

@@ -191,7 +191,7 @@ class ShardStore:
             if not line.endswith(b"\n"):  # incomplete: its writer was killed
                 break
             self._index_end += len(line)
-            record = _parse(line)
+            record = parse_line(line)
             lost += record is None or not self._add_commit(record)
         if lost:
             logger.warning(f"Damaged commits ignored in the feature cache {self.folder}: {lost}")
@@ -227,10 +227,10 @@ class ShardStore:
         first = self._fill.get(shard, 0)
         if first and (first + len(images)) * layout.row_bytes > SHARD_BYTES:
             shard, first = shard + 1, 0
-        _append(self._shard_path(shard), first * layout.row_bytes, np.ascontiguousarray(rows).data)
+        append(self._shard_path(shard), first * layout.row_bytes, np.ascontiguousarray(rows).data)
         files = [[*image, zlib.crc32(row)] for image, row in zip(images, rows, strict=True)]
-        line = _format({"shard": shard, "first": first, "files": files})
-        _append(self.folder / "index.jsonl", self._index_end, line)
+        line = format_line({"shard": shard, "first": first, "files": files})
+        append(self.folder / "index.jsonl", self._index_end, line)
         self._index_end += len(line)
         self._maps.pop(shard, None)  # it has grown
         self._add_commit({"shard": shard, "first": first, "files": files})
@@ -318,7 +318,7 @@ class ShardStore:
         return self._maps[shard]
 
 
-def _append(path: Path, end: int, data: bytes | memoryview) -> None:
+def append(path: Path, end: int, data: bytes | memoryview) -> None:
     """Write ``data`` at byte ``end``, replacing anything that a killed writer left there, and sync it to disk."""
     with open(path, "r+b" if path.exists() else "w+b", buffering=0) as file:
         file.truncate(end)
@@ -329,12 +329,12 @@ def _append(path: Path, end: int, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _format(record: Mapping[str, Any]) -> bytes:
+def format_line(record: Mapping[str, Any]) -> bytes:
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record of an index line, or None if it is damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     return json.loads(text) if checksum == b"%08x" % zlib.crc32(text) else None

@@ -192,12 +192,12 @@ class FeatureStore:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
         stop = on_error == "stop"
         errors: dict[str, str] = {}  # by path
-        files = [_look_up(path, errors) for path in paths]
+        files = [look_up(path, errors) for path in paths]
         if errors and stop:
-            raise _unreadable(errors)
+            raise unreadable(errors)
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
         fields = [self._rows, self._states] if states else [self._rows]
-        run = functools.partial(_extract_fields, encode=encode, share=self._processes.share, **options)
+        run = functools.partial(extract_fields, encode=encode, share=self._processes.share, **options)
         wanted = list(dict.fromkeys(file for file in files if file is not None))
         for rows in fields:
             rows.load()
@@ -205,14 +205,14 @@ class FeatureStore:
             if any(self._processes.gather(bool(self._missing(fields, wanted, errors)))):
                 self._extract(fields, wanted, run, errors, stop)
             if on_error != "leave" and files and len(errors) == len(set(map(os.path.abspath, paths))):
-                raise _unreadable(errors)
+                raise unreadable(errors)
             features, damaged = self._gather(fields[-1], files)
             if damaged:
                 logger.warning(f"Damaged rows in the feature cache {self.folder}, extracted again: {len(damaged)}")
                 fields[-1].forget(damaged)
             if not any(self._processes.gather(bool(damaged))):
                 if on_error == "skip":
-                    _warn_of_skipped(errors)
+                    warn_of_skipped(errors)
                 return dataclasses.replace(features, errors=errors)
         raise UserError(
             f"the disk of {self.folder} returns other bytes than were written; set DATASET.FEATURES.DIR to another disk"
@@ -259,7 +259,7 @@ class FeatureStore:
                         _add(rows, [missing[number] for number in part.numbers], tensor)
                     errors.update({missing[number].path: error for number, error in part.errors})
                     if part.errors and stop:
-                        raise _unreadable(errors)
+                        raise unreadable(errors)
                     extracted += len(part.numbers)
                     bar.update(len(part.numbers) + len(part.errors))
             seconds = time.perf_counter() - start
@@ -290,7 +290,7 @@ def _add(rows: Rows, images: Sequence[ImageFile], values: Tensor) -> None:
         rows.add([images[row] for row in new], values[new] if len(new) < len(images) else values)
 
 
-def _extract_fields(
+def extract_fields(
     dataset: ViewDataset, encode: Callable[[Tensor], Any], **options: Any
 ) -> Iterator[tuple[Extracted, tuple[Tensor, ...]]]:
     """What `extract` gives, without its features, and all fields (b, V, D), (b, V, W) that the encoder gives.
@@ -313,7 +313,7 @@ def _extract_fields(
         yield part._replace(features=None), values
 
 
-def _look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
+def look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
     try:
         return ImageFile.of(path)
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
@@ -322,13 +322,13 @@ def _look_up(path: PathLike, errors: dict[str, str]) -> ImageFile | None:
         return None
 
 
-def _unreadable(errors: dict[str, str]) -> UserError:
+def unreadable(errors: dict[str, str]) -> UserError:
     """The first error, with the number of others."""
     first = next(iter(errors.values()))
     return UserError(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)")
 
 
-def _warn_of_skipped(errors: dict[str, str]) -> None:
+def warn_of_skipped(errors: dict[str, str]) -> None:
     if errors:
         examples = "; ".join(list(errors.values())[:_EXAMPLES])
         more = f"; and {len(errors) - _EXAMPLES} more" if len(errors) > _EXAMPLES else ""

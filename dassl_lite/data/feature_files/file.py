@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from dassl_lite.data.feature_files.arrays import Array, Arrays, open_arrays
-from dassl_lite.data.feature_files.folder import CLASSES, MANIFEST, RowShards, shard_name, write_manifest
+from dassl_lite.data.feature_files.folder import (
+    CLASSES,
+    MANIFEST,
+    RowShards,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import PathLike, atomic_path
 from dassl_lite.utils.logger import get_logger
@@ -172,11 +179,19 @@ def write_feature_folder(file: FeatureFile, path: PathLike, rows: int = ROWS_OF_
         for start in range(0, array.shape[int(by_view)], rows):
             shard = array[:, start : start + rows] if by_view else array[start : start + rows]
             files.append(shard_name(name, len(files)))
-            with atomic_path(folder / files[-1]) as temporary, open(temporary, "wb") as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(shard), version=(1, 0), allow_pickle=False)
-    with atomic_path(folder / CLASSES) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **small)
+            write_shard(folder / files[-1], shard)
+    _write_small(folder, small)
     write_manifest(folder, manifest)
+
+
+def write_classes(file: FeatureFile, folder: Path) -> None:
+    """Write what a folder of feature shards has that is not per row."""
+    _write_small(folder, arrays_of(dataclasses.replace(file, parts={})))
+
+
+def _write_small(folder: Path, arrays: Mapping[str, Any]) -> None:
+    with atomic_path(folder / CLASSES) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
 
 
 def arrays_of(file: FeatureFile) -> dict[str, Any]:

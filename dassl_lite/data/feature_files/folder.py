@@ -25,7 +25,7 @@ import numpy as np
 
 from dassl_lite.data.feature_files.arrays import BROKEN, Array, Arrays
 from dassl_lite.utils.errors import UserError, shown
-from dassl_lite.utils.files import PathLike, open_file, read_json, write_json
+from dassl_lite.utils.files import PathLike, atomic_path, open_file, read_json, write_json
 
 MANIFEST = "features.json"
 CLASSES = "classes.npz"
@@ -238,6 +238,12 @@ def write_manifest(path: PathLike, arrays: Mapping[str, Sequence[str]]) -> None:
     """Write, last of all, which shards each array has: a folder without it is not complete."""
     content = {"format": _FORMAT, "version": 1, "arrays": {name: list(files) for name, files in arrays.items()}}
     write_json(content, Path(path) / MANIFEST)
+
+
+def write_shard(path: Path, rows: Array) -> None:
+    """Write rows as a shard, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.lib.format.write_array(stream, np.ascontiguousarray(rows), version=(1, 0), allow_pickle=False)
 
 
 def shard_name(array: str, number: int) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.imagenet import WNID, imagenet_names
-from dassl_lite.data.images import count_images, describe_kinds, is_folder, kind_of
+from dassl_lite.data.images import count_images, describe_kinds, is_folder, is_usual_image, kind_of
 from dassl_lite.data.sharded.members import exists
 from dassl_lite.data.splits import Split, check_name, split_classes
 from dassl_lite.utils.errors import UserError, unknown
@@ -119,7 +119,9 @@ def list_images(folder: str) -> Listing:
     files, passed = [], Counter[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if kind := "folders" if is_folder(entry) else kind_of(entry):
+            if is_usual_image(entry):
+                files.append(entry.path)
+            elif kind := "folders" if is_folder(entry) else kind_of(entry):
                 passed[kind] += 1
             else:
                 files.append(entry.path)
@@ -162,7 +164,7 @@ def list_classes(parent: str, classes: Sequence[ClassFolder], allow_empty: bool 
         passed += listing.passed
         if not listing.files and not allow_empty:
             raise UserError(no_images(path, listing.passed))
-        groups.append([Datum(file, label, classname=name, classid=classid) for file in listing.files])
+        groups.append([Datum(file, label, 0, name, classid) for file in listing.files])
     if passed:
         logger.info(f"Passed over in '{parent}': {describe_kinds(passed)}")
     return groups

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl_lite.data.datum import Datum
-from dassl_lite.data.images import count_images, describe_kinds, is_folder, kind_of
+from dassl_lite.data.images import count_images, describe_kinds, is_folder, is_usual_image, kind_of
 from dassl_lite.data.layouts.class_folders import ClassFolder, is_ignored, name_folders, no_images
 from dassl_lite.data.splits import UNSPLIT, split_called
 from dassl_lite.utils.errors import UserError, nearest
@@ -140,7 +140,7 @@ class OwnFolder:
             images = folders[name].images if name in folders else []
             if not images and not allow_empty:
                 raise UserError(no_images(folders[name].path, folders[name].all_passed))
-            groups.append([Datum(path, label, classname=classname, classid=classid) for path in images])
+            groups.append([Datum(path, label, 0, classname, classid) for path in images])
         return groups
 
 
@@ -189,7 +189,9 @@ def _read(path: str, above: frozenset[tuple[int, int]], linked: set[tuple[int, i
     status = os.stat(path)
     above |= {(status.st_dev, status.st_ino)}
     for entry in entries:
-        if is_folder(entry):
+        if is_usual_image(entry):
+            folder.files.append(entry.path)
+        elif is_folder(entry):
             if is_ignored(entry.name):
                 continue
             if entry.is_symlink():

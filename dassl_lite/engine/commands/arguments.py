@@ -334,8 +334,8 @@ def add_method_flags(parser: ToolParser) -> None:
             group.add_argument(flag, dest=key, default="", metavar="VALUE", help=text)
 
 
-def add_ray_flags(parser: ToolParser) -> None:
-    """``--ray`` and what a run needs there."""
+def add_ray_flags(parser: ToolParser, what: str = "run") -> None:
+    """``--ray`` and what a run needs there; ``what`` a run is called."""
     add = parser.add_argument_group("Ray").add_argument
     add(
         "--ray",
@@ -343,16 +343,16 @@ def add_ray_flags(parser: ToolParser) -> None:
         const="local",
         default="",
         metavar="ADDRESS",
-        help="do the runs on a Ray cluster: on this machine, or at an address such as 10.0.0.1:6379",
+        help=f"do the {what}s on a Ray cluster: on this machine, or at an address such as 10.0.0.1:6379",
     )
-    add("--run-cpus", type=float, metavar="N", help="cores of a run (default: 1)")
+    add("--run-cpus", type=float, metavar="N", help=f"cores of a {what} (default: 1)")
     add(
         "--run-gpus",
         type=float,
         metavar="N",
-        help="GPUs of a run, shares too, such as 0.5 (default: 1 if there is any)",
+        help=f"GPUs of a {what}, shares too, such as 0.5 (default: 1 if there is any)",
     )
-    add("--run-memory", type=float, metavar="GIB", help="memory of a run (default: any)")
+    add("--run-memory", type=float, metavar="GIB", help=f"memory of a {what} (default: any)")
     parser.needs("--ray", "--run-cpus", "--run-gpus", "--run-memory")
 
 

@@ -1,28 +1,42 @@
 """Writing a feature file: the features that a frozen CLIP gives for a dataset's images and class names.
 
+A file is made whole, in memory, through the feature cache. A folder of shards is made in pieces, by any number of
+processes, past the cache: see :mod:`dassl_lite.data.feature_files.pieces`.
+
 Shapes: K classes, D feature width.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import dassl_lite
 from dassl_lite.data import IMAGENET_TEMPLATES_SELECT, DataManager, Datum, describe, is_random
+from dassl_lite.data.feature_cache.store import warn_of_skipped
 from dassl_lite.data.feature_files import FeatureFile, FeaturePart
 from dassl_lite.data.feature_files.arrays import Array
+from dassl_lite.data.feature_files.file import write_classes
+from dassl_lite.data.feature_files.folder import MANIFEST, is_folder, shard_name, write_manifest, write_shard
+from dassl_lite.data.feature_files.pieces import UNDER_WAY, Done, Piece, extract_piece, files_of, rows_of_a_piece
 from dassl_lite.data.loaders import label_tensor
-from dassl_lite.engine.methods.feature_source import FeatureSource
-from dassl_lite.models.clip import CLIPBackbone
+from dassl_lite.engine.methods.feature_source import FeatureSource, wrong_size_told
+from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates, text_features
+from dassl_lite.utils import devices
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import digest_of, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,10 @@ class FeatureExport:
         Raises:
             UserError: the dataset has no test images.
         """
+        return dataclasses.replace(self.frame(), parts={one.part: self._part_of(one) for one in self.splits()})
+
+    def frame(self) -> FeatureFile:
+        """The content of the file without that of images."""
         dataset, clip = self.data.dataset, self.clip
         templates = tuple(dict.fromkeys((self.template, *dataset.ensemble_templates, *IMAGENET_TEMPLATES_SELECT)))
         made = {
@@ -72,7 +90,7 @@ class FeatureExport:
         }
         projection = clip.image_projection if self.states else None
         return FeatureFile(
-            parts=self._parts(),
+            parts={},
             classnames=dataset.classes.names,
             classids=dataset.classes.ids,
             text_weights=np.stack([self._text(template) for template in templates]),
@@ -93,24 +111,29 @@ class FeatureExport:
             provenance=(json.dumps(made, sort_keys=True),),
         )
 
-    def _parts(self) -> dict[str, FeaturePart]:
+    def splits(self) -> list[ExportedSplit]:
+        """The splits to store.
+
+        Raises:
+            UserError: the dataset has no test images.
+        """
         dataset = self.data.dataset
         if not dataset.test:
             raise UserError(f"dataset {type(dataset).__name__} has no test images, which a feature file must have")
         tested = {item.impath for item in dataset.test}
-        parts: dict[str, FeaturePart] = {}
+        found = []
         if dataset.train_x and not getattr(dataset, "test_only", False):  # test_only: the test images stand in
-            parts["train"] = self._train_part(dataset.train_x)
+            several = bool(self.views) and is_random(self.data.tfm_train)
+            found.append(ExportedSplit("train", dataset.train_x, self.views if several else 0))
         if dataset.val and not tested & {item.impath for item in dataset.val}:  # ImageNet validates on test images
-            parts["val"] = self._part(dataset.val)
-        parts["test"] = self._part(dataset.test)
-        return parts
+            found.append(ExportedSplit("val", dataset.val, 0))
+        return [*found, ExportedSplit("test", dataset.test, 0)]
 
-    def _train_part(self, items: Sequence[Datum]) -> FeaturePart:
-        plain, transform = self._part(items), self.data.tfm_train
-        if not self.views or not is_random(transform):
+    def _part_of(self, split: ExportedSplit) -> FeaturePart:
+        plain = self._part(split.items)
+        if not split.views:
             return plain
-        augmented = self._part(items, transform, self.views)
+        augmented = self._part(split.items, self.data.tfm_train, split.views)
         plain_states = None if plain.states is None else plain.states[0]
         return FeaturePart(augmented.views, augmented.labels, plain.views[0], augmented.states, plain_states)
 
@@ -121,9 +144,13 @@ class FeatureExport:
             states = self.features.fetch(items, transform or self.data.tfm_test, views, states=True)
             before = self._array(states.tensor[:, states.kept].cpu())
         found = self.features.fetch(items, transform or self.data.tfm_test, views)
-        dataset = self.data.dataset
-        labels = label_tensor(items, dataset.num_classes if dataset.multi_label else 0)[found.kept].numpy()
+        labels = self.labels(items)[found.kept.numpy()]
         return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels, states=before)
+
+    def labels(self, items: Sequence[Datum]) -> Array:
+        """int64 (N,), or bool (N, K) of images with several classes."""
+        dataset = self.data.dataset
+        return label_tensor(items, dataset.num_classes if dataset.multi_label else 0).numpy()
 
     @torch.no_grad()
     def _text(self, template: str) -> Array:
@@ -132,7 +159,221 @@ class FeatureExport:
         return self._array(text_features(self.clip, prompts, self.text_cache).cpu())
 
     def _array(self, tensor: torch.Tensor) -> Array:
-        """In the type that the encoder gave, where NumPy has it (it has no bfloat16)."""
-        if self.half:
-            return tensor.half().numpy()
-        return (tensor if tensor.dtype in (torch.float16, torch.float32, torch.float64) else tensor.float()).numpy()
+        return stored_array(tensor, half=self.half)
+
+
+def stored_array(tensor: torch.Tensor, *, half: bool) -> Array:
+    """In the type that the encoder gave, where NumPy has it (it has no bfloat16), or ``half`` as wide."""
+    if half:
+        return tensor.half().numpy()
+    return (tensor if tensor.dtype in (torch.float16, torch.float32, torch.float64) else tensor.float()).numpy()
+
+
+class ExportedSplit(NamedTuple):
+    """A split to store: its name, its images, and how many augmented views of each; 0: only the one without."""
+
+    part: str
+    items: Sequence[Datum]
+    views: int
+
+
+# ---- in pieces, by several processes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a process needs besides a piece, to encode it.
+
+    Attributes:
+        folder: where the shards go, absolute.
+        backbone, digest, precision: of the CLIP; the digest is compared with that of the weights there.
+        use_cuda: USE_CUDA.
+        states, half: what is stored; see `FeatureExport`.
+        batch_size, num_workers, skip: see `extract_piece`.
+    """
+
+    folder: Path
+    backbone: str
+    digest: str
+    precision: str
+    use_cuda: bool
+    states: bool
+    half: bool
+    batch_size: int
+    num_workers: int
+    skip: bool
+
+
+_loaded: dict[tuple[str, str, bool], CLIPBackbone] = {}  # the last backbone of this process
+
+
+def encode_piece(piece: Piece, encoding: Encoding) -> Done:
+    """Write the shards of a piece; called in any process.
+
+    Raises:
+        UserError: an image cannot be read, the folder cannot be written to, or the backbone has other weights here.
+    """
+    device = devices.pick(encoding.use_cuda)
+    key = encoding.backbone, encoding.precision, encoding.use_cuda
+    if key not in _loaded:
+        devices.set_arithmetic()
+        _loaded.clear()
+        _loaded[key] = load_clip(encoding.backbone, precision=encoding.precision, device=device).eval()
+    clip = _loaded[key]
+    if clip.digest != encoding.digest:
+        raise UserError(f"backbone {encoding.backbone} has other weights here than where the command was started")
+    encode = clip.encode_image_states if encoding.states else clip.encode_image
+
+    def encoded(images: torch.Tensor) -> Any:
+        mixed = torch.autocast(device.type, devices.autocast_type(device)) if encoding.precision == "amp" else None
+        with mixed or nullcontext(), wrong_size_told(clip, encoding.backbone, images):
+            return encode(images)
+
+    try:
+        return extract_piece(
+            piece,
+            encoding.folder,
+            encoded,
+            functools.partial(stored_array, half=encoding.half),
+            device=device,
+            batch_size=encoding.batch_size,
+            num_workers=encoding.num_workers,
+            skip=encoding.skip,
+        )
+    except OSError as error:
+        raise UserError(f"cannot write features to {encoding.folder}: {error.strerror or error}") from None
+
+
+class ExportInPieces:
+    """An export as a folder of shards.
+
+    Args:
+        export: what is exported.
+        folder: where to.
+        rows: images of a piece, about; 0 chooses.
+        encoding: how it is encoded.
+    """
+
+    def __init__(self, export: FeatureExport, encoding: Encoding, rows: int = 0) -> None:
+        self.export, self.encoding, self.folder = export, encoding, encoding.folder
+        self._wanted = rows
+        self._plan: dict[str, Any] = {"dataset": export.dataset, "arrays": {}}  # must be the same to go on
+        self._splits = export.splits()
+        self.pieces: list[Piece] = []
+        test, train = export.data.tfm_test, export.data.tfm_train
+        for split in self._splits:
+            if split.views:
+                self._cut(split, "plain_", test, 1)
+            self._cut(split, "", train if split.views else test, split.views or 1)
+
+    def _cut(self, split: ExportedSplit, kind: str, transform: Any, views: int) -> None:
+        """Add the pieces of an array."""
+        step = rows_of_a_piece(len(split.items), views, self.encoding.batch_size, self._wanted)
+        arrays = [f"{split.part}_{kind}features", *([f"{split.part}_{kind}states"] if self.export.states else [])]
+        source = self.export.features
+        settings = [source.digest, describe(transform), views, source.seed, self.export.half, self.encoding.batch_size]
+        self._plan["arrays"][arrays[0]] = [arrays, step, *settings]
+        for number, start in enumerate(range(0, len(split.items), step)):
+            paths = tuple(item.impath for item in split.items[start : start + step])
+            identity = digest_of([arrays, settings])
+            self.pieces.append(Piece(tuple(arrays), number, paths, transform, views, source.seed, identity))
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder, or go on with what is there of the same extraction.
+
+        Raises:
+            UserError: the folder has something else in it.
+        """
+        prepare_folder(self.folder, self._plan, overwrite=overwrite)
+
+    def finish(self, results: Iterable[Done]) -> None:
+        """Write what a folder has besides the shards, once all pieces are done."""
+        errors = {one.piece: one.errors for one in results}
+        manifest: dict[str, list[str]] = {}
+        told: dict[str, str] = {}
+        for split in self._splits:
+            kept: dict[str, Array] = {}
+            for piece in (one for one in self.pieces if one.arrays[0].startswith(f"{split.part}_")):
+                of_piece = np.array(
+                    [number not in errors[piece.name] for number in range(len(piece.paths))], dtype=bool
+                )
+                told |= {piece.paths[number]: error for number, error in errors[piece.name].items()}
+                kept.setdefault(piece.arrays[0], np.empty(0, bool))
+                kept[piece.arrays[0]] = np.concatenate([kept[piece.arrays[0]], of_piece])
+                for array, file in zip(piece.arrays, files_of(piece), strict=True):
+                    manifest.setdefault(array, [])
+                    if of_piece.any():
+                        self._check_there(file)
+                        manifest[array].append(file)
+            self._check_kept(split, kept, told)
+            labels = self.export.labels(split.items)[next(iter(kept.values()))]
+            manifest[f"{split.part}_labels"] = self._write_labels(split.part, labels)
+        if told:
+            warn_of_skipped(told)
+        write_classes(self.export.frame(), self.folder)
+        _remove_others(self.folder, manifest)
+        write_manifest(self.folder, manifest)
+        shutil.rmtree(self.folder / UNDER_WAY)
+
+    def _check_there(self, file: str) -> None:
+        if not (self.folder / file).is_file():
+            raise UserError(
+                f"a process has written {file}, but it is not in {self.folder} here: the folder must be one that all "
+                "machines see"
+            )
+
+    def _check_kept(self, split: ExportedSplit, kept: dict[str, Array], told: dict[str, str]) -> None:
+        masks = list(kept.values())
+        if any(not np.array_equal(masks[0], other) for other in masks[1:]):
+            raise UserError(
+                f"some images of {split.part} can be read with one transform only: {next(iter(told.values()))}"
+            )
+        if not masks[0].any():
+            raise UserError(f"no image of {split.part} can be read: {next(iter(told.values()))}")
+
+    def _write_labels(self, part: str, labels: Array) -> list[str]:
+        stored = labels.astype(np.uint8) if labels.ndim == 2 else labels
+        write_shard(self.folder / shard_name(f"{part}_labels", 0), stored)
+        return [shard_name(f"{part}_labels", 0)]
+
+
+_PLAN = "plan.json"
+
+
+def prepare_folder(folder: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+    """Make a folder for an extraction, or go on with one that has begun with the same plan.
+
+    Raises:
+        UserError: it is complete, holds another extraction, or something else.
+    """
+    try:
+        begun = read_json(folder / UNDER_WAY / _PLAN)
+    except (OSError, ValueError):
+        begun = None
+    ours = begun is not None or is_folder(folder)
+    if ours and overwrite and begun != plan:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder / UNDER_WAY, ignore_errors=True)
+        _remove_others(folder, {})
+    elif begun is not None and begun != plan:
+        raise UserError(
+            f"--output {folder} holds another extraction that has not ended, of other images, another backbone or "
+            "other settings; choose another folder, or add --overwrite to replace it"
+        )
+    elif begun is None and is_folder(folder):
+        raise UserError(f"--output {folder} already exists; choose another, or add --overwrite to replace it")
+    elif begun is None and folder.is_dir() and any(path.name != UNDER_WAY for path in folder.iterdir()):
+        raise UserError(f"--output {folder} is a folder with other files in it; choose another")
+    try:
+        write_json(plan, folder / UNDER_WAY / _PLAN)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written: {error.strerror or error}") from None
+
+
+def _remove_others(folder: Path, manifest: dict[str, list[str]]) -> None:
+    """Delete the shards that are none of these."""
+    wanted = {file for files in manifest.values() for file in files}
+    pattern = re.compile(r"(train|val|test)_[a-z_]+-\d{5,}\.npy")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name) and path.name not in wanted:
+            path.unlink()

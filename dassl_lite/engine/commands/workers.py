@@ -39,18 +39,19 @@ class Workers(Protocol):
 
 
 @contextlib.contextmanager
-def local_workers(jobs: int, plugins: Sequence[str] = ()) -> Iterator[Workers]:
+def local_workers(jobs: int, plugins: Sequence[str] = (), threads: int = 0) -> Iterator[Workers]:
     """Several processes of this machine, each with its share of the cores; they end with the context.
 
     Args:
         jobs: how many.
         plugins: files or modules that each process imports first.
+        threads: of each process; 0 gives it its share of the cores.
 
     Raises:
         UserError: one of them was killed.
     """
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _start, (threads, tuple(plugins))) as pool:
 
         def each(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -24,7 +24,7 @@ from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.transforms import undescribed
 from dassl_lite.engine.contract.graceful_stop import stops_at_once
 from dassl_lite.engine.parallel import distributed
-from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip
+from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip, preprocessing
 from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
 from dassl_lite.models.prompts import fill_template
@@ -140,6 +140,21 @@ def _loaded(name: str, precision: str, device: torch.device) -> CLIPBackbone:
     return copy.deepcopy(clip, {id(clip.tokenizer): clip.tokenizer})  # which nothing changes
 
 
+@contextmanager
+def wrong_size_told(clip: Any, backbone: str, images: Tensor) -> Iterator[None]:
+    """A context that encodes ``images`` (B, 3, H, W) with a CLIP; a UserError says if it takes others."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        size, wanted = tuple(images.shape[-2:]), preprocessing(backbone).size
+        if size == tuple(wanted):
+            raise
+        raise UserError(
+            f"backbone {clip.name} takes images of {wanted} pixels, not {size}; leave INPUT.SIZE and "
+            "INPUT.NO_TRANSFORM as they are"
+        ) from error
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """All features of a split at once: features (V, N, D) in float32, not normalised, and their labels (N,).
@@ -174,6 +189,7 @@ class FeatureSource:
 
     Attributes:
         shows_progress: whether extraction shows a bar, if there is a terminal.
+        extraction: its ``batch_size``, ``num_workers`` and ``on_error``.
     """
 
     shows_progress = True
@@ -198,7 +214,7 @@ class FeatureSource:
         self.dataset, self.encode, self.device, self.folder = dataset, encode, device, folder
         self.encode_states, self.states = encode_states, states
         self.backbone, self.digest, self.seed = backbone or "", digest, seed
-        self._extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        self.extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         self._seconds = seconds
 
     @property
@@ -251,7 +267,7 @@ class FeatureSource:
         store = FeatureStore(spec, folder, processes=processes, shows_progress=self.shows_progress)
         paths = [item.impath for item in items]
         with stops_at_once():  # what has been extracted is kept
-            extraction = {**self._extraction, **({"on_error": on_error} if on_error else {})}
+            extraction = {**self.extraction, **({"on_error": on_error} if on_error else {})}
             encode = self.encode_states if states else self.encode
             features = store.fetch(paths, encode, device=self.device, states=states, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start

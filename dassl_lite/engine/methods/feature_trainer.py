@@ -43,11 +43,11 @@ from dassl_lite.engine.methods.feature_source import (
     load_backbone,
     overflows,
     precision_on,
+    wrong_size_told,
 )
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
 from dassl_lite.metrics import compute_accuracy
-from dassl_lite.models.clip import preprocessing
 from dassl_lite.models.heads import (
     CosineHead,
     LinearForm,
@@ -406,17 +406,9 @@ class FeatureTrainer(TrainerX):
         return self._encoded(self.clip.encode_image_states, images)
 
     def _encoded(self, encode: Callable[[Tensor], Any], images: Tensor) -> Any:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast():
-            try:
-                return encode(images.to(self.device))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                size, wanted = tuple(images.shape[-2:]), preprocessing(self.cfg.MODEL.BACKBONE.NAME).size
-                if size == tuple(wanted):
-                    raise
-                raise UserError(
-                    f"backbone {self.clip.name} takes images of {wanted} pixels, not {size}; leave INPUT.SIZE and "
-                    "INPUT.NO_TRANSFORM as they are"
-                ) from error
+        told = wrong_size_told(self.clip, self.cfg.MODEL.BACKBONE.NAME, images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast(), told:
+            return encode(images.to(self.device))
 
     @torch.no_grad()
     def zero_shot_weights(self) -> Tensor:
