@@ -202,7 +202,7 @@ def is_usual_image(entry: os.DirEntry[str]) -> bool:
     Folders of a million images are listed on every run.
     """
     name = entry.name
-    return name[name.rfind(".") :] in usual_endings() and name[0] != "." and entry.is_file()
+    return name[name.rfind(".") :] in usual_endings() and name[0] != "." and _leads_to(entry.is_file)
 
 
 def describe_kinds(kinds: Mapping[str, int]) -> str:

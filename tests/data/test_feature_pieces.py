@@ -138,7 +138,7 @@ def test_an_unreadable_image_stops_a_piece_in_one_line_and_loses_nothing(tmp_pat
     assert "\n" not in str(error.value)
     gone = Path(paths[0])
     gone.rename(tmp_path / "gone")
-    with pytest.raises(UserError, match="cannot read the image .*000.png: No such file"):
+    with pytest.raises(UserError, match="cannot read .*000.png.*o such file"):
         done(piece, tmp_path / "out")
     (tmp_path / "gone").rename(gone)
     Path(paths[9]).write_bytes(good)

@@ -236,10 +236,11 @@ class _Rows:
 
     def finish(self, folder: Path) -> None:
         """Write the shards: (n, D), or (V, n, D) of several views."""
-        for name, file, kind in zip(files_of(self._piece), self._files, self._kinds or [None, None], strict=False):
-            if not self._rows or kind is None:  # a shard has rows
+        if not self._rows:  # a shard has rows
+            for name in files_of(self._piece):
                 (folder / name).unlink(missing_ok=True)
-                continue
+            return
+        for name, file, kind in zip(files_of(self._piece), self._files, self._kinds, strict=True):
             dtype, width = np.dtype(kind[0]), int(kind[1])
             views = self._piece.views
             stored = np.memmap(file, dtype, "r", shape=(self._rows, views, width))
