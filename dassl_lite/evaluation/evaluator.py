@@ -117,16 +117,36 @@ class PredictionRecord:
 
     _fields: dict[str, Any]
     _waiting: list[tuple[Tensor, Tensor, Tensor]]
+    _page: tuple[Tensor, Tensor, Tensor] | None = None  # where the last of the waiting is written
+    _filled = 0  # rows of it
 
     def _start_record(self, per_class: bool) -> None:
         """Forget all batches; ``per_class``: whether to keep ``_per_class_res``."""
-        self._waiting = []
+        self._waiting, self._page = [], None
         self._fields = {"_correct": 0, "_total": 0, "_y_true": [], "_y_pred": [], "_confidence": []}
         self._fields["_per_class_res"] = defaultdict(list) if per_class else None
 
     def _add_batch(self, labels: Tensor, predicted: Tensor, confidence: Tensor) -> None:
-        """Add a batch, (B,) each and all on one device."""
-        self._waiting.append((labels, predicted, confidence))
+        """Add a batch, (B,) each and all on one device.
+
+        It is copied to a page of many batches. Small tensors that stayed where they were made, among logits that are
+        gone, would keep malloc from using that memory again: as much as all logits, in the end.
+        """
+        batch, size = (labels, predicted, confidence), len(labels)
+        page = self._page
+        alike = page is not None and all(
+            (to.dtype, to.device) == (of.dtype, of.device) for to, of in zip(page, batch, strict=True)
+        )
+        if page is None or not alike or self._filled + size > len(page[0]):
+            room = max(_BLOCK, size)
+            self._page = page = tuple(of.new_empty(room) for of in batch)  # type: ignore[assignment]
+            self._waiting.append(tuple(to[:0] for to in page))  # type: ignore[arg-type]
+            self._filled = 0
+        end = self._filled + size
+        for to, of in zip(page, batch, strict=True):
+            to[self._filled : end] = of
+        self._waiting[-1] = tuple(to[:end] for to in page)  # type: ignore[assignment]
+        self._filled = end
 
     def _unread(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Labels, predictions and confidences, (N,) each on the CPU, if all batches are waiting; else None."""
@@ -135,6 +155,7 @@ class PredictionRecord:
             return None
         if len(self._waiting) > 1:
             self._waiting = [tuple(torch.cat(part) for part in zip(*self._waiting, strict=True))]  # type: ignore[list-item]
+            self._page = None
         labels, predicted, confidence = self._waiting[0]
         return labels.cpu(), predicted.cpu(), confidence.cpu()
 
@@ -143,7 +164,7 @@ class PredictionRecord:
         if not self._waiting:
             return
         labels, predicted, confidence = (torch.cat(part).tolist() for part in zip(*self._waiting, strict=True))
-        self._waiting = []
+        self._waiting, self._page = [], None
         fields, matches = self._fields, [int(a == b) for a, b in zip(labels, predicted, strict=True)]
         fields["_correct"] += sum(matches)
         fields["_total"] += len(labels)
@@ -210,7 +231,7 @@ class Classification(PredictionRecord, EvaluatorBase):
         """Count what is recorded, and forget it: a derived evaluator may look at each image, this one does not."""
         counts, calibration = self._sums = self._sums or (ClassCounts(self.cfg.TEST.COMPUTE_CMAT), Calibration())
         fields, waiting = self._fields, self._waiting
-        self._waiting = []
+        self._waiting, self._page = [], None
         blocks = [tuple(torch.cat(part).cpu() for part in zip(*waiting, strict=True))] if waiting else []
         if fields["_y_true"]:
             kept = _indices(fields["_y_true"]), _indices(fields["_y_pred"]), torch.tensor(fields["_confidence"])

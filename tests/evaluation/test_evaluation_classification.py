@@ -208,3 +208,23 @@ def test_a_plugin_registers_its_own_evaluator(tmp_path: Path, monkeypatch: pytes
     cfg = config(tmp_path)
     cfg.TEST.EVALUATOR = "Own"
     assert isinstance(build_evaluator(cfg), Own)
+
+
+def test_what_is_kept_of_batches_does_not_lie_among_their_logits() -> None:
+    """Or malloc could not use the memory of the logits again."""
+    evaluator = Classification(get_cfg_default())
+    draw = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(size, 3, generator=draw), torch.arange(size) % 3) for size in (5, 1, 70_000, 7, 0, 9)]
+    for logits, labels in batches:
+        evaluator.process(logits, labels)
+    pages = {part.untyped_storage().data_ptr() for batch in evaluator._waiting for part in batch}
+    assert len(pages) == 3 * 3  # labels, predictions and confidences, before, of and behind the large one
+    logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    assert evaluator.evaluate()["accuracy"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert evaluator._y_true == labels.tolist()
+    assert evaluator._y_pred == logits.argmax(1).tolist()
+    evaluator.reset()
+    evaluator.process(*batches[0])
+    assert evaluator._y_true == [0, 1, 2, 0, 1]
+    evaluator.process(*batches[1])  # fields were read in between
+    assert evaluator._total == 6
