@@ -27,8 +27,11 @@ REPORTING = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
 
 class _LazyModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        with loading():
-            return getattr(importlib.import_module(self.__name__), name)
+        module = sys.modules.get(self.__name__)
+        if module is None:
+            with loading():  # once: whatever is garbage at its end is kept for good
+                module = importlib.import_module(self.__name__)
+        return getattr(module, name)
 
 
 def lazy_module(name: str) -> ModuleType:

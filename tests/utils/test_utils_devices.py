@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -190,3 +192,20 @@ def test_an_error_that_costs_the_process_its_gpu_is_known_even_as_a_cause() -> N
     assert devices.is_lost(wrapped)
     assert not devices.is_lost(UserError("a mistake"))
     assert not devices.is_lost(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+
+
+def test_memory_that_a_run_has_left_is_given_back() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    ring = Ring()
+    left = weakref.ref(ring)
+    gc.disable()
+    try:
+        del ring
+        assert left() is not None
+        devices.give_back_memory()
+        assert left() is None
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.lazy import REPORTING, optional_module
+from dassl_lite.utils.lazy import REPORTING, lazy_module, optional_module
 
 
 def test_an_installed_module_is_returned() -> None:
@@ -45,3 +45,15 @@ def test_a_library_that_reports_its_use_is_kept_from_it_unless_the_user_says(
     finally:
         sys.modules.pop("onnxruntime", None)  # monkeypatch puts back the one that was there
     assert os.environ.get(name) == own
+
+
+def test_what_is_taken_from_a_loaded_module_does_not_make_garbage_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gc.freeze` keeps what is alive for good, so a tool calls it when a module is loaded, and only then."""
+    calls: list[str] = []
+    monkeypatch.setattr("dassl_lite.startup._is_ours", True)
+    monkeypatch.setattr("gc.freeze", lambda: calls.append("freeze"))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    module = lazy_module("colorsys")
+    for _ in range(3):
+        assert module.rgb_to_hsv(1, 1, 1) == (0.0, 0.0, 1)
+    assert calls == ["freeze"]

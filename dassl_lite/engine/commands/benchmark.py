@@ -40,6 +40,7 @@ from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
 from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.utils import UserError, get_logger, setup_logger, write_json
+from dassl_lite.utils.devices import give_back_memory
 from dassl_lite.utils.errors import unknown
 from dassl_lite.utils.files import digest_of, read_json
 
@@ -315,6 +316,7 @@ def evaluate_all(made: Plan, settings: Settings) -> dict[str, str]:
                 continue
             rows = {**evaluated(folder), key: asdict(row)}
             write_json({"run": digest_of(read_results(folder)), "evaluations": rows}, folder / EVALUATIONS)
+            give_back_memory()
     setup_logger()
     return failed
 

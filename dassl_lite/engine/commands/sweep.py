@@ -39,7 +39,7 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.image_tower import takes_prompts
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger, write_json
-from dassl_lite.utils.devices import is_lost
+from dassl_lite.utils.devices import give_back_memory, is_lost
 from dassl_lite.utils.errors import printable
 
 logger = get_logger(__name__)
@@ -402,4 +402,6 @@ def _run_one(task: Task, settings: Settings) -> Outcome:
         _lost_gpu = is_lost(error)
         logger.warning(f"{task.folder} failed", exc_info=True)
         return task, FAILED, f"{type(error).__name__}: {error}"
+    finally:
+        give_back_memory()
     return task, DONE, ""
