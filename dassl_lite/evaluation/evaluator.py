@@ -139,13 +139,13 @@ class PredictionRecord:
         )
         if page is None or not alike or self._filled + size > len(page[0]):
             room = max(_BLOCK, size)
-            self._page = page = tuple(of.new_empty(room) for of in batch)  # type: ignore[assignment]
-            self._waiting.append(tuple(to[:0] for to in page))  # type: ignore[arg-type]
-            self._filled = 0
+            page = labels.new_empty(room), predicted.new_empty(room), confidence.new_empty(room)
+            self._page, self._filled = page, 0
+            self._waiting.append(page)
         end = self._filled + size
         for to, of in zip(page, batch, strict=True):
             to[self._filled : end] = of
-        self._waiting[-1] = tuple(to[:end] for to in page)  # type: ignore[assignment]
+        self._waiting[-1] = page[0][:end], page[1][:end], page[2][:end]
         self._filled = end
 
     def _unread(self) -> tuple[Tensor, Tensor, Tensor] | None:
