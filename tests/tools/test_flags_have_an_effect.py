@@ -35,7 +35,8 @@ WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("eval", ""): set(),
     ("eval", "--trainer TaskRes"): set(),
     ("predict", "IMAGE"): set(),
-    ("extract", ""): set(),  # --first: see below
+    ("extract", ""): RAY,  # --first: see below
+    ("extract", "--ray"): {"--jobs", "--convert"},
     ("extract", "--convert x.npz"): {ALL, "--output", "--overwrite", "--first"},
     ("export", ""): set(),
     ("serve", ""): set(),
