@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -33,7 +38,8 @@ from dassl_lite.utils import UserError
 
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
 
-# A method that notes where its runs begin, and stays for good on the node that is to die.
+# A method that notes where its epochs begin. It stays for good on the node that is to die, and in its second epoch
+# while a file is there.
 DOOMED = """
 import time
 from pathlib import Path
@@ -55,21 +61,24 @@ class Doomed(TaskRes):
             node = ray.get_runtime_context().get_node_id()
             with open(NOTES / "begun", "a") as file:
                 file.write(f"{{node}} {{self.cfg.SEED}} {{self.epoch}}\\n")
-            while node == (NOTES / "doomed").read_text():
+            while node == (NOTES / "doomed").read_text() or (self.epoch and (NOTES / "held").exists()):
                 time.sleep(0.2)
 """
 
 
-@pytest.fixture
-def cluster(monkeypatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
     """A Ray of two nodes on this machine, with a core each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     pytest.importorskip("ray", reason="Ray is not installed")
-    from ray.cluster_utils import Cluster
-
     place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets have short paths
     (Path(place) / "ray").mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", place)
+    with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": place}):
+        yield from _cluster(place)
+
+
+def _cluster(place: str) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     found = Cluster()
     try:
@@ -92,9 +101,36 @@ def _added(cluster: Any, node: dict[str, Any]) -> Any:
     pytest.skip("the machine is too busy for Ray to start in time")
 
 
-def start(output: Path, plugin: Path, *flags: str) -> int:
+def line(output: Path, plugin: Path, *flags: str) -> list[str]:
     words = ["--trainers", "ZeroshotCLIP", "Doomed", "--plugin", str(plugin), "--datasets", "gadgets", "--shots", "1"]
-    return run_tool(sweep.main, [*words, "--seeds", "1", "2", "3", "--output-dir", str(output), *flags, *FEW])
+    return [*words, "--seeds", "1", "2", "3", "--output-dir", str(output), *flags, *FEW]
+
+
+def start(output: Path, plugin: Path, *flags: str) -> int:
+    return run_tool(sweep.main, line(output, plugin, *flags))
+
+
+def plugin_in(folder: Path, doomed: str = "") -> Path:
+    """The file of the method, whose notes lie in ``folder``."""
+    (folder / "plugin").mkdir()
+    (folder / "plugin" / "doomed.py").write_text(DOOMED.format(notes=str(folder)))
+    (folder / "plugin" / "helper_of_the_plugin.py").write_text("")
+    (folder / "doomed").write_text(doomed)
+    return folder / "plugin" / "doomed.py"
+
+
+def epochs_in(folder: Path) -> list[tuple[str, str]]:
+    """Seed and epoch of each epoch that has begun on Ray, in their order."""
+    notes = folder / "begun"
+    rows = notes.read_text().splitlines() if notes.exists() else []
+    return [(seed, epoch) for _, seed, epoch in (row.split() for row in rows)]
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    until = time.monotonic() + 1800
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def metrics_in(folder: Path) -> dict[str, Any]:
@@ -106,12 +142,38 @@ def metrics_in(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_a_sweep_whose_driver_was_killed_and_then_interrupted_goes_on_by_the_same_line(cluster, tmp_path, capsys):
+    plugin, output, held = plugin_in(tmp_path), tmp_path / "ray", tmp_path / "held"
+    often = ("TRAIN.CHECKPOINT_FREQ", "1")
+    words = [*line(output, plugin, "--ray", cluster.address), *often]
+    held.touch()
+    driver = subprocess.Popen([sys.executable, "-m", "dassl_lite.tools.sweep", *words], start_new_session=True)
+    wait_for(lambda: "1" in {epoch for _, epoch in epochs_in(tmp_path)})  # a run has saved its first epoch
+    driver.kill()
+    driver.wait()
+    before = len(epochs_in(tmp_path))
+    saved = [seed for seed, epoch in epochs_in(tmp_path) if epoch == "1"]
+
+    def interrupt() -> None:
+        wait_for(lambda: "1" in {epoch for _, epoch in epochs_in(tmp_path)[before:]})
+        os.kill(os.getpid(), signal.SIGINT)
+        held.unlink()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert run_tool(sweep.main, words) == 130
+    assert "Interrupted" in capsys.readouterr().err
+    assert run_tool(sweep.main, words) == 0
+    assert all(epochs_in(tmp_path).count((seed, "0")) == 1 for seed in saved), "they were resumed"
+    assert run_tool(sweep.main, [*line(tmp_path / "local", plugin, "--jobs", "1"), *often]) == 0
+    local = metrics_in(tmp_path / "local")
+    assert len(local) == 4
+    assert metrics_in(output) == local
+    assert not [path.name for path in output.glob(".*")], "nothing is left behind"
+
+
+@pytest.mark.slow
 def test_a_sweep_on_two_nodes_of_which_one_dies_ends_with_the_results_of_the_local_one(cluster, tmp_path, capsys):
-    (tmp_path / "plugin").mkdir()
-    plugin = tmp_path / "plugin" / "doomed.py"
-    plugin.write_text(DOOMED.format(notes=str(tmp_path)))
-    (tmp_path / "plugin" / "helper_of_the_plugin.py").write_text("")
-    (tmp_path / "doomed").write_text(cluster.second.node_id)
+    plugin = plugin_in(tmp_path, doomed=cluster.second.node_id)
     assert start(tmp_path / "local", plugin, "--jobs", "1") == 0
     killed: list[float] = []
 

@@ -270,8 +270,24 @@ def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Ou
 def _seen_from(folder: Path) -> Iterator[Path]:
     """A file in a sweep's folder, by which a node tells whether it sees that folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".sweep-", dir=folder.resolve()) as file:
+    own = f".sweep-{node_name()}-"
+    for left in folder.glob(f"{own}*-*"):  # by a driver of this machine that was killed
+        number = left.name.removeprefix(own).partition("-")[0]
+        if number.isdecimal() and not _is_alive(int(number)):
+            left.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f"{own}{os.getpid()}-", dir=folder.resolve()) as file:
         yield Path(file.name)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is a process with this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: Path) -> Iterator[Outcome]:
