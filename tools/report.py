@@ -8,13 +8,15 @@
     python tools/report.py output/sweep --residuals
     python tools/report.py RUN --html run.html
     python tools/report.py RUN OTHER_RUN --html changes.html
+    python tools/report.py SEARCH --html search.html
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
 report.tex in the folder, every value in full precision to report.csv. Of a benchmark's folder, the tables of its other
 protocols follow.
 
 Of a run's own folder, --html writes a page: curves, confusions, accuracy per class, calibration, mistakes, features in
-the plane. Of two runs on the same images, it shows which images the second one answers in another way.
+the plane. Of two runs on the same images, it shows which images the second one answers in another way. Of a search of
+tools/tune.py: its trials, what each key does, and the best settings.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from dassl_lite.engine.commands.residuals import as_plain
 from dassl_lite.engine.commands.summary import Cell
 from dassl_lite.engine.commands.tables import Table, escape_latex, escape_markdown
 from dassl_lite.engine.commands.transfers import write_transfers
+from dassl_lite.engine.commands.tune import holds_search, read_search
 from dassl_lite.engine.files.run_folder import holds_run
 from dassl_lite.pages.base import write_page
 from dassl_lite.pages.sweep import sweep_page
@@ -72,7 +75,7 @@ def make_parser() -> ToolParser:
     """The flags of report.py."""
     parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER [OTHER_RUN]")
     add = parser.add_argument
-    about = "of a sweep or benchmark, whose finished runs at any depth are included; with --html also of a single run"
+    about = "of a sweep or benchmark, with its finished runs at any depth; with --html also of a run, or of a search"
     add("folder", metavar="FOLDER", help=about)
     add("other", nargs="?", default="", metavar="OTHER_RUN", help="with --html: a run to compare that in FOLDER with")
     about = "accuracy, error_rate, macro_f1 or ece; of multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
@@ -92,6 +95,26 @@ def make_parser() -> ToolParser:
     return parser
 
 
+def refuse_of_tables(args: argparse.Namespace, what: str) -> None:
+    """Raise a UserError if a flag was given that has an effect on the tables of a sweep alone."""
+    of_tables = ("metric", "split", "versus", "published", "plots", "shots", "residuals")
+    if given := [name for name in args.given if name in of_tables]:
+        raise UserError(f"--{given[0]} has no effect on the page of {what}")
+
+
+def write_search_page(args: argparse.Namespace) -> None:
+    """The page of the search in ``args.folder``.
+
+    Raises:
+        UserError: it cannot be read, or the page cannot be made.
+    """
+    refuse_of_tables(args, "a search")
+    from dassl_lite.pages.search import search_page
+
+    write_page(search_page(read_search(Path(args.folder))), Path(args.html))
+    say(f"Written to {args.html}")
+
+
 def write_run_page(args: argparse.Namespace) -> None:
     """The page of the run in ``args.folder`` or, if there is another, of what the two answer differently.
 
@@ -102,10 +125,7 @@ def write_run_page(args: argparse.Namespace) -> None:
     for folder in folders:
         if not holds_run(folder):
             raise UserError(f"'{folder}' is not the folder of a run; --html takes one of a run, or two")
-    if of_tables := [
-        name for name in args.given if name in ("metric", "split", "versus", "published", "plots", "shots", "residuals")
-    ]:
-        raise UserError(f"--{of_tables[0]} has no effect on the page of a run, which is about all its answers")
+    refuse_of_tables(args, "a run, which is about all its answers")
     from dassl_lite.pages.pair import pair_page
     from dassl_lite.pages.run import run_page
 
@@ -167,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             optional_module(module, extra, flag)  # said before anything is done
     if "html" in args.given and (not args.html or Path(args.html).is_dir()):
         raise UserError(f"--html '{args.html}' is not a file to write")
+    if args.html and not args.other and holds_search(Path(args.folder)):
+        write_search_page(args)
+        return 0
     if args.html and (args.other or holds_run(args.folder)):
         write_run_page(args)
         return 0

@@ -41,6 +41,14 @@ class Dimension:
     is_integer: bool = False
     is_log: bool = False
 
+    @classmethod
+    def of(cls, key: str, distribution: Any) -> Dimension:
+        """That of a distribution of Optuna's; see `distribution`."""
+        if hasattr(distribution, "choices"):
+            return cls(key, tuple(map(str, distribution.choices)))
+        is_integer = isinstance(distribution.low, int)
+        return cls(key, (), float(distribution.low), float(distribution.high), is_integer, bool(distribution.log))
+
     @property
     def ends(self) -> tuple[Value, ...]:
         """Values that have to be valid for all others to be."""

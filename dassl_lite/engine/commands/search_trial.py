@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,8 +95,13 @@ class Search:
     @property
     def measured_on(self) -> str:
         """Where the value of a trial is from, for people."""
-        where = f"training images left out in {self.folds} folds" if self.folds else "the validation images"
-        return f"{where}, seed{'s' * (len(self.seeds) > 1)} {' '.join(map(str, self.seeds))}"
+        return measured_on(self.folds, self.seeds)
+
+
+def measured_on(folds: int, seeds: Sequence[int]) -> str:
+    """Where the value of a trial is from, for people."""
+    where = f"training images left out in {folds} folds" if folds else "the validation images"
+    return f"{where}, seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
 
 
 @dataclass(frozen=True)

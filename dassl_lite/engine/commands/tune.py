@@ -10,13 +10,14 @@ trials as run at a time.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from dassl_lite.config import to_dict
 from dassl_lite.config.check import leaves
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.arguments import DatasetChoice, nested
-from dassl_lite.engine.commands.search_space import FIXED, NOT_SEARCHED, Value
+from dassl_lite.engine.commands.search_space import FIXED, NOT_SEARCHED, Dimension, Value
 from dassl_lite.engine.commands.search_trial import (
     COMPLETE,
     FAILED,
@@ -69,22 +70,12 @@ class Study:
         self.search, self.optuna = search, optuna_library()
         self.space = {one.key: one.distribution(self.optuna) for one in search.space}
         path = search.folder / STORE
-        try:
-            self.stored = self._open(path)
+        with _reading(path):
+            self.stored = self.optuna.create_study(
+                storage=_storage(self.optuna, path), study_name=STUDY, direction="maximize", load_if_exists=True
+            )
             self._check_same(path)
-            self.results = {one.number: one for one in map(self._result, self.stored.get_trials(deepcopy=False))}
-        except (UserError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # SQLAlchemy's are many
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path} is not the file of a search, or cannot be used: {reason}") from error
-
-    def _open(self, path: Path) -> Any:
-        from sqlalchemy.engine import URL
-
-        url = URL.create("sqlite", database=str(path)).render_as_string()
-        storage = self.optuna.storages.RDBStorage(url)
-        return self.optuna.create_study(storage=storage, study_name=STUDY, direction="maximize", load_if_exists=True)
+            self.results = {one.number: one for one in map(_result, self.stored.get_trials(deepcopy=False))}
 
     def _check_same(self, path: Path) -> None:
         """Refuse to go on with another search."""
@@ -110,21 +101,6 @@ class Study:
                     "choose another --output-dir"
                 )
         checkpoint.check_same_run(before.get("config", {}), config, path)
-
-    def _result(self, one: Any) -> Result:
-        about = one.user_attrs
-        state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED}.get(one.state.name, FAILED)
-        return Result(
-            about["number"],
-            dict(one.params),
-            state,
-            one.value if state == COMPLETE else math.nan,
-            about["metric"],
-            dict(one.intermediate_values),
-            about["runs"],
-            about["seconds"],
-            about["reason"],
-        )
 
     def _frozen(self, result: Result) -> Any:
         """A result as a trial of Optuna's."""
@@ -171,22 +147,116 @@ class Study:
     @property
     def best(self) -> Result | None:
         """The complete trial with the highest value, the first of equals; None if there is none."""
-        complete = [one for one in self.results.values() if one.state == COMPLETE]
-        return max(complete, key=lambda one: (one.value, -one.number), default=None)
+        return best_of(self.results.values())
 
     def importances(self) -> dict[str, float]:
         """How much of the differences between trials each key explains, by fANOVA; empty if there are too few."""
-        values = {one.value for one in self.results.values() if one.state == COMPLETE}
-        if len(self.space) < 2 or len(values) < 4:
+        return _importances(self.optuna, self.stored, self.results.values())
+
+
+def _result(one: Any) -> Result:
+    """A trial of Optuna's as a result."""
+    about = one.user_attrs
+    state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED}.get(one.state.name, FAILED)
+    return Result(
+        about["number"],
+        dict(one.params),
+        state,
+        one.value if state == COMPLETE else math.nan,
+        about["metric"],
+        dict(one.intermediate_values),
+        about["runs"],
+        about["seconds"],
+        about["reason"],
+    )
+
+
+def best_of(results: Iterable[Result]) -> Result | None:
+    """The complete one with the highest value, the first of equals; None if there is none."""
+    complete = [one for one in results if one.state == COMPLETE]
+    return max(complete, key=lambda one: (one.value, -one.number), default=None)
+
+
+def _importances(optuna: Any, stored: Any, results: Iterable[Result]) -> dict[str, float]:
+    complete = [one for one in results if one.state == COMPLETE]
+    if len({one.value for one in complete}) < 4 or len(complete[0].params) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = optuna.importance.get_param_importances(stored, evaluator=evaluator)
+        except (RuntimeError, ValueError, ImportError):
             return {}
-        evaluator = self.optuna.importance.FanovaImportanceEvaluator(seed=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                found = self.optuna.importance.get_param_importances(self.stored, evaluator=evaluator)
-            except (RuntimeError, ValueError, ImportError):
-                return {}
-        return {key: float(value) for key, value in found.items()}
+    return {key: float(value) for key, value in found.items()}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A context in which what is wrong with the file of a search is told in one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # SQLAlchemy's are many
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not the file of a search, or cannot be used: {reason}") from error
+
+
+def _storage(optuna: Any, path: Path) -> Any:
+    from sqlalchemy.engine import URL
+
+    return optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+
+
+@dataclass(frozen=True)
+class Record:
+    """A search as its folder holds it.
+
+    Attributes:
+        space: what was searched.
+        results: of its trials, in their order.
+        about: what it was started with, by the names of the command line.
+        importances: see `Study.importances`.
+        recipe: the text of the recipe; "" while there is none.
+    """
+
+    folder: Path
+    trainer: str
+    space: tuple[Dimension, ...]
+    results: tuple[Result, ...]
+    about: Mapping[str, Any]
+    importances: Mapping[str, float]
+    recipe: str
+
+    @property
+    def best(self) -> Result | None:
+        return best_of(self.results)
+
+
+def holds_search(folder: Path) -> bool:
+    """Whether this is the folder of a search."""
+    return (folder / STORE).is_file()
+
+
+def read_search(folder: Path) -> Record:
+    """The search in a folder, which may be under way.
+
+    Raises:
+        UserError: its file cannot be read, or no trial has ended yet.
+    """
+    optuna, path, recipe = optuna_library(), folder / STORE, folder / RECIPE
+    with _reading(path):
+        stored = optuna.load_study(study_name=STUDY, storage=_storage(optuna, path))
+        trials, about = stored.get_trials(deepcopy=False), dict(stored.user_attrs)
+        results = sorted(map(_result, trials), key=lambda one: one.number)
+        if not results:
+            raise UserError(f"{folder} holds a search of which no trial has ended yet")
+        space = tuple(Dimension.of(key, one) for key, one in trials[0].distributions.items())
+        importances = _importances(optuna, stored, results)
+        trainer = str(about["trainer"])
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    return Record(folder, trainer, space, tuple(results), about, importances, text)
 
 
 def search_all(search: Search, study: Study, each: Workers) -> None:
