@@ -32,7 +32,7 @@ from dassl_lite.engine.contract.keys import Key
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, is_searched, no_search, range_keys
 from dassl_lite.models.key_value_cache import KeyValueCache
 from dassl_lite.trainers.tip_adapter import grid
-from dassl_lite.utils import UserError, get_logger, write_json
+from dassl_lite.utils import UserError, get_logger
 
 logger = get_logger(__name__)
 
@@ -261,8 +261,8 @@ class APE(FeatureTrainer):
             best["gamma"] = gammas[k[0]]
             self.head.gamma.fill_(best["gamma"])
         logger.info("Search on the *val* set: " + ", ".join(f"{name} {value:.4g}" for name, value in best.items()))
-        path = Path(self.output_dir) / self.model_name / f"search-{self.epoch + 1}.json"
-        write_json({**best, "betas": betas, "alphas": alphas, "gammas": gammas, "grid": found.tolist()}, path)
+        tried = {**best, "betas": betas, "alphas": alphas, "gammas": gammas, "grid": found.tolist()}
+        self.write_found(tried, f"search-{self.epoch + 1}.json")
 
 
 @TRAINER_REGISTRY.register()

@@ -53,7 +53,7 @@ from dassl_lite.trainers.proker import ProKeR
 from dassl_lite.trainers.taskres import TaskRes
 from dassl_lite.trainers.tip_adapter import TipAdapter
 from dassl_lite.trainers.zero_shot import ZeroshotCLIP
-from dassl_lite.utils import UserError, get_logger, write_json
+from dassl_lite.utils import UserError, get_logger
 from dassl_lite.utils.logger import ROOT_NAME
 
 logger = get_logger(__name__)
@@ -266,7 +266,7 @@ class Auto(FeatureTrainer):
         headers = ["method", "settings", "accuracy %", "log loss", "temperature", "weight"]
         table = tabulate(rows, headers, floatfmt=("", "", ".2f", ".3f", "g", ".3f"))
         logger.info(f"Auto's choice ({how}):\n{table}")
-        write_json(self.explanation(), Path(self.output_dir) / self.model_name / "choice.json")
+        self.write_found(self.explanation(), "choice.json")
 
     def explanation(self) -> list[dict[str, Any]]:
         """One row per candidate, as plain values."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
 from dassl_lite.models import gaussian_discriminant as gaussian
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -156,7 +156,7 @@ class GDA(FeatureTrainer):
         alpha = ALPHAS[correct.index(best)] if best else START
         logger.info(f"alpha {alpha:g}, chosen by {by}: accuracy {100 * best:.2f}%")
         found = {"alpha": alpha, "by": by, "alphas": ALPHAS, "accuracies": [100 * share for share in correct]}
-        write_json(found, Path(self.output_dir) / self.model_name / "search.json")
+        self.write_found(found, "search.json")
         return alpha
 
     def can_leave_out(self, labels: Tensor) -> bool:

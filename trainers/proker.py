@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, one_of
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, range_keys
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -169,7 +169,7 @@ class ProKeR(FeatureTrainer):
         logger.info(f"beta {beta:g}, lambda {penalty:g}, temperature {temperature:g}; searched by: {by}")
         grid = [[one[2], one[3], one[0]] for one in tried]
         kept = {"beta": beta, "lambda": penalty, "by": by, "measure": node.MEASURE, "grid": grid}
-        write_json(kept, Path(self.output_dir) / self.model_name / "search.json")
+        self.write_found(kept, "search.json")
 
     def grid(self) -> tuple[list[float], list[float]]:
         """The betas and the lambdas that are tried."""

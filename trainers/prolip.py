@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, no_search
 from dassl_lite.models.image_tower import Projection
 from dassl_lite.optim import build_optimizer
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -172,9 +171,7 @@ class ProLIP(FeatureTrainer):
         self.epoch = 0
         rate, penalty, best = max(tried, key=lambda one: one[2])
         logger.info(f"lr {rate:g}, lambda {penalty:g}: accuracy {best:.2f}% on the *val* set")
-        write_json(
-            {"lr": rate, "lambda": penalty, "grid": tried}, Path(self.output_dir) / self.model_name / "search.json"
-        )
+        self.write_found({"lr": rate, "lambda": penalty, "grid": tried}, "search.json")
         self.restart(start, rate, penalty)
         head.requires_grad_(True)
 

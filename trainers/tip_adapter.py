@@ -13,15 +13,13 @@ selected on the test set.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS, is_searched, range_keys
 from dassl_lite.models.key_value_cache import KeyValueCache
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -80,8 +78,7 @@ class TipAdapter(FeatureTrainer):
         logger.info(f"Search on the *val* set: alpha {alpha:.2f}, beta {beta:.2f}, accuracy: {best:.2f}%")
         self.head.set_alpha_beta(alpha, beta)
         found = {"alpha": alpha, "beta": beta, "accuracy": best, "alphas": alphas, "betas": betas}
-        path = Path(self.output_dir) / self.model_name / f"search-{self.epoch + 1}.json"
-        write_json({**found, "grid": accuracies.tolist()}, path)
+        self.write_found({**found, "grid": accuracies.tolist()}, f"search-{self.epoch + 1}.json")
 
 
 @TRAINER_REGISTRY.register()

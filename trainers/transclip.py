@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, idle_if, key, number
 from dassl_lite.models.heads import FixedPrototypes
 from dassl_lite.models.transduction import Mixture, log_shares
-from dassl_lite.utils import get_logger, write_json
+from dassl_lite.utils import get_logger
 
 logger = get_logger(__name__)
 
@@ -128,7 +128,7 @@ class TransCLIP(FeatureTrainer):
         self.head.gamma.fill_(GAMMAS[correct.index(best)])
         logger.info(f"gamma {self.head.gamma.item():g}, chosen on the *val* set: accuracy {100 * best:.2f}%")
         tried = {"gamma": GAMMAS[correct.index(best)], "gammas": GAMMAS, "accuracies": [100 * one for one in correct]}
-        write_json(tried, Path(self.output_dir) / self.model_name / "search.json")
+        self.write_found(tried, "search.json")
 
     @torch.no_grad()
     def transduce(self, features: Tensor, logits: Tensor) -> Tensor:

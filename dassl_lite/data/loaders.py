@@ -194,11 +194,13 @@ class ImageLoader(DataLoader[Item]):
         device: where images and labels are wanted; None leaves them on the CPU, as Dassl does. On a GPU, images are
             copied without waiting and normalised there.
         keep_empty_batches: return an empty dict for a batch without any readable image, instead of skipping the batch.
+        instead: asked for each batch, and told whether it lacks an image; may give other indices to read in its place.
         skipped: the reason for each unreadable image, by path.
     """
 
     device: torch.device | None = None
     keep_empty_batches: bool = False
+    instead: Callable[[bool], Sequence[int] | None] | None = None
     skipped: dict[str, str]
 
     def __init__(self, dataset: Dataset[Item], *, on_error: str = "stop", **options: Any) -> None:
@@ -234,6 +236,9 @@ class ImageLoader(DataLoader[Item]):
         before = len(self.skipped)
         for batch in batches:
             unreadable = batch.pop(_UNREADABLE, ()) if isinstance(batch, dict) else ()
+            if self.instead is not None and (indices := self.instead(bool(unreadable))) is not None:
+                batch = _collate(self._finish, self.dataset.__getitems__(indices))  # type: ignore[attr-defined]
+                unreadable = batch.pop(_UNREADABLE, ())
             for path, reason in unreadable:
                 if self.on_error == "stop":
                     del batches  # otherwise the traceback keeps the workers alive for 5 s

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dassl_lite.utils.env import world_size
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 
@@ -61,7 +62,7 @@ def pick(wanted: bool) -> torch.device:
             "Running on Apple's GPU (mps). If it lacks an operation, set PYTORCH_ENABLE_MPS_FALLBACK=1: then the CPU "
             "does it, and torch warns; or set USE_CUDA False"
         )
-    if kind in ("mps", "xpu") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if kind in ("mps", "xpu") and world_size() > 1:
         _tell_once(f"Several processes share a run on CUDA or on the CPU only, not on {kind}: running on the CPU")
         kind = ""
     return torch.device(kind or "cpu")

@@ -51,6 +51,11 @@ def usable_cores() -> int:
     return max(1, cores // int(local)) if local.isdecimal() and int(local) else max(1, cores)
 
 
+def world_size() -> int:
+    """Number of processes of this run; torchrun starts several."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes hand each other
 
 

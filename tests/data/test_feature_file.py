@@ -98,6 +98,34 @@ def test_every_field_survives_writing_and_reading(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "y.npz"]  # nothing half-written stays
 
 
+def test_several_processes_map_the_arrays_of_a_file_and_read_the_same(tmp_path, monkeypatch):
+    path = saved(tmp_path, val_features=np.asfortranarray(arrays()["val_features"]))
+    alone = read_feature_file(path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    mapped = read_feature_file(path)
+    for name, part in alone.parts.items():
+        assert np.array_equal(mapped.parts[name].views, part.views)
+        assert np.array_equal(mapped.parts[name].labels, part.labels)
+    assert [lies_in_a_file(mapped.parts[name].views) for name in ("train", "val", "test")] == [True, False, True]
+    assert not lies_in_a_file(alone.parts["test"].views)
+    mapped.parts["test"].views[:] = 0  # in this process alone
+    assert np.array_equal(read_feature_file(path).parts["test"].views, alone.parts["test"].views)
+    damaged = bytearray(path.read_bytes())
+    start = damaged.index(alone.parts["test"].views.tobytes())
+    damaged[start] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="the array test_features is damaged"):
+        read_feature_file(path)
+
+
+def lies_in_a_file(array: Any) -> bool:
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
+
+
 def test_numbers_of_another_byte_order_are_read(tmp_path):
     swapped = arrays()["test_features"].astype(">f4")
     file = read_feature_file(saved(tmp_path, test_features=swapped))

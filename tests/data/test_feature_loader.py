@@ -52,6 +52,17 @@ def test_batches_are_those_of_an_image_loader_without_what_was_skipped(shuffled:
         assert torch.equal(batch["domain"], batch["index"] % 2)
 
 
+def test_batches_of_features_that_begin_at_an_odd_byte_are_copied() -> None:
+    loader = make_loader(shuffled=False)
+    raw = torch.zeros(loader.views.nbytes + 1, dtype=torch.uint8).numpy()[1:]
+    odd = torch.from_numpy(raw.view("f4").reshape(loader.views.shape))
+    loader._views = odd.copy_(loader.views)
+    assert odd.data_ptr() % 2
+    for batch in loader:
+        assert batch["feature"].data_ptr() % 16 == 0
+        assert torch.equal(batch["feature"], odd[0][batch["index"]])
+
+
 def test_batches_in_order_are_not_copied() -> None:
     loader = make_loader(shuffled=False)
     storage = loader.views.untyped_storage().data_ptr()

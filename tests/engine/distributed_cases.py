@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from toy import make_images, toy_config, toy_trainer
 
-from dassl_lite.data.feature_cache import extract
+from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore, extract
 from dassl_lite.engine import build_trainer
+from dassl_lite.engine.build import make_config
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.evaluation import EVALUATOR_REGISTRY, Classification
 from dassl_lite.utils import set_random_seed
@@ -114,16 +118,53 @@ def on_cached_features(folder: Path) -> dict[str, Any]:
     }
 
 
-def without_a_cache(folder: Path, name: str) -> dict[str, Any]:
+def without_a_cache(folder: Path, name: str, *more: str) -> dict[str, Any]:
     """A method that encodes the images of its batches: evaluated before training, and what training ends with."""
-    data = make_images(folder / f"images_{name}")
-    options = ("DATASET.FEATURES.VIEWS", "0", *PLAIN, "OPTIM.MAX_EPOCH", "2")
+    data = make_images(folder / "_".join(("images", name, *more[1::2])))
+    if "skip" in more:
+        (data / "train" / "red" / "1.png").write_bytes(b"no picture")
+    options = ("DATASET.FEATURES.VIEWS", "0", *PLAIN, "OPTIM.MAX_EPOCH", "2", *more)
     steps = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "TRAINER.CLIPLoRA.DROPOUT", "0.0")
     trainer = method(folder, name, data, *options, *(steps if name == "CLIPLoRA" else ()))
     found: dict[str, Any] = {"zero_shot": trainer.zero_shot(), "evaluated": evaluations(trainer, "test", "val")}
     found["encoded"] = trainer.encoded
     trainer.train()
     return {**found, "trained": trainer.head.state_dict()}
+
+
+def private_megabytes() -> float:
+    """Of this process's memory, what no file stands behind."""
+    gc.collect()
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("Linux tells")
+
+
+def memory_held(folder: Path) -> dict[str, float]:
+    """MiB that 64 MiB of features take, of a feature file after a test on all of it, and of the cache."""
+    path, stream = folder / "many.npz", np.random.default_rng(0)
+    labels = np.arange(2**13) % 2
+    arrays = {"classnames": ["one", "other"], "text_weights": np.eye(2, 2048, dtype="f4"), "train_labels": labels[:8]}
+    wide = stream.standard_normal((len(labels), 2048), dtype="f4")
+    arrays |= {"train_features": wide[:8], "test_features": wide, "test_labels": labels}
+    distributed.on_first(functools.partial(np.savez, path, **arrays))
+    del wide, arrays
+    found, before = {}, private_megabytes()
+    flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(folder / "many"), "VERBOSE": False}
+    flags |= {"DATALOADER": {"TEST": {"BATCH_SIZE": 1024}}}
+    trainer = build_trainer(make_config(trainer="ZeroshotCLIP", flags=flags))
+    trainer.test()
+    found["file"] = private_megabytes() - before
+    del trainer
+    (picture, *_) = sorted((make_images(folder / "few") / "train").rglob("*.png"))
+    spec = FeatureSpec("wide", "", lambda image: torch.zeros(3, 1, 1), "none")
+    before = private_megabytes()
+    store = FeatureStore(spec, folder / "wide_cache", processes=distributed.process_group(), shows_progress=False)
+    features = store.fetch([picture], lambda inputs: torch.ones(len(inputs), 2**24))
+    assert features.tensor.sum() == 2**24
+    found["cache"] = private_megabytes() - before
+    return found
 
 
 def run_all(folder: Path) -> dict[str, Any]:
@@ -136,4 +177,7 @@ def run_all(folder: Path) -> dict[str, Any]:
         "TaskRes": without_a_cache(folder, "TaskRes"),
         "CLIPLoRA": without_a_cache(folder, "CLIPLoRA"),
         "ProGrad": without_a_cache(folder, "ProGrad"),
+        "odd": without_a_cache(folder, "TaskRes", "DATASET.NUM_SHOTS", "5", "DATALOADER.TRAIN_X.BATCH_SIZE", "32"),
+        "unreadable": without_a_cache(folder, "TaskRes", "DATASET.ON_ERROR", "skip"),
+        "memory": memory_held(folder),
     }

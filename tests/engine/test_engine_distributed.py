@@ -14,6 +14,7 @@ from typing import Any
 
 import distributed_cases
 import numpy as np
+import process_table
 import pytest
 import torch
 from toy import make_images, toy_trainer
@@ -73,7 +74,7 @@ def two_processes(body: str, output: Path, **values: Any) -> list[Any]:
     errors = [""] * 2
 
     def wait(rank: int) -> None:  # one that fails would leave the other waiting
-        errors[rank] = processes[rank].communicate(timeout=240)[1]
+        errors[rank] = processes[rank].communicate(timeout=1800)[1]
         if processes[rank].returncode:
             processes[1 - rank].kill()
 
@@ -97,10 +98,10 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def test_every_process_takes_an_equal_share_of_each_batch() -> None:
+def test_every_process_takes_an_equal_share_of_each_batch_or_all_of_it() -> None:
     batches = [[0, 1, 2, 3], [4, 5, 6], [7]]
     shares = [list(ShareOfBatches(batches, rank, 2)) for rank in range(2)]
-    assert shares == [[[0, 2], [4]], [[1, 3], [5]]]
+    assert shares == [[[0, 2], [4, 5, 6], [7]], [[1, 3], [4, 5, 6], [7]]]
 
 
 def test_when_a_process_dies_the_others_print_one_line(
@@ -241,6 +242,30 @@ def test_methods_on_images_evaluate_as_one_process_does_and_share_the_work(cases
 
 
 @pytest.mark.slow
+def test_a_batch_without_equal_shares_is_taken_whole_by_every_process(cases: Any) -> None:
+    one, two, _ = cases
+    assert same([rank["odd"]["trained"] for rank in two], [one["odd"]["trained"]] * 2)
+
+
+@pytest.mark.slow
+def test_a_training_image_that_one_process_cannot_read_is_left_out_by_all(cases: Any) -> None:
+    one, two, _ = cases
+    trained = [rank["unreadable"]["trained"] for rank in two]
+    assert same(*trained)
+    for key, value in one["unreadable"]["trained"].items():
+        torch.testing.assert_close(trained[0][key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what memory is shared")
+@pytest.mark.parametrize("source", ["file", "cache"])
+def test_two_processes_have_one_copy_of_the_features(cases: Any, source: str) -> None:
+    one, two, _ = cases
+    assert one["memory"][source] > 48, "most of 64 MiB"
+    assert two[1]["memory"][source] < 32
+
+
+@pytest.mark.slow
 def test_processes_stay_on_one_order_of_the_images_whatever_their_augmentations_draw(cases: Any) -> None:
     _, two, _ = cases
     for epoch in range(3):
@@ -248,6 +273,17 @@ def test_processes_stay_on_one_order_of_the_images_whatever_their_augmentations_
         assert len(seen[0]) == len(seen[1]) == 8  # 18 images make 4 batches of 4
         assert not set(seen[0]) & set(seen[1])
     assert torch.equal(two[0]["augmented"]["weight"], two[1]["augmented"]["weight"])
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_the_guide_says_with_every_method() -> None:
+    written = process_table.written()
+    every = process_table.methods()
+    assert {method for method, _ in written} == {*every}, "renew with: python tests/process_table.py --write"
+    # On features where the method takes them, else on images; all cells are run to write the table.
+    refusing = {method for method in every if written[method, "features"] == process_table.REFUSED}
+    cells = [(method, "images" if method in refusing else "features") for method in every]
+    assert process_table.compared(cells) == {cell: written[cell] for cell in cells}
 
 
 ALONE = """

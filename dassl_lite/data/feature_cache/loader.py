@@ -24,6 +24,7 @@ from dassl_lite.utils.logger import get_logger
 logger = get_logger(__name__)
 
 _BLOCK = 8192  # rows that are read from disk together
+_ALIGNED = 16  # bytes; every allocator's memory begins at a multiple
 _MOST_OF_A_GPU = 0.25  # of its memory, for the features of a split; the rest is for encoders and what training keeps
 
 
@@ -106,8 +107,9 @@ class FeatureLoader:
         if view.device != self.device and self.device.type == "cuda":
             yield from self._from_host(view, order, [0, *ends])
             return
-        # Then batches are slices, and nothing is copied but the first: it shows whether its user writes into it.
-        in_order = torch.equal(order, torch.arange(view.shape[0]))
+        # Then batches are slices, and nothing is copied but the first: it shows whether its user writes into it. But
+        # what is mapped from a file may begin at any byte, where products are rounded in another way.
+        in_order = view.data_ptr() % _ALIGNED == 0 and torch.equal(order, torch.arange(view.shape[0]))
         order = order.to(self.device)
         for start, end in pairwise([0, *ends]):
             if end > start:

@@ -24,6 +24,7 @@ logger = get_logger(__name__)
 
 COMMIT_BYTES = 64 << 20
 COMMIT_SECONDS = 5.0
+_ELSEWHERE = -1, -1  # a row that another process holds
 
 
 class Rows:
@@ -33,11 +34,15 @@ class Rows:
         disk: where rows are kept; None keeps them in memory only.
         commit_seconds: how much work a killed process may lose, in seconds.
         writes: False leaves writing to another process and keeps new rows in memory.
+        holds: False leaves that too to another process; of new rows it is known that they are there.
     """
 
-    def __init__(self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool) -> None:
+    def __init__(
+        self, disk: ShardStore | None, commit_seconds: float = COMMIT_SECONDS, *, writes: bool, holds: bool = True
+    ) -> None:
         self._disk = disk
         self._writable = writes and disk is not None
+        self._holds = holds
         self._commit_seconds = commit_seconds
         self._memory: dict[ImageFile, tuple[int, int]] = {}  # block, row
         self._blocks: list[np.ndarray] = []
@@ -84,6 +89,9 @@ class Rows:
         if self.layout not in (None, layout):
             raise ValueError(f"the encoder returned {layout}, but the other rows are {self.layout}")
         self._layout = layout
+        if not self._holds:
+            self._memory.update(dict.fromkeys(images, _ELSEWHERE))
+            return
         self._pending.append((images, layout.bits(features)))
         due = time.monotonic() - self._committed >= self._commit_seconds
         if due or sum(bits.nbytes for _, bits in self._pending) >= COMMIT_BYTES:
@@ -123,8 +131,10 @@ class Rows:
 
     def forget(self, images: Sequence[ImageFile]) -> None:
         """Drop rows that are damaged on disk."""
+        for image in images:
+            self._memory.pop(image, None)
         if self._disk is not None:
-            self._disk.forget(images)
+            self._disk.forget([image for image in images if image in self._disk])
 
     def _commit(self) -> None:
         if not self._pending:

@@ -63,6 +63,18 @@ class ProcessGroup:
         return [item]
 
     @property
+    def holder(self) -> int:
+        """The process of this machine that makes what the processes of the machine share."""
+        return self.rank
+
+    def shared(self, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor on the CPU that `holder` makes, in memory that the processes of a machine share.
+
+        Every process has to call it. What one writes into it, others do not see.
+        """
+        return make()
+
+    @property
     def share(self) -> slice:
         """The items of a list that this process works on: every ``size``-th one."""
         return slice(self.rank, None, self.size)
@@ -155,11 +167,12 @@ class FeatureStore:
         disk = None if self.folder is None else ShardStore(self.folder, spec.describe())
         self._processes = processes or ProcessGroup()
         self._shows_progress = shows_progress
-        self._rows = Rows(disk, commit_seconds, writes=self._processes.rank == 0)
+        role = {"writes": self._processes.rank == 0, "holds": self._processes.rank == self._processes.holder}
+        self._rows = Rows(disk, commit_seconds, **role)
         under = None
         if self.folder is not None:
             under = ShardStore(self.folder / STATES, {**spec.describe(), "field": STATES})
-        self._states = Rows(under, commit_seconds, writes=self._processes.rank == 0)
+        self._states = Rows(under, commit_seconds, **role)
 
     def fetch(
         self,
@@ -209,8 +222,9 @@ class FeatureStore:
             features, damaged = self._gather(fields[-1], files)
             if damaged:
                 logger.warning(f"Damaged rows in the feature cache {self.folder}, extracted again: {len(damaged)}")
-                fields[-1].forget(damaged)
-            if not any(self._processes.gather(bool(damaged))):
+            found = self._processes.gather(damaged)
+            fields[-1].forget(found[self._processes.holder])
+            if not any(found):
                 if on_error == "skip":
                     warn_of_skipped(errors)
                 return dataclasses.replace(features, errors=errors)
@@ -276,11 +290,16 @@ class FeatureStore:
         )
 
     def _gather(self, rows: Rows, files: Sequence[ImageFile | None]) -> tuple[Features, list[ImageFile]]:
-        """The features of the files that have a row; and the files whose row is damaged."""
+        """The features of the files that have a row; and the files whose row is damaged, if this process reads them."""
         kept = np.array([file is not None and file in rows for file in files], dtype=bool)
         chosen = [file for file in files if file is not None and file in rows]
-        tensor, damaged = rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
-        return Features(tensor, torch.from_numpy(kept)), damaged
+        damaged: list[ImageFile] = []
+
+        def read() -> Tensor:
+            tensor, damaged[:] = rows.gather(chosen, np.flatnonzero(kept), self.spec.views, len(files))
+            return tensor
+
+        return Features(self._processes.shared(read), torch.from_numpy(kept)), damaged
 
 
 def _add(rows: Rows, images: Sequence[ImageFile], values: Tensor) -> None:

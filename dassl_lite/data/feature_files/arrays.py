@@ -17,12 +17,15 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 from dassl_lite.data.splits import check_name
+from dassl_lite.utils.env import world_size
 from dassl_lite.utils.errors import MISFITS, UserError, nearest
 from dassl_lite.utils.files import PathLike, open_file
 
 Array = np.ndarray[Any, Any]
 
 _ROWS = 65536  # checked for NaN at a time
+_CHUNK = 1 << 20  # bytes of a checksum at a time
+_LENGTHS = 26  # where a member's local header has the lengths of what follows it
 _GROWTH, _ALLOWANCE = 64, 256 << 20  # bytes that a file may unpack to: per byte of it, and in any case
 _KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _ENCRYPTED = 0x1
@@ -97,7 +100,9 @@ class Arrays:
             self.refuse(name, "is encrypted, or compressed in a way that numpy does not write")
         try:
             with self._archive.open(info) as member:
-                self._check_header(name, member, info.file_size)
+                shape, by_column, dtype, start = self._check_header(name, member, info.file_size)
+                if world_size() > 1 and info.compress_type == zipfile.ZIP_STORED and not by_column and shape:
+                    return self._mapped(info, member, start, shape, dtype)
             with self._archive.open(info) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
         except UserError:
@@ -105,20 +110,43 @@ class Arrays:
         except BROKEN as error:
             self.refuse(name, f"is damaged ({_reason(error)})")
 
-    def _check_header(self, name: str, member: IO[bytes], size: int) -> None:
-        """Refuse an array whose header promises more or less than its ``size`` bytes, before memory is taken."""
+    def _mapped(
+        self, info: zipfile.ZipInfo, member: IO[bytes], start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> Array:
+        """An array as it lies in the file, of which several processes then have one copy in memory.
+
+        Args:
+            member: of the archive, read up to its first number.
+            start: of that number in the member.
+        """
+        while member.read(_CHUNK):  # at its end its checksum is compared
+            pass
+        with open_file(self.path) as file:
+            file.seek(info.header_offset + _LENGTHS)
+            lengths = struct.unpack("<HH", file.read(4))  # of the name and of what is extra, behind the local header
+            first = info.header_offset + _LENGTHS + 4 + sum(lengths) + start
+            return np.memmap(file, dtype, "c", first, shape).view(np.ndarray)
+
+    def _check_header(
+        self, name: str, member: IO[bytes], size: int
+    ) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+        """Shape, whether it is stored by column, type, and where the numbers begin.
+
+        An array whose header promises more or less than its ``size`` bytes is refused, before memory is taken.
+        """
         if member.read(6) != b"\x93NUMPY":
             self.refuse(name, "is not an .npy array")
         version = tuple(member.read(2))
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
             self.refuse(name, "has a version that numbers and texts do not need")
-        shape, _, dtype = readers[version](member)
+        shape, by_column, dtype = readers[version](member)
         if dtype.hasobject:
             self.refuse(name, "contains Python objects, which are never loaded; save it as numbers or text")
         promised, there = math.prod(shape) * dtype.itemsize, size - member.tell()
         if promised != there:
             self.refuse(name, f"is damaged: its shape {shape} needs {promised:,} bytes, and there are {there:,}")
+        return shape, by_column, dtype, member.tell()
 
     def texts(self, name: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """A list of texts; ``default`` if there is no such array."""

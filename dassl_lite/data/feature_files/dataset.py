@@ -95,12 +95,12 @@ class FeatureDataset(FolderDataset):
             UserError: ``augmented`` is False, but the file has augmented views only.
         """
         stored, rows = self.stored(items, augmented, states)
-        if isinstance(stored, RowShards):
-            return Features(torch.from_numpy(stored[:, rows]), torch.ones(len(items), dtype=torch.bool))
-        whole = np.array_equal(rows, np.arange(stored.shape[1]))  # then nothing is copied
-        return Features(
-            torch.from_numpy(stored if whole else stored[:, rows]), torch.ones(len(items), dtype=torch.bool)
-        )
+        found = stored if _is_whole(stored, rows) else stored[:, rows]
+        return Features(torch.from_numpy(found), torch.ones(len(items), dtype=torch.bool))
+
+    def holds(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> bool:
+        """Whether the dataset has what `fetch` gives in memory already, so that nothing is copied."""
+        return _is_whole(*self.stored(items, augmented, states))
 
     def stored(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> tuple[Any, Any]:
         """The stored features (V, N, D) of the split of ``items``, and the numbers (n,) of their rows."""
@@ -192,6 +192,11 @@ def with_templates_of_dataset(file: FeatureFile) -> FeatureFile:
     if file.templates != (PLAIN_TEMPLATE,) or name not in DATASET_REGISTRY:
         return file
     return dataclasses.replace(file, templates=(DATASET_REGISTRY.get(name).template,))
+
+
+def _is_whole(stored: Any, rows: Array) -> bool:
+    """Whether these rows are an array in memory as it is."""
+    return not isinstance(stored, RowShards) and np.array_equal(rows, np.arange(stored.shape[1]))
 
 
 def _split_and_row(item: Datum) -> tuple[str, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dassl_lite.data import DatasetBase, Datum, describe, is_random
-from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore
+from dassl_lite.data.feature_cache import Features, FeatureSpec, FeatureStore, ProcessGroup
 from dassl_lite.data.feature_cache.loader import FeatureLoader, StreamedFeatureLoader
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.transforms import undescribed
@@ -239,8 +239,9 @@ class FeatureSource:
             states: which of the two; None: as the source was made.
         """
         states = self.states if states is None else states
+        processes = distributed.process_group()
         if isinstance(self.dataset, FeatureDataset):
-            return self.dataset.fetch(items, augmented=is_random(transform), states=states)
+            return self._of_file(self.dataset, processes, items, is_random(transform), states)
         if transform is None:
             raise UserError(
                 "INPUT.NO_TRANSFORM True leaves images as they are, but features are of images of the backbone's size; "
@@ -262,7 +263,6 @@ class FeatureSource:
                 "The features are not kept for other runs: the transform depends on what may change unseen "
                 f"({', '.join(lost)})"
             )
-        processes = distributed.process_group()
         distributed.meet("the extraction of features")
         store = FeatureStore(spec, folder, processes=processes, shows_progress=self.shows_progress)
         paths = [item.impath for item in items]
@@ -272,6 +272,18 @@ class FeatureSource:
             features = store.fetch(paths, encode, device=self.device, states=states, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
         return features
+
+    @staticmethod
+    def _of_file(
+        dataset: FeatureDataset, processes: ProcessGroup, items: Sequence[Datum], augmented: bool, states: bool
+    ) -> Features:
+        """Those of a feature file: where it is mapped, as they lie in it; of a part of its rows, one copy for all
+        processes of a machine."""
+        if processes.size == 1 or dataset.holds(items, augmented, states):
+            return dataset.fetch(items, augmented, states)
+        distributed.meet("the reading of features")
+        tensor = processes.shared(lambda: dataset.fetch(items, augmented, states).tensor)
+        return Features(tensor, torch.ones(len(items), dtype=torch.bool))
 
     def loader(
         self,

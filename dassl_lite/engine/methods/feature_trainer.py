@@ -45,6 +45,7 @@ from dassl_lite.engine.methods.feature_source import (
     precision_on,
     wrong_size_told,
 )
+from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
 from dassl_lite.metrics import compute_accuracy
@@ -65,7 +66,7 @@ from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
 from dassl_lite.optim.scaled_step import scaled_step
 from dassl_lite.utils import devices, torchtools
 from dassl_lite.utils.errors import UserError, shown
-from dassl_lite.utils.files import cache_root
+from dassl_lite.utils.files import cache_root, write_json
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.meters import unread
 
@@ -769,6 +770,11 @@ class FeatureTrainer(TrainerX):
         return F.normalize(weights, dim=-1)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def write_found(self, found: Any, name: str) -> None:
+        """Keep plain values that the method has found as a JSON file of this name beside its checkpoints."""
+        if distributed.rank() == 0:
+            write_json(found, Path(self.output_dir) / self.model_name / name)
 
     def method_results(self) -> dict[str, Any]:
         """What a method adds to ``results.json``, as plain values."""

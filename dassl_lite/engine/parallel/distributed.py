@@ -3,42 +3,46 @@
     torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
 
 Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
-models stay equal. Evaluation and feature extraction distribute whole batches, so every number equals that of a single
-process, bit for bit. Training on cached features is too cheap to split: every process does the same work. Only rank 0
-writes files. Without torchrun, none of this has an effect.
+models stay equal. A batch that has no equal shares is taken whole by every process. Evaluation and feature extraction
+distribute whole batches, so every number equals that of a single process, bit for bit. Training on cached features is
+too cheap to split: every process does the same work, on one copy of the features. Only rank 0 writes files. Without
+torchrun, none of this has an effect.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
+import socket
+import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from dassl_lite.data.feature_cache import ProcessGroup
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.utils import devices
+from dassl_lite.utils.env import world_size as world_size  # also this module's
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.seeding import random_states, restore_random_states
 
 T = TypeVar("T")
+logger = get_logger(__name__)
 
 # A process may wait for another run that extracts the same features; if one dies, torchrun ends the others.
 _PATIENCE = timedelta(hours=12)
 _ENDED = "its end"
+_WORTH_A_FILE = 1 << 20  # bytes
 _meetings: Meetings | None = None  # of this process with the others of its run
-
-
-def world_size() -> int:
-    """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
@@ -146,6 +150,53 @@ class _Torchrun(ProcessGroup):
         dist.all_gather_object(found, item)
         return found
 
+    @property
+    def holder(self) -> int:
+        return _holder(self.rank)
+
+    def shared(self, make: Callable[[], Tensor]) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            made = make().contiguous() if self.rank == self.holder else None
+            found = self.gather(None if made is None else _offered(made, stack))[self.holder]
+            assert found is not None, "its holder has made it"
+            if isinstance(found, Tensor):
+                return found
+            mapped = torch.from_file(found.path, shared=False, size=found.shape.numel(), dtype=found.dtype)
+            self.gather(None)  # the file may go once all have it
+        return mapped.view(found.shape)
+
+
+@functools.cache
+def _holder(rank: int) -> int:
+    """The first process on the machine of the process ``rank``, which this is; all processes have to ask."""
+    machine = socket.gethostname(), os.environ.get("GROUP_RANK", "")
+    return _Torchrun().gather(machine).index(machine)
+
+
+class _Mapped(NamedTuple):
+    """A file of a tensor's numbers."""
+
+    path: str
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _offered(tensor: Tensor, stack: contextlib.ExitStack) -> Tensor | _Mapped:
+    """What the other processes get of a tensor: a file that is there within the context; of a small one, itself."""
+    if tensor.nbytes < _WORTH_A_FILE:
+        return tensor
+    try:
+        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dassl-lite-"))  # noqa: SIM115
+        file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+        file.flush()
+    except OSError as error:
+        logger.warning(
+            f"{tempfile.gettempdir()} has no room for {tensor.nbytes / 2**20:.0f} MiB of features that the processes "
+            f"would share ({error.strerror or error}): each gets a copy. TMPDIR names another folder"
+        )
+        return tensor
+    return _Mapped(file.name, tensor.shape, tensor.dtype)
+
 
 def process_group() -> ProcessGroup:
     """This process among those of its run; alone without torchrun."""
@@ -196,25 +247,38 @@ def average_gradients(models: Iterable[nn.Module]) -> None:
 
 
 class ShareOfBatches(Sampler[list[int]]):
-    """This process's equal share of every batch of another sampler.
+    """This process's equal share of every batch of another sampler; the whole of a batch that has none.
+
+    So the mean of the processes' gradients is that of the batch.
 
     Args:
         batches: yields the same lists of indices in every process.
+
+    Attributes:
+        given: the batches that shares were given of, whole, the first one first; None: they are not kept.
     """
 
     def __init__(self, batches: Any, rank: int, world: int) -> None:
         self.batches, self.rank, self.world = batches, rank, world
+        self.given: deque[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         same_random_states()
+        if self.given is not None:
+            self.given.clear()
         for batch in self.batches:
-            # Splitting a last batch unequally would weigh its images unequally.
-            share = len(batch) // self.world * self.world
-            if share:
-                yield batch[self.rank : share : self.world]
+            if self.given is not None:
+                self.given.append(batch)
+            yield batch if len(batch) % self.world else batch[self.rank :: self.world]
+
+    def instead(self, lacks: bool) -> list[int] | None:
+        """The whole of the next batch, if any process ``lacks`` an image of its share; all processes have to ask."""
+        assert self.given is not None, "they are kept"
+        whole = self.given.popleft()
+        return whole if any(process_group().gather(lacks)) else None
 
 
 def shared_loader(loader: ImageLoader) -> ImageLoader:
@@ -230,4 +294,8 @@ def shared_loader(loader: ImageLoader) -> ImageLoader:
         raise UserError(
             f"DATALOADER.TRAIN_X.BATCH_SIZE {loader.batch_size} cannot be shared equally by {world} processes"
         )
-    return loader.with_batches(ShareOfBatches(loader.batch_sampler, rank(), world))
+    shares = ShareOfBatches(loader.batch_sampler, rank(), world)
+    shared = loader.with_batches(shares)
+    if loader.on_error == "skip":
+        shares.given, shared.instead = deque(), shares.instead
+    return shared
