@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             app = page.app()
             say(f"Open {address_of(found)} in a browser; Ctrl-C ends it")
             logging.getLogger(ROOT_NAME).handlers.clear()  # visitors are told on the page, and nobody else
-            serve(app, found)
+            with meanwhile(rehearse, start):
+                serve(app, found)
     return 0
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[..., None], *args: Any) -> Iterator[None]:
+    """Work in a thread of its own; leaving waits for its end."""
+    thread = threading.Thread(target=work, args=args)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def rehearse(start: Callable[[], Session]) -> None:
+    """Train once before a visitor does, who then does not wait for libraries to load."""
+    with contextlib.closing(start()) as session:
+        if isinstance(session, Teaching):
+            session.rehearse()
 
 
 def sessions(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], Session], str]:

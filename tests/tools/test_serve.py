@@ -164,6 +164,28 @@ def test_what_is_taught_is_measured_on_pictures_left_out_and_leaves_no_trace(les
     assert list(tmp_path.iterdir()) == []
 
 
+LOADED = """
+import sys
+from pathlib import Path
+from dassl_lite.tools import serve
+start, _ = serve.sessions(serve.make_parser().parse_args([]), Path(sys.argv[1]))
+serve.rehearse(start)
+before = set(sys.modules)
+lesson = start()
+lesson.load_example()
+lesson.train()
+lesson.close()
+print(sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.slow
+def test_the_first_visitor_s_training_loads_no_library(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_class_that_cannot_be_is_told(lesson: Teaching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MOST_CLASSES", 2)
     monkeypatch.setattr(sessions, "MOST_TAUGHT", 3)

@@ -286,6 +286,16 @@ class Teaching(Session):
                 image.save(path)
                 self.classes[name].append(Picture(f"{name} {number}.png", path, thumbnail_of(image)))
 
+    def rehearse(self) -> None:
+        """Train on pictures without meaning, which loads whatever training needs."""
+        for name, colour in (("dark", 64), ("light", 192)):
+            self.add_class(name)
+            for _ in range(2):
+                path = self._new_path(".png")
+                Image.new("RGB", (8, 8), (colour,) * 3).save(path)
+                self.classes[name].append(Picture(path.name, path, thumbnail=""))
+        self.train()
+
     def train(self) -> Lesson:
         """Fit a classifier to all pictures, and measure it on pictures left out.
 
