@@ -11,6 +11,7 @@ continued by planning it again: whatever is there is not done again.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -36,9 +37,9 @@ from dassl_lite.engine.commands.arguments import ConfigArguments, DatasetChoice,
 from dassl_lite.engine.commands.evaluate import Target, config_for, stored_config, suite
 from dassl_lite.engine.commands.sweep import Settings, Task, tasks
 from dassl_lite.engine.commands.tables import Table
+from dassl_lite.engine.commands.workers import local_workers, this_process
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
-from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.utils import UserError, get_logger, setup_logger, write_json
 from dassl_lite.utils.devices import give_back_memory
 from dassl_lite.utils.errors import unknown
@@ -289,36 +290,54 @@ def _target(key: str) -> Target:
 def evaluate_all(made: Plan, settings: Settings) -> dict[str, str]:
     """Do the evaluations that are left, of finished runs; returns those that failed, with the reason.
 
-    An evaluation that a method cannot do, for lack of classes, is kept like any other.
+    An evaluation that a method cannot do, for lack of classes, is kept like any other. Runs are evaluated side by side,
+    on this machine.
     """
-    todo = [(run, key) for run, key in left(made, settings.folder) if read_results(settings.folder / run.folder)]
+    todo: dict[ProtocolTask, list[str]] = defaultdict(list)
+    for run, key in left(made, settings.folder):
+        if read_results(settings.folder / run.folder):
+            todo[run].append(key)
+    jobs = min(settings.jobs, len(todo))
+    workers = local_workers(jobs, settings.plugins) if jobs > 1 else this_process()
+    work = functools.partial(_evaluate, settings=replace(settings, cluster=None))
+    failed: dict[str, str] = {}
+    count = sum(map(len, todo.values()))
+    with workers as each, tqdm(total=count, desc="Evaluations", unit="", disable=not count) as bar:
+        for run, reasons in each(work, list(todo.items())):
+            failed |= {f"{run.folder} on {key}": reason for key, reason in reasons.items()}
+            bar.update(len(todo[run]))
+    setup_logger()
+    return dict(sorted(failed.items()))
+
+
+def _evaluate(item: tuple[ProtocolTask, list[str]], settings: Settings) -> tuple[ProtocolTask, dict[str, str]]:
+    """Do these evaluations of a run; those that failed, with the reason."""
+    run, keys = item
+    folder = settings.folder / run.folder
     flags = {key: value for key, value in settings.shared["flags"].items() if key != "OUTPUT_DIR"}
     failed: dict[str, str] = {}
-    with shared_backbone():
-        for run, key in tqdm(todo, desc="Evaluations", unit="", disable=not todo):
-            folder = settings.folder / run.folder
-            # That some classes stay zero-shot is what is asked for.
-            setup_logger(console=False).handlers[0].setLevel(logging.ERROR)
-            try:
-                cfg = config_for(
-                    stored_config(folder),
-                    _target(key),
-                    flags,
-                    settings.shared["options"],
-                    allow_new_keys=settings.shared["allow_new_keys"],
-                )
-                row = evaluate.evaluate_row(cfg, folder, name=key)
-            except (UserError, RuntimeError) as error:
-                failed[f"{run.folder} on {key}"] = str(error)
-                continue
-            if row.missing and row.status != LACKS:
-                failed[f"{run.folder} on {key}"] = row.missing
-                continue
-            rows = {**evaluated(folder), key: asdict(row)}
-            write_json({"run": digest_of(read_results(folder)), "evaluations": rows}, folder / EVALUATIONS)
-            give_back_memory()
-    setup_logger()
-    return failed
+    for key in keys:
+        # That some classes stay zero-shot is what is asked for.
+        setup_logger(console=False).handlers[0].setLevel(logging.ERROR)
+        try:
+            cfg = config_for(
+                stored_config(folder),
+                _target(key),
+                flags,
+                settings.shared["options"],
+                allow_new_keys=settings.shared["allow_new_keys"],
+            )
+            row = evaluate.evaluate_row(cfg, folder, name=key)
+        except (UserError, RuntimeError) as error:
+            failed[key] = str(error)
+            continue
+        if row.missing and row.status != LACKS:
+            failed[key] = row.missing
+            continue
+        rows = {**evaluated(folder), key: asdict(row)}
+        write_json({"run": digest_of(read_results(folder)), "evaluations": rows}, folder / EVALUATIONS)
+        give_back_memory()
+    return run, failed
 
 
 # ---- what is to come --------------------------------------------------------------------------------------------
@@ -340,7 +359,7 @@ def forecast(made: Plan, folder: Path, jobs: int) -> list[str]:
     evaluations = left(made, folder)
     spent = [row["seconds"] for run in done for row in evaluated(folder / run.folder).values()]
     seconds_each = fmean(spent) if spent else fmean(cost[0] for cost in every) / 2
-    total = total / jobs + seconds_each * len(evaluations)
+    total = (total + seconds_each * len(evaluations)) / jobs
     asked = sum(map(len, made.evaluations.values()))
     basis = f"from {len(done)} finished here" if done else "a guess, as no run has finished here yet"
     return [
