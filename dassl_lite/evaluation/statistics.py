@@ -7,7 +7,8 @@ general* is asked over datasets: the mean over a dataset's draws is then one obs
 
 Sources: Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7 (2006), for the rank tests;
 Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979); Bonett and Wright, Sample size requirements for
-Pearson, Kendall and Spearman correlations (2000), for the interval of a rank correlation.
+Pearson, Kendall and Spearman correlations (2000), for the interval of a rank correlation; Tukey, Bias and confidence in
+not-quite large samples (1958), for the jackknife.
 
 Shapes: N datasets, K methods; scores are (N, K), higher is better.
 """
@@ -17,8 +18,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,25 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
 
         half = float(t.ppf(0.5 + level / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(statistics.fmean(values), half, len(values))
+
+
+def estimate_of_means(rows: Sequence[Sequence[float]], combine: Callable[..., float], level: float = 0.95) -> Estimate:
+    """A function of the means of several columns, with Tukey's jackknife interval over rows.
+
+    Such as the harmonic mean of mean base and mean new accuracy, with a row per dataset. Of a single column and the
+    identity it is `estimate`.
+
+    Args:
+        rows: (N, C).
+        combine: of the C means.
+    """
+    table = np.asarray(rows, dtype=np.float64)
+    count, whole = len(table), float(combine(*table.mean(axis=0)))
+    if count < 2:
+        return Estimate(whole, None, count)
+    without = [combine(*means) for means in (table.sum(axis=0) - table) / (count - 1)]
+    pseudo_values = [count * whole - (count - 1) * one for one in without]
+    return replace(estimate(pseudo_values, level), mean=whole)
 
 
 def paired(first: Mapping[Any, float], second: Mapping[Any, float], level: float = 0.95) -> Difference | None:

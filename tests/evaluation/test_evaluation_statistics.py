@@ -12,6 +12,7 @@ from dassl_lite.evaluation.statistics import (
     alike,
     critical_difference,
     estimate,
+    estimate_of_means,
     harmonic_mean,
     holm,
     paired,
@@ -35,6 +36,19 @@ def test_an_estimate_has_scipys_t_interval() -> None:
     assert found.count == 4
     assert str(estimate([60.0])) == "60.00"
     assert estimate([60.0]).high == math.inf
+
+
+def test_a_function_of_means_has_the_jackknifes_interval() -> None:
+    rows = np.random.default_rng(1).normal([80.0, 60.0], [4.0, 9.0], (400, 2))
+    one = estimate_of_means(rows[:, :1], lambda mean: mean)
+    assert (one.mean, one.half) == pytest.approx((rows[:, 0].mean(), estimate(rows[:, 0]).half))
+    found = estimate_of_means(rows, harmonic_mean)
+    base, new = rows.mean(axis=0)
+    assert found.mean == pytest.approx(2 * base * new / (base + new))
+    slopes = 2 * np.array([new, base]) ** 2 / (base + new) ** 2  # the delta method, which many rows come near
+    variance = slopes @ np.cov(rows.T) @ slopes / len(rows)
+    assert found.half == pytest.approx(1.966 * variance**0.5, rel=0.01)
+    assert estimate_of_means(rows[:1], harmonic_mean).half is None
 
 
 def test_a_paired_difference_is_that_of_the_shared_draws() -> None:

@@ -304,8 +304,10 @@ def test_h_of_an_average_is_taken_after_averaging() -> None:
     table = base_to_new_table(found)
     assert row_of(table, "one", "A") == ["one", "A", "80.00", "40.00", "53.33", "50.00"]
     average = base_to_new_average(found)
-    # 2 * 70 * 50 / 120, not the mean of 53.33 and 60.
-    assert row_of(average, "A") == ["A", "70.00", "50.00", "58.33", "45.00", "2"]
+    # H is 2 * 70 * 50 / 120, not the mean of 53.33 and 60. Without either dataset it is 60 or 53.33, so pseudo-values
+    # are 56.67 and 63.33. Student's t is 12.71.
+    averages = ["70.00 ± 127.06", "50.00 ± 127.06", "58.33 ± 42.35", "45.00 ± 63.53"]
+    assert row_of(average, "A") == ["A", *averages, "2"]
     assert row_of(average, "B")[-2:] == ["", "2"]
     assert average is not None
     assert average.places == {(0, 3): BEST, (1, 3): SECOND}  # C was not run on both datasets
@@ -374,7 +376,7 @@ def test_published_numbers_of_the_same_protocol_stand_beside_transfers(tmp_path:
 
     whole = [run(dataset, 82.0, new=60.0) for dataset in sorted(FIELD)]
     average = base_to_new_average(whole, published())
-    assert row_of(average, "TaskRes (ViT-B/16)")[1:4] == ["82.00", "80.00 [A paper]", "+2.00"]
+    assert row_of(average, "TaskRes (ViT-B/16)")[1:4] == ["82.00 ± 0.00", "80.00 [A paper]", "+2.00"]
     part = base_to_new_average(whole[1:], published())  # over other datasets than the published one
     assert part is not None
     assert "published, base" not in part.headers

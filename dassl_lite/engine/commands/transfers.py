@@ -23,7 +23,7 @@ from dassl_lite.engine.commands.summary import backbone_label, dataset_label
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import config_in, read_results
 from dassl_lite.engine.files.run_folder import REPLACED
-from dassl_lite.evaluation.statistics import Estimate, estimate, harmonic_mean
+from dassl_lite.evaluation.statistics import Estimate, estimate, estimate_of_means, harmonic_mean
 from dassl_lite.utils import atomic_path
 
 
@@ -154,7 +154,10 @@ def base_to_new_table(found: Sequence[Transfer], published: Published | None = N
 
 
 def base_to_new_average(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
-    """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets."""
+    """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets.
+
+    Each has an interval over datasets; that of H is the jackknife's.
+    """
     groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     runs: dict[str, list[Transfer]] = defaultdict(list)
     for one in found:
@@ -166,10 +169,11 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
     rows: list[list[str]] = []
     harmonic: dict[int, float] = {}
     for method, group in sorted(groups.items()):
-        base, unseen = fmean(of[0] for of in group), fmean(of[1] for of in group)
+        base, unseen = (estimate([of[column] for of in group]) for column in (0, 1))
         together = [of[2] for of in group if of[2] is not None]
-        harmonic[len(rows)] = h = harmonic_mean(base, unseen)
-        mean_of_all = fmean(together) if len(together) == len(group) else None
+        h = estimate_of_means([of[:2] for of in group], harmonic_mean)
+        harmonic[len(rows)] = h.mean
+        mean_of_all = estimate(together) if len(together) == len(group) else None
         if {one.dataset for one in runs[method]} == FIELD and len(
             {(one.backbone, one.shots) for one in runs[method]}
         ) == 1:
@@ -181,7 +185,10 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
     most = max(len(group) for group in groups.values())
     comparable = {row: h for row, h in harmonic.items() if rows[row][-1] == str(most)}
     places = {(row, 3): place for row, place in best_two(comparable).items()}
-    title = "From base to new classes, averages over datasets: first base and new are averaged, then H is taken"
+    title = (
+        "From base to new classes, averages over datasets, ± 95 % interval with datasets as the unit: first base and "
+        "new are averaged, then H is taken"
+    )
     return beside.put(Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places))
 
 
