@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,7 +142,8 @@ def report(made: Report) -> None:
         UserError: nothing can be written to it.
     """
     folder, notes = made.folder, [*made.notes, *made.gaps]
-    say("\n\n".join(table.as_text() for table in made.tables))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say("\n\n".join(table.as_text(width) for table in made.tables))
     say("\n" + "\n".join(notes))
     try:
         write_csv(made.cells, folder / "report.csv")

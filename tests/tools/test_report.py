@@ -186,6 +186,13 @@ def test_a_table_that_is_too_wide_to_read_is_divided_by_columns() -> None:
     assert text.count(r"\textbf{70.00 $\pm$ 1.00}") == 1
     assert r"\textbf" in text.split(r"\clearpage")[2]
     assert own.as_latex().count(r"\toprule") == 1
+    lines = wide.as_text(80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:3] for line in lines if line.startswith("dataset")] == [
+        ["dataset", "method", c] for c in "abcde"
+    ]
+    assert own.as_text(100) == own.as_text()
+    assert max(map(len, wide.as_text().splitlines())) > 200, "where there is no terminal, it is one table"
 
 
 def test_the_best_and_the_second_best_are_marked_as_shown() -> None:

@@ -15,6 +15,7 @@ from dassl_lite.utils.errors import printable
 BEST, SECOND = 1, 2
 _WIDTH = 80  # characters that a line of an article has room for
 _LEAST_LEGIBLE = 1.6  # a table that many times as wide is not scaled down but divided
+_GAP = 2  # characters between columns
 _ROWS = 40  # rows for which a page has
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
@@ -79,12 +80,12 @@ class Table:
 
     def _width(self, columns: Iterable[int]) -> int:
         """Characters of some columns."""
-        return sum(2 + max(len(row[c]) for row in (self.headers, *self.rows)) for c in columns)
+        return sum(_GAP + max(len(row[c]) for row in (self.headers, *self.rows)) for c in columns)
 
-    def _parts(self) -> list[Table]:
-        """The table or, if it were too small to read on one page's width, several with some of the columns each."""
+    def _parts(self, most: float = _LEAST_LEGIBLE * _WIDTH, each: int = _WIDTH) -> list[Table]:
+        """The table or, if it is wider than ``most``, several of the width ``each`` with some of the columns."""
         every = range(len(self.headers))
-        if self._width(every) <= _LEAST_LEGIBLE * _WIDTH:
+        if self._width(every) <= most:
             return [self]
         labels = list(every[: self._labels()])
         parts: list[list[int]] = []
@@ -92,7 +93,7 @@ class Table:
             if start in self.joined:
                 continue
             unit = [start, *itertools.takewhile(lambda c: c in self.joined, every[start + 1 :])]
-            if parts and self._width([*labels, *parts[-1], *unit]) <= _WIDTH:
+            if parts and self._width([*labels, *parts[-1], *unit]) <= each:
                 parts[-1] += unit
             else:
                 parts.append(unit)
@@ -104,10 +105,17 @@ class Table:
         rows = [[row[c] for c in columns] for row in self.rows]
         return Table(self.title, [self.headers[c] for c in columns], rows, places)
 
-    def as_text(self) -> str:
-        """For a terminal."""
-        rows, headers = ([*map(printable, row)] for row in self.rows), [*map(printable, self.headers)]
-        return self._titled(tabulate(rows, headers=headers, disable_numparse=True), "{}\n", printable)
+    def as_text(self, width: int | None = None) -> str:
+        """For a terminal; one that is wider than ``width`` characters is divided by columns."""
+        shown = Table(
+            self.title,
+            [*map(printable, self.headers)],
+            [[*map(printable, row)] for row in self.rows],
+            joined=self.joined,
+        )
+        parts = [shown] if width is None else shown._parts(width + _GAP, width + _GAP)
+        texts = [tabulate(part.rows, headers=part.headers, disable_numparse=True) for part in parts]
+        return self._titled("\n\n".join(texts), "{}\n", printable)
 
     def as_markdown(self) -> str:
         """GitHub's Markdown."""
