@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.."
 export DASSL_LITE_CACHE="${DASSL_LITE_CACHE:-$PWD/output/demo/cache}" # datasets are drawn into it on first use
 steps="${*:-quickstart arrays suite check}"
 
-# 0. An environment, unless the one that is active runs this clone.
-here=$(python -c 'import dassl_lite; print(*dassl_lite.__path__)' 2>/dev/null || true)
+# 0. An environment, unless the one that is active runs this clone. Asked from elsewhere: here, any Python finds the package.
+here=$(cd / && python -c 'import dassl_lite, torch; print(*dassl_lite.__path__)' 2>/dev/null || true)
 if [ "$here" != "$PWD/dassl_lite" ]; then
   [ -d .venv ] || { python3 -m venv .venv && .venv/bin/pip install -q -e ".[dev]"; }
   . .venv/bin/activate
