@@ -169,7 +169,7 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
     rows: list[list[str]] = []
     harmonic: dict[int, float] = {}
     for method, group in sorted(groups.items()):
-        base, unseen = (estimate([of[column] for of in group]) for column in (0, 1))
+        base, unseen = estimate([of[0] for of in group]), estimate([of[1] for of in group])
         together = [of[2] for of in group if of[2] is not None]
         h = estimate_of_means([of[:2] for of in group], harmonic_mean)
         harmonic[len(rows)] = h.mean
