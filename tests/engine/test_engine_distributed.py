@@ -74,7 +74,7 @@ def two_processes(body: str, output: Path, **values: Any) -> list[Any]:
     errors = [""] * 2
 
     def wait(rank: int) -> None:  # one that fails would leave the other waiting
-        errors[rank] = processes[rank].communicate(timeout=1800)[1]
+        errors[rank] = processes[rank].communicate(timeout=900)[1]
         if processes[rank].returncode:
             processes[1 - rank].kill()
 

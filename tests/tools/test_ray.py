@@ -127,7 +127,7 @@ def epochs_in(folder: Path) -> list[tuple[str, str]]:
 
 
 def wait_for(ready: Callable[[], bool]) -> None:
-    until = time.monotonic() + 1800
+    until = time.monotonic() + 900
     while not ready():
         assert time.monotonic() < until
         time.sleep(0.1)
