@@ -29,12 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl_lite.engine.commands.arguments import ToolParser, tool_parser
+from dassl_lite.engine.commands.cells import Cell
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.figures import Figures, figures
 from dassl_lite.engine.commands.plots import draw
 from dassl_lite.engine.commands.report import Report, make_report
 from dassl_lite.engine.commands.residuals import as_plain
-from dassl_lite.engine.commands.summary import Cell
 from dassl_lite.engine.commands.tables import Table, escape_latex, escape_markdown
 from dassl_lite.engine.commands.transfers import write_transfers
 from dassl_lite.engine.commands.tune import holds_search, read_search

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dassl_lite.engine.commands.cells import Cell, Run, mean_of, shots_label, tuned_label, uses_shots
 from dassl_lite.engine.commands.figures import AVERAGE, Curve, Figures, Panel, ends, limits, positions_of, tick
 from dassl_lite.engine.commands.report import Report
 from dassl_lite.engine.commands.residuals import Residual, Residuals, captions_of
-from dassl_lite.engine.commands.summary import Cell, Run, mean_of, shots_label, tuned_label, uses_shots
 from dassl_lite.engine.commands.tables import BEST, SECOND, Table
 from dassl_lite.pages.base import Card, Chart, Column, DataTable, Fact, Number, Page, Row, Section, Text, plain
 

@@ -17,9 +17,9 @@ from PIL import Image
 from dassl_lite import FewShotClassifier
 from dassl_lite.classifier.export import from_weights
 from dassl_lite.data.feature_files import read_feature_file
+from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.evaluate import Evaluation
-from dassl_lite.engine.commands.summary import gather
 from dassl_lite.tools import eval as eval_tool
 from dassl_lite.tools import export, extract, prepare, report, show, train
 from dassl_lite.utils import write_json

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.figures import figures
-from dassl_lite.engine.commands.summary import as_table, average_table, gather, rank_table, versus_tables
+from dassl_lite.engine.commands.summary import as_table, average_table, rank_table, versus_tables
 from dassl_lite.engine.commands.tables import BEST, SECOND, Table, best_two
 from dassl_lite.tools import report
 from dassl_lite.utils import UserError

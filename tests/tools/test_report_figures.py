@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.figures import COLOURS, figures, limits, positions_of, styles_of
 from dassl_lite.engine.commands.plots import write
-from dassl_lite.engine.commands.summary import gather, rank_table
+from dassl_lite.engine.commands.summary import rank_table
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report
 from dassl_lite.utils import UserError

@@ -15,8 +15,8 @@ from dassl_lite.engine.build import make_config, with_backbone_inputs
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands import sweep as commands
 from dassl_lite.engine.commands.arguments import DatasetChoice
+from dassl_lite.engine.commands.cells import Cell, gather
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.summary import Cell, gather
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.methods import feature_source

@@ -14,23 +14,14 @@ from statistics import fmean, median
 import numpy as np
 import numpy.typing as npt
 
-from dassl_lite.engine.commands.summary import (
-    ZERO_SHOT,
-    Average,
-    Cell,
-    Run,
-    averages,
-    lower_is_better,
-    mean_of,
-    rankings,
-    shots_label,
-    uses_shots,
-)
+from dassl_lite.engine.commands.cells import Cell, Run, lower_is_better, mean_of, shots_label, uses_shots
+from dassl_lite.engine.commands.comparisons import Average, averages, rankings
 from dassl_lite.evaluation.statistics import Estimate, alike
 from dassl_lite.utils.errors import UserError
 
 ALL_IMAGES = 0  # number of shots that stands for all training images
 AVERAGE = "Average"
+ZERO_SHOT = "ZeroshotCLIP"  # has a style of its own
 # Okabe and Ito's colours without yellow and black, and grey: they differ for colour-blind readers too, on white and on
 # black. Markers and lines go round with other periods, so that 28 methods differ by colour and line alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl_lite.engine.commands.benchmark import has_runs, notes_in, runs_of_shots
+from dassl_lite.engine.commands.cells import Cell, gather
 from dassl_lite.engine.commands.published import Published, read_sources
 from dassl_lite.engine.commands.residuals import SHOTS, Residuals, gather_residuals, residual_tables
 from dassl_lite.engine.commands.summary import (
-    Cell,
     as_table,
     average_table,
     cost_table,
     gaps,
-    gather,
     provenance,
     rank_table,
     versus_tables,

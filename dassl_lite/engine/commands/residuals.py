@@ -26,8 +26,8 @@ import torch
 
 from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands import evaluate
+from dassl_lite.engine.commands.cells import backbone_label, dataset_label
 from dassl_lite.engine.commands.evaluate import config_for, stored_config
-from dassl_lite.engine.commands.summary import backbone_label, dataset_label
 from dassl_lite.engine.commands.tables import Table
 from dassl_lite.engine.files.checkpoint import CheckpointStore
 from dassl_lite.engine.files.results import FILE_NAME, config_in, read_results

@@ -18,8 +18,8 @@ import yaml
 
 from dassl_lite.engine.build import find_yaml
 from dassl_lite.engine.commands.benchmark import ALL, BASE_TO_NEW, CROSS, DG, EVALUATIONS, NEW, Datasets, evaluated
+from dassl_lite.engine.commands.cells import backbone_label, dataset_label
 from dassl_lite.engine.commands.published import AVERAGE, FIELD, SPLITS, Published
-from dassl_lite.engine.commands.summary import backbone_label, dataset_label
 from dassl_lite.engine.commands.tables import Table, best_two
 from dassl_lite.engine.files.results import config_in, read_results
 from dassl_lite.engine.files.run_folder import REPLACED

@@ -1,0 +1,133 @@
+"""What the cells of a sweep say over datasets, and of one method against another, as numbers.
+
+What may be concluded from them is computed in `dassl_lite.evaluation.statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import numpy as np
+
+from dassl_lite.engine.commands.cells import Cell, grouped, lower_is_better, mean_of, uses_shots
+from dassl_lite.evaluation.statistics import Difference, Estimate, Ranking, estimate, paired, rank, versus
+from dassl_lite.utils.errors import unknown
+
+
+@dataclass(frozen=True)
+class Average:
+    """One method with one number of shots over datasets, where a dataset's mean is one value.
+
+    Attributes:
+        estimate: the mean with its interval over datasets.
+        over_draws: the mean with the interval over draws of such means; without one if the datasets' seeds differ.
+        gain: mean over the datasets' gains over zero-shot CLIP; NaN if no run says what zero-shot CLIP has.
+        below: datasets where the method is below zero-shot CLIP.
+        datasets: how many it has been run on; averages over others do not compare.
+        cells: of these datasets.
+    """
+
+    trainer: str
+    shots: int
+    estimate: Estimate
+    over_draws: Estimate
+    gain: float
+    below: int
+    datasets: int
+    cells: tuple[Cell, ...] = field(default=(), repr=False)
+
+
+def averages(cells: Sequence[Cell]) -> list[Average]:
+    """Averages over datasets; empty if there is only one. A method that uses no shots has one row."""
+    found = []
+    for (trainer, shots), group in sorted(grouped(cells, lambda cell: (cell.trainer, cell.shots)).items()):
+        datasets = {cell.dataset for cell in group}
+        if len(datasets) < 2 or len(datasets) < len(group):  # not one dataset, nor two backbones in one row
+            continue
+        gains = [cell.mean - zero for cell in group if not math.isnan(zero := mean_of(cell.runs, "zero_shot"))]
+        gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
+        mean = estimate([cell.mean for cell in group])
+        found.append(Average(trainer, shots, mean, _over_draws(group), gain, below, len(group), tuple(group)))
+    return found
+
+
+def _over_draws(cells: Sequence[Cell]) -> Estimate:
+    """The mean over datasets, with the interval over seeds of these means if every dataset has the same seeds."""
+    by_seed = [{run.seed: run.value for run in cell.runs} for cell in cells]
+    if any(set(of) != set(by_seed[0]) for of in by_seed):
+        return Estimate(fmean(cell.mean for cell in cells), None, 1)
+    return estimate([fmean(of[seed] for of in by_seed) for seed in by_seed[0]])
+
+
+def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
+    """Methods ranked over the datasets, by number of shots; one that uses no shots takes part in each.
+
+    Only methods with a result on every dataset take part; there are two or more, and two or more datasets.
+    """
+    scores = _scores(cells)
+    found = {}
+    for shots, by_method in scores.items():
+        datasets = sorted({dataset for by_dataset in by_method.values() for dataset in by_dataset})
+        methods = [method for method, by_dataset in by_method.items() if len(by_dataset) == len(datasets)]
+        if len(methods) > 1 and len(datasets) > 1:
+            table = np.array([[by_method[method][dataset] for method in methods] for dataset in datasets])
+            found[shots] = methods, rank(-table if lower_is_better(cells[0].metric) else table)
+    return found
+
+
+def against(cells: Sequence[Cell], reference: str) -> dict[int, dict[str, Difference]]:
+    """Every method against ``reference`` over datasets, by number of shots.
+
+    Raises:
+        UserError: there is no run of ``reference``.
+    """
+    _require(cells, reference)
+    scores = {shots: by_method for shots, by_method in _scores(cells).items() if reference in by_method}
+    return {shots: versus(by_method, reference) for shots, by_method in scores.items() if len(by_method) > 1}
+
+
+def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, Difference]]:
+    """Every cell against that of ``reference``, paired by draw; a method that uses no shots has the same value in each.
+
+    Raises:
+        UserError: there is no run of ``reference``.
+    """
+    _require(cells, reference)
+    of = {(cell.unit, cell.shots): cell for cell in cells if cell.trainer == reference}
+    found = []
+    for cell in cells:
+        other = of.get((cell.unit, cell.shots))
+        second = other.by_draw() if other else None
+        if other is None and (fixed := of.get((cell.unit, 0))) and not uses_shots(reference):
+            second = dict.fromkeys(cell.by_draw(), fixed.mean)
+        if cell.trainer == reference or second is None:
+            continue
+        difference = paired(cell.by_draw(), second)
+        if difference is not None:
+            found.append((cell, difference))
+    return found
+
+
+def _require(cells: Sequence[Cell], reference: str) -> None:
+    known = {cell.trainer for cell in cells}
+    if reference not in known:
+        raise unknown("method", reference, sorted(known))
+
+
+def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
+    """shots -> method -> dataset -> mean; methods that use no shots are in all of them."""
+    groups = grouped(cells, lambda cell: cell.shots)
+    fixed = [cell for cell in groups.get(0, []) if not uses_shots(cell.trainer)]
+    found = {}
+    for shots in sorted(groups):
+        taking_part = [*groups[shots], *(fixed if shots else [])]
+        by_method: dict[str, dict[str, float]] = defaultdict(dict)
+        for cell in taking_part:
+            by_method[cell.trainer][" ".join(cell.unit)] = cell.mean
+        if len(fixed) < len(groups[shots]) or shots:
+            found[shots] = dict(by_method)
+    return found
