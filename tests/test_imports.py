@@ -6,15 +6,9 @@ Within the engine too: files, parallel <- contract <- methods, and commands on t
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from dassl_lite.data.feature_files import FeatureFile, write_feature_file
-from dassl_lite.data.feature_files.file import FeaturePart
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Package -> what it may import of dassl_lite, besides itself.
@@ -108,50 +102,3 @@ def test_every_room_of_the_engine_has_a_rule() -> None:
         path.name.removesuffix(".py") for path in engine.iterdir() if path.name not in ("__init__.py", "__pycache__")
     }
     assert found == set(ROOMS)
-
-
-@pytest.mark.slow
-def test_finding_the_plug_ins_imports_no_slow_library() -> None:
-    slow = ("sklearn", "matplotlib", "torch.utils.tensorboard")
-    code = (
-        "import sys; from dassl_lite.engine.plugins import load_plugins; load_plugins();"
-        f"print([name for name in {slow} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-# What a command imports of the slow libraries, besides torch.
-SLOW = ("open_clip", "timm", "transformers", "sklearn", "scipy", "pandas", "matplotlib")
-TOOL = """
-import runpy, sys
-sys.argv = {argv!r}
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print(*(name for name in {slow!r} if name in sys.modules))
-"""
-
-
-def slow_modules(*argv: str) -> list[str]:
-    """Those of `SLOW` that a command has imported when it ends."""
-    code = TOOL.format(argv=[str(REPOSITORY / "tools" / "train.py"), *argv], slow=SLOW)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1].split()
-
-
-@pytest.mark.slow
-def test_a_listing_imports_no_slow_library() -> None:
-    assert slow_modules("--list") == []
-
-
-@pytest.mark.slow
-def test_a_run_on_a_feature_file_imports_no_slow_library(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(2).repeat(4)
-    parts = {name: FeaturePart(rng.standard_normal((1, 8, 4), dtype=np.float32), labels) for name in ("train", "test")}
-    text = rng.standard_normal((1, 2, 4), dtype=np.float32)
-    write_feature_file(FeatureFile(parts, ("cat", "dog"), text), tmp_path / "features.npz")
-    run = ["--trainer", "TaskRes", "--data", str(tmp_path / "features.npz"), "--output-dir", str(tmp_path / "run")]
-    assert slow_modules(*run, "OPTIM.MAX_EPOCH", "1") == []

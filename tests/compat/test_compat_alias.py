@@ -241,19 +241,48 @@ def test_the_alias_is_the_same_module() -> None:
     assert dassl_lite.engine.__spec__.name == "dassl_lite.engine"
 
 
-@pytest.mark.slow  # each starts a Python
-@pytest.mark.parametrize("name", ["ops.mixup", "ops.cross_entropy", "head.mlp", "backbone.alexnet"])
-def test_importing_a_module_keeps_the_function_of_its_name(name: str) -> None:
-    package, function = name.split(".")
-    # A process of its own: once a module is found, its package stays as it is.
-    code = f"""
-import dassl_lite.compat
-from dassl.modeling.{name} import {function} as from_module
-from dassl.modeling.{package} import {function} as from_package
-assert callable(from_package), from_package
-assert from_module is from_package
+NAMED_LIKE_THEIR_MODULES = ("ops.mixup", "ops.cross_entropy", "head.mlp", "backbone.alexnet")
+ASKED = f"""
+import dassl_lite.compat, dassl, os
+print("dassl is", dassl.__name__)
+from dassl.config.defaults import _C
+_C.TRAINER.FORK = 3
+from dassl.config import get_cfg_default
+one, other = get_cfg_default(), get_cfg_default()
+one.TRAINER.FORK = 4
+print("keys:", one.TRAINER.FORK, other.TRAINER.FORK, flush=True)
+for name in {NAMED_LIKE_THEIR_MODULES}:
+    if os.fork() == 0:  # for each a process of its own: once a module is found, its package stays as it is
+        package, function = name.split(".")
+        found = {{}}
+        exec(f"from dassl.modeling.{{name}} import {{function}} as from_module", found)
+        exec(f"from dassl.modeling.{{package}} import {{function}} as from_package", found)
+        assert callable(found["from_package"]), name
+        assert found["from_module"] is found["from_package"], name
+        os._exit(0)
+    print(name, os.wait()[1], flush=True)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package of Dassl's name."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "dassl").mkdir()
+    (folder / "dassl" / "__init__.py").write_text("REAL = True\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(real: Path) -> list[str]:
+    """What a new process prints that imports the alias where the real Dassl is installed."""
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, cwd=real, check=False)
+    return (done.stderr + done.stdout).splitlines()
+
+
+@pytest.mark.slow
+def test_importing_a_module_keeps_the_function_of_its_name(answers: list[str]) -> None:
+    assert answers[-len(NAMED_LIKE_THEIR_MODULES) :] == [f"{name} 0" for name in NAMED_LIKE_THEIR_MODULES]
 
 
 def test_a_module_that_we_lack_raises_module_not_found() -> None:
@@ -278,31 +307,17 @@ def test_keys_of_dassls_own_trainers_exist_while_the_alias_is_on() -> None:
 
 
 @pytest.mark.slow
-def test_keys_that_a_fork_adds_to_dassls_defaults_are_kept() -> None:
+def test_keys_that_a_fork_adds_to_dassls_defaults_are_kept(answers: list[str]) -> None:
     """As forks do it in their copy of the package, and papers in theirs of train.py."""
-    code = "import dassl_lite.compat; from dassl.config.defaults import _C; _C.TRAINER.FORK = 3;"
-    code += "from dassl.config import get_cfg_default; a, b = get_cfg_default(), get_cfg_default(); a.TRAINER.FORK = 4;"
-    assert in_a_new_process(code + "print(a.TRAINER.FORK, b.TRAINER.FORK)", Path.cwd()).split() == ["4", "3"]
-
-
-def in_a_new_process(code: str, path: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=path, check=False)
-    return done.stdout + done.stderr
-
-
-@pytest.fixture
-def real(tmp_path: Path) -> Path:
-    (tmp_path / "dassl").mkdir()
-    (tmp_path / "dassl" / "__init__.py").write_text("REAL = True\n")
-    return tmp_path
+    assert "keys: 4 3" in answers
 
 
 @pytest.mark.slow
-def test_an_installed_dassl_is_replaced_with_a_warning(real: Path) -> None:
-    told = in_a_new_process("import dassl_lite.compat, dassl; print(dassl.__name__)", real)
-    assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite replaces it" in told
-    assert told.splitlines()[-1] == "dassl_lite" or told.splitlines()[0] == "dassl_lite"
-    assert len(told.splitlines()) == 2
+def test_an_installed_dassl_is_replaced_with_a_warning(answers: list[str], real: Path) -> None:
+    warning, name, *_ = answers
+    assert f"dassl is installed at {real}/dassl/__init__.py, but dassl_lite replaces it" in warning
+    assert name == "dassl is dassl_lite"
+    assert len(answers) == 3 + len(NAMED_LIKE_THEIR_MODULES)
 
 
 def test_enabling_after_the_real_dassl_was_imported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
