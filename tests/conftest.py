@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import compileall
-import copy
 import functools
+import gc
 import importlib.util
 import json
 import logging
@@ -14,34 +14,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cuda_standin
-import families
 import PIL
 import pytest
-import torch
 from browser import launched
 from golden_count import ReferenceArrays, note_property, summary
 from packaging.version import Version
-from safetensors.torch import save_file
 
-from dassl_lite.models import clip
+if TYPE_CHECKING:
+    import torch
 
-# Tests run in one process per core; their tensors are small, and threads would only wait for each other.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
-# What tests compare with was computed on a CPU. A GPU is hidden from them and from the commands that they start, so
-# they find the same on a machine with one. What runs on a GPU is tested on the stand-in, or on the GPU itself if
-# DASSL_LITE_TEST_GPU is set.
-ON_REAL_GPU = bool(os.environ.get("DASSL_LITE_TEST_GPU")) and torch.cuda.is_available()
-if not ON_REAL_GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if hasattr(torch, "accelerator") and not cuda_standin.entered():
-        torch.accelerator.is_available = lambda: False  # Apple's and Intel's
-
+# torch and what stands on it are imported where they are used: the process that hands tests out to others runs none,
+# and they would wait for it.
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -55,6 +43,41 @@ def pytest_configure(config: pytest.Config) -> None:
         # most images of Docker, each of them would compile it.
         for folder in ("dassl_lite", "trainers", "datasets", "tools"):
             compileall.compile_dir(REPOSITORY / folder, quiet=2)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        prepare_process()
+
+
+def prepare_process() -> None:
+    """Make ready a process that runs tests."""
+    import cuda_standin
+    import torch
+
+    from dassl_lite.startup import _NoWandbForTimm
+
+    # Tests run in one process per core; their tensors are small, and threads would only wait for each other.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
+    # What tests compare with was computed on a CPU. A GPU is hidden from them and from the commands that they start,
+    # so they find the same on a machine with one. What runs on a GPU is tested on the stand-in, or on the GPU itself
+    # if DASSL_LITE_TEST_GPU is set.
+    if not on_real_gpu():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if hasattr(torch, "accelerator") and not cuda_standin.entered():
+            torch.accelerator.is_available = lambda: False  # Apple's and Intel's
+    sys.meta_path.insert(0, _NoWandbForTimm())  # as in a tool
+    gc.disable()  # until all is imported
+
+
+@functools.cache
+def on_real_gpu() -> bool:
+    import torch
+
+    return bool(os.environ.get("DASSL_LITE_TEST_GPU")) and torch.cuda.is_available()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays: a million objects, which the collector would go through many times
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -119,7 +142,7 @@ class Golden:
     def require_its_versions(self) -> None:
         """Skip the test with a torch or a Pillow older than those that printed the numbers: before, dropout masks were
         drawn, and images resized, in slightly other ways."""
-        for name, here in (("torch", torch.__version__), ("pillow", PIL.__version__)):
+        for name, here in (("torch", version("torch")), ("pillow", PIL.__version__)):
             printed = self.json("meta")["versions"][name]
             if Version(here).release[:2] < Version(printed).release[:2]:
                 pytest.skip(f"{name} {here} gives other numbers than {printed}, which printed these")
@@ -167,6 +190,8 @@ def golden_backbone(golden: Golden, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("golden_backbones")
 
     def make(tag: str) -> Path:
+        from safetensors.torch import save_file
+
         path = folder / f"{tag}.safetensors"
         if not path.exists():
             save_file(golden.tiny_clip.state_dict(tag.rstrip("0123456789"), int(tag.lstrip("vitrn"))), path)
@@ -175,44 +200,30 @@ def golden_backbone(golden: Golden, tmp_path_factory: pytest.TempPathFactory) ->
     return make
 
 
-_BUILT: dict[Any, Any] = {}
-
-
 @pytest.fixture(autouse=True)
 def clips_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CLIP of a weights file is built and digested once, then copied: a fifth of the time, in hundreds of tests.
+    """See built_clips.py. tests/models, which tests the building, replaces this fixture."""
+    import built_clips
 
-    tests/models, which tests the building, replaces this fixture.
-    """
-    build, digest = clip._load_openai, clip.digest_of_weights
-
-    def load(backbone: Any, dtype: torch.dtype) -> Any:
-        status = backbone.file.stat() if backbone.file.is_file() else None
-        key = status and (backbone.file, backbone.tag, status.st_size, status.st_mtime_ns, dtype)
-        if key is None or key not in _BUILT:
-            model, tokenizer = build(backbone, dtype)
-            model.digest_as_built = digest(model)
-            _BUILT[key] = model, tokenizer
-        model, tokenizer = _BUILT[key]
-        return copy.deepcopy(model), tokenizer
-
-    def known_digest(model: torch.nn.Module) -> str:
-        return model.__dict__.pop("digest_as_built", None) or digest(model)
-
-    monkeypatch.setattr(clip, "_load_openai", load)
-    monkeypatch.setattr(clip, "digest_of_weights", known_digest)
+    built_clips.patch(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
 def family_names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What MODEL.BACKBONE.NAME takes for the small CLIP of each family (tests/families.py)."""
     pytest.importorskip("transformers")
+    import families
+
     return families.register(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="session")
 def family_clip(family_names: dict[str, str]) -> Callable[..., Any]:
     """``family_clip("SigLIP")``: a small CLIP of that family, a new one at each call."""
+    import families
+
+    from dassl_lite.models import clip
+
     loaded: dict[str, Any] = {}
 
     def load(family: str, precision: str = "fp32") -> Any:
@@ -230,10 +241,14 @@ def on_cuda() -> Iterator[Callable[..., Any]]:
 
     The process is the same for all calls. Function, arguments and result have to be picklable.
     """
-    if not ON_REAL_GPU and (reason := cuda_standin.why_not()):
+    import built_clips
+    import cuda_standin
+
+    if not on_real_gpu() and (reason := cuda_standin.why_not()):
         pytest.skip(reason)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, None if ON_REAL_GPU else cuda_standin.enter) as pool:
+    begin = built_clips.patch if on_real_gpu() else built_clips.patch_on_the_standin
+    with ProcessPoolExecutor(1, context, begin) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 

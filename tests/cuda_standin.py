@@ -189,19 +189,24 @@ def _plain(item: Any) -> Any:
 
 def _each(change: Callable[[Any], Any], item: Any) -> Any:
     """``change`` of everything in the arguments or the results of an operation, which are lists at most."""
-    if type(item) in (list, tuple):
+    if type(item) is tuple or type(item) is list:
         return type(item)([_each(change, one) for one in item])
     if type(item) is dict:
         return {name: _each(change, one) for name, one in item.items()}
     return change(item)
 
 
-def _tensors(item: Any) -> list[torch.Tensor]:
+def _tensors(*items: Any) -> list[torch.Tensor]:
     """All tensors in the arguments or the results of an operation."""
-    if isinstance(item, torch.Tensor):
-        return [item]
-    inner = item.values() if type(item) is dict else item if type(item) in (list, tuple) else ()
-    return [tensor for one in inner for tensor in _tensors(one)]
+    found = []
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif type(item) is tuple or type(item) is list:
+            found += _tensors(*item)
+        elif type(item) is dict:
+            found += _tensors(*item.values())
+    return found
 
 
 def _stand_in(item: Any) -> Any:
@@ -233,7 +238,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         return CPU  # what C++ is told; autograd then asks no driver for a stream
     if _STATE.error is not None:
         raise _STATE.error
-    tensors = _tensors(args) + _tensors(kwargs)
+    tensors = _tensors(args, kwargs)
     here = any(isinstance(tensor, StandIn) for tensor in tensors)
     target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if here and target == CPU and not getattr(_LOCAL, "explicit", False):
@@ -317,22 +322,28 @@ def _seed(seed: int) -> None:
     _STATE.random = torch.Generator().manual_seed(int(seed) % 2**63).get_state()
 
 
-def _on_the_device(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-    """The result as stand-ins; of an operation in place, the very arguments that it changed."""
+@functools.cache
+def _changed_arguments(func: Any) -> list[tuple[int, str]]:
+    """Places and names of the arguments that an operation changes and gives back; none if it makes new tensors."""
 
     def changes(one: Any) -> bool:
         return one.alias_info is not None and one.alias_info.is_write
 
     schema = func._schema
-    if schema.returns and all(map(changes, schema.returns)):
-        if schema.name.startswith(("aten::resize_", "aten::set_")):
-            raise NotImplementedError(f"{func} on a stand-in")
-        changed = [
-            args[number] if number < len(args) else kwargs[argument.name]
-            for number, argument in enumerate(schema.arguments)
-            if changes(argument)
-        ][: len(schema.returns)]
-        return changed[0] if len(schema.returns) == 1 else tuple(changed)
+    if not schema.returns or not all(map(changes, schema.returns)):
+        return []
+    if schema.name.startswith(("aten::resize_", "aten::set_")):
+        raise NotImplementedError(f"{func} on a stand-in")
+    changed = [(number, argument.name) for number, argument in enumerate(schema.arguments) if changes(argument)]
+    return changed[: len(schema.returns)]
+
+
+def _on_the_device(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """The result as stand-ins; of an operation in place, the very arguments that it changed."""
+
+    if changed := _changed_arguments(func):
+        found = [args[number] if number < len(args) else kwargs[name] for number, name in changed]
+        return found[0] if len(found) == 1 else tuple(found)
     for tensor in _tensors(result):
         if (size := tensor.numel() * tensor.element_size()) > _STATE.largest:
             wanted = size / 2**20
@@ -343,11 +354,15 @@ def _on_the_device(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 class _DispatchMode(TorchDispatchMode):
     """Sees operations without a stand-in among their arguments: tensors made on the device, or moved there."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and its wrapper would be entered at each operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
         involved = device is not None and torch.device(device).type == "cuda"
-        involved = involved or any(isinstance(tensor, StandIn) for tensor in _tensors(args) + _tensors(kwargs))
+        involved = involved or any(isinstance(tensor, StandIn) for tensor in _tensors(args, kwargs))
         return _run(func, args, kwargs) if involved else func(*args, **kwargs)
 
 

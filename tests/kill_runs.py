@@ -13,6 +13,8 @@ tensors of the last checkpoints, and of ``extract`` the arrays; nothing half-wri
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ import torch
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.tools import extract, sweep, train
 
-DATA = ("--dataset-config-file", "gadgets")
+GADGETS = ("--dataset-config-file", "gadgets")
 WITHOUT_WORKERS = ("DATALOADER.NUM_WORKERS", "0")
 # What differs between any two runs.
 NOT_COMPARED = ("seconds", "peak_memory", "finished", "environment")
@@ -45,7 +48,7 @@ class Kind:
 
     Attributes:
         tool: ``main`` of the tool.
-        start: its arguments, for a folder.
+        start: its arguments, for a folder, besides those of the data.
         resume: what is added to continue.
         warm: whether the features are in the cache before the first start.
     """
@@ -58,18 +61,18 @@ class Kind:
 
 def _train(*options: str) -> Callable[[Path], list[str]]:
     """Every epoch is saved and validated, so that there is as much to lose as possible."""
-    flags = ["--trainer", "TaskRes", *DATA, "--shots", "4", "--output-dir"]
+    flags = ["--trainer", "TaskRes", "--shots", "4", "--output-dir"]
     often = ("TRAIN.CHECKPOINT_FREQ", "5", "TRAIN.CHECKPOINT_SECONDS", "0", "TEST.FINAL_MODEL", "best_val")
     return lambda folder: [*flags, str(folder / "run"), *WITHOUT_WORKERS, *often, *options]
 
 
 def _extract(folder: Path) -> list[str]:
     few = ["--views", "3", "--shots", "8", "DATASET.FEATURES.BATCH_SIZE", "32"]
-    return [*DATA, "--output", str(folder / "features.npz"), *few, *WITHOUT_WORKERS]
+    return ["--output", str(folder / "features.npz"), *few, *WITHOUT_WORKERS]
 
 
 def _sweep(*flags: str) -> Callable[[Path], list[str]]:
-    given = ["--trainers", "TaskRes", "ZeroshotCLIP", "TipAdapterF", "--datasets", "gadgets", "--shots", "1", "2"]
+    given = ["--trainers", "TaskRes", "ZeroshotCLIP", "TipAdapterF", "--shots", "1", "2"]
     few = ["OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "2", *WITHOUT_WORKERS]
     return lambda folder: [*given, "--seeds", "1", "--output-dir", str(folder / "sweep"), *flags, *few]
 
@@ -77,7 +80,7 @@ def _sweep(*flags: str) -> Callable[[Path], list[str]]:
 FEATURES = ("OPTIM.MAX_EPOCH", "40", "DATASET.FEATURES.VIEWS", "4", "DATASET.FEATURES.BATCH_SIZE", "64")
 IMAGES = (
     *("OPTIM.MAX_EPOCH", "8", "DATASET.FEATURES.VIEWS", "0", "DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler"),
-    *("DATALOADER.TRAIN_X.BATCH_SIZE", "8", "DATALOADER.TRAIN_X.N_INS", "2"),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATALOADER.TRAIN_X.N_INS", "2"),
     *("INPUT.TRANSFORMS", "['random_translation', 'randaugment', 'normalize']"),  # they draw from Python's stream
 )
 KINDS = {
@@ -92,26 +95,37 @@ RARE = {"sweep-jobs": 4}  # it starts processes that import torch, which takes l
 
 
 class Trials:
-    """Runs below a folder, each in a process that is forked from this one, which has imported everything."""
+    """Runs below a folder, each in a process that is forked from this one, which has imported everything.
 
-    def __init__(self, folder: Path, chance: random.Random) -> None:
-        self.folder, self.chance = folder, chance
+    Args:
+        folder: of all runs; empty.
+        chance: draws the moments.
+        data: flags that name the data.
+    """
+
+    def __init__(self, folder: Path, chance: random.Random, data: Sequence[str] = GADGETS) -> None:
+        self.folder, self.chance, self.data = folder, chance, data
         self.whole: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         self.caches = {"cold": folder / "cold", "warm": folder / "warm"}
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Draw the pictures, and run every kind to its end."""
-        drawn = ["--trainer", "ZeroshotCLIP", *DATA, "--no-train", "--output-dir", str(self.folder / "drawn")]
-        assert self._run(train.main, [*drawn, *WITHOUT_WORKERS], self.caches["cold"]) == 0
+        """Draw the pictures, import what runs import, and run every kind to its end."""
+        self.caches["cold"].mkdir(parents=True)
+        drawn = ["--trainer", "TaskRes", "--output-dir", str(self.folder / "drawn"), *WITHOUT_WORKERS]
+        short = ("OPTIM.MAX_EPOCH", "1", "DATASET.FEATURES.VIEWS", "0")  # and nothing in the cache but the pictures
+        here = mock.patch.dict(os.environ, DASSL_LITE_CACHE=str(self.caches["cold"]))
+        with here, contextlib.redirect_stdout(io.StringIO()):
+            assert run_tool(train.main, [*self.data, *drawn, *short]) == 0
         if any(KINDS[name].warm for name in names):
-            assert self._run(train.main, _train(*FEATURES)(self.folder / "warming"), self._copy("cold", "warm")) == 0
+            warming = [*self.data, *_train(*FEATURES)(self.folder / "warming")]
+            assert self._run(train.main, warming, self._copy("cold", "warm")) == 0
         for place in (self.caches["warm"] / "datasets").rglob("split_fewshot"):
             shutil.rmtree(place)  # the shots are to be drawn, too
         for name in names:
             place = self._place(name, "whole")
             start = time.monotonic()
-            assert self._run(KINDS[name].tool, KINDS[name].start(place), place / "cache") == 0, place / "log"
+            assert self._run(KINDS[name].tool, self._first(KINDS[name], place), place / "cache") == 0, place / "log"
             self.seconds[name] = time.monotonic() - start
             self.whole[name] = found_in(place)
 
@@ -120,7 +134,7 @@ class Trials:
         kind, moments = KINDS[name], []
         place = self._place(name, str(number))
         while not moments:
-            moments = self._kill_once(kind, kind.start(place), place, self.seconds[name])
+            moments = self._kill_once(kind, self._first(kind, place), place, self.seconds[name])
             if not moments:  # it had ended before
                 shutil.rmtree(place)
                 place = self._place(name, str(number))
@@ -136,9 +150,12 @@ class Trials:
             shutil.rmtree(place)
         return wrong and f"{told}: {wrong}"
 
+    def _first(self, kind: Kind, place: Path) -> list[str]:
+        data = ["--datasets", "gadgets"] if kind.tool is sweep.main and self.data == GADGETS else self.data
+        return [*data, *kind.start(place)]
+
     def _continuing(self, kind: Kind, place: Path) -> list[str]:
-        first = kind.start(place)
-        return [*first[:2], *kind.resume, *first[2:]]
+        return [*kind.resume, *self._first(kind, place)]
 
     def _place(self, name: str, what: str) -> Path:
         place = self.folder / f"{name}-{what}"
@@ -233,9 +250,11 @@ def turns(count: int, names: Sequence[str]) -> Iterator[str]:
         rounds += 1
 
 
-def kill_runs(count: int, seed: int, folder: Path, names: Sequence[str] = tuple(KINDS)) -> list[str]:
+def kill_runs(
+    count: int, seed: int, folder: Path, names: Sequence[str] = tuple(KINDS), data: Sequence[str] = GADGETS
+) -> list[str]:
     """Do ``count`` trials; returns what was wrong."""
-    trials = Trials(folder, random.Random(seed))
+    trials = Trials(folder, random.Random(seed), data)
     chosen = list(turns(count, names))
     trials.prepare(list(dict.fromkeys(chosen)))
     return [wrong for number, name in enumerate(chosen) if (wrong := trials.kill(name, number))]
@@ -247,6 +266,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default: 1)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="kinds of runs")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not survive a fork
     folder = Path(tempfile.mkdtemp(prefix="killed-"))
     wrong = kill_runs(args.count, args.seed, folder, args.kinds)
     print(f"{args.count - len(wrong)}/{args.count} equal those of runs that were never stopped", *wrong, sep="\n")

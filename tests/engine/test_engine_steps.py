@@ -159,17 +159,18 @@ METHODS = ("TaskRes", "TaskResEnhance", "CoOp", "CoCoOp", "CLIP_Adapter", "TipAd
 METHODS += ("KgCoOp", "ProGrad", "TCP", "IVLP", "PromptSRC")
 
 
-def steps_counted(trainer: str, precision: str, folder: str, family: str = "") -> tuple[int, str, str]:
+def steps_counted(trainer: str, precision: str, folder: str, features: str, family: str = "") -> tuple[int, str, str]:
     """Steps of an epoch on features between two log lines, and what they waited for and copied.
 
     Args:
+        features: folder of the feature cache.
         family: of the backbone, one of `families`; the packaged one if empty.
     """
     load_plugins()
     backbone = families.register(Path(folder) / "families")[family] if family else "demo"
     node = TRAINER_REGISTRY.get(trainer).node_name()
     flags: dict[str, Any] = {
-        "DATASET": {"NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1, "DIR": f"{folder}/features"}},
+        "DATASET": {"NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1, "DIR": features}},
         "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}},
         "MODEL": {"BACKBONE": {"NAME": backbone}},
         "OPTIM": {"MAX_EPOCH": 1, "SCHEDULE_UNIT": "batch"},
@@ -202,16 +203,23 @@ def steps_counted(trainer: str, precision: str, folder: str, family: str = "") -
     return number, str(dict(counted.waits)), str(dict(counted.copies))
 
 
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("features"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "precision"), [*((name, "fp32") for name in METHODS), ("CoOp", "bf16")])
 def test_a_step_waits_for_no_device_and_copies_nothing_to_it(
-    on_cuda: Any, tmp_path: Path, trainer: str, precision: str
+    on_cuda: Any, tmp_path: Path, features: str, trainer: str, precision: str
 ) -> None:
-    assert on_cuda(steps_counted, trainer, precision, str(tmp_path)) == (3, "{}", "{}")
+    assert on_cuda(steps_counted, trainer, precision, str(tmp_path), features) == (3, "{}", "{}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["CoOp", "CoCoOp", "CLIPLoRA", "TCP"])
-def test_a_step_of_whole_prompts_waits_and_copies_as_little(on_cuda: Any, tmp_path: Path, trainer: str) -> None:
+def test_a_step_of_whole_prompts_waits_and_copies_as_little(
+    on_cuda: Any, tmp_path: Path, features: str, trainer: str
+) -> None:
     pytest.importorskip("transformers")
-    assert on_cuda(steps_counted, trainer, "fp32", str(tmp_path), "SigLIP") == (3, "{}", "{}")
+    assert on_cuda(steps_counted, trainer, "fp32", str(tmp_path), features, "SigLIP") == (3, "{}", "{}")

@@ -14,6 +14,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))  # as `python tests/kill_runs.py` does
 
 from kill_runs import KINDS, comparable, difference, kill_runs, turns  # noqa: E402
+from tints import draw_tints  # noqa: E402
 
 
 @pytest.mark.slow
@@ -21,7 +22,8 @@ def test_a_run_killed_at_a_random_instant_ends_like_one_never_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each is forked from this process, which has imported everything."""
-    assert kill_runs(count=2, seed=3, folder=tmp_path, names=("train-images", "sweep")) == []
+    data = ("--data", str(draw_tints(tmp_path / "images", {"train": 4, "val": 2, "test": 4})))
+    assert kill_runs(count=2, seed=3, folder=tmp_path / "runs", names=("train-images", "sweep"), data=data) == []
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["train-images,", "sweep,"]
 
 

@@ -51,14 +51,23 @@ OPTIONS = {
     "TRAINER.APET.BETA_STEPS": 3,
 }
 PROMPTED = ("IVLP", "VPT", "MaPLe", "PromptSRC")  # in both encoders
+TUNED = ("CLIPLoRA", "MMA", "TwoStage")  # in both encoders of a ViT, without prompts
 
 
 def is_left_out(method: str, backbone: str, views: int) -> bool:
-    """Whether a method refuses the backbone, or another case runs the same code: images that a ViT with prompts encodes
-    have no cached views, and PromptSRC's model is IVLP's."""
-    if method not in PROMPTED or backbone == "rn0":
-        return backbone == "rn0" and (TRAINER_REGISTRY.get(method).needs_vit or method == "PromptSRC")
-    return views > 0 or method == "IVLP"
+    """Whether a method refuses the backbone, or another case runs the same code.
+
+    A head on image features runs alike whichever encoder they are of: TaskRes stands for those on a ResNet's. Images
+    that a trained image encoder encodes have no cached views: one number of views stands for both. PromptSRC's model is
+    IVLP's.
+    """
+    kind = TRAINER_REGISTRY.get(method)
+    if backbone == "rn0":
+        on_features = method != "TaskRes" and not (kind.through_encoder or kind.takes_states)
+        return kind.needs_vit or method == "PromptSRC" or on_features
+    if method in PROMPTED:
+        return views > 0 or method == "IVLP"
+    return method in TUNED and views == 0
 
 
 CASES = [
@@ -136,14 +145,15 @@ def resume_and_load(*case: Any) -> dict[str, Any]:
 
 
 def precisions_of(method: str, backbone: str, views: int) -> list[str]:
-    """Those that a case adds something in. Encoders whose images are not cached compute alike in all methods that only
-    run them: TaskRes stands for those in the precisions that "auto" does not choose."""
-    if method in PROMPTED:  # "amp" is slow, and test_trainers_precisions.py runs it
+    """Those that a case adds something in. Images that are not cached are encoded alike for all methods that only run
+    the image encoder: TaskRes stands for those in the precisions that "auto" does not choose."""
+    through_encoder = TRAINER_REGISTRY.get(method).through_encoder
+    if method in (*PROMPTED, "MMA", "TwoStage"):  # "amp" is slow; CLIPLoRA and test_trainers_precisions.py run it
         return ["fp32"] if backbone == "rn0" else ["fp32", "fp16", "bf16"]
     if backbone == "rn0":
         return ["fp32", "amp"]  # halves are slow on a CPU
-    if views == 0 and method != "TaskRes" and not TRAINER_REGISTRY.get(method).through_encoder:
-        return ["fp32", "fp16"]
+    if views == 0 and method != "TaskRes":
+        return ["fp32" if through_encoder else "fp16"]
     return list(PRECISIONS)
 
 
