@@ -29,7 +29,8 @@ except SystemExit as end:
 
 def run(*argv: str, script: str = RUN) -> list[str]:
     """The lines that a process prints; the last one of RUN is the exit code and heavy modules."""
-    done = subprocess.run([sys.executable, "-c", script.format(argv=list(argv), slow=SLOW)], capture_output=True, text=True)
+    code = script.format(argv=list(argv), slow=SLOW)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -45,7 +46,17 @@ def test_help_imports_nothing_heavy(tool: str) -> None:
 
 
 # Slow libraries, besides torch, which no command imports that needs no images and no encoder.
-SLOW = "torchvision open_clip timm transformers sklearn scipy pandas matplotlib torch.utils.tensorboard".split()
+SLOW = [
+    "torchvision",
+    "open_clip",
+    "timm",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "torch.utils.tensorboard",
+]
 LOADED = """
 import sys
 from dassl_lite.engine.plugins import load_plugins
