@@ -18,6 +18,7 @@ from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.run import seeded
 from dassl_lite.engine.methods import compiled_step
 from dassl_lite.engine.methods.compiled_step import compiled
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 
 NAMES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")
@@ -133,6 +134,52 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is_but_its_own_errors_are_rai
         with mock.patch.object(torch, "compile", fails(ValueError)), pytest.raises(ValueError, match="of many"):
             compiled(torch.neg, CPU)(torch.ones(1))
     assert told == ["TRAIN.COMPILE: torch cannot compile the step (TracingError: of many); it runs as it is"]
+
+
+class BackwardFails(torch.autograd.Function):
+    """What a compiled step gives whose backward pass cannot be compiled, which torch finds out when it runs."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise AssertionError("no kernel for it\nat all")
+
+
+def test_a_step_whose_backward_pass_cannot_be_compiled_runs_as_it_is(trained: Any, features: dict[str, Any]) -> None:
+    def compile_(step: Any, **options: Any) -> Any:
+        def fast(*args: Any) -> Any:
+            logits, loss = step(*args)
+            return logits, BackwardFails.apply(loss)  # type: ignore[no-untyped-call]
+
+        return fast
+
+    plain, told = trained("TaskRes", features), []
+    with (
+        mock.patch.object(compiled_step, "_unable", return_value=""),
+        mock.patch.object(torch, "compile", compile_),
+        mock.patch.object(compiled_step.logger, "warning", told.append),
+    ):
+        found = trained("TaskRes", features, "TRAIN.COMPILE", "True")
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert told == ["TRAIN.COMPILE: torch cannot compile the step (AssertionError: no kernel for it); it runs as it is"]
+
+
+def test_an_error_of_the_backward_pass_itself_is_raised_though_the_step_is_compiled(
+    trained: Any, features: dict[str, Any]
+) -> None:
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("its own")
+
+    with (
+        mock.patch.object(compiled_step, "_unable", return_value=""),
+        mock.patch.object(torch, "compile", lambda step, **options: step),
+        mock.patch.object(FeatureTrainer, "compute_gradients", fails),
+        pytest.raises(RuntimeError, match="its own"),
+    ):
+        trained("TaskRes", features, "TRAIN.COMPILE", "True")
 
 
 @pytest.mark.slow

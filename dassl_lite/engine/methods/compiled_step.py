@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dassl_lite.utils.errors import printable
+from dassl_lite.utils.devices import is_lost, is_out_of_memory
+from dassl_lite.utils.errors import UserError, printable
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -20,8 +21,51 @@ Step = Callable[..., Any]
 _LONGEST = 200  # characters of torch's reason
 
 
+class CompiledStep:
+    """A step that is compiled at its first call for each shape; once torch fails to, it runs as it is.
+
+    Args:
+        step: as it is.
+        fast: compiled.
+        graphs: whether ``fast`` replays recorded kernels, so that what a call gives is valid until the next one.
+    """
+
+    def __init__(self, step: Step, fast: Step, *, graphs: bool) -> None:
+        self._step, self._graphs, self._called = step, graphs, False
+        self._fast: Step | None = fast
+
+    def __call__(self, *args: Any) -> Any:
+        if self._fast is None:
+            return self._step(*args)
+        if self._graphs and self._called:
+            torch.compiler.cudagraph_mark_step_begin()
+        self._called = True
+        try:
+            return self._fast(*args)
+        except Exception as error:
+            if not _is_compilers(error):
+                raise
+            self._give_up(error)
+        return self._step(*args)
+
+    def may_have_failed(self, error: Exception) -> bool:
+        """Whether an error in the backward pass may be the compiler's, which compiles that pass when it first runs.
+
+        If so, calls give what the step gives as it is from now on: an error of the step's own comes again. The error of
+        a compiler has any type there.
+        """
+        if self._fast is None or isinstance(error, UserError) or is_out_of_memory(error) or is_lost(error):
+            return False
+        self._give_up(error)
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        self._fast = None
+        _tell(f"{type(error).__name__}: {error}")
+
+
 def compiled(step: Step, device: torch.device) -> Step:
-    """``step``, compiled by torch at its first call.
+    """``step``, compiled by torch, as a `CompiledStep`; as it is, with a warning, where there is no compiler.
 
     Args:
         step: takes and gives tensors of the same shapes at each call, but for a last batch; compiled once for each.
@@ -29,35 +73,18 @@ def compiled(step: Step, device: torch.device) -> Step:
             until its next call.
     """
     if why := _unable(device):
-        return _told(step, why)
+        _tell(why)
+        return step
     _keep_inputs_of_backward()
     graphs = device.type == "cuda"
-    fast = torch.compile(step, dynamic=False, mode="reduce-overhead" if graphs else None)
-    works: Step | None = None
-
-    def call(*args: Any) -> Any:
-        nonlocal works
-        if works is None:
-            try:
-                found = fast(*args)
-            except Exception as error:
-                if not _is_compilers(error):
-                    raise
-                works = _told(step, f"{type(error).__name__}: {error}")
-            else:
-                works = fast
-                return found
-        if graphs and works is fast:
-            torch.compiler.cudagraph_mark_step_begin()
-        return works(*args)
-
-    return call
+    return CompiledStep(
+        step, torch.compile(step, dynamic=False, mode="reduce-overhead" if graphs else None), graphs=graphs
+    )
 
 
-def _told(step: Step, why: str) -> Step:
+def _tell(why: str) -> None:
     line = why.strip().partition("\n")[0]
     logger.warning(f"TRAIN.COMPILE: torch cannot compile the step ({printable(line)[:_LONGEST]}); it runs as it is")
-    return step
 
 
 def _unable(device: torch.device) -> str:
