@@ -100,7 +100,8 @@ class Models(dict[str, str]):
             raise UserError("no backbone is named; name one with --backbone (MODEL.BACKBONE.NAME), such as ViT-B/16")
         backbone = names.parse(name)
         if backbone.kind == "tag" and backbone.tag == "openai":
-            return str(published_weights.locate(backbone.architecture, backbone.tag))
+            path = published_weights.locate(backbone.architecture, backbone.tag)
+            return str(published_weights.check(path, backbone.architecture, backbone.tag))
         if not names.is_local(name):
             raise UserError(
                 f"backbone '{name}' is in open_clip's layout, which the repository's `clip` package does not read; it "

@@ -25,7 +25,7 @@ import urllib3
 from tqdm import tqdm
 
 from dassl_lite.utils.errors import UserError, printable
-from dassl_lite.utils.files import cache_root, digest_of, open_file, read_json, write_json
+from dassl_lite.utils.files import HashingFile, cache_root, digest_of, open_file, read_json, write_json
 from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -33,7 +33,6 @@ logger = get_logger(__name__)
 DRIVE = "drive:"  # prefix of a Google Drive id that serves as a URL
 _BLOCK = 1 << 18
 _CHECKED = 1 << 26  # bytes after which the free space is looked at, if the size is unknown
-_HASH_BLOCK = 1 << 20
 _SLOW_TO_HASH = 256 << 20  # bytes; hashing fewer takes no noticeable time
 _PROGRESS = 1 << 20  # bytes; an attempt that received as many does not count as a failure
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth another attempt
@@ -413,12 +412,21 @@ def check_digest(path: Path, digest: str, name: str = "") -> None:
     """
     if not digest:
         return
-    kind, _, expected = digest.partition(":")
     if path.stat().st_size > _SLOW_TO_HASH:
         logger.info(f"Checking the digest of {name or path.name}")
-    hasher = hashlib.new(kind, usedforsecurity=False)
+    hasher = hasher_of(digest)
     with open_file(path) as file:
-        while block := file.read(_HASH_BLOCK):
-            hasher.update(block)
+        HashingFile(file, hasher).hash_to()
+    compare_digest(hasher, digest, name or path.name)
+
+
+def hasher_of(digest: str) -> Any:
+    """An object of hashlib that makes digests of this kind."""
+    return hashlib.new(digest.partition(":")[0], usedforsecurity=False)
+
+
+def compare_digest(hasher: Any, digest: str, name: str) -> None:
+    """`check_digest` of a file that was hashed while it was read."""
+    kind, _, expected = digest.partition(":")
     if not expected or not hasher.hexdigest().startswith(expected):
-        raise WrongFileError(f"{name or path.name} has the {kind} digest {hasher.hexdigest()}, not {expected}")
+        raise WrongFileError(f"{name} has the {kind} digest {hasher.hexdigest()}, not {expected}")

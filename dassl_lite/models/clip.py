@@ -35,6 +35,7 @@ from dassl_lite.models.names import BackboneName
 from dassl_lite.models.preprocessing import Preprocessing, described_by_open_clip
 from dassl_lite.models.text_tower import TextTower
 from dassl_lite.models.tokenizer import Tokenizer, require_text_encoder, tokenizer_of, tokenizer_of_random
+from dassl_lite.models.weights_file import WeightsFile
 from dassl_lite.startup import loading
 from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits, unknown
 from dassl_lite.utils.files import write_json
@@ -223,12 +224,12 @@ def preprocessing_of(backbone: BackboneName) -> Preprocessing:
 
 @functools.lru_cache(maxsize=8)
 def _preprocessing_of_file(backbone: BackboneName, status: tuple[int, int] | None) -> Preprocessing:
-    """Of a file in OpenAI's layout: asked for by the config and by the model, and the file may be of gigabytes.
+    """Of a file in OpenAI's layout: asked for by the config and by the model.
 
     Args:
         status: size and time of the file, so that another one in its place is read again.
     """
-    architecture, said = _read_openais(backbone)[1:]
+    architecture, said = _described(backbone, weights_file.outline(backbone.file))
     return described_by_open_clip(said, architecture["vision_cfg"]["image_size"], backbone.text)
 
 
@@ -305,12 +306,16 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
             torch.manual_seed(backbone.seed)
             return _create(backbone.architecture, backbone, dtype, _settings(backbone)), tokenizer
         tokenizer = tokenizer_of(text, backbone.architecture, backbone.text)
-        path = backbone.path or published_weights.locate(backbone.architecture, backbone.tag)
+        if backbone.path is None:
+            path = published_weights.locate(backbone.architecture, backbone.tag)
+            content = published_weights.read(path, backbone.architecture, backbone.tag)
+        else:
+            path, content = backbone.path, weights_file.read(backbone.path)
         if backbone.kind == "tag" and backbone.tag == "openai":
-            return _load_openai(backbone.at(path), dtype)
+            return _built(backbone.at(path), content, dtype)
         model = _create(backbone.architecture, backbone, dtype, _settings(backbone))
         source = f"backbone '{backbone.text}': {path.name}"
-        weights_file.load_into(model, _in_open_clips_layout(weights_file.read(path).tensors, source), source)
+        weights_file.load_into(model, _in_open_clips_layout(content.tensors, source), source)
         return model, tokenizer
 
 
@@ -323,18 +328,23 @@ def _in_open_clips_layout(tensors: dict[str, Tensor], source: str) -> dict[str, 
         return transformers_format.converted(tensors, kind, source)
 
 
-def _read_openais(backbone: BackboneName) -> tuple[dict[str, Tensor], dict[str, Any], settings.Settings]:
-    """Tensors, architecture and what they do not show of a file in OpenAI's layout."""
-    content, source = weights_file.read(backbone.file), str(backbone.file)
+def _described(backbone: BackboneName, content: WeightsFile) -> tuple[dict[str, Any], settings.Settings]:
+    """Architecture of a file in OpenAI's layout, and what its tensors do not show."""
+    source = str(backbone.file)
     openai_format.require_layout(content.tensors, source)
     said = settings.of_openais_layout(backbone, content)
     architecture = openai_format.architecture_of(content.tensors, content.metadata, source)
-    return content.tensors, {**architecture, "quick_gelu": said["quick_gelu"]}, said
+    return {**architecture, "quick_gelu": said["quick_gelu"]}, said
 
 
 def _load_openai(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
-    tensors, architecture, _ = _read_openais(backbone)
-    model = openai_format.build(tensors, architecture, dtype, str(backbone.file))
+    return _built(backbone, weights_file.read(backbone.file), dtype)
+
+
+def _built(backbone: BackboneName, content: WeightsFile, dtype: torch.dtype) -> tuple[nn.Module, Tokenizer]:
+    """The model in a file in OpenAI's layout."""
+    architecture, _ = _described(backbone, content)
+    model = openai_format.build(content.tensors, architecture, dtype, str(backbone.file))
     return model, Tokenizer(architecture["text_cfg"]["context_length"])
 
 

@@ -180,7 +180,7 @@ def _has_both(open_clips: Path, given: Path | None) -> bool:
 
 
 def _is_of_transformers(given: Path | None) -> bool:
-    return given is not None and openai_format.TRANSFORMERS_KEY in weights_file.read(given).tensors
+    return given is not None and openai_format.TRANSFORMERS_KEY in weights_file.outline(given).tensors
 
 
 def _of_transformers(name: str, config: Path, find: Find, repository: str, given: Path | None) -> ModelFolder:

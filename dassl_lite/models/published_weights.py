@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -18,9 +19,13 @@ from dassl_lite.downloads.fetch import (
     WrongFileError,
     check_digest,
     check_reachable,
+    compare_digest,
     fetch,
+    hasher_of,
     lock_for,
 )
+from dassl_lite.models import weights_file
+from dassl_lite.models.weights_file import WeightsFile
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
@@ -33,12 +38,17 @@ PATIENCE = Patience(connect=10, read=10, tries=3, retry_unreachable=False)
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
+_UNUSABLE = "delete it to download it again"
+
+
 def locate(architecture: str, tag: str) -> Path:
     """The file with open_clip's published weights `architecture:tag`, downloaded if it is not on this machine yet.
 
+    The digest of one that is here is left to `read` or `check`.
+
     Raises:
         UserError: neither found nor downloaded (says where it looked, where the file is published and where to put
-            it), or found with a wrong digest.
+            it).
     """
     import open_clip
 
@@ -47,7 +57,6 @@ def locate(architecture: str, tag: str) -> Path:
     places = [folder / url.rsplit("/", 1)[-1] for folder in _folders()] if url else []
     for path in places:
         if path.is_file():
-            _check(path, url, "delete it to download it again")
             return path
     for repository, filename in _hub_files(hub):
         found = try_to_load_from_cache(repository, filename)
@@ -71,6 +80,39 @@ def locate(architecture: str, tag: str) -> Path:
     )
 
 
+def read(path: Path, architecture: str, tag: str) -> WeightsFile:
+    """The content of the file that `locate` gave; it is read once, for its digest too.
+
+    Raises:
+        UserError: it is broken, or has a wrong digest.
+    """
+    url = _address_of(path, architecture, tag)
+    if not (digest := _published_digest(url)):
+        return weights_file.read(path)
+    hasher = hasher_of(digest)
+    try:
+        content = weights_file.read(path, hasher)
+    except UserError:
+        _check(path, url, _UNUSABLE)  # tells it if this is another file
+        raise
+    _check(path, url, _UNUSABLE, hasher)
+    return content
+
+
+def check(path: Path, architecture: str, tag: str) -> Path:
+    """The file that `locate` gave, if its digest is right; otherwise a UserError."""
+    _check(path, _address_of(path, architecture, tag), _UNUSABLE)
+    return path
+
+
+def _address_of(path: Path, architecture: str, tag: str) -> str:
+    """Where a file that `locate` gave is published; "" for one of the hub, whose client has checked it."""
+    import open_clip
+
+    url = str(open_clip.get_pretrained_cfg(architecture, tag).get("url", ""))
+    return url if path.name == url.rsplit("/", 1)[-1] else ""
+
+
 def locate_url(url: str) -> Path:
     """The file published at `url`, by its name in the folders of weights, else downloaded.
 
@@ -80,7 +122,7 @@ def locate_url(url: str) -> Path:
     places = [folder / url.rsplit("/", 1)[-1] for folder in _folders()]
     for path in places:
         if path.is_file():
-            _check(path, url, "delete it to download it again")
+            _check(path, url, _UNUSABLE)
             return path
     try:
         return _download(url, places[0])
@@ -192,9 +234,14 @@ def _download(url: str, path: Path) -> Path:
     return path
 
 
-def _check(path: Path, url: str, remedy: str) -> None:
+def _check(path: Path, url: str, remedy: str, hasher: Any = None) -> None:
+    """Compare a file with the digest of its address; ``hasher`` has its bytes if it has been read."""
+    digest = _published_digest(url)
     try:
-        check_digest(path, _published_digest(url))
+        if hasher is None:
+            check_digest(path, digest)
+        else:
+            compare_digest(hasher, digest, path.name)
     except WrongFileError as error:
         raise UserError(f"{path} is not the file published at {url} ({error}): {remedy}") from error
 

@@ -83,9 +83,8 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
 
 @lru_cache(maxsize=8)
 def _made_by(file: Path, mtime: int) -> tuple[bool, bool]:
-    """Whether OpenAI's package wrote a file, and whether a training did; asked for several times, and it may be of
-    gigabytes."""
-    content = weights_file.read(file)
+    """Whether OpenAI's package wrote a file, and whether a training did."""
+    content = weights_file.outline(file)
     return content.is_openais, content.training
 
 

@@ -5,6 +5,7 @@ What a training script, torch.save, TorchScript or safetensors wraps around the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dassl_lite.utils.errors import MISFITS, UserError, refusing_misfits
-from dassl_lite.utils.files import open_file, read_json
+from dassl_lite.utils.files import HashingFile, open_file, read_json
 from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
 # Entries of OpenAI's files that describe the model.
 DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
+_SMALL = 1024  # bytes of a tensor that describes the model, at most
+_MOST_BYTES = 8  # of a number
 INDEX_SUFFIX = ".index.json"  # of a file that names the parts of weights that were saved in several
 
 
@@ -46,27 +49,52 @@ class WeightsFile:
         return self.torchscript or any(key in self.tensors for key in DESCRIPTIONS)
 
 
-def read(path: Path) -> WeightsFile:
+def read(path: Path, hasher: Any = None) -> WeightsFile:
     """Read safetensors, a TorchScript archive, what torch.save wrote, or the index of several such files.
+
+    Args:
+        hasher: an object of hashlib, which gets all bytes of the file; not of an index.
 
     Raises:
         UserError: the file is missing or broken, or holds no dictionary of tensors.
     """
+    return _read(path, hasher, math.inf)
+
+
+def outline(path: Path) -> WeightsFile:
+    """`read`, without the values of large tensors, which are on the device "meta": it takes no time.
+
+    Those of a safetensors file are float32, whatever they are in the file.
+    """
+    return _read(path, None, _SMALL)
+
+
+def _read(path: Path, hasher: Any, largest: float) -> WeightsFile:
     if path.name.endswith(INDEX_SUFFIX):
-        return WeightsFile(_read_parts(path), {})
+        return WeightsFile(_read_parts(path, largest), {})
     if path.suffix != ".safetensors":
-        loaded = load_file(path)
+        loaded = load_file(path, hasher=hasher, largest=largest)
         archive = is_torchscript(loaded)
         content = tensors_of(loaded) if archive else loaded
         return WeightsFile(unwrap(content, str(path)), {}, archive, _is_of_training(content))
     try:
-        open_file(path).close()  # only a file
+        with open_file(path) as plain:  # only a file
+            if hasher is not None:
+                HashingFile(plain, hasher).hash_to()
         with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            state = {key: _tensor(file, key, largest) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, *MISFITS) as error:  # kinds of numbers that torch lacks
         raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
     return WeightsFile(unwrap(state, str(path)), metadata)
+
+
+def _tensor(file: Any, key: str, largest: float) -> Tensor:
+    """A tensor of a safetensors file; one that may have more bytes than ``largest`` without values."""
+    shape = file.get_slice(key).get_shape() if largest < math.inf else []
+    if _MOST_BYTES * math.prod(shape) > largest:
+        return torch.empty(shape, device="meta")
+    return file.get_tensor(key)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -81,7 +109,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         raise UserError(f"cannot load {path}: not a complete safetensors file ({error})") from error
 
 
-def _read_parts(index: Path) -> dict[str, Tensor]:
+def _read_parts(index: Path, largest: float) -> dict[str, Tensor]:
     """The tensors of the files beside an index that it names."""
     if not index.is_file():
         raise UserError(f"no weights file {index}")
@@ -91,7 +119,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     for name in names:
         if Path(name).name != name or name.endswith(INDEX_SUFFIX):
             raise UserError(f"{index} names '{name}', which is not a file beside it")
-        tensors |= read(index.parent / name).tensors
+        tensors |= _read(index.parent / name, None, largest).tensors
     return tensors
 
 

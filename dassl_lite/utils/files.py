@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import stat
 import tempfile
@@ -48,6 +49,7 @@ def check_isfile(fpath: PathLike) -> bool:
     return found
 
 
+_HASH_BLOCK = 1 << 20
 MAX_TEXT = 1 << 30  # bytes of a table, split or list; ImageNet's split has 150 MB
 
 
@@ -68,6 +70,36 @@ def open_file(path: PathLike, limit: int | None = None) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, f"it has {size:,} bytes, more than the {limit:,} that are read", os.fspath(path))
     return file
+
+
+class HashingFile:
+    """A file that is hashed while it is read, so that its digest takes no second reading.
+
+    What is read in its order is hashed as it comes; `hash_to` reads and hashes what was left out.
+
+    Args:
+        file: opened by `open_file`.
+        hasher: of hashlib.
+    """
+
+    def __init__(self, file: BinaryIO, hasher: Any) -> None:
+        self._file, self._hasher = file, hasher
+        self._hashed = 0  # bytes from the beginning
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._file.tell()
+        data = self._file.read(size)
+        if start <= self._hashed < start + len(data):
+            self._hasher.update(memoryview(data)[self._hashed - start :])
+            self._hashed = start + len(data)
+        return data
+
+    def hash_to(self, end: float = math.inf) -> None:
+        """Hash up to this position; by default, to the end of the file."""
+        self._file.seek(self._hashed)
+        while self._hashed < end and self.read(int(min(_HASH_BLOCK, end - self._hashed))):
+            pass
 
 
 def open_text(path: PathLike, encoding: str = "utf-8-sig", **options: Any) -> TextIO:

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from dassl_lite.utils.errors import UserError
-from dassl_lite.utils.files import open_file
+from dassl_lite.utils.files import HashingFile, open_file
 
 T = TypeVar("T")
 
@@ -519,16 +519,19 @@ def unpickle(
     return loaded, end
 
 
+_BLOCK = 1 << 20  # bytes read at a time
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _READ_ERRORS = (*PICKLE_ERRORS, zipfile.BadZipFile, struct.error, zlib.error, lzma.LZMAError)
 
 
-def load_file(path: str | Path, strict: bool = False) -> Any:
+def load_file(path: str | Path, strict: bool = False, *, hasher: Any = None, largest: float = math.inf) -> Any:
     """Load a file written by `torch.save`, or a TorchScript archive, as data.
 
     Args:
         path: the file.
         strict: refuse a file with anything but tensors and plain values in it.
+        hasher: an object of hashlib, which gets all bytes of the file, each of which is read once.
+        largest: bytes of a storage that is read; tensors of a larger one are on the device "meta", without values.
 
     Returns:
         The saved object, or the root module of a TorchScript archive as an `Inert`.
@@ -538,11 +541,12 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
     """
     path = Path(path)
     try:
-        with open_file(path) as file:
-            if file.read(4) == b"PK\x03\x04":
-                return _load_zip(file, strict)
-            file.seek(0)
-            return _load_legacy(file, strict)
+        with open_file(path) as opened:
+            file: Any = opened if hasher is None else HashingFile(opened, hasher)
+            loaded = (_load_zip if file.read(4) == b"PK\x03\x04" else _load_legacy)(file, strict, largest)
+            if hasher is not None:
+                file.hash_to()
+            return loaded
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except RefusedCallError as error:
@@ -553,7 +557,7 @@ def load_file(path: str | Path, strict: bool = False) -> Any:
         raise UserError(f"cannot load {path}: not a complete torch.save file ({reason[:200]})") from error
 
 
-def _load_zip(file: IO[bytes], strict: bool) -> Any:
+def _load_zip(file: Any, strict: bool, largest: float) -> Any:
     """Zip format: `<root>/data.pkl` and one record `<root>/data/<key>` per storage."""
     left = file.seek(0, io.SEEK_END)  # bytes that storages may have
     archive = zipfile.ZipFile(file)
@@ -563,7 +567,8 @@ def _load_zip(file: IO[bytes], strict: bool) -> Any:
     root = names[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and _small(archive, f"{root}byteorder", 64) != b"little":
         raise pickle.UnpicklingError("it was written on a big-endian machine")
-    storages: dict[str, torch.Tensor] = {}
+    storages: dict[str, torch.Tensor] = {}  # bytes
+    records: list[tuple[zipfile.ZipInfo, torch.Tensor]] = []
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
         nonlocal left
@@ -574,10 +579,36 @@ def _load_zip(file: IO[bytes], strict: bool) -> Any:
             left -= info.file_size
             if info.file_size != info.compress_size or left < 0:  # or records that overlap
                 raise pickle.UnpicklingError("its storages are larger than the file")
-            storages[key] = _from_bytes(archive.read(info), dtype)
+            storages[key] = _empty(info.file_size, torch.uint8, largest)
+            records.append((info, storages[key]))
         return storages[key].view(dtype)
 
-    return unpickle(_small(archive, names[0], min(MAX_PICKLE, 32 * left + (1 << 20))), storage, strict)[0]
+    loaded = unpickle(_small(archive, names[0], min(MAX_PICKLE, 32 * left + (1 << 20))), storage, strict)[0]
+    for info, flat in sorted(records, key=lambda record: record[0].header_offset):  # in their order in the file
+        if isinstance(file, HashingFile):
+            file.hash_to(info.header_offset)
+        if not flat.is_meta:
+            with archive.open(info) as record:
+                _fill(flat, record)
+    return loaded
+
+
+def _empty(numel: int, dtype: torch.dtype, largest: float) -> torch.Tensor:
+    """A storage, to be filled unless it has more bytes than ``largest``."""
+    return torch.empty(numel, dtype=dtype, device="meta" if numel * dtype.itemsize > largest else None)
+
+
+def _fill(flat: torch.Tensor, record: IO[bytes]) -> None:
+    """Fill a storage with as many bytes."""
+    left = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while left:
+        block = record.read(min(len(left), _BLOCK))
+        if not block:
+            raise EOFError("a storage ends too early")
+        left[: len(block)] = block
+        left = left[len(block) :]
+    if record.read(1):  # also checks the record's checksum
+        raise pickle.UnpicklingError("a storage has the wrong size")
 
 
 def _small(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -588,7 +619,7 @@ def _small(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(info)
 
 
-def _load_legacy(file: IO[bytes], strict: bool) -> Any:
+def _load_legacy(file: Any, strict: bool, largest: float) -> Any:
     """Legacy format: five pickles (magic, version, system, object, storage keys), then the storages."""
     storages: dict[str, torch.Tensor] = {}
     left = file.seek(0, io.SEEK_END)  # bytes that storages may have
@@ -602,7 +633,7 @@ def _load_legacy(file: IO[bytes], strict: bool) -> Any:
             left -= numel * dtype.itemsize
             if numel < 0 or left < 0:
                 raise pickle.UnpicklingError("its storages are larger than the file")
-            storages[key] = torch.empty(numel, dtype=dtype)  # filled below, when its bytes are reached
+            storages[key] = _empty(numel, dtype, largest)  # filled below, when its bytes are reached
         return storages[key]
 
     def load() -> Any:
@@ -610,19 +641,29 @@ def _load_legacy(file: IO[bytes], strict: bool) -> Any:
         loaded, position = unpickle(pickles, storage, strict, position)
         return loaded
 
+    def take(size: int) -> bytes:
+        nonlocal position
+        start, position = position, position + size
+        if position <= len(pickles):
+            return pickles[start:position]
+        file.seek(start)
+        return file.read(size)
+
     if load() != _LEGACY_MAGIC:
         raise pickle.UnpicklingError("unknown format")
     load(), load()
     result, keys = load(), load()
     if not isinstance(keys, list) or set(keys) != set(storages):
         raise pickle.UnpicklingError("its list of storages is wrong")
-    file.seek(position)
     for key in keys:
-        (numel,) = struct.unpack("<q", file.read(8))
+        (numel,) = struct.unpack("<q", take(8))
         flat = storages[key]
         if numel != flat.numel():
             raise pickle.UnpicklingError("a storage has the wrong size")
-        flat.copy_(_from_bytes(file.read(numel * flat.element_size()), flat.dtype))
+        if flat.is_meta:
+            position += flat.nbytes
+        else:
+            flat.copy_(_from_bytes(take(flat.nbytes), flat.dtype))
     return result
 
 

@@ -233,3 +233,35 @@ def test_openais_file_in_the_cache_is_loaded_with_its_activation(
     state = load_clip(str(golden_backbone("rn0"))).model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in clip.model.state_dict().items())
     assert any(isinstance(module, open_clip.transformer.QuickGELU) for module in clip.modules())
+
+
+def bytes_read() -> int:
+    """By this process so far, from files and whatever else."""
+    counts = Path("/proc/self/io")
+    if not counts.exists():
+        pytest.skip("only Linux counts them")
+    return int(counts.read_text(encoding="ascii").split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_weights_are_read_once_for_digest_preprocessing_and_values(
+    requested: list[str], cache: Path, golden_backbone: Any, monkeypatch: pytest.MonkeyPatch, is_zip: bool
+) -> None:
+    cache.mkdir(parents=True)
+    weights = cache / "RN50.pt"
+    state = {**load_file(golden_backbone("rn0")), "input_resolution": torch.tensor(64)}
+    torch.save(state, weights, _use_new_zipfile_serialization=is_zip)
+    size, digest = weights.stat().st_size, hashlib.sha256(weights.read_bytes()).hexdigest()
+    published = {"url": f"https://openaipublic.azureedge.net/clip/models/{digest}/RN50.pt"}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda architecture, tag: published)
+    wanted = load_clip(str(golden_backbone("rn0"))).model.state_dict()
+    for name in ("RN50", *([str(weights)] if is_zip else [])):
+        before = bytes_read()
+        preprocessing(name)
+        state = load_clip(name).model.state_dict()
+        assert size < bytes_read() - before < 1.2 * size
+        assert all(torch.equal(value, wanted[key]) for key, value in state.items())
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"RN50\.pt is not the file published at .*delete it"):
+        load_clip("RN50")
