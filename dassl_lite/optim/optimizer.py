@@ -5,7 +5,9 @@ A plug-in adds one with ``@OPTIMIZER_REGISTRY.register()`` on a function ``name(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from dassl_lite.config import CN, cfg_default, completed
+from dassl_lite.startup import in_tool
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
@@ -183,3 +186,60 @@ def _require_trainable(params: Iterable[Param]) -> None:
     tensors = [p for item in params for p in (item["params"] if isinstance(item, Mapping) else [item])]
     if not any(getattr(p[1] if isinstance(p, tuple) else p, "requires_grad", False) for p in tensors):
         raise UserError(f"nothing to train: none of the optimizer's {len(tensors)} parameter(s) requires gradients")
+
+
+# ---- torch's compiler ---------------------------------------------------------------------------------------------
+
+_COMPILER = "torch._dynamo"
+
+
+def leave_out_compiler() -> None:
+    """Keep torch's optimisers from importing its compiler as long as nothing else does.
+
+    They import it to say where it may not trace them, which takes about as long as importing torch. While it is not
+    loaded nothing is traced; once it is, they say so as ever. Called in our own processes only, for it changes torch.
+    """
+    if _COMPILER in sys.modules:
+        return
+    for cls in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.RAdam):
+        if getattr(vars(cls).get("step"), "__code__", None) is not None and _wrapped(cls.step, "_use_grad"):
+            cls.step = _step_without_compiler(cls.step)  # type: ignore[method-assign]
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(Optimizer, name)
+        if _wrapped(method, "inner"):
+            _call_without_compiler(method)
+
+
+def _wrapped(method: Any, name: str) -> bool:
+    """Whether a method is wrapped by torch's function with this inner name: it may differ in other versions."""
+    return hasattr(method, "__wrapped__") and method.__code__.co_name == name
+
+
+def _step_without_compiler(step: Any) -> Callable[..., Any]:
+    """What torch's ``_use_grad_for_differentiable`` makes of the step that it wraps."""
+
+    @functools.wraps(step)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _COMPILER in sys.modules:
+            return step(self, *args, **kwargs)
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step.__wrapped__(self, *args, **kwargs)
+
+    return call
+
+
+def _call_without_compiler(method: Any) -> None:
+    """``method`` is wrapped by torch's ``_disable_dynamo``, which keeps what it calls as an attribute."""
+    plain = method.__wrapped__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _COMPILER not in sys.modules:
+            return plain(*args, **kwargs)
+        del plain.__dynamo_disable
+        return method(*args, **kwargs)
+
+    plain.__dynamo_disable = call
+
+
+if in_tool():
+    leave_out_compiler()

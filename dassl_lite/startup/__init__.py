@@ -20,6 +20,7 @@ EXIT_INTERRUPTED = 130
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 _is_ours = False  # whether this process is a tool's, which loads the package for itself
+_in_tool = False  # that, or one that a tool has started
 
 
 def prepare_tool() -> None:
@@ -39,6 +40,8 @@ def prepare_tool() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _end)
     sys.meta_path.insert(0, _NoWandbForTimm())
+    global _in_tool
+    _in_tool = True
     tool, words = _tool_and_words()
     if words in (["--help"], ["-h"]):
         from dassl_lite.startup.tool_help import print_if_asked
@@ -60,6 +63,11 @@ class _NoWandbForTimm:
         importer = sys.modules.get("timm.utils.summary") if name == "wandb" else None
         if getattr(getattr(importer, "__spec__", None), "_initializing", False):
             raise ModuleNotFoundError("wandb is not loaded for timm", name=name)
+
+
+def in_tool() -> bool:
+    """Whether this process is a tool's, or one that a tool has started, so that torch is ours to change."""
+    return _in_tool
 
 
 def keep_for_good() -> None:

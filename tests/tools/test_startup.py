@@ -29,7 +29,7 @@ except SystemExit as end:
 
 def run(*argv: str, script: str = RUN) -> list[str]:
     """The lines that a process prints; the last one of RUN is the exit code and heavy modules."""
-    code = script.format(argv=list(argv), slow=SLOW)
+    code = script.format(argv=list(argv), slow=SLOW, tool=str(FOLDER / "train.py"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -56,9 +56,11 @@ SLOW = [
     "pandas",
     "matplotlib",
     "torch.utils.tensorboard",
+    "torch._dynamo",
 ]
 LOADED = """
 import sys
+sys.argv = [{tool!r}]
 from dassl_lite.engine.plugins import load_plugins
 load_plugins()
 slow = {slow!r}
@@ -80,6 +82,45 @@ def test_finding_plugins_a_list_and_a_run_on_features_load_no_slow_library(tmp_p
     flags = ["--trainer", "TaskRes", "--data", str(tmp_path / "f.npz"), "--output-dir", str(tmp_path / "run")]
     lines = run(*flags, "OPTIM.MAX_EPOCH", "1", script=LOADED)
     assert [line for line in lines if line.startswith("loaded:")] == ["loaded:"] * 3
+
+
+OPTIMISERS = """
+import copy, sys
+sys.argv = [{tool!r}] if {argv!r} else ["script.py"]
+import torch
+from dassl_lite.config import get_cfg_default
+from dassl_lite.optim import build_optimizer
+def step(optimizer):
+    optimizer.zero_grad()
+    weight = optimizer.param_groups[0]["params"][0]
+    (weight.exp() * weight).sum().backward()
+    optimizer.step()
+    assert torch.is_grad_enabled()
+found = []
+for loaded in (False, True):
+    if loaded:
+        import torch._dynamo
+    for name in ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"):
+        cfg = get_cfg_default().OPTIM
+        cfg.NAME, cfg.LR = name, 0.1
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2)]
+        first, second = (build_optimizer([weight], cfg) for weight in weights)
+        step(first)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        step(second)
+        found += [weight.tolist() for weight in weights]
+    print("torch._dynamo" in sys.modules)
+plain = torch.optim.Optimizer.zero_grad.__wrapped__
+print(found, getattr(plain, "__dynamo_disable").__module__)
+"""
+
+
+@pytest.mark.slow
+def test_optimisers_leave_the_compiler_out_in_a_tool_and_give_the_same_with_it() -> None:
+    in_tool, elsewhere = run("tool", script=OPTIMISERS), run(script=OPTIMISERS)
+    assert in_tool[:2] == ["False", "True"]
+    assert elsewhere[:2] == ["True", "True"]
+    assert in_tool[2] == elsewhere[2]
 
 
 @pytest.mark.slow
