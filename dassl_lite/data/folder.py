@@ -48,6 +48,7 @@ from dassl_lite.utils.errors import MissingDatasetError, UserError, shown
 from dassl_lite.utils.files import cache_root, digest_of, read_json
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry
+from dassl_lite.utils.sharing import shared, stamp
 
 logger = get_logger(__name__)
 
@@ -142,7 +143,8 @@ class FolderDataset(DatasetBase):
         """
         kept = self.sidecar.find(self.split_file)
         if kept is not None:
-            return read_split(kept, self.image_dir)
+            source = str(kept), stamp(kept), self.image_dir
+            return Split(*map(list, shared("split file", source, lambda: read_split(kept, self.image_dir))))
         self._new_split = self.make_split()
         return self._new_split
 

@@ -35,6 +35,7 @@ from dassl_lite.utils.env import usable_cores
 from dassl_lite.utils.errors import MultiLabelError, UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.registry import Registry, is_ours
+from dassl_lite.utils.sharing import BACKBONE, sharing_only
 
 logger = get_logger(__name__)
 
@@ -171,7 +172,7 @@ def _built(trainer: Any, cfg: CfgNode) -> Any:
         cfg = _with_size_of_backbone(cfg)
     name = cfg.MODEL.BACKBONE.NAME
     try:
-        with _building(cfg):
+        with _building(cfg), sharing_only(BACKBONE):  # of which it gets a copy, to change as it likes
             return trainer(cfg)
     except KeyError as error:  # of a table of backbones
         if error.args != (name,):

@@ -6,11 +6,16 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from yacs.config import CfgNode
 
 from dassl_lite.config import to_dict
+from dassl_lite.data.feature_cache import FeatureStore
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart, read_feature_file, write_feature_file
+from dassl_lite.data.splits import read_split
 from dassl_lite.engine.build import make_config, with_backbone_inputs
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.commands import sweep as commands
@@ -226,6 +231,68 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
     assert "3 runs in" in shown.out
     assert "1 failed" in shown.out
     assert len(list((tmp_path / "sweep").glob("**/results.json"))) == 3
+
+
+def feature_file(path: Path, seed: int) -> Path:
+    """Written anew, with features of a seed."""
+    rng = np.random.default_rng(seed)
+
+    def part(count: int) -> FeaturePart:
+        return FeaturePart(rng.standard_normal((1, 3 * count, 8), dtype=np.float32), np.arange(3).repeat(count))
+
+    text = rng.standard_normal((1, 3, 8), dtype=np.float32)
+    parts = {"train": part(4), "val": part(2), "test": part(40)}
+    write_feature_file(FeatureFile(parts, ("a", "b", "c"), text), path)
+    return path
+
+
+def numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """What a run has found."""
+    return {name: results[name] for name in ("metrics", "zero_shot_accuracy", "history", "fewshot_digest", "per_class")}
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path, monkeypatch):
+    path, trained, read = feature_file(tmp_path / "features.npz", 0), [], []
+    train, reader = run.train, "dassl_lite.data.feature_files.dataset.read_feature_file"
+    monkeypatch.setattr(reader, lambda *args: read.append(args) or read_feature_file(*args))
+
+    def train_and_change(cfg: CfgNode) -> Path:
+        if len(trained) == 4:
+            feature_file(path, 1)
+        trained.append(cfg)
+        return train(cfg)
+
+    monkeypatch.setattr(run, "train", train_and_change)
+    words = ["--trainers", "TaskRes", "ProKeR", "--data", str(path), "--shots", "2", "--seeds", "1", "2", "3"]
+    assert run_tool(sweep.main, [*words, "--jobs", "1", "--output-dir", str(tmp_path / "sweep"), *FEW]) == 0
+    assert len(read) == 2
+    for number, cfg in enumerate(trained):
+        feature_file(path, int(number >= 4))
+        alone = cfg.clone()
+        alone.defrost()
+        alone.OUTPUT_DIR = str(tmp_path / "alone" / str(number))
+        alone.freeze()
+        train(alone)
+        assert numbers(read_results(alone.OUTPUT_DIR)) == numbers(read_results(cfg.OUTPUT_DIR))
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_gather_the_features_of_test_images_once(tmp_path, monkeypatch):
+    fetched: list[int] = []
+    fetch, splits = FeatureStore._fetch, []
+
+    def counted(self: FeatureStore, files: list[Any], *args: Any) -> Any:
+        fetched.append(len(files))
+        return fetch(self, files, *args)
+
+    monkeypatch.setattr(FeatureStore, "_fetch", counted)
+    monkeypatch.setattr("dassl_lite.data.folder.read_split", lambda *args: splits.append(args) or read_split(*args))
+    assert start(tmp_path, "TaskRes", "ProKeR") == 0
+    sizes = read_results(next(tmp_path.rglob("results.json")).parent)["split_sizes"]
+    assert fetched.count(sizes["test"]) == 1
+    assert len(splits) == 1
+    assert len(list(tmp_path.rglob("results.json"))) == 8
 
 
 COUNTING = """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.engine.commands.arguments import ToolParser
 from dassl_lite.engine.commands.workers import this_process
 from dassl_lite.tools import bench
@@ -35,6 +36,19 @@ def test_listing_lists_the_files_that_it_made(tmp_path: Path) -> None:
         (dataset, 106, number) for dataset in ("ImageNet", "ImageFolder") for number in ("first", "again")
     ]
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_sweep_measures_runs_that_share_everything_against_those_that_share_the_backbone(tmp_path: Path) -> None:
+    file, path = tmp_path / "rows.json", tmp_path / "features.npz"
+    rng = np.random.default_rng(0)
+    part = FeaturePart(rng.standard_normal((1, 6, 8), dtype=np.float32), np.arange(6) % 2)
+    write_feature_file(FeatureFile({"train": part, "test": part}, ("a", "b"), part.views[:, :2]), path)
+    flags = ["--data", str(path), "--trainers", "TaskRes", "--shots", "1", "--seeds", "1", "2", "--epochs", "1"]
+    assert bench.main(["sweep", *flags, "--rounds", "1", "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())
+    assert (row["method"], row["runs"]) == ("TaskRes", 2)
+    assert row["times as fast"] == row["backbone shared, s"] / row["all shared, s"]
 
 
 @pytest.mark.slow

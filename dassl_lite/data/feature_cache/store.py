@@ -36,6 +36,7 @@ from dassl_lite.data.images import UnreadableImageError, count_images
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import PathLike, digest_of, read_json
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.sharing import is_unwritten, shared
 
 logger = get_logger(__name__)
 
@@ -184,6 +185,7 @@ class FeatureStore:
         num_workers: int = 0,
         on_error: str = "stop",
         states: bool = False,
+        kept_as: str = "",
     ) -> Features:
         """Features of the images at ``paths``, which may have duplicates.
 
@@ -195,6 +197,7 @@ class FeatureStore:
             on_error: for an image that cannot be read: "stop"; "skip", with a warning; or "leave" it to the caller to
                 tell, even if all are.
             states: return the states; rows that lack them are extracted.
+            kept_as: kind under which runs of this process share them, see `sharing.shared`.
 
         Raises:
             UserError: an image cannot be read and ``on_error`` is "stop", or no image can be read.
@@ -203,21 +206,39 @@ class FeatureStore:
             raise unknown("on_error", on_error, ("stop", "skip"))
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
-        stop = on_error == "stop"
         errors: dict[str, str] = {}  # by path
         files = [look_up(path, errors) for path in paths]
-        if errors and stop:
+        if errors and on_error == "stop":
             raise unreadable(errors)
+
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "num_workers": num_workers}
-        fields = [self._rows, self._states] if states else [self._rows]
         run = functools.partial(extract_fields, encode=encode, share=self._processes.share, **options)
+
+        def fetched() -> Features:
+            return self._fetch(files, errors, run, on_error, states)
+
+        if errors or not kept_as or self.folder is None or self._processes.size > 1:
+            return fetched()
+        return shared(kept_as, (self.folder, states, tuple(files)), fetched, _is_intact)
+
+    def _fetch(
+        self,
+        files: Sequence[ImageFile | None],
+        errors: dict[str, str],
+        run: Callable[[ViewDataset], Iterator[tuple[Extracted, tuple[Tensor, ...]]]],
+        on_error: str,
+        states: bool,
+    ) -> Features:
+        """`fetch`; errors are those of the files that are None."""
+        stop = on_error == "stop"
+        fields = [self._rows, self._states] if states else [self._rows]
         wanted = list(dict.fromkeys(file for file in files if file is not None))
         for rows in fields:
             rows.load()
         for _ in range(_ATTEMPTS):
             if any(self._processes.gather(bool(self._missing(fields, wanted, errors)))):
                 self._extract(fields, wanted, run, errors, stop)
-            if on_error != "leave" and files and len(errors) == len(set(map(os.path.abspath, paths))):
+            if on_error != "leave" and errors and all(file is None or file.path in errors for file in files):
                 raise unreadable(errors)
             features, damaged = self._gather(fields[-1], files)
             if damaged:
@@ -300,6 +321,10 @@ class FeatureStore:
             return tensor
 
         return Features(self._processes.shared(read), torch.from_numpy(kept)), damaged
+
+
+def _is_intact(kept: Features) -> bool:
+    return not kept.errors and is_unwritten(kept.tensor)  # those that could not be read may be readable now
 
 
 def _add(rows: Rows, images: Sequence[ImageFile], values: Tensor) -> None:

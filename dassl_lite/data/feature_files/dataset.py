@@ -23,13 +23,17 @@ from dassl_lite.data.datum import Datum, Rows
 from dassl_lite.data.feature_cache import Features
 from dassl_lite.data.feature_files.arrays import Array, open_arrays
 from dassl_lite.data.feature_files.file import PARTS, PLAIN_TEMPLATE, FeatureFile, FeaturePart, read_feature_file
-from dassl_lite.data.feature_files.folder import RowShards
+from dassl_lite.data.feature_files.folder import RowShards, files_of
 from dassl_lite.data.folder import FolderDataset
 from dassl_lite.data.splits import Split, check_labels, kept_labels
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.sharing import is_shared, is_unwritten, shared, stamp
 
 logger = get_logger(__name__)
+
+
+_Read = tuple[FeatureFile, dict[int, torch.Tensor]]  # and tensors over its arrays, by address
 
 
 class PrecomputedTransform:
@@ -58,6 +62,7 @@ class FeatureDataset(FolderDataset):
     own_data = True
     file: FeatureFile
     rows: Array
+    _tensors: dict[int, torch.Tensor]
     _all_training: list[Datum]  # those that define the classes, before a draw
 
     @classmethod
@@ -95,8 +100,13 @@ class FeatureDataset(FolderDataset):
             UserError: ``augmented`` is False, but the file has augmented views only.
         """
         stored, rows = self.stored(items, augmented, states)
-        found = stored if _is_whole(stored, rows) else stored[:, rows]
-        return Features(torch.from_numpy(found), torch.ones(len(items), dtype=torch.bool))
+        found = self._whole(stored) if _is_whole(stored, rows) else torch.from_numpy(stored[:, rows])
+        return Features(found, torch.ones(len(items), dtype=torch.bool))
+
+    def _whole(self, stored: Array) -> torch.Tensor:
+        """A tensor over an array, the same at every call, so that it tells whether it has been written into."""
+        where = stored.__array_interface__["data"][0]
+        return self._tensors.setdefault(where, torch.from_numpy(stored))
 
     def holds(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> bool:
         """Whether the dataset has what `fetch` gives in memory already, so that nothing is copied."""
@@ -143,7 +153,13 @@ class FeatureDataset(FolderDataset):
         check_labels(split, f"feature file {self.image_dir}")
 
     def load(self) -> Split:
-        self.file = file = with_templates_of_dataset(read_feature_file(self.image_dir))
+        def read_file() -> _Read:
+            return read_feature_file(self.image_dir), {}
+
+        files = files_of(self.image_dir) if is_shared("feature file") else ()
+        source = tuple((path, stamp(path)) for path in files)
+        read, self._tensors = shared("feature file", source, read_file, _is_intact)
+        self.file = file = with_templates_of_dataset(read)
         self.template, self.ensemble_templates = (*file.templates, PLAIN_TEMPLATE)[0], file.ensemble_templates
         self.test_only, self.multi_label = "train" not in file.parts, file.multi_label
         logger.info(f"Features of {file.backbone or 'an unnamed backbone'}, width {file.width}, from {self.image_dir}")
@@ -162,6 +178,10 @@ class FeatureDataset(FolderDataset):
             Datum(f"{folder}{row}", classes=[one for one, has in zip(classes, marks, strict=True) if has])
             for row, marks in enumerate(labels.tolist())
         ]
+
+
+def _is_intact(read: _Read) -> bool:
+    return all(map(is_unwritten, read[1].values()))
 
 
 def file_of(cfg: CfgNode) -> str:

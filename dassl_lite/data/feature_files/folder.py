@@ -210,6 +210,13 @@ def is_folder(path: PathLike) -> bool:
     return os.path.isfile(os.path.join(path, MANIFEST))
 
 
+def files_of(path: PathLike) -> list[str]:
+    """The files that a feature file consists of: itself, or those in its folder."""
+    if not os.path.isdir(path):
+        return [os.fspath(path)]
+    return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith((MANIFEST, CLASSES, ".npy")))
+
+
 @contextlib.contextmanager
 def open_folder(path: PathLike) -> Iterator[FolderArrays]:
     """Open a folder of feature shards; see :func:`dassl_lite.data.feature_files.arrays.open_arrays`.

@@ -1,7 +1,8 @@
 """Many runs: every combination of method, dataset, shots and seed, each in its own folder.
 
-Runs share the feature cache and the text features. Repeating a sweep skips its finished runs and repeats those that
-failed or were killed. Several sweeps may work on one folder at a time: each run is done by one of them.
+Runs share the feature cache and the text features, and those of one process what they read. Repeating a sweep skips its
+finished runs and repeats those that failed or were killed. Several sweeps may work on one folder at a time: each run is
+done by one of them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from dassl_lite.engine.commands.on_ray import Cluster, RayWorkers, node_name, ra
 from dassl_lite.engine.commands.workers import local_workers
 from dassl_lite.engine.files.results import FILE_NAME, read_results
 from dassl_lite.engine.files.run_lock import FolderInUseError
-from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.models.clip import load_clip
 from dassl_lite.models.image_tower import takes_prompts
 from dassl_lite.utils import UserError, get_logger, set_random_seed, setup_logger, write_json
 from dassl_lite.utils.devices import give_back_memory, is_lost
 from dassl_lite.utils.errors import printable
+from dassl_lite.utils.sharing import sharing
 
 logger = get_logger(__name__)
 
@@ -230,7 +231,7 @@ def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator
 
 def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
     """The outcomes of runs in this process; of those that follow a GPU's failure, in another one."""
-    with shared_backbone():
+    with sharing():
         for number, task in enumerate(todo):
             if _lost_gpu:
                 setup_logger()  # a run has silenced the console

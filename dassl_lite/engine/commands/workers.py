@@ -19,10 +19,10 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from dassl_lite.engine.methods.feature_source import shared_backbone
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.startup import EXIT_INTERRUPTED
 from dassl_lite.utils import UserError
+from dassl_lite.utils.sharing import sharing
 from dassl_lite.utils.streams import make_streams_lenient
 
 Item = TypeVar("Item")
@@ -79,7 +79,7 @@ def this_process() -> Iterator[Workers]:
     def each(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         return map(function, items)
 
-    with shared_backbone():
+    with sharing():
         yield each
 
 
@@ -92,10 +92,10 @@ def _start(threads: int, plugins: Sequence[str]) -> None:
 
 
 def enter_worker(threads: int, plugins: Sequence[str]) -> None:
-    """Make this process a worker: its number of threads, its plug-ins, a backbone that its runs share."""
+    """Make this process a worker: its number of threads, its plug-ins, what its runs share."""
     make_streams_lenient()
     torch.set_num_threads(threads)
-    _of_worker.enter_context(shared_backbone())
+    _of_worker.enter_context(sharing())
     load_plugins(plugins)
 
 

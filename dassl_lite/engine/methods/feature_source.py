@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.transforms import undescribed
 from dassl_lite.engine.contract.graceful_stop import stops_at_once
 from dassl_lite.engine.parallel import distributed
+from dassl_lite.models import names
 from dassl_lite.models.clip import PRECISIONS, CLIPBackbone, load_clip, preprocessing
 from dassl_lite.models.names import DEMO
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
@@ -32,6 +33,7 @@ from dassl_lite.utils import devices
 from dassl_lite.utils.errors import UserError, unknown
 from dassl_lite.utils.files import cache_root
 from dassl_lite.utils.logger import get_logger
+from dassl_lite.utils.sharing import BACKBONE, Kept, is_shared, shared, sharing, stamp
 
 logger = get_logger(__name__)
 
@@ -110,33 +112,22 @@ def overflows(clip: CLIPBackbone) -> bool:
     return not all(bool(part.isfinite().all()) for part in features)
 
 
-_kept: dict[tuple[str, str, str], CLIPBackbone] | None = None  # the last backbone, where runs share it
-
-
-@contextmanager
-def shared_backbone(kept: dict[tuple[str, str, str], CLIPBackbone] | None = None) -> Iterator[None]:
+def shared_backbone(kept: Kept | None = None) -> AbstractContextManager[None]:
     """A context whose runs load a backbone once if they follow each other with the same: each gets a copy, which it may
-    change.
+    change. They share nothing else.
 
     Args:
         kept: where the backbone is, for contexts that share it; by default a context has its own.
     """
-    global _kept
-    before, _kept = _kept, {} if kept is None else kept
-    try:
-        yield
-    finally:
-        _kept = before
+    return sharing(kept, (BACKBONE,))
 
 
 def _loaded(name: str, precision: str, device: torch.device) -> CLIPBackbone:
-    if _kept is None:
+    if not is_shared(BACKBONE):
         return load_clip(name, precision=precision, device=device)
-    key = (name, precision, str(device))
-    if key not in _kept:
-        _kept.clear()  # room for the next
-        _kept[key] = load_clip(name, precision=precision, device=device)
-    clip = _kept[key]
+    path = names.parse(name).path
+    source = (name, precision, str(device), path and stamp(path))
+    clip = shared(BACKBONE, source, lambda: load_clip(name, precision=precision, device=device))
     return copy.deepcopy(clip, {id(clip.tokenizer): clip.tokenizer})  # which nothing changes
 
 
@@ -216,6 +207,7 @@ class FeatureSource:
         self.backbone, self.digest, self.seed = backbone or "", digest, seed
         self.extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         self._seconds = seconds
+        self._shares = is_shared("features")  # when it is built: what others have written may change them
 
     @property
     def is_file(self) -> bool:
@@ -229,6 +221,7 @@ class FeatureSource:
         views: int = 1,
         on_error: str = "",
         states: bool | None = None,
+        kept_as: str = "",
     ) -> Features:
         """Features (V, N, D), or states (V, N, W), of N items.
 
@@ -237,6 +230,7 @@ class FeatureSource:
             views: V, for images; a feature file has the views that it has.
             on_error: in place of the source's own; see `FeatureStore.fetch`.
             states: which of the two; None: as the source was made.
+            kept_as: of what runs share them, if they share anything: the next of that kind take their place.
         """
         states = self.states if states is None else states
         processes = distributed.process_group()
@@ -269,7 +263,9 @@ class FeatureSource:
         with stops_at_once():  # what has been extracted is kept
             extraction = {**self.extraction, **({"on_error": on_error} if on_error else {})}
             encode = self.encode_states if states else self.encode
-            features = store.fetch(paths, encode, device=self.device, states=states, **extraction)
+            kept_as = f"features: {kept_as}" if kept_as and self._shares else ""
+            extraction |= {"device": self.device, "states": states, "kept_as": kept_as}
+            features = store.fetch(paths, encode, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start
         return features
 
@@ -292,18 +288,20 @@ class FeatureSource:
         transform: Any,
         views: int = 1,
         epoch: Callable[[], int] = lambda: 0,
+        kept_as: str = "",
     ) -> FeatureLoader | None:
         """Batches of features in the order in which the loader ``images`` would give their images.
 
         Args:
             items: of that loader; None or empty gives None.
             epoch: tells the current epoch, which selects the view.
+            kept_as: see `fetch`.
         """
         if not items:
             return None
 
         def fetch() -> Features:
-            return self.fetch(items, transform, views)
+            return self.fetch(items, transform, views, kept_as=kept_as)
 
         if isinstance(self.dataset, FeatureDataset) and self.dataset.streams:
             stored, rows = self.dataset.stored(items, is_random(transform), self.states)

@@ -33,7 +33,7 @@ from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
 from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
-from dassl_lite.engine.methods.compiled_step import compiled
+from dassl_lite.engine.methods.compiled_step import CompiledStep, compiled
 from dassl_lite.engine.methods.feature_source import (
     AUTO,
     FeatureSet,
@@ -392,8 +392,8 @@ class FeatureTrainer(TrainerX):
         self.train_loader_x = source.loader(
             dm.train_loader_x, data.train_x, dm.tfm_train, train_views, lambda: self.epoch
         )
-        self.test_loader = source.loader(dm.test_loader, data.test, dm.tfm_test)
-        self.val_loader = source.loader(dm.val_loader, data.val, dm.tfm_test)
+        self.test_loader = source.loader(dm.test_loader, data.test, dm.tfm_test, kept_as="test")
+        self.val_loader = source.loader(dm.val_loader, data.val, dm.tfm_test, kept_as="val")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features (B, D), not normalised, of images (B, 3, H, W), in the run's precision.
@@ -593,7 +593,15 @@ class FeatureTrainer(TrainerX):
         features, label = self.parse_batch_train(batch)
         with self.autocast():
             logits, loss = self._forward_and_loss(features, label)
-        self.model_backward_and_update(loss)
+        try:
+            self.model_backward_and_update(loss)
+        except Exception as error:
+            step = self._forward_and_loss
+            if not (isinstance(step, CompiledStep) and step.may_have_failed(error)):
+                raise
+            with self.autocast():
+                logits, loss = step(features, label)
+            self.model_backward_and_update(loss)
         summary = {**self.loss_summary(loss), "acc": unread(compute_accuracy(logits, label)[0])}
         if self.steps_by_batch or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
