@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every number of the README that needs no data of others, from nothing. In a fresh clone:
 #
-#     bash runs/demo.sh                        # all steps
+#     bash runs/demo.sh                        # all steps: half an hour on two cores
 #     bash runs/demo.sh quickstart             # one step, or several: quickstart arrays suite check
 #
 # Needs Python 3.10 or newer and, for the first line alone, pip's network: neither data nor weights nor a GPU. Every step
