@@ -151,7 +151,24 @@ def cells() -> dict[str, dict[str, str]]:
 
 def stored() -> list[str]:
     """The lines of the table in the page."""
-    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+    return lines_between(PAGE, BEGIN, END)
+
+
+def lines_between(page: Path, begin: str, end: str) -> list[str]:
+    """The lines of a page between two marks."""
+    return page.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip().splitlines()
+
+
+def settle(page: Path, begin: str, end: str, lines: list[str], *, write: bool) -> int:
+    """Put lines between two marks of a page, or print how they differ from those there; the exit status."""
+    if write:
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+        page.write_text(before + begin + "\n" + "\n".join(lines) + "\n\n" + end + rest.partition(end)[2], "utf-8")
+        return 0
+    there = lines_between(page, begin, end)
+    changed = list(difflib.unified_diff(there, lines, page.name, "the runs", lineterm="", n=0))
+    print("\n".join(changed))
+    return 1 if changed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,14 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    lines = table(arguments.methods)
-    if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2], "utf-8")
-        return 0
-    changed = list(difflib.unified_diff(stored(), lines, PAGE.name, "the runs", lineterm="", n=0))
-    print("\n".join(changed))
-    return 1 if changed else 0
+    return settle(PAGE, BEGIN, END, table(arguments.methods), write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ import families
 import numpy as np
 import open_clip
 import torch
-from family_table import draw_pictures, loaded_once, methods, short_options
+from family_table import draw_pictures, lines_between, loaded_once, methods, settle, short_options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "howto" / "several-processes.md"
 BEGIN, END = "<!-- table: python tests/process_table.py --write -->\n", "<!-- end of table -->\n"
@@ -197,7 +196,7 @@ def written() -> dict[Cell, str]:
 
 def stored() -> list[str]:
     """The lines of the table in the page."""
-    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip().splitlines()
+    return lines_between(PAGE, BEGIN, END)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,14 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.as_one_of:
         as_one_of(*arguments.as_one_of)
         return 0
-    lines = table()
-    if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2], "utf-8")
-        return 0
-    changed = list(difflib.unified_diff(stored(), lines, PAGE.name, "the runs", lineterm="", n=0))
-    print("\n".join(changed))
-    return 1 if changed else 0
+    return settle(PAGE, BEGIN, END, table(), write=arguments.write)
 
 
 if __name__ == "__main__":
