@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 import dassl_lite
 from dassl_lite.classifier.images import Given, encode_stream, is_path, named
+from dassl_lite.classifier.quiet import alone
 from dassl_lite.data import Datum
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.methods.feature_source import FeatureSet
@@ -46,6 +49,22 @@ class Prediction(NamedTuple):
     labels: tuple[Any, ...]
     probabilities: tuple[float, ...]
     error: str = ""
+
+
+class Part(NamedTuple):
+    """Images that follow each other.
+
+    Attributes:
+        items: n of them.
+        errors: of those that cannot be read, by number from 0.
+        rows: (n, W) float32; NaN for these.
+        ok: (n,), which can be read.
+    """
+
+    items: list[Any]
+    errors: dict[int, str]
+    rows: NDArray[Any]
+    ok: NDArray[Any]
 
 
 def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
@@ -80,6 +99,73 @@ def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
         cfg.DATASET.FEATURES.BATCH_SIZE,
         cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A classifier as it is when a question is asked, whatever becomes of it before the last image is answered.
+
+    Attributes:
+        trainer: ready to predict.
+        labels: (K,) of its classes.
+        temperature: that logits are divided by for probabilities.
+        on_error: "warn" tells of images that cannot be read at the end; "raise" raises.
+        messages: gets what the engine warns of.
+        verbose: show what it logs, and progress.
+    """
+
+    trainer: Any
+    labels: NDArray[Any]
+    temperature: float
+    on_error: str
+    messages: list[str]
+    verbose: bool
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (n, K) of features (n, D)."""
+        return logits_of(self.trainer, features, len(self.labels))
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probabilities (n, K) of features (n, D)."""
+        return probabilities_of(self.trainer, self.logits(features), self.temperature)
+
+    def parts(self, given: Given, function: Callable[[Tensor], Tensor]) -> Iterator[Part]:
+        """What ``function`` makes of the images' features (n, D), on the CPU, in constant memory."""
+        bad, steps, done = Unreadable(self.on_error), parts_of(self.trainer, given), 0
+        with tqdm(total=given.total, unit="image", disable=not self.verbose, file=sys.stderr, leave=False) as bar:
+            while True:
+                with alone(self.messages, verbose=self.verbose):  # not while the caller has its turn
+                    part = next(steps, None)
+                    if part is None:
+                        break
+                    items, kept, features, errors = part
+                    values = None if features is None or not kept else function(features.float().cpu()).numpy()
+                rows, ok = rows_of(values, len(items), kept, len(self.labels))
+                bad.add({number + done: error for number, error in errors.items()}, items, done)
+                done += len(items)
+                bar.update(len(items))
+                yield Part(items, errors, rows, ok)
+        bad.tell()
+
+    def rows(self, given: Given, function: Callable[[Tensor], Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The same of all images, (N, W), and which could be read (N,); rows of a part without one are as wide as the
+        others'."""
+        found = list(self.parts(given, function))
+        width = next((part.rows.shape[1] for part in found if part.ok.any()), len(self.labels))
+        rows = [part.rows if part.ok.any() else np.full((len(part.ok), width), np.nan, np.float32) for part in found]
+        if not found:
+            return np.empty((0, width), np.float32), np.zeros(0, dtype=bool)
+        return np.concatenate(rows), np.concatenate([part.ok for part in found])
+
+    def predictions(self, given: Given, top_k: int, unknown_below: float | None) -> Iterator[Prediction]:
+        """A `Prediction` for each image."""
+        for items, errors, rows, ok in self.parts(given, self.probabilities):
+            chosen = chosen_labels(rows, ok, self.labels, top_k, unknown_below)
+            best = np.sort(rows, axis=1)[:, ::-1][:, :top_k]
+            for number, item in enumerate(items):
+                row = tuple(float(value) for value in best[number]) if ok[number] else ()
+                labels = tuple(chosen[number].tolist()) if ok[number] else (None,)
+                yield Prediction(item, labels, row, errors.get(number, ""))
 
 
 def encoder_of(trainer: Any) -> Any:

@@ -6,6 +6,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from dassl_lite.evaluation import expected_calibration_error
+from dassl_lite.evaluation import build_evaluator, expected_calibration_error
 
 HOTTEST = 20.0  # temperatures are found between 1 / HOTTEST and this
 _Z = 1.959963984540054  # of a 95 % interval
@@ -58,6 +59,27 @@ def best_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
 
     limit = math.log(HOTTEST)
     return math.exp(minimize_scalar(cost, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6}).x)
+
+
+Asked = tuple[NDArray[Any], NDArray[Any]]  # logits (N, K), and numbers of the classes (N,)
+
+
+def calibrated(chosen_on: Asked, source: str, test: Asked | None = None) -> Calibration:
+    """The best temperature on some images, and the errors on test images, or else on the same.
+
+    Args:
+        source: where the images come from that it is chosen on.
+    """
+    temperature = best_temperature(*chosen_on)
+    seen = chosen_on if test is None else test
+    return Calibration(
+        temperature=temperature,
+        images=len(chosen_on[1]),
+        chosen_on=source,
+        ece_before=calibration_error(*seen, 1.0),
+        ece_after=calibration_error(*seen, temperature),
+        measured_on=source if test is None else "test images of the fit",
+    )
 
 
 def calibration_error(logits: NDArray[Any], labels: NDArray[Any], temperature: float) -> float:
@@ -103,6 +125,38 @@ def report(
         ],
         "confusion": confusion.tolist(),
     }
+
+
+def report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) -> dict[str, Any] | None:
+    """What a run found on its test images; None if it did not look.
+
+    Args:
+        labels: (K,) of the classes.
+        zero_shot: accuracy before training, in percent.
+    """
+    evaluator, split = trainer.evaluator, trainer.cfg.TEST.SPLIT
+    results = trainer.results.get(split)
+    if not results or not getattr(evaluator, "_y_true", None):
+        return None
+    return {
+        **report(results, evaluator._y_true, evaluator._y_pred, labels.tolist()),
+        "on": f"{split} images of the run",
+        **({} if zero_shot is None else {"zero_shot_accuracy": zero_shot}),
+    }
+
+
+def report_of_logits(
+    trainer: Any, logits: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any], temperature: float
+) -> dict[str, Any]:
+    """The report on logits (N, K) of images of classes ``truth`` (N,)."""
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
+    evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, labels.tolist()))))
+    evaluator.most_kept = sys.maxsize  # the report is of every image
+    evaluator.process(torch.from_numpy(logits / temperature), torch.from_numpy(truth))
+    results = evaluator.evaluate()
+    return report(results, evaluator._y_true, evaluator._y_pred, labels.tolist())
 
 
 def most_confused(report: Mapping[str, Any], labels: Sequence[Any], most: int = 10) -> list[tuple[Any, Any, int]]:

@@ -40,7 +40,7 @@ def trained(data: Path, output: Path, method: str, *flags: str) -> tuple[dict[st
 
 
 def weights(clf: FewShotClassifier) -> dict[str, torch.Tensor]:
-    return {key.partition("/")[2]: value for key, value in clf.__getstate__()["_content"].tensors.items()}
+    return {key.partition("/")[2]: value for key, value in clf._current().tensors.items()}
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -186,7 +186,7 @@ def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
     clf.fit(photos.paths, numbers)
     assert clf.classes_.tolist() == [0, 7, 14]
     assert clf.predict(photos.paths[:1]).dtype == clf.classes_.dtype
-    assert clf.__getstate__()["_content"].classes.names == SHAPES
+    assert clf._current().classes.names == SHAPES
 
 
 @pytest.mark.slow

@@ -1,0 +1,162 @@
+"""The fitted head of a classifier with its classes, and what it becomes when a class is added or removed.
+
+Shapes: K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dassl_lite.classifier.content import Content, content_of, pictures_of_run, rebuilt
+from dassl_lite.classifier.fitting import Parameters, trained, uses_accelerator
+from dassl_lite.classifier.folder import holds_classifier
+from dassl_lite.classifier.images import Training, read_images
+from dassl_lite.classifier.labelled import flags_of
+from dassl_lite.classifier.quiet import alone
+from dassl_lite.data.classes import ClassList
+from dassl_lite.engine.files.class_rows import ClassRows
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.utils.errors import UserError, shown
+
+THE_CLASSIFIER = "the classifier"  # where a head comes from, for messages
+
+
+@dataclass
+class Head:
+    """A fitted trainer, or the content of which one is built when it is first asked for; copies have the content.
+
+    Attributes:
+        trainer: ready to predict.
+        content: what it was built of; None after a fit.
+        training: the images of the fit, where a program passed them.
+        where: folder that it was loaded from.
+        known_shots: training images of each class, where the trainer has none itself.
+    """
+
+    trainer: Any = None
+    content: Content | None = None
+    training: Training | None = None
+    where: str | None = None
+    known_shots: list[int] | None = None
+
+    def built(self, device: str | None, *, verbose: bool) -> Any:
+        """The trainer. Within `alone`, as all that builds one.
+
+        Args:
+            device: as `FewShotClassifier` takes it, where a trainer has to be built.
+            verbose: show what it logs.
+        """
+        if self.trainer is None:
+            own = uses_accelerator(device)
+            self.trainer = rebuilt(
+                self.current(), use_accelerator=own, verbose=verbose, where=self.where or THE_CLASSIFIER
+            )
+        return self.trainer
+
+    def current(self) -> Content:
+        """The fitted classifier as plain values."""
+        if self.trainer is None:
+            assert self.content is not None, "a head has one or the other"
+            return self.content
+        return content_of(self.trainer, self.content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies: without the trainer, which holds the backbone, and without the images."""
+        state = {**vars(self), "trainer": None, "training": None}
+        if self.trainer is not None:
+            with alone():
+                state["content"], state["known_shots"] = self.current(), self.shots(len(self.classes))
+        return state
+
+    @property
+    def classes(self) -> ClassList:
+        """Names and ids of the trainer's classes, in label order."""
+        return self.trainer.target_classes() or ClassList(tuple(self.trainer.dm.dataset.classnames))
+
+    def shots(self, classes: int) -> list[int]:
+        """Number of training images of each class; empty if that is not known."""
+        if self.known_shots is not None and len(self.known_shots) == classes:
+            return list(self.known_shots)
+        data = self.trainer.dm.dataset
+        if getattr(data, "test_only", False):
+            return []
+        counts = Counter(item.label for item in data.train_x)
+        return [counts[label] for label in range(classes)]
+
+    def pictures(self) -> list[str]:
+        """The files of the test images of the fit, or of the run that was loaded, else those of training; it may have
+        none, or only features."""
+        data, where = self.trainer.dm.dataset, Path(self.where or "")
+        if getattr(data, "test_only", False) and self.where is not None and not holds_classifier(where):
+            return pictures_of_run(where)
+        if getattr(data, "test_only", False) or getattr(getattr(self.trainer, "features", None), "is_file", False):
+            return []
+        return [item.impath for item in data.test or data.train_x]
+
+    def with_encoder(self, device: str | None, *, verbose: bool) -> Any:
+        """The trainer; after a fit on a feature file, the same head on the backbone that made the features, which has
+        an encoder."""
+        if isinstance(self.trainer, FeatureTrainer) and self.trainer.features.is_file:
+            current, own = content_of(self.trainer), uses_accelerator(device)
+            self.trainer = rebuilt(current, use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
+        return self.trainer
+
+    # ---- other classes ----------------------------------------------------------------------------------------------
+
+    def with_classes(self, classes: ClassList, device: str | None, *, verbose: bool) -> Head:
+        """The head for other classes; rows of those that it knows are picked by id or name.
+
+        Raises:
+            UserError: the method cannot.
+        """
+        current, own = self.current(), uses_accelerator(device)
+        made = rebuilt(current, classes, use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
+        return Head(made, content_of(made, current), where=self.where)
+
+    def learns_from(self, images: Any, label: Any) -> bool:
+        """Whether the images of a new class change the head, which is then computed anew.
+
+        Args:
+            images: None for none.
+            label: of the class, for messages.
+
+        Raises:
+            UserError: the method would have to train anew.
+        """
+        if images is None:
+            return False
+        trainer, method = self.trainer, self.trainer.cfg.TRAINER.NAME
+        if not any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names()):
+            warnings.warn(f"{method} knows a class by its name: its images are not used", stacklevel=3)
+            return False
+        if isinstance(trainer, FeatureTrainer) and trainer.uses_shots and not trainer.has_epochs():
+            return True
+        raise UserError(f"{method} trains a row for each class: fit again with the images of {shown(label)}")
+
+    def fitted_with(self, classes: ClassList, images: Any, params: Parameters) -> Head:
+        """The head that a method in closed form finds with the images of a new class, the last of ``classes``."""
+        trainer = self.trainer
+        data, given = trainer.dm.dataset, read_images(images)
+        if getattr(data, "test_only", False) or not data.train_x or trainer.features.is_file:
+            raise UserError(
+                f"{trainer.cfg.TRAINER.NAME} needs the images of its fit for a new class: fit again with all"
+            )
+        items, new = [item.impath for item in data.train_x], list(given.items)
+        if not new:
+            raise UserError("there are no images of the new class")
+        val = data.val if trainer.has_selection_set else []
+        training = Training(
+            classes,
+            [*items, *new],
+            [*(item.label for item in data.train_x), *[len(classes) - 1] * len(new)],
+            [item.impath for item in val],
+            [item.label for item in val],
+            tuple(data.ensemble_templates),
+            trainer.template,
+        )
+        flags = {**flags_of(given.are_paths and not trainer.cfg.DATASET.FEATURES.DIR), "DATASET.NUM_SHOTS": -1}
+        return Head(trained(params, flags, training)[0], training=training)
