@@ -2,10 +2,11 @@
 
     python tools/predict.py --model-dir RUN photo.jpg FOLDER "more/*.png"
     python tools/predict.py --model-dir RUN FOLDER --top-k 3 --output found.csv --unknown-below 0.4
-    find . -name "*.jpg" | python tools/predict.py --model-dir RUN - --thumbnails page.html
+    find . -name "*.jpg" -print0 | python tools/predict.py --model-dir RUN - --thumbnails page.html
 
-RUN is a folder of tools/train.py or of FewShotClassifier.save. A picture that cannot be read is told, and the rest goes
-on. Any number of pictures takes the same memory; the terminal shows the first of them, and how many each class has.
+RUN is a folder of tools/train.py or of FewShotClassifier.save. A list on standard input has a path per line, or NUL
+after each, for names with line breaks. A picture that cannot be read is told, and the rest goes on. Any number of
+pictures takes the same memory; the terminal shows the first of them, and how many each class has.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SHOWN = 20  # pictures on the terminal
 MOST_CLASSES = 40  # rows of the summary
 MOST_THUMBNAILS = 2000
 THUMBNAIL = 128  # pixels
+LONGEST_PATH = 4096  # bytes, on Linux
 BAR = 24  # characters
 WIDEST = 40  # columns of a class's name on the terminal, so that a line with its bar fits 80
 
@@ -74,13 +76,37 @@ def paths_of(words: Sequence[str]) -> Iterator[str]:
     """The files that the command line names; those of standard input as they come."""
     for word in words:
         if word == STDIN:
-            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            yield from listed_paths(getattr(sys.stdin, "buffer", None) or io.BytesIO(os.fsencode(sys.stdin.read())))
         elif os.path.isdir(word):
             yield from images_below(Path(word))
         elif os.path.exists(word):
             yield word
         else:
             yield from _matches(word)
+
+
+def listed_paths(file: Any) -> Iterator[str]:
+    """The paths of a list, one per line; or, as of ``find -print0``, NUL after each. Empty ones are left out.
+
+    Args:
+        file: of bytes.
+    """
+    # The first of a list with NULs has one within the length of a path.
+    waiting, at_end = b"", False
+    while not at_end and len(waiting) <= LONGEST_PATH:
+        more = file.read1(LONGEST_PATH)
+        waiting, at_end = waiting + more, not more
+    with_nul = b"\0" in waiting[: LONGEST_PATH + 1]
+    while True:
+        *whole, waiting = waiting.split(b"\0" if with_nul else b"\n")
+        for one in [*whole, *([waiting] if at_end else [])]:
+            path = os.fsdecode(one if with_nul else one.rstrip(b"\r"))
+            if path if with_nul else path.strip():
+                yield path
+        if at_end:
+            return
+        more = file.read1(1 << 16)
+        waiting, at_end = waiting + more, not more
 
 
 def _matches(pattern: str) -> list[str]:

@@ -20,7 +20,7 @@ from dassl_lite.classifier import content as contents
 from dassl_lite.classifier import export as exporting
 from dassl_lite.classifier import folder as folders
 from dassl_lite.classifier.content import Content
-from dassl_lite.classifier.fitting import trained, untrained
+from dassl_lite.classifier.fitting import ZERO_SHOT, portable, same_without_fit, trained, untrained
 from dassl_lite.classifier.head import Head
 from dassl_lite.classifier.images import Given, read_images, training_on
 from dassl_lite.classifier.labelled import names_by_label, to_learn, to_tell_apart, to_test
@@ -36,7 +36,7 @@ from dassl_lite.classifier.predicting import (
 )
 from dassl_lite.classifier.quiet import alone
 from dassl_lite.classifier.report import Calibration, calibrated, report_of_logits, report_of_run
-from dassl_lite.classifier.values import is_plain, label_array
+from dassl_lite.classifier.values import is_same, label_array
 from dassl_lite.data.classes import ClassList
 from dassl_lite.data.manager import validates_on_test
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
@@ -53,7 +53,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         clf.predict(["new.jpg"])
 
     A fit does what tools/train.py does: with the same settings it finds the same numbers. Without one, a classifier
-    with ``classes`` is zero-shot CLIP.
+    with ``classes`` is zero-shot CLIP, and follows the parameters that are set; after a fit, those that are set are of
+    the next one.
 
     Args:
         method: a registered method, a plug-in's too.
@@ -129,24 +130,30 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         with alone(messages, verbose=bool(self.verbose)):
             load_plugins()
             given = to_learn(X, y, self.classes)
-            trainer, zero_shot = trained(self.get_params(deep=False), given.flags, given.training)
+            params = self.get_params(deep=False)
+            trainer, zero_shot = trained(params, given.flags, given.training)
             labels = np.array(trainer.dm.dataset.classnames) if given.labels is None else given.labels
             report = report_of_run(trainer, labels, zero_shot)
-            self._start(Head(trainer, training=given.training), labels, messages, report)
+            self._start(Head(labels, params, trainer=trainer, training=given.training), messages, report)
         return self
 
-    def _start(
-        self, head: Head, labels: NDArray[Any], messages: list[str], report: dict[str, Any] | None = None
-    ) -> None:
+    def _start(self, head: Head, messages: list[str], report: dict[str, Any] | None = None) -> None:
         """Attributes after a fit, a load, or the first question without a fit."""
-        self._head, self.classes_, self.messages_, self.report_ = head, labels, messages, report
+        self._head, self.messages_, self.report_ = head, messages, report
         self.temperature_ = 1.0
         self.calibration_: Calibration | None = None
 
     # ---- the fitted trainer ---------------------------------------------------------------------------------------
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "classes_") or self.classes is not None
+        return self.classes is not None or ("_head" in vars(self) and not self._head.without_fit)
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """(K,) labels, in the order of columns."""
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError("a FewShotClassifier has classes_ after fit, or with classes for zero-shot CLIP")
+        return self._told_apart()[0] if self._is_outdated() else self._head.labels
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -158,12 +165,25 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _fitted(self) -> Any:
         """The trainer; without a fit, that of zero-shot CLIP. Within `alone`."""
-        if "_head" not in vars(self):
+        if self._is_outdated():
             self._check_fitted()
-            labels, names = to_tell_apart(self.classes)
+            labels, names = self._told_apart()
             load_plugins()
-            self._start(Head(untrained(self.get_params(deep=False), names)), labels, [])
+            params = self.get_params(deep=False)
+            self._start(Head(labels, params, without_fit=True, trainer=untrained(params, names)), [])
         return self._head.built(self.device, verbose=bool(self.verbose))
+
+    def _is_outdated(self) -> bool:
+        """Whether there is no fit, and none of zero-shot CLIP with these parameters."""
+        head = vars(self).get("_head")
+        return head is None or (head.without_fit and not same_without_fit(head.params, self.get_params(deep=False)))
+
+    def _told_apart(self) -> tuple[NDArray[Any], list[str]]:
+        """Labels and names without a fit; with other parameters those that there are, also if a class was added."""
+        head = vars(self).get("_head")
+        if head is None or not is_same(head.params["classes"], self.classes):
+            return to_tell_apart(self.classes)
+        return head.labels, list(head.current().classes.names)
 
     @property
     def _trainer(self) -> Any:
@@ -384,8 +404,8 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if self._head.learns_from(images, name):
             messages: list[str] = []
             with alone(messages, verbose=bool(self.verbose)):
-                head = self._head.fitted_with(classes, images, self.get_params(deep=False))
-            self._start(head, labels, messages)
+                head = self._head.fitted_with(classes, labels, images)
+            self._start(head, messages)
         else:
             self._change(classes, labels)
         return self
@@ -413,8 +433,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def _change(self, classes: ClassList, labels: NDArray[Any]) -> None:
         """Rebuild the trainer for other classes."""
         with alone(self.messages_, verbose=bool(self.verbose)):
-            self._head = self._head.with_classes(classes, self.device, verbose=bool(self.verbose))
-        self.classes_ = labels
+            self._head = self._head.with_classes(classes, labels, self.device, verbose=bool(self.verbose))
         self.report_ = self.calibration_ = None  # were of other classes
 
     # ---- saving ---------------------------------------------------------------------------------------------------
@@ -423,7 +442,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Write ``model.safetensors`` (the head), ``config.json`` and ``README.md`` (a model card) into a folder.
 
         Raises:
-            UserError: the folder has other files of these names, or cannot be written.
+            UserError: the folder has other files of these names or a run, or cannot be written.
         """
         self._check_fitted()
         place, current = folders.place_of(folder), self._current()
@@ -432,12 +451,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _described(self, current: Content) -> folders.Described:
         return folders.Described(
-            params={name: value for name, value in self.get_params(deep=False).items() if is_plain(value)},
+            params=portable(self._head.params, current),
             labels=self.classes_.tolist(),
             temperature=self.temperature_,
             report=self.report_,
             calibration=None if self.calibration_ is None else self.calibration_._asdict(),
-            shots=self._head.shots(len(self.classes_)),
+            shots=self._head.shots(),
         )
 
     def export(self, folder: str | os.PathLike[str], format: str = "onnx", images: Any = None) -> exporting.Agreement:
@@ -489,13 +508,23 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 current, said = folders.read(place)
             else:
                 current, said = contents.content_of_run(place), None
+            names = list(current.classes.names)
             params = {name: value for name, value in (said.params if said else {}).items() if name in _PARAMETERS}
             if said is None:
                 params["backbone"] = current.config["MODEL"]["BACKBONE"]["NAME"]
+            elif params.get("classes") is None and list(map(str, said.labels)) != names:  # numbers are no keys of JSON
+                params["classes"] = dict(zip(said.labels, names, strict=True))
             params |= {"device": device, "verbose": verbose, "method": current.method}
             made = cls(**params)
-            head = Head(content=current, where=str(place), known_shots=said.shots if said else None)
-            made._start(head, label_array(said.labels if said else list(current.classes.names)), messages)
+            head = Head(
+                label_array(said.labels if said else names),
+                made.get_params(deep=False),
+                without_fit=current.method == ZERO_SHOT and made.classes is not None and not (said and said.shots),
+                content=current,
+                where=str(place),
+                known_shots=said.shots if said else None,
+            )
+            made._start(head, messages)
             made._fitted()
         if said:
             made.temperature_, made.report_ = said.temperature, said.report
@@ -540,14 +569,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if on_error not in ON_ERROR:
             raise unknown("on_error", on_error, ON_ERROR)
         self._check_fitted()
-        verbose = bool(self.verbose)
+        given, verbose = read_images(X), bool(self.verbose)
         with alone(verbose=verbose):
-            trainer = self._fitted()
-        given = read_images(X)
-        if given.features is None:
-            with alone(verbose=verbose):
-                trainer = self._head.with_encoder(self.device, verbose=verbose)
-        return Answering(trainer, self.classes_, self.temperature_, on_error, self.messages_, verbose), given
+            trainer, head = self._fitted(), self._head
+            if given.features is None:
+                trainer = head.with_encoder(self.device, verbose=verbose)
+            return Answering(trainer, head.labels, self.temperature_, on_error, self.messages_, verbose), given
 
     def _tested(self, X: Any, y: Any, on_error: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Logits (N, K), labels as numbers (N,), and which images could be read (N,)."""

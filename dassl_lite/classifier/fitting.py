@@ -11,9 +11,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl_lite.classifier.content import method_keys, refuse_transductive
+from dassl_lite.classifier.content import LOCAL, Content, method_keys, refuse_transductive
 from dassl_lite.classifier.images import GIVEN, Training, training_on
-from dassl_lite.classifier.values import plain, plain_list
+from dassl_lite.classifier.values import is_plain, is_same, plain, plain_deep, plain_list
 from dassl_lite.data.classes import ClassList
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, make_config
 from dassl_lite.engine.commands import run
@@ -25,6 +25,14 @@ from dassl_lite.utils.files import write_json
 
 ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
 DESCRIPTIONS = "descriptions.json"  # in the folder of a run: those that a program passes
+
+# Options that say where things lie on this machine.
+_PLACES = {f"DATASET.{key}" for key, value in LOCAL.items() if value == ""} | {
+    "DATASET.FEATURES.DIR",
+    "MODEL.INIT_WEIGHTS",
+    "OUTPUT_DIR",
+    "RESUME",
+}
 
 Parameters = Mapping[str, Any]  # of FewShotClassifier, by name, as they were given
 
@@ -53,6 +61,15 @@ def trained(params: Parameters, flags: Mapping[str, Any], training: Training | N
     return trainer, zero_shot
 
 
+# What zero-shot CLIP depends on.
+_WITHOUT_FIT = ("classes", "backbone", "template", "descriptions", "precision", "device", "options")
+
+
+def same_without_fit(one: Parameters, other: Parameters) -> bool:
+    """Whether zero-shot CLIP is the same with these parameters."""
+    return all(is_same(one[name], other[name]) for name in _WITHOUT_FIT)
+
+
 def untrained(params: Parameters, names: list[str]) -> Any:
     """The trainer of zero-shot CLIP on classes of these names."""
     with _run_folder() as folder, training_on(Training(ClassList(tuple(names)))):
@@ -60,6 +77,25 @@ def untrained(params: Parameters, names: list[str]) -> Any:
         trainer = run.seeded(_config(params, flags, Path(folder), ZERO_SHOT))
     trainer.set_model_mode("eval")
     return trainer
+
+
+def portable(params: Parameters, content: Content) -> dict[str, Any]:
+    """The parameters as plain values for another machine: without paths of this one, except a backbone's file.
+
+    Args:
+        content: of the classifier, which has the sentences of a file of descriptions.
+    """
+    found = plain_deep(params)
+    if isinstance(found["descriptions"], str):
+        found["descriptions"] = dict(zip(content.classes.names, content.descriptions, strict=False)) or None
+    if isinstance(found["options"], dict):
+        found["options"] = {
+            key: value
+            for key, value in found["options"].items()
+            if str(key) not in _PLACES
+            and not (isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value)))
+        }
+    return {name: value for name, value in found.items() if is_plain(value)}
 
 
 def uses_accelerator(device: str | None) -> bool:
@@ -81,7 +117,7 @@ def _config(params: Parameters, flags: Mapping[str, Any], folder: Path, method: 
 
     Args:
         folder: of the run, where descriptions are written that a program passes.
-        method: in place of that of the parameters, whose options are not its own.
+        method: in place of that of the parameters, whose own options it does not take.
     """
     method = method or params["method"]
     kind = TRAINER_REGISTRY.get(method)
@@ -97,8 +133,7 @@ def _config(params: Parameters, flags: Mapping[str, Any], folder: Path, method: 
         "USE_CUDA": uses_accelerator(params["device"]),
         "VERBOSE": bool(params["verbose"]),
     }
-    if method == params["method"]:
-        options = _options(params["options"], method, node)
+    if options := _options(params["options"], method, node, only_shared=method != params["method"]):
         twice = [key for key in options if values.get(key) is not None and key not in ("SEED", "USE_CUDA", "VERBOSE")]
         if twice:
             raise UserError(f"options has {twice[0]}, which a parameter sets too; give one of them")
@@ -110,14 +145,17 @@ def _config(params: Parameters, flags: Mapping[str, Any], folder: Path, method: 
     )
 
 
-def _options(options: Any, method: str, node: str) -> dict[str, Any]:
-    """The parameter ``options`` by dotted config key."""
+def _options(options: Any, method: str, node: str, *, only_shared: bool) -> dict[str, Any]:
+    """The parameter ``options`` by dotted config key; with ``only_shared`` without those of a method."""
     if not isinstance(options or {}, Mapping):
         raise UserError(f"options is {shown(options)}; it is a dict from config key to value")
-    found, known = {}, method_keys(method)
+    found: dict[str, Any] = {}
+    known = method_keys(method)
     for key, value in (options or {}).items():
         if "." in str(key):
-            found[str(key)] = value
+            found |= {str(key): value} if not only_shared or not str(key).startswith("TRAINER.") else {}
+        elif only_shared:
+            continue
         elif key in known:
             found[f"TRAINER.{node}.{key}"] = value
         else:

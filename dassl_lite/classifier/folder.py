@@ -26,11 +26,12 @@ from safetensors.torch import save as save_tensors
 import dassl_lite
 from dassl_lite.classifier.content import Content
 from dassl_lite.classifier.report import Calibration, most_confused
+from dassl_lite.engine.files.run_folder import SAVED_CONFIG, SAVED_FORMAT, holds_run, holds_saved_classifier
 from dassl_lite.utils.errors import NO_ROOM, MissingFileError, UserError, printable, refusing_misfits, shown
 from dassl_lite.utils.files import atomic_path, can_be_path, digest_of, open_file, read_json, write_json
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-FORMAT = "dassl-lite classifier"
+CONFIG, WEIGHTS, CARD = SAVED_CONFIG, "model.safetensors", "README.md"
+FORMAT = SAVED_FORMAT
 VERSION = 1  # of the format
 MOST_BYTES = 2 << 30  # of the head's tensors
 
@@ -76,9 +77,11 @@ def write(folder: Path, content: Content, described: Described) -> None:
     """Write the folder.
 
     Raises:
-        UserError: it has files of these names that are not a classifier's, or cannot be written.
+        UserError: it has files of these names that are not a classifier's or a run, or cannot be written.
     """
-    if not _is_ours(folder / CONFIG):
+    if holds_run(folder):
+        raise UserError(f"'{folder}' contains a run of tools/train.py; choose another folder")
+    if not holds_saved_classifier(folder):
         for name in (CONFIG, WEIGHTS, CARD):
             if os.path.lexists(folder / name):
                 raise UserError(f"'{folder / name}' is not a classifier's; choose another folder")
@@ -102,14 +105,6 @@ def write(folder: Path, content: Content, described: Described) -> None:
     except OSError as error:
         remedy = "; free some space" if error.errno in NO_ROOM else ""
         raise UserError(f"'{folder}' cannot be written: {error.strerror or error}{remedy}") from None
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("format") == FORMAT
 
 
 def read(folder: Path) -> tuple[Content, Described]:

@@ -5,11 +5,14 @@ Shapes: K classes.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from dassl_lite.classifier.content import Content, content_of, pictures_of_run, rebuilt
 from dassl_lite.classifier.fitting import Parameters, trained, uses_accelerator
@@ -30,6 +33,9 @@ class Head:
     """A fitted trainer, or the content of which one is built when it is first asked for; copies have the content.
 
     Attributes:
+        labels: (K,) of the classes.
+        params: of `FewShotClassifier`, as they were when it was made; later ones are those of the next fit.
+        without_fit: whether it is zero-shot CLIP, which follows the parameters.
         trainer: ready to predict.
         content: what it was built of; None after a fit.
         training: the images of the fit, where a program passed them.
@@ -37,11 +43,18 @@ class Head:
         known_shots: training images of each class, where the trainer has none itself.
     """
 
+    labels: NDArray[Any]
+    params: Parameters
+    without_fit: bool = False
     trainer: Any = None
     content: Content | None = None
     training: Training | None = None
     where: str | None = None
     known_shots: list[int] | None = None
+    _encoding: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.params = copy.deepcopy(dict(self.params))
 
     def built(self, device: str | None, *, verbose: bool) -> Any:
         """The trainer. Within `alone`, as all that builds one.
@@ -66,10 +79,10 @@ class Head:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickles and copies: without the trainer, which holds the backbone, and without the images."""
-        state = {**vars(self), "trainer": None, "training": None}
+        state = {**vars(self), "trainer": None, "training": None, "_encoding": None}
         if self.trainer is not None:
             with alone():
-                state["content"], state["known_shots"] = self.current(), self.shots(len(self.classes))
+                state["content"], state["known_shots"] = self.current(), self.shots()
         return state
 
     @property
@@ -77,15 +90,15 @@ class Head:
         """Names and ids of the trainer's classes, in label order."""
         return self.trainer.target_classes() or ClassList(tuple(self.trainer.dm.dataset.classnames))
 
-    def shots(self, classes: int) -> list[int]:
+    def shots(self) -> list[int]:
         """Number of training images of each class; empty if that is not known."""
-        if self.known_shots is not None and len(self.known_shots) == classes:
+        if self.known_shots is not None and len(self.known_shots) == len(self.labels):
             return list(self.known_shots)
         data = self.trainer.dm.dataset
         if getattr(data, "test_only", False):
             return []
         counts = Counter(item.label for item in data.train_x)
-        return [counts[label] for label in range(classes)]
+        return [counts[label] for label in range(len(self.labels))]
 
     def pictures(self) -> list[str]:
         """The files of the test images of the fit, or of the run that was loaded, else those of training; it may have
@@ -100,14 +113,16 @@ class Head:
     def with_encoder(self, device: str | None, *, verbose: bool) -> Any:
         """The trainer; after a fit on a feature file, the same head on the backbone that made the features, which has
         an encoder."""
-        if isinstance(self.trainer, FeatureTrainer) and self.trainer.features.is_file:
-            current, own = content_of(self.trainer), uses_accelerator(device)
-            self.trainer = rebuilt(current, use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
-        return self.trainer
+        if not isinstance(self.trainer, FeatureTrainer) or not self.trainer.features.is_file:
+            return self.trainer
+        if self._encoding is None:
+            own = uses_accelerator(device)
+            self._encoding = rebuilt(self.current(), use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
+        return self._encoding
 
     # ---- other classes ----------------------------------------------------------------------------------------------
 
-    def with_classes(self, classes: ClassList, device: str | None, *, verbose: bool) -> Head:
+    def with_classes(self, classes: ClassList, labels: NDArray[Any], device: str | None, *, verbose: bool) -> Head:
         """The head for other classes; rows of those that it knows are picked by id or name.
 
         Raises:
@@ -115,7 +130,9 @@ class Head:
         """
         current, own = self.current(), uses_accelerator(device)
         made = rebuilt(current, classes, use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
-        return Head(made, content_of(made, current), where=self.where)
+        return replace(
+            self, labels=labels, trainer=made, content=content_of(made, current), training=None, known_shots=None
+        )
 
     def learns_from(self, images: Any, label: Any) -> bool:
         """Whether the images of a new class change the head, which is then computed anew.
@@ -137,8 +154,8 @@ class Head:
             return True
         raise UserError(f"{method} trains a row for each class: fit again with the images of {shown(label)}")
 
-    def fitted_with(self, classes: ClassList, images: Any, params: Parameters) -> Head:
-        """The head that a method in closed form finds with the images of a new class, the last of ``classes``."""
+    def fitted_with(self, classes: ClassList, labels: NDArray[Any], images: Any) -> Head:
+        """The head that a method in closed form finds with the images of a new class, the last, and its parameters."""
         trainer = self.trainer
         data, given = trainer.dm.dataset, read_images(images)
         if getattr(data, "test_only", False) or not data.train_x or trainer.features.is_file:
@@ -159,4 +176,4 @@ class Head:
             trainer.template,
         )
         flags = {**flags_of(given.are_paths and not trainer.cfg.DATASET.FEATURES.DIR), "DATASET.NUM_SHOTS": -1}
-        return Head(trained(params, flags, training)[0], training=training)
+        return Head(labels, self.params, trainer=trained(self.params, flags, training)[0], training=training)

@@ -68,6 +68,22 @@ def plain_list(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else plain(value)
 
 
+def plain_deep(value: Any) -> Any:
+    """The same, of each element at any depth: dicts, lists and plain values."""
+    if isinstance(value, Mapping):
+        return {plain(key): plain_deep(one) for key, one in value.items()}
+    listed = value.tolist() if hasattr(value, "tolist") else value  # arrays, columns of a table, NumPy's scalars
+    return [plain_deep(one) for one in listed] if isinstance(listed, list | tuple) else plain(listed)
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two parameters say the same; the order of a dict is part of it, as ``classes`` has one."""
+    one, other = plain_deep(one), plain_deep(other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        one, other = list(one.items()), list(other.items())
+    return bool(one == other)
+
+
 def is_plain(value: Any) -> bool:
     """Whether JSON gives a parameter back as it is."""
     if isinstance(value, Mapping):

@@ -26,6 +26,7 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import extract, train
 from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.files import write_json
 from dassl_lite.utils.registry import is_ours
 
 load_plugins()
@@ -231,6 +232,25 @@ def test_a_save_leaves_files_that_are_not_a_classifiers(fitted: Any, tmp_path: P
     with pytest.raises(UserError, match=f"{name}' is not a classifier's; choose another folder"):
         fitted.save(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.slow
+def test_a_classifier_and_a_run_do_not_share_a_folder(fitted: Any, photos: Pictures, tmp_path: Path) -> None:
+    run, clf = tmp_path / "run", tmp_path / "clf"
+    run.mkdir()
+    write_json({"metrics": {}}, run / "results.json")
+    (tmp_path / "begun" / "prompt_learner").mkdir(parents=True)
+    (tmp_path / "begun" / "prompt_learner" / "model.pth.tar-3").write_bytes(b"")
+    for folder in (run, tmp_path / "begun"):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(UserError, match="contains a run of tools/train.py; choose another folder"):
+            fitted.save(folder)
+        assert sorted(folder.rglob("*")) == before
+    fitted.save(clf)
+    for flags in ([], ["--overwrite"], ["--resume"]):
+        with pytest.raises(UserError, match="contains a saved classifier; choose another --output-dir"):
+            train.main(["--trainer", "TaskRes", "--data", str(photos.folder), "--output-dir", str(clf), *flags])
+    assert sorted(path.name for path in clf.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_a_folder_of_something_else_is_refused_without_a_word_of_flags(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from pictures import QUICK, TASKRES, Pictures
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import Pipeline
@@ -36,6 +37,49 @@ def test_parameters_are_stored_as_given() -> None:
     assert is_classifier(clf)
     with pytest.raises(ValueError, match="Invalid parameter"):
         clf.set_params(shot=3)
+
+
+@pytest.mark.slow
+def test_zero_shot_clip_follows_the_parameters_that_are_set(unseen: Pictures) -> None:
+    clf = FewShotClassifier(classes=["circle", "square"])
+    assert clf.classes_.tolist() == ["circle", "square"]  # before any question
+    clf.calibrate(unseen.paths[:8], unseen.labels[:8])
+    expected = FewShotClassifier(classes=["square", "triangle", "circle"]).predict_proba(unseen.paths)
+    for twin in (copy.deepcopy(clf), pickle.loads(pickle.dumps(clf)), clf):  # noqa: S301
+        twin.set_params(classes=["square", "triangle", "circle"])
+        assert twin.classes_.tolist() == ["square", "triangle", "circle"]
+        np.testing.assert_array_equal(twin.predict_proba(unseen.paths), expected)
+        assert twin.temperature_ == 1.0
+    clf.classes.append("star")  # in place
+    assert clf.predict_proba(unseen.paths[:1]).shape == (1, 4)
+    clf.add_class("heart").set_params(template="a drawing of a {}.")
+    assert clf.classes_.tolist() == ["square", "triangle", "circle", "star", "heart"]
+    drawing = FewShotClassifier(classes=clf.classes_.tolist(), template="a drawing of a {}.")
+    np.testing.assert_array_equal(clf.predict_proba(unseen.paths), drawing.predict_proba(unseen.paths))
+    with pytest.raises(NotFittedError):
+        clf.set_params(classes=None).predict(unseen.paths)
+    assert not hasattr(clf, "classes_")
+
+
+@pytest.mark.slow
+def test_a_fit_keeps_its_parameters_until_the_next(photos: Pictures, unseen: Pictures, tmp_path: Any) -> None:
+    first = [n for n, label in enumerate(photos.labels) if label != "triangle"]
+    clf = FewShotClassifier(method="GDA", **QUICK, seed=3)
+    clf.fit([photos.paths[n] for n in first], [photos.labels[n] for n in first])
+    twin = copy.copy(clf)
+    clf.set_params(method="TaskRes", seed=4, classes=["x"], template="an {}.", options=None)
+    expected = twin.predict_proba(unseen.paths)
+    np.testing.assert_array_equal(clf.predict_proba(unseen.paths), expected)
+    again = FewShotClassifier.load(clf.save(tmp_path / "clf") and tmp_path / "clf")
+    assert {name: again.get_params()[name] for name in ("method", "seed", "classes", "template", "options")} == {
+        **{"method": "GDA", "seed": 3, "classes": None, "template": None},
+        "options": QUICK["options"],
+    }
+    new = [path for path, label in zip(photos.paths, photos.labels, strict=True) if label == "triangle"]
+    clf.set_params(classes=None).add_class("triangle", new)
+    np.testing.assert_array_equal(
+        clf.decision_function(unseen.paths), twin.add_class("triangle", new).decision_function(unseen.paths)
+    )
 
 
 CHECKS = [  # those that need no matrix of numbers

@@ -62,6 +62,29 @@ def test_every_way_to_name_pictures_finds_them(
     np.testing.assert_allclose(found, proba[:, :2], rtol=1e-4)
 
 
+class Trickle(io.BytesIO):
+    """A pipe that gives a few bytes at a time."""
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return self.read(3)
+
+
+LISTS = [
+    (b"a.png\n\nb c.png\r\n  \nd.png", ["a.png", "b c.png", "d.png"]),
+    (b"a\nb.png\0 \0\0c\r\n.png\0", ["a\nb.png", " ", "c\r\n.png"]),
+    (b"a\nb.png\0last", ["a\nb.png", "last"]),
+    (b"caf\xe9.png\n", ["caf\udce9.png"]),
+    (b"x/" * 5000 + b"\na.png\n", ["x/" * 5000, "a.png"]),
+    (b"", []),
+]
+
+
+@pytest.mark.parametrize("pipe", [io.BytesIO, Trickle])
+@pytest.mark.parametrize(("given", "paths"), LISTS)
+def test_a_list_has_a_path_per_line_or_nul_after_each(given: bytes, paths: list[str], pipe: Any) -> None:
+    assert list(predict.listed_paths(pipe(given))) == paths
+
+
 def test_a_picture_that_cannot_be_read_is_told_and_the_rest_goes_on(
     pictures: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dassl_lite.engine.files.run_folder import holds_run
+from dassl_lite.engine.files.run_folder import holds_run, holds_saved_classifier
 from dassl_lite.engine.files.run_lock import NAME as RUNNING
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.startup import EXIT_INTERRUPTED, STOP_SIGNALS, keep_for_good, stopped_by
@@ -107,7 +107,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path
         overwrite, resume: allow a run in it; one that is replaced stays until its successor is built.
 
     Raises:
-        UserError: the folder contains another run, or cannot be written to.
+        UserError: the folder contains another run or a saved classifier, or cannot be written to.
     """
     folder = Path(folder)
     if holds_run(folder) and not resume and not overwrite:
@@ -115,6 +115,8 @@ def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path
             f"output folder {folder} contains another run; choose another --output-dir, or add --resume to "
             "continue the run or --overwrite to replace it"
         )
+    if holds_saved_classifier(folder):
+        raise UserError(f"output folder {folder} contains a saved classifier; choose another --output-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and how a new run takes the place of an old one.
+"""What a run leaves in its folder, which holds nothing else, and how a new run takes the place of an old one.
 
 The old run stays as it is until the new one is built. Then it is set aside, in a hidden folder beside its successor's
 files, and it goes for good if those hold a checkpoint or results in the end; else it comes back.
@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dassl_lite.engine.files.results import FILE_NAME as RESULTS
+from dassl_lite.utils.files import read_json
 
 NEW_LOG = ".new-log.txt"  # log of a run that is being built while an old one is still there
 REPLACED = ".replaced"  # folder with the run that was set aside
 _PARTLY = ".replaced.partly"  # the same while its files are being moved
+SAVED_CONFIG, SAVED_FORMAT = "config.json", "dassl-lite classifier"  # of a folder of FewShotClassifier.save
 _FILES = (RESULTS, "log.txt", "cmat.pt", "tensorboard", "trackers.json", "wandb")
 
 
@@ -24,6 +26,15 @@ def holds_run(folder: str | Path) -> bool:
     """Whether a folder contains a training run: finished, unfinished, or set aside by one that was killed."""
     folder = Path(folder)
     return folder.is_dir() and (_has_begun(folder) or any((folder / name).is_dir() for name in (REPLACED, _PARTLY)))
+
+
+def holds_saved_classifier(folder: str | Path) -> bool:
+    """Whether a folder contains what `FewShotClassifier.save` writes."""
+    try:
+        values = read_json(Path(folder) / SAVED_CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("format") == SAVED_FORMAT
 
 
 def _has_begun(folder: Path) -> bool:
