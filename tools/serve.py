@@ -170,6 +170,7 @@ def sessions(args: argparse.Namespace, folder: Path) -> tuple[Callable[[], Sessi
         if not args.model_dir:
             raise UserError("--model-dir is empty: name the folder of a run, or leave it out to teach")
         classifier = FewShotClassifier.load(args.model_dir, device=args.device)
+        classifier.predict_proba([Image.new("RGB", (8, 8))])  # one that cannot answer says so now
         return lambda: Session(classifier, folder), about(classifier)
     backbone = args.backbone or None
     first = FewShotClassifier(backbone=backbone, device=args.device, classes=["circle"])

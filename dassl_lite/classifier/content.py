@@ -133,15 +133,17 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
     """The content of a built trainer.
 
     Args:
-        source: what the trainer was built of, if it was; it knows where the classes come from.
+        source: what the trainer was built of, if it was; it has the config and the dataset of the run.
     """
     data = trainer.dm.dataset
     meta = dict(trainer.checkpoint_meta())
-    config = _without_paths(meta.pop("config", None) or to_dict(trainer.cfg))
+    stored = meta.pop("config", None) or to_dict(trainer.cfg)
+    config = source.config if source else _without_paths(stored)
     if getattr(trainer, "is_multi_label", False):
         meta[MULTI_LABEL] = True
     if meta.get("backbone"):  # that of a feature file, in place of the config's
-        config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
+        if not source:
+            config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
     elif isinstance(data, FeatureDataset):
         raise UserError("the feature file does not name its backbone, so the classifier cannot be used elsewhere")
     tensors = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
 from dassl_lite.classifier import content as contents
@@ -46,7 +46,7 @@ from dassl_lite.utils.errors import MissingFileError, UserError, shown, unknown
 DEFAULT_METHOD = "Auto"
 
 
-class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
     """A classifier of pictures from a few examples per class, on a frozen CLIP.
 
         clf = FewShotClassifier(backbone="ViT-B/16").fit("photos")  # a folder per class
@@ -121,7 +121,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             X: a folder with a sub-folder per class, a table, or a feature file, as ``--data`` takes them, split into
                 training, validation and test images as there; a Hugging Face dataset; or images, with ``y``: paths, PIL
                 images or uint8 arrays, which all are for training.
-            y: N labels, text or whole numbers.
+            y: N labels: text, integers or booleans.
 
         Raises:
             UserError: whatever is wrong with images, labels or parameters.
@@ -226,9 +226,9 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             chosen_labels(part.rows, part.ok, ask.labels, k, unknown_below)
             for part in ask.parts(given, ask.probabilities)
         ]
-        found = np.concatenate(kept) if kept else np.empty((0, k), self.classes_.dtype)
+        found = np.concatenate(kept) if kept else np.empty((0, k), ask.labels.dtype)
         if not any(one.dtype == object for one in kept):
-            found = found.astype(self.classes_.dtype)
+            found = found.astype(ask.labels.dtype)
         return found if top_k is not None else found[:, 0]
 
     def predict_proba(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
@@ -248,8 +248,14 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         found, ok = ask.rows(given, lambda features: features)
         if ok.any():
             return found
-        width = ask.trainer.input_width if isinstance(ask.trainer, FeatureTrainer) else len(ask.labels)
-        return np.full((len(found), width), np.nan, np.float32)  # no image that says how wide features are
+        return np.full((len(found), self._n_features_out), np.nan, np.float32)  # no image says how wide features are
+
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of `transform`, of which scikit-learn makes names."""
+        with alone(verbose=bool(self.verbose)):
+            trainer = self._fitted()
+        return trainer.input_width if isinstance(trainer, FeatureTrainer) else len(self.classes_)
 
     def stream(
         self,
@@ -386,29 +392,32 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         Raises:
             UserError: the method does not allow it; nothing has changed.
         """
-        with alone(verbose=bool(self.verbose)):
+        with alone(verbose=bool(self.verbose)):  # in one go, as another thread may change the classes too
             self._fitted()
-        if name in self.classes_.tolist():
+            classes, labels = self._with_label(name)
+            if self._head.learns_from(images, name):
+                messages: list[str] = []
+                with alone(messages, verbose=bool(self.verbose)):
+                    head = self._head.fitted_with(classes, labels, images)
+                self._start(head, messages)
+            else:
+                self._change(classes, labels)
+        return self
+
+    def _with_label(self, name: Any) -> tuple[ClassList, NDArray[Any]]:
+        """The classes and their labels (K + 1,), with a new one."""
+        name = name.item() if isinstance(name, np.generic) else name
+        known, before = self.classes_.tolist(), self._head.classes
+        if name in known:
             raise UserError(f"there is a class {shown(name)} already")
         if isinstance(name, str) and not name.strip():
             raise UserError(f"{shown(name)} is no name of a class")
-        name = name.item() if isinstance(name, np.generic) else name
-        kinds = {type(label) for label in self.classes_.tolist()}
+        kinds = {type(label) for label in known}
         if type(name) not in kinds:  # NumPy would turn the labels that there are into text
-            known = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {known}")
-        labels = label_array([*self.classes_.tolist(), name])
+            listed = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {listed}")
         own = names_by_label(self.classes, as_text=isinstance(name, str)).get(name, name)
-        before = self._head.classes
-        classes = ClassList((*before.names, str(own)), (*before.ids, ""))
-        if self._head.learns_from(images, name):
-            messages: list[str] = []
-            with alone(messages, verbose=bool(self.verbose)):
-                head = self._head.fitted_with(classes, labels, images)
-            self._start(head, messages)
-        else:
-            self._change(classes, labels)
-        return self
+        return ClassList((*before.names, str(own)), (*before.ids, "")), label_array([*known, name])
 
     def remove_class(self, name: Any) -> FewShotClassifier:
         """Remove a class; the others stay as they are.
@@ -418,16 +427,14 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         with alone(verbose=bool(self.verbose)):
             self._fitted()
-        known = self.classes_.tolist()
-        if name not in known:
-            raise unknown("class", name, map(str, known))
-        if len(known) == 1:
-            raise UserError(f"{shown(name)} is the only class")
-        stay, old = [number for number, label in enumerate(known) if label != name], self._head.classes
-        self._change(
-            ClassList(tuple(old.names[number] for number in stay), tuple(old.ids[number] for number in stay)),
-            self.classes_[stay],
-        )
+            known, old = self.classes_.tolist(), self._head.classes
+            if name not in known:
+                raise unknown("class", name, map(str, known))
+            if len(known) == 1:
+                raise UserError(f"{shown(name)} is the only class")
+            stay = [number for number, label in enumerate(known) if label != name]
+            names, ids = (tuple(values[number] for number in stay) for values in (old.names, old.ids))
+            self._change(ClassList(names, ids), self.classes_[stay])
         return self
 
     def _change(self, classes: ClassList, labels: NDArray[Any]) -> None:
@@ -580,7 +587,12 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Logits (N, K), labels as numbers (N,), and which images could be read (N,)."""
         with alone(verbose=bool(self.verbose)):
             self._check_fitted()
-            self._fitted()
+            trainer = self._fitted()
+        if getattr(trainer, "is_multi_label", False):
+            raise UserError(
+                "this classifier is of images of several classes each, which score, evaluate and calibrate do not "
+                "take; tools/eval.py evaluates its run"
+            )
         X, truth = to_test(X, y, self.classes_, self._head.classes, self.messages_, verbose=bool(self.verbose))
         ask, given = self._asking(X, on_error)
         logits, ok = ask.rows(given, ask.logits)

@@ -85,7 +85,7 @@ def portable(params: Parameters, content: Content) -> dict[str, Any]:
     Args:
         content: of the classifier, which has the sentences of a file of descriptions.
     """
-    found = plain_deep(params)
+    found = {**plain_deep(params), "method": content.method}  # which without a fit is zero-shot CLIP
     if isinstance(found["descriptions"], str):
         found["descriptions"] = dict(zip(content.classes.names, content.descriptions, strict=False)) or None
     if isinstance(found["options"], dict):

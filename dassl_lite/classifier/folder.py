@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import dassl_lite
-from dassl_lite.classifier.content import Content
+from dassl_lite.classifier.content import MULTI_LABEL, Content
 from dassl_lite.classifier.report import Calibration, most_confused
 from dassl_lite.engine.files.run_folder import SAVED_CONFIG, SAVED_FORMAT, holds_run, holds_saved_classifier
 from dassl_lite.utils.errors import NO_ROOM, MissingFileError, UserError, printable, refusing_misfits, shown
@@ -277,8 +277,7 @@ def card(content: Content, described: Described) -> str:
         "",
         "## Limits",
         "",
-        "Every image is given one of the classes, also one that shows none of them; `unknown_below` answers None where "
-        "the probability is low. Results on images that were taken in other ways may differ.",
+        _limits(content),
         "",
         "## Licence",
         "",
@@ -296,6 +295,17 @@ def _header(content: Content, described: Described, backbone: str) -> list[str]:
     if described.report:
         lines += ["metrics:", "- accuracy"]
     return [*lines, "---"]
+
+
+def _limits(content: Content) -> str:
+    if content.meta.get(MULTI_LABEL):
+        answer = "An image may show several of the classes, or none: each has a probability of its own."
+    else:
+        answer = (
+            "Every image is given one of the classes, also one that shows none of them; `unknown_below` answers None "
+            "where the probability is low."
+        )
+    return f"{answer} Results on images that were taken in other ways may differ."
 
 
 def _data(content: Content, described: Described, names: list[str]) -> list[str]:
@@ -342,6 +352,11 @@ def _results(described: Described) -> list[str]:
             f"Probabilities are calibrated: temperature {fit['temperature']:.3f}, chosen on {fit['images']:,} "
             f"{fit['chosen_on']}; ECE {fit['ece_before']:.2f} % before, {fit['ece_after']:.2f} % after, on the "
             f"{fit['measured_on']}."
+        )
+    elif described.temperature != 1:
+        lines.append(
+            f"Logits are divided by a temperature of {described.temperature:.3f}, chosen before classes were added or "
+            "removed (`calibrate`)."
         )
     else:
         lines.append("Probabilities are not calibrated (`calibrate`).")

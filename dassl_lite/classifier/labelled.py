@@ -32,6 +32,9 @@ from dassl_lite.data.classes import ClassList, match_classes
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.arguments import nested, own_data
 from dassl_lite.utils.errors import UserError, nearest, shown
+from dassl_lite.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,26 @@ def flags_of(keeps_features: bool) -> dict[str, Any]:
 def _classes_of(listed: list[Any], classes: Any) -> tuple[NDArray[Any], list[str]]:
     """The labels that occur, sorted, and the name that prompts take for each."""
     if wrong := [one for one in listed if not isinstance(one, str | int | bool)]:
-        raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text or whole numbers")
+        raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text, integers or booleans")
     if any(isinstance(one, str) and not one.strip() for one in listed):
         raise UserError("y has an empty label; a class needs a name")
     label_array(listed)  # refuses several types, of which no order is
     labels = label_array(sorted(set(listed)))
     if classes is None:
+        if labels.dtype.kind != "U":
+            logger.warning(
+                f"Prompts name the classes by their labels, such as {shown(str(listed[0]))}: pass classes, a dict from "
+                "label to name, if these say nothing"
+            )
         return labels, [str(label) for label in labels.tolist()]
     known = names_by_label(classes, as_text=labels.dtype.kind == "U")
     if missing := [label for label in labels.tolist() if label not in known]:
-        raise UserError(f"classes has no name for label {shown(missing[0])} of y")
+        how = (
+            ""
+            if isinstance(classes, Mapping)
+            else "; a list names text, or labels from 0: pass a dict from label to name"
+        )
+        raise UserError(f"classes has no name for label {shown(missing[0])} of y{how}")
     return labels, [str(known[label]) for label in labels.tolist()]
 
 

@@ -184,6 +184,7 @@ def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
     numbers = [7 * SHAPES.index(label) for label in photos.labels]
     clf = FewShotClassifier(classes={7 * n: name for n, name in enumerate(SHAPES)}, **QUICK)
     clf.fit(photos.paths, numbers)
+    assert not any("Prompts name the classes by their labels" in told for told in clf.messages_)
     assert clf.classes_.tolist() == [0, 7, 14]
     assert clf.predict(photos.paths[:1]).dtype == clf.classes_.dtype
     assert clf._current().classes.names == SHAPES
@@ -315,6 +316,7 @@ WRONG = [
     (lambda p: fit("no-such-folder", None), FileNotFoundError, "no-such-folder"),
     (lambda p: fit(["no-such.png"], ["cat"]), FileNotFoundError, "no-such.png"),
     (lambda p: fit(p.paths, None), ValueError, "needs labels"),
+    (lambda p: fit(p.paths[0], None), ValueError, "is one picture; give a folder"),
     (lambda p: fit(p.paths, p.labels[:-1]), ValueError, "30 images, but y has 29"),
     (lambda p: fit(p.paths, [None, *p.labels[1:]]), ValueError, "None, which is no label"),
     (lambda p: fit(p.paths, p.labels, method="TaskRs"), ValueError, "Did you mean 'TaskRes'"),
@@ -328,6 +330,8 @@ WRONG = [
     (lambda p: fit(p.paths, p.labels, precision="fp8"), ValueError, "fp8"),
     (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
     (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),
+    (lambda p: fit(p.paths[:2], [0, 3], classes=["a", "b"]), ValueError, "label 3 of y; a list names text, or labels"),
+    (lambda p: fit(p.paths[:1], [0.0]), ValueError, "0.0, which is no label; labels are text, integers or booleans"),
     (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is no image"),
     (lambda p: fit(p.paths, [True, *[0] * 29]), ValueError, "y mixes labels of several types: bool, int"),
     (lambda p: fit(p.paths, "circle"), ValueError, "y is 'circle'; it is a list of labels"),

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from dassl_lite import FewShotClassifier
 from dassl_lite.classifier import predicting
 from dassl_lite.classifier.content import method_keys
+from dassl_lite.classifier.folder import card
 from dassl_lite.classifier.predicting import Prediction
 from dassl_lite.engine.build import TRAINER_REGISTRY
 from dassl_lite.engine.commands.cli import run_tool
@@ -147,6 +148,8 @@ def test_a_removed_class_leaves_the_others_as_they_are(photos: Pictures, unseen:
     assert clf.classes_.tolist() == ["circle", "triangle"]
     np.testing.assert_allclose(clf.decision_function(unseen.paths), before[:, 2] - before[:, 0], atol=1e-4)
     assert clf.report_ is None
+    clf.calibrate(unseen.paths[:4], unseen.labels[:4]).remove_class("circle")
+    assert "chosen before classes were added or removed" in card(clf._current(), clf._described(clf._current()))
 
 
 @pytest.mark.slow
@@ -190,6 +193,42 @@ def test_a_loaded_classifier_is_the_saved_one(fitted: Any, saved: Path, unseen: 
         assert loaded.classes_.tolist() == fitted.classes_.tolist()
         assert loaded.get_params()["epochs"] == 3
         assert loaded.report_ == fitted.report_
+
+
+SAVED_AGAIN = [
+    lambda p: FewShotClassifier(method="GDA", **QUICK).fit(p.folder).calibrate(),
+    lambda p: FewShotClassifier(method="TaskRes", **QUICK).fit(p.paths, p.labels).remove_class("square"),
+    lambda p: FewShotClassifier(method="GDA", **QUICK, shots=np.int64(2), classes=[*SHAPES]).fit(
+        p.paths, [SHAPES.index(label) for label in p.labels]
+    ),
+    lambda p: FewShotClassifier(classes={3: "circle", 5: "square"}).add_class(7),
+    lambda p: FewShotClassifier(
+        classes=[*SHAPES], descriptions={name: [f"a {name}.", f"one {name}."] for name in SHAPES}
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", SAVED_AGAIN)
+def test_a_loaded_classifier_is_saved_to_the_same_bytes(photos: Pictures, tmp_path: Path, make: Any) -> None:
+    folders = tmp_path / "once", tmp_path / "twice"
+    FewShotClassifier.load(make(photos).save(folders[0]) and folders[0]).save(folders[1])
+    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert first == second
+
+
+@pytest.mark.slow
+def test_the_parameters_of_a_classifier_travel_without_paths(photos: Pictures, tmp_path: Path) -> None:
+    write_json({name: [f"a {name}.", f"one {name}."] for name in SHAPES}, tmp_path / "texts.json")
+    options = {**QUICK["options"], "DATASET.FEATURES.DIR": str(tmp_path / "cache"), "OPTIM.LR": np.float32(0.5)}
+    clf = FewShotClassifier(method="TaskRes", epochs=1, options=options, descriptions=tmp_path / "texts.json")
+    clf.set_params(classes={3 * n: name for n, name in enumerate(SHAPES)}, seed=np.int64(3))
+    clf.fit(photos.paths, [3 * SHAPES.index(label) for label in photos.labels]).save(tmp_path / "clf")
+    assert str(tmp_path) not in (tmp_path / "clf" / "config.json").read_text()
+    found = FewShotClassifier.load(tmp_path / "clf").get_params()
+    assert found["options"] == {**QUICK["options"], "OPTIM.LR": 0.5}
+    assert found["descriptions"] == {name: [f"a {name}.", f"one {name}."] for name in SHAPES}
+    assert (found["classes"], found["seed"]) == ({0: "circle", 3: "square", 6: "triangle"}, 3)
 
 
 @pytest.mark.slow
@@ -413,8 +452,9 @@ def test_a_fit_on_a_feature_file_knows_images_too(photos: Pictures, unseen: Pict
     assert clf.score(file) == pytest.approx(clf.report_["accuracy"] / 100)
     features = clf.predict_proba(FewShotClassifier(classes=["x"]).transform(unseen.paths))
     np.testing.assert_allclose(clf.predict_proba(unseen.paths), features, rtol=1e-4)
+    assert clf.calibrate().calibration_.chosen_on == "validation images of the fit"  # after a question of images too
     loaded = FewShotClassifier.load(clf.save(tmp_path / "clf") and tmp_path / "clf")
-    np.testing.assert_allclose(loaded.predict_proba(unseen.paths), features, rtol=1e-4)
+    np.testing.assert_allclose(loaded.decision_function(unseen.paths), clf.decision_function(unseen.paths), rtol=1e-4)
 
 
 def test_a_prediction_is_plain(fitted: Any, unseen: Pictures) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import QUICK, TASKRES, Pictures
+from pictures import QUICK, SHAPES, TASKRES, Pictures
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
@@ -146,6 +146,8 @@ def test_in_a_pipeline_it_classifies_or_gives_features(photos: Pictures) -> None
     first = Pipeline([("clip", FewShotClassifier(method="ZeroshotCLIP")), ("lr", LogisticRegression(max_iter=200))])
     assert first.fit(photos.paths, photos.labels).score(photos.paths, photos.labels) > 0.6
     assert set(cross_val_predict(first, photos.paths, photos.labels, cv=2)) <= set(photos.labels)
+    features = first["clip"].set_output(transform="pandas").transform(photos.paths[:2])
+    assert list(features.columns) == [f"fewshotclassifier{column}" for column in range(features.shape[1])]
 
 
 @pytest.mark.slow
@@ -219,6 +221,22 @@ def test_classifiers_in_threads_find_what_they_find_alone(photos: Pictures, unse
         thread.join()
     for seed in alone:
         np.testing.assert_array_equal(together[seed], alone[seed])
+
+
+@pytest.mark.slow
+def test_threads_that_add_classes_lose_none(unseen: Pictures) -> None:
+    clf = FewShotClassifier(classes=list(SHAPES))
+    stream = clf.stream([*unseen.paths, *unseen.paths], top_k=3)
+    first = next(stream)
+    threads = [threading.Thread(target=clf.add_class, args=(name,)) for name in ("star", "heart", "moon", "arrow")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(clf.classes_) == sorted([*SHAPES, "star", "heart", "moon", "arrow"])
+    assert clf.predict_proba(unseen.paths).shape == (12, 7)
+    for one in [first, *stream]:  # of the classes there were when it began
+        assert sorted(one.labels) == sorted(SHAPES)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.evaluate import Evaluation
 from dassl_lite.tools import eval as eval_tool
-from dassl_lite.tools import export, extract, prepare, report, show, train
+from dassl_lite.tools import export, extract, prepare, report, serve, show, train
 from dassl_lite.utils import write_json
 
 COLOURS = {"red": (210, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 210), "yellow": (240, 220, 40)}
@@ -126,12 +126,18 @@ def test_an_export_gives_the_probability_of_each_class(
     classifier.save(tmp_path / "saved")
     again = FewShotClassifier.load(tmp_path / "saved", device="cpu")
     assert np.array_equal(again.predict_proba(paths), classifier.predict_proba(paths))
+    assert "may show several of the classes" in (tmp_path / "saved" / "README.md").read_text()
+    for ask in (again.score, again.evaluate, again.calibrate):
+        with pytest.raises(ValueError, match="of images of several classes each, which score, evaluate and calibrate"):
+            ask(paths, ["red"] * len(paths))
 
     trained(table, tmp_path / "zero-shot", "ZeroshotCLIP")
     args[1] = str(tmp_path / "zero-shot")
     assert run_tool(export.main, [*args, str(tmp_path / "none")]) == 2
     assert "ZeroshotCLIP ranks images of several classes, but gives no probabilities" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    assert run_tool(serve.main, ["--model-dir", str(tmp_path / "zero-shot"), "--port", "0"]) == 2
+    assert "ZeroshotCLIP ranks images" in capsys.readouterr().err
 
 
 def test_every_other_method_is_one_line_before_clip_is_loaded(

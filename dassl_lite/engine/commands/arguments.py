@@ -23,6 +23,7 @@ from dassl_lite.config.check import LARGEST_INTEGER
 from dassl_lite.data import DATASET_REGISTRY, FolderDataset
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.feature_files.folder import is_folder
+from dassl_lite.data.images import kind_of
 from dassl_lite.data.sharded.remote import dataset_at
 from dassl_lite.engine.build import TRAINER_REGISTRY, default_recipe, set_by_user
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
@@ -385,6 +386,8 @@ def dataset_choice(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> 
 def own_data(path: str) -> dict[str, str]:
     """Config keys, dotted, for the user's own data: a folder of images, a table or shards of them, or features."""
     place = Path(path)
+    if not kind_of(place):
+        raise UserError(f"'{path}' is one picture; give a folder with a sub-folder per class, or a table with labels")
     if place.suffix == ".npz" or is_folder(place):
         name = "Features"
     elif place.suffix == ".tar":
