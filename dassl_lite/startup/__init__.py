@@ -81,6 +81,14 @@ def keep_for_good() -> None:
         gc.enable()
 
 
+def keep_in_worker() -> None:
+    """`keep_for_good` in a process that a tool has started, now that it has loaded the package: after each run of a
+    sweep garbage is collected, which otherwise goes through all that is loaded, in half a second."""
+    global _is_ours
+    _is_ours = True
+    keep_for_good()
+
+
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
     """In a tool: a context in which modules are loaded; see `keep_for_good`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from dassl_lite.data.feature_files import FeatureFile, write_feature_file
 from dassl_lite.data.feature_files.file import FeaturePart
 from dassl_lite.engine.commands.arguments import tool_parser
+from dassl_lite.engine.commands.workers import local_workers
 from dassl_lite.startup import tool_help
 from dassl_lite.tools.cli import tools
 
@@ -189,6 +191,16 @@ print(gc.isenabled(), gc.get_freeze_count())
 from dassl_lite.engine.commands.cli import run_tool
 run_tool(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 100_000))
 """
+
+
+@pytest.mark.slow
+def test_a_worker_keeps_what_it_has_loaded_out_of_later_collections() -> None:
+    with local_workers(1) as each:
+        assert next(each(frozen, [0])) > 100_000
+
+
+def frozen(_: int) -> int:
+    return gc.get_freeze_count()
 
 
 @pytest.mark.slow

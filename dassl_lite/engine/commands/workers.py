@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.startup import EXIT_INTERRUPTED
+from dassl_lite.startup import EXIT_INTERRUPTED, keep_in_worker
 from dassl_lite.utils import UserError
 from dassl_lite.utils.sharing import sharing
 from dassl_lite.utils.streams import make_streams_lenient
@@ -89,6 +89,7 @@ _of_worker = contextlib.ExitStack()  # what a worker is in until its process end
 def _start(threads: int, plugins: Sequence[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     enter_worker(threads, plugins)
+    keep_in_worker()
 
 
 def enter_worker(threads: int, plugins: Sequence[str]) -> None:
