@@ -88,6 +88,7 @@ def test_a_head_that_is_not_linear_is_left_whole_whatever_it_says() -> None:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest", "cover"])
 def test_the_script_makes_the_same_bytes_of_a_picture_as_the_transform(mode: str, tmp_path: Path) -> None:
     draw, path = np.random.default_rng(0), tmp_path / "picture.png"
@@ -107,6 +108,7 @@ def test_the_script_makes_the_same_bytes_of_a_picture_as_the_transform(mode: str
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: Any, tmp_path: Path) -> None:
     assert run("--model-dir", saved, "--output", tmp_path / "out", "--format", "npz", "--images", unseen.folder) == 0
     classifier = FewShotClassifier.load(saved)
@@ -164,6 +166,7 @@ def test_a_mistake_is_told_in_a_line_and_leaves_no_folder(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_with_its_extra_before_anything_is_loaded(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

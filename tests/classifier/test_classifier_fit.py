@@ -209,6 +209,7 @@ def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> Non
     assert clf.predict_proba(photos.paths[:2]).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_what_is_answered_has_its_shape_and_type(fitted: Any, unseen: Pictures) -> None:
     paths = unseen.paths[:5]
     proba, logits = fitted.predict_proba(paths), fitted.decision_function(paths)
@@ -426,6 +427,7 @@ def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classe
     np.testing.assert_allclose(clf.predict_proba(photos.paths[:1]), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "text"), WRONG_QUESTIONS)
 def test_a_wrong_question_is_told_in_one_line(fitted: Any, photos: Pictures, call: Any, text: str) -> None:
     with pytest.raises(UserError) as caught:

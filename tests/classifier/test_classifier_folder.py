@@ -71,6 +71,7 @@ def test_a_stream_takes_no_more_memory_the_longer_it_is(fitted: Any, monkeypatch
     assert peak(192) < 1.5 * peak(32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 def test_an_image_that_cannot_be_read_is_none_and_told(
     fitted: Any, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
@@ -115,6 +116,7 @@ def test_a_path_that_no_system_takes_is_told_and_the_rest_goes_on(fitted: Any, u
     assert str(caught[0].message).count("b.png") == 1  # named once
 
 
+@pytest.mark.slow
 def test_links_that_lead_in_a_circle_are_no_pictures(fitted: Any, unseen: Pictures, tmp_path: Path) -> None:
     shutil.copytree(unseen.folder, tmp_path / "photos")
     for shape in ("circle", "square"):

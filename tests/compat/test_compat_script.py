@@ -100,6 +100,7 @@ assert "TEMPLATE" not in cfg.DATASET
 """
 
 
+@pytest.mark.slow
 def test_a_config_from_a_copy_of_dassls_defaults_is_enough(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

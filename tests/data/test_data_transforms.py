@@ -259,6 +259,7 @@ def test_unknown_transforms_count_as_random() -> None:
     assert not is_random(Mine())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [CIFAR10Policy, ImageNetPolicy, SVHNPolicy])
 def test_a_learned_policy_changes_the_image_and_fills_with_its_colour(policy: Any) -> None:
     """Of a bright picture, what is filled with darkness stands out."""

@@ -120,6 +120,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_damaged_folder_is_told_in_a_line(tmp_path: Path, kind: str) -> None:
     write_feature_folder(content(), tmp_path / "many", rows=7)

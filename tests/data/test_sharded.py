@@ -174,6 +174,7 @@ def test_labels_may_be_names_and_lie_in_json(tmp_path: Path) -> None:
     assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(9)]
 
 
+@pytest.mark.slow
 def test_a_draw_is_the_same_whatever_the_order_and_the_sharding(tmp_path: Path) -> None:
     numbers = list(range(24))
     drawn = []
@@ -402,6 +403,7 @@ def test_a_damaged_image_is_named_by_member_and_shard(tmp_path: Path) -> None:
 # ---- behind a URL ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_that_breaks_off_gives_the_same_dataset(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def picture(scene: Scene) -> np.ndarray:
     return draw(scene, np.random.default_rng(0))[0].astype(float) / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", [CLEAN, PHOTO, PHOTO_HARD, PENCIL, PAINTING])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(look: Look) -> None:
     def drawn(seed: int) -> bytes:

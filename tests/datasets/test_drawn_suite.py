@@ -225,8 +225,8 @@ def test_digits_are_scikit_learns_in_its_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test(tmp_path: Path) -> None:
-    dataset = ShapesNet(config(tmp_path))
+def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test() -> None:
+    dataset = ShapesNet(config())
     for items, least in ((dataset.train_x, 16), (dataset.val, 4), (dataset.test, 20)):
         assert min(np.bincount([item.label for item in items])) >= least
         assert all(item.classname == SHAPESNET[item.label].name for item in items)
@@ -235,9 +235,9 @@ def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ShapesNetA", "ShapesNetR", "Paints", "Textures", "Tiles", "Gadgets", "Silhouettes"])
-def test_every_dataset_of_the_suite_draws_and_loads(tmp_path: Path, name: str) -> None:
+def test_every_dataset_of_the_suite_draws_and_loads(name: str) -> None:
     load_plugins()
-    dataset = build_dataset(config(tmp_path, NAME=name))
+    dataset = build_dataset(config(NAME=name))  # in the cache, where other tests find it drawn
     assert isinstance(dataset, DATASET_REGISTRY.get(name))
     counts = np.bincount([item.label for item in dataset.train_x])
     assert len(counts) == dataset.num_classes

@@ -181,6 +181,7 @@ def test_web_page_instead_of_the_file_says_what_to_do(source: Source, get: Calla
         get(source)
 
 
+@pytest.mark.slow
 def test_unavailable_optional_file_is_only_a_warning(
     source: Source, get: Callable, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

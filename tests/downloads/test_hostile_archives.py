@@ -95,6 +95,7 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", ["plain", "gzip"])
 @pytest.mark.parametrize("kind", TARS)
 def test_a_hostile_tar_is_refused(tmp_path: Path, place: Path, kind: str, packed: str) -> None:
@@ -103,6 +104,7 @@ def test_a_hostile_tar_is_refused(tmp_path: Path, place: Path, kind: str, packed
     check_refused(archive, place, "archive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", ["gzip", "bz2", "xz"])
 def test_a_flipped_byte_is_refused(tmp_path: Path, place: Path, packed: str) -> None:
     rng = random.Random(3)

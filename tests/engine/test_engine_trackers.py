@@ -121,6 +121,7 @@ def test_other_trackers_do_not_keep_a_run_from_being_resumed(kept: type[Kept], i
     assert len(kept.outcomes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["scalar", "finish"])
 def test_a_tracker_that_fails_on_the_way_is_told_once_and_the_run_goes_on(
     kept: type[Kept], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, method: str
@@ -163,6 +164,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_before_training(
     assert not (tmp_path / "toy").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_extra_is_told_before_anything_is_built(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str

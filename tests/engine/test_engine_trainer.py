@@ -373,6 +373,7 @@ def test_loaders_without_a_dataset_have_no_classes():
     assert (manager.num_classes, manager.lab2cname) == (0, {})
 
 
+@pytest.mark.slow
 def test_evaluation_goes_on_with_smaller_batches_when_memory_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

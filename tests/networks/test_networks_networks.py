@@ -57,6 +57,7 @@ def test_the_mixed_stages_are_those_in_the_name() -> None:
     assert isinstance(backbone.mixer, ops.MixStyle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "width"), [("resnet50", 2048), ("mobilenetv2", 1280), ("shufflenet_v2_x0_5", 1024)])
 def test_features_have_the_width_that_the_backbone_states(name: str, width: int) -> None:
     backbone = build_backbone(name, verbose=False, pretrained=False).eval()

@@ -222,6 +222,7 @@ def test_every_part_of_a_folder_is_cut_and_methods_train_on_it(own_cache, images
     assert results(run)["split_sizes"] == {"train": 12, "val": 6, "test": 12}
 
 
+@pytest.mark.slow
 def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, images, capsys):
     folder = own_cache / "folder"
     flags = ("--data", str(images), "--output", str(folder))
@@ -245,6 +246,7 @@ def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, i
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_shard_is_told_in_a_line_and_the_rest_is_extracted(own_cache, capsys):
     def tar(name: str, samples: list[tuple[str, bytes]], cut: int = 0) -> None:
         path = own_cache / "tars" / name

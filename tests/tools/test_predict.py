@@ -46,6 +46,7 @@ def expected(saved: Path, paths: list[Path]) -> Any:
     return FewShotClassifier.load(saved).predict_proba(list(map(str, paths)))
 
 
+@pytest.mark.slow
 def test_every_way_to_name_pictures_finds_them(
     pictures: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

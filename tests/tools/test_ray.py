@@ -234,6 +234,7 @@ def test_a_node_with_other_versions_is_told_in_one_line():
     assert str(error.value).startswith(f"node node7 has torch 1.0 (here {own['torch']}); the same versions are needed")
 
 
+@pytest.mark.slow
 def test_the_package_plugins_and_the_working_folder_travel_without_what_git_ignores(tmp_path, monkeypatch):
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     for folder in (work, elsewhere):

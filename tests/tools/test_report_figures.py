@@ -43,10 +43,10 @@ def accuracy(method: str, dataset: str, shots: int, seed: int) -> float:
     return BASE[method] + DATASETS[dataset] + math.log2(shots) * (1.5 if method == "CoOp" else 1.0) + (seed - 2) * 0.5
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_plugins()  # to tell the methods that use no shots
-    root = tmp_path / "sweep"
+    root = tmp_path_factory.mktemp("written") / "sweep"
     for dataset, level in DATASETS.items():
         write_run(root, "ZeroshotCLIP", dataset, -1, 1, 50.0 + level)
         for method in BASE:
@@ -54,6 +54,12 @@ def sweep(tmp_path: Path) -> Path:
                 for seed in (1, 2, 3):
                     write_run(root, method, dataset, shots, seed, accuracy(method, dataset, shots, seed))
     return root
+
+
+@pytest.fixture
+def sweep(written: Path, tmp_path: Path) -> Path:
+    """A copy for the test to change; written anew, each file would wait for the disk."""
+    return shutil.copytree(written, tmp_path / "sweep")
 
 
 def test_curves_have_the_means_and_intervals_of_the_tables(sweep: Path) -> None:

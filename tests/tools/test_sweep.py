@@ -194,6 +194,15 @@ def test_a_run_on_all_images_has_a_folder_that_says_so():
     assert str(task.folder) == "gadgets/TaskRes/allshots-seed2"
 
 
+def two_classes(path: Path) -> Path:
+    """A feature file."""
+    rng = np.random.default_rng(0)
+    part = FeaturePart(rng.standard_normal((1, 16, 8), dtype=np.float32), np.arange(16) % 2)
+    text = rng.standard_normal((1, 2, 8), dtype=np.float32)
+    write_feature_file(FeatureFile({"train": part, "test": part}, ("a", "b"), text), path)
+    return path
+
+
 FAILING = """
 import os
 from dassl_lite.engine import TRAINER_REGISTRY
@@ -218,8 +227,9 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
     monkeypatch.setattr(commands, "_lost_gpu", False)  # and back: with one job, this process loses it
     (tmp_path / "fragile.py").write_text(FAILING)
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
-    arguments = ["--trainers", "Fragile", "--plugin", str(tmp_path / "fragile.py"), "--datasets", "gadgets", "--shots"]
-    arguments += ["1", "--seeds", "1", "2", "3", "4", "--jobs", jobs, "--output-dir", str(tmp_path / "sweep"), *FEW]
+    data = two_classes(tmp_path / "two.npz")  # on which processes need not import what images need
+    arguments = ["--trainers", "Fragile", "--plugin", str(tmp_path / "fragile.py"), "--data", str(data), "--shots", "1"]
+    arguments += ["--seeds", "1", "2", "3", "4", "--jobs", jobs, "--output-dir", str(tmp_path / "sweep")]
     assert run_tool(sweep.main, arguments) == 1
     ran = [line.split() for line in (tmp_path / "where").read_text().splitlines()]
     processes = dict(ran)

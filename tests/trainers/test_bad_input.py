@@ -124,6 +124,7 @@ def test_an_impossible_value_is_one_line(run, said, tmp_path, method, key, value
     assert not list((tmp_path / "run").rglob("model.pth.tar*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ZeroshotCLIP", "CoOp", "CLIPLoRA", "TwoStage", "MMA"])
 def test_a_class_name_that_no_prompt_can_hold_is_named(run, said, tmp_path, method):
     data = draw(tmp_path / "long", ("crane", "a " * 80 + "b"))

@@ -64,6 +64,7 @@ def test_a_run_has_exactly_its_steps_and_the_rate_falls_after_each(make):
     assert trainer.get_current_lr() == pytest.approx(1e-6)
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_follows_the_shots_then_the_epochs(make):
     assert make("a", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "500", shots=2).steps_to_train() == 1000
     by_epochs = make("b", "TRAINER.CLIPLoRA.STEPS_PER_SHOT", "0", "OPTIM.MAX_EPOCH", "3")

@@ -194,6 +194,7 @@ def test_an_error_that_costs_the_process_its_gpu_is_known_even_as_a_cause() -> N
     assert not devices.is_lost(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
 
 
+@pytest.mark.slow
 def test_memory_that_a_run_has_left_is_given_back() -> None:
     class Ring:
         def __init__(self) -> None:
