@@ -59,8 +59,8 @@ LACKS = "lacks classes"
 _RECIPES = {BASE_TO_NEW: ("base_to_new",), CROSS: ("cross_dataset",), DG: ("cross_dataset", "generalization")}
 SHORTER = 10  # a long training on the embedded datasets has that part of its recipe's length
 _STEPS = ("STEPS_PER_SHOT", "ITERATIONS")  # keys of methods that count steps
-# Where nothing has finished yet, seconds and bytes per run: as measured on the embedded datasets (docs/results), a guess
-# of the field's.
+# Where nothing has finished yet, seconds and bytes per run: as measured on the embedded datasets (docs/results), and a
+# guess for the field's.
 _GUESSES = {True: (2.5, 0.35e6), False: (120.0, 10e6)}
 
 
