@@ -32,6 +32,8 @@ from dassl_lite.classifier import FewShotClassifier, Prediction
 from dassl_lite.classifier.images import decoded, images_below
 from dassl_lite.engine.commands.arguments import ToolParser, add_plugin_flags, tool_parser
 from dassl_lite.engine.commands.cli import run_tool
+from dassl_lite.engine.files.results import FILE_NAME as RESULTS
+from dassl_lite.engine.files.run_folder import SAVED_CONFIG
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, atomic_path, get_logger, setup_logger
 from dassl_lite.utils.errors import MissingFileError, printable, unknown
@@ -352,6 +354,9 @@ def check(args: argparse.Namespace) -> None:
     suffix = Path(args.output).suffix.lower()
     if args.output and suffix not in FORMATS:
         raise UserError(f"--output '{args.output}' must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    own = [Path(args.model_dir).expanduser() / name for name in (RESULTS, SAVED_CONFIG)]
+    if args.output and os.path.realpath(Path(args.output).expanduser()) in map(os.path.realpath, own):
+        raise UserError(f"--output '{args.output}' is a file of the classifier itself; name another")
     if suffix == ".parquet":
         _pyarrow()
     if args.thumbnails and Path(args.thumbnails).suffix.lower() not in (".html", ".htm"):

@@ -180,6 +180,16 @@ def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "results.json", "../clf/config.json"])
+def test_predictions_do_not_replace_a_file_of_the_classifier(
+    pictures: Path, saved: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(saved.iterdir()), (saved / "config.json").read_bytes()
+    assert run(saved, pictures, "--output", saved / name) == 2
+    assert "is a file of the classifier itself; name another" in capsys.readouterr().err
+    assert (sorted(saved.iterdir()), (saved / "config.json").read_bytes()) == before
+
+
 def test_parquet_takes_a_name_that_is_no_unicode(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     with predict.writing(tmp_path / "x.parquet", 1) as write:
