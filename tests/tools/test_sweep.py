@@ -25,6 +25,7 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
 from dassl_lite.engine.methods import feature_source
+from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError, write_json
@@ -263,9 +264,12 @@ def numbers(results: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path, monkeypatch):
-    path, trained, read = feature_file(tmp_path / "features.npz", 0), [], []
+    path, trained, read, tested = feature_file(tmp_path / "features.npz", 0), [], [], []
     train, reader = run.train, "dassl_lite.data.feature_files.dataset.read_feature_file"
     monkeypatch.setattr(reader, lambda *args: read.append(args) or read_feature_file(*args))
+
+    zero_shot = FeatureTrainer._zero_shot
+    monkeypatch.setattr(FeatureTrainer, "_zero_shot", lambda *args: tested.append(args) or zero_shot(*args))
 
     def train_and_change(cfg: CfgNode) -> Path:
         if len(trained) == 4:
@@ -277,6 +281,7 @@ def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path,
     words = ["--trainers", "TaskRes", "ProKeR", "--data", str(path), "--shots", "2", "--seeds", "1", "2", "3"]
     assert run_tool(sweep.main, [*words, "--jobs", "1", "--output-dir", str(tmp_path / "sweep"), *FEW]) == 0
     assert len(read) == 2
+    assert len(tested) == 3  # the two methods have batches of different sizes
     for number, cfg in enumerate(trained):
         feature_file(path, int(number >= 4))
         alone = cfg.clone()

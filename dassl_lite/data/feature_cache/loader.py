@@ -90,6 +90,11 @@ class FeatureLoader:
             self.domains = domain_tensor(self.items).to(self.device)
         return self._views
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether each epoch gives all images in their order, without a random number but the loader's own."""
+        return type(self._batches.sampler) is SequentialSampler and not self._batches.drop_last
+
     def __len__(self) -> int:
         return len(self._batches)
 

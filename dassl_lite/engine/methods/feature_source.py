@@ -181,6 +181,7 @@ class FeatureSource:
     Attributes:
         shows_progress: whether extraction shows a bar, if there is a terminal.
         extraction: its ``batch_size``, ``num_workers`` and ``on_error``.
+        shares: whether this run shares features with others of its process.
     """
 
     shows_progress = True
@@ -207,7 +208,7 @@ class FeatureSource:
         self.backbone, self.digest, self.seed = backbone or "", digest, seed
         self.extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         self._seconds = seconds
-        self._shares = is_shared("features")  # when it is built: what others have written may change them
+        self.shares = is_shared("features")  # when it is built: what others have written may change them
 
     @property
     def is_file(self) -> bool:
@@ -263,7 +264,7 @@ class FeatureSource:
         with stops_at_once():  # what has been extracted is kept
             extraction = {**self.extraction, **({"on_error": on_error} if on_error else {})}
             encode = self.encode_states if states else self.encode
-            kept_as = f"features: {kept_as}" if kept_as and self._shares else ""
+            kept_as = f"features: {kept_as}" if kept_as and self.shares else ""
             extraction |= {"device": self.device, "states": states, "kept_as": kept_as}
             features = store.fetch(paths, encode, **extraction)
         self._seconds["features"] = self._seconds.get("features", 0.0) + time.perf_counter() - start

@@ -9,7 +9,9 @@ Shapes: B images, K classes, D feature width, N training images, V views.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -69,6 +71,7 @@ from dassl_lite.utils.errors import UserError, shown
 from dassl_lite.utils.files import cache_root, write_json
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.meters import unread
+from dassl_lite.utils.sharing import is_unwritten, shared
 
 logger = get_logger(__name__)
 
@@ -726,6 +729,33 @@ class FeatureTrainer(TrainerX):
 
         None on a feature file without text features, and without images to test on.
         """
+        loader = self._split_loader(split)
+        may_share = self.features.shares and self.has_texts and distributed.world_size() == 1
+        if not (may_share and type(loader) is FeatureLoader and loader.is_in_order and is_unwritten(loader.views)):
+            return self._zero_shot(split)
+        views, made = loader.views, []
+
+        def make() -> tuple[weakref.ref[Tensor], float | None]:
+            made.append(True)
+            return weakref.ref(views), self._zero_shot(split)
+
+        parts = self.plain_prototypes(), loader.labels, loader.kept
+        digests = [hashlib.sha256(part.cpu().numpy().tobytes()).digest() for part in parts]
+        source = (type(self).parse_batch_test, self.takes_states, loader.batch_size, *digests)
+        _, value = shared("zero-shot", source, make, is_intact=lambda kept: kept[0]() is views)
+        if not made:
+            torch.empty((), dtype=torch.int64).random_()  # as the loader does
+        return value
+
+    def _split_loader(self, split: str | None) -> Any:
+        return self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there are text features, which a feature file may lack."""
+        return not isinstance(self.clip, PrecomputedBackbone) or bool(self.clip.prompts)
+
+    def _zero_shot(self, split: str | None) -> float | None:
         found = self._zero_shot_cosines(split)
         if found is None:
             return None
@@ -756,9 +786,9 @@ class FeatureTrainer(TrainerX):
 
     def _zero_shot_cosines(self, split: str | None) -> Iterator[tuple[Tensor, Tensor]] | None:
         """Cosines (B, K) and labels of each batch."""
-        if isinstance(self.clip, PrecomputedBackbone) and not self.clip.prompts:
+        if not self.has_texts:
             return None
-        loader = self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
+        loader = self._split_loader(split)
         if loader is None:
             torch.empty((), dtype=torch.int64).random_()  # as a loader does: training is the same with test images
             return None
