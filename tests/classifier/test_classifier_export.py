@@ -175,6 +175,7 @@ def test_a_missing_library_is_named_with_its_extra_before_anything_is_loaded(
     assert capsys.readouterr().err == 'Error: ONNX export needs onnxscript: pip install "dassl-lite[onnx]"\n'
 
 
+@pytest.mark.slow
 def test_an_export_with_other_answers_is_not_kept(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, write = FewShotClassifier.load(saved), exporting._write_npz
 

@@ -49,6 +49,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         assert torch.equal(one[key], other[key]), key
 
 
+@pytest.mark.slow
 def test_descriptions_that_a_program_passes_are_named_by_no_file() -> None:
     told = r"^descriptions has no sentences for the dataset's class 'square'$"
     with pytest.raises(UserError, match=told):
@@ -202,6 +203,7 @@ def test_labels_that_numpy_has_no_type_for_stay_as_they_are() -> None:
     assert all(type(label) is int for label in listed_values(tensors))
 
 
+@pytest.mark.slow
 def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> None:
     clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
     found = clf.predict(photos.paths)

@@ -136,7 +136,7 @@ def replays(
     setup_logger()  # let go of log.txt
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_step_and_evaluation_match_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str
@@ -154,6 +154,7 @@ def test_every_step_and_evaluation_match_the_references(
     assert replay.tests == [[split, pytest.approx(accuracy), steps] for split, accuracy, steps in spec["tests"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last_step", "best_val"])
 def test_what_is_learned_matches_the_references(
     golden: Any, replays: dict[str, Replay], method: str, name: str

@@ -57,6 +57,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(look: Look) 
     assert drawn(1) != drawn(2)
 
 
+@pytest.mark.slow
 def test_more_pictures_than_a_chunk_are_all_drawn() -> None:
     rng = np.random.default_rng(0)
     pictures = draw(compose(subjects("heart", count=CHUNK + 3), CLEAN, rng), rng, pixels=32)

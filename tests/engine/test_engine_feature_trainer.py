@@ -120,6 +120,7 @@ def test_other_precisions_train_on_a_cpu_and_agree_with_fp32(
         assert not torch.equal(features[0], features[1])
 
 
+@pytest.mark.slow
 def test_precision_auto_is_fp32_on_a_cpu(build: Any) -> None:
     auto, exact = build("1"), build("1", "TRAINER.TaskRes.PREC", "fp32")
     assert auto.method_cfg.PREC == "auto"
@@ -265,7 +266,7 @@ class SlowEncoder:
         trainer.features.encode = late_encode
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -347,6 +348,7 @@ def test_two_versions_of_a_plugins_transform_share_no_features(
         assert "The features are not kept for other runs: the transform depends on what may change" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_method_that_encodes_in_its_own_way_shares_no_features(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = build("1").train_loader_x.views
     encode = FeatureTrainer.encode_image

@@ -29,6 +29,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "features.npz"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_feature_file_makes_no_object_for_each_test_image(file: Path) -> None:
     flags = {"DATASET": {"FILE": str(file)}, "OUTPUT_DIR": str(file.parent / "run"), "VERBOSE": False}
     cfg = make_config(trainer="TaskRes", dataset_file="features", flags=flags, options=["OPTIM.MAX_EPOCH", "2"])

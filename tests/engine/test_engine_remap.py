@@ -73,7 +73,7 @@ def imagenet_trainer(imagenet_root: Path, golden_backbone: Any, tmp_path_factory
     return make
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, "ImageNetSketch.3"])
 def test_the_reference_checkpoint_gives_its_logits(
     golden: Any, imagenet_trainer: Callable[..., Any], caplog: pytest.LogCaptureFixture, case: str

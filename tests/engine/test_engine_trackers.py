@@ -66,6 +66,7 @@ def tracked(images: Path, output: Path, *trackers: str, resume: str = "", epochs
     return toy_config(images, output, *options, *(["RESUME", resume] if resume else []))
 
 
+@pytest.mark.slow
 def test_a_third_partys_tracker_gets_config_scalars_tables_and_files(
     kept: type[Kept], images: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_third_partys_tracker_gets_config_scalars_tables_and_files(
     assert not (tmp_path / "tensorboard").exists()
 
 
+@pytest.mark.slow
 def test_a_page_in_the_runs_folder_is_among_the_files(kept: type[Kept], images: Path, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<p>")
     run.train(tracked(images, tmp_path, "kept"))
@@ -137,6 +139,7 @@ def test_a_tracker_that_fails_on_the_way_is_told_once_and_the_run_goes_on(
     assert "No space left on device" in told[0]
 
 
+@pytest.mark.slow
 def test_a_tensorboard_whose_disk_is_full_is_told_once_and_the_run_goes_on(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

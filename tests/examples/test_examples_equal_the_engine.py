@@ -52,7 +52,7 @@ def engine_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return make
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vit0", "demo"])
 @pytest.mark.parametrize("method", METHODS)
 def test_example_gives_the_engines_numbers(method, backbone, images, golden_backbone, engine_run, monkeypatch):

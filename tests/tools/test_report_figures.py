@@ -202,6 +202,7 @@ def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
     assert all(path.read_bytes() == (tmp_path / "again" / path.name).read_bytes() for path in files)
 
 
+@pytest.mark.slow
 def test_mistakes_with_plots_are_told_in_a_line(sweep: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     cases = {

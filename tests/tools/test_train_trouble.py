@@ -359,6 +359,7 @@ def test_evaluating_learned_parameters_needs_the_run(
     assert f"* accuracy: {accuracy:.1f}%" in (tmp_path / "eval" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_zero_shot_is_evaluated_without_a_run(tmp_path: Path) -> None:
     assert gadgets(tmp_path, "--eval-only", trainer="ZeroshotCLIP") == 0
     assert "* accuracy: 10.8%" in (tmp_path / "log.txt").read_text()

@@ -89,7 +89,7 @@ def options_of(case):
     return [str(part) for option in found.items() for part in option]
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_prolip_equals_its_authors(golden2, files, error, tmp_path, name):
     tag, case, arrays = name.split(".")[0], CASES[name], golden2.npz("prolip")
@@ -150,6 +150,7 @@ def test_prolip_equals_its_authors(golden2, files, error, tmp_path, name):
     assert trainer.results["test"]["accuracy"] == pytest.approx(case["test_acc"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["vit0", "rn1"])
 def test_projected_states_are_the_models_own_features(files, golden2, tag):
     _, clip, _ = files(tag)

@@ -157,6 +157,7 @@ def test_few_images_and_classes_without_any_are_no_error(images):
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_the_step_takes_the_logits_of_any_method(on_features):
     plain = on_features("TaskRes", "transclip", "few", *ALL, "OPTIM.MAX_EPOCH", "2")
     plain.train()
@@ -178,6 +179,7 @@ def test_a_checkpoint_whose_shots_are_a_scalar_is_refused_in_one_line(on_feature
         trainer.adapt_state_dict(trainer.head, {"support": torch.tensor(1.0)}, {}, Path("x.pth"))
 
 
+@pytest.mark.slow
 def test_the_epoch_is_selected_on_images_taken_one_by_one(on_features):
     options = (*ALL, "OPTIM.MAX_EPOCH", "2", "TEST.FINAL_MODEL", "best_val")
     plain = on_features("TaskRes", "transclip", "few", *options)
