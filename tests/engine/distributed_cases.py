@@ -142,7 +142,7 @@ def private_megabytes() -> float:
 
 
 def memory_held(folder: Path) -> dict[str, float]:
-    """MiB that 64 MiB of features take, of a feature file after a test on all of it, and of the cache."""
+    """MiB that 64 MiB take: of own numbers, of a feature file after a test on all of it, and of the cache."""
     path, stream = folder / "many.npz", np.random.default_rng(0)
     labels = np.arange(2**13) % 2
     arrays = {"classnames": ["one", "other"], "text_weights": np.eye(2, 2048, dtype="f4"), "train_labels": labels[:8]}
@@ -151,6 +151,10 @@ def memory_held(folder: Path) -> dict[str, float]:
     distributed.on_first(functools.partial(np.savez, path, **arrays))
     del wide, arrays
     found, before = {}, private_megabytes()
+    own = np.ones(2**23)
+    found["own"] = private_megabytes() - before
+    del own
+    before = private_megabytes()
     flags = {"DATASET": {"NAME": "Features", "FILE": str(path)}, "OUTPUT_DIR": str(folder / "many"), "VERBOSE": False}
     flags |= {"DATALOADER": {"TEST": {"BATCH_SIZE": 1024}}}
     trainer = build_trainer(make_config(trainer="ZeroshotCLIP", flags=flags))
