@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +282,29 @@ def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
     assert "tiles are gone" in shown.err
     assert "Cross-dataset from ShapesNet; the average is without the source" in shown.out
     assert done == ["train TaskRes ShapesNet", "test TaskRes Gadgets all"]
+
+
+@pytest.mark.slow
+def test_evaluations_are_done_by_as_many_processes_as_jobs_says_those_of_a_run_by_one(
+    tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("base-to-new", "--trainers", "LinearProbe", "TaskRes", "--datasets", "gadgets")
+    assert start(tmp_path, *line) == 0
+    kept = {path: path.read_text() for path in tmp_path.rglob(EVALUATIONS)}
+    for path in kept:
+        path.unlink()
+    asked: list[int] = []
+
+    @contextlib.contextmanager
+    def workers(jobs: int, plugins: tuple[str, ...]) -> Iterator[Any]:
+        asked.append(jobs)
+        yield lambda function, items: [pickle.loads(pickle.dumps(function))(item) for item in items[::-1]]  # noqa: S301
+
+    monkeypatch.setattr(commands, "local_workers", workers)
+    monkeypatch.setattr(benchmark, "sweep", lambda runs, settings: {})  # all have finished
+    assert run_tool(benchmark.main, [*line, "--jobs", "8", "--output-dir", str(tmp_path)]) == 0
+    assert asked == [2], "one for each run"
+    assert {path: path.read_text() for path in tmp_path.rglob(EVALUATIONS)} == kept
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
