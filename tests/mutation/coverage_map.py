@@ -161,6 +161,7 @@ def pytest_options(sandbox: Sandbox) -> list[str]:
 def _collect(sandbox: Sandbox) -> dict[str, Any]:
     """What a measured file of tests has left: outcomes, and path -> line -> tests."""
     from coverage import CoverageData
+    from coverage.exceptions import DataError
 
     outcomes = sandbox.scratch / "outcomes.json"
     if not outcomes.is_file():
@@ -168,7 +169,11 @@ def _collect(sandbox: Sandbox) -> dict[str, Any]:
     lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for file in sandbox.scratch.glob("data.*"):
         data = CoverageData(str(file))
-        data.read()
+        try:
+            data.read()
+        except DataError as error:  # left half-written by a process that a test killed
+            print(f"skipped coverage of a killed process ({error})")
+            continue
         for measured in data.measured_files():
             path = str(Path(measured).resolve().relative_to(sandbox.root.resolve()))
             for line, tests in data.contexts_by_lineno(measured).items():
