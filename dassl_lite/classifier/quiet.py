@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dassl_lite.engine.methods.feature_source import shared_backbone
+from dassl_lite.engine.methods.backbone import shared_backbone
 from dassl_lite.utils.devices import accelerator
 from dassl_lite.utils.logger import ROOT_NAME
 from dassl_lite.utils.seeding import random_states, random_streams_kept, restore_random_states

@@ -24,7 +24,7 @@ from dassl_lite.data.transforms import build_transform
 from dassl_lite.data.transforms.pixels import split
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.methods.feature_source import shared_backbone
+from dassl_lite.engine.methods.backbone import shared_backbone
 from dassl_lite.models.heads import CosineHead, FixedPrototypes, linear_form
 from dassl_lite.models.lora import merge_lora
 from dassl_lite.tools import export

@@ -18,8 +18,8 @@ from dassl_lite.engine import TRAINER_REGISTRY
 from dassl_lite.engine.build import build_trainer, make_config
 from dassl_lite.engine.commands import run
 from dassl_lite.engine.files.results import read_results
-from dassl_lite.engine.methods import feature_trainer
-from dassl_lite.engine.methods.feature_source import overflows
+from dassl_lite.engine.methods import backbone as run_backbone
+from dassl_lite.engine.methods.backbone import overflows
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import load_clip
 from dassl_lite.utils import set_random_seed
@@ -280,7 +280,7 @@ def test_auto_is_fp16_on_a_gpu_unless_gradients_run_through_an_encoder(
 
 def automatic_in_a_corner(corner: str, *case: Any) -> str:
     patch = {
-        "overflows": mock.patch.object(feature_trainer, "overflows", return_value=True),
+        "overflows": mock.patch.object(run_backbone, "overflows", return_value=True),
         "an old GPU": mock.patch.object(torch.cuda, "get_device_capability", return_value=(6, 1)),
     }
     with patch[corner]:

@@ -28,7 +28,7 @@ from dassl_lite.engine.build import default_recipe, make_config
 from dassl_lite.engine.commands import run as engine
 from dassl_lite.engine.commands.arguments import ToolParser, check_at_least
 from dassl_lite.engine.files.results import read_results
-from dassl_lite.engine.methods import feature_trainer
+from dassl_lite.engine.methods import backbone
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.tools._bench import Row, photographs, write_rows
@@ -110,7 +110,7 @@ def _tokens(clip: CLIPBackbone) -> Tensor:
 @contextmanager
 def _half_everywhere() -> Iterator[None]:
     """Runs compute in float16 on a CPU, too."""
-    with mock.patch.object(feature_trainer, "precision_on", lambda device, wanted, **_: wanted):
+    with mock.patch.object(backbone, "precision_on", lambda device, wanted, **_: wanted):
         yield
 
 

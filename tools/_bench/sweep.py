@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from dassl_lite.engine.commands import sweep
 from dassl_lite.engine.commands.arguments import ConfigArguments, DatasetChoice, ToolParser, check_at_least
-from dassl_lite.engine.methods.feature_source import shared_backbone
+from dassl_lite.engine.methods.backbone import shared_backbone
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.startup import keep_for_good
 from dassl_lite.tools._bench import seconds_of, write_rows

@@ -27,7 +27,7 @@ from dassl_lite.data.images import open_image, read_image
 from dassl_lite.datasets._drawn.classes import SHAPESNET, subjects_of
 from dassl_lite.datasets._drawn.looks import PHOTO, compose
 from dassl_lite.datasets._drawn.render import draw
-from dassl_lite.engine.methods.feature_source import KNOWS_SHAPES
+from dassl_lite.engine.methods.backbone import KNOWS_SHAPES
 from dassl_lite.tools import predict
 from dassl_lite.utils.errors import UserError, printable
 

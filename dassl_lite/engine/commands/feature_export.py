@@ -31,7 +31,8 @@ from dassl_lite.data.feature_files.file import write_classes
 from dassl_lite.data.feature_files.folder import MANIFEST, is_folder, shard_name, write_manifest, write_shard
 from dassl_lite.data.feature_files.pieces import UNDER_WAY, Done, Piece, extract_piece, files_of, rows_of_a_piece
 from dassl_lite.data.loaders import label_tensor
-from dassl_lite.engine.methods.feature_source import FeatureSource, wrong_size_told
+from dassl_lite.engine.methods.backbone import reports_wrong_size
+from dassl_lite.engine.methods.feature_source import FeatureSource
 from dassl_lite.models.clip import CLIPBackbone, load_clip
 from dassl_lite.models.prompts import fill_templates, text_features
 from dassl_lite.utils import devices
@@ -226,7 +227,7 @@ def encode_piece(piece: Piece, encoding: Encoding) -> Done:
 
     def encoded(images: torch.Tensor) -> Any:
         mixed = torch.autocast(device.type, devices.autocast_type(device)) if encoding.precision == "amp" else None
-        with mixed or nullcontext(), wrong_size_told(clip, encoding.backbone, images):
+        with mixed or nullcontext(), reports_wrong_size(clip, encoding.backbone, images):
             return encode(images)
 
     try:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from dassl_lite.data import describe, is_random
 from dassl_lite.data.descriptions import read_descriptions
 from dassl_lite.data.feature_cache.loader import FeatureLoader
-from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.data.images import count_images
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.data.manager import validates_on_test
@@ -35,18 +34,9 @@ from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
 from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.methods.backbone import AUTO, frozen_clip, known_precision, reports_wrong_size
 from dassl_lite.engine.methods.compiled_step import CompiledStep, compiled
-from dassl_lite.engine.methods.feature_source import (
-    AUTO,
-    FeatureSet,
-    FeatureSource,
-    cache_folder,
-    known_precision,
-    load_backbone,
-    overflows,
-    precision_on,
-    wrong_size_told,
-)
+from dassl_lite.engine.methods.feature_source import FeatureSet, FeatureSource, cache_folder
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
 from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
@@ -228,18 +218,15 @@ class FeatureTrainer(TrainerX):
         self._use_features()
 
     def load_clip(self) -> Any:
-        """The frozen CLIP, or a feature dataset's stand-in, in the precision that PREC asks for: ``self.precision``."""
-        cfg, dataset, wanted = self.cfg, self.dm.dataset, self.method_cfg.PREC
-        only_encodes = not (self.through_encoder or isinstance(dataset, FeatureDataset))
-
-        def load(precision: str) -> Any:
-            self.precision = precision
-            return load_backbone(dataset, cfg.MODEL.BACKBONE.NAME, precision, self.device, cfg.TRAINER.NAME)
-
-        clip = load(precision_on(self.device, wanted, only_encodes=only_encodes))
-        if wanted == AUTO and self.precision == "fp16" and overflows(clip):
-            logger.warning(f"Backbone {clip.name} overflows in float16: it runs in float32 (PREC auto)")
-            clip = load("fp32")
+        """The frozen CLIP, or a feature dataset's stand-in; sets ``self.precision`` to what PREC comes down to."""
+        clip, self.precision = frozen_clip(
+            self.dm.dataset,
+            self.cfg.MODEL.BACKBONE.NAME,
+            self.method_cfg.PREC,
+            self.device,
+            method=self.cfg.TRAINER.NAME,
+            only_encodes=not self.through_encoder,
+        )
         return clip
 
     def _feature_source(self) -> FeatureSource:
@@ -410,8 +397,8 @@ class FeatureTrainer(TrainerX):
         return self._encoded(self.clip.encode_image_states, images)
 
     def _encoded(self, encode: Callable[[Tensor], Any], images: Tensor) -> Any:
-        told = wrong_size_told(self.clip, self.cfg.MODEL.BACKBONE.NAME, images)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images), self.autocast(), told:
+        with_gradients = torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_images)
+        with with_gradients, self.autocast(), reports_wrong_size(self.clip, self.cfg.MODEL.BACKBONE.NAME, images):
             return encode(images.to(self.device))
 
     @torch.no_grad()
