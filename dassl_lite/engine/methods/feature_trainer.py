@@ -9,9 +9,7 @@ Shapes: B images, K classes, D feature width, N training images, V views.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -34,12 +32,13 @@ from dassl_lite.data.transforms.build import idle_keys as idle_in_transforms
 from dassl_lite.engine.contract.keys import Key, key
 from dassl_lite.engine.contract.trainer import TrainerX
 from dassl_lite.engine.files import checkpoint
+from dassl_lite.engine.methods import zero_shot
 from dassl_lite.engine.methods.backbone import AUTO, frozen_clip, known_precision, reports_wrong_size
 from dassl_lite.engine.methods.compiled_step import CompiledStep, compiled
 from dassl_lite.engine.methods.feature_source import FeatureSet, FeatureSource, cache_folder
 from dassl_lite.engine.parallel import distributed
 from dassl_lite.engine.parallel.shared_inference import outputs
-from dassl_lite.evaluation import MultiLabelClassification, average_precisions, best_threshold
+from dassl_lite.evaluation import MultiLabelClassification, best_threshold
 from dassl_lite.metrics import compute_accuracy
 from dassl_lite.models.heads import (
     CosineHead,
@@ -61,7 +60,6 @@ from dassl_lite.utils.errors import UserError, shown
 from dassl_lite.utils.files import cache_root, write_json
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.meters import unread
-from dassl_lite.utils.sharing import is_unwritten, shared
 
 logger = get_logger(__name__)
 
@@ -716,23 +714,42 @@ class FeatureTrainer(TrainerX):
 
         None on a feature file without text features, and without images to test on.
         """
+
+        def compute() -> float | None:
+            batches = self._zero_shot_cosines(split)
+            if batches is None:
+                return None
+            return zero_shot.mean_average_precision(batches) if self.is_multi_label else zero_shot.accuracy(batches)
+
+        if not (self.features.shares and self.has_texts and distributed.world_size() == 1):
+            return compute()
         loader = self._split_loader(split)
-        may_share = self.features.shares and self.has_texts and distributed.world_size() == 1
-        if not (may_share and type(loader) is FeatureLoader and loader.is_in_order and is_unwritten(loader.views)):
-            return self._zero_shot(split)
-        views, made = loader.views, []
+        source = type(self).parse_batch_test, self.takes_states, getattr(loader, "batch_size", None)
+        return zero_shot.shared_between_runs(loader, self.plain_prototypes, source, compute)
 
-        def make() -> tuple[weakref.ref[Tensor], float | None]:
-            made.append(True)
-            return weakref.ref(views), self._zero_shot(split)
+    @torch.no_grad()
+    def zero_shot_by_class(self, split: str | None = None) -> tuple[Tensor, Tensor] | None:
+        """Of `zero_shot`, the number of images of each class, (K,) int64, and how many of them are right.
 
-        parts = self.plain_prototypes(), loader.labels, loader.kept
-        digests = [hashlib.sha256(part.cpu().numpy().tobytes()).digest() for part in parts]
-        source = (type(self).parse_batch_test, self.takes_states, loader.batch_size, *digests)
-        _, value = shared("zero-shot", source, make, is_intact=lambda kept: kept[0]() is views)
-        if not made:
-            torch.empty((), dtype=torch.int64).random_()  # as the loader does
-        return value
+        None where that is None, and on multi-label data.
+        """
+        batches = None if self.is_multi_label else self._zero_shot_cosines(split)
+        return None if batches is None else zero_shot.counts_by_class(batches, self.num_classes)
+
+    def _zero_shot_cosines(self, split: str | None) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """Cosines (B, K) and labels of each batch; None without text features or images."""
+        if not self.has_texts:
+            return None
+        loader = self._split_loader(split)
+        if loader is None:
+            zero_shot.skip_loader_seed()  # training is the same with and without test images
+            return None
+
+        def parse(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+            features, label = self.parse_batch_test(batch)
+            return self.clip.image_projection(features) if self.takes_states else features, label
+
+        return zero_shot.cosine_batches(loader, self.plain_prototypes(), parse)
 
     def _split_loader(self, split: str | None) -> Any:
         return self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader
@@ -741,52 +758,6 @@ class FeatureTrainer(TrainerX):
     def has_texts(self) -> bool:
         """Whether there are text features, which a feature file may lack."""
         return not isinstance(self.clip, PrecomputedBackbone) or bool(self.clip.prompts)
-
-    def _zero_shot(self, split: str | None) -> float | None:
-        found = self._zero_shot_cosines(split)
-        if found is None:
-            return None
-        if self.is_multi_label:
-            cosines, labels = (torch.cat(part) for part in zip(*found, strict=True))
-            return 100.0 * average_precisions(cosines, labels).nanmean().item()
-        correct, total = torch.zeros((), dtype=torch.int64, device=self.device), 0
-        for cosines, label in found:
-            correct += (cosines.argmax(-1) == label).sum()
-            total += len(label)
-        return 100.0 * int(correct) / max(total, 1)
-
-    @torch.no_grad()
-    def zero_shot_by_class(self, split: str | None = None) -> tuple[Tensor, Tensor] | None:
-        """Of `zero_shot`, the number of images of each class, (K,) int64, and how many of them are right.
-
-        None where that is None, and on multi-label data.
-        """
-        found = None if self.is_multi_label else self._zero_shot_cosines(split)
-        if found is None:
-            return None
-        counts = torch.zeros(2, self.num_classes, dtype=torch.int64)
-        for cosines, label in found:
-            right = (cosines.argmax(-1) == label).cpu()
-            counts[0] += torch.bincount(label.cpu(), minlength=self.num_classes)
-            counts[1] += torch.bincount(label.cpu()[right], minlength=self.num_classes)
-        return counts[0], counts[1]
-
-    def _zero_shot_cosines(self, split: str | None) -> Iterator[tuple[Tensor, Tensor]] | None:
-        """Cosines (B, K) and labels of each batch."""
-        if not self.has_texts:
-            return None
-        loader = self._split_loader(split)
-        if loader is None:
-            torch.empty((), dtype=torch.int64).random_()  # as a loader does: training is the same with test images
-            return None
-        weights = self.plain_prototypes()
-
-        def infer(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            features, label = self.parse_batch_test(batch)
-            features = self.clip.image_projection(features) if self.takes_states else features
-            return F.normalize(features, dim=-1) @ weights.t(), label
-
-        return iter(outputs(loader, infer))
 
     @torch.no_grad()
     def plain_prototypes(self) -> Tensor:
