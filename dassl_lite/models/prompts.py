@@ -21,7 +21,7 @@ from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 from dassl_lite.utils.devices import Halving
-from dassl_lite.utils.errors import UserError
+from dassl_lite.utils.errors import UserError, shown
 from dassl_lite.utils.files import atomic_path, digest_of
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.safe_load import load_file
@@ -74,6 +74,45 @@ class TextRows:
     def weights(self) -> Tensor:
         """The mean of each class's rows at length 1, itself at length 1 (K, D)."""
         return F.normalize(replace(self, values=F.normalize(self.values, dim=-1)).means(), dim=-1)
+
+
+def class_texts(
+    clip: CLIPBackbone,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    descriptions: Sequence[Sequence[str]] = (),
+    *,
+    source: str = "",
+    cache: Path | None = None,
+    verbatim: bool = False,
+    projected: bool = True,
+) -> TextRows:
+    """Features of all texts of the classes: of their descriptions if there are any, else of the filled templates.
+
+    Args:
+        descriptions: K lists of sentences, one or more each.
+        source: of the descriptions, for errors.
+        cache: folder to keep features in.
+        verbatim: keep the ``_`` of class names in templates.
+        projected: False gives states (N, W) before the text projection.
+
+    Raises:
+        UserError: a sentence is too long for the text encoder; it names the class.
+    """
+    encode = text_features if projected else text_states
+    if not descriptions:
+        texts = fill_templates(classnames, templates, replace_underscore=not verbatim)
+        return TextRows(encode(clip, texts, cache), (len(templates),) * len(classnames))
+    try:
+        rows = encode(clip, [sentence for sentences in descriptions for sentence in sentences], cache)
+    except UserError:
+        for name, sentences in zip(classnames, descriptions, strict=True):
+            try:
+                clip.tokenize(sentences)
+            except UserError as error:
+                raise UserError(f"{source}: class {shown(name)}: {error}") from None
+        raise
+    return TextRows(rows, tuple(map(len, descriptions)))
 
 
 def class_weights(

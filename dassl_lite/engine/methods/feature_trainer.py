@@ -49,14 +49,14 @@ from dassl_lite.models.heads import (
     sigmoid_loss,
 )
 from dassl_lite.models.precomputed_backbone import PrecomputedBackbone
-from dassl_lite.models.prompts import TextRows, class_weights, fill_templates, text_features, text_states
+from dassl_lite.models.prompts import TextRows, class_texts, class_weights
 from dassl_lite.models.transduction import Mixture, log_shares
 from dassl_lite.optim import build_lr_scheduler, build_optimizer
 from dassl_lite.optim.lr_scheduler import idle_keys as idle_in_schedule
 from dassl_lite.optim.optimizer import idle_keys as idle_in_optim
 from dassl_lite.optim.scaled_step import scaled_step
 from dassl_lite.utils import devices, torchtools
-from dassl_lite.utils.errors import UserError, shown
+from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import cache_root, write_json
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.meters import unread
@@ -419,33 +419,23 @@ class FeatureTrainer(TrainerX):
     def text_rows(self, *, verbatim: bool = False, projected: bool = True) -> TextRows:
         """Features of the texts of all classes: of their DATASET.DESCRIPTIONS, else of their names in `templates()`.
 
-        Here descriptions enter, so a method that takes its text features from here, or from `zero_shot_weights`, has
-        them.
+        A method that takes its text features from here, or from `zero_shot_weights`, supports descriptions.
 
         Args:
             verbatim: keep the ``_`` of class names.
             projected: False: the states (N, W) before the text projection.
         """
-        encode, described = text_features if projected else text_states, self.descriptions
-        if not described:
-            templates = self.templates()
-            texts = fill_templates(self.classnames, templates, replace_underscore=not verbatim)
-            return TextRows(encode(self.clip, texts, self.text_cache), (len(templates),) * self.num_classes)
-        texts = [sentence for sentences in described for sentence in sentences]
-        try:
-            return TextRows(encode(self.clip, texts, self.text_cache), tuple(map(len, described)))
-        except UserError:
-            self._refuse_long_descriptions()
-            raise
-
-    def _refuse_long_descriptions(self) -> None:
-        """Raise a UserError that names the class of the first sentence that the text encoder has no room for."""
-        for name, sentences in zip(self.classnames, self.descriptions, strict=True):
-            try:
-                self.clip.tokenize(sentences)
-            except UserError as error:
-                path = self.cfg.DATASET.DESCRIPTIONS
-                raise UserError(f"descriptions '{path}' (DATASET.DESCRIPTIONS): class {shown(name)}: {error}") from None
+        path = self.cfg.DATASET.DESCRIPTIONS
+        return class_texts(
+            self.clip,
+            self.classnames,
+            [] if self.descriptions else self.templates(),
+            self.descriptions,
+            source=f"descriptions '{path}' (DATASET.DESCRIPTIONS)",
+            cache=self.text_cache,
+            verbatim=verbatim,
+            projected=projected,
+        )
 
     def autocast(self) -> Any:
         """The mixed-precision context of PREC amp; does nothing otherwise."""
