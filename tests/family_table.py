@@ -116,12 +116,12 @@ def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def prepared() -> Iterator[Callable[[str, str], str]]:
     """Gives a function from family and method to the cell; models and pictures are made for it, and go afterwards."""
-    from dassl_lite.engine.methods import feature_source
+    from dassl_lite.engine.methods import backbone as run_backbone
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         environment = {"DASSL_LITE_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
-        own = mock.patch.object(feature_source, "load_clip", loaded_once(feature_source.load_clip))
+        own = mock.patch.object(run_backbone, "load_clip", loaded_once(run_backbone.load_clip))
         with mock.patch.dict(os.environ, environment), own:
             names = register(root / "families", tuple(f"a photo of a {name}." for name in CLASSES), "tiny-of-table")
             pictures = draw_pictures(root / "pictures")

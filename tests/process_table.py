@@ -103,10 +103,10 @@ def run(method: str, kind: str, folder: Path, output: Path) -> dict[str, Any] | 
 @contextmanager
 def prepared(folder: Path) -> Iterator[None]:
     """A context in which runs find the backbone, and a cache of their own."""
-    from dassl_lite.engine.methods import feature_source
+    from dassl_lite.engine.methods import backbone as run_backbone
 
     add_backbone(folder)
-    own = mock.patch.object(feature_source, "load_clip", loaded_once(feature_source.load_clip))
+    own = mock.patch.object(run_backbone, "load_clip", loaded_once(run_backbone.load_clip))
     with mock.patch.dict(os.environ, {"DASSL_LITE_CACHE": str(folder / "cache")}), own:
         yield
 

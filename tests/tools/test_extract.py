@@ -19,7 +19,7 @@ from dassl_lite.datasets.gadgets import Gadgets
 from dassl_lite.engine import build_trainer
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.methods import feature_source
+from dassl_lite.engine.methods import backbone as run_backbone
 from dassl_lite.models.clip import load_clip
 from dassl_lite.tools import extract, train
 
@@ -120,7 +120,7 @@ def test_a_model_trained_with_a_sigmoid_hands_its_bias_on(tmp_path, images, monk
         return clip
 
     for name, loader, bias in (("plain", load, None), ("biased", load_biased, -12.5)):
-        monkeypatch.setattr(feature_source, "load_clip", loader)
+        monkeypatch.setattr(run_backbone, "load_clip", loader)
         path = tmp_path / f"{name}.npz"
         assert run_extract("--data", str(images), "--output", str(path), "--views", "0", *FEW) == 0
         assert read_feature_file(path).logit_bias == bias

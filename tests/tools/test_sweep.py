@@ -24,8 +24,8 @@ from dassl_lite.engine.commands.cells import Cell, gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.sweep import all_methods, is_finished, tasks
 from dassl_lite.engine.files.results import read_results
-from dassl_lite.engine.methods import feature_source
-from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
+from dassl_lite.engine.methods import backbone as run_backbone
+from dassl_lite.engine.methods import zero_shot
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError, write_json
@@ -268,8 +268,8 @@ def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path,
     train, reader = run.train, "dassl_lite.data.feature_files.dataset.read_feature_file"
     monkeypatch.setattr(reader, lambda *args: read.append(args) or read_feature_file(*args))
 
-    zero_shot = FeatureTrainer._zero_shot
-    monkeypatch.setattr(FeatureTrainer, "_zero_shot", lambda *args: tested.append(args) or zero_shot(*args))
+    accuracy = zero_shot.accuracy
+    monkeypatch.setattr(zero_shot, "accuracy", lambda batches: tested.append(batches) or accuracy(batches))
 
     def train_and_change(cfg: CfgNode) -> Path:
         if len(trained) == 4:
@@ -312,16 +312,16 @@ def test_the_runs_of_a_sweep_gather_the_features_of_test_images_once(tmp_path, m
 
 COUNTING = """
 import os
-from dassl_lite.engine.methods import feature_source
+from dassl_lite.engine.methods import backbone as run_backbone
 
-own = feature_source.load_clip
+own = run_backbone.load_clip
 
 def load(name, **settings):
     with open(os.environ["LOADED"], "a") as file:
         print(os.getpid(), file=file)
     return own(name, **settings)
 
-feature_source.load_clip = load
+run_backbone.load_clip = load
 """
 
 
@@ -329,7 +329,7 @@ feature_source.load_clip = load
 def test_the_runs_of_a_sweep_load_their_backbone_once_a_process_and_end_as_they_would_alone(tmp_path, monkeypatch):
     """With one job and with two; of these, one process does two of the runs."""
     (tmp_path / "counting.py").write_text(COUNTING)  # two jobs have processes of their own
-    monkeypatch.setattr(feature_source, "load_clip", feature_source.load_clip)  # the plug-in replaces it here as well
+    monkeypatch.setattr(run_backbone, "load_clip", run_backbone.load_clip)  # the plug-in replaces it here as well
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--plugin", str(tmp_path / "counting.py")]
