@@ -1,12 +1,12 @@
-"""The engine: builds a trainer from a config and runs it. It finds methods and datasets by their registered names only.
+"""The engine builds a trainer from a config and runs it. It knows methods and datasets only by their registered names.
 
 - ``contract/``: Dassl's trainers, which third parties subclass
 - ``methods/``: the base of the package's own methods
-- ``files/``: what a run leaves in its folder and reads back
-- ``parallel/``: several processes
-- ``commands/``: what the command-line tools call
-- ``build.py``: the trainer registry, and a config merged from files and flags
-- ``plugins.py``: finding trainers and datasets
+- ``files/``: the files that a run writes to its folder and reads back
+- ``parallel/``: runs with several processes
+- ``commands/``: the code behind the command-line tools
+- ``build.py``: the trainer registry, and merging files and flags into a config
+- ``plugins.py``: discovery of trainers and datasets
 """
 
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer

@@ -1,4 +1,4 @@
-"""From files and flags to a config, and from a config to a trainer."""
+"""Build a config from files and flags, and a trainer from a config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dassl_lite.config import (
 )
 from dassl_lite.config.check import leaves
 from dassl_lite.data import published_name
-from dassl_lite.engine.plugins import asked_plugins, declaring_script, load_plugins, run_as_it_is
+from dassl_lite.engine.plugins import declaring_script, load_plugins, requested_plugins, run_unchanged_hint
 from dassl_lite.models.clip import Preprocessing, preprocessing
 from dassl_lite.models.names import is_local
 from dassl_lite.networks import BACKBONE_REGISTRY
@@ -40,28 +40,28 @@ from dassl_lite.utils.sharing import BACKBONE, sharing_only
 logger = get_logger(__name__)
 
 TRAINER_REGISTRY = Registry("trainer")
-_UNNAMED = "unnamed"  # of a backbone that nothing named
-_config_of_now: CfgNode | None = None  # of the third party's trainer that is being built
-STORED = "the checkpoint's config"  # where the keys of a run that is evaluated come from
+_UNNAMED = "unnamed"  # placeholder for a backbone that the user did not name
+_current_config: CfgNode | None = None  # config of the third-party trainer being built
+STORED = "the checkpoint's config"  # source of the keys when a run is evaluated
 CONFIGS = "dassl_lite.configs"
-# For networks other than CLIP: Dassl's defaults.
+# Dassl's defaults, for networks other than CLIP.
 IMAGENET_INPUT = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 
 
 def full_config() -> CfgNode:
-    """The engine's defaults with every registered trainer's keys, so that any method's yaml can be read."""
+    """The engine's defaults plus every registered trainer's keys, so that any method's yaml can be read."""
     cfg = get_cfg_default()
-    # A third party's class may replace one of ours and use its keys, as the forks of CoOp do.
+    # A third-party class may replace one of ours and still use its keys, as the CoOp forks do.
     trainers = [*TRAINER_REGISTRY.replaced.values(), *(TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY)]
-    for trainer in sorted(trainers, key=is_ours, reverse=True):  # a fork's own declaration of a key of ours wins
+    for trainer in sorted(trainers, key=is_ours, reverse=True):  # if a fork redeclares one of our keys, the fork wins
         if hasattr(trainer, "extend_cfg"):
             add_keys(cfg, trainer.extend_cfg)
-    for plugin in asked_plugins():
+    for plugin in requested_plugins():
         if hasattr(plugin, "extend_cfg"):
             _declare(cfg, plugin)
     ours = [trainer for trainer in trainers if is_ours(trainer)]
-    if len(ours) < len(trainers) or asked_plugins():
-        for trainer in ours:  # a fork's declaration of a whole node may lack a key that ours needs
+    if len(ours) < len(trainers) or requested_plugins():
+        for trainer in ours:  # a fork may redeclare a whole node and omit a key that our trainer needs
             cfg = completed(cfg, _own_keys(trainer))
     return cfg
 
@@ -70,20 +70,21 @@ def _declare(cfg: CfgNode, plugin: ModuleType) -> None:
     """Let a plug-in declare its keys.
 
     Raises:
-        UserError: its ``extend_cfg`` fails, or wants more than a config.
+        UserError: its ``extend_cfg`` fails, or requires arguments other than the config.
     """
     try:
         inspect.signature(plugin.extend_cfg).bind(cfg)
     except TypeError:
         raise UserError(
-            f"extend_cfg of plug-in {plugin.__file__} takes more than a config, so it cannot be called here; "
-            f"{run_as_it_is(plugin)}"
+            f"extend_cfg of plug-in {plugin.__file__} takes more than a config and cannot be called here; "
+            f"{run_unchanged_hint(plugin)}"
         ) from None
     try:
         add_keys(cfg, plugin.extend_cfg)
     except Exception as error:
         raise UserError(
-            f"extend_cfg of plug-in {plugin.__file__} fails: {type(error).__name__}: {error}; {run_as_it_is(plugin)}"
+            f"extend_cfg of plug-in {plugin.__file__} fails: {type(error).__name__}: {error}; "
+            f"{run_unchanged_hint(plugin)}"
         ) from error
 
 
@@ -98,12 +99,12 @@ def make_config(
     allow_new_keys: bool = False,
     source: str = "the command line",
 ) -> CfgNode:
-    """The frozen config of a run.
+    """Build the frozen config of a run.
 
-    Merge order (the reference's): engine defaults, the methods' own keys, ``base`` (a stored run's config), dataset
-    yaml, method yaml, flags, trailing options. What the method yaml has for one dataset only (``_FOR_``) follows it, if
-    the run's dataset is that one, or a feature file of it. A yaml that does not exist as given is looked up among the
-    package's (``shapesnet`` or ``configs/datasets/shapesnet.yaml``). ``source`` is where the flags come from, for
+    Merge order, as in the reference: engine defaults, method keys, ``base`` (a stored run's config), dataset yaml,
+    method yaml, flags, trailing options. The method yaml's settings for one dataset (``_FOR_``) are merged right after
+    it if the run uses that dataset or a feature file of it. A yaml that does not exist as given is looked up in the
+    package (``shapesnet`` or ``configs/datasets/shapesnet.yaml``). ``source`` names the origin of the flags in error
     messages.
     """
     load_plugins()
@@ -131,60 +132,62 @@ def make_config(
         if file is None:
             raise
         raise UserError(
-            f"{error.what}; {file} declares it: add --plugin {file}, or run that script as it is: dassl-lite run-dassl "
-            f"{file} ARGUMENTS"
+            f"{error.what}; {file} declares it: add --plugin {file}, or run that script unchanged: "
+            f"dassl-lite run-dassl {file} ARGUMENTS"
         ) from error
     if trainer:
         cfg.TRAINER.NAME = trainer
     if cfg.MODEL.BACKBONE.NAME == _UNNAMED:
         cfg.MODEL.BACKBONE.NAME = full_config().MODEL.BACKBONE.NAME
-        vars(cfg.MODEL.BACKBONE)[_UNNAMED] = True  # beside the keys, so that a copy has it and a file does not
+        vars(cfg.MODEL.BACKBONE)[_UNNAMED] = True  # an attribute, not a key: copies keep it, files do not
     check_ranges(cfg)
     set_epochs(cfg)
     check = getattr(TRAINER_REGISTRY.get(trainer), "check_own_keys", None) if trainer in TRAINER_REGISTRY else None
     if check is not None:
         check(cfg)
-    if cfg.DATALOADER.NUM_WORKERS == -1:  # code written for Dassl gives the number to a DataLoader of its own
+    if cfg.DATALOADER.NUM_WORKERS == -1:  # code written for Dassl passes the number to its own DataLoader
         cfg.DATALOADER.NUM_WORKERS = usable_cores()
     cfg.freeze()
     return cfg
 
 
 def build_trainer(cfg: CfgNode) -> Any:
-    """Build the trainer that ``cfg.TRAINER.NAME`` names."""
+    """Build the trainer named by ``cfg.TRAINER.NAME``."""
     load_plugins()
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     logger.info(f"Loading trainer: {cfg.TRAINER.NAME}")
     try:
         return _built(trainer, cfg)
     except MultiLabelError as error:
-        taking = [name for name in TRAINER_REGISTRY if getattr(TRAINER_REGISTRY.get(name), "takes_multi_label", False)]
-        raise MultiLabelError(f"{error}; methods that take it: {', '.join(sorted(taking))}") from error
+        supported = [
+            name for name in TRAINER_REGISTRY if getattr(TRAINER_REGISTRY.get(name), "takes_multi_label", False)
+        ]
+        raise MultiLabelError(f"{error}; methods that support it: {', '.join(sorted(supported))}") from error
 
 
 def _built(trainer: Any, cfg: CfgNode) -> Any:
     cfg = with_backbone_inputs(completed(cfg))
     if is_ours(trainer):
         return trainer(completed(cfg, _own_keys(trainer)))
-    if not hasattr(trainer, "through_encoder"):  # no FeatureTrainer
+    if not hasattr(trainer, "through_encoder"):  # not a FeatureTrainer
         cfg = _with_plain_precision(cfg)
     if Registry.others_win:
-        cfg = _with_size_of_backbone(cfg)
+        cfg = _with_backbone_size(cfg)
     name = cfg.MODEL.BACKBONE.NAME
     try:
-        with _building(cfg), sharing_only(BACKBONE):  # of which it gets a copy, to change as it likes
+        with _building(cfg), sharing_only(BACKBONE):  # it gets a copy, which it may modify
             return trainer(cfg)
-    except KeyError as error:  # of a table of backbones
+    except KeyError as error:  # from a lookup in its table of backbones
         if error.args != (name,):
             raise
         raise UserError(
-            f"{cfg.TRAINER.NAME} does not know the backbone '{name}'; name one that it knows with --backbone "
+            f"{cfg.TRAINER.NAME} does not know the backbone '{name}'; choose one that it knows with --backbone "
             "(MODEL.BACKBONE.NAME)"
         ) from error
 
 
 def _with_plain_precision(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with PREC fp32 in place of auto, which a third party's trainer that reads our node does not know."""
+    """``cfg`` with PREC fp32 instead of auto, which third-party trainers that read our node do not know."""
     cfg = cfg.clone()
     cfg.defrost()
     for node in cfg.TRAINER.values():
@@ -195,49 +198,49 @@ def _with_plain_precision(cfg: CfgNode) -> CfgNode:
 
 
 def _own_keys(trainer: Any) -> CfgNode:
-    """A config of the keys that a trainer of ours declares, and no others."""
+    """A config with only the keys that one of our trainers declares."""
     cfg, node = get_cfg_default(), trainer.node_name()
     trainer.extend_cfg(cfg)
     return CfgNode({"TRAINER": {node: cfg.TRAINER[node]} if node in cfg.TRAINER else {}})
 
 
 def uses_shots(trainer: str) -> bool:
-    """Whether the number of shots and the seed make a difference to a method; one that is not known is taken to."""
+    """Whether a method depends on the number of shots and the seed; assumed true for an unknown method."""
     kind = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY else None
     return bool(getattr(kind, "uses_shots", True))
 
 
 @contextmanager
 def _building(cfg: CfgNode) -> Iterator[None]:
-    """While a third party's trainer is built; see ``is_unnamed``."""
-    global _config_of_now
-    before, _config_of_now = _config_of_now, cfg
+    """A context in which a third-party trainer is built; see ``is_unnamed``."""
+    global _current_config
+    before, _current_config = _current_config, cfg
     try:
         yield
     finally:
-        _config_of_now = before
+        _current_config = before
 
 
 def is_unnamed(backbone: str) -> bool:
-    """Whether the trainer that is being built has this backbone for the only reason that no other was named."""
-    cfg = _config_of_now
+    """Whether the trainer being built has this backbone only because the user named none."""
+    cfg = _current_config
     return cfg is not None and cfg.MODEL.BACKBONE.NAME == backbone and not names_backbone(cfg)
 
 
 def names_backbone(cfg: CfgNode) -> bool:
-    """Whether a yaml, a flag or an option of ``make_config`` named the backbone; otherwise it is the default."""
+    """Whether a yaml, a flag or an option of ``make_config`` named the backbone, rather than the default applying."""
     return _UNNAMED not in vars(cfg.MODEL.BACKBONE)
 
 
-def _with_size_of_backbone(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with the image size of a CLIP of ours that a third party's yaml, made for another one, does not fit."""
+def _with_backbone_size(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with our CLIP's image size, where a third-party yaml was written for another backbone."""
     name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
     if not names_backbone(cfg) or name in BACKBONE_REGISTRY or not is_local(name):
         return cfg
     own = preprocessing(name).size
     if size == own:
         return cfg
-    logger.warning(f"INPUT.SIZE {size} does not fit backbone {name}; its own size, {own}, is used")
+    logger.warning(f"INPUT.SIZE {size} does not fit backbone {name}; using the backbone's size, {own}")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.SIZE = own
@@ -246,8 +249,7 @@ def _with_size_of_backbone(cfg: CfgNode) -> CfgNode:
 
 
 def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with what the backbone says of its images (size, mean, std, interpolation, way of resizing) filled in
-    unless it is set."""
+    """``cfg`` with unset image settings (size, mean, std, interpolation, resize mode) taken from the backbone."""
     dassls, ours = ("SIZE", "PIXEL_MEAN", "PIXEL_STD", "INTERPOLATION"), ("RESIZE_MODE", "FILL_COLOR")
     if all(cfg.INPUT[key] for key in (*dassls, *ours)):
         return cfg
@@ -257,7 +259,7 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
     except UserError:
         if not all(cfg.INPUT[key] for key in dassls):
             raise
-        own = IMAGENET_INPUT  # a third party's name, beside everything that Dassl has: whoever loads it reports it
+        own = IMAGENET_INPUT  # a third-party backbone with all of Dassl's keys set; loading it reports a wrong name
     values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation, own.resize_mode, tuple(own.fill_color))
     cfg = cfg.clone()
     cfg.defrost()
@@ -268,8 +270,10 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
 
 
 def set_by_user(cfg: CfgNode) -> set[str]:
-    """The keys, dotted, that the command line or a yaml of the user's set last; neither recipes that come with methods
-    nor values that are the defaults count."""
+    """The dotted keys that were last set by the command line or by a user's yaml.
+
+    Keys set by recipes shipped with a method, and values equal to the defaults, do not count.
+    """
     own = default_recipe(cfg.TRAINER.NAME)
     root = os.path.realpath(configs_root())
     values, defaults, found = leaves(cfg), leaves(full_config()), set()
@@ -281,17 +285,17 @@ def set_by_user(cfg: CfgNode) -> set[str]:
 
 
 def find_yaml(name: str | Path, folder: str) -> Path:
-    """A yaml file: as given, else from the package's ``folder`` ("datasets", "trainers/TaskRes").
+    """Find a yaml file: as given, else in the package's ``folder`` ("datasets", "trainers/TaskRes").
 
     Raises:
-        UserError: not found; lists the package's files in that folder.
+        UserError: not found; the message lists the package's files in that folder.
     """
     given = Path(name)
     if given.is_file():
         return given
     root = configs_root()
     candidates = [root / folder / given.name, root / folder / f"{given.name}.yaml"]
-    if given.parts and given.parts[0] == "configs":  # a path in a checkout, used from another folder
+    if given.parts and given.parts[0] == "configs":  # a checkout path, used from another directory
         candidates.append(root.joinpath(*given.parts[1:]))
     for candidate in candidates:
         if candidate.is_file():
@@ -302,9 +306,9 @@ def find_yaml(name: str | Path, folder: str) -> Path:
 
 
 def default_recipe(trainer: str) -> Path | None:
-    """The yaml that a method uses if none is named, or None if it has none.
+    """The yaml that a method uses by default, or None if it has none.
 
-    It is the package's ``configs/trainers/<trainer>/default.yaml``; for a plug-in ``x.py``, the ``x.yaml`` beside it.
+    In the package it is ``configs/trainers/<trainer>/default.yaml``; for a plug-in ``x.py``, the ``x.yaml`` beside it.
     """
     paths = [configs_root() / "trainers" / trainer / "default.yaml"]
     if trainer in TRAINER_REGISTRY:

@@ -1,4 +1,4 @@
-"""Finding trainers and datasets: ours in their folders, third parties' by entry point or ``--plugin``."""
+"""Finds trainers and datasets: ours in their folders, third parties' through entry points or ``--plugin``."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ logger = get_logger(__name__)
 ENTRY_POINTS = "dassl_lite.plugins"
 FOLDERS = ("dassl_lite.trainers", "dassl_lite.datasets")
 
-COMPAT = "dassl_lite.compat"  # imported before the plug-ins that need it
+COMPAT = "dassl_lite.compat"  # imported before other plug-ins, which may need it
 
 _failed: dict[str, str] = {}  # plug-in -> why it could not be imported
-_done: set[str] = set()
-_asked: dict[str, ModuleType] = {}  # value of --plugin -> its module
+_attempted: set[str] = set()
+_requested: dict[str, ModuleType] = {}  # value of --plugin -> its module
 
 
-def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
-    """Import everything that may register something.
+def load_plugins(requested: Iterable[str] = ()) -> dict[str, str]:
+    """Import every module that may register a trainer or dataset.
 
     Args:
-        asked_for: ``--plugin`` values: a file (``x.py``) or a module (``package.module``).
+        requested: ``--plugin`` values: a file (``x.py``) or a module (``package.module``).
 
     Returns:
-        Plug-ins that failed to import, with the reason; they are logged and skipped.
+        Plug-ins that failed to import, mapped to the reason; each is logged and skipped.
 
     Raises:
         UserError: a plug-in named by ``--plugin`` cannot be imported.
     """
     missing = [
-        module for folder in FOLDERS for module in _modules(importlib.import_module(folder)) if module not in _done
+        module for folder in FOLDERS for module in _modules(importlib.import_module(folder)) if module not in _attempted
     ]
     if missing:
         with loading():
@@ -49,19 +49,19 @@ def load_plugins(asked_for: Iterable[str] = ()) -> dict[str, str]:
                 _try(module, lambda name=module: importlib.import_module(name))
     for point in _entry_points(tuple(sys.path)):
         _try(point.value, point.load)
-    for plugin in sorted(asked_for, key=lambda name: name != COMPAT):
+    for plugin in sorted(requested, key=lambda name: name != COMPAT):
         load_plugin(plugin)
     return dict(_failed)
 
 
 @functools.cache
 def _entry_points(path: tuple[str, ...]) -> EntryPoints:
-    """Entry points of what is installed on ``path``; looking takes 20 ms, which every config and trainer would pay."""
+    """Entry points installed on ``path``; cached because the lookup takes 20 ms and every config needs it."""
     return entry_points(group=ENTRY_POINTS)
 
 
 def load_plugin(plugin: str) -> ModuleType:
-    """Import one plug-in by file or module name; a file is imported only once, whatever its module is called."""
+    """Import one plug-in by file or module name; a file is imported only once, under whichever module name."""
     if plugin.endswith(".py") and not Path(plugin).is_file():
         raise UserError(f"plug-in {plugin} does not exist")
     try:
@@ -70,34 +70,34 @@ def load_plugin(plugin: str) -> ModuleType:
         )
     except Exception as error:
         raise UserError(f"plug-in {plugin} cannot be imported: {type(error).__name__}: {error}") from error
-    if plugin not in _asked and _is_script(module):
+    if plugin not in _requested and _is_script(module):
         logger.warning(
             f"plug-in {plugin} is a training script: only its imports and extend_cfg are used here, not its flags or "
-            f"what it sets itself; {run_as_it_is(module)}"
+            f"its own settings; {run_unchanged_hint(module)}"
         )
-    _asked[plugin] = module
+    _requested[plugin] = module
     return module
 
 
 def _is_script(module: ModuleType) -> bool:
-    """Whether a plug-in makes a config, or parses a command line, by itself."""
+    """Whether a plug-in builds its own config or parses a command line."""
     return any(callable(getattr(module, name, None)) for name in ("setup_cfg", "reset_cfg")) or bool(
         re.search(r"^[^#\n]*\bArgumentParser\(", _source(module.__dict__.get("__file__")), re.MULTILINE)
     )
 
 
-def run_as_it_is(module: ModuleType) -> str:
-    """How to run a plug-in that is a training script."""
-    return f"to run that script as it is: dassl-lite run-dassl {module.__file__} ARGUMENTS"
+def run_unchanged_hint(module: ModuleType) -> str:
+    """A hint for users: how to run a plug-in that is a training script."""
+    return f"to run that script unchanged: dassl-lite run-dassl {module.__file__} ARGUMENTS"
 
 
 def declaring_script(key: str) -> Path | None:
-    """The script of a plug-in's repository that declares a config key by a line such as ``cfg.TRAINER.X.KEY = 1``.
+    """The script in a plug-in's repository that declares a config key with a line like ``cfg.TRAINER.X.KEY = 1``.
 
-    It is searched in the folders of the plug-ins and of their packages; scripts that are plug-ins themselves are not.
+    Searches the folders of the plug-ins and of their packages, skipping scripts that are plug-ins themselves.
     """
-    known = {file for module in _asked.values() if (file := _file_of_module(module))}
-    folders = dict.fromkeys(folder for file in known for folder in (file.parent, _root_of(file), *_above(file)))
+    known = {file for module in _requested.values() if (file := _file_of_module(module))}
+    folders = dict.fromkeys(folder for file in known for folder in (file.parent, _root_of(file), *_grandparent(file)))
     pattern = re.compile(rf"\.{re.escape(key)}\s*=[^=]")
     for folder in folders:
         for path in sorted(folder.glob("*.py")):
@@ -106,13 +106,13 @@ def declaring_script(key: str) -> Path | None:
     return None
 
 
-def _above(file: Path) -> list[Path]:
-    """The folder above that of a file outside a package: a repository's ``trainers`` need not be one."""
+def _grandparent(file: Path) -> list[Path]:
+    """The parent of the folder of a file outside a package: a repository's ``trainers`` need not be a package."""
     return [file.parent.parent] if _root_of(file) == file.parent else []
 
 
 def _file_of_module(module: ModuleType) -> Path | None:
-    """A third party's file; None for modules of this package."""
+    """The file of a third-party module; None for modules of this package."""
     file = module.__dict__.get("__file__")
     return Path(file).resolve() if file and module.__name__.partition(".")[0] != "dassl_lite" else None
 
@@ -133,7 +133,7 @@ def _file_of(plugin: str) -> Path | None:
 
 
 def _imported_from(file: Path | None) -> ModuleType | None:
-    """The module imported from ``file``, if any: its trainers must not be registered again."""
+    """The module already imported from ``file``, if any: its trainers must not be registered twice."""
     for name, module in list(sys.modules.items()):
         own = getattr(module, "__dict__", {}).get("__file__")  # accessing the attribute could trigger a lazy import
         if file and own and name != "__main__" and Path(own).name == file.name and Path(own).resolve() == file:
@@ -141,14 +141,16 @@ def _imported_from(file: Path | None) -> ModuleType | None:
     return None
 
 
-def asked_plugins() -> list[ModuleType]:
-    """The modules named by ``--plugin``; one may declare config keys in a function ``extend_cfg(cfg)``."""
-    return list(_asked.values())
+def requested_plugins() -> list[ModuleType]:
+    """The modules named by ``--plugin``. A plug-in may declare config keys in a function ``extend_cfg(cfg)``."""
+    return list(_requested.values())
 
 
 def _modules(package: ModuleType) -> list[str]:
-    """Full names of a package's modules, found without importing them. Sub-folders count, with or without
-    ``__init__.py``; names with a leading underscore do not."""
+    """Full names of a package's modules, found without importing them.
+
+    Includes sub-folders, with or without ``__init__.py``; excludes names with a leading underscore.
+    """
     found = []
     for folder in map(Path, package.__path__):
         for path in sorted(folder.rglob("*.py")):
@@ -159,9 +161,9 @@ def _modules(package: ModuleType) -> list[str]:
 
 
 def _try(name: str, load: object) -> None:
-    if name in _done:
+    if name in _attempted:
         return
-    _done.add(name)
+    _attempted.add(name)
     try:
         load()  # type: ignore[operator]
     except Exception as error:  # noqa: BLE001
@@ -170,9 +172,9 @@ def _try(name: str, load: object) -> None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file as a module of its package, with the package's folder on the path.
+    """Import a file as a module of its package, with the package's parent folder on ``sys.path``.
 
-    So ``trainers/x.py`` in a paper's repository finds its neighbours, and ``clip`` beside ``trainers``.
+    This lets ``trainers/x.py`` in a paper's repository import its neighbours, and ``clip`` beside ``trainers``.
     """
     path = path.resolve()
     root = _add_to_path(path)
@@ -194,7 +196,7 @@ def _add_to_path(path: Path) -> Path:
 
 
 def _root_of(path: Path) -> Path:
-    """The folder that contains a file's package; its own folder, if it is in none."""
+    """The folder that contains a file's package, or the file's own folder if it is not in a package."""
     root = path.parent
     while (root / "__init__.py").is_file():
         root = root.parent
@@ -202,7 +204,7 @@ def _root_of(path: Path) -> Path:
 
 
 def _import_as_package(path: Path, root: Path) -> ModuleType:
-    """``trainers.x`` for ``<root>/trainers/x.py``; two repositories may both have a package ``trainers``."""
+    """Import ``<root>/trainers/x.py`` as ``trainers.x``; two repositories may both have a package ``trainers``."""
     name = ".".join(path.relative_to(root).with_suffix("").parts)
     package = importlib.import_module(name.rpartition(".")[0])
     if str(path.parent) not in package.__path__:
@@ -210,7 +212,7 @@ def _import_as_package(path: Path, root: Path) -> ModuleType:
     loaded = importlib.import_module(name)
     if Path(loaded.__file__ or "").resolve() == path:
         return loaded
-    return _execute(f"{name}_of_{root.name}", path)  # a file of that name in another repository was imported first
+    return _execute(f"{name}_of_{root.name}", path)  # that name was already taken by a file of another repository
 
 
 def _execute(name: str, path: Path) -> ModuleType:

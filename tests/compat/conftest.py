@@ -45,7 +45,7 @@ def _alias() -> Iterator[None]:
         registry.replaced = {}
     for name in [name for name in sys.modules if "third_party" in name]:
         del sys.modules[name]
-    plugins._asked.clear()
+    plugins._requested.clear()
 
 
 @pytest.fixture(scope="session")

@@ -150,8 +150,8 @@ def paper(tmp_path: Path) -> Iterator[Path]:
     sys.path[:] = path
     for name in [name for name in sys.modules if name.partition(".")[0] in ("clip", "trainers")]:
         del sys.modules[name]
-    for name in [name for name in plugins._asked if str(tmp_path) in name]:
-        del plugins._asked[name]
+    for name in [name for name in plugins._requested if str(tmp_path) in name]:
+        del plugins._requested[name]
 
 
 @pytest.mark.slow

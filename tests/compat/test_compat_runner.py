@@ -35,11 +35,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A copy of the repository, with an empty cache; what is imported from it is forgotten afterwards."""
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
     shutil.copytree(Path(__file__).parent / "repository", tmp_path / "repository")
-    path, asked = list(sys.path), dict(plugins._asked)
+    path, asked = list(sys.path), dict(plugins._requested)
     yield tmp_path / "repository"
     sys.path[:] = path
-    plugins._asked.clear()
-    plugins._asked.update(asked)
+    plugins._requested.clear()
+    plugins._requested.update(asked)
     for name in [name for name in sys.modules if name.partition(".")[0] in THEIRS]:
         del sys.modules[name]
     for handler in logging.getLogger("dassl_lite").handlers:
@@ -177,7 +177,7 @@ def test_the_training_tool_trains_a_repositorys_trainer_on_the_demo_backbone(
     ("trainer", "told"),
     [
         ("RepositoryResidual", "no backbone is named; name one with --backbone"),
-        ("RepositoryOwnTable", "RepositoryOwnTable does not know the backbone 'demo'; name one that it knows with"),
+        ("RepositoryOwnTable", "RepositoryOwnTable does not know the backbone 'demo'; choose one that it knows with"),
     ],
 )
 def test_a_tool_tells_in_one_line_that_no_backbone_is_named(
@@ -367,7 +367,7 @@ def test_a_training_script_as_a_plugin_is_told_of_the_runner(tmp_path: Path, cap
         plugins.load_plugin(str(tmp_path / name))
         told[name] = f"dassl-lite run-dassl {tmp_path / name}" in capsys.readouterr().err
     for name in scripts:
-        plugins._asked.pop(str(tmp_path / name))
+        plugins._requested.pop(str(tmp_path / name))
     assert told == {"setup.py": True, "reset.py": True, "flags.py": True, "plain.py": False}
 
 
@@ -386,7 +386,7 @@ def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path,
         with pytest.raises(UserError, match=f"{told}.*dassl-lite run-dassl {plugin}"):
             make_config(trainer="TaskRes")
     finally:
-        del plugins._asked[str(plugin)]
+        del plugins._requested[str(plugin)]
 
 
 @pytest.mark.slow
@@ -425,7 +425,7 @@ def test_a_key_that_the_repositorys_script_declares_is_told_with_that_script(
     finally:
         sys.path[:] = path
         for one in (plugin, script):
-            plugins._asked.pop(str(one), None)
+            plugins._requested.pop(str(one), None)
         for name in [name for name in sys.modules if name.partition(".")[0] in ("trainers", "train")]:
             del sys.modules[name]
 

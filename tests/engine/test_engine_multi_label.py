@@ -335,7 +335,7 @@ def test_a_stopped_run_is_resumed_where_it_was(place: Place, monkeypatch: pytest
 def test_every_other_method_refuses_in_a_line_that_names_those_that_take_it(place: Place, method: str) -> None:
     with pytest.raises(UserError) as raised:
         place.build(method, feature_file())
-    line, _, named = str(raised.value).partition("; methods that take it: ")
+    line, _, named = str(raised.value).partition("; methods that support it: ")
     assert line == f"{method} takes images of one class each, but dataset Features is multi-label"
     assert set(named.split(", ")) >= TAKING, "and those that other tests have registered"
 

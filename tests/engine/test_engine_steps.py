@@ -125,13 +125,13 @@ def test_a_trainer_with_a_loop_of_its_own_saves_nothing_after_a_loss_that_is_not
     data: Path, tmp_path: Path, on_device: list[int]
 ) -> None:
     trainer = toy_trainer(data, tmp_path)
-    for trainer.batch_idx in range(base.MOST_WAITING - 1):
+    for trainer.batch_idx in range(base.MAX_PENDING - 1):
         trainer.detect_anomaly(torch.tensor(float("nan") if trainer.batch_idx == 5 else 1.0))
     with pytest.raises(NotFiniteError, match="epoch 1, batch 6;"):
         trainer.save_model(0, tmp_path)
     assert not list(tmp_path.glob("toy/*"))
     trainer.save_model(0, tmp_path)  # it has been told
-    for trainer.batch_idx in range(base.MOST_WAITING - 1):
+    for trainer.batch_idx in range(base.MAX_PENDING - 1):
         trainer.detect_anomaly(torch.tensor([1.0, float("inf") if trainer.batch_idx == 1 else 0.0]))
     with pytest.raises(NotFiniteError, match="epoch 1, batch 2;"):
         trainer.detect_anomaly(torch.tensor(1.0))

@@ -151,7 +151,7 @@ def test_a_tensorboard_whose_disk_is_full_is_told_once_and_the_run_goes_on(
     monkeypatch.setattr(ScalarWriter, "add_scalar", full)
     run.train(tracked(images, tmp_path, "tensorboard"))
     assert (tmp_path / "results.json").is_file()
-    assert capsys.readouterr().err.count("tensorboard tracks this run no more (No space left on device)") == 1
+    assert capsys.readouterr().err.count("tensorboard no longer tracks this run (No space left on device)") == 1
 
 
 def test_a_tracker_that_cannot_start_ends_the_run_before_training(

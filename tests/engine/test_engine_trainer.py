@@ -281,7 +281,7 @@ def test_loading_says_what_is_wrong_with_a_checkpoint(data: Path, tmp_path: Path
 
 def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path)
-    with pytest.raises(ValueError, match="'toy' is registered already"):
+    with pytest.raises(ValueError, match="'toy' is already registered"):
         trainer.register_model("toy", trainer.model)
     with pytest.raises(ValueError, match="got no model"):
         trainer.register_model("empty")
@@ -331,13 +331,13 @@ def test_time_spent_before_resuming_is_added_to_that_of_the_stopped_run(data: Pa
     assert resumed.seconds["features"] == 12.0
 
 
-def test_a_disk_that_takes_no_more_is_told_and_another_error_is_not_taken_for_one(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_another_error_is_not_mistaken_for_one(tmp_path, monkeypatch):
     def failing(text: str):
         monkeypatch.setattr(torchtools, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(RuntimeError(text)))
 
     store = CheckpointStore(tmp_path)
     failing("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/1")
-    with pytest.raises(UserError, match="the disk takes no more: .* earlier checkpoints are intact"):
+    with pytest.raises(UserError, match="the disk may be full: .* earlier checkpoints are intact"):
         store.save("model", {"epoch": 1})
     failing("a shape is wrong")
     with pytest.raises(RuntimeError, match="a shape is wrong"):

@@ -21,7 +21,7 @@ from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, default_recipe, make_config
 from dassl_lite.engine.contract.keys import keys_of
 from dassl_lite.engine.contract.trackers import TRACKER_REGISTRY
-from dassl_lite.engine.plugins import asked_plugins
+from dassl_lite.engine.plugins import requested_plugins
 from dassl_lite.evaluation import EVALUATOR_REGISTRY
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
 from dassl_lite.networks import BACKBONE_REGISTRY, HEAD_REGISTRY, NETWORK_REGISTRY
@@ -99,7 +99,7 @@ def own_keys(trainer: Any) -> dict[str, Any]:
     """A trainer's config keys with their defaults: those that its own or its module's ``extend_cfg`` adds, inherited
     ones too, and those under its name from elsewhere, such as a paper's train.py."""
     owners = inspect.getmodule(trainer), trainer  # third parties declare them in the module
-    engine, everything = leaves(get_cfg_default()), _with_keys_of(*asked_plugins(), *owners)
+    engine, everything = leaves(get_cfg_default()), _with_keys_of(*requested_plugins(), *owners)
     own = _with_keys_of(*owners).keys() - engine.keys()
     node = f"trainer.{trainer.__name__}.".lower()
     return {key: default for key, default in everything.items() if key in own or key.lower().startswith(node)}

@@ -1,4 +1,4 @@
-"""Dassl's contract: the trainers that third parties subclass, their loop, and what a training run prints.
+"""Dassl's contract: the trainers that third parties subclass, their training loop, and the output of a run.
 
 May import `files` and `parallel`, never `methods` or `commands`.
 """

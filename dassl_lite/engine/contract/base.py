@@ -1,4 +1,4 @@
-"""TrainerBase: registered models, their checkpoints, and the training loop (Dassl's contract).
+"""TrainerBase: registered models, their checkpoints and the training loop (Dassl's contract).
 
 The loop, with the hooks that a trainer may override::
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl_lite.data.classes import ClassList, ClassMatch
-from dassl_lite.engine.contract.run_log import MOST_WAITING, RunLog
+from dassl_lite.engine.contract.run_log import MAX_PENDING, RunLog
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.contract.tracker_kinds import Trackers
 from dassl_lite.engine.files import checkpoint
@@ -41,39 +41,39 @@ from dassl_lite.utils.meters import is_costly_to_read, read_together
 
 logger = get_logger(__name__)
 
-Names = str | Iterable[str] | None  # of registered models; None: all of them
+Names = str | Iterable[str] | None  # names of registered models; None: all
 
 
 class TrainerBase:
     """Registered models with their optimisers and schedules, their checkpoints, and the loop that trains them."""
 
-    # What a subclass provides.
-    epoch_batches: Callable[[], Iterator[tuple[Any, ...]]]  # sets num_batches; gives forward_backward's arguments
-    # One training step. Returns the values to log by name: numbers, or tensors, which nothing waits for until then.
+    # Provided by subclasses.
+    epoch_batches: Callable[[], Iterator[tuple[Any, ...]]]  # sets num_batches; yields forward_backward's arguments
+    # One training step. Returns the values to log by name: numbers, or tensors, which are read only when logged.
     forward_backward: Callable[..., dict[str, Any]]
-    parse_batch_train: Callable[..., Any]  # what forward_backward needs of a batch, on the device
+    parse_batch_train: Callable[..., Any]  # the parts of a batch that forward_backward needs, on the device
     parse_batch_test: Callable[[Any], Any]  # (input, label) of a test batch, on the device
     model_inference: Callable[[Any], Tensor]  # logits (B, K) for an input from parse_batch_test
     test: Callable[..., float]  # evaluate; returns the main metric
-    run_log: RunLog  # where steps are logged
+    run_log: RunLog  # logs the steps
 
-    trains = True  # False: there are no epochs; fit() learns everything there is
-    fits_first = False  # True: fit() comes before the epochs
+    trains = True  # False: no epochs, fit() does all the learning
+    fits_first = False  # True: fit() runs before the epochs
     epoch = 0
     batch_idx = 0
     num_batches = 0
-    _unread_losses: list[tuple[int, int, Tensor]]  # epoch, batch and loss of steps whose loss is still on the device
+    _pending_losses: list[tuple[int, int, Tensor]]  # epoch, batch, finiteness of losses still on the device
     scaler: Any = None  # torch.amp.GradScaler in mixed precision; its state is part of a checkpoint
-    loaded_loss = ""  # "sigmoid" if a loaded checkpoint was trained with it
-    class_match: ClassMatch | None = None  # how a loaded checkpoint's classes matched this dataset's
-    strict_classes = False  # whether a class that the checkpoint lacks is an error
+    loaded_loss = ""  # "sigmoid" if the loaded checkpoint was trained with that loss
+    class_match: ClassMatch | None = None  # how the loaded checkpoint's classes matched this dataset's
+    strict_classes = False  # whether a class missing from the checkpoint is an error
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
-        self.trackers = Trackers(("tensorboard",))  # the run's own take their place
+        self.trackers = Trackers(("tensorboard",))  # replaced by the run's own trackers
         self.start_epoch = self.max_epoch = 0
         self.best_result = float("-inf")
         self.history: list[dict[str, Any]] = []  # one row per evaluation: epoch, split and metrics
@@ -89,11 +89,11 @@ class TrainerBase:
         optim: torch.optim.Optimizer | None = None,
         sched: Any = None,
     ) -> None:
-        """Name a model; its folder of checkpoints has that name. ``optim`` and ``sched`` are None if it is frozen."""
+        """Register a model; ``name`` is also its checkpoint folder. A frozen one has no ``optim`` and ``sched``."""
         if "_models" not in self.__dict__:
             raise AttributeError("call super().__init__() before register_model()")
         if name in self._models:
-            raise ValueError(f"a model named '{name}' is registered already; names must differ")
+            raise ValueError(f"a model named '{name}' is already registered; names must be unique")
         if model is None:
             raise ValueError(f"register_model('{name}') got no model")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
@@ -109,14 +109,14 @@ class TrainerBase:
         return wanted
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Put models into "train" or "eval" (also called "test") mode."""
+        """Set models to "train" or "eval" (also called "test") mode."""
         if mode not in ("train", "eval", "test"):
             raise unknown("model mode", mode, ("train", "eval", "test"))
         for name in self.get_model_names(names):
             self._models[name].train(mode == "train")
 
     def update_lr(self, names: Names = None) -> None:
-        """Step the schedules; call it after an epoch's last batch."""
+        """Step the schedules; call this after the last batch of an epoch."""
         for name in self.get_model_names(names):
             if self._scheds[name] is not None:
                 self._scheds[name].step()
@@ -137,12 +137,12 @@ class TrainerBase:
         self.compute_gradients(loss)
 
     def compute_gradients(self, loss: Tensor, keep_graph: bool = False) -> None:
-        """Back-propagate a loss, scaled where gradients are in float16, and average the gradients over the processes.
+        """Back-propagate a loss and average the gradients over the processes; float16 gradients are scaled.
 
-        A method that makes a step of several losses overrides it.
+        A method whose step uses several losses overrides this.
 
         Args:
-            keep_graph: the loss may be back-propagated again.
+            keep_graph: retain the graph, so that the loss can be back-propagated again.
         """
         loss.backward(retain_graph=keep_graph)
         distributed.average_gradients(self._models.values())
@@ -159,36 +159,36 @@ class TrainerBase:
         self.model_update(names)
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Stop at a loss that is infinite or NaN; earlier checkpoints stay.
+        """Stop if the loss is infinite or NaN; earlier checkpoints are kept.
 
-        One on an accelerator is checked at the next log line, at the epoch's end or before a checkpoint is saved:
-        reading it waits for the device.
+        Reading a loss on an accelerator waits for the device, so such a loss is only checked at the next log line, at
+        the end of the epoch or before a checkpoint is saved.
         """
         if not is_costly_to_read(loss):
             if not (math.isfinite(loss.item()) if loss.numel() == 1 else torch.isfinite(loss).all()):
                 raise self._loss_not_finite(self.epoch, self.batch_idx)
             return
-        losses = self.__dict__.setdefault("_unread_losses", [])
+        losses = self.__dict__.setdefault("_pending_losses", [])
         losses.append((self.epoch, self.batch_idx, torch.isfinite(loss.detach()).all()))
-        if len(losses) >= MOST_WAITING:
+        if len(losses) >= MAX_PENDING:
             self.check_losses()
 
     def check_losses(self) -> None:
-        """Stop at the first of the losses since the last check that is infinite or NaN."""
-        losses = self.__dict__.pop("_unread_losses", [])
+        """Stop if any loss since the last check is infinite or NaN; the first one is reported."""
+        losses = self.__dict__.pop("_pending_losses", [])
         for (epoch, batch, _), finite in zip(losses, read_together([finite for *_, finite in losses]), strict=True):
             if not finite:
                 raise self._loss_not_finite(epoch, batch)
 
     def require_finite_weights(self) -> None:
-        """Stop after an epoch that made a parameter infinite or NaN, before it is saved: the loss does not show it
-        until the next step."""
+        """Stop if the epoch made a parameter infinite or NaN, before it is saved; the loss would only show it at the
+        next step."""
         self.check_losses()
         parameters = [named for model in self._models.values() for named in model.named_parameters()]
         trained = [(name, parameter.detach()) for name, parameter in parameters if parameter.requires_grad]
         sums = read_together([parameter.sum() for _, parameter in trained])
         for (name, parameter), total in zip(trained, sums, strict=True):
-            # A sum of finite numbers may overflow, but one of others is never finite.
+            # A sum of finite numbers may overflow, but a sum with an infinity or a NaN is never finite.
             if not math.isfinite(total) and not torch.isfinite(parameter).all():
                 raise self._not_finite(f"{name} is infinite or NaN after epoch {self.epoch + 1}")
 
@@ -237,19 +237,19 @@ class TrainerBase:
             store.save(name, state, is_best=is_best, model_name=model_name)
 
     def checkpoint_meta(self) -> dict[str, Any]:
-        """What a checkpoint says about itself, as plain values: method, classes, backbone, config ..."""
+        """A checkpoint's metadata as plain values: method, classes, backbone, config, ..."""
         return {"trainer": type(self).__name__, **self.describe_run()}
 
     def describe_run(self) -> dict[str, Any]:
-        """What a checkpoint says about its data and config, as plain values."""
+        """A checkpoint's metadata about its data and config, as plain values."""
         return {}
 
     def seconds_so_far(self) -> dict[str, float]:
-        """Wall time by phase, also of the one under way. Phases do not overlap, and a resumed run adds to them."""
+        """Wall time by phase, including the current one. Phases do not overlap; a resumed run adds to them."""
         return dict(self.seconds)
 
     def _seconds_elsewhere(self) -> float:
-        """Wall time of all phases but training."""
+        """Wall time of all phases except training."""
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "train")
 
     def _add_seconds(self, phase: str, seconds: float) -> None:
@@ -284,21 +284,21 @@ class TrainerBase:
             return epoch
 
     def method_state(self) -> dict[str, Any]:
-        """What a method that is resumed needs besides models, optimisers and schedules: tensors and plain values."""
+        """State needed to resume besides models, optimisers and schedules, as tensors and plain values."""
         return {}
 
     def restore_method_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `method_state` gave when the checkpoint was written."""
+        """Restore what `method_state` returned when the checkpoint was written."""
 
     def load_model(self, directory: str | Path, epoch: int | None = None) -> None:
         """Load weights from a run's folder.
 
         Args:
-            directory: has one folder per registered model.
-            epoch: which checkpoint; None means the best or, if the run kept none, the last.
+            directory: contains one folder per registered model.
+            epoch: checkpoint epoch to load; None loads the best or, if the run kept none, the last.
 
         Raises:
-            UserError: no such file, or one of another method, backbone or number of classes.
+            UserError: the file does not exist, or belongs to another method, backbone or number of classes.
         """
         if not directory:
             logger.info("Note that load_model() is skipped as no pretrained model is given")
@@ -317,10 +317,10 @@ class TrainerBase:
     def adapt_state_dict(
         self, model: nn.Module, weights: dict[str, Tensor], meta: dict[str, Any], path: Path
     ) -> dict[str, Tensor]:
-        """Fit loaded weights to this run: drop what is recomputed, pick the rows of this dataset's classes.
+        """Adapt loaded weights to this run: drop recomputed entries and pick the rows of this dataset's classes.
 
-        A model that has to check or prepare something first has a method ``prepare_to_load(weights, meta, path)``. What
-        only some runs of a method have is in its ``optional_state``: names of entries that either side may lack.
+        A model that has to check or prepare something first defines ``prepare_to_load(weights, meta, path)``. Its
+        ``optional_state`` names entries that only some runs of the method have, so either side may lack them.
         """
         if (prepare := getattr(model, "prepare_to_load", None)) is not None:
             with refusing_misfits(f'the weights in "{path}" do not fit the model'):
@@ -331,19 +331,19 @@ class TrainerBase:
             weights = own | {key: value for key, value in weights.items() if key in own or key not in optional}
         self.loaded_loss = meta.get("loss", "")
         rows = ClassRows.of(model)
-        with refusing_misfits(f"{path} holds no rows of classes that can be picked"):
+        with refusing_misfits(f"{path} holds no class rows that can be picked"):
             picked, match = rows.pick(weights, meta, self.target_classes(), path, strict=self.strict_classes)
         self.class_match = match or self.class_match
         return picked
 
     def target_classes(self) -> ClassList | None:
-        """The classes of the dataset at hand, if it has any."""
+        """The classes of the current dataset, if it has any."""
         return None
 
     # ---- TensorBoard and other trackers -------------------------------------------------------------------------
 
     def init_writer(self, log_dir: str | Path) -> None:
-        """Open a TensorBoard event file (once), unless the run is not tracked there."""
+        """Open a TensorBoard event file (once), if the run is tracked there."""
         if self._writer is None and distributed.rank() == 0:
             self._writer = self.trackers.open_writer(log_dir)
 
@@ -354,28 +354,28 @@ class TrainerBase:
             try:
                 writer.close()
             except OSError as error:
-                self._lose_writer(error)
+                self._disable_writer(error)
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Write one value, if there is a writer, and give it to the run's trackers."""
+        """Write one value to the event file, if there is one, and to the run's trackers."""
         if self._writer is not None:
             try:
                 self._writer.add_scalar(tag, scalar_value, global_step)
             except OSError as error:
-                self._lose_writer(error)
+                self._disable_writer(error)
         self.trackers.scalar(tag, scalar_value, global_step)
 
-    def _lose_writer(self, error: OSError) -> None:
-        """Tell that a disk takes no more events; the run goes on."""
+    def _disable_writer(self, error: OSError) -> None:
+        """Warn that events can no longer be written; the run continues."""
         self._writer = None
-        logger.warning(f"tensorboard tracks this run no more ({error.strerror or error}); the run goes on")
+        logger.warning(f"tensorboard no longer tracks this run ({error.strerror or error}); the run continues")
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
     def train(self, start_epoch: int | None = None, max_epoch: int | None = None) -> None:
-        """Train epochs ``start_epoch`` to ``max_epoch`` - 1 (by default as the trainer was built), then test.
+        """Train epochs ``start_epoch`` to ``max_epoch`` - 1 (by default those set at construction), then test.
 
-        ``before_train`` may move ``self.start_epoch``, to where a resumed run stopped.
+        ``before_train`` may move ``self.start_epoch`` to where a resumed run stopped.
         """
         self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
         self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
@@ -394,7 +394,7 @@ class TrainerBase:
             self._add_seconds("train", seconds)
         with self.epochs_context():
             self.before_train()
-            self.epoch = max(self.start_epoch - 1, 0)  # if no epoch is left: the last one
+            self.epoch = max(self.start_epoch - 1, 0)  # the last epoch, in case none is left to train
             for self.epoch in range(self.start_epoch, self.max_epoch):  # noqa: B020
                 self.before_epoch()
                 self.run_epoch()
@@ -423,11 +423,11 @@ class TrainerBase:
         log.read()
 
     def has_epochs(self) -> bool:
-        """Whether this run trains in epochs; a method for which that depends on its config overrides it."""
+        """Whether this run trains in epochs; overridden by methods for which that depends on the config."""
         return self.trains
 
     def step_cost(self) -> int | None:
-        """Multiplications of a step's forward pass, roughly, to choose the number of threads; None: unknown."""
+        """Approximate multiplications in a step's forward pass, to choose the number of threads; None: unknown."""
         return None
 
     def epochs_context(self) -> AbstractContextManager[None]:
@@ -438,38 +438,38 @@ class TrainerBase:
         """Raise a UserError if there is nothing to train on."""
 
     def fit(self) -> None:
-        """Learn from the training set at once; called if there are no epochs, or before them with ``fits_first``."""
+        """Learn from the whole training set; called if there are no epochs, or before them with ``fits_first``."""
 
     def after_fit(self, seconds: float) -> None:
-        """After a ``fit`` that learned everything; ``seconds`` is how long it took."""
+        """Called after ``fit`` if there are no epochs; ``seconds`` is how long it took."""
 
     def before_train(self) -> None:
-        """Before the first epoch."""
+        """Called before the first epoch."""
 
     def after_train(self) -> None:
-        """After the last epoch."""
+        """Called after the last epoch."""
 
     def before_epoch(self) -> None:
-        """Before each epoch."""
+        """Called before each epoch."""
 
     def after_epoch(self) -> None:
-        """After each epoch."""
+        """Called after each epoch."""
 
 
 def load_model_of(trainer: TrainerBase, directory: str | Path, epoch: int | None = None) -> None:
-    """``trainer.load_model``, whichever signature and default a paper gave it.
+    """Call ``trainer.load_model``, whatever signature and default a paper gave it.
 
-    Papers' own look for the best epoch if they are given none, even if the run kept none: then they get the newest one.
-    One that has a parameter ``cfg`` gets the config.
+    Without an epoch, papers' overrides look for the best checkpoint even if the run kept none, so they are given the
+    newest one then. An override with a parameter ``cfg`` gets the config.
     """
     if epoch is None and directory and type(trainer).load_model is not TrainerBase.load_model:
         store, names = CheckpointStore(directory), trainer.get_model_names()
         if not any((store.directory / name / checkpoint.BEST).is_file() for name in names):
             epoch = store.newest_common_epoch(names)
     parameters = inspect.signature(trainer.load_model).parameters
-    given = {"epoch": epoch}
+    arguments = {"epoch": epoch}
     if "cfg" in parameters:
-        given["cfg"] = getattr(trainer, "cfg", None)
-    if "epoch" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        del given["epoch"]
-    trainer.load_model(directory, **given)
+        arguments["cfg"] = getattr(trainer, "cfg", None)
+    if "epoch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        del arguments["epoch"]
+    trainer.load_model(directory, **arguments)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP stop a run after the current epoch, with a checkpoint, not in the middle of a step."""
+"""Lets Ctrl-C, SIGTERM and SIGHUP stop a run after the current epoch, with a checkpoint, rather than mid-step."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ logger = get_logger(__name__)
 class GracefulStop:
     """A context in which the first signal sets ``requested`` and the second raises KeyboardInterrupt.
 
-    Python delivers signals to the main thread only; in other threads this has no effect. Neither has it in a process
-    that is forked within the context: its parent stops it.
+    Python delivers signals only to the main thread, so this has no effect in other threads. Processes forked within the
+    context ignore the signals: their parent stops them.
     """
 
-    current: ClassVar[GracefulStop | None] = None  # the one that is entered
-    at_once = False  # whether the first signal raises, too
+    current: ClassVar[GracefulStop | None] = None  # the innermost active context
+    at_once = False  # whether even the first signal raises
 
     def __init__(self) -> None:
         self.requested = False
@@ -33,7 +33,7 @@ class GracefulStop:
     def __enter__(self) -> GracefulStop:
         self._process, self._outer, GracefulStop.current = os.getpid(), GracefulStop.current, self
         if threading.current_thread() is threading.main_thread():
-            ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN}  # by nohup
+            ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN}  # under nohup
             signals = [number for number in STOP_SIGNALS if number == signal.SIGINT or number not in ignored]
             self._before = {number: signal.signal(number, self._handle) for number in signals}
         return self
@@ -56,10 +56,10 @@ class GracefulStop:
 
 @contextlib.contextmanager
 def stops_at_once() -> Iterator[None]:
-    """Within an epoch or after the last: work that may take minutes and loses nothing if it is broken off.
+    """A context for long work within or after the epochs that can be interrupted without losing anything.
 
     Raises:
-        KeyboardInterrupt: on the first signal, also one that came before.
+        KeyboardInterrupt: on the first signal, including one that arrived earlier.
     """
     stop = GracefulStop.current
     if stop is None or stop.at_once:

@@ -1,12 +1,12 @@
-"""Config keys of a method, each declared once: name, default, what it may be, what it does.
+"""Config keys of a method, each declared once with its name, default, rule and description.
 
     keys = (
         key("SIDE", "image", one_of("image", "text", "both"), "which features have an adapter"),
         key("RATIO", 0.2, number(above=0, at_most=1), "share of the adapter's output"),
     )
 
-A class adds to the keys of its bases; a key of the same name replaces theirs. What depends on two keys at once belongs
-in the method's ``check_cfg``.
+A class adds to the keys of its bases; a key of the same name replaces theirs. Checks that involve two keys belong in
+the method's ``check_cfg``.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Key:
     """One config key.
 
     Attributes:
-        name: below the method's node, such as "RATIO".
-        default: its type is the type that yaml files and the command line must give.
-        rule: raises a UserError for a value that is not allowed; None: any finite number or any text.
-        about: what it does, in a few words, for ``--help-trainer``.
-        idle: why the key has no effect in the run of this trainer, once it is built, or ""; a user who sets such a key
-            is told. See `idle_if`.
+        name: name under the method's node, such as "RATIO".
+        default: default value; values from yaml files and the command line must have its type.
+        rule: raises a UserError for a value that is not allowed; None allows any finite number or any text.
+        about: short description for ``--help-trainer``.
+        idle: given the built trainer, returns why the key has no effect in its run, or ""; a user who set such a key
+            gets a warning. See `idle_if`.
     """
 
     name: str
@@ -65,7 +65,7 @@ def key(
 
 
 def idle_if(name: str, *values: Any) -> Callable[[Any], str]:
-    """``idle`` of a key that has no effect while another one of the method has one of these values."""
+    """``idle`` for a key that has no effect while the method's key ``name`` has one of ``values``."""
 
     def reason(trainer: Any) -> str:
         value = trainer.method_cfg[name]
@@ -75,18 +75,18 @@ def idle_if(name: str, *values: Any) -> Callable[[Any], str]:
 
 
 def idle_keys(trainer: Any, node: str) -> dict[str, str]:
-    """The trainer's own keys that have no effect in its run, dotted, each with the reason."""
+    """The trainer's own keys that have no effect in its run, by dotted name, each with the reason."""
     declared = keys_of(type(trainer)).items()
-    return {f"TRAINER.{node}.{name}": reason for name, one in declared if (reason := one.idle(trainer))}
+    return {f"TRAINER.{node}.{name}": reason for name, key in declared if (reason := key.idle(trainer))}
 
 
 def keys_of(trainer: type) -> dict[str, Key]:
-    """The keys that a class and its bases declare, by name, the bases' first."""
+    """The keys that a class and its bases declare, by name; those of the bases come first."""
     found: dict[str, Key] = {}
     for cls in reversed(trainer.__mro__):
-        declared = vars(cls).get("keys")  # a third party's trainer may call something else by that name
+        declared = vars(cls).get("keys")  # in a third-party trainer, "keys" may be something else
         if isinstance(declared, tuple):
-            found.update({one.name: one for one in declared if isinstance(one, Key)})
+            found.update({key.name: key for key in declared if isinstance(key, Key)})
     return found
 
 
@@ -104,15 +104,15 @@ def check_keys(trainer: type, cfg: CfgNode, node: str) -> None:
     """
     for name, declared in keys_of(trainer).items():
         value = cfg.TRAINER[node][name]
-        if not _of_kind(value, declared.default):
+        if not _matches_type(value, declared.default):
             raise UserError(f"TRAINER.{node}.{name} is {shown(value)}; it must be like {declared.default!r}")
         for rule in (declared.rule, sane):
             if rule is not None:
                 rule(f"TRAINER.{node}.{name}", value)
 
 
-def _of_kind(value: Any, default: Any) -> bool:
-    """Whether a value has its default's type, as merging a config would give it."""
+def _matches_type(value: Any, default: Any) -> bool:
+    """Whether a value has the type of its default, by the rules for merging configs."""
     if default is None:
         return True
     if isinstance(default, bool) or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a training run prints: the reference's line per batch in ``log.txt``, a progress bar on the console."""
+"""The output of a training run: the reference's line per batch in ``log.txt`` and a progress bar on the console."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tqdm import tqdm
 from dassl_lite.utils.logger import flush_log, log_step
 from dassl_lite.utils.meters import AverageMeter, MetricMeter, read_together, unread
 
-MOST_WAITING = 128  # steps whose values may stay on the device unread
+MAX_PENDING = 128  # steps whose values may stay on the device unread
 
 
-def _nowhere(tag: str, value: float, step: int) -> None:
-    """No TensorBoard."""
+def _discard(tag: str, value: float, step: int) -> None:
+    """Used without TensorBoard."""
 
 
 class RunLog:
     """Meters, log lines, scalars and the progress bar of one training run.
 
-    Values on an accelerator stay there until a log line or the epoch's end: reading one waits for the device.
+    Values on an accelerator are read only at a log line or at the end of the epoch: reading one waits for the device.
 
     Args:
-        start_epoch, max_epoch: range of the run.
-        print_freq: batches between log lines; a shorter epoch logs every batch.
+        start_epoch, max_epoch: epoch range of the run.
+        print_freq: number of batches between log lines; a shorter epoch logs every batch.
         show: whether to show a progress bar.
-        write: takes the scalars of a step: tag, value, number of the step in the run.
+        write: called with each scalar of a step: tag, value, step number within the run.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class RunLog:
         max_epoch: int,
         print_freq: int,
         show: bool = True,
-        write: Callable[[str, float, int], None] = _nowhere,
+        write: Callable[[str, float, int], None] = _discard,
     ) -> None:
         self.max_epoch, self.print_freq, self._write = max_epoch, print_freq, write
-        self.losses = MetricMeter()  # a trainer with a run_epoch of its own may not fill it
-        self._waiting: list[tuple[int, dict[str, float | Tensor], float]] = []  # step, values, learning rate
+        self.losses = MetricMeter()  # stays empty if a trainer overrides run_epoch without filling it
+        self._pending: list[tuple[int, dict[str, float | Tensor], float]] = []  # step, values, learning rate
         self._bar = tqdm(
             total=max_epoch,
             initial=start_epoch,
@@ -63,31 +63,31 @@ class RunLog:
         self._mark = time.perf_counter()
 
     def data_ready(self) -> None:
-        """A batch has arrived."""
+        """Record that a batch has arrived."""
         self.data_time.update(time.perf_counter() - self._mark)
 
     def is_due(self, batch_idx: int) -> bool:
-        """Whether this batch has a log line."""
+        """Whether this batch gets a log line."""
         return (batch_idx + 1) % self.print_freq == 0 or self.num_batches < self.print_freq
 
     def batch_done(self, batch_idx: int, summary: Mapping[str, float | Tensor] | None, lr: float) -> None:
-        """Take the values of a step, numbers or one-number tensors, and, when due, log a line."""
-        values = {name: _kept(value) for name, value in MetricMeter.checked(summary).items()}
-        self._waiting.append((self.epoch * self.num_batches + batch_idx, values, lr))
+        """Record the values of a step, numbers or one-element tensors, and log a line when due."""
+        values = {name: _snapshot(value) for name, value in MetricMeter.checked(summary).items()}
+        self._pending.append((self.epoch * self.num_batches + batch_idx, values, lr))
         due = self.is_due(batch_idx)
         on_device = any(isinstance(value, Tensor) for value in values.values())
-        if due or not on_device or len(self._waiting) >= MOST_WAITING:
+        if due or not on_device or len(self._pending) >= MAX_PENDING:
             self.read()
-        self.batch_time.update(time.perf_counter() - self._mark)  # with what the device still had to do
+        self.batch_time.update(time.perf_counter() - self._mark)  # includes the work still queued on the device
         if due:
             log_step(self._line(batch_idx, lr))
         self._mark = time.perf_counter()
 
     def read(self) -> None:
-        """Bring the meters and the scalars up to date."""
-        waiting, self._waiting = self._waiting, []
-        numbers = iter(read_together([v for _, values, _ in waiting for v in values.values() if isinstance(v, Tensor)]))
-        for step, values, lr in waiting:
+        """Read pending values and update the meters and scalars."""
+        pending, self._pending = self._pending, []
+        numbers = iter(read_together([v for _, values, _ in pending for v in values.values() if isinstance(v, Tensor)]))
+        for step, values, lr in pending:
             self.losses.update({n: next(numbers) if isinstance(v, Tensor) else v for n, v in values.items()})
             for name, meter in self.losses.meters.items():
                 self._write(f"train/{name}", meter.avg, step)
@@ -103,7 +103,7 @@ class RunLog:
         self._bar.update(1)
 
     def close(self) -> None:
-        """Close the progress bar; all lines are in the log."""
+        """Close the progress bar and flush the log."""
         self._bar.close()
         flush_log()
 
@@ -118,7 +118,7 @@ class RunLog:
         )
 
 
-def _kept(value: float | Tensor) -> float | Tensor:
-    """A number, or a copy on the device of a value that is costly to read: its memory may be used again."""
+def _snapshot(value: float | Tensor) -> float | Tensor:
+    """A number, or an on-device copy of a value that is costly to read: the original's memory may be reused."""
     value = unread(value) if isinstance(value, Tensor) else value
     return value.clone() if isinstance(value, Tensor) else value

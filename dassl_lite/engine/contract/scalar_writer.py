@@ -1,7 +1,7 @@
 """A TensorBoard writer for loops whose steps take a millisecond.
 
-SummaryWriter passes every value to its thread at once, which doubles the cost of a step on cached features. Here values
-are buffered, one event per step with all its values, and passed on in bulk.
+SummaryWriter passes every value to its thread immediately, which doubles the cost of a step on cached features. Here
+values are buffered as one event per step and passed on in bulk.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-_SECONDS = 10.0  # longest time a value is buffered while others arrive
-_STEPS = 4096  # most steps that are buffered
+_SECONDS = 10.0  # longest time that a value is buffered while others arrive
+_STEPS = 4096  # maximum number of buffered steps
 
 
 class ScalarWriter(SummaryWriter):
     """A SummaryWriter with cheap scalars; everything else is unchanged."""
 
     def __init__(self, log_dir: str) -> None:
-        self._buffered: dict[int | None, tuple[float, dict[str, float]]] = {}  # step -> time, value by tag
+        self._buffered: dict[int | None, tuple[float, dict[str, float]]] = {}  # step -> (time, values by tag)
         self._flushed_at = time.monotonic()
         super().__init__(log_dir=log_dir, max_queue=2 * _STEPS)
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None, *args: Any, **more: Any) -> None:
-        """Buffer one value, a number or a one-element tensor."""
+        """Buffer one value: a number or a one-element tensor."""
         if args or more:
             super().add_scalar(tag, scalar_value, global_step, *args, **more)
             return
         _, values = self._buffered.setdefault(global_step, (time.time(), {}))
-        if tag in values:  # the second value in a step: keep both
+        if tag in values:  # a second value for the same step: keep both
             self._flush_scalars()
             self._buffered[global_step] = (time.time(), values := {})
         values[tag] = float(scalar_value)

@@ -1,4 +1,4 @@
-"""SimpleNet: a backbone, an optional head and a linear classifier, from the MODEL node of the config."""
+"""SimpleNet: a backbone, an optional head and a linear classifier, built from the config's MODEL node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SimpleNet(nn.Module):
     Args:
         cfg: the run's config.
         model_cfg: its MODEL node, or one like it.
-        num_classes: outputs of the classifier; 0 omits it, and the model returns features.
+        num_classes: number of classifier outputs; 0 omits the classifier, and the model returns features.
     """
 
     def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class SimpleNet(nn.Module):
                 dropout=head.DROPOUT,
                 **kwargs,
             )
-            self._fdim = self.head.out_features  # type: ignore[assignment]  # every head has it
+            self._fdim = self.head.out_features  # type: ignore[assignment]  # every head has this attribute
         self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
 
     @property
@@ -45,7 +45,7 @@ class SimpleNet(nn.Module):
         return self._fdim
 
     def forward(self, x: Tensor, return_feature: bool = False) -> Any:
-        """Logits (B, K) of images (B, 3, H, W), or with ``return_feature`` (logits, features (B, D))."""
+        """Logits (B, K) for images (B, 3, H, W); with ``return_feature``, the pair (logits, features (B, D))."""
         features = self.backbone(x)
         if self.head is not None:
             features = self.head(features)

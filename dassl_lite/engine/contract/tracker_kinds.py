@@ -1,6 +1,6 @@
-"""The trackers that come with the package: TensorBoard, MLflow in its local store, Weights & Biases offline.
+"""The built-in trackers: TensorBoard, MLflow with a local store, Weights & Biases offline.
 
-None of them reaches a network unless the user's own settings (``MLFLOW_TRACKING_URI``, ``WANDB_MODE``) say so.
+None of them uses the network unless the user's settings (``MLFLOW_TRACKING_URI``, ``WANDB_MODE``) say so.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["MLflow", "TensorBoard", "Trackers", "WandB"]
 logger = get_logger(__name__)
 
 PROJECT = "dassl-lite"  # MLflow's experiment, Weights & Biases' project
-_MOST_WAITING, _SECONDS = 1000, 10.0  # scalars, and how long they wait, before MLflow gets them; 1000 is its limit
-_PARAMS_AT_ONCE, _LONGEST_PARAM = 100, 6000  # MLflow's limits
+_MAX_PENDING, _SECONDS = 1000, 10.0  # most scalars, and longest time, buffered for MLflow; 1000 is its limit
+_PARAM_BATCH, _MAX_PARAM_LENGTH = 100, 6000  # MLflow's limits
 
 
 @TRACKER_REGISTRY.register(name="tensorboard")
 class TensorBoard(Tracker):
-    """Event files in ``RUN/tensorboard``, of runs with epochs."""
+    """Event files in ``RUN/tensorboard``, for runs with epochs."""
 
     def open_writer(self, log_dir: str) -> Any:
         from dassl_lite.engine.contract.scalar_writer import ScalarWriter  # slow to import
@@ -50,24 +50,23 @@ class TensorBoard(Tracker):
 
 @TRACKER_REGISTRY.register(name="mlflow")
 class MLflow(Tracker):
-    """MLflow's store: ``mlflow.db`` and ``mlruns/`` in the working directory, or where ``MLFLOW_TRACKING_URI`` says.
+    """MLflow's store: ``mlflow.db`` and ``mlruns/`` in the working directory, or the one at ``MLFLOW_TRACKING_URI``.
 
-    The experiment is ``dassl-lite``, or what ``MLFLOW_EXPERIMENT_NAME`` says. MLflow's report of its own use is off.
+    The experiment is ``dassl-lite`` unless ``MLFLOW_EXPERIMENT_NAME`` is set. MLflow's telemetry is disabled.
     """
 
     def __init__(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         optional_module("sqlalchemy", "mlflow", "LOG.TRACKERS mlflow")
         self._mlflow = optional_module("mlflow", "mlflow", "LOG.TRACKERS mlflow")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of every table that it makes
-        self._waiting: list[Any] = []
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it reports every table that it creates
+        self._pending: list[Any] = []
         self._sent_at = time.monotonic()
 
     def start(self, run: TrackedRun) -> str:
         local = not os.environ.get("MLFLOW_TRACKING_URI")
-        with FileLock(
-            Path("mlflow.db.lock") if local else run.folder / ".mlflow.lock"
-        ):  # runs of a sweep start at once
+        # The runs of a sweep start at the same time.
+        with FileLock(Path("mlflow.db.lock") if local else run.folder / ".mlflow.lock"):
             self._client = self._mlflow.tracking.MlflowClient("sqlite:///mlflow.db" if local else None)
             experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), local)
         self._id = run.id if run.id and self._continues(run.id) else ""
@@ -76,12 +75,12 @@ class MLflow(Tracker):
             self._id = self._client.create_run(experiment, tags=tags, run_name=run.name).info.run_id
             entities = self._mlflow.entities
             params = [
-                entities.Param(key, str(value)[:_LONGEST_PARAM])
+                entities.Param(key, str(value)[:_MAX_PARAM_LENGTH])
                 for key, value in flat(run.config).items()
                 if str(value)
             ]
-            for first in range(0, len(params), _PARAMS_AT_ONCE):
-                self._client.log_batch(self._id, params=params[first : first + _PARAMS_AT_ONCE])
+            for first in range(0, len(params), _PARAM_BATCH):
+                self._client.log_batch(self._id, params=params[first : first + _PARAM_BATCH])
         return self._id
 
     def _experiment(self, name: str, local: bool) -> str:
@@ -96,26 +95,26 @@ class MLflow(Tracker):
         try:
             self._client.update_run(id, status="RUNNING")
         except self._mlflow.exceptions.MlflowException:
-            logger.warning(f"mlflow's store has no run {id} any more; it gets a new one")
+            logger.warning(f"mlflow's store no longer has run {id}; starting a new one")
             return False
         return True
 
     def scalar(self, tag: str, value: float, step: int | None) -> None:
         name = re.sub(r"[^\w\-. /:]", "_", tag)
         now = int(time.time() * 1000)
-        self._waiting.append(self._mlflow.entities.Metric(name, float(value), now, step or 0))
-        if len(self._waiting) >= _MOST_WAITING or time.monotonic() - self._sent_at > _SECONDS:
+        self._pending.append(self._mlflow.entities.Metric(name, float(value), now, step or 0))
+        if len(self._pending) >= _MAX_PENDING or time.monotonic() - self._sent_at > _SECONDS:
             self._send()
 
     def _send(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        pending, self._pending = self._pending, []
         self._sent_at = time.monotonic()
-        if waiting:
-            self._client.log_batch(self._id, metrics=waiting)
+        if pending:
+            self._client.log_batch(self._id, metrics=pending)
 
     def finish(self, outcome: Outcome) -> None:
         for name, value in outcome.summary.items():
-            if not name.startswith("test/"):  # which are among the scalars
+            if not name.startswith("test/"):  # those were sent as scalars
                 self.scalar(name, value, None)
         self._send()
         for name, (headers, rows) in outcome.tables.items():
@@ -128,15 +127,15 @@ class MLflow(Tracker):
 
 @TRACKER_REGISTRY.register(name="wandb")
 class WandB(Tracker):
-    """Weights & Biases, offline: ``RUN/wandb/``, which ``wandb sync`` sends when the user asks for it.
+    """Weights & Biases, offline: writes to ``RUN/wandb/``, which the user can upload with ``wandb sync``.
 
-    ``WANDB_MODE=online`` sends at once; ``WANDB_PROJECT`` and ``WANDB_ENTITY`` count as always.
+    ``WANDB_MODE=online`` uploads immediately; ``WANDB_PROJECT`` and ``WANDB_ENTITY`` work as usual.
     """
 
     def __init__(self) -> None:
         self._mode = os.environ.get("WANDB_MODE") or "offline"
         if self._mode != "online":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else errors of the library are sent
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else the library uploads its own errors
         self._wandb = optional_module("wandb", "wandb", "LOG.TRACKERS wandb")
         self._prefixes: set[str] = set()
 
@@ -159,7 +158,7 @@ class WandB(Tracker):
     def scalar(self, tag: str, value: float, step: int | None) -> None:
         prefix = tag.rpartition("/")[0]
         counter = f"{prefix}/step" if prefix else "step"
-        if counter not in self._prefixes:  # batches and epochs are counted apart
+        if counter not in self._prefixes:  # batches and epochs have separate counters
             self._prefixes.add(counter)
             self._run.define_metric(counter, hidden=True)
             self._run.define_metric(f"{prefix}/*" if prefix else tag, step_metric=counter)

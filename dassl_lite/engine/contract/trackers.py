@@ -1,13 +1,13 @@
 """Where a run's numbers go while it runs: TensorBoard, MLflow, Weights & Biases, or a tracker of your own.
 
-``LOG.TRACKERS`` names them. All get the same: the config, the scalars, the tables and the files of the run. A library
-is imported only if its tracker is named. A tracker of your own, in a plug-in::
+``LOG.TRACKERS`` lists them. All receive the same data: the run's config, scalars, tables and files. A library is
+imported only if its tracker is listed. To add a tracker, define it in a plug-in::
 
     @TRACKER_REGISTRY.register(name="mine")
     class Mine(Tracker):
         def scalar(self, tag: str, value: float, step: int | None) -> None: ...
 
-What a tracker that is continued needs is the id that its ``start`` returns; it stands in the run's ``trackers.json``.
+To resume a run, a tracker needs the id that its ``start`` returned; it is stored in the run's ``trackers.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dassl_lite.utils.registry import Registry
 logger = get_logger(__name__)
 
 TRACKER_REGISTRY = Registry("tracker")
-IDS = "trackers.json"  # in a run's folder: name of a tracker -> id of the run there
+IDS = "trackers.json"  # in a run's folder: tracker name -> the run's id in that tracker
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 PAGES = "*.html"  # in a run's folder
 _FILES = ("results.json", "log.txt", "cmat.pt")
@@ -39,14 +39,14 @@ _FILES = ("results.json", "log.txt", "cmat.pt")
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as trackers see it.
+    """A run, as presented to trackers.
 
     Attributes:
-        folder: of its files.
+        folder: folder with the run's files.
         name: method, dataset, shots and seed.
-        group: method and dataset, which runs of a sweep share.
-        config: as nested plain values.
-        id: what ``start`` returned when the run began, if this process continues it; else "".
+        group: method and dataset, shared by runs of a sweep.
+        config: config as nested plain values.
+        id: id that ``start`` returned when the run began, if this process resumes it; else "".
     """
 
     folder: Path
@@ -61,10 +61,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: FINISHED, FAILED (an error) or STOPPED (by the user; it may be continued).
+        status: FINISHED, FAILED (with an error) or STOPPED (by the user, who may resume it).
         summary: final numbers by name, such as "test/accuracy" in percent.
         tables: name -> headers and rows of plain values.
-        files: of the run's folder: results, log, pages.
+        files: files in the run's folder: results, log, pages.
     """
 
     status: str
@@ -74,31 +74,32 @@ class Outcome:
 
 
 class Tracker(Protocol):
-    """What a tracker may do; all is optional. It is built, without arguments, before the run is.
+    """The interface of a tracker; every method is optional. It is built, without arguments, before the run.
 
-    Whatever it raises in ``start`` ends the run with one line; later, a warning says that it is left out from there on.
+    An exception in ``start`` ends the run with a one-line error. A later exception is logged as a warning, and the run
+    continues without the tracker.
     """
 
     def start(self, run: TrackedRun) -> str:
-        """Open the run, or go on with the one of ``run.id``; returns its id, or "" if it needs none."""
+        """Open the run, or resume the one with id ``run.id``; returns its id, or "" if it needs none."""
         return ""
 
     def open_writer(self, log_dir: str) -> Any:
-        """Called before the epochs of a run that has any: an object with ``add_scalar``, for ``log_dir``, or None."""
+        """Called before the first epoch, if any; returns an object with ``add_scalar`` for ``log_dir``, or None."""
         return None
 
     def scalar(self, tag: str, value: float, step: int | None) -> None:
-        """One value: ``train/*`` with the number of the step, others with the number of the epoch."""
+        """Called for each value: ``train/*`` with the step number, others with the epoch number."""
 
     def finish(self, outcome: Outcome) -> None:
-        """The run has ended."""
+        """Called when the run has ended."""
 
 
 class Trackers:
-    """The trackers of one run; one that fails is told, and the run goes on without it.
+    """The trackers of one run. If one fails, a warning says so and the run continues without it.
 
     Args:
-        names: registered names, in the order of the config.
+        names: registered names, in config order.
 
     Raises:
         UserError: a name is not registered, or its library is not installed.
@@ -109,59 +110,59 @@ class Trackers:
         self.started = False
 
     def start(self, run: TrackedRun, previous: str | Path) -> None:
-        """Open the run in all of them.
+        """Open the run in all trackers.
 
         Args:
-            previous: folder of the run that is continued; ids there count.
+            previous: folder of the run being resumed, whose ids are reused.
 
         Raises:
-            UserError: one of them cannot take it.
+            UserError: a tracker cannot track the run.
         """
         self.started = True
         known, ids = _ids_in(Path(previous)), {}
         for name, tracker in self._open.items():
-            mine = TrackedRun(run.folder, run.name, run.group, run.config, known.get(name, ""))
+            tracked = TrackedRun(run.folder, run.name, run.group, run.config, known.get(name, ""))
             try:
-                ids[name] = tracker.start(mine)
+                ids[name] = tracker.start(tracked)
             except Exception as error:
                 self.finish(Outcome(FAILED))
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"LOG.TRACKERS: {name} cannot track this run ({_why(error)})") from error
+                raise UserError(f"LOG.TRACKERS: {name} cannot track this run ({_summary(error)})") from error
         if ids := {name: id for name, id in ids.items() if id}:
             write_json({**known, **ids}, run.folder / IDS)
 
     def open_writer(self, log_dir: str | Path) -> Any:
-        """What writes scalars for ``log_dir`` in TensorBoard's files; None if there is none."""
-        made = [self._guarded(name, lambda one: one.open_writer(str(log_dir))) for name in list(self._open)]
-        return next((writer for writer in made if writer is not None), None)
+        """The first writer that a tracker opens for ``log_dir``; None if none does."""
+        writers = [self._guarded(name, lambda tracker: tracker.open_writer(str(log_dir))) for name in list(self._open)]
+        return next((writer for writer in writers if writer is not None), None)
 
     def scalar(self, tag: str, value: float, step: int | None = None) -> None:
-        """Give one value to all that take values."""
+        """Pass one value to all trackers that accept values."""
         for name, tracker in list(self._open.items()):
             if getattr(type(tracker), "scalar", None) is not Tracker.scalar:
-                self._guarded(name, lambda one: one.scalar(tag, value, step))
+                self._guarded(name, lambda tracker: tracker.scalar(tag, value, step))
 
     def finish(self, outcome: Outcome) -> None:
-        """Give all what the run has found, and close them."""
+        """Pass the run's outcome to all trackers, and close them."""
         for name in list(self._open):
-            self._guarded(name, lambda one: one.finish(outcome))
+            self._guarded(name, lambda tracker: tracker.finish(outcome))
         self._open.clear()
 
     def _guarded(self, name: str, call: Callable[[Tracker], Any]) -> Any:
         try:
             return call(self._open[name])
-        except Exception as error:  # noqa: BLE001  # whatever a library raises: a run of hours goes on
+        except Exception as error:  # noqa: BLE001  # a library's error must not end a run of hours
             del self._open[name]
-            logger.warning(f"{name} tracks this run no more ({_why(error)}); the run goes on")
+            logger.warning(f"{name} no longer tracks this run ({_summary(error)}); the run continues")
 
 
-def _why(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return textwrap.shorten(printable(f"{type(error).__name__}: {error}"), 300, placeholder="...")
 
 
 def _ids_in(folder: Path) -> dict[str, str]:
-    """The ids in a run's folder; none if the file is not ours."""
+    """The ids stored in a run's folder; empty if the file is missing or not ours."""
     if not (folder / IDS).is_file():
         return {}
     try:
@@ -169,13 +170,13 @@ def _ids_in(folder: Path) -> dict[str, str]:
     except (ValueError, OSError):
         ids = None
     if not isinstance(ids, dict) or not all(isinstance(id, str) for id in ids.values()):
-        logger.warning(f"{folder / IDS} holds no ids of trackers; the run gets new ones")
+        logger.warning(f"{folder / IDS} does not hold tracker ids; the run gets new ones")
         return {}
     return ids
 
 
 def tracked_run(cfg: CfgNode) -> TrackedRun:
-    """The run of a config."""
+    """The run that a config describes."""
     method, dataset, shots = cfg.TRAINER.NAME, published_name(cfg), cfg.DATASET.NUM_SHOTS
     name = f"{method} {dataset} {f'{shots} shots' if shots > 0 else 'all images'} seed {cfg.SEED}"
     return TrackedRun(Path(cfg.OUTPUT_DIR), name, f"{method} {dataset}", to_dict(cfg))
@@ -183,7 +184,7 @@ def tracked_run(cfg: CfgNode) -> TrackedRun:
 
 @contextlib.contextmanager
 def finishing(trackers: Trackers) -> Iterator[None]:
-    """A context after whose failure the trackers are closed: the run has failed, or the user has stopped it."""
+    """A context that closes the trackers if it fails: the run has failed, or the user has stopped it."""
     try:
         yield
     except BaseException as error:
@@ -192,7 +193,7 @@ def finishing(trackers: Trackers) -> Iterator[None]:
 
 
 def outcome_of(results: Mapping[str, Any], folder: str | Path) -> Outcome:
-    """A finished run's numbers, tables and files, from the content of its ``results.json``."""
+    """A finished run's numbers, tables and files, built from the content of its ``results.json``."""
     folder = Path(folder)
     splits: dict[str, dict[str, Any]] = results["metrics"]
     summary = {f"{split}/{name}": value for split, found in splits.items() for name, value in found.items()}
@@ -212,6 +213,6 @@ def outcome_of(results: Mapping[str, Any], folder: str | Path) -> Outcome:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Headers and rows of plain values; what a row lacks is None."""
+    """Headers and rows of plain values; missing cells are None."""
     headers = list(dict.fromkeys(name for row in rows for name in row))
     return headers, [[row.get(name) for name in headers] for row in rows]

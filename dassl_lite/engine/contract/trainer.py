@@ -1,10 +1,10 @@
-"""SimpleTrainer, TrainerX and TrainerXU: trainers built from a config (Dassl's contract, which third parties subclass).
+"""SimpleTrainer, TrainerX and TrainerXU: config-built trainers that third parties subclass (Dassl's contract).
 
     SimpleTrainer    data, model, evaluator, checkpoints, test
     TrainerX         labelled data: forward_backward(batch)
     TrainerXU        labelled and unlabelled data: forward_backward(batch_x, batch_u)
 
-The other classes of the contract can be imported from here too, as in Dassl.
+As in Dassl, the other classes of the contract can be imported from here too.
 
 Shapes: B images, K classes.
 """
@@ -60,30 +60,30 @@ logger = get_logger(__name__)
 class SimpleTrainer(TrainerBase):
     """A trainer built from a frozen config: data, model, evaluator, checkpoints, test.
 
-    A subclass provides ``forward_backward`` and, mostly, ``build_model``, which registers its models.
+    A subclass provides ``forward_backward`` and usually ``build_model``, which registers its models.
     """
 
-    keys: ClassVar[Sequence[Key]] = ()  # config keys of its own, under its node of cfg.TRAINER; see `keys.key`
-    config_node = ""  # that node; empty: the class's name
-    takes_features = False  # whether it can train on a feature file, without images
-    takes_multi_label = False  # whether it can train on images that have several classes
-    is_transductive = False  # whether a prediction depends on the other test images, which are seen without labels
-    needs_vit = False  # whether it changes an image encoder in a way that only open_clip's ViTs allow
-    uses_shots = True  # whether the training images make a difference
-    standalone = True  # False: it makes a file that another method uses; sweeps over all methods skip it
+    keys: ClassVar[Sequence[Key]] = ()  # the trainer's own config keys, under its node of cfg.TRAINER; see `keys.key`
+    config_node = ""  # name of that node; defaults to the class name
+    takes_features = False  # whether it can train on a feature file without images
+    takes_multi_label = False  # whether it can train on images with several classes
+    is_transductive = False  # whether a prediction depends on the other (unlabelled) test images
+    needs_vit = False  # whether it modifies the image encoder in a way that only open_clip's ViTs support
+    uses_shots = True  # whether the result depends on the training images
+    standalone = True  # False: it only prepares a file for another method; sweeps over all methods skip it
 
-    # Set by build_data_loader, which a subclass may override; what it leaves out stays as here.
+    # Set by build_data_loader, which a subclass may override; attributes that it does not set keep these defaults.
     dm: Any  # a DataManager, or an object with its attributes
     train_loader_x: Any = None
     train_loader_u: Any = None
     val_loader: Any = None
     test_loader: Any = None
-    # Set while training; not in __init__, which some trainers replace, calling TrainerBase's only.
+    # Defaults live here, not in __init__, because some trainers replace it and call only TrainerBase's.
     model: Any = None
     tuned_on = "nothing"  # what hyper-parameters were chosen on: "val", "leave_one_out", "cross_validation"
     _saved_at = float("inf")  # time of the last checkpoint
     _elsewhere_before = 0.0  # seconds of other phases before training
-    _stop = GracefulStop()  # train() enters its own
+    _stop = GracefulStop()  # replaced during training
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -113,23 +113,23 @@ class SimpleTrainer(TrainerBase):
 
     @classmethod
     def node_name(cls) -> str:
-        """Name of the node of ``cfg.TRAINER`` with the trainer's own keys."""
+        """Name of the node of ``cfg.TRAINER`` that holds the trainer's own keys."""
         return cls.config_node or cls.__name__
 
     @classmethod
     def extend_cfg(cls, cfg: CfgNode) -> None:
-        """Add the trainer's own keys to a config; Dassl's way to declare them is to override this."""
+        """Add the trainer's own keys to a config; Dassl's trainers override this to declare them."""
         declare_keys(cls, cfg, cls.node_name())
 
     @classmethod
     def check_own_keys(cls, cfg: CfgNode) -> None:
-        """Raise a UserError for a value that breaks its key's rule."""
+        """Raise a UserError if a value breaks its key's rule."""
         check_keys(cls, cfg, cls.node_name())
 
     def idle_keys(self) -> dict[str, str]:
-        """Config keys, or groups of them, that have no effect in this run, each with the reason; for a built trainer.
+        """Config keys, or groups of them, that have no effect in this run, each with the reason; call it once built.
 
-        A user who has set one is told when the run starts.
+        A user who has set one gets a warning when the run starts.
         """
         idle = idle_keys(self, self.node_name())
         if self.has_epochs() and not self.compiles_steps:
@@ -147,7 +147,7 @@ class SimpleTrainer(TrainerBase):
         return self.cfg.TRAINER[self.node_name()]
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise a UserError for values that this method cannot take; called before anything is built."""
+        """Raise a UserError for values that this method does not support; called before anything is built."""
 
     # ---- building -----------------------------------------------------------------------------------------------
 
@@ -168,25 +168,24 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether images of the dataset at hand have several classes."""
+        """Whether images of the current dataset can have several classes."""
         return getattr(self.dm.dataset, "multi_label", False)
 
     @property
     def main_metric(self) -> str:
-        """What is reported first and selects the epoch, in percent."""
+        """The metric that is reported first and selects the epoch, in percent."""
         return "mAP" if self.is_multi_label else "accuracy"
 
     @property
     def method_label(self) -> str:
-        """The method as tables name it: its name, and what else a reader has to know."""
+        """The method's label in tables: its name and anything else that a reader has to know."""
         return f"{self.cfg.TRAINER.NAME} (transductive)" if self.is_transductive else str(self.cfg.TRAINER.NAME)
 
     def check_dataset(self) -> None:
-        """Raise a UserError for a dataset that the method cannot take; called before a model is built."""
+        """Raise a UserError for a dataset that the method does not support; called before a model is built."""
         if self.is_multi_label and not self.takes_multi_label:
             name, dataset = self.cfg.TRAINER.NAME, self.cfg.DATASET.NAME
             raise MultiLabelError(f"{name} takes images of one class each, but dataset {dataset} is multi-label")
-
         if self.cfg.TEST.TRANSDUCTIVE and not self.is_transductive:
             name = self.cfg.TRAINER.NAME
             raise UserError(
@@ -194,7 +193,7 @@ class SimpleTrainer(TrainerBase):
             )
 
     def build_model(self) -> None:
-        """Build the models, their optimisers and schedules, and register them; by default, a SimpleNet."""
+        """Build and register the models with their optimisers and schedules; by default, a SimpleNet."""
         cfg = self.cfg
         logger.info("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
@@ -230,9 +229,8 @@ class SimpleTrainer(TrainerBase):
         return self.uses_shots
 
     def check_training_data(self) -> None:
-        if self.needs_training_images() and getattr(
-            self.dm.dataset, "test_only", False
-        ):  # test images stand in for training images
+        # In a test-only dataset, the training set consists of test images.
+        if self.needs_training_images() and getattr(self.dm.dataset, "test_only", False):
             raise UserError(
                 f"{self.cfg.DATASET.NAME} has no training images; train on another dataset, then evaluate that run on "
                 "this one with tools/eval.py"
@@ -257,22 +255,24 @@ class SimpleTrainer(TrainerBase):
         try:
             with GracefulStop() as self._stop:
                 yield
-        finally:  # what was logged is kept when a run is stopped, too
+        finally:  # keep what was logged even if the run is stopped
             if "run_log" in self.__dict__:
                 self.run_log.close()
             self.close_writer()
 
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
-        distributed.same_random_states()  # which also waits: nobody writes what another has still to read
+        distributed.same_random_states()  # also a barrier: no process writes files that another still has to read
         self.init_writer(Path(self.output_dir) / "tensorboard")
-        self.time_start = time.time() - self.seconds.get("train", 0.0)  # a resumed run adds to its time
+        self.time_start = time.time() - self.seconds.get("train", 0.0)  # a resumed run adds to its training time
         self._elsewhere_before = self._seconds_elsewhere()
         self._saved_at = time.monotonic()
         self.__dict__.pop("run_log", None)
 
     def init_writer(self, log_dir: str | Path) -> None:
-        if not self.trackers.started and distributed.rank() == 0:  # by a script of its own, not by our tools
+        if (
+            not self.trackers.started and distributed.rank() == 0
+        ):  # when started by a user's script rather than by our tools
             self.trackers = Trackers(self.cfg.LOG.TRACKERS)
             self.trackers.start(tracked_run(self.cfg), self.cfg.RESUME or self.output_dir)
         super().init_writer(log_dir)
@@ -283,8 +283,8 @@ class SimpleTrainer(TrainerBase):
         last = self.epoch + 1 == self.max_epoch
         overdue = time.monotonic() - self._saved_at > self.cfg.TRAIN.CHECKPOINT_SECONDS
         distributed.meet("the end of an epoch")
-        asked = distributed.process_group().gather((self._stop.requested, overdue))
-        stops, overdue = (any(answers) for answers in zip(*asked, strict=True))  # all save, or none
+        votes = distributed.process_group().gather((self._stop.requested, overdue))
+        stops, overdue = (any(answers) for answers in zip(*votes, strict=True))  # all processes save, or none
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             with self.deployed():
@@ -301,8 +301,10 @@ class SimpleTrainer(TrainerBase):
             raise KeyboardInterrupt(f"stopped after epoch {self.epoch + 1}; resume with --resume")
 
     def deployed(self) -> AbstractContextManager[None]:
-        """A context in which the models are what the run would give if it ended with this epoch: as they are, unless a
-        method averages its epochs."""
+        """A context in which the models are what the run would produce if it ended now.
+
+        This changes nothing unless a method averages its epochs.
+        """
         return nullcontext()
 
     def _save_rolling(self) -> None:
@@ -321,14 +323,14 @@ class SimpleTrainer(TrainerBase):
         self.run_log.close()
         self.seconds.update(self.seconds_so_far())
         logger.info("Finish training")
-        distributed.wait()  # for rank 0's files
+        distributed.wait()  # until rank 0 has written its files
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 logger.info("Deploy the model with the best val performance")
                 load_model_of(self, self.output_dir)
             else:
                 logger.info("Deploy the last-epoch model")
-            with stops_at_once():  # every epoch is saved
+            with stops_at_once():  # all epochs are already saved
                 self.evaluate_split()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         logger.info(f"Elapsed: {elapsed}")
@@ -336,7 +338,7 @@ class SimpleTrainer(TrainerBase):
 
     @cached_property
     def run_log(self) -> RunLog:  # type: ignore[override]  # set on first use
-        """What the run prints; made on first use, because a trainer may override ``before_train``."""
+        """The run's output; created on first use, because a trainer may override ``before_train``."""
         frequency = self.cfg.TRAIN.PRINT_FREQ
         return RunLog(self.start_epoch, self.max_epoch, frequency, self.shows_progress, self.write_scalar)
 
@@ -351,8 +353,8 @@ class SimpleTrainer(TrainerBase):
     def test(self, split: str | None = None) -> float:
         """Evaluate on "val" or "test" (default: ``cfg.TEST.SPLIT``); returns the evaluator's first metric.
 
-        Several processes share the batches. A model may define a context manager ``evaluating()``, within which its
-        parameters do not change.
+        Several processes share the batches. A model may define a context manager ``evaluating()``; its parameters do
+        not change within it.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -362,13 +364,13 @@ class SimpleTrainer(TrainerBase):
             raise UserError(f"{self.cfg.DATASET.NAME} has no {split} set to evaluate on")
         logger.info(f"Evaluate on the *{split}* set")
         start, before = time.perf_counter(), self._seconds_elsewhere()
-        shown: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
-        shown |= {"total": length_hint(loader) or None, "disable": not self.shows_progress}
+        bar: Any = {"desc": f"Evaluating {split}", "unit": "batch", "file": sys.stderr, "leave": False}
+        bar |= {"total": length_hint(loader) or None, "disable": not self.shows_progress}
         with ExitStack() as contexts:
             for model in self._models.values():
                 if callable(evaluating := getattr(model, "evaluating", None)):
                     contexts.enter_context(evaluating())
-            for output, label in tqdm(self.inferred(loader, split), **shown):
+            for output, label in tqdm(self.inferred(loader, split), **bar):
                 self.evaluator.process(output, label)
         results = distributed.on_first(self._metrics)  # an evaluator may write files
         features = self._seconds_elsewhere() - before
@@ -380,13 +382,13 @@ class SimpleTrainer(TrainerBase):
         return next(iter(results.values()))
 
     def evaluate_split(self, split: str | None = None) -> None:
-        """``test``, and keep what an overridden one returns."""
+        """Call ``test`` and record the value that an overridden one returns."""
         value = self.test(split)
         if isinstance(value, float | int):
             self.results.setdefault(split or self.cfg.TEST.SPLIT, {"accuracy": float(value)})
 
     def inferred(self, loader: Any, split: str) -> Iterator[tuple[Any, Any]]:
-        """(logits, label) for every batch of the loader of a split."""
+        """Yield (logits, label) for every batch of a split's loader."""
         return outputs(loader, self._infer)
 
     def _infer(self, batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -394,9 +396,9 @@ class SimpleTrainer(TrainerBase):
         return self.model_inference(input), label
 
     def _metrics(self) -> dict[str, Any]:
-        """The evaluator's metrics. A plug-in's may be tensors or NumPy numbers; files take plain ones."""
-        found = self.evaluator.evaluate()
-        return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+        """The evaluator's metrics as plain numbers; a plug-in's evaluator may return tensors or NumPy numbers."""
+        metrics = self.evaluator.evaluate()
+        return {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
 
     def model_inference(self, input: Any) -> Tensor:
         return self.model(input)
@@ -406,35 +408,37 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the epoch that is tested is selected by its accuracy on test images."""
+        """Whether the final epoch is selected by its accuracy on test images."""
         test = self.cfg.TEST
         selects = self.has_epochs() and test.FINAL_MODEL == "best_val" and not test.NO_TEST
         return selects and validates_on_test(self.dm.dataset)
 
     def _tuned_on(self) -> str:
-        """What the epoch or hyper-parameters were chosen on: "test", "val", what the method says, or "nothing"."""
+        """What the epoch or hyper-parameters were chosen on: "test", "val", the method's ``tuned_on``, or "nothing"."""
         if self.selects_on_test:
             return "test"
         selects = self.has_epochs() and self.cfg.TEST.FINAL_MODEL == "best_val" and bool(self.dm.dataset.val)
         return "val" if selects else self.tuned_on
 
     def run_results(self) -> dict[str, Any]:
-        """The content of ``results.json``: what this run was, what it found and what it cost, as plain values."""
+        """The content of ``results.json``: the run's settings, metrics and costs, as plain values."""
         data, cfg = self.dm.dataset, self.cfg
         splits = {"train": data.train_x, "val": data.val, "test": data.test}
         return {
             "trainer": cfg.TRAINER.NAME,
             "method": self.method_label,
-            "transductive": self.is_transductive,  # then the metrics are of images seen before, without labels
+            "transductive": self.is_transductive,  # if so, the test images were seen, unlabelled, before prediction
             "dataset": published_name(cfg),
-            "backbone": self.checkpoint_meta().get("backbone", cfg.MODEL.BACKBONE.NAME),  # a feature file says its own
+            "backbone": self.checkpoint_meta().get(
+                "backbone", cfg.MODEL.BACKBONE.NAME
+            ),  # a feature file names its own backbone
             "num_shots": cfg.DATASET.NUM_SHOTS,
             "seed": cfg.SEED,
             "num_classes": self.num_classes,
             "split_sizes": {name: len(items) if items else 0 for name, items in splits.items()},
             "fewshot_digest": getattr(data, "fewshot_digest", ""),
             "metrics": self.results,
-            "selected_on_test": self.selects_on_test,  # then the metrics are not on unseen images
+            "selected_on_test": self.selects_on_test,  # if so, the metrics are not on unseen images
             "tuned_on": self._tuned_on(),
             "trainable_parameters": sum(
                 parameter.numel()
@@ -453,7 +457,7 @@ class SimpleTrainer(TrainerBase):
 
 
 class TrainerX(SimpleTrainer):
-    """A trainer on labelled data."""
+    """A trainer for labelled data."""
 
     def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         self.num_batches = len(self.train_loader_x)
@@ -465,7 +469,7 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """A trainer on labelled and unlabelled data: ``forward_backward(batch_x, batch_u)``."""
+    """A trainer for labelled and unlabelled data: ``forward_backward(batch_x, batch_u)``."""
 
     def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
         if self.train_loader_u is None:
@@ -482,6 +486,6 @@ class TrainerXU(SimpleTrainer):
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches of ``loader``, which starts over when it ends."""
-    # Its first round starts here, not with the first batch: two loaders draw random numbers in the reference's order.
+    """Yield batches of ``loader``, restarting it when it ends."""
+    # Call iter() now, not at the first batch, so that two loaders draw random numbers in the reference's order.
     return itertools.chain(iter(loader), itertools.chain.from_iterable(itertools.repeat(loader)))

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder and reads back: checkpoints, class rows, results, the lock.
+"""The files that a run writes to its folder and reads back: checkpoints, class rows, results, the lock.
 
-May import `parallel`, and no other room of the engine.
+Of the engine's subpackages, it may import `parallel` only.
 """

@@ -1,7 +1,7 @@
-"""A run's checkpoints: where they lie, which one to load, and what a resumed run needs besides weights.
+"""A run's checkpoints: where they are stored, which one to load, and what resuming needs besides weights.
 
 Layout (the reference's): ``<output>/<model>/model.pth.tar-<epoch>``, ``model-best.pth.tar`` and a text file
-``checkpoint`` that names the newest.
+``checkpoint`` that names the newest one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dassl_lite.utils.errors import MissingCheckpointError, UserError, shown
 
 BEST = "model-best.pth.tar"
 _NUMBERED = re.compile(r"model\.pth\.tar-(\d+)$")
-_ROLLING = ".rolling"  # text file: epoch of a checkpoint that only serves resuming
-_MOST_EPOCHS, _MOST_SECONDS = 10**9, 10**10  # that a checkpoint can say without lying
-# Embeddings of the class names, which a prompt learner computes for the classes at hand.
+_ROLLING = ".rolling"  # text file with the epoch of a checkpoint kept only for resuming
+_MAX_EPOCHS, _MAX_SECONDS = 10**9, 10**10  # larger values in a checkpoint are implausible
+# Embeddings of the class names, which a prompt learner computes for the current classes.
 _RECOMPUTED = ("token_prefix", "token_suffix")
 
 
@@ -38,30 +38,30 @@ class CheckpointStore:
         self.directory = Path(directory)
 
     def epochs(self, name: str) -> list[int]:
-        """Epoch numbers of a model's checkpoints, in ascending order."""
+        """Epochs of a model's numbered checkpoints, in ascending order."""
         folder = self.directory / name
         if not folder.is_dir():
             return []
         return sorted(int(match[1]) for path in folder.iterdir() if (match := _NUMBERED.match(path.name)))
 
     def newest_common_epoch(self, names: Iterable[str]) -> int | None:
-        """The newest epoch of which every model has a checkpoint, whatever was being written when a run was killed."""
+        """The newest epoch for which every model has a checkpoint, even if the run was killed while saving."""
         saved = [set(self.epochs(name)) for name in names]
         common = set.intersection(*saved) if saved else set()
         return max(common) if common else None
 
     def config(self) -> dict[str, Any]:
-        """The config in one of the checkpoints, as nested plain values; {} if there is none."""
+        """The config stored in one of the checkpoints, as nested plain values; {} if there is none."""
         for path in sorted(self.directory.glob("*/model*.pth.tar*"))[:1]:
             config = torchtools.load_run_checkpoint(str(path))["meta"].get("config")
             return config if isinstance(config, dict) else {}
         return {}
 
     def find(self, name: str, epoch: int | None = None) -> Path:
-        """The checkpoint file of a model: of ``epoch``, else the best, else the last.
+        """Find a model's checkpoint file: that of ``epoch``, else the best, else the last.
 
         Raises:
-            MissingCheckpointError: there is no such file; says which epochs there are.
+            MissingCheckpointError: there is no such file; the message lists the available epochs.
         """
         folder, saved = self.directory / name, self.epochs(name)
         if epoch is not None:
@@ -71,41 +71,41 @@ class CheckpointStore:
         else:
             path = folder / f"model.pth.tar-{saved[-1]}"
         if not path.is_file():
-            found = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
+            content = f"epochs there: {', '.join(map(str, saved))}" if saved else "the folder holds no checkpoint"
             raise MissingCheckpointError(
-                f"no checkpoint at {path}; {found if folder.is_dir() else f'there is no folder {folder}'}"
+                f"no checkpoint at {path}; {content if folder.is_dir() else f'there is no folder {folder}'}"
             )
         return path
 
     def save(self, name: str, state: Mapping[str, Any], *, is_best: bool = False, model_name: str = "") -> None:
-        """Write a model's checkpoint, whole or not at all.
+        """Write a model's checkpoint atomically.
 
         Args:
-            state: ``state_dict``, ``epoch`` and whatever else belongs into the file.
-            is_best: keep a copy as the best.
-            model_name: file name instead of ``model.pth.tar-<epoch>``.
+            state: ``state_dict``, ``epoch`` and any other content of the file.
+            is_best: also keep a copy as the best.
+            model_name: file name to use instead of ``model.pth.tar-<epoch>``.
 
         Raises:
-            UserError: the disk does not take it.
+            UserError: the file cannot be written.
         """
         folder = self.directory / name
         try:
             torchtools.save_checkpoint(state, str(folder), is_best=is_best, model_name=model_name)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"cannot write a checkpoint to {folder} ({_why_not_written(error)}); earlier checkpoints are intact. "
+                f"cannot write a checkpoint to {folder} ({_write_failure(error)}); earlier checkpoints are intact. "
                 "Free some space there and resume with --resume"
             ) from error
 
     def mark_rolling(self, names: Iterable[str], epoch: int) -> None:
-        """Mark the checkpoint of ``epoch`` as replaceable by a newer one, and drop the one marked before."""
+        """Mark the checkpoint of ``epoch`` as replaceable by a newer one, and delete the one marked before."""
         names = list(names)
         self.drop_rolling(names, keep=epoch)
         for name in names:
             (self.directory / name / _ROLLING).write_text(str(epoch), encoding="utf-8")
 
     def drop_rolling(self, names: Iterable[str], keep: int | None = None) -> None:
-        """Remove checkpoints that only served resuming, now that there is a newer one."""
+        """Delete checkpoints kept only for resuming, now that there is a newer one."""
         for name in names:
             marker = self.directory / name / _ROLLING
             if marker.is_file():
@@ -116,29 +116,29 @@ class CheckpointStore:
 
 
 def is_recomputed(key: str) -> bool:
-    """Whether a state-dict entry is computed from the classes at hand, so never loaded."""
+    """Whether a state-dict entry is recomputed from the current classes and therefore never loaded."""
     return key.rpartition(".")[2] in _RECOMPUTED
 
 
-def _why_not_written(error: OSError | RuntimeError) -> str:
-    """The reason in a few words; an error that is not about the disk is raised again."""
+def _write_failure(error: OSError | RuntimeError) -> str:
+    """A short reason why writing failed; an error that is not about the disk is re-raised."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error).splitlines()[0]
-    if "unexpected pos" not in text and "write" not in text.lower():  # how torch's writer reports a full disk
+    if "unexpected pos" not in text and "write" not in text.lower():  # torch's wording for a full disk
         raise error
-    return f"the disk takes no more: {text}"
+    return f"the disk may be full: {text}"
 
 
 def check_origin(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another method or backbone; one without that information (the reference's) is accepted.
+    """Refuse a checkpoint of another method or backbone; accept one that names neither, such as the reference's.
 
     Args:
         meta: the checkpoint's ``meta``.
-        own: this run's.
+        own: this run's ``meta``.
 
     Raises:
-        UserError: names both.
+        UserError: they differ; the message names both.
     """
     if meta.get("trainer") not in (None, own["trainer"]):
         raise UserError(
@@ -148,14 +148,14 @@ def check_origin(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) ->
 
 
 def check_backbone(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another backbone, or of other weights under its name, where both sides say which.
+    """Refuse a checkpoint of another backbone, or of the same one with other weights, if both sides name theirs.
 
     Raises:
-        UserError: names both.
+        UserError: they differ; the message names both.
     """
     if meta.get("backbone") is None or own.get("backbone") is None:
         return
-    # The digest is of the weights in the precision of the run, so it is comparable within one precision only.
+    # Digests are of the weights in the run's precision, so they are only comparable within one precision.
     key = "backbone_digest" if meta.get("precision") == own.get("precision") else "backbone"
     if meta[key] != own[key]:
         weights = "" if meta["backbone"] != own["backbone"] else " with other weights"
@@ -166,7 +166,7 @@ def check_backbone(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) 
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load ``weights`` into ``model``: the same names and shapes, except for entries that are recomputed.
+    """Load ``weights`` into ``model``; names and shapes must match, except for recomputed entries.
 
     Raises:
         UserError: names or shapes differ.
@@ -180,10 +180,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
 def run_state(
     best_result: float, history: list[dict[str, Any]], results: Mapping[str, dict[str, Any]], scaler: Any = None
 ) -> dict[str, Any]:
-    """What a resumed run needs besides models and optimisers, as tensors and plain values; for every process to call.
+    """State needed to resume besides models and optimisers, as tensors and plain values. Every process must call it.
 
     Args:
-        results: metrics by split, of the last evaluation.
+        results: metrics by split, from the last evaluation.
         scaler: the trainer's gradient scaler, if any; a disabled one has no state.
     """
     state = {"best_result": best_result, "history": list(history), "results": dict(results)}
@@ -192,7 +192,7 @@ def run_state(
 
 
 def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, sched: Any) -> None:
-    """Restore weights, optimiser and schedule from a checkpoint, to continue as if never stopped."""
+    """Restore weights, optimiser and schedule from a checkpoint, so that training continues as if never interrupted."""
     load_weights(model, state["state_dict"], path)
     for what, part in (("optimizer", optim), ("scheduler", sched)):
         if part is not None:
@@ -202,7 +202,7 @@ def restore(path: Path, state: Mapping[str, Any], model: nn.Module, optim: Any, 
 def restore_run_state(
     state: Mapping[str, Any], scaler: Any = None
 ) -> tuple[float, list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Restore random states and gradient scaler; returns the best result, the history and the results so far."""
+    """Restore random states and the gradient scaler; returns the best result, the history and the results so far."""
     saved = state.get("run_state") or {}
     if "random_states" in saved:
         distributed.restore_random_states_of_all(saved["random_states"])
@@ -213,19 +213,19 @@ def restore_run_state(
 
 
 def progress(state: Mapping[str, Any], path: Path) -> tuple[int, dict[str, float]]:
-    """Epochs that are done, and the wall time in seconds of each phase so far.
+    """The number of finished epochs, and the wall time of each phase so far in seconds.
 
     Raises:
-        UserError: a number that no run has.
+        UserError: a number is implausible.
     """
     epoch, seconds = int(state["epoch"]), dict(state.get("seconds") or {})
-    for name, value, most in [("epoch", epoch, _MOST_EPOCHS), *((n, s, _MOST_SECONDS) for n, s in seconds.items())]:
+    for name, value, most in [("epoch", epoch, _MAX_EPOCHS), *((n, s, _MAX_SECONDS) for n, s in seconds.items())]:
         if not 0 <= value <= most:
             raise UserError(f"{path} cannot be resumed: its {name} is {shown(value)}")
     return epoch, seconds
 
 
-# Config keys that may differ when a run is resumed: they say where and how fast, not what.
+# Config keys that may change when a run is resumed: they affect where and how fast it runs, not its result.
 _FREE_ON_RESUME = (
     *("OUTPUT_DIR", "RESUME", "USE_CUDA", "VERBOSE", "LOG", "TRAIN", "TEST"),
     *("DATASET.ROOT", "DATASET.SPLITS_IN", "DATASET.FEATURES.DIR", "DATASET.FEATURES.BATCH_SIZE"),
@@ -234,8 +234,10 @@ _FREE_ON_RESUME = (
 
 
 def follow_precision(cfg: CfgNode, stored: Mapping[str, Any]) -> CfgNode:
-    """``cfg`` with PREC fp32 in place of auto where the stored run's config has it: auto became the default later, and
-    a run from before goes on as it began."""
+    """``cfg`` with PREC fp32 instead of auto where the stored run has fp32.
+
+    Runs from before auto became the default are thus resumed in their original precision.
+    """
     before = flat(stored)
     cfg, frozen = cfg.clone(), cfg.is_frozen()
     cfg.defrost()
@@ -252,10 +254,10 @@ def _was_default_before(stored: Any, now: Any) -> bool:
 
 
 def check_precision(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
-    """Refuse to resume, with PREC auto, a run in another precision than auto is here.
+    """Refuse to resume a run with PREC auto if auto means another precision on this machine.
 
     Raises:
-        UserError: names both.
+        UserError: they differ; the message names both.
     """
     before, now = meta.get("precision"), own.get("precision")
     older, newer = flat(meta.get("config", {})), flat(own.get("config", {}))
@@ -265,10 +267,10 @@ def check_precision(meta: Mapping[str, Any], own: Mapping[str, Any], path: Path)
 
 
 def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """Refuse to resume a run under other settings: the result would belong to neither.
+    """Refuse to resume a run with different settings: the result would belong to neither.
 
     Raises:
-        UserError: names the first key that differs, with both values.
+        UserError: a key differs; the message names the first one with both values.
     """
     before, after = flat(stored), flat(now)
     for key in sorted(before.keys() & after.keys()):
@@ -282,8 +284,8 @@ def check_same_run(stored: Mapping[str, Any], now: Mapping[str, Any], path: Path
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key."""
-    found: dict[str, Any] = {}
+    """Flatten nested mappings: values by dotted key."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values

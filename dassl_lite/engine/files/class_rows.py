@@ -1,9 +1,9 @@
-"""Loading a checkpoint into a dataset with other classes: rows are picked by class identity.
+"""Loads a checkpoint for a dataset with other classes by picking rows by class identity.
 
-A module whose parameters have one row per class declares them in an attribute ``class_rows``: the names of those
-parameters and buffers (or, if the classes are not along the first dimension, a dict of name -> dimension). A class that
-the checkpoint lacks keeps the module's own row, which for a residual method means zero-shot CLIP; a module whose
-untrained rows are meaningless sets ``class_rows_required = True``, and a missing class is an error.
+A module with one row per class in some parameters or buffers lists their names in an attribute ``class_rows`` (or, if
+the classes are not along the first dimension, a dict of name -> dimension). A class missing from the checkpoint keeps
+the module's own row, which for a residual method means zero-shot CLIP. A module whose untrained rows are meaningless
+sets ``class_rows_required = True``, which makes a missing class an error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ClassRows:
 
     Args:
         dims: state-dict key -> dimension along which the classes lie.
-        current: state-dict key -> the model's own value, whose rows are kept for classes that the source lacks.
-        required: whether a class that the source lacks is an error.
+        current: state-dict key -> the model's own value, whose rows are kept for classes missing from the source.
+        required: whether a class missing from the source is an error.
     """
 
     def __init__(self, dims: Mapping[str, int], current: Mapping[str, torch.Tensor], required: bool = False) -> None:
@@ -39,7 +39,7 @@ class ClassRows:
 
     @classmethod
     def of(cls, model: nn.Module) -> ClassRows:
-        """Collect the declarations of ``model`` and its submodules."""
+        """Collect the ``class_rows`` declarations of ``model`` and its submodules."""
         dims: dict[str, int] = {}
         for prefix, module in model.named_modules():
             declared = getattr(module, "class_rows", ())
@@ -58,10 +58,10 @@ class ClassRows:
         *,
         strict: bool = False,
     ) -> tuple[dict[str, torch.Tensor], ClassMatch | None]:
-        """``weights`` with the rows of the target's classes in the target's order, and how the classes matched.
+        """Pick the rows of the target's classes, in its order; returns the weights and how the classes matched.
 
-        A class that the source lacks keeps the model's own row (for a residual method its zero-shot row and a zero
-        residual), so base -> new is zero-shot; with ``strict`` that is a UserError.
+        A class missing from the source keeps the model's own row (for a residual method, its zero-shot row and a zero
+        residual), so base -> new is zero-shot. With ``strict`` it is a UserError.
         """
         keys = [key for key in self.dims if key in weights]
         if not keys or target is None:
@@ -76,24 +76,24 @@ class ClassRows:
 
 
 def _report(match: ClassMatch, source: ClassList, target: ClassList, path: Path, strict: bool) -> None:
-    """Log how many classes matched; UserError if ``strict`` and one did not."""
+    """Log how many classes matched; raise a UserError if ``strict`` and any is missing."""
     logger.info(match.describe())
-    lacking = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
-    named = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
-    if lacking and strict:
+    missing = [name for name, row in zip(target.names, match.rows, strict=True) if row < 0]
+    named = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+    if missing and strict:
         raise LackingClassesError(
             f"{path} knows {match.matched} of this dataset's {len(target)} classes; it lacks {named} (its "
             f"{len(source)} classes: {', '.join(source.names[:3])} ...)"
         )
-    if lacking:
-        count = f"{len(lacking)} class{'es' if len(lacking) > 1 else ''}"
+    if missing:
+        count = f"{len(missing)} class{'es' if len(missing) > 1 else ''}"
         count = count if match.matched else f"all {count}"
-        verb = "are not in the checkpoint and stay" if len(lacking) > 1 else "is not in the checkpoint and stays"
+        verb = "are not in the checkpoint and stay" if len(missing) > 1 else "is not in the checkpoint and stays"
         logger.warning(f"{count} {verb} zero-shot: {named}")
 
 
 def _source_classes(meta: Mapping[str, Any], rows: int, target: ClassList, path: Path) -> ClassList:
-    """The classes of a checkpoint's rows; the reference's files do not name them, so they are inferred."""
+    """The classes of a checkpoint's rows, inferred if it does not name them, as in the reference's files."""
     if meta.get("classnames"):
         return ClassList(tuple(meta["classnames"]), tuple(meta.get("classids") or ()))
     if rows == IMAGENET_CLASSES and (any(target.ids) or len(target) != rows):
@@ -115,6 +115,6 @@ def _pick_rows(source: torch.Tensor, own: torch.Tensor, rows: tuple[int, ...], d
         raise AssertionError("a class-row entry must have one row per class of the dataset")
     result = own.detach().cpu().clone()
     if source.shape[:dim] + source.shape[dim + 1 :] != own.shape[:dim] + own.shape[dim + 1 :]:
-        return source  # another feature width: load_weights reports it
+        return source  # different feature width, which load_weights reports
     known = (wanted >= 0).nonzero().flatten()
     return result.index_copy(dim, known, source.detach().cpu().to(result.dtype).index_select(dim, wanted[known]))

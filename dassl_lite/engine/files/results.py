@@ -1,4 +1,4 @@
-"""``results.json``: what a run was, what it found and what it cost, in full precision."""
+"""``results.json``: a run's settings, metrics and costs, in full precision."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.files import read_json, write_json
 
 FILE_NAME = "results.json"
-MAIN_METRICS = ("accuracy", "mAP")  # what is reported first: of one class per image, of several
-_NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")  # of every run's config
+MAIN_METRICS = ("accuracy", "mAP")  # reported first: for one class per image, for several
+_NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")  # nodes in every run's config
 
 
 def reset_peak_memory() -> None:
-    """Start measuring anew, for a run in a process that has done others."""
+    """Restart the measurement, for a run in a process that has already done others."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # Linux only
@@ -28,7 +28,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak resident memory of the process and, with a GPU, of the device, in MiB, since :func:`reset_peak_memory`."""
+    """Peak memory in MiB since `reset_peak_memory`: resident memory of the process and, with a GPU, device memory."""
     memory = {"host_mib": _peak_kib() / 1024}
     if torch.cuda.is_available():
         memory["device_mib"] = torch.cuda.max_memory_allocated() / 2**20
@@ -43,14 +43,14 @@ def _peak_kib() -> float:
 
 
 def write_results(results: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write ``results.json`` into ``folder``, whole or not at all; returns its path."""
+    """Write ``results.json`` into ``folder`` atomically; returns its path."""
     path = Path(folder) / FILE_NAME
     write_json(results, path)
     return path
 
 
 def read_results(folder: str | Path) -> dict[str, Any] | None:
-    """A run's results, or None if it has not finished."""
+    """Read a run's results; None if it has not finished."""
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         return None
@@ -66,7 +66,7 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
 
 
 def main_metric(metrics: Mapping[str, Any]) -> str:
-    """The name of the metric that is reported first; "" if an evaluator with others was used."""
+    """The name of the metric that is reported first; "" if the evaluator has none of ``MAIN_METRICS``."""
     return next((name for name in MAIN_METRICS if name in metrics), "")
 
 
@@ -74,7 +74,7 @@ def config_in(results: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """The config in the results of the run in ``folder``.
 
     Raises:
-        UserError: they have none.
+        UserError: the results contain no config.
     """
     config = results.get("config")
     if not isinstance(config, dict) or not is_config(config):
@@ -83,7 +83,7 @@ def config_in(results: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
 
 
 def is_config(config: Any) -> bool:
-    """Whether it is the config of a run, as nested plain values."""
+    """Whether ``config`` is the config of a run, as nested plain values."""
     if not isinstance(config, dict) or not all(isinstance(config.get(node), dict) for node in _NODES):
         return False
     return all(isinstance(config[node].get("NAME"), str) for node in ("DATASET", "TRAINER"))

@@ -1,7 +1,7 @@
-"""What a run leaves in its folder, which holds nothing else, and how a new run takes the place of an old one.
+"""The files in a run's folder, and how a new run replaces an old one.
 
-The old run stays as it is until the new one is built. Then it is set aside, in a hidden folder beside its successor's
-files, and it goes for good if those hold a checkpoint or results in the end; else it comes back.
+The old run stays untouched until the new one is built. It is then moved to a hidden sub-folder. When the new run ends,
+the old one is deleted if the new one left a checkpoint or results, and restored otherwise.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from dassl_lite.engine.files.results import FILE_NAME as RESULTS
 from dassl_lite.utils.files import read_json
 
-NEW_LOG = ".new-log.txt"  # log of a run that is being built while an old one is still there
-REPLACED = ".replaced"  # folder with the run that was set aside
-_PARTLY = ".replaced.partly"  # the same while its files are being moved
-SAVED_CONFIG, SAVED_FORMAT = "config.json", "dassl-lite classifier"  # of a folder of FewShotClassifier.save
+NEW_LOG = ".new-log.txt"  # log of a run being built while an old run is still in the folder
+REPLACED = ".replaced"  # sub-folder with the old run
+_PARTIAL = ".replaced.partly"  # the same, while files are being moved
+SAVED_CONFIG, SAVED_FORMAT = "config.json", "dassl-lite classifier"  # in a folder written by FewShotClassifier.save
 _FILES = (RESULTS, "log.txt", "cmat.pt", "tensorboard", "trackers.json", "wandb")
 
 
 def holds_run(folder: str | Path) -> bool:
-    """Whether a folder contains a training run: finished, unfinished, or set aside by one that was killed."""
+    """Whether a folder contains a training run: finished, unfinished, or set aside by a run that was killed."""
     folder = Path(folder)
-    return folder.is_dir() and (_has_begun(folder) or any((folder / name).is_dir() for name in (REPLACED, _PARTLY)))
+    return folder.is_dir() and (_has_begun(folder) or any((folder / name).is_dir() for name in (REPLACED, _PARTIAL)))
 
 
 def holds_saved_classifier(folder: str | Path) -> bool:
-    """Whether a folder contains what `FewShotClassifier.save` writes."""
+    """Whether a folder contains a classifier written by `FewShotClassifier.save`."""
     try:
         values = read_json(Path(folder) / SAVED_CONFIG)
     except (OSError, ValueError):
@@ -47,14 +47,14 @@ def _model_folders(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def replacing(folder: str | Path, *, overwrite: bool) -> Iterator[None]:
-    """Set aside the run in ``folder`` while another one is trained there.
+    """A context in which the run in ``folder`` is set aside while another one trains there.
 
     Args:
         folder: must be locked for this run.
-        overwrite: False leaves a run where it is; only what a killed process left behind is put in order.
+        overwrite: False keeps an existing run in place and only cleans up after a killed process.
     """
     folder = Path(folder)
-    if (folder / _PARTLY).is_dir():
+    if (folder / _PARTIAL).is_dir():
         _move_back(folder)
     if overwrite and _has_begun(folder):
         _set_aside(folder)
@@ -68,23 +68,23 @@ def replacing(folder: str | Path, *, overwrite: bool) -> Iterator[None]:
         elif (folder / REPLACED).is_dir():
             for name in _FILES:
                 _remove(folder / name)
-            os.rename(folder / REPLACED, folder / _PARTLY)
+            os.rename(folder / REPLACED, folder / _PARTIAL)
             _move_back(folder)
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run, and nothing else, out of the way; whatever had been set aside before goes."""
+    """Move a run, and nothing else, out of the way; delete any run set aside before."""
     shutil.rmtree(folder / REPLACED, ignore_errors=True)
-    partly = folder / _PARTLY
-    partly.mkdir()
+    partial = folder / _PARTIAL
+    partial.mkdir()
     for path in [*_model_folders(folder), *(folder / name for name in _FILES)]:
         if path.exists():
-            os.rename(path, partly / path.name)
-    os.rename(partly, folder / REPLACED)
+            os.rename(path, partial / path.name)
+    os.rename(partial, folder / REPLACED)
 
 
 def _move_back(folder: Path) -> None:
-    aside = folder / _PARTLY
+    aside = folder / _PARTIAL
     for path in list(aside.iterdir()):
         _remove(folder / path.name)
         os.rename(path, folder / path.name)

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder; temporary files of a killed run are removed."""
+"""Allows one run at a time in an output folder, and removes temporary files of a killed run."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from dassl_lite.utils.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-NAME = ".running"  # lock file; holds the id of the process that uses the folder
-# Partly written files of a run that was killed; other hidden files are not ours.
-_TORN = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp", NEW_LOG)
+NAME = ".running"  # lock file with the id of the process that uses the folder
+# Partially written files of a killed run; other hidden files are not ours.
+_PARTIAL = (".results.json.*.tmp", ".cmat.pt.*.tmp", "*/.model*.pth.tar*.tmp", "*/.checkpoint.*.tmp", NEW_LOG)
 
 
 class FolderInUseError(UserError):
-    """Another process runs in the output folder."""
+    """Another process is using the output folder."""
 
 
 @contextlib.contextmanager
 def only_run_in(folder: str | Path) -> Iterator[None]:
     """Lock an existing ``folder`` for this run.
 
-    Child processes do not inherit the lock, and the system drops it when its holder dies, so a killed run can be
-    resumed at once. On a file system without locks nothing is checked.
+    Child processes do not inherit the lock, and the system releases it when its holder dies, so a killed run can be
+    resumed immediately. On a file system without locks, nothing is checked.
 
     Raises:
         FolderInUseError: another process uses the folder.
     """
     path = Path(folder) / NAME
-    descriptor = _taken(path)
+    descriptor = _acquire(path)
     try:
-        for torn in (torn for pattern in _TORN for torn in Path(folder).glob(pattern)):
-            torn.unlink(missing_ok=True)
+        for partial in (path for pattern in _PARTIAL for path in Path(folder).glob(pattern)):
+            partial.unlink(missing_ok=True)
         yield
     finally:
-        (Path(folder) / NEW_LOG).unlink(missing_ok=True)  # of a run that could not be built
+        (Path(folder) / NEW_LOG).unlink(missing_ok=True)  # left by a run that could not be built
         if descriptor is not None:
             path.unlink(missing_ok=True)
-            os.close(descriptor)  # drops the lock
+            os.close(descriptor)  # releases the lock
 
 
-def _taken(path: Path) -> int | None:
-    """The lock file, open and locked; None if it cannot be locked."""
+def _acquire(path: Path) -> int | None:
+    """Open and lock the lock file; None if locking is not possible."""
     while sys.platform != "win32":
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # writing the run's first file reports the problem
+        except OSError:  # writing the run's first file will report the problem
             break
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +59,7 @@ def _taken(path: Path) -> int | None:
             os.write(descriptor, str(os.getpid()).encode())
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-            os.close(descriptor)  # its last holder has just removed it: lock the new file instead
+            os.close(descriptor)  # its last holder has just deleted it: lock the new file instead
         except (BlockingIOError, PermissionError):
             holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
@@ -67,7 +67,7 @@ def _taken(path: Path) -> int | None:
                 f"output folder {path.parent} is in use by process {holder}; wait for it, or choose another "
                 "--output-dir"
             ) from None
-        except OSError:  # no locks here, or no room
+        except OSError:  # no lock support, or no space
             os.close(descriptor)
             break
     return None

@@ -1,1 +1,4 @@
-"""Several processes of one run: the process group, shared batches, averaged gradients. Imports no other room."""
+"""Running with several processes: the process group, shared batches, averaged gradients.
+
+Imports no other subpackage of the engine.
+"""

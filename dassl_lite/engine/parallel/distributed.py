@@ -1,12 +1,12 @@
-"""Several processes on one run, started by torchrun: the same numbers as one process, in less time.
+"""Runs with several processes, started by torchrun: the same numbers as with one process, in less time.
 
     torchrun --nproc-per-node 4 tools/train.py --trainer CLIPLoRA ...
 
-Every process draws the same batches from the same seeds and takes its share of each; gradients are averaged, so the
-models stay equal. A batch that has no equal shares is taken whole by every process. Evaluation and feature extraction
-distribute whole batches, so every number equals that of a single process, bit for bit. Training on cached features is
-too cheap to split: every process does the same work, on one copy of the features. Only rank 0 writes files. Without
-torchrun, none of this has an effect.
+Every process draws the same batches from the same seeds and takes its share of each. Gradients are averaged, so the
+models stay identical. A batch that cannot be split equally is processed in full by every process. Evaluation and
+feature extraction distribute whole batches, so their numbers are bit-identical to a single process's. Training on
+cached features is too cheap to split: every process does the same work, on one shared copy of the features. Only rank 0
+writes files. Without torchrun, all of this is a no-op.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.data import Sampler
 from dassl_lite.data.feature_cache import ProcessGroup
 from dassl_lite.data.loaders import ImageLoader
 from dassl_lite.utils import devices
-from dassl_lite.utils.env import world_size as world_size  # also this module's
+from dassl_lite.utils.env import world_size as world_size  # re-exported
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.logger import get_logger
 from dassl_lite.utils.seeding import random_states, restore_random_states
@@ -38,20 +38,20 @@ from dassl_lite.utils.seeding import random_states, restore_random_states
 T = TypeVar("T")
 logger = get_logger(__name__)
 
-# A process may wait for another run that extracts the same features; if one dies, torchrun ends the others.
-_PATIENCE = timedelta(hours=12)
+# A process may wait for another run that extracts the same features; if one dies, torchrun stops the others.
+_TIMEOUT = timedelta(hours=12)
 _ENDED = "its end"
-_WORTH_A_FILE = 1 << 20  # bytes
-_meetings: Meetings | None = None  # of this process with the others of its run
+_MIN_FILE_BYTES = 1 << 20  # smaller tensors are sent directly
+_meetings: Meetings | None = None  # this process's meetings with the other processes of its run
 
 
 def rank() -> int:
-    """This process's number; 0 writes the files."""
+    """This process's rank; rank 0 writes the files."""
     return int(os.environ.get("RANK", "0"))
 
 
 def restarted() -> bool:
-    """Whether torchrun has started the processes anew after one of them failed (``--max-restarts``)."""
+    """Whether torchrun has restarted the processes after one of them failed (``--max-restarts``)."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
@@ -59,7 +59,7 @@ def start(use_gpus: bool = True) -> None:
     """Join the other processes if torchrun started several: NCCL for tensors on GPUs, gloo for the rest.
 
     Args:
-        use_gpus: USE_CUDA; every process then has a GPU of its own, if there is any.
+        use_gpus: USE_CUDA; each process then gets its own GPU, if there are any.
 
     Raises:
         UserError: there are fewer GPUs than processes.
@@ -71,76 +71,76 @@ def start(use_gpus: bool = True) -> None:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         devices.join_gpu(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     global _meetings
-    store, number, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    store.set_timeout(_PATIENCE)
-    # torchrun may keep the store when it starts the processes anew; what the former ones wrote there misleads these.
+    store, number, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    store.set_timeout(_TIMEOUT)
+    # torchrun may keep the store when it restarts the processes; entries of the old ones would mislead the new ones.
     store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     _meetings = Meetings(dist.PrefixStore("meetings", store), number, size)
     atexit.register(_meetings.leave)
-    # gloo even with GPUs: gathered tensors are on the CPU.
+    # gloo even with GPUs, because gathered tensors are on the CPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=number, world_size=size)
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=number, world_size=size)
 
 
 def wait() -> None:
-    """Block until all processes get here."""
+    """Block until all processes reach this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 class Meetings:
-    """Before processes do something together, each tells the others what: none waits for one that does something else.
+    """Makes processes announce what they are about to do together, so that a mismatch is an error, not a deadlock.
 
     Args:
-        store: shared by the processes.
-        rank: this process's number.
-        size: their number.
+        store: key-value store shared by the processes.
+        rank: this process's rank.
+        size: number of processes.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size, self.number = store, rank, size, 0
 
     def meet(self, what: str) -> None:
-        self._tell(what)
+        self._announce(what)
         for other in range(self.size):
             try:
                 found = self.store.get(f"{self.number}/{other}").decode()
-            except RuntimeError:  # the process that keeps the store has ended
+            except RuntimeError:  # the process that hosts the store has ended
                 found = _ENDED
             if found != what:
                 raise UserError(
                     f"process {self.rank} of this run is at {what}, but process {other} is at {found}: all processes "
-                    "have to train, test and evaluate together, so call that in each of them"
+                    "must train, test and evaluate together, so make the same calls in each of them"
                 )
 
     def leave(self) -> None:
         with contextlib.suppress(RuntimeError):
-            self._tell(_ENDED)
+            self._announce(_ENDED)
 
-    def _tell(self, what: str) -> None:
+    def _announce(self, what: str) -> None:
         self.number += 1
         with contextlib.suppress(RuntimeError):
             self.store.set(f"{self.number}/{self.rank}", what)
 
 
 def meet(what: str) -> None:
-    """Block until all processes get to ``what``, such as "an evaluation".
+    """Block until all processes reach ``what``, such as "an evaluation".
 
     Raises:
-        UserError: another one does something else instead, or has ended.
+        UserError: another process is doing something else, or has ended.
     """
     if _meetings is not None:
         _meetings.meet(what)
 
 
 def lost_another(error: RuntimeError) -> bool:
-    """Whether ``error`` only reports that another process of the run has ended; that one has said why."""
+    """Whether ``error`` only reports that another process of the run has ended, which has reported the cause itself."""
     reports = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
     return dist.is_initialized() and any(words in str(error) for words in reports)
 
 
 class _Torchrun(ProcessGroup):
-    """The processes that torchrun started."""
+    """The processes started by torchrun."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -156,34 +156,34 @@ class _Torchrun(ProcessGroup):
 
     def shared(self, make: Callable[[], Tensor]) -> Tensor:
         with contextlib.ExitStack() as stack:
-            made = make().contiguous() if self.rank == self.holder else None
-            found = self.gather(None if made is None else _offered(made, stack))[self.holder]
-            assert found is not None, "its holder has made it"
-            if isinstance(found, Tensor):
-                return found
-            mapped = torch.from_file(found.path, shared=False, size=found.shape.numel(), dtype=found.dtype)
-            self.gather(None)  # the file may go once all have it
-        return mapped.view(found.shape)
+            tensor = make().contiguous() if self.rank == self.holder else None
+            received = self.gather(None if tensor is None else _packed(tensor, stack))[self.holder]
+            assert received is not None, "the holder has sent it"
+            if isinstance(received, Tensor):
+                return received
+            mapped = torch.from_file(received.path, shared=False, size=received.shape.numel(), dtype=received.dtype)
+            self.gather(None)  # keep the file until all processes have mapped it
+        return mapped.view(received.shape)
 
 
 @functools.cache
 def _holder(rank: int) -> int:
-    """The first process on the machine of the process ``rank``, which this is; all processes have to ask."""
+    """The first process on the machine of this process, number ``rank``. Every process must call it."""
     machine = socket.gethostname(), os.environ.get("GROUP_RANK", "")
     return _Torchrun().gather(machine).index(machine)
 
 
 class _Mapped(NamedTuple):
-    """A file of a tensor's numbers."""
+    """A file with a tensor's values."""
 
     path: str
     shape: torch.Size
     dtype: torch.dtype
 
 
-def _offered(tensor: Tensor, stack: contextlib.ExitStack) -> Tensor | _Mapped:
-    """What the other processes get of a tensor: a file that is there within the context; of a small one, itself."""
-    if tensor.nbytes < _WORTH_A_FILE:
+def _packed(tensor: Tensor, stack: contextlib.ExitStack) -> Tensor | _Mapped:
+    """What to send of a tensor: a file that exists until ``stack`` closes or, if it is small, the tensor itself."""
+    if tensor.nbytes < _MIN_FILE_BYTES:
         return tensor
     try:
         file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dassl-lite-"))  # noqa: SIM115
@@ -192,19 +192,19 @@ def _offered(tensor: Tensor, stack: contextlib.ExitStack) -> Tensor | _Mapped:
     except OSError as error:
         logger.warning(
             f"{tempfile.gettempdir()} has no room for {tensor.nbytes / 2**20:.0f} MiB of features that the processes "
-            f"would share ({error.strerror or error}): each gets a copy. TMPDIR names another folder"
+            f"would share ({error.strerror or error}); each gets a copy. Set TMPDIR to use another folder"
         )
         return tensor
     return _Mapped(file.name, tensor.shape, tensor.dtype)
 
 
 def process_group() -> ProcessGroup:
-    """This process among those of its run; alone without torchrun."""
+    """The process group of this run; without torchrun, this process alone."""
     return _Torchrun() if dist.is_initialized() else ProcessGroup()
 
 
 def on_first(find: Callable[[], T], what: str = "a step of the first process for all") -> T:
-    """The result of ``find``, called in the first process only, in every process; ``what`` as in `meet`."""
+    """Call ``find`` in the first process only and return its result in every process; ``what`` as in `meet`."""
     if not dist.is_initialized():
         return find()
     meet(what)
@@ -214,13 +214,13 @@ def on_first(find: Callable[[], T], what: str = "a step of the first process for
 
 
 def same_random_states() -> None:
-    """Copy the first process's random streams to all: each may have drawn differently for its own images."""
+    """Copy the first process's random states to all; they may differ, as each process drew for its own images."""
     if dist.is_initialized():
         restore_random_states({**on_first(random_states, "an epoch of training"), "cuda": []})
 
 
 def random_states_of_all() -> dict[str, Any]:
-    """The random states to save: this process's, and of the GPU of every process; all of them have to call it."""
+    """The random states to save: this process's, and those of every process's GPU. Every process must call it."""
     states = random_states()
     if dist.is_initialized() and states["cuda"]:
         states["cuda"] = process_group().gather(torch.cuda.get_rng_state())
@@ -228,7 +228,7 @@ def random_states_of_all() -> dict[str, Any]:
 
 
 def restore_random_states_of_all(states: dict[str, Any]) -> None:
-    """Restore what `random_states_of_all` gave: every process the stream of its own GPU."""
+    """Restore what `random_states_of_all` returned; each process restores the state of its own GPU."""
     restore_random_states(states, dist.get_rank() if dist.is_initialized() else None)
 
 
@@ -247,15 +247,15 @@ def average_gradients(models: Iterable[nn.Module]) -> None:
 
 
 class ShareOfBatches(Sampler[list[int]]):
-    """This process's equal share of every batch of another sampler; the whole of a batch that has none.
+    """This process's equal share of every batch of another sampler, or the whole batch if it cannot be split equally.
 
-    So the mean of the processes' gradients is that of the batch.
+    The mean of the processes' gradients is therefore the batch's gradient.
 
     Args:
         batches: yields the same lists of indices in every process.
 
     Attributes:
-        given: the batches that shares were given of, whole, the first one first; None: they are not kept.
+        given: the full batches whose shares were handed out, oldest first; None if they are not kept.
     """
 
     def __init__(self, batches: Any, rank: int, world: int) -> None:
@@ -275,8 +275,8 @@ class ShareOfBatches(Sampler[list[int]]):
             yield batch if len(batch) % self.world else batch[self.rank :: self.world]
 
     def instead(self, lacks: bool) -> list[int] | None:
-        """The whole of the next batch, if any process ``lacks`` an image of its share; all processes have to ask."""
-        assert self.given is not None, "they are kept"
+        """The whole next batch if any process ``lacks`` an image of its share. Every process must call it."""
+        assert self.given is not None, "full batches are kept"
         whole = self.given.popleft()
         return whole if any(process_group().gather(lacks)) else None
 

@@ -1,7 +1,7 @@
-"""Evaluation by several processes: each infers whole batches in turn, and all get every output in order.
+"""Evaluation with several processes: they take turns at whole batches, and each receives every output in order.
 
-The batches are the same as in a single process, so the outputs are equal bit for bit, whatever the number of processes;
-an evaluator gets the same tensors in the same order.
+The batches are those of a single process. The outputs are therefore bit-identical for any number of processes, and an
+evaluator gets the same tensors in the same order.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Infer = Callable[[dict[str, Any]], tuple[Any, Any]]
 
 
 def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[Any, Any]]:
-    """(model output, label) for every batch of ``loader``, in order, on the device where ``infer`` puts them.
+    """Yield (model output, label) for every batch of ``loader``, in order, on the device where ``infer`` puts them.
 
-    A batch that memory has no room for gives several, of its parts.
+    A batch that does not fit in memory is split and yields several pairs.
 
     Args:
         infer: computes both for a batch.
 
     Raises:
-        UserError: in every process, if one of them finds an unreadable image, or not all processes evaluate.
+        UserError: in every process, if one finds an unreadable image or not all processes evaluate.
     """
     processes = distributed.process_group()
     if processes.size == 1:
@@ -39,25 +39,25 @@ def outputs(loader: Iterable[dict[str, Any]], infer: Infer) -> Iterator[tuple[An
             yield from halving(infer, batch)
         return
     distributed.meet("an evaluation")
-    for found in processes.in_turn(_of_own_share(loader, infer, processes)):
-        if isinstance(found, UserError):
-            raise found
-        for part in found:
+    for received in processes.in_turn(_of_own_share(loader, infer, processes)):
+        if isinstance(received, UserError):
+            raise received
+        for part in received:
             yield _moved(part, _Sent.unpack)
 
 
 def _of_own_share(loader: Iterable[dict[str, Any]], infer: Infer, processes: ProcessGroup) -> Iterator[Any]:
-    """The results of ``infer`` for the parts of this process's batches, ready to be sent."""
+    """Yield the results of ``infer`` for this process's batches, ready to be sent."""
     halving = Halving("evaluating")
     try:
         for batch in _share(loader, processes):
             yield [_moved(part, _Sent.pack) for part in halving(infer, batch)] if batch else []
     except UserError as error:
-        yield UserError(str(error))  # some subclasses have their own constructor and cannot be pickled
+        yield UserError(str(error))  # some subclasses override the constructor and cannot be pickled
 
 
 def _share(loader: Iterable[dict[str, Any]], processes: ProcessGroup) -> Iterable[dict[str, Any]]:
-    """This process's batches; images of the others' batches are not read."""
+    """This process's batches; images of other processes' batches are not read."""
     if not isinstance(loader, ImageLoader) or loader.batch_sampler is None:
         return islice(loader, processes.rank, None, processes.size)
     mine = loader.with_batches(_EveryNth(loader.batch_sampler, processes))
@@ -66,7 +66,7 @@ def _share(loader: Iterable[dict[str, Any]], processes: ProcessGroup) -> Iterabl
 
 
 class _EveryNth:
-    """The lists of indices in a process's share."""
+    """Yields the lists of indices in this process's share."""
 
     def __init__(self, batches: Iterable[list[int]], processes: ProcessGroup) -> None:
         self.batches, self.processes = batches, processes
@@ -76,14 +76,14 @@ class _EveryNth:
 
 
 class _Sent(NamedTuple):
-    """A tensor in transit between two processes: on the CPU, with the type of device that it came from."""
+    """A tensor in transit between processes: its values on the CPU and the type of its original device."""
 
     tensor: Tensor
     device: str
 
     @classmethod
     def pack(cls, item: Any) -> Any:
-        # A copy: a view would take its whole storage along.
+        # Cloned, because pickling a view would include its whole storage.
         return cls(item.detach().cpu().clone(), item.device.type) if isinstance(item, Tensor) else item
 
     @staticmethod
@@ -92,7 +92,7 @@ class _Sent(NamedTuple):
 
 
 def _moved(item: Any, move: Callable[[Any], Any]) -> Any:
-    """``item`` with ``move`` applied to every tensor in it: a plug-in trainer may return several."""
+    """``item`` with ``move`` applied to every tensor in it; a plug-in trainer may return nested outputs."""
     if isinstance(item, dict):
         return {key: _moved(value, move) for key, value in item.items()}
     if isinstance(item, list | tuple) and not isinstance(item, _Sent):
