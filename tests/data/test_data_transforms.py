@@ -8,6 +8,7 @@ import random
 import sys
 import textwrap
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from dassl_lite.data.transforms import (
     is_random,
     undescribed,
 )
+from dassl_lite.data.transforms.augmentations import shear_x, shear_y
 from dassl_lite.data.transforms.pixels import split
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
@@ -170,6 +172,18 @@ def test_cutout_zeroes_one_square() -> None:
     cut = Cutout(1, 6)(whole)
     assert 0 < int((cut[0] == 0).sum()) <= 36
     assert whole.min() == 1  # the input is left alone
+
+
+def test_cutout_cuts_one_square_unless_told_otherwise() -> None:
+    np.random.seed(0)
+    whole = torch.ones(3, 400, 400)  # so that two squares hardly overlap
+    for cutout, holes in ((Cutout(), 1), (Cutout(2), 2)):
+        assert int((cutout(whole)[0] == 0).sum()) == holes * 16 * 16
+
+
+@pytest.mark.parametrize("shear", [shear_x, shear_y])
+def test_shearing_by_nothing_leaves_an_image_alone(image: Image.Image, shear: Callable[..., Image.Image]) -> None:
+    assert shear(image, 0.0).tobytes() == image.tobytes()
 
 
 def test_instance_norm_gives_mean_0_and_deviation_1() -> None:

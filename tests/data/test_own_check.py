@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dassl_lite.data.feature_files import FeatureFile, FeaturePart, write_feature_file
 from dassl_lite.data.own_check import check_own_data, near_names
 
 
@@ -132,6 +133,15 @@ def test_a_table_is_checked_like_a_folder(root: Path) -> None:
     report = check_own_data(root / "mine.csv")
     assert (report.taken, report.counts) == ("a table of 21 images, not split", {"": [10, 11]})
     assert "1 image (Train/gone.png)" in lines(report.problems, "no such file")
+
+
+def test_features_are_reported_with_their_backbone_and_width(tmp_path: Path) -> None:
+    part = FeaturePart(np.ones((1, 2, 5), np.float32), np.array([0, 1]))
+    for backbone, name in (("ViT-B/16", "ViT-B/16"), ("", "an unnamed backbone")):
+        file = FeatureFile({"test": part}, ("ant", "bee"), np.zeros((0, 2, 5), np.float32), backbone=backbone)
+        write_feature_file(file, tmp_path / "mine.npz")
+        report = check_own_data(tmp_path / "mine.npz")
+        assert (report.taken, report.classes) == (f"features of {name}, 5 dimensions", ["ant", "bee"])
 
 
 def test_data_for_testing_alone_are_no_problem(root: Path) -> None:

@@ -249,6 +249,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "escapes": (lambda one: add(one, "../0900.png", picture(3)), "has a path that leaves the shard"),
     "absolute": (lambda one: add(one, "/tmp/0900.png", picture(3)), "has a path that leaves the shard"),
     "inner": (lambda one: add(one, "a/../../0900.png", picture(3)), "has a path that leaves the shard"),
+    "drive": (lambda one: add(one, "C:0900.png", picture(3)), "has a path that leaves the shard"),
     "link": (link, "member '0900.png' is a link"),
     "hard link": (lambda one: add(one, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
     "device": (lambda one: add(one, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
@@ -542,3 +543,11 @@ def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path, capfd: pytest.C
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no .parquet or .arrow files"):
         load(tmp_path / "empty", "HFDataset")
+
+
+@pytest.mark.parametrize("names", ['{"0": "ant"}', "[1, 2, 3]", '["ant", "", "cat"]', "[]", '"ant"'])
+def test_class_names_that_are_not_a_list_of_names_are_refused(tmp_path: Path, names: str) -> None:
+    folder = shards(tmp_path / "data")
+    (folder / "classnames.json").write_text(names)
+    with pytest.raises(UserError, match="classnames.json': it is not a list of names"):
+        load(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from toy import ToyTrainer, make_images, toy_trainer
 
 from dassl_lite.engine import TRAINER_REGISTRY
@@ -277,6 +278,12 @@ def test_loading_says_what_is_wrong_with_a_checkpoint(data: Path, tmp_path: Path
     other = toy_trainer(data, tmp_path / "other", trainer="OtherToy")
     with pytest.raises(UserError, match="saved with trainer 'ToyTrainer', but this run has trainer 'OtherToy'"):
         other.load_model(tmp_path)
+
+
+def test_a_model_registered_without_a_name_is_called_model(data: Path, tmp_path: Path) -> None:
+    trainer = toy_trainer(data, tmp_path)
+    trainer.register_model(model=nn.Linear(1, 1))
+    assert trainer.get_model_names() == ["toy", "model"]
 
 
 def test_registering_twice_or_without_a_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -244,6 +244,8 @@ def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, i
     assert run_extract("--data", str(images), "--output", str(other), "--overwrite", *IN_PIECES) == 2
     assert "is a folder with other files in it" in capsys.readouterr().err
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
+    assert run_extract("--data", str(images), "--output", str(other / "mine.txt" / "features"), *IN_PIECES) == 2
+    assert "mine.txt/features cannot be written: Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.slow
