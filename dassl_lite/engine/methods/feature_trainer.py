@@ -458,11 +458,11 @@ class FeatureTrainer(TrainerX):
         if not in_use:
             transform, views = (dm.tfm_train, views) if augmented else (dm.tfm_test, 1)
             loader = self.features.loader(dm.train_loader_x, dm.dataset.train_x, transform, views)
-        views = loader.views if loader is not None else None  # extracts them, and tells which images are readable
-        if loader is None or views is None or not loader.kept.any():
+        features = loader.views if loader is not None else None  # extracted now: `kept` is known after that
+        if loader is None or features is None or not loader.kept.any():
             raise UserError(f"{self.cfg.TRAINER.NAME} needs training images: set DATASET.NUM_SHOTS to 1 or more")
-        kept = loader.kept.to(views.device)
-        return FeatureSet(views[:, kept].float().to(self.device), loader.labels[kept])
+        kept = loader.kept.to(features.device)
+        return FeatureSet(features[:, kept].float().to(self.device), loader.labels[kept])
 
     @property
     def has_selection_set(self) -> bool:
