@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dassl_lite.data import ClassList, match_classes, normalise_name
+from dassl_lite.data.classes import describe_equal_names
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,10 @@ def test_the_log_line_counts_matches_by_id_and_by_name() -> None:
 def test_different_numbers_of_names_and_ids_are_refused() -> None:
     with pytest.raises(ValueError, match="2 class names, but 1"):
         ClassList(("a", "b"), ("1",))
+
+
+@pytest.mark.parametrize(("groups", "more"), [(1, ""), (3, ""), (4, " and 1 more")])
+def test_the_first_three_groups_of_equal_names_are_listed(groups: int, more: str) -> None:
+    text = describe_equal_names([name for k in range(groups) for name in (f"class {k}", f"Class_{k}")])
+    listed = ", ".join(f"'class {k}' (labels {2 * k}, {2 * k + 1})" for k in range(min(groups, 3)))
+    assert text.startswith(f"classes have the same name: {listed}{more}; text alone")

@@ -283,6 +283,13 @@ def test_images_travel_as_bytes_and_arrive_as_the_transform_s(cfg: Any, items: l
     assert epochs(loader.with_batches([[1, 2]]), 1)[0][1].dtype == torch.float32
 
 
+def test_a_batch_of_bytes_and_of_finished_images_is_finished_image_by_image() -> None:
+    """Images that were not RGB come finished from a worker, the others as bytes."""
+    pixels, finished = torch.full((2, 2, 3), 51, dtype=torch.uint8), torch.rand(3, 2, 2)
+    batch = loaders._collate(lambda image: image.permute(2, 0, 1) / 255, [{"img": pixels}, {"img": finished}])
+    assert torch.equal(batch["img"], torch.stack([torch.full((3, 2, 2), 0.2), finished]))
+
+
 @pytest.mark.parametrize(
     ("free", "expected"), [(None, (4, 2)), (1 << 30, (4, 2)), (8 << 20, (4, 1)), (4 << 20, (2, 1)), (0, (0, 1))]
 )

@@ -46,6 +46,18 @@ def test_every_range_becomes_black_to_white(tmp_path: Path, kind: str) -> None:
     assert np.asarray(image)[0, :, 0].tolist() == STEPS[0].tolist()
 
 
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [([0.0, 0.5], 0, 1), ([-0.5, 0.5], -1, 1), ([0.0, 1.5], 0, 255), ([-1.5, 0.5], -1.5, 0.5), ([-9.0, -8.5], -9, -8)],
+)
+def test_floats_are_taken_for_0_to_1_or_minus_1_to_1_only_where_they_fit(
+    values: list[float], low: float, high: float
+) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    found = grey.range_of(image, np.array(values), "image.tif")
+    assert (found.low, found.high) == (low, high)
+
+
 def test_values_beyond_0_to_1_by_resizing_are_cut(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-0.02, 0.2, 1.03]], dtype=np.float32)).save(tmp_path / "image.tif")
     assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 51, 255]

@@ -518,6 +518,13 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
     assert dataset.classnames == list(NAMES)
     with pytest.raises(UserError, match="has no column 'nothing', only image, label, key, fine"):
         load(tmp_path / "own", "HFDataset", SHARDS__LABEL="nothing")
+    for part in ("train", "test"):
+        arrow = pytest.importorskip("pyarrow")
+        table = {"image": [{"bytes": picture(n), "path": None} for n in range(3)], "shade": [0, 1, 2]}
+        (tmp_path / "other").mkdir(exist_ok=True)
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(table), tmp_path / f"other/{part}.parquet")
+    with pytest.raises(UserError, match=r"no column of labels found; DATASET.SHARDS.LABEL names it: image, shade"):
+        load(tmp_path / "other", "HFDataset")
 
 
 @pytest.mark.slow
@@ -551,3 +558,18 @@ def test_class_names_that_are_not_a_list_of_names_are_refused(tmp_path: Path, na
     (folder / "classnames.json").write_text(names)
     with pytest.raises(UserError, match="classnames.json': it is not a list of names"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "plain"), [("a-1_b.c", True), ("", False), ("../a", False), ("a/b", False), (".a", False)]
+)
+def test_a_key_is_a_file_name_only_if_it_is_plain(key: str, plain: bool) -> None:
+    from dassl_lite.data.sharded import hugging_face
+
+    rows = [{"image": {"bytes": picture(1)}, "label": 1, "key": key}]
+    file, problems = io.BytesIO(), []
+    (record,) = hugging_face._records(rows, "image", "label", "key", file, "mine", problems, [])
+    name = record.name.rpartition("/")[2]
+    assert (name == key) == plain
+    assert hugging_face._plain(name)
+    assert (record.key, problems) == (key, [])

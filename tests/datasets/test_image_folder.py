@@ -341,6 +341,15 @@ def test_kinds_that_are_not_read_are_passed_over_and_named(root: Path, caplog: p
     assert "2 .mp4, 1 .cr2, 1 .eps, 1 .fits, 1 .h5, 1 .psd, 1 special file or broken link" in caplog.text
 
 
+@pytest.mark.parametrize("ending", [".heic", ".heics", ".heif", ".heifs", ".hif"])
+def test_every_ending_of_heif_names_pillow_heif(root: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(images, "reads_heif", lambda: False)
+    (root / "phone").mkdir()
+    (root / "phone" / f"photo{ending}").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
+    with pytest.raises(UserError, match=rf"contains no images \(1 \{ending} \(pip install pillow-heif reads them"):
+        load(root)
+
+
 def test_without_pillow_heif_the_line_names_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "reads_heif", lambda: False)
     (root / "phone").mkdir()

@@ -17,7 +17,7 @@ import pytest
 from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.figures import COLOURS, figures, limits, positions_of, styles_of
-from dassl_lite.engine.commands.plots import write
+from dassl_lite.engine.commands.plots import label, write
 from dassl_lite.engine.commands.summary import rank_table
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report
@@ -136,6 +136,13 @@ def test_many_methods_look_different_from_each_other() -> None:
     assert len({(style.colour, style.line) for style in styles.values()}) == 29
     assert len({(style.colour, style.marker) for style in styles.values()}) == 29
     assert all(style.colour in COLOURS for method, style in styles.items() if method != "ZeroshotCLIP")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a" * 26, "a" * 26), ("a" * 17 + "b" * 10, "a" * 17 + "…" + "b" * 8), ("_a", "\u200b_a")]
+)
+def test_a_long_name_is_shortened_in_the_middle(text: str, shown: str) -> None:
+    assert label(text) == shown
 
 
 def test_all_images_stand_to_the_right_of_all_shots() -> None:
