@@ -19,6 +19,7 @@ from dassl_lite.config import (
     to_dict,
 )
 from dassl_lite.config.check import ENGINE_RULES, leaves
+from dassl_lite.engine.build import make_config
 from dassl_lite.utils import UserError
 
 
@@ -379,3 +380,8 @@ def test_a_stored_configs_own_types_are_kept_for_trainers_only() -> None:
 def test_a_flag_among_the_config_keys_is_told(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         merge_options(get_cfg_default(), options)
+
+
+def test_a_methods_own_rule_is_checked_before_anything_is_built() -> None:
+    with pytest.raises(UserError, match="unknown precision 'fp8'"):
+        make_config(trainer="TaskRes", options=["TRAINER.TaskRes.PREC", "fp8"])

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from toy import make_images
+from yacs.config import CfgNode
 
 from dassl_lite.data.transforms import TRANSFORMS
 from dassl_lite.engine.build import TRAINER_REGISTRY, build_trainer, make_config
 from dassl_lite.engine.files import results
+from dassl_lite.engine.files.checkpoint import follow_precision
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.plugins import load_plugin
 from dassl_lite.trainers.taskres import TaskRes
@@ -354,3 +356,18 @@ def test_a_method_that_encodes_in_its_own_way_shares_no_features(build: Any, mon
     encode = FeatureTrainer.encode_image
     monkeypatch.setattr(TaskRes, "encode_image", lambda self, images: 2 * encode(self, images), raising=False)
     assert torch.allclose(build("1").train_loader_x.views, 2 * plain)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    ("stored", "now", "expected"), [("fp32", "auto", "fp32"), ("amp", "auto", "auto"), ("fp32", "amp", "amp")]
+)
+def test_precision_follows_a_stored_run_from_before_auto_only(
+    stored: str, now: str, expected: str, frozen: bool
+) -> None:
+    cfg = CfgNode({"TRAINER": {"NAME": "TaskRes", "TaskRes": {"PREC": now}}})
+    if frozen:
+        cfg.freeze()
+    followed = follow_precision(cfg, {"TRAINER": {"TaskRes": {"PREC": stored}}})
+    assert (followed.TRAINER.TaskRes.PREC, followed.is_frozen()) == (expected, frozen)
+    assert cfg.TRAINER.TaskRes.PREC == now

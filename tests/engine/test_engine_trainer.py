@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from toy import ToyTrainer, make_images, toy_trainer
 
-from dassl_lite.engine import TRAINER_REGISTRY
+from dassl_lite.engine import TRAINER_REGISTRY, TrainerXU
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.contract.loaders import manager_of
 from dassl_lite.engine.files.checkpoint import CheckpointStore, progress
@@ -278,6 +279,15 @@ def test_loading_says_what_is_wrong_with_a_checkpoint(data: Path, tmp_path: Path
     other = toy_trainer(data, tmp_path / "other", trainer="OtherToy")
     with pytest.raises(UserError, match="saved with trainer 'ToyTrainer', but this run has trainer 'OtherToy'"):
         other.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("unit", "count"), [("train_x", 2), ("train_u", 5), ("smaller_one", 2)])
+def test_an_epoch_on_unlabelled_data_has_as_many_batches_as_count_iter_says(unit: str, count: int) -> None:
+    loaders = {"train_loader_x": ["x0", "x1"], "train_loader_u": list("abcde")}
+    trainer: Any = SimpleNamespace(**loaders, cfg=SimpleNamespace(TRAIN=SimpleNamespace(COUNT_ITER=unit)))
+    batches = list(TrainerXU.epoch_batches(trainer))
+    assert batches == [("x0", "a"), ("x1", "b"), ("x0", "c"), ("x1", "d"), ("x0", "e")][:count]
+    assert trainer.num_batches == count
 
 
 def test_a_model_registered_without_a_name_is_called_model(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from download_server import Server
 from safetensors.torch import load_file
 
 from dassl_lite.downloads.fetch import DownloadError, Patience, lock_for
-from dassl_lite.models import names, published_weights
+from dassl_lite.models import names, openai_format, published_weights
 from dassl_lite.models.clip import load_clip, preprocessing
 from dassl_lite.models.published_weights import locate
 from dassl_lite.utils.errors import UserError
@@ -265,3 +265,10 @@ def test_weights_are_read_once_for_digest_preprocessing_and_values(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"RN50\.pt is not the file published at .*delete it"):
         load_clip("RN50")
+
+
+def test_an_architecture_is_named_after_open_clips_of_the_same_sizes_with_openais_kind_of_text_tower() -> None:
+    config = open_clip.get_model_config("ViT-B-32")
+    assert openai_format.named(config) == "ViT-B-32"
+    assert openai_format._is_like(config, config)
+    assert not openai_format._is_like({**config, "custom_text": True}, config)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dassl_lite.data.transforms import build_transform
 from dassl_lite.engine.build import make_config, with_backbone_inputs
-from dassl_lite.models import published_weights
+from dassl_lite.models import model_folder, names, published_weights
 from dassl_lite.models.clip import load_clip, preprocessing
 from dassl_lite.models.tokenizer import _byte_pairs
 from dassl_lite.utils.errors import UserError
@@ -228,7 +228,10 @@ def test_a_hub_name_loads_what_transformers_has_downloaded(
         assert repository == "org/model"
         return str(tmp_path / filename) if (tmp_path / filename).is_file() else None
 
+    asked = []
+
     def missing(repository: str, filename: str) -> Path:
+        asked.append(filename)
         raise published_weights.DownloadError("url", "the server answered 404 Not Found")
 
     monkeypatch.setattr(published_weights, "try_to_load_from_cache", cached)
@@ -236,6 +239,7 @@ def test_a_hub_name_loads_what_transformers_has_downloaded(
     monkeypatch.setattr("dassl_lite.models.model_folder.tokenizer_of", lambda text, *_: load_clip("demo").tokenizer)
     assert preprocessing("hf-hub:org/model") == preprocessing(str(tmp_path))
     assert load_clip("hf-hub:org/model").digest == load_clip(str(tmp_path)).digest
+    assert "open_clip_config.json" not in asked
 
 
 @pytest.mark.slow
@@ -397,6 +401,14 @@ def test_a_folder_without_tokenizer_is_one_line(model: Any, tmp_path: Path) -> N
         path.unlink()
     with pytest.raises(UserError, match="has no tokenizer"):
         load_clip(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_one_of_the_tokenizers_files_says_that_there_is_one(model: Any, tmp_path: Path, file: str) -> None:
+    for path in tmp_path.glob("tokenizer*"):
+        if path.name != file:
+            path.unlink()
+    assert model_folder.of(names.parse(str(tmp_path)))._has_tokenizer()
 
 
 def test_a_tokenizer_without_transformers_names_the_extra(

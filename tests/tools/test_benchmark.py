@@ -27,6 +27,7 @@ from dassl_lite.engine.commands.benchmark import (
     Datasets,
     Plan,
     plan,
+    plan_table,
     recipe_for,
 )
 from dassl_lite.engine.commands.cli import run_tool
@@ -443,3 +444,13 @@ def test_all_protocols_on_the_embedded_datasets(tmp_path: Path, capsys: pytest.C
     zero_shot = {row["tested on"]: float(row["mean"]) for row in rows if row["method"] == "ZeroshotCLIP"}
     base = next(float(row["mean"]) for row in rows if row["classes"] == "base" and row["tested on"] == "own")
     assert 0 < zero_shot["all"] <= max(base, zero_shot["new"])  # with more classes to confuse
+
+
+def test_the_table_of_a_plan_counts_runs_and_evaluations() -> None:
+    table = plan_table(planned(FEW_SHOT, CROSS, trainers=("TaskRes", "ZeroshotCLIP")))
+    counts = {tuple(row[:2]): tuple(row[3:]) for row in table.rows}
+    runs = planned(FEW_SHOT, CROSS, trainers=("TaskRes", "ZeroshotCLIP")).evaluations
+    for (group, trainer), (number, evaluations) in counts.items():
+        own = [keys for run, keys in runs.items() if (run.group, run.trainer) == (group, trainer)]
+        assert (int(number), int(evaluations)) == (len(own), sum(map(len, own)))
+    assert sum(int(number) for number, _ in counts.values()) == len(runs)

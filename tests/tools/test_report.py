@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dassl_lite.engine.commands.cells import gather
+from dassl_lite.engine.commands.cells import Cell, Run, gather
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.figures import figures
 from dassl_lite.engine.commands.summary import as_table, average_table, rank_table, versus_tables
@@ -228,3 +228,11 @@ def test_the_latex_compiles(sweep: Path) -> None:
     done = subprocess.run(command, cwd=sweep, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(("base", "base"), "base"), (("base", "new"), ""), (("", ""), ""), ((), "")]
+)
+def test_the_classes_of_a_cell_are_those_that_all_its_runs_say(classes: tuple[str, ...], expected: str) -> None:
+    runs = tuple(Run(seed=number, value=50.0, classes=said) for number, said in enumerate(classes))
+    assert Cell("one", "A", "RN50", 4, (50.0,) * len(runs), runs=runs).classes == expected
