@@ -14,6 +14,7 @@ import pytest
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DatasetBase, Datum, FolderDataset, Split, split_folders, split_trainval
 from dassl_lite.data.splits import rows_from_items
+from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
 
 PROTOCOL = json.loads((Path(__file__).parents[1] / "golden" / "dassl_protocol.json").read_text())
@@ -180,3 +181,9 @@ def test_a_split_of_folders_equals_the_reference(protocol: Any, tmp_path: Path) 
     split = split_folders(str(tmp_path), ignored=("ignored",), new_names={"cat1": "Renamed Cat"})
     for part in Split._fields:
         assert rows_from_items(getattr(split, part), str(tmp_path)) == golden[part]
+
+
+def test_a_class_too_small_for_the_validation_share_is_refused() -> None:
+    items = [Datum(f"{k}-{i}.jpg", label=k, classname=f"c{k}") for k, n in enumerate((10, 4)) for i in range(n)]
+    with pytest.raises(UserError, match="class 'c1' has 4 images, too few to take 10% for validation"):
+        split_trainval(items, 0.1)

@@ -29,6 +29,7 @@ from dassl_lite.data import build_dataset, read_image
 from dassl_lite.data.doctor import examine
 from dassl_lite.data.feature_cache import FeatureSpec, FeatureStore
 from dassl_lite.data.images import UnreadableImageError
+from dassl_lite.data.sharded import remote
 from dassl_lite.data.sharded.remote import dataset_at
 from dassl_lite.engine.commands.arguments import own_data
 from dassl_lite.engine.commands.cli import run_tool
@@ -573,3 +574,17 @@ def test_a_key_is_a_file_name_only_if_it_is_plain(key: str, plain: bool) -> None
     assert (name == key) == plain
     assert hugging_face._plain(name)
     assert (record.key, problems) == (key, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError("x"), "no such file"),
+        (PermissionError("x"), "no permission"),
+        (RuntimeError("one\n  two"), "one two"),
+        (RuntimeError("a" * 300), "a" * 200),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+def test_a_failed_copy_has_a_short_reason(error: Exception, reason: str) -> None:
+    assert remote._reason(error) == reason

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from toy import make_images, toy_trainer
 
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.parallel import distributed
+from dassl_lite.engine.parallel import distributed, shared_inference
 from dassl_lite.engine.parallel.distributed import ShareOfBatches
 from dassl_lite.tools import train
 from dassl_lite.utils import UserError
@@ -371,3 +372,18 @@ def test_more_processes_than_gpus_are_one_line_and_without_gpus_none_is_asked_fo
     else:
         distributed.start(use_gpus)
     assert backends == ([] if use_gpus else ["gloo"])
+
+
+def test_tensors_anywhere_in_an_output_are_packed_and_unpacked() -> None:
+    Pair = namedtuple("Pair", "a b")
+    tensor = torch.arange(6.0).view(2, 3)
+    output = {"rows": [tensor[0], (tensor[1], "text")], "pair": Pair(tensor, None)}
+    sent = shared_inference._moved(output, shared_inference._Sent.pack)
+    assert sent["rows"][0].device == "cpu"
+    assert sent["rows"][0].tensor.untyped_storage().nbytes() == 12  # not the whole tensor that it is a view of
+    received = shared_inference._moved(sent, shared_inference._Sent.unpack)
+    assert torch.equal(received["rows"][0], tensor[0])
+    assert torch.equal(received["rows"][1][0], tensor[1])
+    assert received["rows"][1][1] == "text"
+    assert torch.equal(received["pair"].a, tensor)
+    assert received["pair"].b is None

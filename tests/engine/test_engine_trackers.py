@@ -116,6 +116,11 @@ def test_a_run_that_ends_early_is_continued_under_its_id(
 
 
 @pytest.mark.slow
+def test_an_outcome_is_empty_unless_filled() -> None:
+    outcome = Outcome("finished")
+    assert (outcome.summary, outcome.tables, outcome.files) == ({}, {}, ())
+
+
 def test_other_trackers_do_not_keep_a_run_from_being_resumed(kept: type[Kept], images: Path, tmp_path: Path) -> None:
     run.train(tracked(images, tmp_path, "tensorboard"))
     (tmp_path / "results.json").unlink()

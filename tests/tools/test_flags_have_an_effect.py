@@ -139,6 +139,7 @@ COMMANDS = {
     "sweep --trainers TaskRes --shots 1 --shots 2": "--shots is given twice",
     "bench train --views 2 --views 3": "--views is given twice",
     f"{TRAIN} --seed 1 SEED 2": "--seed and SEED say two things",
+    f"{TRAIN} --seed 1 OPTIM.LR 1 TRAIN.PRINT_FREQ 5 SEED 2": "--seed and SEED say two things",
     f"{TRAIN} --shots 1 DATASET.NUM_SHOTS 2": "--shots and DATASET.NUM_SHOTS say two things",
     f"{TRAIN} TRAINER.NAME CoOp": "--trainer and TRAINER.NAME say two things",
     f"{TRAIN} --data photos DATASET.NAME Digits": "--data and DATASET.NAME say two things",

@@ -226,12 +226,14 @@ def test_no_ray_at_an_address_is_told_in_one_line(tmp_path, capsys):
     assert "--run-gpus must be a whole number, or below 1" in capsys.readouterr().err
 
 
-def test_a_node_with_other_versions_is_told_in_one_line():
+@pytest.mark.parametrize("name", ["python", "dassl-lite", "torch", "ray"])
+def test_a_node_with_another_version_is_refused_in_one_line(name):
     own = versions()
     check_versions("here", own, own)
-    with pytest.raises(UserError) as error:
-        check_versions("node7", {**own, "torch": "1.0"}, own)
-    assert str(error.value).startswith(f"node node7 has torch 1.0 (here {own['torch']}); the same versions are needed")
+    for theirs, found in (({**own, name: "0.1"}, "0.1"), ({k: v for k, v in own.items() if k != name}, "is missing")):
+        with pytest.raises(UserError) as error:
+            check_versions("node7", theirs, own)
+        assert str(error.value).startswith(f"node node7 has {name} {found} (here {own[name]}); the same versions")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from scipy import stats
 from dassl_lite.data.feature_files import FeatureFile, write_feature_file
 from dassl_lite.data.feature_files.file import FeaturePart
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.residuals import Residuals, captions_of, gather_residuals, residual_tables
+from dassl_lite.engine.commands.residuals import Correlation, Residuals, captions_of, gather_residuals, residual_tables
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError
@@ -196,3 +196,8 @@ def test_residuals_are_drawn(real: Path, tmp_path: Path) -> None:
     svg = (tmp_path / "figures" / "residuals.svg").read_text(encoding="utf-8")
     assert "easy" in svg
     assert "&lt;b&gt;hard" in svg
+
+
+def test_an_interval_is_shown_only_where_there_is_one() -> None:
+    assert Correlation(0.5, -0.25, 0.875, 0.01, 9).interval == "-0.25 to +0.88"
+    assert Correlation(0.5, math.nan, math.nan, 0.01, 3).interval == ""
