@@ -49,7 +49,7 @@ from dassl_lite.engine.commands.benchmark import (
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.on_ray import cluster_of
 from dassl_lite.engine.commands.report import make_report
-from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, that_run_on
+from dassl_lite.engine.commands.sweep import Settings, all_methods, compatible_methods, sweep
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools.report import report
 from dassl_lite.tools.sweep import IGNORED as IN_A_SWEEP
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         TRAINER_REGISTRY.get(name)  # an unknown one ends it here
     if args.trainers == ["all"]:
         keys = shared["flags"], shared["options"], shared["allow_new_keys"]
-        trainers = that_run_on(trainers, make_config(flags=keys[0], options=keys[1], allow_new_keys=keys[2]))
+        trainers = compatible_methods(trainers, make_config(flags=keys[0], options=keys[1], allow_new_keys=keys[2]))
     made = plan(
         protocols,
         trainers,

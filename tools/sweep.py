@@ -35,7 +35,7 @@ from dassl_lite.engine.commands.arguments import (
 )
 from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.on_ray import cluster_of
-from dassl_lite.engine.commands.sweep import Settings, all_methods, sweep, tasks, that_run_on
+from dassl_lite.engine.commands.sweep import Settings, all_methods, compatible_methods, sweep, tasks
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.utils import UserError, get_logger, setup_logger
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shared = config_arguments(args, DatasetChoice(), trainer="")
     todo = tasks(trainers, datasets, args.numbers_of_shots, args.seeds)
     if args.trainers == ["all"]:
-        trainers = that_run_on(trainers, todo[0].config(shared, Path(args.output_dir)))
+        trainers = compatible_methods(trainers, todo[0].config(shared, Path(args.output_dir)))
         todo = [task for task in todo if task.trainer in trainers]
     kinds = [TRAINER_REGISTRY.get(name) for name in trainers]
     named = {task.dataset: task for task in todo}

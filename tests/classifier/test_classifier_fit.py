@@ -319,7 +319,7 @@ WRONG = [
     (lambda p: fit("no-such-folder", None), FileNotFoundError, "no-such-folder"),
     (lambda p: fit(["no-such.png"], ["cat"]), FileNotFoundError, "no-such.png"),
     (lambda p: fit(p.paths, None), ValueError, "needs labels"),
-    (lambda p: fit(p.paths[0], None), ValueError, "is one picture; give a folder"),
+    (lambda p: fit(p.paths[0], None), ValueError, "is a single image; give a folder"),
     (lambda p: fit(p.paths, p.labels[:-1]), ValueError, "30 images, but y has 29"),
     (lambda p: fit(p.paths, [None, *p.labels[1:]]), ValueError, "None, which is no label"),
     (lambda p: fit(p.paths, p.labels, method="TaskRs"), ValueError, "Did you mean 'TaskRes'"),

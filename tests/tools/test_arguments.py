@@ -217,7 +217,7 @@ def test_a_flag_that_a_trainer_declares_sets_its_key(registered: None) -> None:
 
 def test_a_flag_that_a_trainer_declares_must_be_free(registered: None) -> None:
     TRAINER_REGISTRY.register(Clashing)
-    with pytest.raises(ValueError, match="trainer Clashing declares the flag --shots, which is taken"):
+    with pytest.raises(ValueError, match="trainer Clashing declares the flag --shots, which is already taken"):
         train.make_parser()
 
 

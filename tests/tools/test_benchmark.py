@@ -274,7 +274,7 @@ def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
 
     def evaluate_row(cfg: CfgNode, model_dir: Path, name: str) -> Evaluation:
         if cfg.DATASET.NAME == "Tiles":
-            return Evaluation(name, missing="tiles are gone", status="not there")
+            return Evaluation(name, missing="tiles are gone", status="not found")
         return working(cfg, model_dir, name=name)
 
     monkeypatch.setattr(commands.evaluate, "evaluate_row", evaluate_row)

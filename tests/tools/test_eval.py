@@ -64,7 +64,7 @@ def test_a_missing_dataset_is_a_row_of_its_own_and_an_error_with_strict(source, 
     out = tmp_path / "table.csv"
     targets = ("--dataset-config-file", "gadgets", "caltech101", "--root", str(tmp_path))
     assert evaluate(source, *targets, "--output", str(out)) == 0
-    assert re.search(r"^Caltech101 +not there$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^Caltech101 +not found$", capsys.readouterr().out, re.MULTILINE)
     rows = {row["dataset"]: row for row in csv.DictReader(out.open())}
     assert "there is no folder" in rows["Caltech101"]["missing"]
     assert evaluate(source, *targets, "--strict") == 2
@@ -74,9 +74,9 @@ def test_the_average_is_over_the_datasets_that_were_evaluated():
     def row(dataset: str, accuracy: float, macro_f1: float, seconds: float) -> Evaluation:
         return Evaluation(dataset, 10, 2, 2, accuracy, macro_f1, seconds=seconds)
 
-    missing = Evaluation("b", missing="looked for the folder", status="not there")
+    missing = Evaluation("b", missing="looked for the folder", status="not found")
     _, table = eval_tool.table_of([row("a", 80.0, 70.0, 1.0), missing, row("c", 50.0, 30.0, 2.5)])
-    assert table[1] == ["b", "not there", "", "", "", ""]
+    assert table[1] == ["b", "not found", "", "", "", ""]
     assert table[-1] == ["average", "65.00", "50.00", "", "", "3.5"]
     assert [row[0] for row in eval_tool.table_of([row("a", 80.0, 70.0, 1.0), missing])[1]] == ["a", "b"]
 

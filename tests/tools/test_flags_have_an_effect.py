@@ -138,11 +138,11 @@ COMMANDS = {
     f"{TRAIN} --seed 1 --seed 2": "--seed is given twice",
     "sweep --trainers TaskRes --shots 1 --shots 2": "--shots is given twice",
     "bench train --views 2 --views 3": "--views is given twice",
-    f"{TRAIN} --seed 1 SEED 2": "--seed and SEED say two things",
-    f"{TRAIN} --seed 1 OPTIM.LR 1 TRAIN.PRINT_FREQ 5 SEED 2": "--seed and SEED say two things",
-    f"{TRAIN} --shots 1 DATASET.NUM_SHOTS 2": "--shots and DATASET.NUM_SHOTS say two things",
-    f"{TRAIN} TRAINER.NAME CoOp": "--trainer and TRAINER.NAME say two things",
-    f"{TRAIN} --data photos DATASET.NAME Digits": "--data and DATASET.NAME say two things",
+    f"{TRAIN} --seed 1 SEED 2": "--seed and SEED contradict each other",
+    f"{TRAIN} --seed 1 OPTIM.LR 1 TRAIN.PRINT_FREQ 5 SEED 2": "--seed and SEED contradict each other",
+    f"{TRAIN} --shots 1 DATASET.NUM_SHOTS 2": "--shots and DATASET.NUM_SHOTS contradict each other",
+    f"{TRAIN} TRAINER.NAME CoOp": "--trainer and TRAINER.NAME contradict each other",
+    f"{TRAIN} --data photos DATASET.NAME Digits": "--data and DATASET.NAME contradict each other",
     "train --trainer CoOp --enhanced-base x": "--enhanced-base has no effect on CoOp: it belongs to TaskRes",
     "train --trainer ZeroshotCLIP --eval-only --model-dir x --dataset-config-file gadgets --output-dir o": (
         "--model-dir has no effect: ZeroshotCLIP learns nothing"
@@ -160,7 +160,7 @@ COMMANDS = {
     "extract --output o.npz --convert x.npz OPTIM.LR 1": "OPTIM.LR has no effect with --convert",
     "extract --output o.npz --data photos --root x": "--root has no effect with --data",
     "extract --output o.npz DATASET.FEATURES.VIEWS 3": "DATASET.FEATURES.VIEWS has no effect on features; use --views",
-    "extract --output o.npz --seed 1 SEED 2": "--seed and SEED say two things",
+    "extract --output o.npz --seed 1 SEED 2": "--seed and SEED contradict each other",
     "sweep --trainers ZeroshotCLIP --shots 1": "--shots has no effect on ZeroshotCLIP",
     "sweep --trainers ZeroshotCLIP --seeds 1": "--seeds has no effect on ZeroshotCLIP",
     "sweep --trainers TaskRes SEED 3": "SEED has no effect in a sweep; use --seeds",
@@ -239,7 +239,7 @@ def test_nothing_is_said_of_a_third_party_s_trainer(caplog: pytest.LogCaptureFix
 def test_keys_of_training_are_told_on_an_evaluation(caplog: pytest.LogCaptureFixture) -> None:
     refuse_keys(["OPTIM.LR", "1", "SEED", "2", "OPTIM.MAX_EPOCH", "3"], {"OPTIM": ""}, "on an evaluation")
     assert [record.getMessage() for record in caplog.records] == [
-        "Without effect on an evaluation: OPTIM.LR, OPTIM.MAX_EPOCH"
+        "No effect on an evaluation: OPTIM.LR, OPTIM.MAX_EPOCH"
     ]
 
 

@@ -204,4 +204,4 @@ def test_an_average_of_epochs_that_weigh_next_to_nothing_is_a_mean(make: Any) ->
 )
 def test_a_sweep_of_all_methods_leaves_those_out_that_need_a_vit(make: Any, backbone: str, left: set[str]) -> None:
     cfg = make("ZeroshotCLIP", backbone=backbone).cfg
-    assert set(sweep.that_run_on(["TaskRes", "IVLP", "VPT", "MaPLe"], cfg)) == left
+    assert set(sweep.compatible_methods(["TaskRes", "IVLP", "VPT", "MaPLe"], cfg)) == left

@@ -18,7 +18,7 @@ from dassl_lite.data import ClassList
 from dassl_lite.data.descriptions import LONGEST_SENTENCE, read_descriptions
 from dassl_lite.engine.build import make_config
 from dassl_lite.engine.commands.evaluate import config_for
-from dassl_lite.engine.commands.run import tell_idle_keys
+from dassl_lite.engine.commands.run import report_idle_keys
 from dassl_lite.utils import UserError
 from dassl_lite.utils.files import cache_root
 
@@ -127,7 +127,7 @@ def test_methods_without_fixed_text_features_say_that_descriptions_have_no_effec
 ) -> None:
     trainer = golden_trainer(method, "vit0", "OxfordPets", "DATASET.DESCRIPTIONS", str(file))
     with caplog.at_level(logging.WARNING):
-        tell_idle_keys(trainer)
+        report_idle_keys(trainer)
     assert f"DATASET.DESCRIPTIONS ({method} takes no descriptions of the classes)" in caplog.text
 
 

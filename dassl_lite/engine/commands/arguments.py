@@ -1,7 +1,7 @@
 """Command-line flags that the tools share, and the config that they describe.
 
-A flag means the same in every tool that takes it. The ``add_*`` functions declare flags; :func:`config_arguments`
-turns what was parsed into the arguments of ``make_config``.
+A flag has the same meaning in every tool. The ``add_*`` functions declare flags; :func:`config_arguments` turns the
+parsed arguments into the arguments of ``make_config``.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ CONFIG_KEYS = {
     "output_dir": "OUTPUT_DIR",
     "seed": "SEED",
 }
-# Datasets of the user's own data -> key of cfg.DATASET that holds the path.
+# Dataset classes for the user's own data -> key of cfg.DATASET that holds the path.
 OWN_DATA = {"ImageFolder": "ROOT", "CSV": "ROOT", "Features": "FILE", "WebDataset": "ROOT", "HFDataset": "ROOT"}
 
 logger = get_logger(__name__)
 
 _GENERAL = "general options"
-ALWAYS = ("--debug", "--version", "--help", "-h")  # flags that go with all others
+ALWAYS = ("--debug", "--version", "--help", "-h")  # flags that combine with all others
 PLUGIN_FLAGS = ("--plugin", "--dassl-compat")
-KEY_VALUE = "KEY VALUE"  # stands for config keys among the flags of `ToolParser.ignores`
+KEY_VALUE = "KEY VALUE"  # represents config keys among the flags of `ToolParser.ignores`
 _CONFIG_KEY = re.compile(
     r"(SEED|VERBOSE|USE_CUDA|OUTPUT_DIR|RESUME|(INPUT|DATASET|DATALOADER|MODEL|OPTIM|TRAIN|TEST|TRAINER)(\.[A-Z]\w*)+)$"
 )
@@ -73,11 +73,11 @@ class ConfigArguments(TypedDict):
 
 @dataclass(frozen=True)
 class DatasetChoice:
-    """A dataset as the command line names it.
+    """A dataset as selected on the command line.
 
     Attributes:
-        file: path or name of its yaml; "" if there is none.
-        data: path of the user's own data; "" for a dataset that the yaml describes.
+        file: path or name of its yaml; "" if it has none.
+        data: path of the user's own data; "" for a dataset described by the yaml.
     """
 
     file: str = ""
@@ -90,35 +90,35 @@ class DatasetChoice:
 
     @property
     def flags(self) -> dict[str, str]:
-        """Config keys, dotted, that select the user's own data."""
+        """Dotted config keys that select the user's own data."""
         return own_data(self.data) if self.data else {}
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """When flags have no effect: beside another flag, or without it."""
+    """A rule for flags that have no effect together with another flag, or without it."""
 
     mode: str
-    beside: bool
+    together: bool  # whether the rule applies with ``mode`` given, or without it
     flags: tuple[str, ...] = ()
     but: tuple[str, ...] = ()
 
-    def broken_by(self, given: Sequence[str]) -> str | None:
-        """The first of these flags that has no effect among them."""
-        if (self.mode in given) != self.beside:
+    def first_violation(self, given: Sequence[str]) -> str | None:
+        """The first of the given flags that has no effect, or None."""
+        if (self.mode in given) != self.together:
             return None
-        listed = (flag for flag in given if flag in self.flags or (self.but and flag not in (self.mode, *self.but)))
-        return next(listed, None)
+        unused = (flag for flag in given if flag in self.flags or (self.but and flag not in (self.mode, *self.but)))
+        return next(unused, None)
 
 
 class ToolParser(argparse.ArgumentParser):
-    """A parser that raises UserError, takes no abbreviated flags and ends the flags at the first config key.
+    """A parser that raises UserError, rejects abbreviated flags and stops reading flags at the first config key.
 
-    A flag that has no effect beside others, or without others, is an error: see `ignores` and `needs`. What was parsed
-    has ``given``: the flags on the command line, by the attributes that they set.
+    A flag that has no effect together with another one, or without it, is an error: see `ignores` and `needs`. The
+    namespace has an attribute ``given``: the flags on the command line, by the attributes that they set.
 
     Attributes:
-        takes_files: words may be names of files, such as ``TEST.JPG``, which look like config keys.
+        takes_files: arguments may be file names such as ``TEST.JPG``, which look like config keys.
     """
 
     takes_files = False
@@ -129,11 +129,11 @@ class ToolParser(argparse.ArgumentParser):
         self.rules: list[_Rule] = []
 
     def ignores(self, mode: str, *flags: str, but: Iterable[str] = ()) -> None:
-        """Beside the flag ``mode``, ``flags`` have no effect or, if none are named, all others ``but`` these."""
+        """Declare that with ``mode``, ``flags`` have no effect; without ``flags``, all others except ``but``."""
         self.rules.append(_Rule(mode, True, flags, () if flags else (*but, *ALWAYS)))
 
     def needs(self, mode: str, *flags: str) -> None:
-        """Without the flag ``mode``, ``flags`` have no effect."""
+        """Declare that without the flag ``mode``, ``flags`` have no effect."""
         self.rules.append(_Rule(mode, False, flags))
 
     def parse_known_args(  # type: ignore[override]  # the base class overloads it for other namespace types
@@ -141,20 +141,20 @@ class ToolParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         words = list(sys.argv[1:] if args is None else args)
         for word in words:
-            if "\0" in word:  # only from Python: no system passes one
+            if "\0" in word:  # possible only when called from Python: no system passes one
                 self.error(f"{shown(word)} has a NUL character")
         parsed, rest = super().parse_known_args(words, namespace)
         known = [flag for word in words if (flag := word.partition("=")[0]) in self._option_string_actions]
-        mine = {self._option_string_actions[flag].dest: flag for flag in sorted(known)}
-        twice = {flag for flag, number in Counter(known).items() if number > 1} - self._repeatable()
-        if twice:
-            self.error(f"{sorted(twice)[0]} is given twice, and the first would have no effect")
-        parsed.given = {**getattr(parsed, "given", {}), **mine}
+        by_attribute = {self._option_string_actions[flag].dest: flag for flag in sorted(known)}
+        repeated = {flag for flag, number in Counter(known).items() if number > 1} - self._repeatable()
+        if repeated:
+            self.error(f"{sorted(repeated)[0]} is given twice, and the first would have no effect")
+        parsed.given = {**getattr(parsed, "given", {}), **by_attribute}
         self._check_rules(parsed, [])
         return parsed, rest
 
     def _repeatable(self) -> set[str]:
-        """The flags that may be given several times: those that collect values, or take none."""
+        """The flags that may be repeated: those that collect values, or take none."""
         collect = (argparse._AppendAction, argparse._ExtendAction)
         return {flag for flag, a in self._option_string_actions.items() if isinstance(a, collect) or a.nargs == 0}
 
@@ -163,13 +163,13 @@ class ToolParser(argparse.ArgumentParser):
         names = {dest: self._first_name(flag) for dest, flag in parsed.given.items()}
         given = [*names.values(), *([KEY_VALUE] if options else [])]
         for rule in self.rules:
-            flag = rule.broken_by(given)
+            flag = rule.first_violation(given)
             if flag is not None:
                 shown = options[0] if flag == KEY_VALUE else flag
-                self.error(f"{shown} has no effect {'with' if rule.beside else 'without'} {rule.mode}")
+                self.error(f"{shown} has no effect {'with' if rule.together else 'without'} {rule.mode}")
 
     def _first_name(self, flag: str) -> str:
-        """The first of the names of a flag; of the general ones and a sub-command's, that given."""
+        """The first name of a flag; for general flags and those of a sub-command, the name as given."""
         action = self._option_string_actions.get(flag)
         return action.option_strings[0] if action else flag
 
@@ -185,8 +185,8 @@ class ToolParser(argparse.ArgumentParser):
                 self._report_unknown(word.partition("=")[0])
         options = [*rest, *words[start:]]
         if options and not hasattr(parsed, "options"):
-            kind = "is a config key, but this tool takes none" if start < len(words) else "is one argument too many"
-            self.error(f"{options[0]} {kind}")
+            problem = "is a config key, but this tool takes none" if start < len(words) else "is one argument too many"
+            self.error(f"{options[0]} {problem}")
         if options:
             parsed.options = [*parsed.options, *options]
             self._check_rules(parsed, parsed.options)
@@ -194,7 +194,9 @@ class ToolParser(argparse.ArgumentParser):
 
     def _report_unknown(self, flag: str) -> NoReturn:
         known = list(self._option_string_actions)
-        longer = [name for name in known if name.startswith(flag)]  # abbreviations are not accepted, but understood
+        longer = [
+            name for name in known if name.startswith(flag)
+        ]  # abbreviations are rejected, but used as suggestions
         likely = longer[0] if len(longer) == 1 else nearest(flag, known)
         self.error(f"unknown flag {flag}" + (f"; did you mean {likely}?" if likely else ""))
 
@@ -207,11 +209,11 @@ class ToolParser(argparse.ArgumentParser):
 
 
 def tool_parser(tool: str, description: str | None, usage: str | None = "%(prog)s [options]") -> ToolParser:
-    """The parser of a tool, with the flags that every tool has.
+    """Create a tool's parser, with the flags common to all tools.
 
     Args:
-        tool: name of its module.
-        description: its docstring.
+        tool: name of the tool's module.
+        description: the module's docstring.
         usage: None lists every flag.
     """
     parser = ToolParser(prog=program(tool), description=description, usage=usage)
@@ -229,13 +231,13 @@ def tool_parser(tool: str, description: str | None, usage: str | None = "%(prog)
 def add_dataset_flags(
     parser: ToolParser, *, several: bool = False, alias: str = "", default: str = "the embedded dataset"
 ) -> None:
-    """``--dataset-config-file``, ``--data`` and ``--root``.
+    """Add ``--dataset-config-file``, ``--data`` and ``--root``.
 
     Args:
-        parser: what to add them to.
-        several: the first two take one value or more.
-        alias: another name for the first.
-        default: what the help says is used without them.
+        parser: parser to add the flags to.
+        several: allow several values for the first two flags.
+        alias: alternative name for the first flag.
+        default: description of the default, for the help.
     """
     group = parser.add_argument_group("dataset options")
     add = group.add_argument
@@ -254,7 +256,7 @@ def add_dataset_flags(
 
 
 def add_data_flag(group: argparse._ActionsContainer, *, several: bool = False) -> None:
-    """``--data``, to a parser or a group of its flags."""
+    """Add ``--data`` to a parser or an argument group."""
     group.add_argument(
         "--data",
         action="extend" if several else "store",
@@ -266,12 +268,12 @@ def add_data_flag(group: argparse._ActionsContainer, *, several: bool = False) -
 
 
 def add_root_flag(group: argparse._ActionsContainer) -> None:
-    """``--root``, to a parser or a group of its flags."""
+    """Add ``--root`` to a parser or an argument group."""
     group.add_argument("--root", default="", metavar="DIR", help="folder that contains the datasets' folders")
 
 
 def add_model_flags(parser: ToolParser) -> None:
-    """``--backbone`` and ``--config-file``."""
+    """Add ``--backbone`` and ``--config-file``."""
     add = parser.add_argument
     add(
         "--config-file",
@@ -283,7 +285,7 @@ def add_model_flags(parser: ToolParser) -> None:
 
 
 def add_backbone_flag(parser: ToolParser) -> None:
-    """``--backbone``."""
+    """Add ``--backbone``."""
     parser.add_argument(
         "--backbone",
         default="",
@@ -293,7 +295,7 @@ def add_backbone_flag(parser: ToolParser) -> None:
 
 
 def add_plugin_flags(parser: argparse.ArgumentParser) -> None:
-    """``--plugin`` and ``--dassl-compat``."""
+    """Add ``--plugin`` and ``--dassl-compat``."""
     add = parser.add_argument_group("plug-ins").add_argument
     add(
         "--plugin",
@@ -307,36 +309,36 @@ def add_plugin_flags(parser: argparse.ArgumentParser) -> None:
         dest="plugin",
         action="append_const",
         const=COMPAT,
-        help="run plug-ins written for Dassl: `import dassl` gives this package",
+        help="run plug-ins written for Dassl: `import dassl` imports this package",
     )
 
 
 def add_config_flags(parser: ToolParser) -> None:
-    """What every tool with a config takes: plug-ins, ``--allow-new-keys`` and trailing KEY VALUE pairs."""
+    """Add what every tool with a config accepts: plug-ins, ``--allow-new-keys`` and trailing KEY VALUE pairs."""
     add_plugin_flags(parser)
     add = parser.add_argument_group("config keys").add_argument
-    add("--allow-new-keys", action="store_true", help="accept config keys that nothing declares")
-    add("options", nargs="*", metavar="KEY VALUE", help="config keys to set, such as OPTIM.LR 0.002; these come last")
+    add("--allow-new-keys", action="store_true", help="accept undeclared config keys")
+    add("options", nargs="*", metavar="KEY VALUE", help="config keys to set, such as OPTIM.LR 0.002; must come last")
     parser.usage = "%(prog)s [options] [KEY VALUE ...]"
 
 
 def add_method_flags(parser: ToolParser) -> None:
-    """The flags that registered trainers declare in ``cli_flags``: flag -> (config key, help)."""
+    """Add the flags that registered trainers declare in ``cli_flags``: flag -> (config key, help)."""
     declared: dict[str, str] = {}
     for name in sorted(TRAINER_REGISTRY):
         classes = TRAINER_REGISTRY.replaced.get(name), TRAINER_REGISTRY.get(name)
         flags = {flag: value for kind in classes for flag, value in getattr(kind, "cli_flags", {}).items()}
-        new = {flag: value for flag, value in flags.items() if declared.get(flag) != value[0]}  # not the inherited
+        new = {flag: value for flag, value in flags.items() if declared.get(flag) != value[0]}  # without inherited ones
         group = parser.add_argument_group(f"{name} options") if new else parser
         for flag, (key, text) in new.items():
             if flag in parser._option_string_actions:
-                raise UserError(f"trainer {name} declares the flag {flag}, which is taken")
+                raise UserError(f"trainer {name} declares the flag {flag}, which is already taken")
             declared[flag] = key
             group.add_argument(flag, dest=key, default="", metavar="VALUE", help=text)
 
 
 def add_ray_flags(parser: ToolParser, what: str = "run") -> None:
-    """``--ray`` and what a run needs there; ``what`` a run is called."""
+    """Add ``--ray`` and the resources of a run; ``what`` is the word for a run in the help."""
     add = parser.add_argument_group("Ray").add_argument
     add(
         "--ray",
@@ -344,32 +346,32 @@ def add_ray_flags(parser: ToolParser, what: str = "run") -> None:
         const="local",
         default="",
         metavar="ADDRESS",
-        help=f"do the {what}s on a Ray cluster: on this machine, or at an address such as 10.0.0.1:6379",
+        help=f"execute the {what}s on a Ray cluster: on this machine, or at an address such as 10.0.0.1:6379",
     )
-    add("--run-cpus", type=float, metavar="N", help=f"cores of a {what} (default: 1)")
+    add("--run-cpus", type=float, metavar="N", help=f"CPU cores per {what} (default: 1)")
     add(
         "--run-gpus",
         type=float,
         metavar="N",
-        help=f"GPUs of a {what}, shares too, such as 0.5 (default: 1 if there is any)",
+        help=f"GPUs per {what}, possibly fractional, such as 0.5 (default: 1 if there are any)",
     )
-    add("--run-memory", type=float, metavar="GIB", help=f"memory of a {what} (default: any)")
+    add("--run-memory", type=float, metavar="GIB", help=f"memory per {what} (default: no limit)")
     parser.needs("--ray", "--run-cpus", "--run-gpus", "--run-memory")
 
 
 def plugins_in(argv: Sequence[str] | None) -> list[str]:
-    """What ``--plugin`` and ``--dassl-compat`` name, before the rest is parsed: a plug-in may declare flags."""
+    """The plug-ins named on the command line; needed before the rest is parsed, as plug-ins may declare flags."""
     parser = ToolParser(add_help=False)
     add_plugin_flags(parser)
     return parser.parse_known_args(argv)[0].plugin
 
 
 def dataset_choices(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> list[DatasetChoice]:
-    """The datasets of ``--dataset-config-file`` and ``--data`` in a tool that takes several of them.
+    """The datasets given by ``--dataset-config-file`` and ``--data``, for tools that accept several.
 
     Args:
-        args: what was parsed.
-        default: used if neither flag is given and no DATASET.NAME is set; "" for none.
+        args: the parsed arguments.
+        default: dataset to use if neither flag is given and DATASET.NAME is not set; "" for none.
     """
     chosen = [*(DatasetChoice(file) for file in args.dataset_config_file), *(DatasetChoice("", p) for p in args.data)]
     if chosen or not default or "DATASET.NAME" in args.options[::2]:
@@ -378,16 +380,18 @@ def dataset_choices(args: argparse.Namespace, default: str = DEFAULT_DATASET) ->
 
 
 def dataset_choice(args: argparse.Namespace, default: str = DEFAULT_DATASET) -> DatasetChoice:
-    """The dataset of ``--dataset-config-file`` and ``--data``: a yaml may go with the user's own data."""
+    """The dataset given by ``--dataset-config-file`` and ``--data``; a yaml may accompany the user's own data."""
     given = args.dataset_config_file or args.data or "DATASET.NAME" in args.options[::2]
     return DatasetChoice(args.dataset_config_file or ("" if given else default), args.data)
 
 
 def own_data(path: str) -> dict[str, str]:
-    """Config keys, dotted, for the user's own data: a folder of images, a table or shards of them, or features."""
+    """Dotted config keys for the user's own data: a folder, table or shards of images, or features."""
     place = Path(path)
     if not kind_of(place):
-        raise UserError(f"'{path}' is one picture; give a folder with a sub-folder per class, or a table with labels")
+        raise UserError(
+            f"'{path}' is a single image; give a folder with a sub-folder per class, or a table with labels"
+        )
     if place.suffix == ".npz" or is_folder(place):
         name = "Features"
     elif place.suffix == ".tar":
@@ -400,7 +404,7 @@ def own_data(path: str) -> dict[str, str]:
 
 
 def data_label(path: str) -> str:
-    """The name of the user's own data: of the folder, or of the file without its extension."""
+    """A name for the user's own data: the folder's name, or the file's without extension."""
     place = Path(path).resolve()
     return place.stem if place.suffix in (".npz", ".csv", ".tsv") else place.name
 
@@ -412,13 +416,13 @@ def config_arguments(
     trainer: str | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> ConfigArguments:
-    """The arguments of ``make_config`` that the command line describes.
+    """The arguments for ``make_config``, from the command line.
 
     Args:
-        args: what was parsed.
-        dataset: the dataset, where the tool takes several; by default :func:`dataset_choice` of ``args``.
-        trainer: name of the method, where the tool has no ``--trainer``.
-        flags: more config keys, dotted.
+        args: the parsed arguments.
+        dataset: the dataset, for tools that accept several; by default :func:`dataset_choice` of ``args``.
+        trainer: name of the method, for tools without ``--trainer``.
+        flags: additional dotted config keys.
     """
     dataset = dataset or dataset_choice(args)
     trainer = args.trainer if trainer is None else trainer
@@ -437,31 +441,31 @@ def config_arguments(
 
 
 def refuse_conflicts(args: argparse.Namespace) -> None:
-    """Raise a UserError for a flag that something else on the command line overrides."""
+    """Raise a UserError for a flag that contradicts another part of the command line."""
     typed: dict[str, str] = getattr(args, "given", {})
     options = dict(zip(args.options[::2], args.options[1::2], strict=False))
     keys = {**CONFIG_KEYS, "trainer": "TRAINER.NAME"}
     for attribute, flag in typed.items():
         key = keys.get(attribute, attribute)
         if key in options and options[key] != str(getattr(args, attribute)):
-            raise UserError(f"{flag} and {key} say two things; leave one of them out")
+            raise UserError(f"{flag} and {key} contradict each other; leave one of them out")
     data = [path for path in ([args.data] if isinstance(args.data, str) else args.data) if path]
     places = {key for path in data for key in own_data(path)}
     for key in options:
         if key in places:
-            raise UserError(f"--data and {key} say two things; leave one of them out")
+            raise UserError(f"--data and {key} contradict each other; leave one of them out")
     several = isinstance(args.dataset_config_file, list) and bool(args.dataset_config_file)
-    found = all(Path(path).suffix != ".npz" or Path(path).is_absolute() or Path(path).is_file() for path in data)
-    if "root" in typed and data and found and not several and not getattr(args, "suite", ""):
+    exists = all(Path(path).suffix != ".npz" or Path(path).is_absolute() or Path(path).is_file() for path in data)
+    if "root" in typed and data and exists and not several and not getattr(args, "suite", ""):
         raise UserError("--root has no effect with --data, which says where the data are")
 
 
 def refuse_keys(options: Sequence[str], ignored: Mapping[str, str], where: str) -> None:
-    """Raise a UserError for a config key that a flag of the tool takes the place of; warn of others without effect.
+    """Raise a UserError for a config key that a flag of the tool replaces; warn about others that have no effect.
 
     Args:
         options: KEY VALUE pairs.
-        ignored: keys, or nodes of keys, without effect, with the flag to use in their place ("" if there is none).
+        ignored: keys, or nodes of keys, without effect -> the flag to use instead ("" if there is none).
         where: what they have no effect on, for the message.
     """
     unused = []
@@ -472,11 +476,11 @@ def refuse_keys(options: Sequence[str], ignored: Mapping[str, str], where: str) 
                     raise UserError(f"{key} has no effect {where}; use {instead}")
                 unused.append(key)
     if unused:
-        logger.warning(f"Without effect {where}: {', '.join(unused)}")
+        logger.warning(f"No effect {where}: {', '.join(unused)}")
 
 
 ON_CLIP = "a method on top of CLIP"
-# Kind of dataset or method -> config keys, or nodes of keys, without effect on it.
+# Kind of dataset or method -> config keys, or nodes of keys, that have no effect on it.
 IGNORED = {
     "features, which are read from a file": (
         *("MODEL.BACKBONE", "INPUT", "DATASET.ON_ERROR"),
@@ -495,15 +499,15 @@ IGNORED = {
 def refuse_without_effect(
     args: argparse.Namespace, trainers: Sequence[Any], cfg: CfgNode, searched: Sequence[str] = ()
 ) -> None:
-    """Raise a UserError for a flag that has no effect on a run, and warn of such config keys of the user's.
+    """Raise a UserError for a flag that has no effect on a run, and warn about config keys of the user without effect.
 
-    Third parties' trainers and datasets may read anything, so nothing is said of those. What depends on the values in
-    a run (an optimiser's keys, a search) is told by `run.tell_idle_keys`, once the trainer is built.
+    Third-party trainers and datasets may read any key, so they are not checked. Keys whose effect depends on values in
+    a run (an optimiser's keys, a search) are reported by `run.report_idle_keys` once the trainer is built.
 
     Args:
-        args: what was parsed.
-        trainers: classes of the methods that are run; empty where there are none.
-        cfg: the config, which says what the dataset is.
+        args: the parsed arguments.
+        trainers: classes of the methods to run; may be empty.
+        cfg: the config, which determines the dataset.
         searched: config keys that must have an effect, as flags must.
     """
     refuse_conflicts(args)
@@ -530,12 +534,12 @@ def refuse_without_effect(
 
 
 def _node(trainer: Any) -> str:
-    """The node of ``cfg.TRAINER`` with a method's keys."""
+    """Name of the node of ``cfg.TRAINER`` with a method's keys."""
     return trainer.node_name() if hasattr(trainer, "node_name") else getattr(trainer, "__name__", "")
 
 
 def _kinds_of(dataset: Any) -> list[str]:
-    """Which kinds of ``IGNORED`` a dataset's class is."""
+    """The kinds in ``IGNORED`` that apply to a dataset class."""
     if not (isinstance(dataset, type) and is_ours(dataset) and issubclass(dataset, FolderDataset)):
         return []
     images = "features, which are read from a file" if issubclass(dataset, FeatureDataset) else "a dataset of images"
@@ -543,7 +547,7 @@ def _kinds_of(dataset: Any) -> list[str]:
 
 
 def nested(flat: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Dotted config keys as a tree; ``over`` is a tree of other keys, which is not changed."""
+    """Convert dotted config keys to a tree, merged over a copy of the tree ``over``."""
     tree = copy.deepcopy(dict(over or {}))
     for key, value in flat.items():
         *parents, leaf = key.split(".")
@@ -560,8 +564,8 @@ def _several(value: Any) -> list[Any]:
 
 def check_at_least(args: argparse.Namespace, least: int, names: Iterable[str], at_most: int = LARGEST_INTEGER) -> None:
     """Raise a UserError for the first of these arguments that is below ``least`` or above ``at_most``."""
-    found = [(name, value) for name in names for value in _several(getattr(args, name))]
-    for name, value in found:
+    values = [(name, value) for name in names for value in _several(getattr(args, name))]
+    for name, value in values:
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {shown(value)}")
         if value > at_most:

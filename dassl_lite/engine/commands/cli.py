@@ -1,4 +1,4 @@
-"""How a command-line tool ends, and the folder that its run writes to."""
+"""Error handling and exit codes of the command-line tools, and their output folders."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from dassl_lite.utils.streams import lenient_streams
 EXIT_USER_ERROR, EXIT_BROKEN_PIPE = 2, 141
 LONGEST_MESSAGE = 2000  # characters
 LESS_MEMORY = (
-    "A smaller DATALOADER.TRAIN_X.BATCH_SIZE needs less memory, and so do PREC fp16 on a GPU and, where prompts are "
-    "learned, TEXT_CHECKPOINT True; checkpoints saved so far are intact"
+    "To use less memory, lower DATALOADER.TRAIN_X.BATCH_SIZE, set PREC fp16 on a GPU or, if the method learns prompts, "
+    "set TEXT_CHECKPOINT True; checkpoints saved so far are intact"
 )
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool's ``main`` and return the process' exit code.
+    """Run a tool's ``main`` and return the process's exit code.
 
     User errors and a full disk print one line to stderr and exit with 2. Ctrl-C, SIGTERM and SIGHUP print one line and
-    exit with 130. ``--debug`` shows the traceback. If nobody reads standard output (``| head -1``), the work is done in
-    silence, and the exit code is 141.
+    exit with 130. ``--debug`` shows the traceback. If the reader of standard output goes away (``| head -1``), the tool
+    finishes its work silently and exits with 141.
     """
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
@@ -40,9 +40,9 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     with lenient_streams() as out, contextlib.ExitStack() as stack:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a name that the terminal cannot encode
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        stack.callback(keep_for_good)  # nothing is collected at the end of the process
+        stack.callback(keep_for_good)  # avoids a garbage collection when the process ends
         stack.enter_context(_signals_interrupt())
-        if "--dassl-compat" in words:  # code written for Dassl prints, and expects to find that in log.txt
+        if "--dassl-compat" in words:  # code written for Dassl expects what it prints to appear in log.txt
             stack.enter_context(contextlib.redirect_stdout(Logger()))
         try:
             code = main(argv) or 0
@@ -58,7 +58,7 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
             if debug or error.errno not in NO_ROOM:
                 raise
             where = f" for {error.filename}" if error.filename else ""
-            return _fail(f"{error.strerror}{where}; what was written before is intact. Free some space and run again")
+            return _fail(f"{error.strerror}{where}; files written earlier are intact. Free some space and run again")
         except RuntimeError as error:
             from dassl_lite.utils.devices import is_out_of_memory  # imports torch
 
@@ -76,7 +76,7 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Every signal that asks a run to end raises KeyboardInterrupt, unless it is ignored, as under nohup."""
+    """A context in which stop signals raise KeyboardInterrupt, except those that are ignored, as under nohup."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(stopped_by(number))
@@ -93,18 +93,18 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str) -> int:
-    if len(message) > LONGEST_MESSAGE:  # it quotes what was given
+    if len(message) > LONGEST_MESSAGE:  # it quotes user input
         message = f"{message[: LONGEST_MESSAGE - 300]} ... {message[-200:]}"
     sys.stderr.write(f"Error: {printable(message)}\n")
     return EXIT_USER_ERROR
 
 
 def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path:
-    """Create the folder of a run.
+    """Create the output folder of a run.
 
     Args:
-        folder: of the run.
-        overwrite, resume: allow a run in it; one that is replaced stays until its successor is built.
+        folder: the run's folder.
+        overwrite, resume: accept a folder that contains a run; a run to be replaced stays until its successor is built.
 
     Raises:
         UserError: the folder contains another run or a saved classifier, or cannot be written to.
@@ -127,7 +127,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool, resume: bool) -> Path
 
 
 def free_folder(folder: Path) -> Path:
-    """The first of ``folder``, ``folder-2``, ``folder-3`` ... without a run, even one that has just started."""
+    """The first of ``folder``, ``folder-2``, ``folder-3``, ... without a run, including one that has just started."""
     number, candidate = 1, folder
     while holds_run(candidate) or (candidate / RUNNING).exists():
         number += 1

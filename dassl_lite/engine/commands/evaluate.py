@@ -1,4 +1,4 @@
-"""Evaluating a trained run: on its own dataset, or on others with their classes matched by identity."""
+"""Evaluates a trained run on its own dataset, or on others whose classes are matched by identity."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from dassl_lite.utils import UserError, set_random_seed, unknown
 from dassl_lite.utils.errors import LackingClassesError, MissingDatasetError
 from dassl_lite.utils.safe_load import load_file
 
-# What to evaluate on: a dataset's yaml by path or name, or config keys, dotted, over the run's own dataset.
+# What to evaluate on: a dataset yaml by path or name, or dotted config keys that override the run's own dataset.
 Target = str | Mapping[str, str]
-# Keys of cfg.DATASET that describe the run's own dataset and are reset for another one.
+# Keys of cfg.DATASET that describe the run's own dataset and are reset when evaluating on another one.
 _OWN_DATASET = ("NAME", "TEMPLATE", "DESCRIPTIONS", "FEWSHOT_FILE", "SUBSAMPLE_CLASSES", "FILE")
 _NEEDS_TRAINER = "; files from other programs need --trainer NAME and --backbone NAME"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of the table; metrics in percent, NaN where they do not apply: mAP and micro-F1 are of multi-label data.
+    """One row of the table. Metrics are in percent, NaN if not applicable: mAP and micro-F1 are for multi-label data.
 
     Attributes:
-        matched: number of the dataset's classes that the run knows; None for a method without parameters per class.
-        method: how tables name it, which says whether it is transductive: whether it saw the images before, unlabelled.
+        matched: number of the dataset's classes that the run knows; None for a method without per-class parameters.
+        method: label in tables, which marks transductive methods: those that have seen the images, unlabelled, before.
         missing: why the dataset could not be evaluated, or "".
         status: the same in a word or two.
     """
@@ -51,7 +51,7 @@ class Evaluation:
     accuracy: float = float("nan")
     macro_f1: float = float("nan")
     ece: float = float("nan")
-    mAP: float = float("nan")  # noqa: N815 (its name everywhere)
+    mAP: float = float("nan")  # noqa: N815 (its usual spelling)
     micro_f1: float = float("nan")
     seconds: float = 0.0
     method: str = ""
@@ -64,7 +64,7 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
     """The config of the run in ``model_dir``, as nested plain values.
 
     Raises:
-        UserError: there is no run, or it does not say how it was trained.
+        UserError: there is no run, or it does not store its config.
     """
     folder = Path(model_dir)
     if not folder.is_dir():
@@ -79,7 +79,7 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
         if isinstance(config, dict) and is_config(config):
             return config
         raise UserError(
-            f"{path} does not say how it was trained (files from other programs never do); add --trainer NAME, "
+            f"{path} does not store its config (files from other programs never do); add --trainer NAME, "
             "--backbone NAME and, unless it used the method's default, --config-file YAML"
         )
     raise UserError(
@@ -88,7 +88,7 @@ def stored_config(model_dir: str | Path) -> dict[str, Any]:
 
 
 def config_given(trainer: str, method_file: str | Path = "", backbone: str = "") -> dict[str, Any]:
-    """The config, as nested plain values, of a run that does not store its own, such as one of Dassl's."""
+    """The config, as nested plain values, for a run that does not store one, such as a run of Dassl."""
     flags = {"MODEL": {"BACKBONE": {"NAME": backbone}}} if backbone else {}
     cfg = make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags)
     given = to_dict(cfg)
@@ -98,7 +98,7 @@ def config_given(trainer: str, method_file: str | Path = "", backbone: str = "")
 
 
 def suite(name: str) -> list[Target]:
-    """The targets of a suite in configs/suites; "all" is the field's three suites."""
+    """The targets of a suite in configs/suites; "all" means every suite except the demo."""
     folder = configs_root() / "suites"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name == "all":
@@ -117,7 +117,7 @@ def config_for(
     *,
     allow_new_keys: bool = False,
 ) -> CfgNode:
-    """The config of an evaluation: the stored run's, on another target if one is given.
+    """Build the config of an evaluation: the stored run's, with another target if one is given.
 
     Args:
         stored: the run's config.
@@ -125,12 +125,12 @@ def config_for(
         flags: config keys from the command line, nested.
         options: trailing KEY VALUE pairs.
         method_file: a method yaml to merge over the stored config.
-        allow_new_keys: accept keys among ``options`` and in yaml files that nothing declares; the run's own may.
+        allow_new_keys: accept undeclared keys in ``options`` and yaml files, as always in the stored config.
     """
     base = {key: value for key, value in stored.items() if key not in ("OUTPUT_DIR", "RESUME")}
     base["MODEL"] = {**base["MODEL"], "INIT_WEIGHTS": ""}  # the run's own weights replace them
     if "OUTPUT_DIR" not in flags:
-        base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # it would be written to a folder
+        base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # the matrix would be written to a folder
     dataset_file = target if isinstance(target, str) else None
     keys = {} if target is None or isinstance(target, str) else target
     given = [*keys.items(), *zip(options[::2], options[1::2], strict=False)]
@@ -150,7 +150,7 @@ def config_for(
 
 
 def for_testing(cfg: CfgNode) -> CfgNode:
-    """The config with all images of the user's own data for testing, unless they are split."""
+    """The config with all of the user's own images used for testing, unless the data are split."""
     if cfg.DATASET.NAME not in OWN_DATA:
         return cfg
     cfg = cfg.clone()
@@ -161,7 +161,7 @@ def for_testing(cfg: CfgNode) -> CfgNode:
 
 
 def _own_data_of(dataset: Mapping[str, Any]) -> Path | None:
-    """The path of the user's own data; None for one of the field's datasets."""
+    """The path of the user's own data; None for a standard dataset."""
     key = OWN_DATA.get(dataset["NAME"])
     return Path(dataset[key]).expanduser().resolve() if key else None
 
@@ -174,7 +174,7 @@ def _reset(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_own_data(name: str) -> bool:
-    """Whether DATASET.ROOT is the dataset itself, the user's own, so that it can contain no other dataset."""
+    """Whether DATASET.ROOT is the user's own dataset itself, so that it cannot contain another dataset."""
     kind = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY else None
     plain = isinstance(kind, type) and issubclass(kind, FolderDataset) and not kind.dataset_dir
     return name in OWN_DATA or plain
@@ -190,7 +190,7 @@ def evaluate(
 ) -> Any:
     """Build the trainer, load the run and test it; returns the trainer, whose ``results`` hold the metrics.
 
-    Several processes share the work; each has the results. ``watch`` is called with the trainer before it is tested.
+    Several processes share the work, and each gets the results. ``watch`` is called with the trainer before the test.
     """
     distributed.start(cfg.USE_CUDA)
     if cfg.SEED >= 0:
@@ -201,7 +201,7 @@ def evaluate(
         if trainer.has_state():
             load_run(trainer, model_dir, epoch)
         elif epoch is not None:
-            raise UserError(f"--load-epoch {epoch} has no effect: {cfg.TRAINER.NAME} learns nothing that is loaded")
+            raise UserError(f"--load-epoch {epoch} has no effect: {cfg.TRAINER.NAME} has no weights to load")
         watch(trainer)
         trainer.evaluate_split()
     return trainer
@@ -209,17 +209,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run answers for each image of its split.
+    """A run's outputs for each image of its split.
 
     Shapes: N images, K classes, D feature width.
 
     Attributes:
-        trainer: as `evaluate` returns it.
+        trainer: the trainer that `evaluate` returned.
         split: "test" or "val".
         logits: (N, K) float32, on the CPU.
-        labels: (N,) int64; of multi-label data bool (N, K).
-        items: N of the dataset, or none if their order is not known.
-        features: (N, D), what the method's head takes of each image; None if it has no such head.
+        labels: (N,) int64; for multi-label data bool (N, K).
+        items: N dataset items; empty if their order is not known.
+        features: (N, D), the input of the method's head for each image; None if it has no such head.
     """
 
     trainer: Any
@@ -231,18 +231,18 @@ class Answers:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the evaluator found, in percent."""
+        """The evaluator's metrics, in percent."""
         return dict(self.trainer.results.get(self.split, {}))
 
 
 def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
-    """Evaluate a run, as `evaluate` does, and keep what it answers.
+    """Evaluate a run, as `evaluate` does, and keep its outputs.
 
     Raises:
-        UserError: it cannot be evaluated, or its evaluator was given no logits (K columns) and labels.
+        UserError: the run cannot be evaluated, or does not pass logits (K columns) and labels to its evaluator.
     """
     split = cfg.TEST.SPLIT
-    found: list[tuple[Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     batches: list[tuple[Tensor | None, list[int]]] = []  # features, indices of the images
 
     def watch(trainer: Any) -> None:
@@ -253,24 +253,24 @@ def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
             features = given[0] if isinstance(given, list | tuple) else None
             rows = features if isinstance(features, Tensor) and features.dim() == 2 else None
             index = batch.get("index") if isinstance(batch, dict) else None
-            indices = [int(one) for one in index] if index is not None else []
+            indices = [int(number) for number in index] if index is not None else []
             batches.append((None if rows is None else rows.detach().cpu().float(), indices))
             return given
 
         def processed(output: Tensor, label: Tensor) -> None:
-            found.append((output.detach().float().cpu(), label.detach().cpu()))
+            outputs.append((output.detach().float().cpu(), label.detach().cpu()))
             process(output, label)
 
         trainer.parse_batch_test, trainer.evaluator.process = parsed, processed
 
     trainer = evaluate(cfg, model_dir, watch=watch)
-    if not found or any(logits.dim() != 2 for logits, _ in found):
-        raise UserError(f"{cfg.TRAINER.NAME} does not give its evaluator logits, of which a page could be made")
-    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    # Batches of other splits, on which a threshold was chosen, came before.
+    if not outputs or any(logits.dim() != 2 for logits, _ in outputs):
+        raise UserError(f"{cfg.TRAINER.NAME} does not pass logits to its evaluator, so no page can be made of it")
+    logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    # Batches of other splits, used to choose a threshold, may come first.
     images = [index for _, indices in batches for index in indices][-len(logits) :]
-    features = [one for one, _ in batches if one is not None]
-    rows = torch.cat(features)[-len(logits) :] if features and len({one.shape[1] for one in features}) == 1 else None
+    features = [part for part, _ in batches if part is not None]
+    rows = torch.cat(features)[-len(logits) :] if features and len({part.shape[1] for part in features}) == 1 else None
     all_items = (trainer.dm.dataset.val if split == "val" else trainer.dm.dataset.test) or []
     known = len(images) == len(logits) and max(images) < len(all_items)
     return Answers(
@@ -285,7 +285,7 @@ def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
 
 @contextmanager
 def _with_folder(cfg: CfgNode) -> Iterator[CfgNode]:
-    """``cfg`` with an OUTPUT_DIR that exists, as a paper's trainer may write there: a temporary one if none is set."""
+    """``cfg`` with an OUTPUT_DIR that exists, as papers' trainers may write there; temporary unless one is set."""
     if cfg.OUTPUT_DIR != get_cfg_default().OUTPUT_DIR and Path(cfg.OUTPUT_DIR).is_dir():
         yield cfg
         return
@@ -301,7 +301,7 @@ def load_run(trainer: Any, model_dir: str | Path, epoch: int | None = None) -> N
     """Load a run into a trainer.
 
     Raises:
-        UserError: the checkpoint does not exist, or does not fit.
+        UserError: the checkpoint does not exist or does not match.
     """
     try:
         load_model_of(trainer, model_dir, epoch)
@@ -318,16 +318,16 @@ def evaluate_row(
     strict_classes: bool = False,
     strict: bool = False,
 ) -> Evaluation:
-    """One row of the table.
+    """Evaluate a run and return its row of the table.
 
     Args:
-        cfg: what to evaluate on.
-        model_dir: the run.
+        cfg: the evaluation's config.
+        model_dir: the run's folder.
         epoch: checkpoint epoch to load; None for the best, else the last.
-        name: of the row; by default the dataset's.
+        name: the row's name; by default the dataset's.
         strict_classes: raise an error for a class that the run does not know.
-        strict: raise an error, instead of returning a row that says so, if the dataset is not on this machine or has
-            classes that the run cannot do without.
+        strict: if the dataset is not on this machine or has classes that the run needs but does not know, raise an
+            error instead of returning a row that says so.
     """
     subset = cfg.DATASET.SUBSAMPLE_CLASSES
     name = (name or cfg.DATASET.NAME) + (f" ({subset})" if subset != "all" else "")
@@ -335,10 +335,10 @@ def evaluate_row(
     try:
         trainer = evaluate(cfg, model_dir, epoch, strict_classes=strict_classes)
     except (MissingDatasetError, LackingClassesError) as error:
-        lacks_classes = isinstance(error, LackingClassesError)
-        if strict or (lacks_classes and strict_classes):
+        is_lacking = isinstance(error, LackingClassesError)
+        if strict or (is_lacking and strict_classes):
             raise
-        return Evaluation(name, missing=str(error), status="lacks classes" if lacks_classes else "not there")
+        return Evaluation(name, missing=str(error), status="lacks classes" if is_lacking else "not found")
     split = cfg.TEST.SPLIT
     data, metrics = trainer.dm.dataset, trainer.results[split]
     return Evaluation(

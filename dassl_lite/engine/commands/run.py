@@ -1,4 +1,4 @@
-"""One run, from a frozen config to ``results.json``; tools/train.py does one, tools/sweep.py many."""
+"""One run, from a frozen config to ``results.json``; tools/train.py performs one, tools/sweep.py many."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 
 def build(cfg: CfgNode, log: str = "log.txt") -> Any:
-    """Seed every random stream and build the trainer; what is logged goes to the run's ``log.txt`` too."""
+    """Seed every random stream and build the trainer; log messages also go to the run's ``log.txt``."""
     distributed.start(cfg.USE_CUDA)
     setup_logger(Path(cfg.OUTPUT_DIR) / log, console=cfg.VERBOSE)
     reset_peak_memory()
@@ -42,18 +42,18 @@ def build(cfg: CfgNode, log: str = "log.txt") -> Any:
 
 @contextmanager
 def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = False) -> Iterator[Any]:
-    """A built trainer that has its output folder to itself; once the body has trained it, its results are written.
+    """A context with a built trainer and exclusive use of its output folder; on exit, the results are written.
 
         with session(cfg) as trainer:
             trainer.train()
 
     Args:
-        cfg: of the run.
-        overwrite: replace the run in that folder, which goes once this one is built and has something to save.
-        skip_finished: give None in place of a trainer if that folder has the results of this run.
+        cfg: the run's config.
+        overwrite: replace the run in the folder, once this one is built and has saved something.
+        skip_finished: yield None instead of a trainer if the folder already holds this run's results.
 
     Raises:
-        UserError: whatever is wrong with the config, or another run uses that folder.
+        UserError: the config is invalid, or another run uses the folder.
     """
     first = distributed.rank() == 0
     if first:
@@ -63,13 +63,13 @@ def session(cfg: CfgNode, *, overwrite: bool = False, skip_finished: bool = Fals
             yield None
             return
         if not overwrite:
-            cfg = _continued(cfg)
-        trackers = Trackers(cfg.LOG.TRACKERS if first else ())  # a library that is missing ends it here
+            cfg = _resumable(cfg)
+        trackers = Trackers(cfg.LOG.TRACKERS if first else ())  # fails here if a library is missing
         trainer = build(cfg, NEW_LOG if overwrite else "log.txt")
         zero_shot = before_training(trainer)
         metric = getattr(trainer, "main_metric", "accuracy")
         with replacing(cfg.OUTPUT_DIR, overwrite=overwrite) if first else nullcontext():
-            distributed.wait()  # until the folder is as the run expects it
+            distributed.wait()  # until rank 0 has prepared the folder
             trainer.trackers = trackers
             if first:
                 trackers.start(tracked_run(trainer.cfg), cfg.RESUME or cfg.OUTPUT_DIR)
@@ -91,14 +91,14 @@ def seeded(cfg: CfgNode) -> Any:
 
 
 def before_training(trainer: Any) -> float | None:
-    """What comes between building a trainer and training it; returns zero-shot CLIP's accuracy, or mAP, in percent.
+    """Check and report before training; returns zero-shot CLIP's accuracy, or mAP, in percent, if it is measured.
 
     Raises:
         UserError: there is nothing to train on.
     """
-    tell_idle_keys(trainer)
-    measured = hasattr(trainer, "zero_shot") and trainer.cfg.DATASET.FEATURES.VIEWS
-    zero_shot: float | None = trainer.zero_shot() if measured else None
+    report_idle_keys(trainer)
+    is_measured = hasattr(trainer, "zero_shot") and trainer.cfg.DATASET.FEATURES.VIEWS
+    zero_shot: float | None = trainer.zero_shot() if is_measured else None
     if zero_shot is not None:
         metric = getattr(trainer, "main_metric", "accuracy")
         logger.info(f"Zero-shot CLIP before training: {zero_shot:.2f}%{'' if metric == 'accuracy' else f' {metric}'}")
@@ -106,17 +106,17 @@ def before_training(trainer: Any) -> float | None:
     return zero_shot
 
 
-def _continued(cfg: CfgNode) -> CfgNode:
-    """``cfg`` as the run that it goes on with needs it, if there is one; see `checkpoint.follow_precision`."""
+def _resumable(cfg: CfgNode) -> CfgNode:
+    """``cfg`` adapted to the run that it resumes, if there is one; see `checkpoint.follow_precision`."""
     if devices.pick(cfg.USE_CUDA).type == "cpu":  # where auto is fp32 anyway
         return cfg
     return checkpoint.follow_precision(cfg, CheckpointStore(cfg.RESUME or cfg.OUTPUT_DIR).config())
 
 
-def tell_idle_keys(trainer: Any) -> None:
-    """Warn of config keys that the user has set and that have no effect in this run.
+def report_idle_keys(trainer: Any) -> None:
+    """Warn about config keys that the user has set but that have no effect in this run.
 
-    A trainer says which ones have none (``idle_keys``); what the package's own recipes set is not told.
+    The trainer lists keys without effect (``idle_keys``). Keys set by the package's own recipes are not reported.
     """
     cfg = trainer.cfg
     idle = trainer.idle_keys() if hasattr(trainer, "idle_keys") else {}
@@ -126,21 +126,21 @@ def tell_idle_keys(trainer: Any) -> None:
         if owner:
             by_reason.setdefault(idle[owner], []).append(key)
     if by_reason:
-        told = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
-        logger.warning(f"no effect in this run: {told}")
+        listed = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
+        logger.warning(f"no effect in this run: {listed}")
 
 
 def _groups(key: str) -> list[str]:
-    """The groups that a dotted key is in, the innermost first."""
+    """The groups that contain a dotted key, innermost first."""
     parts = key.split(".")
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
 def is_finished(cfg: CfgNode, folder: str | Path) -> bool:
-    """Whether ``folder`` contains this run, finished.
+    """Whether ``folder`` contains this run and it is finished.
 
     Raises:
-        UserError: it contains a run with other settings.
+        UserError: it contains a run with different settings.
     """
     results, path = read_results(folder), Path(folder) / FILE_NAME
     if results is None:
@@ -150,7 +150,7 @@ def is_finished(cfg: CfgNode, folder: str | Path) -> bool:
 
 
 def train(cfg: CfgNode) -> Path:
-    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``, unless it is there; returns its path."""
+    """Train, test and write ``results.json`` into ``cfg.OUTPUT_DIR``, unless it exists already; returns its path."""
     with session(cfg, skip_finished=True) as trainer:
         if trainer is not None:
             trainer.train()
@@ -163,11 +163,11 @@ def show(cfg: CfgNode, results: dict[str, dict[str, Any]], zero_shot: float | No
     Args:
         results: metrics by split.
         zero_shot: the same metric before training, if known.
-        method: as the table names it.
+        method: the method's label in the table.
     """
     split = cfg.TEST.SPLIT
     metric = main_metric(results.get(split, {}))
-    if not metric:  # nothing was evaluated, or by an evaluator with other metrics
+    if not metric:  # nothing was evaluated, or the evaluator has other metrics
         return
     value, shots = results[split][metric], cfg.DATASET.NUM_SHOTS
     rows = [[method, f"{shots}" if shots > 0 else "all", f"{value:.2f}"]]

@@ -1,8 +1,8 @@
 """Many runs: every combination of method, dataset, shots and seed, each in its own folder.
 
-Runs share the feature cache and the text features, and those of one process what they read. Repeating a sweep skips its
-finished runs and repeats those that failed or were killed. Several sweeps may work on one folder at a time: each run is
-done by one of them.
+Runs share the feature cache and the text features; runs in one process also share what they load. Repeating a sweep
+skips finished runs and repeats those that failed or were killed. Several sweeps may work on the same folder at the same
+time: each run is done by only one of them.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from dassl_lite.utils.sharing import sharing
 logger = get_logger(__name__)
 
 DONE, SKIPPED, FAILED, BUSY = "done", "skipped", "failed", "busy"
-LOST = "lost"  # not done: its process has lost its GPU to an error in another run
-_PATIENCE = 1.0  # seconds until runs that another process does are looked at again
+LOST = "lost"  # not done: its process lost its GPU through an error in another run
+_POLL_SECONDS = 1.0  # interval for checking runs that another process is doing
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a sweep. ``shots`` is -1 for all images; 0, with seed 1, for a method that uses neither."""
+    """One run of a sweep. ``shots`` is -1 for all images, and 0 (with seed 1) for a method that uses no shots."""
 
     trainer: str
     dataset: DatasetChoice
@@ -61,9 +61,9 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Below the sweep's folder."""
+        """The run's folder, relative to the sweep's."""
         dataset = Path(self.dataset.label)
-        if dataset.is_absolute() or ".." in dataset.parts:  # a yaml elsewhere
+        if dataset.is_absolute() or ".." in dataset.parts:  # a yaml outside the package
             dataset = Path(dataset.stem)
         shots = "all" if self.shots < 0 else self.shots
         return dataset / self.trainer / f"{shots}shots-seed{self.seed}"
@@ -72,8 +72,8 @@ class Task:
         """The frozen config of the run.
 
         Args:
-            shared: what all runs of the sweep share.
-            folder: for the run's files.
+            shared: config arguments shared by all runs of the sweep.
+            folder: output folder of the run.
         """
         flags = {"DATASET.NUM_SHOTS": self.shots or -1, "SEED": self.seed, **self.dataset.flags}
         cfg = make_config(
@@ -90,7 +90,7 @@ class Task:
         return cfg
 
 
-Outcome = tuple[Task, str, str]  # task, one of the words above, why it failed
+Outcome = tuple[Task, str, str]  # task, one of the outcomes above, reason for a failure
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Settings:
     """How to run a sweep.
 
     Attributes:
-        folder: of the sweep.
+        folder: the sweep's folder.
         shared: config arguments of all runs.
         plugins: files or modules that each process imports first.
-        jobs: number of runs at a time, each in its own process with its share of the cores.
-        cluster: of Ray, whose processes do the runs; None: those of this machine.
+        jobs: number of parallel runs, each in its own process with its share of the cores.
+        cluster: Ray cluster that executes the runs; None: this machine.
     """
 
     folder: Path
@@ -113,7 +113,7 @@ class Settings:
 
 
 def all_methods() -> list[str]:
-    """The package's methods, without those that only prepare another one."""
+    """The package's methods, without those that only prepare a file for another method."""
     found = []
     for name in TRAINER_REGISTRY:
         trainer = TRAINER_REGISTRY.get(name)
@@ -122,20 +122,20 @@ def all_methods() -> list[str]:
     return sorted(found)
 
 
-def that_run_on(trainers: Sequence[str], cfg: CfgNode) -> list[str]:
-    """Those methods that run on a config's backbone; the others, which need a ViT, are told."""
+def compatible_methods(trainers: Sequence[str], cfg: CfgNode) -> list[str]:
+    """The methods that support a config's backbone; logs the others, which need a ViT."""
     needing = [name for name in trainers if getattr(TRAINER_REGISTRY.get(name), "needs_vit", False)]
     backbone = cfg.MODEL.BACKBONE.NAME
     if not needing or cfg.DATASET.FILE or takes_prompts(load_clip(backbone).model):
         return list(trainers)
-    logger.info(f"{', '.join(needing)}: left out, since backbone {backbone} has no ViT that they could change")
+    logger.info(f"Skipping {', '.join(needing)}: backbone {backbone} has no ViT that they could modify")
     return [name for name in trainers if name not in needing]
 
 
 def tasks(
     trainers: Sequence[str], datasets: Sequence[DatasetChoice], shots: Sequence[int], seeds: Sequence[int]
 ) -> list[Task]:
-    """Every combination; a method that uses no shots has one run per dataset.
+    """Every combination of the arguments; a method that uses no shots gets one run per dataset.
 
     Raises:
         UserError: two datasets would share a folder.
@@ -148,27 +148,27 @@ def tasks(
             else:
                 yield Task(trainer, dataset, 0, 1)
 
-    found = list(dict.fromkeys(combinations()))
+    unique = list(dict.fromkeys(combinations()))
     by_folder: dict[Path, Task] = {}
-    for task in found:
+    for task in unique:
         other = by_folder.setdefault(task.folder, task)
         if other is not task:
             paths = " and ".join(task.dataset.data or task.dataset.file for task in (other, task))
             raise UserError(f"{paths} would share the output folder {task.folder}; sweep them separately")
-    return found
+    return unique
 
 
 def is_finished(folder: Path, cfg: CfgNode) -> bool:
-    """Whether ``folder`` contains this run, finished.
+    """Whether ``folder`` contains this run and it is finished.
 
     Raises:
-        UserError: it contains a run with other settings or on other data.
+        UserError: it contains a run with different settings or on different data.
     """
     results = read_results(folder) if run.is_finished(cfg, folder) else None
     if results is None:
         return False
     path = folder / FILE_NAME
-    # The root of the field's datasets may move; that of the user's own data says which data it is.
+    # The root of the standard datasets may move; the root of the user's own data identifies the data.
     stored = results["config"].get("DATASET")
     before, now = str(stored.get("ROOT", "") if isinstance(stored, dict) else ""), cfg.DATASET.ROOT
     if OWN_DATA.get(cfg.DATASET.NAME) == "ROOT" and Path(before).resolve() != Path(now).resolve():
@@ -177,11 +177,11 @@ def is_finished(folder: Path, cfg: CfgNode) -> bool:
 
 
 def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
-    """Run what is not finished; returns the reason for each failed run."""
+    """Do all unfinished runs; returns the failed ones with the reason."""
     start = time.perf_counter()
     ended: Counter[str] = Counter()
     failed: dict[Task, str] = {}
-    outcomes = contextlib.closing(_outcomes(todo, settings))  # if it is interrupted, its processes end at once
+    outcomes = contextlib.closing(_outcomes(todo, settings))  # on an interrupt, stops its processes immediately
     with tqdm(total=len(todo), desc="Sweep", unit="run", file=sys.stderr) as bar, outcomes as ending:
         for task, outcome, reason in ending:
             ended[outcome] += 1
@@ -197,8 +197,8 @@ def sweep(todo: Sequence[Task], settings: Settings) -> dict[Task, str]:
 
 
 def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, None, None]:
-    """The outcomes as the runs end; runs that another process does come last, once they are finished or free."""
-    said = False
+    """Yield outcomes as runs end; runs that another process is doing come last, when they are finished or released."""
+    reported = False
     with _workers(settings) as run_all:
         while todo:
             busy = []
@@ -207,19 +207,19 @@ def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, No
                     busy.append(task)
                 else:
                     yield task, outcome, reason
-            if busy and not said:
+            if busy and not reported:
                 setup_logger()  # a run has silenced the console
                 logger.info(f"Waiting for {len(busy)} of the runs, which another process is doing")
-                said = True
-            time.sleep(_PATIENCE if busy else 0)
+                reported = True
+            time.sleep(_POLL_SECONDS if busy else 0)
             todo = busy
 
 
 @contextlib.contextmanager
 def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
-    """A function that does runs and gives their outcomes as they end: here, or in several processes."""
+    """A context with a function that does runs, here or in several processes, and yields outcomes as they end."""
     if settings.cluster is not None:
-        with ray_workers(settings.cluster, settings.plugins) as each, _seen_from(settings.folder) as mark:
+        with ray_workers(settings.cluster, settings.plugins) as each, _marker_in(settings.folder) as mark:
             yield functools.partial(_on_nodes, settings=settings, each=each, mark=mark)
         return
     if settings.jobs == 1:
@@ -230,7 +230,7 @@ def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator
 
 
 def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
-    """The outcomes of runs in this process; of those that follow a GPU's failure, in another one."""
+    """Do runs in this process and yield their outcomes; after a GPU failure, the rest run in another process."""
     with sharing():
         for number, task in enumerate(todo):
             if _lost_gpu:
@@ -243,7 +243,7 @@ def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
 
 @contextlib.contextmanager
 def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Outcome]]]:
-    """A function as of `_workers`, for processes that are replaced once a run has cost one of them its GPU."""
+    """Like `_workers`, with worker processes that are replaced when one of them loses its GPU."""
     with contextlib.ExitStack() as stack:
         each = stack.enter_context(local_workers(settings.jobs, settings.plugins))
 
@@ -268,31 +268,31 @@ def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Ou
 
 
 @contextlib.contextmanager
-def _seen_from(folder: Path) -> Iterator[Path]:
-    """A file in a sweep's folder, by which a node tells whether it sees that folder."""
+def _marker_in(folder: Path) -> Iterator[Path]:
+    """A context with a marker file in the sweep's folder, by which a node detects whether it can access that folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = f".sweep-{node_name()}-"
-    for left in folder.glob(f"{own}*-*"):  # by a driver of this machine that was killed
-        number = left.name.removeprefix(own).partition("-")[0]
+    prefix = f".sweep-{node_name()}-"
+    for stale in folder.glob(f"{prefix}*-*"):  # left by a driver on this machine that was killed
+        number = stale.name.removeprefix(prefix).partition("-")[0]
         if number.isdecimal() and not _is_alive(int(number)):
-            left.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f"{own}{os.getpid()}-", dir=folder.resolve()) as file:
+            stale.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=f"{prefix}{os.getpid()}-", dir=folder.resolve()) as file:
         yield Path(file.name)
 
 
 def _is_alive(process: int) -> bool:
-    """Whether there is a process with this number."""
+    """Whether a process with this id exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     return True
 
 
 def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: Path) -> Iterator[Outcome]:
-    """The outcomes of runs on the nodes of a cluster. Features of a dataset are extracted before its runs begin."""
+    """Do runs on a cluster's nodes and yield their outcomes; a dataset's features are extracted before its runs."""
     left = []
     for task in todo:
         known = _known(task, settings)
@@ -313,7 +313,7 @@ def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: 
 
 
 def _known(task: Task, settings: Settings) -> Outcome | None:
-    """The outcome of a run that is finished in the sweep's folder, or whose folder holds another one."""
+    """The outcome of a run that is already finished, or whose folder holds a different run; else None."""
     folder = settings.folder / task.folder
     if not (folder / FILE_NAME).exists():
         return None
@@ -324,18 +324,20 @@ def _known(task: Task, settings: Settings) -> Outcome | None:
 
 
 def _run_on_node(task: Task, settings: Settings, mark: Path) -> tuple[Outcome, bytes]:
-    """What became of a run, and its folder, packed, if the node does not see that of the sweep."""
+    """Do a run; returns its outcome and, if the node cannot access the sweep's folder, the packed run folder."""
     if mark.exists():
-        there = replace(settings, folder=mark.parent)
-        return _named(_run_one(task, there)), b""
+        mounted = replace(settings, folder=mark.parent)
+        return _with_node_name(_run_one(task, mounted)), b""
     with tempfile.TemporaryDirectory() as place:
         outcome = _run_one(task, replace(settings, folder=Path(place)))
-        return _named(outcome), pack_run(Path(place) / task.folder) if outcome[1] == DONE else b""
+        return _with_node_name(outcome), pack_run(Path(place) / task.folder) if outcome[1] == DONE else b""
 
 
-def _named(outcome: Outcome) -> Outcome:
-    """An outcome with the name of the node in the reason of a failure; a process that has lost its GPU ends here, and
-    another one does the run."""
+def _with_node_name(outcome: Outcome) -> Outcome:
+    """An outcome whose failure reason names the node.
+
+    A process that has lost its GPU exits here, and another one repeats the run.
+    """
     task, word, reason = outcome
     if word == LOST:
         os._exit(1)
@@ -343,7 +345,7 @@ def _named(outcome: Outcome) -> Outcome:
 
 
 def pack_run(folder: Path) -> bytes:
-    """A run's folder as an archive."""
+    """Pack a run's folder into an archive."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         archive.add(folder, ".")
@@ -351,7 +353,7 @@ def pack_run(folder: Path) -> bytes:
 
 
 def unpack_run(packed: bytes, folder: Path) -> None:
-    """Put the folder of a finished run, packed by `pack_run`, in place; it is there as a whole or not at all."""
+    """Unpack the folder of a finished run from `pack_run`, atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".run-", dir=folder.parent) as temporary:
         place = Path(temporary) / folder.name
@@ -362,16 +364,16 @@ def unpack_run(packed: bytes, folder: Path) -> None:
             results["config"]["OUTPUT_DIR"] = str(folder)
             write_json(results, place / FILE_NAME)
         if folder.exists():
-            shutil.rmtree(folder)  # of an earlier try
+            shutil.rmtree(folder)  # from an earlier attempt
         place.rename(folder)
 
 
 def extract_features(todo: Sequence[Task], settings: Settings) -> None:
-    """Extract, into the feature cache, what runs on one dataset need: the images of all their draws."""
+    """Extract into the feature cache what the runs on one dataset need: the images of all their few-shot splits."""
     trainers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for task in todo:
-            with contextlib.suppress(UserError):  # the run tells it
+            with contextlib.suppress(UserError):  # the run itself will report it
                 cfg = task.config(settings.shared, Path(scratch))
                 kind = TRAINER_REGISTRY.get(task.trainer)
                 settings_of = [to_dict(cfg.INPUT), to_dict(cfg.DATASET.FEATURES), to_dict(cfg.MODEL.BACKBONE)]
@@ -383,7 +385,7 @@ def extract_features(todo: Sequence[Task], settings: Settings) -> None:
 
 
 def _extract(trainer: Any, cfg: CfgNode) -> None:
-    """Have the features of a run's images extracted by a trainer with the same settings of features."""
+    """Extract the features of a run's images, using a trainer with the same feature settings."""
     if not isinstance(trainer, FeatureTrainer) or trainer.features.is_file or trainer.features_kept() != "disk":
         return
     set_random_seed(max(cfg.SEED, 0))
@@ -397,12 +399,12 @@ def _extract(trainer: Any, cfg: CfgNode) -> None:
             trainer.features.fetch(items, dm.tfm_test)
 
 
-_lost_gpu = False  # of this process
+_lost_gpu = False  # whether this process has lost its GPU
 
 
 def _run_one(task: Task, settings: Settings) -> Outcome:
     global _lost_gpu
-    if _lost_gpu:  # every run would fail
+    if _lost_gpu:  # every further run would fail
         return task, LOST, ""
     folder = settings.folder / task.folder
     try:

@@ -1,7 +1,7 @@
-"""Pieces of work side by side, in processes of this machine.
+"""Runs work in parallel, in processes on this machine.
 
 with local_workers(jobs=4) as each:
-    for result in each(function, items):  # as they end
+    for result in each(function, items):  # in order of completion
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Result = TypeVar("Result")
 
 
 class Workers(Protocol):
-    """Processes that call a function with each of the items; gives the results as they come.
+    """Worker processes that call a function on each item; yields the results as they complete.
 
-    Functions, items and results are pickled. What a function raises is raised here, and ends the work.
+    Functions, items and results are pickled. An exception in a function is re-raised here and ends the work.
     """
 
     def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]: ...
@@ -40,15 +40,15 @@ class Workers(Protocol):
 
 @contextlib.contextmanager
 def local_workers(jobs: int, plugins: Sequence[str] = (), threads: int = 0) -> Iterator[Workers]:
-    """Several processes of this machine, each with its share of the cores; they end with the context.
+    """A context with several worker processes on this machine.
 
     Args:
-        jobs: how many.
+        jobs: number of processes.
         plugins: files or modules that each process imports first.
-        threads: of each process; 0 gives it its share of the cores.
+        threads: threads per process; 0 divides the cores equally.
 
     Raises:
-        UserError: one of them was killed.
+        UserError: a process was killed.
     """
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
@@ -74,7 +74,7 @@ def local_workers(jobs: int, plugins: Sequence[str] = (), threads: int = 0) -> I
 
 @contextlib.contextmanager
 def this_process() -> Iterator[Workers]:
-    """No process but this one, which does one piece after the other."""
+    """A context in which this process does all the work, one item at a time."""
 
     def each(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         return map(function, items)
@@ -83,7 +83,7 @@ def this_process() -> Iterator[Workers]:
         yield each
 
 
-_of_worker = contextlib.ExitStack()  # what a worker is in until its process ends
+_worker_contexts = contextlib.ExitStack()  # contexts that a worker stays in until its process ends
 
 
 def _start(threads: int, plugins: Sequence[str]) -> None:
@@ -93,23 +93,23 @@ def _start(threads: int, plugins: Sequence[str]) -> None:
 
 
 def enter_worker(threads: int, plugins: Sequence[str]) -> None:
-    """Make this process a worker: its number of threads, its plug-ins, what its runs share."""
+    """Make this process a worker: set its threads, import its plug-ins, let its runs share what they load."""
     make_streams_lenient()
     torch.set_num_threads(threads)
-    _of_worker.enter_context(sharing())
+    _worker_contexts.enter_context(sharing())
     load_plugins(plugins)
 
 
 def _end_with_parent() -> None:
-    """Stop this process when its parent is killed: it would otherwise finish its work and then wait forever."""
+    """Stop this process when its parent is killed; otherwise it would finish its work and then wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # wakes it if it waits
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # also interrupts a wait
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
     try:
         return function(item)
-    except KeyboardInterrupt:  # after its checkpoint; the pool would go on with the next item
+    except KeyboardInterrupt:  # raised after the checkpoint; exit, or the pool would start the next item
         os._exit(EXIT_INTERRUPTED)
