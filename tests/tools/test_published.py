@@ -86,7 +86,7 @@ def test_the_sources_have_different_keys_and_the_field_has_eleven_datasets(
     ("change", "message"),
     [
         ({"key": ""}, "key is missing"),
-        ({"papier": "x"}, "does not know papier"),
+        ({"papier": "x"}, "unknown keys papier"),
         ({"backbone": None}, "backbone is missing"),
         ({"methods": {"Tip": "TipAdapter", "Tap": "CoOp"}}, "no table has the method Tap"),
         ({"tables": []}, "not a list of tables"),
@@ -154,7 +154,7 @@ def test_only_the_same_dataset_method_shots_backbone_and_classes_are_found(sourc
 
 def test_sources_that_disagree_are_both_shown_and_marked(sources: list[Source]) -> None:
     published = Published(sources)
-    texts = published.beside(80.0, published.find("EuroSAT", "MaPLe", 4, "ViT-B/16"))
+    texts = published.compare(80.0, published.find("EuroSAT", "MaPLe", 4, "ViT-B/16"))
     assert texts == ("84.50 [PromptSRC-13] ≠ 54.87 [TCP-4]", "-4.50 / +25.13")
     notes = published.notes()
     assert "≠: sources disagree" in notes[0]
@@ -164,10 +164,10 @@ def test_sources_that_disagree_are_both_shown_and_marked(sources: list[Source]) 
 
 def test_sources_that_agree_share_a_number_and_doubtful_ones_are_marked(sources: list[Source]) -> None:
     published = Published(sources)
-    texts = published.beside(70.0, published.find("EuroSAT", "TipAdapter", 16, "RN50"))
+    texts = published.compare(70.0, published.find("EuroSAT", "TipAdapter", 16, "RN50"))
     assert texts == ("70.54 [GDA, Tip-Adapter]", "-0.54")
     assert "≠" not in published.notes()[0]
-    texts = published.beside(95.0, published.find("EuroSAT", "MaPLe", 16, "ViT-B/16", "base"))
+    texts = published.compare(95.0, published.find("EuroSAT", "MaPLe", 16, "ViT-B/16", "base"))
     assert texts == ("94.07? [MaPLe-paper, RMAdapter]", "+0.93")
     assert "contradict" in published.notes()[0]
 

@@ -132,10 +132,10 @@ def test_a_method_with_two_backbones_has_a_row_for_each(sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "flags", "message"),
     [
-        ({"test": {"accuracy": float("nan")}}, [], "says that its accuracy is nan"),
-        ({"test": {"accuracy": "x"}}, [], "says that its accuracy is 'x'"),
+        ({"test": {"accuracy": float("nan")}}, [], "is nan; delete the file and run again"),
+        ({"test": {"accuracy": "x"}}, [], "is 'x'; delete the file and run again"),
         ({"test": {"accuracy": 1.0}}, ["--metric", "ece"], "unknown metric 'ece'"),
-        ({"test": {"accuracy": 1.0}}, ["--split", "val"], "has no results of the split 'val'"),
+        ({"test": {"accuracy": 1.0}}, ["--split", "val"], "has no results for the split 'val'"),
         (None, [], "does not hold the results of a run"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_run_that_cannot_be_shown_is_named(
 
 def test_published_numbers_are_refused_beside_what_they_are_not_about(sweep: Path, capsys: Any) -> None:
     assert run_tool(report.main, [str(sweep), "--published", "--metric", "ece"]) == 2
-    assert "--published is about accuracy on test images" in capsys.readouterr().err
+    assert "--published compares accuracy on test images" in capsys.readouterr().err
 
 
 def test_an_output_that_is_no_file_is_told_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:

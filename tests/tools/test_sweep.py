@@ -153,7 +153,7 @@ def test_a_report_warns_of_runs_that_differ_in_what_its_table_does_not_show(tmp_
         (tmp_path / name).mkdir()
         write_json({**results, "metrics": {"test": {"accuracy": accuracy}}}, tmp_path / name / "results.json")
     assert run_tool(report.main, [str(tmp_path)]) == 0
-    assert "of each, one is shown: X on D; report their folders one by one" in capsys.readouterr().err
+    assert "and only one of each is shown: X on D; report their folders one by one" in capsys.readouterr().err
     assert run_tool(report.main, [str(tmp_path / "a")]) == 0
     assert "one is shown" not in capsys.readouterr().err
 

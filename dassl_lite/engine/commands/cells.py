@@ -1,6 +1,6 @@
-"""The runs of a sweep as the cells that its tables are made of.
+"""Gathers the runs of a sweep into the cells of its tables.
 
-A `Cell` is one method on one dataset with one number of shots, over its draws.
+A `Cell` is one method on one dataset with one number of shots, over its few-shot draws.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a table needs of a finished run; NaN and "" where its results do not say it.
+    """The parts of a finished run's results that tables need; missing ones are NaN or "".
 
     Attributes:
-        draw: names the images that were drawn: the draw's digest, or the seed where there was no draw.
+        draw: identifies the few-shot draw: its digest, or the seed if nothing was drawn.
         tuned_on: "val", "leave_one_out", "cross_validation", "nothing" or "test".
         zero_shot: the metric of CLIP without adaptation, in percent.
-        seconds: of training and of evaluating; features that were extracted on the way do not count.
-        parameters: trainable numbers.
-        memory: peak of the process, in MiB.
-        classes: "all", or the half that was trained and tested: "base" or "new"; "" of the user's own data.
+        seconds: time of training and evaluation, without feature extraction.
+        parameters: number of trainable parameters.
+        memory: peak memory of the process, in MiB.
+        classes: "all", or the half that was trained and tested ("base" or "new"); "" for the user's own data.
     """
 
     seed: int
@@ -57,7 +57,7 @@ class Cell:
     """One method on one dataset with one number of shots, over its seeds; ``values`` are of ``metric``, in percent."""
 
     dataset: str
-    trainer: str  # as tables name it: a transductive run is called so; with its backbone where a dataset has several
+    trainer: str  # label in tables: marks transductive runs, and names the backbone if a dataset has several
     backbone: str
     shots: int
     values: tuple[float, ...]
@@ -80,22 +80,22 @@ class Cell:
 
     @property
     def unit(self) -> tuple[str, str]:
-        """What methods are compared on: the dataset and, unless methods are called by theirs, the backbone."""
+        """What methods are compared on: the dataset and, unless it is part of the method's label, the backbone."""
         return self.dataset, "" if self.trainer.endswith(f" ({self.backbone})") else self.backbone
 
     @property
     def method(self) -> str:
-        """The method without the backbone."""
+        """The method's label without the backbone."""
         return self.trainer.removesuffix(f" ({self.backbone})")
 
     @property
     def classes(self) -> str:
-        """As of its runs: "all", "base" or "new"; "" if they differ or do not say it."""
+        """The classes of its runs: "all", "base" or "new"; "" if they differ or are not known."""
         found = {run.classes for run in self.runs}
         return found.pop() if len(found) == 1 else ""
 
     def by_draw(self) -> dict[Any, float]:
-        """Value by draw: by its digest, and by its seed where a digest is not there or, of all images, the same."""
+        """Values by (digest, seed) of the draw; digests may be missing, or equal for runs on all images."""
         return {(run.draw, run.seed): run.value for run in self.runs}
 
     def __str__(self) -> str:
@@ -103,15 +103,15 @@ class Cell:
 
 
 def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Cell]:
-    """All finished runs below ``folder``, one cell per dataset, method, backbone and number of shots.
+    """Gather all finished runs below ``folder``: one cell per dataset, method, backbone and number of shots.
 
     Args:
-        folder: of the sweep.
-        metric: "" for each run's main one: accuracy, or mAP on a multi-label dataset.
+        folder: the sweep's folder.
+        metric: metric to gather; "" for each run's main one: accuracy, or mAP on a multi-label dataset.
         split: "test" or "val".
 
     Raises:
-        UserError: there is none, or one lacks the split or the metric, or has no number; names it.
+        UserError: there is no run, or a run lacks the split or has no finite number for the metric.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -126,14 +126,14 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
         if not _is_complete(run):
             raise UserError(f"{path} does not hold the results of a run; delete it")
         if split not in run["metrics"]:
-            there = ", ".join(map(str, run["metrics"])) or "none"
-            raise UserError(f"{path} has no results of the split '{split}'; it has those of: {there}")
+            available = ", ".join(map(str, run["metrics"])) or "none"
+            raise UserError(f"{path} has no results for the split '{split}'; it has results for: {available}")
         metrics = run["metrics"][split]
         name = metric or main_metric(metrics) or MAIN_METRICS[0]
         if name not in metrics:
             raise unknown("metric", name, metrics, f"These are in {path}.")
         if type(metrics[name]) not in (int, float) or not math.isfinite(metrics[name]):
-            raise UserError(f"{path} says that its {name} is {shown(metrics[name])}; delete it and run again")
+            raise UserError(f"the {name} in {path} is {shown(metrics[name])}; delete the file and run again")
         key = (dataset_label(run), _method(run), backbone_label(run), max(run["num_shots"], 0), name)
         other = cells[key].get(run["seed"])
         if other is not None and other.value != metrics[name]:
@@ -142,12 +142,12 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
     if repeated:
         logger.warning(
             f"some runs below {root} differ in settings that the table does not show (other than dataset, method, "
-            f"backbone, shots, seed); of each, one is shown: {', '.join(sorted(repeated)[:5])}; "
+            f"backbone, shots, seed), and only one of each is shown: {', '.join(sorted(repeated)[:5])}; "
             "report their folders one by one"
         )
     found = []
     kinds = [(dataset, trainer, shots, name) for dataset, trainer, _, shots, name in cells]
-    by_backbone = len(set(kinds)) < len(kinds)  # a method on a dataset with two: they are not one row
+    by_backbone = len(set(kinds)) < len(kinds)  # one method has runs with different backbones: separate rows
     for (dataset, trainer, backbone, shots, name), by_seed in cells.items():
         trainer = f"{trainer} ({backbone})" if by_backbone else trainer
         in_order = tuple(by_seed[seed] for seed in sorted(by_seed))
@@ -156,45 +156,45 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
 
 
 def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> Run:
-    """The run of results that are complete; what else they say may be of any kind."""
+    """Convert complete results to a `Run`; optional entries of a wrong type are ignored."""
 
     def number(value: Any) -> float:
         return float(value) if type(value) in (int, float) else math.nan
 
-    def words(value: Any) -> str:
+    def text(value: Any) -> str:
         return value if isinstance(value, str) else ""
 
     def of(key: str) -> Mapping[str, Any]:
-        return found if isinstance(found := results.get(key), dict) else {}
+        return part if isinstance(part := results.get(key), dict) else {}
 
     seconds = {phase: number(spent) for phase, spent in of("seconds").items()}
     return Run(
         seed=results["seed"],
         value=float(metrics[metric]),
-        draw=words(results.get("fewshot_digest")),
-        tuned_on=words(results.get("tuned_on")),
+        draw=text(results.get("fewshot_digest")),
+        tuned_on=text(results.get("tuned_on")),
         zero_shot=number(results.get(f"zero_shot_{metric}")),
         ece=number(metrics.get("ece")),
         seconds=sum(spent for phase, spent in seconds.items() if phase != "features") if seconds else math.nan,
         parameters=number(results.get("trainable_parameters")),
         memory=number(of("peak_memory").get("host_mib")),
-        precision=words(of("arithmetic").get("precision")),
-        version=words(of("environment").get("dassl_lite")),
+        precision=text(of("arithmetic").get("precision")),
+        version=text(of("environment").get("dassl_lite")),
         classes=""
         if results["dataset"] in OWN_DATA
-        else words(of("config").get("DATASET", {}).get("SUBSAMPLE_CLASSES")),
+        else text(of("config").get("DATASET", {}).get("SUBSAMPLE_CLASSES")),
     )
 
 
 def _method(results: Mapping[str, Any]) -> str:
-    """The method of a run as tables name it: its trainer, and what else a reader has to know ("(transductive)")."""
+    """The label of a run's method in tables: its trainer and, if it applies, "(transductive)"."""
     return str(results.get("method") or results["trainer"])
 
 
 def _is_complete(run: Mapping[str, Any]) -> bool:
-    """Whether results have what a table needs."""
-    words = all(isinstance(run.get(key), str) for key in ("trainer", "dataset"))
-    words = words and isinstance(run.get("backbone", 0), str | None)
+    """Whether results contain what a table needs."""
+    texts = all(isinstance(run.get(key), str) for key in ("trainer", "dataset"))
+    texts = texts and isinstance(run.get("backbone", 0), str | None)
     numbers = all(type(run.get(key)) is int for key in ("num_shots", "seed"))
     metrics = run.get("metrics")
     config = run.get("config", {})
@@ -202,49 +202,49 @@ def _is_complete(run: Mapping[str, Any]) -> bool:
     splits = (
         isinstance(config, dict) and isinstance(metrics, dict) and all(isinstance(of, dict) for of in metrics.values())
     )
-    return words and numbers and splits
+    return texts and numbers and splits
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better."""
+    """Whether lower values of a metric are better."""
     return "error" in metric or metric == "ece"
 
 
 def uses_shots(method: str) -> bool:
-    """Whether the training images make a difference to a method, named as in tables."""
+    """Whether a method, given by its label in tables, depends on the training images."""
     return trainer_uses_shots(method.partition(" ")[0])
 
 
 def dataset_label(results: Mapping[str, Any]) -> str:
-    """The dataset of a run; the user's own data goes by the name of its folder or file, to tell one from another."""
+    """The dataset of a run; the user's own data is labelled by the name of its folder or file."""
     name = results["dataset"]
     path = results.get("config", {}).get("DATASET", {}).get(OWN_DATA.get(name, ""), "")
     return data_label(path) if path else name
 
 
 def backbone_label(results: Mapping[str, Any]) -> str:
-    """The backbone of a run; that of a feature file need not have a name."""
+    """The backbone of a run; a feature file may not name one."""
     return str(results["backbone"] or "unnamed")
 
 
 def shots_label(number: int) -> str:
-    """A number of shots, as tables say it; 0 is all training images."""
+    """The label of a number of shots in tables; 0 means all training images."""
     return "all" if number == 0 else f"{number} shot{'s' if number > 1 else ''}"
 
 
 def tuned_label(run: Run) -> str:
-    """What a run was tuned on, as tables say it; the test images are marked."""
+    """The label for what a run was tuned on; test images are marked."""
     return "test images (!)" if run.tuned_on == "test" else run.tuned_on.replace("_", "-")
 
 
 def mean_of(runs: Sequence[Run], name: str) -> float:
-    """Mean of an attribute over the runs that know it; NaN if none does."""
+    """Mean of an attribute over the runs that have it; NaN if none has."""
     known = [value for run in runs if not math.isnan(value := getattr(run, name))]
     return fmean(known) if known else math.nan
 
 
 def grouped(cells: Sequence[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
-    """The cells by what ``key`` says of each."""
+    """Group cells by ``key``."""
     groups: dict[Any, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[key(cell)].append(cell)

@@ -1,6 +1,6 @@
-"""What the cells of a sweep say over datasets, and of one method against another, as numbers.
+"""Averages over datasets, rankings, and comparisons of one method with another, from the cells of a sweep.
 
-What may be concluded from them is computed in `dassl_lite.evaluation.statistics`.
+The statistical tests are in `dassl_lite.evaluation.statistics`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dassl_lite.utils.errors import unknown
 
 @dataclass(frozen=True)
 class Average:
-    """One method with one number of shots over datasets, where a dataset's mean is one value.
+    """One method with one number of shots, averaged over datasets; each dataset's mean counts as one value.
 
     Attributes:
         estimate: the mean with its interval over datasets.
-        over_draws: the mean with the interval over draws of such means; without one if the datasets' seeds differ.
-        gain: mean over the datasets' gains over zero-shot CLIP; NaN if no run says what zero-shot CLIP has.
-        below: datasets where the method is below zero-shot CLIP.
-        datasets: how many it has been run on; averages over others do not compare.
-        cells: of these datasets.
+        over_draws: the mean with its interval over draws; without an interval if the datasets' seeds differ.
+        gain: mean gain over zero-shot CLIP over the datasets; NaN if no run contains zero-shot results.
+        below: number of datasets on which the method is below zero-shot CLIP.
+        datasets: number of datasets; averages over different datasets are not comparable.
+        cells: cells of these datasets.
     """
 
     trainer: str
@@ -42,11 +42,11 @@ class Average:
 
 
 def averages(cells: Sequence[Cell]) -> list[Average]:
-    """Averages over datasets; empty if there is only one. A method that uses no shots has one row."""
+    """Averages over datasets; empty if there is only one. A method that uses no shots gets one row."""
     found = []
     for (trainer, shots), group in sorted(grouped(cells, lambda cell: (cell.trainer, cell.shots)).items()):
         datasets = {cell.dataset for cell in group}
-        if len(datasets) < 2 or len(datasets) < len(group):  # not one dataset, nor two backbones in one row
+        if len(datasets) < 2 or len(datasets) < len(group):  # needs several datasets, and one backbone per row
             continue
         gains = [cell.mean - zero for cell in group if not math.isnan(zero := mean_of(cell.runs, "zero_shot"))]
         gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
@@ -56,7 +56,7 @@ def averages(cells: Sequence[Cell]) -> list[Average]:
 
 
 def _over_draws(cells: Sequence[Cell]) -> Estimate:
-    """The mean over datasets, with the interval over seeds of these means if every dataset has the same seeds."""
+    """The mean over datasets, with its interval over seeds if every dataset has the same seeds."""
     by_seed = [{run.seed: run.value for run in cell.runs} for cell in cells]
     if any(set(of) != set(by_seed[0]) for of in by_seed):
         return Estimate(fmean(cell.mean for cell in cells), None, 1)
@@ -64,9 +64,9 @@ def _over_draws(cells: Sequence[Cell]) -> Estimate:
 
 
 def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
-    """Methods ranked over the datasets, by number of shots; one that uses no shots takes part in each.
+    """Methods ranked over the datasets, by number of shots; a method that uses no shots is ranked in each.
 
-    Only methods with a result on every dataset take part; there are two or more, and two or more datasets.
+    Only methods with a result on every dataset are ranked; at least two methods and two datasets are needed.
     """
     scores = _scores(cells)
     found = {}
@@ -80,7 +80,7 @@ def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
 
 
 def against(cells: Sequence[Cell], reference: str) -> dict[int, dict[str, Difference]]:
-    """Every method against ``reference`` over datasets, by number of shots.
+    """Compare every method with ``reference`` over datasets, by number of shots.
 
     Raises:
         UserError: there is no run of ``reference``.
@@ -91,7 +91,7 @@ def against(cells: Sequence[Cell], reference: str) -> dict[int, dict[str, Differ
 
 
 def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, Difference]]:
-    """Every cell against that of ``reference``, paired by draw; a method that uses no shots has the same value in each.
+    """Compare every cell with that of ``reference``, paired by draw; a reference without shots has one value for all.
 
     Raises:
         UserError: there is no run of ``reference``.
@@ -119,14 +119,14 @@ def _require(cells: Sequence[Cell], reference: str) -> None:
 
 
 def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
-    """shots -> method -> dataset -> mean; methods that use no shots are in all of them."""
+    """shots -> method -> dataset -> mean; methods that use no shots are included for every number of shots."""
     groups = grouped(cells, lambda cell: cell.shots)
     fixed = [cell for cell in groups.get(0, []) if not uses_shots(cell.trainer)]
     found = {}
     for shots in sorted(groups):
-        taking_part = [*groups[shots], *(fixed if shots else [])]
+        included = [*groups[shots], *(fixed if shots else [])]
         by_method: dict[str, dict[str, float]] = defaultdict(dict)
-        for cell in taking_part:
+        for cell in included:
             by_method[cell.trainer][" ".join(cell.unit)] = cell.mean
         if len(fixed) < len(groups[shots]) or shots:
             found[shots] = dict(by_method)

@@ -1,6 +1,6 @@
-"""Scripts with which a shell completes ``dassl-lite``: tools, flags, their values, config keys.
+"""Shell completion scripts for ``dassl-lite``: tools, flags, their values, config keys.
 
-The scripts are static, made from the tools' parsers: importing torch at every press of the tab key would take seconds.
+The scripts are static and generated from the tools' parsers: importing torch on every tab press would take seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dassl_lite.engine.build import TRAINER_REGISTRY, configs_root, full_config
 from dassl_lite.models.names import DEMO, OPENAI_NAMES
 
 SHELLS = ("bash", "fish", "zsh")
-FILE, DIRECTORY = "@file", "@directory"  # among the values: complete paths
+FILE, DIRECTORY = "@file", "@directory"  # values that stand for path completion
 _SEVERAL = ("+", "*")
 
 # Valid in bash and zsh. $1 is a tool or, as two words, its sub-command; $2 a flag, or empty for positional arguments.
@@ -33,7 +33,7 @@ __dassl_lite_keys() {
     esac
 }
 
-# Values of a flag, after the number of them that it takes: 1, or + for several.
+# The number of values that a flag takes (1, or + for several), followed by the values.
 __dassl_lite_values() {
     case "$1 $2" in
 %(values)s
@@ -141,12 +141,12 @@ complete -c dassl-lite -f
 
 
 def script(shell: str, parsers: Mapping[str, argparse.ArgumentParser], summaries: Mapping[str, str]) -> str:
-    """The completion script.
+    """The completion script for a shell.
 
     Args:
         shell: bash, zsh or fish.
-        parsers: of the tools, by name.
-        summaries: a line about each tool, by name.
+        parsers: parsers of the tools, by name.
+        summaries: one-line summaries of the tools, by name.
     """
     commands = dict(_commands(parsers))
     if shell == "fish":
@@ -156,7 +156,7 @@ def script(shell: str, parsers: Mapping[str, argparse.ArgumentParser], summaries
 
 
 def _commands(parsers: Mapping[str, argparse.ArgumentParser]) -> Iterator[tuple[str, list[argparse.Action]]]:
-    """(words after ``dassl-lite``, arguments) of the tools and of their sub-commands."""
+    """Yield (words after ``dassl-lite``, arguments) for the tools and their sub-commands."""
     for tool, parser in parsers.items():
         yield tool, [action for action in parser._actions if action.help != argparse.SUPPRESS]
         for action in parser._actions:
@@ -192,7 +192,7 @@ def _is_keys(action: argparse.Action) -> bool:
 
 
 def _candidates() -> dict[str, list[str]]:
-    """Attribute of the parsed arguments -> its values."""
+    """Attribute of the parsed arguments -> possible values."""
     trainers = sorted(TRAINER_REGISTRY)
     yamls = sorted(path.stem for path in (configs_root() / "datasets").glob("*.yaml"))
     return {
@@ -213,7 +213,7 @@ def _candidates() -> dict[str, list[str]]:
 
 
 def _values(action: argparse.Action, candidates: Mapping[str, list[str]]) -> list[str]:
-    """What may follow a flag."""
+    """The values that may follow a flag."""
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
     place = str(action.metavar or "")

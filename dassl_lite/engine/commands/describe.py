@@ -1,4 +1,4 @@
-"""What tools/train.py prints for --list and --help-trainer: registered names, a trainer's config keys and recipes."""
+"""The output of tools/train.py for --list and --help-trainer: registered names, config keys and recipes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from dassl_lite.utils.registry import Registry
 
 PACKAGE = __name__.partition(".")[0]
 INSTALLED = sysconfig.get_paths()["purelib"]
-WIDTH = 100  # of a recipe's description
+WIDTH = 100  # maximum length of a recipe's description
 
-# Flag, config key or function that takes the name -> registry.
+# Flag, config key or function that accepts the name -> registry.
 REGISTRIES: dict[str, Registry] = {
     "--trainer": TRAINER_REGISTRY,
     "DATASET.NAME": DATASET_REGISTRY,
@@ -48,7 +48,7 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def registered() -> str:
-    """Tables of everything registered: name, origin, first docstring line."""
+    """Tables of everything registered: name, origin and first docstring line."""
     tables = []
     for taker, registry in REGISTRIES.items():
         entries = [(name, registry.get(name)) for name in sorted(registry, key=str.lower)]
@@ -61,7 +61,7 @@ def registered() -> str:
 
 
 def origin(thing: Any) -> str:
-    """Where something is defined: its module, or its file if that is neither ours nor installed."""
+    """Where an object is defined: its module, or its file if it is neither ours nor installed."""
     module = getattr(thing, "__module__", None) or ""
     path = getattr(sys.modules.get(module), "__file__", None)
     if not path or module.partition(".")[0] == PACKAGE or Path(path).is_relative_to(INSTALLED):
@@ -70,8 +70,11 @@ def origin(thing: Any) -> str:
 
 
 def summary(thing: Any) -> str:
-    """The first line of its docstring. For a dataset, that of its file if it opens with the dataset's name: the class
-    docstring says where the images are."""
+    """The first line of an object's docstring.
+
+    For a dataset, the first line of its module's docstring if that starts with the dataset's name, because the class
+    docstring only says where the images are stored.
+    """
     about = _docstring(inspect.getmodule(thing)).partition("\n")[0]
     if isinstance(thing, type) and issubclass(thing, DatasetBase) and about.startswith(f"{thing.__name__}: "):
         about = about.partition(": ")[2]
@@ -84,10 +87,10 @@ def _docstring(thing: Any) -> str:
 
 
 def trainer_help(name: str) -> str:
-    """What a trainer does, its config keys with defaults and comments, and its recipes.
+    """A trainer's description, config keys with defaults and comments, and recipes.
 
     Raises:
-        UserError: no trainer of that name.
+        UserError: no trainer has that name.
     """
     trainer = TRAINER_REGISTRY.get(name)
     first = f"{name} ({origin(trainer)}): {summary(trainer)}".rstrip(": ")
@@ -96,8 +99,11 @@ def trainer_help(name: str) -> str:
 
 
 def own_keys(trainer: Any) -> dict[str, Any]:
-    """A trainer's config keys with their defaults: those that its own or its module's ``extend_cfg`` adds, inherited
-    ones too, and those under its name from elsewhere, such as a paper's train.py."""
+    """A trainer's config keys with their defaults.
+
+    They are the keys added by its own, an inherited or its module's ``extend_cfg``, and keys under its name that are
+    declared elsewhere, such as in a paper's train.py.
+    """
     owners = inspect.getmodule(trainer), trainer  # third parties declare them in the module
     engine, everything = leaves(get_cfg_default()), _with_keys_of(*requested_plugins(), *owners)
     own = _with_keys_of(*owners).keys() - engine.keys()
@@ -106,7 +112,7 @@ def own_keys(trainer: Any) -> dict[str, Any]:
 
 
 def _with_keys_of(*owners: Any) -> dict[str, Any]:
-    """The engine's keys and those of the owners, with their defaults."""
+    """The keys of the engine and of ``owners``, with their defaults."""
     cfg = get_cfg_default()
     for owner in owners:
         declare = getattr(owner, "extend_cfg", None)
@@ -120,7 +126,7 @@ def _key_table(name: str) -> str:
     keys = own_keys(trainer)
     if not keys:
         return f"{name} declares no config keys of its own."
-    recipe, declared = default_recipe(name), {key.lower(): about for key, about in _abouts(trainer).items()}
+    recipe, declared = default_recipe(name), {key.lower(): about for key, about in _descriptions(trainer).items()}
     values, rows = leaves(make_config(trainer=name, method_file=recipe)), []
     for key, default in keys.items():
         other = f" ({values[key]!r} in {recipe.name})" if recipe and values[key] != default else ""
@@ -128,22 +134,22 @@ def _key_table(name: str) -> str:
     return tabulate(rows, headers=["config key", "default", "what it does"], disable_numparse=True)
 
 
-def _abouts(trainer: Any) -> dict[str, str]:
-    """What each declared key does; a key that an ``extend_cfg`` adds, as in Dassl, says nothing."""
+def _descriptions(trainer: Any) -> dict[str, str]:
+    """The description of each declared key; keys added by ``extend_cfg``, as in Dassl, have none."""
     if not isinstance(trainer, type) or not hasattr(trainer, "node_name"):
         return {}
-    return {f"TRAINER.{trainer.node_name()}.{name}": found.about for name, found in keys_of(trainer).items()}
+    return {f"TRAINER.{trainer.node_name()}.{name}": key.about for name, key in keys_of(trainer).items()}
 
 
 def _recipes(name: str) -> str:
-    """The method's yaml files with their opening comments, else their settings. A leading underscore hides a file."""
+    """The method's yaml files with their opening comment or else their settings; a leading underscore hides a file."""
     paths = sorted((configs_root() / "trainers" / name).glob("*.yaml"))
     rows = [[path.stem, _about_recipe(path)] for path in paths if not path.name.startswith("_")]
     own = default_recipe(name)
     if own is not None and own not in paths:
         rows.append([str(own), _about_recipe(own)])
     if not rows:
-        return f"{name} has no recipe in configs/trainers/{name}; --config-file takes your own yaml."
+        return f"{name} has no recipe in configs/trainers/{name}; use --config-file with a yaml of your own."
     return tabulate(rows, headers=["recipe (--config-file)", "description"], disable_numparse=True)
 
 

@@ -1,23 +1,23 @@
-"""Numbers that others have published, as ``configs/published/*.yaml`` holds them, to stand beside ours.
+"""Published numbers from ``configs/published/*.yaml``, to compare with ours.
 
-A file is a source: where its numbers were read, and its tables. The columns of a table are numbers of shots (its groups
-are then datasets), ``[base, new, H]`` (also by dataset), or datasets (its groups are then numbers of shots)::
+A file is one source: where its numbers were read, and its tables. A table's columns are numbers of shots (rows are then
+grouped by dataset), ``[base, new, H]`` (also by dataset), or datasets (rows are then grouped by number of shots)::
 
-    key: Tip-Adapter                             # what a report calls it
+    key: Tip-Adapter                             # its name in reports
     paper: "Tip-Adapter: ..., ECCV 2022"
     read_in: gaopengcuhk/Tip-Adapter, exp.log, commit 30d2598
-    backbone: RN50                               # of all tables, or of one
-    methods: {Tip: TipAdapter}                   # names that are printed otherwise than ours
+    backbone: RN50                               # for all tables, or set in a table
+    methods: {Tip: TipAdapter}                   # printed names that differ from ours
     tables:
       - table: exp.log
-        protocol: few-shot                       # or another of `PROTOCOLS`
+        protocol: few-shot                       # one of `PROTOCOLS`
         columns: [16, 8, 4, 2, 1]
         values:
           ImageNet: {Tip: [62.01, 61.45, 60.98, 60.96, 60.70]}
 
-A single number in place of a row needs no shots. ``average`` is a dataset like the others.
-``doubtful: {ImageNet: [PromptSRC]}`` of a table marks rows whose printed numbers contradict each other; where columns
-are datasets, their average.
+A method that uses no shots may have a single number instead of a row. ``average`` is a dataset like the others. In a
+table, ``doubtful: {ImageNet: [PromptSRC]}`` marks rows whose printed numbers contradict each other; if the columns are
+datasets, it marks the average.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from dassl_lite.utils.errors import UserError, shown
 PROTOCOLS = ("few-shot", "base-to-new", "cross-dataset", "domain-generalization")
 SPLITS = ("base", "new", "H")
 AVERAGE = "average"
-_EPSILON = 1e-9  # of floating-point numbers
-SOURCE_DATASET = "ImageNet"  # trained on in the last two protocols, so it does not count in their averages
-FIELD = frozenset(  # the datasets over which the field averages
+_EPSILON = 1e-9  # tolerance for floating-point rounding
+SOURCE_DATASET = "ImageNet"  # training dataset of the last two protocols, excluded from their averages
+FIELD = frozenset(  # the eleven datasets over which papers average
     (
         *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft"),
         *("SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
@@ -55,13 +55,13 @@ class Value:
 
     Attributes:
         source: key of its source.
-        table: which of the source's tables.
+        table: name of the source's table.
         dataset: registered name, or `AVERAGE`.
-        method: registered name, or the printed one of a method that is not here.
-        shots: 0 for none.
+        method: registered name, or the printed name of a method that the package does not have.
+        shots: number of shots; 0 for none.
         split: "all" classes, or one of `SPLITS`.
-        decimals: how many are printed.
-        doubtful: the source's own numbers contradict each other here.
+        decimals: number of printed decimals.
+        doubtful: whether the source's own numbers contradict each other here.
     """
 
     source: str
@@ -77,13 +77,13 @@ class Value:
     doubtful: bool = False
 
     def agrees(self, other: Value) -> bool:
-        """Whether both may be the same number, by the decimals that both print."""
+        """Whether both may be the same number, to the decimals that both print."""
         return abs(self.value - other.value) <= 0.5 * 10 ** -min(self.decimals, other.decimals) + _EPSILON
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where numbers were published, where they were read, and the numbers."""
+    """A source: where numbers were published, where they were read, and the numbers."""
 
     key: str
     paper: str
@@ -96,10 +96,10 @@ class Source:
 
 
 def read_sources(folder: str | Path = "") -> list[Source]:
-    """All sources of ``folder``, by default those that come with the package.
+    """Read all sources in ``folder``, by default those shipped with the package.
 
     Raises:
-        UserError: a file is not as this module says; names it and what is wrong.
+        UserError: a file does not have the format of this module; the message says which and why.
     """
     sources = [read_source(path) for path in sorted(Path(folder or configs_root() / "published").glob("*.yaml"))]
     keys = [source.key for source in sources]
@@ -109,10 +109,10 @@ def read_sources(folder: str | Path = "") -> list[Source]:
 
 
 def read_source(path: str | Path) -> Source:
-    """The source that a file holds.
+    """Read a source from a file.
 
     Raises:
-        UserError: as for `read_sources`.
+        UserError: as in `read_sources`.
     """
     path = Path(path)
     try:
@@ -125,17 +125,17 @@ def read_source(path: str | Path) -> Source:
 
 
 def inconsistencies(source: Source) -> list[str]:
-    """Where the numbers of a source contradict each other without being marked doubtful: mostly an error of typing.
+    """Contradictions between the numbers of a source that are not marked doubtful; most are typing errors.
 
-    H is the harmonic mean of base and new; an average that of the datasets where all are printed (without the one that
-    is trained on, in cross-dataset transfer and domain generalization). Both within rounding. Marks without a
-    contradiction are told as well.
+    Up to rounding, H must be the harmonic mean of base and new, and an average the mean over the datasets if all are
+    printed (without the training dataset in cross-dataset transfer and domain generalization). Doubtful marks without a
+    contradiction are reported too.
     """
-    found = dict((*_wrong_harmonic_means(source), *_wrong_averages(source)))
+    wrong = dict((*_wrong_harmonic_means(source), *_wrong_averages(source)))
     marked = {_place(value) for value in source.values if value.doubtful}
     return [
-        *(f"{' '.join(map(str, place[-3:]))}: {text}" for place, text in found.items() if place not in marked),
-        *(f"{' '.join(map(str, place[-3:]))}: marked doubtful, but is not" for place in marked - set(found)),
+        *(f"{' '.join(map(str, place[-3:]))}: {text}" for place, text in wrong.items() if place not in marked),
+        *(f"{' '.join(map(str, place[-3:]))}: marked doubtful, but is not" for place in marked - set(wrong)),
     ]
 
 
@@ -143,7 +143,7 @@ _Place = tuple[str, str, str, str, str, int]
 
 
 def _place(value: Value) -> _Place:
-    """The row that a value stands in, with what it is a row of."""
+    """The identity of the row that contains a value."""
     return value.table, value.protocol, value.backbone, value.dataset, value.method, value.shots
 
 
@@ -178,10 +178,10 @@ def _wrong_averages(source: Source) -> Iterator[tuple[_Place, str]]:
 
 
 class Published:
-    """Published numbers beside ours; remembers which sources it has shown.
+    """Compares published numbers with ours, and remembers which sources were shown.
 
     Args:
-        sources: as `read_sources` gives them.
+        sources: sources from `read_sources`.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -192,11 +192,11 @@ class Published:
     def find(
         self, dataset: str, method: str, shots: int, backbone: str, split: str = "all", protocol: str = ""
     ) -> list[Value]:
-        """Values of the same dataset, method, shots and backbone.
+        """Published values for a dataset, method, number of shots and backbone.
 
-        Without a ``protocol``, one on all classes is compared with few-shot tables, one on the base classes with those
-        from base to new. A method that uses no shots has the same number in every protocol, but for averages over other
-        datasets.
+        Without a ``protocol``, results on all classes are looked up in few-shot tables, and results on base classes in
+        base-to-new tables. A method that uses no shots has the same number in every protocol, except for averages,
+        which are over other datasets.
         """
         fixed = not uses_shots(method)
         protocols = {protocol or {"all": "few-shot", "base": "base-to-new"}.get(split, "")}
@@ -212,10 +212,10 @@ class Published:
             and _plain(value.backbone) == _plain(backbone)
         ]
 
-    def beside(self, ours: float, values: Sequence[Value]) -> tuple[str, str]:
-        """Texts of the published values, each with its sources, and of our difference from each; empty for none."""
+    def compare(self, ours: float, values: Sequence[Value]) -> tuple[str, str]:
+        """Texts for the published values, each with its sources, and for our difference from each."""
         groups: list[list[Value]] = []
-        for value in sorted(values, key=lambda one: -one.decimals):
+        for value in sorted(values, key=lambda value: -value.decimals):
             same = next((group for group in groups if group[0].agrees(value)), None)
             same.append(value) if same is not None else groups.append([value])
         self._shown |= {value.source for value in values}
@@ -229,17 +229,17 @@ class Published:
         return " ≠ ".join(published), " / ".join(f"{ours - group[0].value:+.2f}" for group in groups)
 
     def notes(self) -> list[str]:
-        """What a reader must know of the published numbers, a line each."""
+        """What a reader must know about the published numbers, one line each."""
         if not self._shown:
             return [f"nothing published for these runs in the {len(self._sources)} sources of configs/published"]
-        marks = ["published: others' numbers, not ours, in brackets the source; difference: ours minus theirs"]
+        marks = ["published: others' numbers, not ours, with the source in brackets; difference: ours minus theirs"]
         marks += ["≠: sources disagree"] if self._disagree else []
         marks += ["?: the source's own numbers contradict each other"] if self._doubtful else []
         return ["; ".join(marks), *(str(source) for key, source in self._sources.items() if key in self._shown)]
 
 
 def _plain(backbone: str) -> str:
-    """``ViT-B/16`` and ``ViT-B-16`` are one backbone."""
+    """Normalise a backbone name: ``ViT-B/16`` and ``ViT-B-16`` are the same."""
     return re.sub(r"[/_-]", "", backbone).lower()
 
 
@@ -250,8 +250,8 @@ def _source(content: Any) -> Source:
     if not isinstance(content, dict):
         raise ValueError("is not a mapping")
     known = {"key", "paper", "read_in", "backbone", "backbone_from", "note", "methods", "tables"}
-    if odd := sorted(map(str, set(content) - known)):
-        raise ValueError(f"does not know {', '.join(odd)}; it takes {', '.join(sorted(known))}")
+    if unknown := sorted(map(str, set(content) - known)):
+        raise ValueError(f"unknown keys {', '.join(unknown)}; known keys: {', '.join(sorted(known))}")
     key, paper, read_in = (_word(content, name) for name in ("key", "paper", "read_in"))
     methods = content.get("methods") or {}
     if not isinstance(methods, dict) or not all(isinstance(word, str) for pair in methods.items() for word in pair):
@@ -274,23 +274,23 @@ def _source(content: Any) -> Source:
 
 
 def _values(source: str, table: Mapping[str, Any], methods: Mapping[str, str]) -> Iterator[tuple[str, Value]]:
-    """Printed name of the method and value, for all values of a table."""
+    """Yield (printed name of the method, value) for all values of a table."""
     name, protocol, backbone = (_word(table, key) for key in ("table", "protocol", "backbone"))
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {shown(protocol)}; it is {', '.join(PROTOCOLS)}")
+        raise ValueError(f"unknown protocol {shown(protocol)}; it must be one of {', '.join(PROTOCOLS)}")
     columns, groups, decimals = table.get("columns"), table.get("values"), table.get("decimals", 2)
     if not isinstance(columns, list) or not columns or not isinstance(groups, dict) or type(decimals) is not int:
-        raise ValueError(f"table {name} needs columns, a list, and values, a mapping")
+        raise ValueError(f"table {name} needs a list of columns and a mapping of values")
     kinds = {type(column) for column in columns}
     if kinds not in ({int}, {str}) or len(set(columns)) < len(columns):
-        raise ValueError(f"the columns of table {name} are not different shots, datasets, or base, new and H")
+        raise ValueError(f"the columns of table {name} must be distinct shots, datasets, or base, new and H")
     doubtful = table.get("doubtful") or {}
     if not isinstance(doubtful, dict) or not set(doubtful) <= set(groups):
         raise ValueError(f"doubtful of table {name} does not name its rows")
     by_split = set(columns) <= set(SPLITS)
     for group, rows in groups.items():
         if not isinstance(rows, dict) or not set(doubtful.get(group, ())) <= set(rows):
-            raise ValueError(f"table {name} has no rows of methods at {shown(group)}")
+            raise ValueError(f"table {name} has no rows of methods for {shown(group)}")
         for method, row in rows.items():
             numbers = row if isinstance(row, list) else [row]
             doubted = method in doubtful.get(group, ())
@@ -307,7 +307,7 @@ def _values(source: str, table: Mapping[str, Any], methods: Mapping[str, str]) -
                     dataset, shots, split = column, group, "all"
                 if not isinstance(dataset, str) or type(shots) is not int or shots < 0:
                     raise ValueError(
-                        f"table {name}: {shown(group)} fits no columns {shown(columns)}, or shots are missing"
+                        f"table {name}: {shown(group)} does not match columns {shown(columns)}, or shots are missing"
                     )
                 yield (
                     str(method),

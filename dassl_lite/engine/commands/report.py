@@ -1,4 +1,4 @@
-"""What is told of a sweep or benchmark: its tables and the notes below them, for a terminal, files and pages alike."""
+"""The report of a sweep or benchmark: its tables and notes, shared by terminal, files and pages."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from dassl_lite.utils.errors import UserError, printable
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of a folder.
+    """The report of a folder.
 
     Attributes:
-        cells: of few-shot runs, which figures are made of; empty if there are other runs only.
-        tables: that of datasets and methods first, if there are cells.
-        notes: what a reader must know, a line each.
-        gaps: runs that are not there, a line each.
-        residuals: of methods that have some, if they were asked for.
+        cells: cells of few-shot runs, from which figures are drawn; empty if there are only other runs.
+        tables: the tables; if there are cells, the one of datasets and methods comes first.
+        notes: what a reader must know, one line each.
+        gaps: missing runs, one line each.
+        residuals: residuals of the methods that have them, if requested.
     """
 
     folder: Path
@@ -57,29 +57,29 @@ def make_report(
     residuals: bool = False,
     shots: int | None = None,
 ) -> Report:
-    """The report of a sweep's or a benchmark's folder.
+    """Make the report of a sweep's or benchmark's folder.
 
     Args:
-        folder: of the sweep or benchmark.
-        metric: "" for each run's main one.
-        split: test or val.
-        reference: a method that the others are compared with; "" for none.
-        compare: show published numbers too.
+        folder: folder of the sweep or benchmark.
+        metric: metric to report; "" for each run's main one.
+        split: "test" or "val".
+        reference: method to compare the others with; "" for none.
+        compare: also show published numbers.
         residuals: compare residuals with the difficulty of the datasets.
-        shots: of the residuals; None for the paper's.
+        shots: number of shots for the residuals; None for the paper's.
 
     Raises:
-        UserError: there is no finished run in it, or none that one of the arguments is about.
+        UserError: the folder contains no finished run, or none that an argument applies to.
     """
     if compare and (split != "test" or metric not in ("", MAIN_METRICS[0])):
-        raise UserError("--published is about accuracy on test images: leave out --split and --metric")
-    load_plugins()  # to tell methods that use no shots from runs on all images
+        raise UserError("--published compares accuracy on test images: leave out --split and --metric")
+    load_plugins()  # distinguishes methods that use no shots from runs on all images
     published = Published(read_sources()) if compare else None
     tables, notes = transfer_tables(folder, published)
     of_shots = runs_of_shots(folder)
     cells = [] if tables and not has_runs(of_shots) else gather(of_shots, metric, split)
-    given = {"--metric": metric, "--split": split != "test", "--versus": reference}
-    if not cells and (idle := [flag for flag, value in given.items() if value]):
+    set_flags = {"--metric": metric, "--split": split != "test", "--versus": reference}
+    if not cells and (idle := [flag for flag, value in set_flags.items() if value]):
         raise UserError(
             f"{idle[0]} has no effect: no run of the protocol few-shot has finished in {folder}, and the other tables "
             "show test accuracy"
@@ -92,7 +92,7 @@ def make_report(
             cost_table(cells),
         ]
         tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
-        notes = [*_what(cells, split), *provenance(cells), *notes]
+        notes = [*_describe_values(cells, split), *provenance(cells), *notes]
     notes += published.notes() if published else []
     found: list[Residuals] = []
     if residuals:
@@ -105,8 +105,8 @@ def make_report(
     return Report(folder, split, tuple(cells), tuple(tables), *lines, tuple(found))
 
 
-def _what(cells: Sequence[Cell], split: str) -> list[str]:
-    """What the values are, in a line."""
+def _describe_values(cells: Sequence[Cell], split: str) -> list[str]:
+    """A line that says what the values are."""
     counts = sorted({len(cell.values) for cell in cells if cell.shots})
     if max(counts, default=1) > 1:
         what = f"mean ± 95 % confidence interval over {' or '.join(map(str, counts))} seeds"

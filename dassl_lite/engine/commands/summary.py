@@ -1,7 +1,7 @@
-"""What a sweep has found, as tables: over seeds, over datasets, and of one method against another.
+"""The results of a sweep as tables: over seeds, over datasets, and of one method compared with another.
 
-They are made of the cells of `cells.py` and their `comparisons.py`; below them stand where the runs come from, and
-which are missing.
+They are built from the cells of `cells.py` and from `comparisons.py`. Notes list where the runs come from and which are
+missing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from dassl_lite.evaluation.statistics import Difference
 def as_table(cells: Sequence[Cell], published: Published | None = None) -> Table:
     """A row per dataset and method, a column per number of shots, and one for all training images.
 
-    Published numbers and our differences from them stand beside a column of which any is published.
+    Columns with published numbers are followed by these and by our differences from them.
 
-    A method that uses no shots has the same number in every column. Where datasets have different metrics, their names
-    say which. The best and the second-best mean of a dataset's column are marked.
+    A method that uses no shots has the same number in every column. If metrics differ between datasets, the dataset
+    names include them. The best and second-best mean of a dataset's column are marked.
     """
     by_row: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
     mixed = len({cell.metric for cell in cells}) > 1
@@ -48,70 +48,74 @@ def as_table(cells: Sequence[Cell], published: Published | None = None) -> Table
         columns.append(0)
     rows: list[list[str]] = []
     means: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)  # (dataset, column) -> row -> mean
-    beside: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)  # column -> row -> published, difference
-    for (dataset, trainer), found in sorted(by_row.items()):
-        fixed = None if uses_shots(trainer) else found.get(0)
-        shown = [found.get(number) or fixed for number in columns or [0]]
-        for column, one in enumerate(shown, start=2):
-            if one is not None:
-                means[dataset, column][len(rows)] = one.mean
-                if published and (texts := _beside(one, published)):
-                    beside[column][len(rows)] = texts
-        rows.append([dataset, trainer, *(str(one or "") for one in shown)])
+    comparisons: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)  # column -> row -> published, difference
+    for (dataset, trainer), by_shots in sorted(by_row.items()):
+        fixed = None if uses_shots(trainer) else by_shots.get(0)
+        row = [by_shots.get(number) or fixed for number in columns or [0]]
+        for column, entry in enumerate(row, start=2):
+            if entry is not None:
+                means[dataset, column][len(rows)] = entry.mean
+                if published and (texts := _published_texts(entry, published)):
+                    comparisons[column][len(rows)] = texts
+        rows.append([dataset, trainer, *(str(entry or "") for entry in row)])
     places = {
         (row, column): place
         for (_, column), by_line in means.items()
         for row, place in best_two(by_line, lowest=lower_is_better(cells[0].metric)).items()
     }
     headers = ["dataset", "method", *(map(shots_label, columns) if columns else ["no shots"])]
-    return Table("", headers, rows, places).with_columns(["published", "difference"], beside)
+    return Table("", headers, rows, places).with_columns(["published", "difference"], comparisons)
 
 
-def _beside(cell: Cell, published: Published) -> tuple[str, str] | None:
-    """Texts of what is published for a cell; None for nothing."""
+def _published_texts(cell: Cell, published: Published) -> tuple[str, str] | None:
+    """Texts for the numbers published for a cell; None if there are none."""
     if cell.metric != MAIN_METRICS[0]:
         return None
     values = published.find(cell.dataset, cell.method, cell.shots, cell.backbone, cell.classes)
-    return published.beside(cell.mean, values) if values else None
+    return published.compare(cell.mean, values) if values else None
 
 
 def average_table(cells: Sequence[Cell], published: Published | None = None) -> Table | None:
-    """Means over datasets, the gain over zero-shot CLIP and where it is negative; None with fewer than two datasets.
+    """Means over datasets, the gain over zero-shot CLIP and how often it is negative; None for fewer than two datasets.
 
-    Published averages stand beside those over exactly the field's eleven datasets.
+    Published averages are shown for averages over exactly the field's eleven datasets.
     """
     found = averages(cells)
     if not found:
         return None
     rows = [
         [
-            one.trainer,
-            shots_label(one.shots) if uses_shots(one.trainer) else "",
-            str(one.estimate),
-            "" if math.isnan(one.gain) else f"{one.gain:+.2f}",
-            "" if math.isnan(one.gain) else f"{one.below} of {one.datasets}",
+            average.trainer,
+            shots_label(average.shots) if uses_shots(average.trainer) else "",
+            str(average.estimate),
+            "" if math.isnan(average.gain) else f"{average.gain:+.2f}",
+            "" if math.isnan(average.gain) else f"{average.below} of {average.datasets}",
         ]
-        for one in found
+        for average in found
     ]
     headers = ["method", "shots", "average", "gain", "below zero-shot"]
     title = (
         "Average over datasets, ± 95 % interval with datasets as the unit; gain over zero-shot CLIP, datasets below it"
     )
-    texts = {row: found_ for row, one in enumerate(found) if published and (found_ := _average_beside(one, published))}
+    texts = {
+        row: compared
+        for row, average in enumerate(found)
+        if published and (compared := _published_average(average, published))
+    }
     return Table(title, headers, rows).with_columns(["published", "difference"], {2: texts})
 
 
-def _average_beside(average: Average, published: Published) -> tuple[str, str] | None:
+def _published_average(average: Average, published: Published) -> tuple[str, str] | None:
     first = average.cells[0]
-    same = {(cell.backbone, cell.classes, cell.metric) for cell in average.cells}
-    if len(same) > 1 or {cell.dataset for cell in average.cells} != FIELD:
+    kinds = {(cell.backbone, cell.classes, cell.metric) for cell in average.cells}
+    if len(kinds) > 1 or {cell.dataset for cell in average.cells} != FIELD:
         return None
     mean = fmean(cell.mean for cell in average.cells)
-    return _beside(replace(first, dataset=AVERAGE, values=(mean,)), published)
+    return _published_texts(replace(first, dataset=AVERAGE, values=(mean,)), published)
 
 
 def rank_table(cells: Sequence[Cell]) -> Table | None:
-    """Mean ranks, a column per number of shots; None if nothing can be ranked."""
+    """Mean ranks, one column per number of shots; None if nothing can be ranked."""
     found = rankings(cells)
     if not found:
         return None
@@ -127,7 +131,7 @@ def rank_table(cells: Sequence[Cell]) -> Table | None:
 
 
 def _order(cell: Cell) -> tuple[str, str, float]:
-    """By dataset, method and number of shots, of which all images are the most."""
+    """Sort key: dataset, method and number of shots, where all images come last."""
     return cell.dataset, cell.trainer, cell.shots if cell.shots >= 0 else math.inf
 
 
@@ -147,7 +151,7 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
             _p(found.p),
             str(found.estimate.count),
         ]
-        for cell, found in sorted(against_by_draw(cells, reference), key=lambda one: _order(one[0]))
+        for cell, found in sorted(against_by_draw(cells, reference), key=lambda pair: _order(pair[0]))
     ]
     if by_draw:
         headers = ["dataset", "method", "shots", f"minus {reference}", "paired t, p", "draws"]
@@ -172,7 +176,7 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
 
 
 def cost_table(cells: Sequence[Cell]) -> Table | None:
-    """Means over all runs of a method: calibration, time, trainable numbers, memory; None if no run says any."""
+    """Means over a method's runs: calibration, time, trainable parameters, memory; None if no run has any of these."""
     rows = []
     for trainer, group in sorted(grouped(cells, lambda cell: cell.trainer).items()):
         runs = [run for cell in group for run in cell.runs]
@@ -182,13 +186,8 @@ def cost_table(cells: Sequence[Cell]) -> Table | None:
             texts = ["" if math.isnan(v) else f.format(v) for f, v in zip(formats, values, strict=True)]
             rows.append([trainer, *texts, ", ".join(sorted({tuned_label(run) for run in runs if run.tuned_on}))])
     headers = ["method", "ECE %", "seconds", "trainable", "memory MiB", "tuned on"]
-    return (
-        Table(
-            "Cost of a run, mean over a method's runs: calibration, time, trainable numbers, peak memory", headers, rows
-        )
-        if rows
-        else None
-    )
+    title = "Cost of a run, mean over a method's runs: calibration, time, trainable parameters, peak memory"
+    return Table(title, headers, rows) if rows else None
 
 
 def _better_and_worse(difference: Difference, metric: str) -> str:
@@ -206,7 +205,7 @@ def _p(value: float) -> str:
 
 
 def provenance(cells: Sequence[Cell]) -> list[str]:
-    """What a reader must know of the runs behind the tables, a line each; nothing that no run says."""
+    """What a reader must know about the runs behind the tables, one line each, as far as the runs say it."""
     runs = [run for cell in cells for run in cell.runs]
     lines = [f"backbone: {', '.join(sorted({cell.backbone for cell in cells}))}"]
     for what, of in (("precision", "precision"), ("dassl-lite", "version")):
@@ -224,17 +223,16 @@ def provenance(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-_MOST_NAMED = 8
+_MAX_LISTED = 8
 
 
 def gaps(cells: Sequence[Cell], folder: Path) -> list[str]:
-    """What is not in the tables, a line each: runs that have begun and not finished, and runs that others suggest.
+    """What is missing from the tables, one line each: unfinished runs, and runs that the other runs suggest.
 
-    A method is taken to be meant for every dataset and number of shots that it or another method has been run on, with
-    as many seeds.
+    Every method is expected to have runs with the same datasets, numbers of shots and seeds as the others.
 
     Args:
-        cells: of the runs below ``folder``.
+        cells: cells of the runs below ``folder``.
     """
     begun = sorted(
         str(path.parent.relative_to(folder))
@@ -254,18 +252,18 @@ def gaps(cells: Sequence[Cell], folder: Path) -> list[str]:
         if uses_shots(method):
             for dataset in datasets:
                 for shots in numbers:
-                    lacking = every - seeds.get((dataset, method, shots), set())
-                    if lacking:
-                        of = f" (seed {', '.join(map(str, sorted(lacking)))})" if lacking != every else ""
+                    absent = every - seeds.get((dataset, method, shots), set())
+                    if absent:
+                        of = f" (seed {', '.join(map(str, sorted(absent)))})" if absent != every else ""
                         missing.append(f"{method} on {dataset}, {shots_label(shots)}{of}")
         else:
-            there = {cell.dataset for cell in cells if cell.trainer == method}
-            missing += [f"{method} on {dataset}" for dataset in datasets if dataset not in there]
-    return [*_named("not finished (failed, stopped or still running)", begun), *_named("no result", missing)]
+            present = {cell.dataset for cell in cells if cell.trainer == method}
+            missing += [f"{method} on {dataset}" for dataset in datasets if dataset not in present]
+    return [*_listed("not finished (failed, stopped or still running)", begun), *_listed("no result", missing)]
 
 
-def _named(what: str, names: Sequence[str]) -> list[str]:
+def _listed(what: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    more = f"; and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return [f"{what}: {'; '.join(names[:_MOST_NAMED])}{more}"]
+    more = f"; and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return [f"{what}: {'; '.join(names[:_MAX_LISTED])}{more}"]

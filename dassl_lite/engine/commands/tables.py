@@ -1,4 +1,4 @@
-"""A table of texts, as a terminal, Markdown, LaTeX or a spreadsheet shows it."""
+"""Text tables, for terminals, Markdown, LaTeX and spreadsheets."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tabulate import tabulate
 from dassl_lite.utils.errors import printable
 
 BEST, SECOND = 1, 2
-_WIDTH = 80  # characters that a line of an article has room for
-_LEAST_LEGIBLE = 1.6  # a table that many times as wide is not scaled down but divided
+_WIDTH = 80  # characters that fit on a line of an article
+_MAX_SHRINK = 1.6  # a table more than this many times as wide is split instead of scaled down
 _GAP = 2  # characters between columns
-_ROWS = 40  # rows for which a page has
+_ROWS = 40  # rows that fit on a page
 _ESCAPES = {
     **{char: "\\" + char for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"},
     **{"<": r"$<$", ">": r"$>$", "≠": r"$\neq$", "\u2212": "$-$", "|": r"\textbar{}"},
 }
-# What pdflatex sets without further packages: these, and letters with one of these accents.
+# What pdflatex supports without extra packages: these characters, and letters with one of these accents.
 _IN_LATEX = set("ßæÆøØ\u0153\u0152\u0142\u0141\u2013\u2014\u2026\u2018\u2019\u201c\u201d\u00a7\u00b6\u00a9\u00d7\u00b7")
 _ACCENTS = set("\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0327")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and rows of texts.
+    """A table with headers and rows of texts.
 
     Attributes:
-        title: "" for none.
-        places: (row, column) -> `BEST` or `SECOND`, cells to be marked.
-        joined: columns that belong to the one on their left, such as a published number beside ours.
+        title: title; "" for none.
+        places: (row, column) -> `BEST` or `SECOND`, for cells to be marked.
+        joined: columns that belong to the one on their left, such as a published number next to ours.
     """
 
     title: str
@@ -44,34 +44,34 @@ class Table:
     joined: Collection[int] = ()
 
     def with_columns(self, headers: Sequence[str], texts: Mapping[int, Mapping[int, Sequence[str]]]) -> Table:
-        """The table with columns of these headers to the right of some of its own.
+        """The table with additional columns to the right of some of its own.
 
         Args:
-            headers: of what is added, the same for each.
-            texts: column -> row -> a text for each header; a row without any stays empty there. A column with no texts
-                gets no neighbours.
+            headers: headers of the added columns, the same for each column that is extended.
+            texts: column -> row -> one text per header; rows without texts get empty cells. A column without any texts
+                is not extended.
         """
-        after = [column for column, by_row in texts.items() if by_row]
+        after = [column for column, by_row in texts.items() if by_row]  # the columns that are extended
 
         def widened(row: Sequence[str], added: Mapping[int, Sequence[str]]) -> list[str]:
-            return [text for c, own in enumerate(row) for text in (own, *added.get(c, ()))]
+            return [text for c, cell in enumerate(row) for text in (cell, *added.get(c, ()))]
 
         empty = [""] * len(headers)
         return Table(
             self.title,
             widened(self.headers, {c: [f"{header}, {self.headers[c]}" for header in headers] for c in after}),
             [widened(row, {c: texts[c].get(r, empty) for c in after}) for r, row in enumerate(self.rows)],
-            {(r, c + len(headers) * sum(one < c for one in after)): place for (r, c), place in self.places.items()},
+            {(r, c + len(headers) * sum(a < c for a in after)): place for (r, c), place in self.places.items()},
             {
-                c + len(headers) * number + one
+                c + len(headers) * number + offset
                 for number, c in enumerate(sorted(after))
-                for one in range(1, len(headers) + 1)
+                for offset in range(1, len(headers) + 1)
             },
         )
 
     @property
     def shrinks(self) -> bool:
-        """Whether LaTeX scales a part down to the width of the text, for which it needs the package graphicx."""
+        """Whether LaTeX has to scale a part down to the text width, which needs the package graphicx."""
         return any(part._wide for part in self._parts())
 
     @property
@@ -79,13 +79,13 @@ class Table:
         return self._width(range(len(self.headers))) > _WIDTH
 
     def _width(self, columns: Iterable[int]) -> int:
-        """Characters of some columns."""
+        """Width of some columns in characters."""
         return sum(_GAP + max(len(row[c]) for row in (self.headers, *self.rows)) for c in columns)
 
-    def _parts(self, most: float = _LEAST_LEGIBLE * _WIDTH, each: int = _WIDTH) -> list[Table]:
-        """The table or, if it is wider than ``most``, several of the width ``each`` with some of the columns."""
+    def _parts(self, max_width: float = _MAX_SHRINK * _WIDTH, part_width: int = _WIDTH) -> list[Table]:
+        """The table or, if it is wider than ``max_width``, its columns split into tables of at most ``part_width``."""
         every = range(len(self.headers))
-        if self._width(every) <= most:
+        if self._width(every) <= max_width:
             return [self]
         labels = list(every[: self._labels()])
         parts: list[list[int]] = []
@@ -93,20 +93,20 @@ class Table:
             if start in self.joined:
                 continue
             unit = [start, *itertools.takewhile(lambda c: c in self.joined, every[start + 1 :])]
-            if parts and self._width([*labels, *parts[-1], *unit]) <= each:
+            if parts and self._width([*labels, *parts[-1], *unit]) <= part_width:
                 parts[-1] += unit
             else:
                 parts.append(unit)
         return [self._with([*labels, *part]) for part in parts]
 
     def _with(self, columns: Sequence[int]) -> Table:
-        """Some of the columns."""
+        """A table of some of the columns."""
         places = {(r, columns.index(c)): place for (r, c), place in self.places.items() if c in columns}
         rows = [[row[c] for c in columns] for row in self.rows]
         return Table(self.title, [self.headers[c] for c in columns], rows, places)
 
     def as_text(self, width: int | None = None) -> str:
-        """For a terminal; one that is wider than ``width`` characters is divided by columns."""
+        """Format for a terminal; a table wider than ``width`` characters is split by columns."""
         shown = Table(
             self.title,
             [*map(printable, self.headers)],
@@ -118,26 +118,26 @@ class Table:
         return self._titled("\n\n".join(texts), "{}\n", printable)
 
     def as_markdown(self) -> str:
-        """GitHub's Markdown."""
+        """Format as GitHub's Markdown."""
         rows, headers = ([*map(escape_markdown, row)] for row in self.rows), [*map(escape_markdown, self.headers)]
         table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
         return self._titled(table, "**{}**\n", escape_markdown)
 
     def as_latex(self) -> str:
-        """A ``table``, or one per page, that needs the package booktabs: the best in bold, the second underlined."""
+        """Format as a LaTeX ``table``, or one per page, with booktabs: best in bold, second-best underlined."""
         parts = [(part, rows) for part in self._parts() for rows in part._pages()]
         texts = [part._part(rows, continued=number > 0) for number, (part, rows) in enumerate(parts)]
         return "\n\\clearpage\n".join(texts)
 
     def _pages(self) -> list[range]:
-        """The rows of each page; what the first column names stays together where that costs less than half a page."""
+        """The rows of each page; rows with the same first column stay together if that wastes less than half a page."""
         pages: list[range] = []
         start = 0
         while start < len(self.rows) or not pages:
             end = min(start + _ROWS, len(self.rows))
             if end < len(self.rows):
-                anew = [r for r in range(start + _ROWS // 2, end + 1) if self.rows[r][0] != self.rows[r - 1][0]]
-                end = max(anew, default=end)
+                breaks = [r for r in range(start + _ROWS // 2, end + 1) if self.rows[r][0] != self.rows[r - 1][0]]
+                end = max(breaks, default=end)
             pages.append(range(start, end))
             start = end
         return pages
@@ -161,7 +161,7 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
     def _labels(self) -> int:
-        """Number of columns on the left that are words."""
+        """Number of label columns on the left."""
         return sum(header in ("dataset", "method", "shots") for header in self.headers)
 
     def _titled(self, table: str, title: str, escape: Callable[[str], str]) -> str:
@@ -169,13 +169,13 @@ class Table:
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it; a hyphen in front of a number is a minus."""
+    """Escape text for LaTeX; a hyphen in front of a number becomes a minus."""
     escaped = "".join(map(_in_latex, printable(text)))
     return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
 def _in_latex(char: str) -> str:
-    """A character for LaTeX: one that pdflatex does not know is there for XeLaTeX and LuaLaTeX alone."""
+    """Escape a character for LaTeX; characters unknown to pdflatex are printed by XeLaTeX and LuaLaTeX only."""
     if char in _ESCAPES or char.isascii() or char in _IN_LATEX:
         return _ESCAPES.get(char, char)
     letter, *accents = list(unicodedata.normalize("NFKD", char))
@@ -185,13 +185,13 @@ def _in_latex(char: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text as GitHub's Markdown shows it: no mark, tag, link or column is made of it."""
+    """Escape text for GitHub's Markdown, so that it creates no markup, tag, link or column."""
     escaped = re.sub(r"([\\|*`$])", r"\\\1", printable(text))
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped).replace("](", r"]\(")
 
 
 def best_two(values: Mapping[int, float], *, lowest: bool = False) -> dict[int, int]:
-    """Which are the best and the second-best of values, by two decimals as tables show them; equals share a place.
+    """The best and second-best values, compared at the two decimals that tables show; ties share a place.
 
     Returns:
         key -> `BEST` or `SECOND`; empty for a single value, or if all are equal.

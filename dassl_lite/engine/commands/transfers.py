@@ -1,6 +1,6 @@
-"""What runs are worth on other classes and other datasets: the tables of base and new classes, and of a source's run.
+"""How runs transfer to other classes and datasets: tables of base and new classes, and of runs on a source dataset.
 
-They are made of the evaluations that a benchmark leaves in the folders of its runs.
+They are built from the evaluations that a benchmark stores in the folders of its runs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dassl_lite.utils import atomic_path
 
 @dataclass(frozen=True)
 class Transfer:
-    """A method's run on one dataset and what it is worth elsewhere; accuracies in percent, one per seed.
+    """A method's runs on one dataset and their accuracies elsewhere, in percent, one per seed.
 
     Attributes:
-        own: on the dataset that it was trained on; with ``of_base``, on its base classes.
+        own: accuracies on the training dataset; with ``of_base``, on its base classes.
         elsewhere: key of an evaluation -> accuracies.
         reason: why the method could not be evaluated on some classes; "" if it could.
-        trainer: the method's own name, where ``method`` is what tables call it.
-        shots: of the runs; None if they have different ones.
+        trainer: the method's registered name; ``method`` is its label in tables.
+        shots: number of shots of the runs; None if they differ.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Transfer:
 
 
 def gather_transfers(folder: str | Path) -> list[Transfer]:
-    """The evaluated runs below ``folder``, over seeds."""
+    """Gather the evaluated runs below ``folder``, grouped over seeds."""
     groups: dict[tuple[str, str, str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
     for path in sorted(Path(folder).rglob(EVALUATIONS)):
         results = None if path.parent.name == REPLACED else read_results(path.parent)
@@ -59,7 +59,7 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
         if results and rows:
             subset = config_in(results, path.parent)["DATASET"].get("SUBSAMPLE_CLASSES", ALL)
             method = str(results.get("method") or results["trainer"])
-            # Runs by the cross-dataset recipe and by the default one are never mixed.
+            # Runs with the cross-dataset recipe are never mixed with those with the default one.
             place = path.resolve().parts  # .../GROUP/DATASET/METHOD/RUN/evaluations.json
             group = place[-5] if len(place) > 4 else ""
             key = (method, dataset_label(results), backbone_label(results), f"{subset} {group}")
@@ -72,15 +72,15 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
             for name, row in rows.items():
                 if not row["missing"] and not math.isnan(row["accuracy"]):
                     elsewhere[name].append(row["accuracy"])
-        own = tuple(of for results, _ in runs if (of := _accuracy(results)) is not None)
-        values = {name: tuple(of) for name, of in elsewhere.items()}
+        own = tuple(value for results, _ in runs if (value := _accuracy(results)) is not None)
+        values = {name: tuple(accuracies) for name, accuracies in elsewhere.items()}
         of_base = kind.startswith("base ")
         reason = reasons[0] if reasons else ""
         shots = {int(results["num_shots"]) for results, _ in runs}
-        same = shots.pop() if len(shots) == 1 else None
-        found.append(Transfer(method, dataset, backbone, of_base, own, values, reason, method, same))
-    if len({one.backbone for one in found}) > 1:  # they are not one row
-        found = [replace(one, method=f"{one.method} ({one.backbone})") for one in found]
+        common = shots.pop() if len(shots) == 1 else None
+        found.append(Transfer(method, dataset, backbone, of_base, own, values, reason, method, common))
+    if len({transfer.backbone for transfer in found}) > 1:  # one row per backbone
+        found = [replace(transfer, method=f"{transfer.method} ({transfer.backbone})") for transfer in found]
     return found
 
 
@@ -90,44 +90,44 @@ def _accuracy(results: Mapping[str, Any]) -> float | None:
 
 
 def transfer_tables(folder: str | Path, published: Published | None = None) -> tuple[list[Table], list[str]]:
-    """Tables of base and new classes, and of a source's run on other datasets, with what a reader must know.
+    """Tables of base and new classes and of runs on a source dataset, and notes for the reader.
 
-    Both are empty if no run below ``folder`` has been evaluated elsewhere. ``published`` numbers stand beside those of
-    the same protocol; beside averages, if they are over exactly the field's datasets.
+    Both lists are empty if no run below ``folder`` has been evaluated elsewhere. ``published`` numbers are shown next
+    to ours of the same protocol; for averages, only if they are over exactly the field's datasets.
     """
     found = gather_transfers(folder)
-    of_base = [one for one in found if one.of_base]
+    of_base = [transfer for transfer in found if transfer.of_base]
     both = base_to_new_table(of_base, published), base_to_new_average(of_base, published)
     tables = [table for table in both if table is not None]
     groups: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
-    for one in found:
-        if not one.of_base:
-            groups[one.dataset, one.backbone].append(one)
+    for transfer in found:
+        if not transfer.of_base:
+            groups[transfer.dataset, transfer.backbone].append(transfer)
     for (dataset, _), group in sorted(groups.items()):
         for protocol in (CROSS, DG):
             names = [*Datasets.field().of(protocol), *Datasets.demo().of(protocol)]
             table = source_table(group, protocol, dataset, names, published)
             tables += [] if table is None else [table]
     reasons = {
-        one.method: f"{one.method} cannot be tested on other classes: {one.reason}" for one in found if one.reason
+        transfer.method: f"{transfer.method} cannot be tested on other classes: {transfer.reason}"
+        for transfer in found
+        if transfer.reason
     }
-    notes = (
-        ["of a run on other classes, what has not been learnt of a class stays as in zero-shot CLIP"] if tables else []
-    )
+    notes = ["on other classes, per-class parameters that were not learnt stay as in zero-shot CLIP"] if tables else []
     return tables, [*notes, *(reasons[method] for method in sorted(reasons))]
 
 
 def write_transfers(folder: Path) -> Path | None:
-    """``evaluations.csv``: a line per run's kind and evaluation with every value in full precision; None if none is."""
+    """Write ``evaluations.csv``, a line per kind of run and evaluation, in full precision; None if there are none."""
     found, path = gather_transfers(folder), folder / "evaluations.csv"
     if not found:
         return None
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trained on", "classes", "method", "backbone", "tested on", "seeds", "mean", "values"])
-        for one in found:
-            run = [one.dataset, "base" if one.of_base else ALL, one.method, one.backbone]
-            for key, values in {"own": one.own, **one.elsewhere}.items():
+        for transfer in found:
+            run = [transfer.dataset, "base" if transfer.of_base else ALL, transfer.method, transfer.backbone]
+            for key, values in {"own": transfer.own, **transfer.elsewhere}.items():
                 if values:
                     writer.writerow([*run, key, len(values), fmean(values), " ".join(map(repr, values))])
     return path
@@ -136,36 +136,37 @@ def write_transfers(folder: Path) -> Path | None:
 def base_to_new_table(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
     """A row per dataset and method: base, new and their harmonic mean H, and all classes together."""
     rows: list[list[str]] = []
-    beside = _Beside(published, BASE_TO_NEW)
+    comparison = _PublishedColumns(published, BASE_TO_NEW)
     values: dict[int, tuple[str, float | None]] = {}
-    for one in sorted(found, key=lambda one: (one.dataset, one.method)):
-        base, new, joint = (_estimate(of) for of in (one.own, one.elsewhere.get(NEW), one.elsewhere.get(ALL)))
+    for run in sorted(found, key=lambda run: (run.dataset, run.method)):
+        base, new, joint = (_estimate(of) for of in (run.own, run.elsewhere.get(NEW), run.elsewhere.get(ALL)))
         h = harmonic_mean(base.mean, new.mean) if base and new else None
-        values[len(rows)] = (one.dataset, h)
+        values[len(rows)] = (run.dataset, h)
         for column, (split, value) in enumerate(zip(SPLITS, (base, new, h), strict=True), start=2):
-            beside.add(len(rows), column, one, one.dataset, value, split)
-        rows.append([one.dataset, one.method, *map(_text, (base, new)), _text(h), _text(joint)])
+            comparison.add(len(rows), column, run, run.dataset, value, split)
+        rows.append([run.dataset, run.method, *map(_text, (base, new)), _text(h), _text(joint)])
     places = {}
     for dataset in {dataset for dataset, _ in values.values()}:
-        of = {row: h for row, (name, h) in values.items() if name == dataset and h is not None}
-        places.update({(row, 4): place for row, place in best_two(of).items()})
+        by_row = {row: h for row, (name, h) in values.items() if name == dataset and h is not None}
+        places.update({(row, 4): place for row, place in best_two(by_row).items()})
     title = "From base to new classes; H is the harmonic mean of base and new, all is over all classes together"
-    return beside.put(Table(title, ["dataset", "method", "base", "new", "H", "all"], rows, places)) if rows else None
+    headers = ["dataset", "method", "base", "new", "H", "all"]
+    return comparison.extend(Table(title, headers, rows, places)) if rows else None
 
 
 def base_to_new_average(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
-    """A row per method: the means over datasets of base and of new, and then H; None with fewer than two datasets.
+    """A row per method: means over datasets of base and new, and their H; None for fewer than two datasets.
 
-    Each has an interval over datasets; that of H is the jackknife's.
+    Each has an interval over datasets; the one for H is a jackknife estimate.
     """
     groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     runs: dict[str, list[Transfer]] = defaultdict(list)
-    for one in found:
-        if one.own and (new := one.elsewhere.get(NEW)):
-            joint = one.elsewhere.get(ALL)
-            groups[one.method].append((fmean(one.own), fmean(new), fmean(joint) if joint else None))
-            runs[one.method].append(one)
-    beside = _Beside(published, BASE_TO_NEW)
+    for transfer in found:
+        if transfer.own and (new := transfer.elsewhere.get(NEW)):
+            joint = transfer.elsewhere.get(ALL)
+            groups[transfer.method].append((fmean(transfer.own), fmean(new), fmean(joint) if joint else None))
+            runs[transfer.method].append(transfer)
+    comparison = _PublishedColumns(published, BASE_TO_NEW)
     rows: list[list[str]] = []
     harmonic: dict[int, float] = {}
     for method, group in sorted(groups.items()):
@@ -174,11 +175,10 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
         h = estimate_of_means([of[:2] for of in group], harmonic_mean)
         harmonic[len(rows)] = h.mean
         mean_of_all = estimate(together) if len(together) == len(group) else None
-        if {one.dataset for one in runs[method]} == FIELD and len(
-            {(one.backbone, one.shots) for one in runs[method]}
-        ) == 1:
+        settings = {(run.backbone, run.shots) for run in runs[method]}
+        if {run.dataset for run in runs[method]} == FIELD and len(settings) == 1:
             for column, (split, value) in enumerate(zip(SPLITS, (base, unseen, h), strict=True), start=1):
-                beside.add(len(rows), column, runs[method][0], AVERAGE, value, split)
+                comparison.add(len(rows), column, runs[method][0], AVERAGE, value, split)
         rows.append([method, *map(_text, (base, unseen, h, mean_of_all)), str(len(group))])
     if max((len(group) for group in groups.values()), default=0) < 2:
         return None
@@ -189,45 +189,48 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
         "From base to new classes, averages over datasets, ± 95 % interval with datasets as the unit: first base and "
         "new are averaged, then H is taken"
     )
-    return beside.put(Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places))
+    return comparison.extend(Table(title, ["method", "base", "new", "H", "all", "datasets"], rows, places))
 
 
 def source_table(
     found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str], published: Published | None = None
 ) -> Table | None:
-    """A row per method: the source, each of the datasets ``names`` that one was tested on, and their average, without
-    the source; a method that lacks one of them has no average. None if no method was tested on one."""
-    columns = [name for name in names if any(name in one.elsewhere for one in found)]
+    """A row per method: accuracy on the source, on each of ``names`` that was tested, and their average.
+
+    The average excludes the source; a method that lacks one of the datasets has none. Returns None if no method was
+    tested on any of them.
+    """
+    columns = [name for name in names if any(name in transfer.elsewhere for transfer in found)]
     if not columns:
         return None
     datasets = [source, *map(_registered, columns)] if published else []
     as_published = set(columns) == set(Datasets.field().of(protocol))
-    beside = _Beside(published, protocol)
+    comparison = _PublishedColumns(published, protocol)
     rows: list[list[str]] = []
     means: dict[int, float] = {}
-    for one in sorted(found, key=lambda one: one.method):
-        each = [_estimate(one.elsewhere.get(name)) for name in columns]
-        known = [of.mean for of in each if of]
-        if not known:  # a run by the recipe of the other protocol, or a method that knows its own classes only
+    for run in sorted(found, key=lambda run: run.method):
+        each = [_estimate(run.elsewhere.get(name)) for name in columns]
+        known = [result.mean for result in each if result]
+        if not known:  # a run with the other protocol's recipe, or a method that only knows its own classes
             continue
         average = fmean(known) if len(known) == len(columns) else None
         if average is not None:
             means[len(rows)] = average
-        for column, (dataset, value) in enumerate(zip(datasets, (_estimate(one.own), *each), strict=False), start=1):
-            beside.add(len(rows), column, one, dataset, value)
-        beside.add(len(rows), len(columns) + 2, one, AVERAGE, average if as_published else None)
-        rows.append([one.method, _text(_estimate(one.own)), *map(_text, each), _text(average)])
+        for column, (dataset, value) in enumerate(zip(datasets, (_estimate(run.own), *each), strict=False), start=1):
+            comparison.add(len(rows), column, run, dataset, value)
+        comparison.add(len(rows), len(columns) + 2, run, AVERAGE, average if as_published else None)
+        rows.append([run.method, _text(_estimate(run.own)), *map(_text, each), _text(average)])
     places = {(row, len(columns) + 2): place for row, place in best_two(means).items()}
     title = f"{protocol.capitalize()} from {source}; the average is without the source"
-    return beside.put(Table(title, ["method", source, *columns, "average"], rows, places))
+    return comparison.extend(Table(title, ["method", source, *columns, "average"], rows, places))
 
 
-class _Beside:
-    """Published numbers, and our differences from them, beside the columns of a table.
+class _PublishedColumns:
+    """Columns with published numbers, and our differences from them, next to the columns of a table.
 
     Args:
-        published: None for none.
-        protocol: whose tables are looked into.
+        published: published numbers; None for none.
+        protocol: protocol of the published tables to look in.
     """
 
     def __init__(self, published: Published | None, protocol: str) -> None:
@@ -235,23 +238,23 @@ class _Beside:
         self._texts: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)  # column -> row -> number, difference
 
     def add(
-        self, row: int, column: int, one: Transfer, dataset: str, ours: Estimate | float | None, split: str = ALL
+        self, row: int, column: int, run: Transfer, dataset: str, ours: Estimate | float | None, split: str = ALL
     ) -> None:
-        """Put what is published for a run on this dataset beside ``ours``, if anything is."""
-        if self._published is None or ours is None or one.shots is None:
+        """Add what is published for a run on this dataset, if anything, next to ``ours``."""
+        if self._published is None or ours is None or run.shots is None:
             return
-        values = self._published.find(dataset, one.trainer, one.shots, one.backbone, split, self._protocol)
+        values = self._published.find(dataset, run.trainer, run.shots, run.backbone, split, self._protocol)
         if values:
             mean = ours if isinstance(ours, float) else ours.mean
-            self._texts[column][row] = self._published.beside(mean, values)
+            self._texts[column][row] = self._published.compare(mean, values)
 
-    def put(self, table: Table) -> Table:
-        """The table with them."""
+    def extend(self, table: Table) -> Table:
+        """The table with these columns added."""
         return table.with_columns(["published", "difference"], self._texts)
 
 
 def _registered(file: str) -> str:
-    """The dataset that a yaml of configs/datasets names."""
+    """The registered name of the dataset in a yaml of configs/datasets."""
     content = yaml.safe_load(find_yaml(file, "datasets").read_text(encoding="utf-8"))
     return str(content["DATASET"]["NAME"])
 
