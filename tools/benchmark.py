@@ -1,12 +1,12 @@
-"""Run the field's protocols, training and evaluations, and print the tables that papers show.
+"""Run the field's protocols, training and evaluation, and print the tables that papers show.
 
     python tools/benchmark.py all --trainers ZeroshotCLIP TaskRes
     python tools/benchmark.py few-shot --trainers TaskRes CoOp --root DATA --backbone ViT-B/16
     python tools/benchmark.py base-to-new --trainers all --root DATA --backbone ViT-B/16 --dry-run
 
-The protocols are few-shot, base-to-new, cross-dataset and domain-generalization. Without --root they are run on the
-embedded datasets. Repeat the command to continue: finished runs and evaluations are skipped. Datasets that are not on
-this machine are listed and left out. Free combinations are for sweep.py.
+The protocols are few-shot, base-to-new, cross-dataset and domain-generalization. Without --root, they run on the
+embedded datasets. Repeat the command to resume: finished runs and evaluations are skipped. Datasets that are not on
+this machine are listed and left out. For any other combination, use sweep.py.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def make_parser() -> ToolParser:
     add(
         "--datasets", nargs="+", default=[], metavar="NAME", help="only these of the protocol's datasets (default: all)"
     )
-    add("--output-dir", default="output/benchmark", metavar="DIR", help="folder of the benchmark")
+    add("--output-dir", default="output/benchmark", metavar="DIR", help="folder for the benchmark")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
-    about = "without --root: train through encoders as long as the recipes say, not for a tenth of it"
+    about = "without --root: train encoders for the full length of the recipe instead of a tenth"
     add("--full-length", action="store_true", help=about)
-    add("--dry-run", action="store_true", help="print the plan, with an estimate of time and disk, and do nothing")
+    add("--dry-run", action="store_true", help="print the plan with an estimate of time and disk space, and exit")
     add_root_flag(parser)
     add_ray_flags(parser)
     parser.ignores("--ray", "--jobs")

@@ -1,11 +1,11 @@
-"""Write a trained run or a saved classifier as a file for other programs: ONNX, an ExportedProgram, or plain weights.
+"""Export a trained run or a saved classifier for other programs: as ONNX, an ExportedProgram or plain weights.
 
     python tools/export.py --model-dir RUN --output DIR                 # model.onnx, and classify.py that uses it
     python tools/export.py --model-dir RUN --output DIR --format torch  # model.pt2
     python tools/export.py --model-dir RUN --output DIR --format npz    # weights (K, D), for your own features
 
-RUN is a folder of tools/train.py or of FewShotClassifier.save. The file is compared with the classifier on the run's
-test images, or on --images, before DIR is there.
+RUN is a folder written by tools/train.py or FewShotClassifier.save. Before DIR is created, the export is compared with
+the original on the run's test images, or on --images.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def make_parser() -> ToolParser:
     """The flags of export.py."""
     parser = tool_parser("export", __doc__, "%(prog)s [options] --model-dir RUN --output DIR")
     add = parser.add_argument
-    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier")
-    add("--output", default="", metavar="DIR", help="folder to write, which is new or empty")
+    add("--model-dir", default="", metavar="DIR", help="folder of a run or a saved classifier")
+    add("--output", default="", metavar="DIR", help="folder to write, new or empty")
     add("--format", default=FORMATS[0], metavar="NAME", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    add("--images", default="", metavar="PATH", help="pictures to compare on (default: the run's test images)")
+    add("--images", default="", metavar="PATH", help="images to compare on (default: the run's test images)")
     add_plugin_flags(parser)
     return parser
 

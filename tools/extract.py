@@ -6,12 +6,12 @@
     python tools/extract.py --data my_images --backbone ViT-B/16 --output features --jobs 4
     python tools/train.py --trainer TaskRes --data features
 
-The file has features of images and prompts; datasets/README.md describes it. Features that the cache has are read from
-it, new ones are added to it. --convert reads the layouts listed in dassl_lite/data/feature_files/convert.py.
+The file contains features of images and prompts; datasets/README.md describes it. Cached features are reused, and new
+ones are added to the cache. --convert reads the layouts listed in dassl_lite/data/feature_files/convert.py.
 
-An --output without an ending is a folder of shards, for more rows than memory holds. Shards are made by --jobs
-processes, on --ray, or by those of torchrun, each its own, and past the cache. The same command goes on where it was
-stopped, and the result is the same to the last bit.
+An --output without an extension is a folder of shards, for datasets that do not fit in memory. The --jobs processes,
+--ray tasks or torchrun processes extract one shard each at a time and bypass the cache. Repeat the command to resume;
+the result is bit-identical.
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ def make_parser() -> ToolParser:
     add("--overwrite", action="store_true", help="replace the file or folder if it exists")
     add_backbone_flag(parser)
     add("--precision", default="auto", metavar="NAME", help="auto (fp16 on a GPU, else fp32), fp32, fp16, bf16 or amp")
-    add("--views", type=int, default=10, metavar="N", help="augmented views per training image, 0 for none")
+    add("--views", type=int, default=10, metavar="N", help="augmented views per training image; 0 for none")
     add("--shots", type=int, default=-1, metavar="N", help="training images per class (default: all)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the few-shot draw")
-    add("--states", action="store_true", help="store the states before the image encoder's projection too (ProLIP)")
-    add("--half", action="store_true", help="store features as float16, half the size")
-    add("--jobs", type=int, default=1, metavar="N", help="processes of this machine that extract shards")
+    add("--states", action="store_true", help="also store the states before the image encoder's projection (ProLIP)")
+    add("--half", action="store_true", help="store features as float16, at half the size")
+    add("--jobs", type=int, default=1, metavar="N", help="processes that extract shards on this machine")
     add(
         "--shard-rows",
         type=int,
         default=0,
         metavar="N",
-        help="images of a shard, rounded up to whole batches (default: about 1/64 of a split)",
+        help="images per shard, rounded up to whole batches (default: about 1/64 of a split)",
     )
-    add("--convert", default="", metavar="FILE.npz", help="convert a file of features instead of encoding images")
+    add("--convert", default="", metavar="FILE.npz", help="convert a feature file instead of encoding images")
     add(
         "--first",
         type=int,
@@ -106,7 +106,7 @@ def make_parser() -> ToolParser:
         "--dataset-name",
         default="",
         metavar="NAME",
-        help="with --convert: the dataset, such as ImageNet, for its recipes, template and tables",
+        help="with --convert: the dataset, such as ImageNet, whose recipes, template and tables apply",
     )
     add_dataset_flags(parser)
     add_config_flags(parser)

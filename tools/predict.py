@@ -1,12 +1,12 @@
-"""Say what pictures show, by a trained run or a saved classifier.
+"""Classify images with a trained run or a saved classifier.
 
     python tools/predict.py --model-dir RUN photo.jpg FOLDER "more/*.png"
     python tools/predict.py --model-dir RUN FOLDER --top-k 3 --output found.csv --unknown-below 0.4
     find . -name "*.jpg" -print0 | python tools/predict.py --model-dir RUN - --thumbnails page.html
 
-RUN is a folder of tools/train.py or of FewShotClassifier.save. A list on standard input has a path per line, or NUL
-after each, for names with line breaks. A picture that cannot be read is told, and the rest goes on. Any number of
-pictures takes the same memory; the terminal shows the first of them, and how many each class has.
+RUN is a folder written by tools/train.py or FewShotClassifier.save. A list on standard input has one path per line, or
+paths that end in NUL, for names with line breaks. Unreadable images are reported and skipped. Memory does not grow with
+the number of images; the terminal shows the first of them and the number of images in each class.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def make_parser() -> ToolParser:
     parser.takes_files = True
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help='files, folders, patterns such as "*.jpg", or - for a list on stdin')
-    add("--model-dir", default="", metavar="DIR", help="folder of a run, or of a saved classifier")
-    add("--top-k", type=int, default=1, metavar="N", help="likeliest classes to give for each picture")
-    add("--unknown-below", type=float, metavar="P", help="give no class where the probability is lower, 0 to 1")
-    add("--output", default="", metavar="FILE", help="write a row per picture to a .csv, .json or .parquet file")
-    add("--thumbnails", default="", metavar="FILE.html", help="write a page of the pictures, the surest first")
-    add("--on-error", default="warn", metavar="WHAT", help="at a picture that cannot be read: warn or raise")
-    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
+    add("--model-dir", default="", metavar="DIR", help="folder of a run or a saved classifier")
+    add("--top-k", type=int, default=1, metavar="N", help="number of most likely classes to show for each image")
+    add("--unknown-below", type=float, metavar="P", help="report no class below this probability, 0 to 1")
+    add("--output", default="", metavar="FILE", help="write a row per image to a .csv, .json or .parquet file")
+    add("--thumbnails", default="", metavar="FILE.html", help="write a page of the images, most confident first")
+    add("--on-error", default="warn", metavar="WHAT", help="on an unreadable image: warn or raise")
+    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if available)")
     add_plugin_flags(parser)
     return parser
 

@@ -5,10 +5,10 @@
     python tools/prepare.py --check all --root DATA
     python tools/prepare.py --check FOLDER TABLE.csv
 
-Files that may be downloaded are downloaded, verified and unpacked into the expected layout; for the others it prints
+Files that may be downloaded are downloaded, verified and unpacked into the expected layout; for the rest, it prints
 what to download by hand. Interrupted downloads resume, and nothing is downloaded twice. The check counts images and
-classes without decoding them. Of your own data it says what it is taken for, and reads every image. It exits with 1 if
-something is wrong.
+classes without decoding images. For your own data, it says how it is interpreted, and reads every image. The exit code
+is 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make_parser() -> ToolParser:
     """The flags of prepare.py."""
     parser = tool_parser("prepare", __doc__, "%(prog)s [options] NAME [NAME ...]")
     add = parser.add_argument
-    what = f"registered datasets, {ALL} for the field's fifteen, or paths of your own data"
+    what = f"registered datasets, {ALL} for the field's fifteen, or paths to your own data"
     add("names", nargs="*", metavar="NAME", help=what)
     add_data_flag(parser, several=True)
     add("--check", action="store_true", help="only check what is on disk")

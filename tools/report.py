@@ -1,4 +1,4 @@
-"""Print the tables of a sweep: by method and number of shots, averages and ranks over datasets, costs.
+"""Print the tables of a sweep: results by method and number of shots, averages and ranks over datasets, costs.
 
     python tools/report.py output/sweep
     python tools/report.py output/sweep --versus TaskRes
@@ -11,12 +11,12 @@
     python tools/report.py SEARCH --html search.html
 
 Values are means over seeds with 95 % confidence intervals (Student's t). The tables are also written to report.md and
-report.tex in the folder, every value in full precision to report.csv. Of a benchmark's folder, the tables of its other
-protocols follow.
+report.tex in the folder, and every value in full precision to report.csv. For a benchmark's folder, the tables of its
+other protocols follow.
 
-Of a run's own folder, --html writes a page: curves, confusions, accuracy per class, calibration, mistakes, features in
-the plane. Of two runs on the same images, it shows which images the second one answers in another way. Of a search of
-tools/tune.py: its trials, what each key does, and the best settings.
+For a single run, --html writes a page with curves, confusions, accuracy per class, calibration, mistakes and a plot of
+the features. For two runs on the same images, it shows which predictions differ. For a search by tools/tune.py, it
+shows the trials, the effect of each key and the best settings.
 """
 
 from __future__ import annotations
@@ -76,22 +76,27 @@ def make_parser() -> ToolParser:
     """The flags of report.py."""
     parser = tool_parser("report", __doc__, "%(prog)s [options] FOLDER [OTHER_RUN]")
     add = parser.add_argument
-    about = "of a sweep or benchmark, with its finished runs at any depth; with --html also of a run, or of a search"
+    about = "sweep or benchmark, with finished runs at any depth; with --html also a run or a search"
     add("folder", metavar="FOLDER", help=about)
-    add("other", nargs="?", default="", metavar="OTHER_RUN", help="with --html: a run to compare that in FOLDER with")
-    about = "accuracy, error_rate, macro_f1 or ece; of multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
+    add("other", nargs="?", default="", metavar="OTHER_RUN", help="with --html: another run to compare it with")
+    about = "accuracy, error_rate, macro_f1 or ece; for multi-label data mAP, micro_f1 or macro_f1 (default: the first)"
     add("--metric", default="", metavar="NAME", help=about)
     add("--split", default="test", metavar="NAME", help="test (default) or val")
-    add("--versus", default="", metavar="METHOD", help="also the differences of all methods from this one, with tests")
-    about = "also others' published numbers for the same dataset, method, shots and backbone, with their source"
+    add(
+        "--versus",
+        default="",
+        metavar="METHOD",
+        help="also compare all methods with this one, with significance tests",
+    )
+    about = "also show published numbers for the same dataset, method, shots and backbone, with their source"
     add("--published", action="store_true", help=about)
-    about = "also figures for a paper, as PNG, SVG and PDF, and figures.tex with their captions (needs the extra plots)"
+    about = "also write figures as PNG, SVG and PDF, and figures.tex with captions (needs the extra plots)"
     add("--plots", metavar="DIR", help=about)
-    about = "also one page to look at in a browser, which needs no network (needs the extra html)"
+    about = "also write a self-contained page for the browser (needs the extra html)"
     add("--html", default="", metavar="FILE", help=about)
-    about = "also how large TaskRes' learned residual is against how hard a dataset or a class is for zero-shot CLIP"
+    about = "also relate the size of TaskRes' residual to how hard a dataset or a class is for zero-shot CLIP"
     add("--residuals", action="store_true", help=about)
-    about = "of figures that show one number of shots (default: the largest), and of --residuals (default: 16)"
+    about = "shots to show in figures for one number of shots (default: the largest) and in --residuals (default: 16)"
     add("--shots", type=int, metavar="N", help=about)
     return parser
 

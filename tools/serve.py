@@ -1,12 +1,12 @@
-"""Open a page in the browser on which anyone can teach a classifier of pictures, or use one.
+"""Open a page in the browser where anyone can train an image classifier, or use one.
 
     python tools/serve.py --backbone ViT-B/16
     python tools/serve.py --model-dir RUN
 
-Without a run, name classes on the page, drop a few pictures into each, train, try it, and save the classifier. With
-one, a folder of tools/train.py or of FewShotClassifier.save, drop pictures and see what they show. The page is for this
-machine alone unless --host says otherwise; it loads nothing from the network and keeps nothing: pictures lie in a
-temporary folder until the page is closed.
+Without --model-dir, name the classes on the page, drop a few images into each, train, try out and save the classifier.
+With one, a folder written by tools/train.py or FewShotClassifier.save, drop images to classify them. The page is only
+reachable from this machine unless --host says otherwise. It loads nothing from the network and keeps nothing: images
+stay in a temporary folder until the page is closed.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def make_parser() -> ToolParser:
     """The flags of serve.py."""
     parser = tool_parser("serve", __doc__)
     add = parser.add_argument
-    add("--model-dir", metavar="DIR", help="folder of a run, or of a saved classifier, to use it")
+    add("--model-dir", metavar="DIR", help="folder of a run or a saved classifier to use")
     add(
         "--backbone",
         default="",
         metavar="NAME",
-        help=f"CLIP to teach with (default: {DEMO}, which knows drawings only)",
+        help=f"CLIP backbone to train with (default: {DEMO}, which only knows drawings)",
     )
-    add("--host", default=HOST, metavar="NAME", help=f"address to listen on (default: {HOST}, this machine alone)")
-    add("--port", type=int, default=PORT, metavar="N", help=f"port to listen on (default: {PORT}; 0: a free one)")
-    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if there is one)")
+    add("--host", default=HOST, metavar="NAME", help=f"address to listen on (default: {HOST}, this machine only)")
+    add("--port", type=int, default=PORT, metavar="N", help=f"port to listen on (default: {PORT}; 0: any free port)")
+    add("--device", metavar="NAME", help="cpu, cuda ... (default: an accelerator if available)")
     add_plugin_flags(parser)
     parser.ignores("--model-dir", "--backbone")
     return parser

@@ -4,7 +4,7 @@
     python tools/sweep.py --trainers ZeroshotCLIP TaskRes --datasets caltech101 dtd --root DATA
     python tools/report.py output/sweep
 
-Repeat the command to continue a sweep: it skips finished runs and repeats failed and interrupted ones.
+Repeat the command to resume a sweep: finished runs are skipped, failed and interrupted ones are run again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_parser() -> ToolParser:
         help="training images per class; -1 for all",
     )
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="seeds")
-    add("--output-dir", default="output/sweep", metavar="DIR", help="folder of the sweep")
+    add("--output-dir", default="output/sweep", metavar="DIR", help="folder for the sweep")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: with a GPU 1, else one per core, at most 4)")
     add_dataset_flags(parser, several=True, alias="--datasets")
     add_ray_flags(parser)

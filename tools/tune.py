@@ -1,10 +1,11 @@
-"""Search for a method's settings by validation accuracy; test images are not read.
+"""Search for a method's best settings by validation accuracy; test images are never read.
 
     python tools/tune.py --trainer TaskRes --space OPTIM.LR=1e-4:1e-1:log TRAINER.TaskRes.RESIDUAL_SCALE=0.1,0.5,1.0
     python tools/tune.py --trainer LPPlusPlus --data FOLDER --shots 4 --space OPTIM.MAX_EPOCH=50:500:int --trials 30
 
-A range is lo:hi, with :log for a logarithmic one and :int for whole numbers; a,b,c are choices. Repeat the command to
-continue; more --trials go on from there. The best settings are written as a recipe for tools/train.py --config-file.
+A range is lo:hi; add :log for a logarithmic scale and :int for integers. a,b,c are choices. Repeat the command to
+resume; with more --trials, it continues from there. The best settings are written as a recipe for tools/train.py
+--config-file.
 """
 
 from __future__ import annotations
@@ -67,20 +68,27 @@ def make_parser() -> ToolParser:
         metavar="KEY=RANGE",
         help=f"what to search: {search_space.FORMS}",
     )
-    add("--trials", type=int, default=50, metavar="N", help="trials in all")
+    add("--trials", type=int, default=50, metavar="N", help="total number of trials")
     add_model_flags(parser)
     add("--shots", type=int, metavar="N", help="training images per class (default: as the recipe says)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the search and, without --seeds, of its runs")
-    add("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds of draws and training; trials are means")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="seeds of draws and training; trials average over them",
+    )
     add(
         "--folds",
         type=int,
         metavar="N",
-        help="leave out training images in N parts (default: the validation images; without any, 5; as many as --shots "
-        "is leave-one-out)",
+        help="validate on training images by N-fold cross-validation; as many as --shots is leave-one-out (default: "
+        "the validation images; without any, 5)",
     )
-    add("--no-pruning", action="store_true", help="finish every trial, even one that is far behind")
-    add("--jobs", type=int, default=1, metavar="N", help="trials at a time, which are proposed together")
+    add("--no-pruning", action="store_true", help="finish every trial, even hopeless ones")
+    add("--jobs", type=int, default=1, metavar="N", help="trials at a time, proposed together")
     add("--output-dir", default="", metavar="DIR", help="folder of the search (default: output/tune/TRAINER/DATASET)")
     add_method_flags(parser)
     add_dataset_flags(parser)
