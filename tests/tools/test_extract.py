@@ -235,14 +235,14 @@ def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, i
     (folder / UNDER_WAY).mkdir()
     (folder / UNDER_WAY / "plan.json").write_text("{}")
     assert run_extract(*flags, *IN_PIECES) == 2
-    assert "holds another extraction that has not ended" in capsys.readouterr().err
+    assert "holds another unfinished extraction" in capsys.readouterr().err
     assert run_extract(*flags, "--overwrite", *IN_PIECES) == 0
     assert content(folder) == before
     other = own_cache / "other"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
     assert run_extract("--data", str(images), "--output", str(other), "--overwrite", *IN_PIECES) == 2
-    assert "is a folder with other files in it" in capsys.readouterr().err
+    assert "is a folder that contains other files" in capsys.readouterr().err
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
     assert run_extract("--data", str(images), "--output", str(other / "mine.txt" / "features"), *IN_PIECES) == 2
     assert "mine.txt/features cannot be written: Not a directory" in capsys.readouterr().err

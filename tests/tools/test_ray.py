@@ -22,7 +22,7 @@ import pytest
 from dassl_lite.engine.commands import on_ray
 from dassl_lite.engine.commands.arguments import DatasetChoice
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.on_ray import check_versions, travelling, versions
+from dassl_lite.engine.commands.on_ray import check_versions, copy_code, versions
 from dassl_lite.engine.commands.sweep import (
     DONE,
     Settings,
@@ -216,14 +216,14 @@ def test_no_ray_at_an_address_is_told_in_one_line(tmp_path, capsys):
         port = free.getsockname()[1]
     with pytest.raises(UserError, match=f"there is no Ray at 127.0.0.1:{port}: Connection refused"):
         on_ray._connect(None, f"127.0.0.1:{port}", {})
-    with pytest.raises(UserError, match="is no address, such as"):
+    with pytest.raises(UserError, match="is not an address, such as"):
         on_ray._connect(None, "somewhere", {})
     assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--ray", "--jobs", "2"]) == 2
     assert "--jobs has no effect with --ray" in capsys.readouterr().err
     assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--run-cpus", "2"]) == 2
     assert "--run-cpus has no effect without --ray" in capsys.readouterr().err
     assert run_tool(sweep.main, ["--trainers", "ZeroshotCLIP", "--ray", "--run-gpus", "1.5"]) == 2
-    assert "--run-gpus must be a whole number, or below 1" in capsys.readouterr().err
+    assert "--run-gpus must be an integer or below 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["python", "dassl-lite", "torch", "ray"])
@@ -246,7 +246,7 @@ def test_the_package_plugins_and_the_working_folder_travel_without_what_git_igno
     (elsewhere / "plugin.py").write_text("import beside_it")
     (elsewhere / "beside_it.py").write_text("")
     monkeypatch.chdir(work)
-    copies = travelling(tmp_path / "place", [str(elsewhere / "plugin.py"), "a.module"])
+    copies = copy_code(tmp_path / "place", [str(elsewhere / "plugin.py"), "a.module"])
     there = {str(path.relative_to(tmp_path / "place")) for path in (tmp_path / "place").rglob("*") if path.is_file()}
     plugin = copies[str(elsewhere / "plugin.py")]
     assert {"mine.yaml", plugin, str(Path(plugin).with_name("beside_it.py"))} <= there

@@ -108,9 +108,9 @@ def test_runs_that_cannot_take_part_are_named_with_the_reason(runs: Path) -> Non
     (found,), notes = gather_residuals(runs, by_class=False)
     assert [row.dataset for row in found.rows] == ["a", "b", "c"]
     reasons = dict(note.split(" is left out: ") for note in notes)
-    assert reasons["TaskRes on image"] == "its residual is not one row per class"
-    assert reasons["TaskRes on unknown"] == "its results do not say zero-shot CLIP's accuracy"
-    assert reasons["TaskRes on never"].startswith("zero-shot CLIP is never right")
+    assert reasons["TaskRes on image"] == "its residual does not have one row per class"
+    assert reasons["TaskRes on unknown"] == "its results do not contain zero-shot CLIP's accuracy"
+    assert reasons["TaskRes on never"].startswith("zero-shot CLIP's accuracy is zero")
     assert reasons["TaskRes on endless"] == "its residual is not finite"
     assert reasons["TaskRes on gone"].startswith("no checkpoint at ")
 
@@ -124,7 +124,7 @@ def test_data_that_is_gone_leaves_the_datasets(runs: Path, capsys: Any) -> None:
     found, notes = gather_residuals(runs)
     assert len(found[0].rows) == 3
     assert all(not row.by_class for row in found[0].rows)
-    assert any(note.startswith("TaskRes on a: no classes, since ") for note in notes)
+    assert any(note.startswith("TaskRes on a: no results per class, since ") for note in notes)
 
 
 @pytest.fixture(scope="module")

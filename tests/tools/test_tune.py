@@ -76,8 +76,8 @@ def test_ranges_and_choices_are_read_and_an_integer_key_is_searched_in_integers(
         ("OPTIM.LR=0.1:1:logg", "is not KEY=lo:hi"),
         ("OPTIM.LR", "is not KEY=lo:hi"),
         ("OPTIM.LR=0.1", "has one value; set it with OPTIM.LR 0.1"),
-        ("OPTIM.LR=0.1,0.1", "a value that is empty or there twice"),
-        ("OPTIM.MAX_EPOCH=0.5:3", "takes whole numbers"),
+        ("OPTIM.LR=0.1,0.1", "an empty or repeated value"),
+        ("OPTIM.MAX_EPOCH=0.5:3", "needs integers, but"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_told_in_one_line(space, message):
@@ -95,8 +95,8 @@ def test_a_space_that_makes_no_sense_is_told_in_one_line(space, message):
         (("--trainer", "TaskRes", "--space", "OPTIM.LRR=1:2"), "OPTIM.LRR"),
         (("--trainer", "TaskRes", "--space", "OPTIM.LR=-1:2"), "OPTIM.LR is -1.0"),
         (("--trainer", "TaskRes", "--space", "TRAINER.TaskRes.RESIDUAL_ON=text,images"), "RESIDUAL_ON"),
-        (("--trainer", "TaskRes", "--space", "SEED=1:9"), "--space SEED is nothing to search over; use --seed"),
-        (("--trainer", "TaskRes", "--space", "DATASET.ROOT=a,b"), "--space DATASET.ROOT is nothing to search over"),
+        (("--trainer", "TaskRes", "--space", "SEED=1:9"), "--space SEED cannot be searched over; use --seed"),
+        (("--trainer", "TaskRes", "--space", "DATASET.ROOT=a,b"), "--space DATASET.ROOT cannot be searched over"),
         (("--trainer", "TaskRes", "--space", "TRAINER.COOP.N_CTX=1:4"), "TRAINER.COOP.N_CTX has no effect on TaskRes"),
         (("--trainer", "TaskRes", "--space", "OPTIM.LR=1:2", "OPTIM.LR", "1"), "OPTIM.LR is both in --space and"),
         (("--trainer", "TaskRes", "--space", "OPTIM.LR=1:2", "--trials", "0"), "--trials must be at least 1"),
@@ -197,11 +197,11 @@ def test_training_images_are_left_out_in_folds_where_there_are_no_validation_ima
     flags = ("--seeds", "1", "2", "--no-pruning")
     for name, file in (("clean", data), ("poisoned", poisoned)):
         assert start(file, tmp_path / name, *flags, space=space, shots="2") == 0
-    assert "training images left out in 2 folds, seeds 1 2" in capsys.readouterr().out
+    assert "training images held out in 2 folds, seeds 1 2" in capsys.readouterr().out
     rows = trials_in(tmp_path / "clean")
     assert rows == trials_in(tmp_path / "poisoned")
     assert [row[space[0].partition("=")[0]] for row in rows] == ["0.1", "1.0"]  # each is tried once
     assert {row["state"] for row in rows} == {"complete"}
     single = feature_file(tmp_path / "single.npz", val=False, per_class=1)
     assert start(single, tmp_path / "one", space=space) == 2
-    assert "with one training image per class none can be left out" in capsys.readouterr().err
+    assert "with one training image per class none can be held out" in capsys.readouterr().err

@@ -1,12 +1,12 @@
-"""The field's protocols: which runs and evaluations they are made of, and the tables that papers show.
+"""The field's protocols: the runs and evaluations that each consists of.
 
     few-shot                every dataset x shots
     base-to-new             trained on the base classes, tested on base, on new, and on all of them together
     cross-dataset           trained on one dataset, tested on others with other classes
     domain-generalization   the same run, tested on variants of its own dataset
 
-The runs are a sweep. What a run's evaluations found stands in its folder, in ``evaluations.json``, so a protocol is
-continued by planning it again: whatever is there is not done again.
+The runs form a sweep. The results of a run's evaluations are stored in its folder, in ``evaluations.json``. A protocol
+is resumed by planning it again: finished parts are not repeated.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ logger = get_logger(__name__)
 FEW_SHOT, BASE_TO_NEW, CROSS, DG = "few-shot", "base-to-new", "cross-dataset", "domain-generalization"
 PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS, DG)
 SHOTS = (1, 2, 4, 8, 16)
-SHOTS_OF_SOURCE = 16  # of every protocol but few-shot
+SHOTS_OF_SOURCE = 16  # used by every protocol except few-shot
 EVALUATIONS = "evaluations.json"
 NOTES = "notes.json"  # in a benchmark's folder
-NEW, ALL = "new", "all"  # evaluations of a run on base classes: on its dataset's other classes, and on all
+NEW, ALL = "new", "all"  # evaluations of a run on base classes: on the dataset's other classes, and on all
 LACKS = "lacks classes"
-# Protocol -> parts of the names of recipes made for it; a method without one takes its default recipe.
+# Protocol -> parts of the names of its recipes; a method without such a recipe uses its default one.
 _RECIPES = {BASE_TO_NEW: ("base_to_new",), CROSS: ("cross_dataset",), DG: ("cross_dataset", "generalization")}
-SHORTER = 10  # a long training on the embedded datasets has that part of its recipe's length
-_STEPS = ("STEPS_PER_SHOT", "ITERATIONS")  # keys of methods that count steps
-# Where nothing has finished yet, seconds and bytes per run: as measured on the embedded datasets (docs/results), and a
-# guess for the field's.
+SHORTER = 10  # long trainings on the embedded datasets are shortened by this factor
+_STEPS = ("STEPS_PER_SHOT", "ITERATIONS")  # keys of methods that train for a number of steps
+# Seconds and bytes per run until one has finished: measured on the embedded datasets (docs/results), guessed for the
+# standard datasets.
 _GUESSES = {True: (2.5, 0.35e6), False: (120.0, 10e6)}
 
 
@@ -69,10 +69,10 @@ class Datasets:
     """The datasets of the protocols, by the names of their yaml files.
 
     Attributes:
-        source: what is trained on for other datasets.
-        others: with other classes.
-        variants: of the source, in other domains.
-        drawn: they come with the package.
+        source: training dataset of the runs that are tested on other datasets.
+        others: datasets with other classes.
+        variants: variants of the source in other domains.
+        drawn: whether they are the embedded datasets.
     """
 
     source: str
@@ -82,23 +82,23 @@ class Datasets:
 
     @classmethod
     def field(cls) -> Datasets:
-        """The field's: ImageNet, ten others, four variants."""
+        """The field's datasets: ImageNet, ten others and four variants."""
         return cls("imagenet", _names(CROSS), _names(DG))
 
     @classmethod
     def demo(cls) -> Datasets:
-        """Those that come with the package."""
+        """The datasets embedded in the package."""
         source, *rest = _names("demo")
         variants = tuple(name for name in rest if name.startswith(source))
         return cls(source, tuple(name for name in rest if name not in variants), variants, drawn=True)
 
     def of(self, protocol: str) -> tuple[str, ...]:
-        """The datasets that a protocol is about: those trained on, or those that a source's run is tested on."""
+        """A protocol's datasets: those trained on or, for runs on the source, those tested on."""
         return {CROSS: self.others, DG: self.variants}.get(protocol, (self.source, *self.others))
 
 
-def _names(of: str) -> tuple[str, ...]:
-    return tuple(str(target) for target in suite(of))
+def _names(suite_name: str) -> tuple[str, ...]:
+    return tuple(str(target) for target in suite(suite_name))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class ProtocolTask(Task):
     """A run of a protocol.
 
     Attributes:
-        group: the folder below the benchmark's that holds runs of its kind.
-        subset: of the dataset's classes: all or base.
+        group: sub-folder of the benchmark's folder for runs of this kind.
+        subset: subset of the dataset's classes: "all" or "base".
         recipe: name of the method's yaml; "" for its default.
-        short: train for a part of the recipe's length only; see `shortened`.
+        short: whether to train for only part of the recipe's length; see `shortened`.
     """
 
     group: str = FEW_SHOT
@@ -119,24 +119,26 @@ class ProtocolTask(Task):
 
     @property
     def folder(self) -> Path:
-        """Below the benchmark's folder."""
+        """The run's folder, relative to the benchmark's."""
         return self.group / super().folder
 
     def config(self, shared: ConfigArguments, folder: Path) -> CfgNode:
-        """As of `Task.config`, with the protocol's classes and recipe."""
+        """Like `Task.config`, with the protocol's classes and recipe."""
         flags = {} if self.subset == ALL else {"DATASET.SUBSAMPLE_CLASSES": self.subset}
-        own: ConfigArguments = {
+        arguments: ConfigArguments = {
             **shared,
             "flags": nested(flags, shared["flags"]),
             "method_file": self.recipe or shared["method_file"],
         }
-        cfg = super().config(own, folder)
+        cfg = super().config(arguments, folder)
         return shortened(cfg) if self.short else cfg
 
 
 def length_key(cfg: CfgNode) -> str:
-    """The dotted key of the length of a long training, if the user has not set it: of one through an encoder, or of one
-    that counts steps; "" for other methods, which take seconds."""
+    """The dotted key that sets the length of a long training: one through an encoder, or one that counts steps.
+
+    Returns "" for other methods, which take seconds, and if the user has set the key.
+    """
     kind: Any = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     node = kind.node_name() if hasattr(kind, "node_name") else ""
     counted = [name for name in _STEPS if cfg.TRAINER.get(node, {}).get(name)]
@@ -145,8 +147,10 @@ def length_key(cfg: CfgNode) -> str:
 
 
 def shortened(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with a tenth of a long training's epochs (at least 3) or steps: on the embedded datasets, it is to show
-    that the method works, not how well it does."""
+    """``cfg`` with a tenth of a long training's epochs (at least 3) or steps.
+
+    Runs on the embedded datasets show that a method works, not how well it performs.
+    """
     if not (key := length_key(cfg)):
         return cfg
     cfg = cfg.clone()
@@ -162,12 +166,12 @@ def shortened(cfg: CfgNode) -> CfgNode:
 
 @dataclass
 class Plan:
-    """What the protocols ask for.
+    """The runs and evaluations of the protocols.
 
     Attributes:
-        evaluations: run -> what it is tested on besides its own dataset, by key: a dataset's yaml, NEW or ALL.
+        evaluations: run -> what it is tested on besides its own dataset: keys, each a dataset yaml, NEW or ALL.
         missing: dataset -> why it cannot be used on this machine.
-        drawn: of the embedded datasets.
+        drawn: whether the datasets are the embedded ones.
     """
 
     evaluations: dict[ProtocolTask, tuple[str, ...]] = field(default_factory=dict)
@@ -176,7 +180,7 @@ class Plan:
 
     @property
     def runs(self) -> list[ProtocolTask]:
-        """All runs, each once, whatever number of protocols asks for it."""
+        """All runs; a run that several protocols need is listed once."""
         return list(self.evaluations)
 
     def add(self, run: ProtocolTask, keys: Sequence[str] = ()) -> None:
@@ -184,7 +188,7 @@ class Plan:
 
 
 def recipe_for(protocol: str, trainer: str, backbone: str) -> str:
-    """The name of a method's recipe for a protocol, one that fits the backbone; "" for its default."""
+    """The name of a method's recipe for a protocol and backbone; "" for the default recipe."""
     for part in _RECIPES.get(protocol, ()):
         for path in sorted((configs_root() / "trainers" / trainer).glob(f"*{part}*.yaml")):
             cfg = make_config(trainer=trainer, method_file=path)
@@ -204,20 +208,20 @@ def plan(
     seeds: Sequence[int] = (1, 2, 3),
     short: bool = False,
 ) -> Plan:
-    """The runs and evaluations of protocols.
+    """Plan the runs and evaluations of protocols.
 
     Args:
-        protocols: among `PROTOCOLS`.
+        protocols: elements of `PROTOCOLS`.
         trainers: methods.
         shared: config arguments of all runs.
-        datasets: of the protocols.
-        only: leave out the others of them, but never the source.
-        shots: of the protocol few-shot.
-        seeds: of every method that uses shots.
-        short: shorten long trainings; see `shortened`.
+        datasets: the protocols' datasets.
+        only: restrict the protocols to these datasets; the source is always kept.
+        shots: numbers of shots for the few-shot protocol.
+        seeds: seeds for every method that uses shots.
+        short: whether to shorten long trainings; see `shortened`.
 
     Raises:
-        UserError: ``only`` names something that is not among them.
+        UserError: ``only`` names a dataset that the protocols do not have.
     """
     known = list(dict.fromkeys(name for protocol in protocols for name in datasets.of(protocol)))
     for name in only:
@@ -226,16 +230,16 @@ def plan(
     found = Plan(drawn=datasets.drawn)
     backbone = make_config(flags=shared["flags"], options=shared["options"], allow_new_keys=True).MODEL.BACKBONE.NAME
 
-    def there(names: Sequence[str]) -> list[str]:
+    def available(names: Sequence[str]) -> list[str]:
         for name in names:
             if name not in found.missing and (reason := _missing(name, shared)):
                 found.missing[name] = reason
         return [name for name in names if name not in found.missing]
 
     for protocol in protocols:
-        names = there([name for name in datasets.of(protocol) if not only or name in only])
+        names = available([name for name in datasets.of(protocol) if not only or name in only])
         on_source = protocol in (CROSS, DG)
-        if on_source and not (names and there([datasets.source])):
+        if on_source and not (names and available([datasets.source])):
             continue
         recipes = {name: recipe_for(protocol, name, backbone) for name in trainers}
         sources = [DatasetChoice(name) for name in ([datasets.source] if on_source else names)]
@@ -250,7 +254,7 @@ def plan(
 
 
 def _missing(name: str, shared: ConfigArguments) -> str:
-    """Why a dataset is not on this machine; "" if its folder is."""
+    """Why a dataset is not available on this machine; "" if its folder exists."""
     cfg = make_config(
         dataset_file=name, flags=shared["flags"], options=shared["options"], allow_new_keys=shared["allow_new_keys"]
     )
@@ -262,25 +266,25 @@ def _missing(name: str, shared: ConfigArguments) -> str:
 
 
 def evaluated(folder: Path) -> dict[str, dict[str, Any]]:
-    """The evaluations in a run's folder by key; empty if they are of a run that has been replaced."""
+    """The evaluations in a run's folder by key; empty if they belong to a run that has been replaced."""
     path = folder / EVALUATIONS
     if not path.is_file():
         return {}
     try:
-        kept = read_json(path)
+        stored = read_json(path)
     except ValueError:
-        kept = None
-    if not isinstance(kept, dict) or not isinstance(kept.get("evaluations"), dict):
+        stored = None
+    if not isinstance(stored, dict) or not isinstance(stored.get("evaluations"), dict):
         raise UserError(f"{path} does not hold evaluations of a run; delete it")
-    return kept["evaluations"] if kept.get("run") == digest_of(read_results(folder)) else {}
+    return stored["evaluations"] if stored.get("run") == digest_of(read_results(folder)) else {}
 
 
-def left(made: Plan, folder: Path) -> list[tuple[ProtocolTask, str]]:
-    """Evaluations that are not there yet, whether or not their run is."""
+def missing_evaluations(made: Plan, folder: Path) -> list[tuple[ProtocolTask, str]]:
+    """Evaluations that have not been done yet, whether or not their run has finished."""
     found = []
     for run, keys in made.evaluations.items():
-        there = evaluated(folder / run.folder) if keys else {}
-        found += [(run, key) for key in keys if key not in there]
+        done = evaluated(folder / run.folder) if keys else {}
+        found += [(run, key) for key in keys if key not in done]
     return found
 
 
@@ -289,13 +293,13 @@ def _target(key: str) -> Target:
 
 
 def evaluate_all(made: Plan, settings: Settings) -> dict[str, str]:
-    """Do the evaluations that are left, of finished runs; returns those that failed, with the reason.
+    """Do the remaining evaluations of finished runs; returns the failed ones with the reason.
 
-    An evaluation that a method cannot do, for lack of classes, is kept like any other. Runs are evaluated side by side,
-    on this machine.
+    An evaluation that a method cannot do because it lacks classes is stored like any other. Runs are evaluated in
+    parallel, on this machine.
     """
     todo: dict[ProtocolTask, list[str]] = defaultdict(list)
-    for run, key in left(made, settings.folder):
+    for run, key in missing_evaluations(made, settings.folder):
         if read_results(settings.folder / run.folder):
             todo[run].append(key)
     jobs = min(settings.jobs, len(todo))
@@ -312,13 +316,13 @@ def evaluate_all(made: Plan, settings: Settings) -> dict[str, str]:
 
 
 def _evaluate(item: tuple[ProtocolTask, list[str]], settings: Settings) -> tuple[ProtocolTask, dict[str, str]]:
-    """Do these evaluations of a run; those that failed, with the reason."""
+    """Do these evaluations of a run; returns the failed ones with the reason."""
     run, keys = item
     folder = settings.folder / run.folder
     flags = {key: value for key, value in settings.shared["flags"].items() if key != "OUTPUT_DIR"}
     failed: dict[str, str] = {}
     for key in keys:
-        # That some classes stay zero-shot is what is asked for.
+        # Hide the warning about classes that stay zero-shot: here they are intended.
         setup_logger(console=False).handlers[0].setLevel(logging.ERROR)
         try:
             cfg = config_for(
@@ -341,13 +345,13 @@ def _evaluate(item: tuple[ProtocolTask, list[str]], settings: Settings) -> tuple
     return run, failed
 
 
-# ---- what is to come --------------------------------------------------------------------------------------------
+# ---- forecast ---------------------------------------------------------------------------------------------------
 
 
 def forecast(made: Plan, folder: Path, jobs: int) -> list[str]:
-    """How much is left, and about how long it takes and how much it writes, a line each.
+    """Lines that say how much work is left, about how long it will take and how much it will write.
 
-    A run that has not finished is taken to cost what finished ones of its method did, else of any method.
+    An unfinished run is assumed to cost as much as finished runs of its method or, if there are none, of any method.
     """
     done = {run: results for run in made.runs if (results := read_results(folder / run.folder))}
     costs: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -357,16 +361,17 @@ def forecast(made: Plan, folder: Path, jobs: int) -> list[str]:
     every = [cost for group in costs.values() for cost in group] or [_GUESSES[made.drawn]]
     ahead = [costs.get(run.trainer, every) for run in made.runs if run not in done]
     total, disk = (sum(fmean(cost[i] for cost in group) for group in ahead) for i in (0, 1))
-    evaluations = left(made, folder)
+    evaluations = missing_evaluations(made, folder)
     spent = [row["seconds"] for run in done for row in evaluated(folder / run.folder).values()]
     seconds_each = fmean(spent) if spent else fmean(cost[0] for cost in every) / 2
     total = (total + seconds_each * len(evaluations)) / jobs
-    asked = sum(map(len, made.evaluations.values()))
+    planned = sum(map(len, made.evaluations.values()))
     basis = f"from {len(done)} finished here" if done else "a guess, as no run has finished here yet"
     return [
-        f"{len(made.runs)} runs, {len(done)} of them finished; {asked} evaluations, {asked - len(evaluations)} done",
+        f"{len(made.runs)} runs, {len(done)} of them finished; "
+        f"{planned} evaluations, {planned - len(evaluations)} done",
         f"left: about {_duration(total)} with {jobs} at a time and {disk / 1e6:,.0f} MB of run folders ({basis}); "
-        "images that have no features yet are encoded once, which comes on top",
+        "plus the time to encode images whose features are not cached yet",
     ]
 
 
@@ -383,7 +388,7 @@ def note_on_length(made: Plan, shared: ConfigArguments) -> str:
 
 
 def plan_table(made: Plan) -> Table:
-    """A row per method and kind of run."""
+    """A table with a row per method and kind of run."""
     rows: dict[tuple[str, str, str], list[int]] = {}
     for run, keys in made.evaluations.items():
         recipe = run.recipe or ("default" if default_recipe(run.trainer) else "")
@@ -396,18 +401,18 @@ def plan_table(made: Plan) -> Table:
 
 
 def runs_of_shots(folder: Path) -> Path:
-    """Where the runs are that tables over shots are made of: in a benchmark's folder, those of few-shot."""
+    """The folder with the runs for tables over shots: in a benchmark's folder, that of the few-shot protocol."""
     return folder / FEW_SHOT if any((folder / name).is_dir() for name in (FEW_SHOT, BASE_TO_NEW)) else folder
 
 
 def write_notes(notes: Sequence[str], folder: Path) -> None:
-    """Keep what a reader of the tables must know beside the runs, for `notes_in`."""
-    if kept := list(dict.fromkeys([*notes_in(folder), *notes])):
-        write_json(kept, folder / NOTES)
+    """Store notes for readers of the tables in the benchmark's folder, for `notes_in`."""
+    if merged := list(dict.fromkeys([*notes_in(folder), *notes])):
+        write_json(merged, folder / NOTES)
 
 
 def notes_in(folder: Path) -> list[str]:
-    """What `write_notes` has kept in a folder."""
+    """The notes that `write_notes` has stored in a folder."""
     try:
         notes = read_json(folder / NOTES) if (folder / NOTES).is_file() else []
     except ValueError:

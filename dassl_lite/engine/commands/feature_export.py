@@ -1,7 +1,7 @@
-"""Writing a feature file: the features that a frozen CLIP gives for a dataset's images and class names.
+"""Writes feature files: a frozen CLIP's features of a dataset's images and class names.
 
-A file is made whole, in memory, through the feature cache. A folder of shards is made in pieces, by any number of
-processes, past the cache: see :mod:`dassl_lite.data.feature_files.pieces`.
+A single file is assembled in memory, through the feature cache. A folder of shards is written in pieces, by any number
+of processes, bypassing the cache: see :mod:`dassl_lite.data.feature_files.pieces`.
 
 Shapes: K classes, D feature width.
 """
@@ -42,19 +42,19 @@ from dassl_lite.utils.files import digest_of, read_json, write_json
 
 @dataclass(frozen=True)
 class FeatureExport:
-    """A dataset's images and prompts as a feature file; whatever the cache lacks is extracted.
+    """Exports a dataset's images and prompts as a feature file; features that are not cached are extracted.
 
     Attributes:
         data: dataset and transforms.
-        dataset: name that the file states, "" for none.
-        features: where image features come from.
+        dataset: dataset name stored in the file, "" for none.
+        features: source of image features.
         clip: the frozen CLIP.
         template: the dataset's own prompt template.
-        text_cache: folder for text features, or None.
-        views: augmented views of the training images; 0: only the one without augmentation.
-        states: store the states before the image encoder's projection, and the projection, too.
-        half: store float16 whatever the encoder gives.
-        provenance: what else the file should say about how it was made, as plain values.
+        text_cache: cache folder for text features, or None.
+        views: number of augmented views of the training images; 0 stores only the unaugmented one.
+        states: also store the states before the image encoder's projection, and the projection.
+        half: store float16 whatever the encoder's dtype.
+        provenance: further provenance to store in the file, as plain values.
     """
 
     data: DataManager
@@ -69,18 +69,18 @@ class FeatureExport:
     provenance: dict[str, Any]
 
     def file(self) -> FeatureFile:
-        """The content of the file.
+        """The content of the feature file.
 
         Raises:
             UserError: the dataset has no test images.
         """
-        return dataclasses.replace(self.frame(), parts={one.part: self._part_of(one) for one in self.splits()})
+        return dataclasses.replace(self.frame(), parts={split.part: self._part_of(split) for split in self.splits()})
 
     def frame(self) -> FeatureFile:
-        """The content of the file without that of images."""
+        """The content of the feature file without image features."""
         dataset, clip = self.data.dataset, self.clip
         templates = tuple(dict.fromkeys((self.template, *dataset.ensemble_templates, *IMAGENET_TEMPLATES_SELECT)))
-        made = {
+        provenance = {
             "made_by": f"dassl-lite {dassl_lite.__version__}, tools/extract.py",
             "torch": torch.__version__,
             "fewshot_digest": dataset.fewshot_digest,
@@ -109,7 +109,7 @@ class FeatureExport:
             precision=clip.precision,
             transform=describe(self.data.tfm_test),
             train_transform=describe(self.data.tfm_train),
-            provenance=(json.dumps(made, sort_keys=True),),
+            provenance=(json.dumps(provenance, sort_keys=True),),
         )
 
     def splits(self) -> list[ExportedSplit]:
@@ -123,9 +123,9 @@ class FeatureExport:
             raise UserError(f"dataset {type(dataset).__name__} has no test images, which a feature file must have")
         tested = {item.impath for item in dataset.test}
         found = []
-        if dataset.train_x and not getattr(dataset, "test_only", False):  # test_only: the test images stand in
-            several = bool(self.views) and is_random(self.data.tfm_train)
-            found.append(ExportedSplit("train", dataset.train_x, self.views if several else 0))
+        if dataset.train_x and not getattr(dataset, "test_only", False):  # if test_only, these are test images
+            is_augmented = bool(self.views) and is_random(self.data.tfm_train)
+            found.append(ExportedSplit("train", dataset.train_x, self.views if is_augmented else 0))
         if dataset.val and not tested & {item.impath for item in dataset.val}:  # ImageNet validates on test images
             found.append(ExportedSplit("val", dataset.val, 0))
         return [*found, ExportedSplit("test", dataset.test, 0)]
@@ -139,9 +139,9 @@ class FeatureExport:
         return FeaturePart(augmented.views, augmented.labels, plain.views[0], augmented.states, plain_states)
 
     def _part(self, items: Sequence[Datum], transform: Any = None, views: int = 1) -> FeaturePart:
-        """Features of ``items`` without images that could not be read; by default under the test transform."""
+        """Features of ``items`` except unreadable images; by default with the test transform."""
         before = None
-        if self.states:  # first: this pass gives both
+        if self.states:  # fetched first, because this pass gives both
             states = self.features.fetch(items, transform or self.data.tfm_test, views, states=True)
             before = self._array(states.tensor[:, states.kept].cpu())
         found = self.features.fetch(items, transform or self.data.tfm_test, views)
@@ -149,13 +149,13 @@ class FeatureExport:
         return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels, states=before)
 
     def labels(self, items: Sequence[Datum]) -> Array:
-        """int64 (N,), or bool (N, K) of images with several classes."""
+        """Labels: int64 (N,), or bool (N, K) for images with several classes."""
         dataset = self.data.dataset
         return label_tensor(items, dataset.num_classes if dataset.multi_label else 0).numpy()
 
     @torch.no_grad()
     def _text(self, template: str) -> Array:
-        """(K, D), not normalised."""
+        """Text features (K, D), not normalised."""
         prompts = fill_templates(self.data.dataset.classnames, [template])
         return self._array(text_features(self.clip, prompts, self.text_cache).cpu())
 
@@ -164,14 +164,14 @@ class FeatureExport:
 
 
 def stored_array(tensor: torch.Tensor, *, half: bool) -> Array:
-    """In the type that the encoder gave, where NumPy has it (it has no bfloat16), or ``half`` as wide."""
+    """Convert to NumPy: in the encoder's dtype if NumPy has it (it lacks bfloat16), or in float16 if ``half``."""
     if half:
         return tensor.half().numpy()
     return (tensor if tensor.dtype in (torch.float16, torch.float32, torch.float64) else tensor.float()).numpy()
 
 
 class ExportedSplit(NamedTuple):
-    """A split to store: its name, its images, and how many augmented views of each; 0: only the one without."""
+    """A split to store: its name, its images and the number of augmented views; 0 for the unaugmented view only."""
 
     part: str
     items: Sequence[Datum]
@@ -183,13 +183,13 @@ class ExportedSplit(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a process needs besides a piece, to encode it.
+    """The settings with which a process encodes a piece.
 
     Attributes:
-        folder: where the shards go, absolute.
-        backbone, digest, precision: of the CLIP; the digest is compared with that of the weights there.
+        folder: absolute path of the folder for the shards.
+        backbone, digest, precision: the CLIP; the digest is compared with that of the weights on the process's machine.
         use_cuda: USE_CUDA.
-        states, half: what is stored; see `FeatureExport`.
+        states, half: what to store; see `FeatureExport`.
         batch_size, num_workers, skip: see `extract_piece`.
     """
 
@@ -205,14 +205,14 @@ class Encoding:
     skip: bool
 
 
-_loaded: dict[tuple[str, str, bool], CLIPBackbone] = {}  # the last backbone of this process
+_loaded: dict[tuple[str, str, bool], CLIPBackbone] = {}  # the backbone last used by this process
 
 
 def encode_piece(piece: Piece, encoding: Encoding) -> Done:
-    """Write the shards of a piece; called in any process.
+    """Write the shards of a piece; may be called in any process.
 
     Raises:
-        UserError: an image cannot be read, the folder cannot be written to, or the backbone has other weights here.
+        UserError: an image cannot be read, the folder cannot be written, or the backbone has different weights here.
     """
     device = devices.pick(encoding.use_cuda)
     key = encoding.backbone, encoding.precision, encoding.use_cuda
@@ -222,7 +222,7 @@ def encode_piece(piece: Piece, encoding: Encoding) -> Done:
         _loaded[key] = load_clip(encoding.backbone, precision=encoding.precision, device=device).eval()
     clip = _loaded[key]
     if clip.digest != encoding.digest:
-        raise UserError(f"backbone {encoding.backbone} has other weights here than where the command was started")
+        raise UserError(f"backbone {encoding.backbone} has different weights here than where the command was started")
     encode = clip.encode_image_states if encoding.states else clip.encode_image
 
     def encoded(images: torch.Tensor) -> Any:
@@ -249,16 +249,15 @@ class ExportInPieces:
     """An export as a folder of shards.
 
     Args:
-        export: what is exported.
-        folder: where to.
-        rows: images of a piece, about; 0 chooses.
-        encoding: how it is encoded.
+        export: what to export.
+        encoding: the settings of encoding, including the folder.
+        rows: approximate number of images per piece; 0 chooses it automatically.
     """
 
     def __init__(self, export: FeatureExport, encoding: Encoding, rows: int = 0) -> None:
         self.export, self.encoding, self.folder = export, encoding, encoding.folder
         self._wanted = rows
-        self._plan: dict[str, Any] = {"dataset": export.dataset, "arrays": {}}  # must be the same to go on
+        self._plan: dict[str, Any] = {"dataset": export.dataset, "arrays": {}}  # must be equal to resume
         self._splits = export.splits()
         self.pieces: list[Piece] = []
         test, train = export.data.tfm_test, export.data.tfm_train
@@ -268,7 +267,7 @@ class ExportInPieces:
             self._cut(split, "", train if split.views else test, split.views or 1)
 
     def _cut(self, split: ExportedSplit, kind: str, transform: Any, views: int) -> None:
-        """Add the pieces of an array."""
+        """Split an array into pieces and add them."""
         step = rows_of_a_piece(len(split.items), views, self.encoding.batch_size, self._wanted)
         arrays = [f"{split.part}_{kind}features", *([f"{split.part}_{kind}states"] if self.export.states else [])]
         source = self.export.features
@@ -280,57 +279,59 @@ class ExportInPieces:
             self.pieces.append(Piece(tuple(arrays), number, paths, transform, views, source.seed, identity))
 
     def prepare(self, *, overwrite: bool) -> None:
-        """Make the folder, or go on with what is there of the same extraction.
+        """Create the folder, or resume the same extraction in it.
 
         Raises:
-            UserError: the folder has something else in it.
+            UserError: the folder contains something else.
         """
         prepare_folder(self.folder, self._plan, overwrite=overwrite)
 
     def finish(self, results: Iterable[Done]) -> None:
-        """Write what a folder has besides the shards, once all pieces are done."""
-        errors = {one.piece: one.errors for one in results}
+        """Write the folder's other files once all pieces are done."""
+        errors = {done.piece: done.errors for done in results}
         manifest: dict[str, list[str]] = {}
-        told: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         for split in self._splits:
             kept: dict[str, Array] = {}
-            for piece in (one for one in self.pieces if one.arrays[0].startswith(f"{split.part}_")):
+            for piece in self.pieces:
+                if not piece.arrays[0].startswith(f"{split.part}_"):
+                    continue
                 of_piece = np.array(
                     [number not in errors[piece.name] for number in range(len(piece.paths))], dtype=bool
                 )
-                told |= {piece.paths[number]: error for number, error in errors[piece.name].items()}
+                skipped |= {piece.paths[number]: error for number, error in errors[piece.name].items()}
                 kept.setdefault(piece.arrays[0], np.empty(0, bool))
                 kept[piece.arrays[0]] = np.concatenate([kept[piece.arrays[0]], of_piece])
                 for array, file in zip(piece.arrays, files_of(piece), strict=True):
                     manifest.setdefault(array, [])
                     if of_piece.any():
-                        self._check_there(file)
+                        self._check_exists(file)
                         manifest[array].append(file)
-            self._check_kept(split, kept, told)
+            self._check_kept(split, kept, skipped)
             labels = self.export.labels(split.items)[next(iter(kept.values()))]
             manifest[f"{split.part}_labels"] = self._write_labels(split.part, labels)
-        if told:
-            warn_of_skipped(told)
+        if skipped:
+            warn_of_skipped(skipped)
         write_classes(self.export.frame(), self.folder)
         _remove_others(self.folder, manifest)
         write_manifest(self.folder, manifest)
         shutil.rmtree(self.folder / UNDER_WAY)
 
-    def _check_there(self, file: str) -> None:
+    def _check_exists(self, file: str) -> None:
         if not (self.folder / file).is_file():
             raise UserError(
-                f"a process has written {file}, but it is not in {self.folder} here: the folder must be one that all "
-                "machines see"
+                f"a process has written {file}, but it is not in {self.folder} here: the folder must be accessible to "
+                "all machines"
             )
 
-    def _check_kept(self, split: ExportedSplit, kept: dict[str, Array], told: dict[str, str]) -> None:
+    def _check_kept(self, split: ExportedSplit, kept: dict[str, Array], skipped: dict[str, str]) -> None:
         masks = list(kept.values())
         if any(not np.array_equal(masks[0], other) for other in masks[1:]):
             raise UserError(
-                f"some images of {split.part} can be read with one transform only: {next(iter(told.values()))}"
+                f"some images of {split.part} can be read with one transform only: {next(iter(skipped.values()))}"
             )
         if not masks[0].any():
-            raise UserError(f"no image of {split.part} can be read: {next(iter(told.values()))}")
+            raise UserError(f"no image of {split.part} can be read: {next(iter(skipped.values()))}")
 
     def _write_labels(self, part: str, labels: Array) -> list[str]:
         stored = labels.astype(np.uint8) if labels.ndim == 2 else labels
@@ -342,10 +343,10 @@ _PLAN = "plan.json"
 
 
 def prepare_folder(folder: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
-    """Make a folder for an extraction, or go on with one that has begun with the same plan.
+    """Create a folder for an extraction, or resume one that has begun with the same plan.
 
     Raises:
-        UserError: it is complete, holds another extraction, or something else.
+        UserError: the folder is complete, or contains another extraction or other files.
     """
     try:
         begun = read_json(folder / UNDER_WAY / _PLAN)
@@ -358,13 +359,13 @@ def prepare_folder(folder: Path, plan: dict[str, Any], *, overwrite: bool) -> No
         _remove_others(folder, {})
     elif begun is not None and begun != plan:
         raise UserError(
-            f"--output {folder} holds another extraction that has not ended, of other images, another backbone or "
-            "other settings; choose another folder, or add --overwrite to replace it"
+            f"--output {folder} holds another unfinished extraction, with other images, another backbone or other "
+            "settings; choose another folder, or add --overwrite to replace it"
         )
     elif begun is None and is_folder(folder):
         raise UserError(f"--output {folder} already exists; choose another, or add --overwrite to replace it")
     elif begun is None and folder.is_dir() and any(path.name != UNDER_WAY for path in folder.iterdir()):
-        raise UserError(f"--output {folder} is a folder with other files in it; choose another")
+        raise UserError(f"--output {folder} is a folder that contains other files; choose another")
     try:
         write_json(plan, folder / UNDER_WAY / _PLAN)
     except OSError as error:
@@ -372,7 +373,7 @@ def prepare_folder(folder: Path, plan: dict[str, Any], *, overwrite: bool) -> No
 
 
 def _remove_others(folder: Path, manifest: dict[str, list[str]]) -> None:
-    """Delete the shards that are none of these."""
+    """Delete shards that are not in ``manifest``."""
     wanted = {file for files in manifest.values() for file in files}
     pattern = re.compile(r"(train|val|test)_[a-z_]+-\d{5,}\.npy")
     for path in folder.iterdir():

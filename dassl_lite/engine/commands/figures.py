@@ -1,6 +1,6 @@
-"""What the figures of a sweep show: numbers, captions and styles, for plots in files and for pages alike.
+"""The content of a sweep's figures: numbers, captions and styles, shared by plot files and pages.
 
-The numbers are those of the report's tables: cells, averages and rankings of `summary`. Nothing is estimated here.
+The numbers are those of the report's tables: cells, averages and rankings. Nothing is estimated here.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dassl_lite.engine.commands.comparisons import Average, averages, rankings
 from dassl_lite.evaluation.statistics import Estimate, alike
 from dassl_lite.utils.errors import UserError
 
-ALL_IMAGES = 0  # number of shots that stands for all training images
+ALL_IMAGES = 0  # number of shots that means all training images
 AVERAGE = "Average"
-ZERO_SHOT = "ZeroshotCLIP"  # has a style of its own
-# Okabe and Ito's colours without yellow and black, and grey: they differ for colour-blind readers too, on white and on
-# black. Markers and lines go round with other periods, so that 28 methods differ by colour and line alone.
+ZERO_SHOT = "ZeroshotCLIP"  # drawn in its own style
+# Okabe and Ito's colours without yellow and black, plus grey: distinguishable for colour-blind readers, on white and on
+# black. Markers and lines repeat with other periods, so that colour and line alone distinguish 28 methods.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 MARKERS, LINES = 11, 4
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn, everywhere alike.
+    """How a method is drawn, the same in all figures.
 
     Attributes:
-        colour: "#rrggbb"; "" for the colour of text, which zero-shot CLIP has.
-        marker: below `MARKERS`.
-        line: below `LINES`; 0 is solid.
+        colour: "#rrggbb"; "" for the text colour, used for zero-shot CLIP.
+        marker: index of the marker, below `MARKERS`.
+        line: index of the line style, below `LINES`; 0 is solid.
     """
 
     colour: str
@@ -45,7 +45,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Curve:
-    """A method on one panel: number of shots -> mean and interval. One that uses no shots has a single value."""
+    """A method's curve: number of shots -> mean and interval. A method that uses no shots has a single value."""
 
     method: str
     points: Mapping[int, Estimate]
@@ -53,13 +53,13 @@ class Curve:
 
     @property
     def shown(self) -> dict[int, Estimate]:
-        """By ascending number of shots, all training images last."""
+        """The points in ascending number of shots, all training images last."""
         return dict(sorted(self.points.items(), key=lambda point: point[0] or math.inf))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A dataset, or the average over them."""
+    """The curves for a dataset, or for the average over datasets."""
 
     title: str
     metric: str
@@ -68,12 +68,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Means of M methods, the best on average first, on N datasets.
+    """Means of M methods on N datasets, best average first.
 
     Attributes:
         values: (M, N), NaN where there is no run.
         averages: (M,) over all datasets, NaN where one is missing.
-        contrast: (M, N), by how much a value is better than the median of the methods on its dataset.
+        contrast: (M, N), how much better a value is than the methods' median on its dataset.
     """
 
     methods: tuple[str, ...]
@@ -84,18 +84,18 @@ class HeatMap:
 
     @property
     def limit(self) -> float:
-        """Of the colours: 95 % of the contrasts lie within."""
+        """Limit of the colour scale, which covers 95 % of the contrasts."""
         known = np.abs(self.contrast[~np.isnan(self.contrast)])
         return max(1.0, float(np.quantile(known, 0.95))) if known.size else 1.0
 
 
 @dataclass(frozen=True)
 class RankDiagram:
-    """Methods by mean rank, the best first.
+    """Methods by mean rank, best first.
 
     Attributes:
-        groups: indices of methods that Nemenyi's test does not tell apart, the largest sets.
-        p: of Friedman's test.
+        groups: maximal sets of indices of methods that Nemenyi's test does not distinguish.
+        p: p-value of Friedman's test.
     """
 
     methods: tuple[str, ...]
@@ -108,7 +108,7 @@ class RankDiagram:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs and is worth with one number of shots, over all datasets."""
+    """A method's cost and performance with one number of shots, over all datasets."""
 
     method: str
     seconds: float
@@ -120,10 +120,11 @@ class Figures:
     """The figures of a sweep.
 
     Attributes:
-        shots: that heat map, rank diagram and costs are of; those that the panels show are `numbers`.
-        heat, ranks, costs: None or empty where the runs do not allow them.
-        captions: by the figure's name: "accuracy", "heatmap", "ranks", "time".
-        styles: by method.
+        numbers: numbers of shots in the panels.
+        shots: number of shots in the heat map, rank diagram and costs.
+        ranks, costs: None or empty if the runs do not allow them.
+        captions: figure ("accuracy", "heatmap", "ranks", "time") -> caption.
+        styles: method -> style.
     """
 
     panels: tuple[Panel, ...]
@@ -145,12 +146,12 @@ class Figures:
 
 
 def metric_label(metrics: Iterable[str]) -> str:
-    """Of an axis, such as "accuracy (%)"."""
+    """Label of an axis, such as "accuracy (%)"."""
     return f"{' or '.join(sorted(set(metrics))).replace('_', ' ')} (%)"
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for each method; zero-shot CLIP always has the same."""
+    """A style for each method; zero-shot CLIP always gets the same one."""
     found, number = {}, 0
     for method in methods:
         if method == ZERO_SHOT:
@@ -162,12 +163,12 @@ def styles_of(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def figures(cells: Sequence[Cell], shots: int | None = None, split: str = "test") -> Figures:
-    """The figures of runs.
+    """Build the figures of a sweep.
 
     Args:
-        cells: of the sweep; not empty.
-        shots: what the figures show that are of one number of shots; None for the largest of which there are runs.
-        split: named in captions.
+        cells: cells of the sweep; not empty.
+        shots: number of shots for figures that show only one; None for the largest with runs.
+        split: split to name in captions.
 
     Raises:
         UserError: there is no run with ``shots``.
@@ -175,22 +176,22 @@ def figures(cells: Sequence[Cell], shots: int | None = None, split: str = "test"
     labels = _datasets(cells)
     numbers = _numbers(cells)
     if shots is not None and shots not in numbers:
-        there = ", ".join(shots_label(number) for number in numbers)
-        raise UserError(f"there is no run with --shots {shots}; there are runs with {there}")
+        available = ", ".join(shots_label(number) for number in numbers)
+        raise UserError(f"there is no run with --shots {shots}; there are runs with {available}")
     chosen = max(numbers) if shots is None else shots
-    at = [cell for cell in cells if cell.shots == chosen or not uses_shots(cell.trainer)]
-    means = {(one.trainer, one.shots): one for one in averages(cells) if one.datasets == len(labels)}
+    selected = [cell for cell in cells if cell.shots == chosen or not uses_shots(cell.trainer)]
+    means = {(mean.trainer, mean.shots): mean for mean in averages(cells) if mean.datasets == len(labels)}
     panels = _panels(cells, labels, means)
-    heat = _heat_map(at, labels)
+    heat = _heat_map(selected, labels)
     ranks = _rank_diagram(cells, chosen)
-    costs = _costs(at, labels, heat)
+    costs = _costs(selected, labels, heat)
     captions = _captions(cells, split, chosen, ranks, incomplete=_incomplete(cells, means, labels))
     styles = styles_of(sorted({cell.trainer for cell in cells}))
     return Figures(panels, numbers, chosen, heat, ranks, costs, captions, styles)
 
 
 def _datasets(cells: Sequence[Cell]) -> dict[tuple[str, str, str], str]:
-    """(dataset, backbone, metric) -> how panels call it: by its name, and by what else tells it from others."""
+    """(dataset, backbone, metric) -> panel title: the dataset's name and, if needed, what distinguishes it."""
     keys = sorted(set(map(_key, cells)))
     several = [len({key[i] for key in keys}) > 1 for i in (1, 2)]
     extras = {key: [text for text, shown in zip(key[1:], several, strict=True) if shown] for key in keys}
@@ -202,7 +203,7 @@ def _key(cell: Cell) -> tuple[str, str, str]:
 
 
 def _numbers(cells: Sequence[Cell]) -> tuple[int, ...]:
-    """Numbers of shots of which there are runs, all training images last."""
+    """Numbers of shots with runs, all training images last."""
     found = {cell.shots for cell in cells if uses_shots(cell.trainer)}
     return tuple(sorted(found, key=lambda number: number or math.inf)) or (ALL_IMAGES,)
 
@@ -212,7 +213,7 @@ def _panels(
     labels: Mapping[tuple[str, str, str], str],
     means: Mapping[tuple[str, int], Average],
 ) -> tuple[Panel, ...]:
-    """The average first, if there is one; a method is in it with those numbers of shots that it has on all datasets."""
+    """The panels, the average first if any; it includes a method's numbers of shots that ran on all datasets."""
     points: dict[tuple[str, str, str], dict[str, dict[int, Estimate]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
         points[_key(cell)][cell.trainer][cell.shots] = cell.estimate
@@ -261,7 +262,7 @@ def _rank_diagram(cells: Sequence[Cell], shots: int) -> RankDiagram | None:
 
 
 def _costs(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str], heat: HeatMap) -> tuple[Cost, ...]:
-    """Of the methods that were run on every dataset and say how long it took."""
+    """Costs of the methods that were run on every dataset and recorded their time."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for cell in cells:
         runs[cell.trainer] += cell.runs
@@ -276,7 +277,7 @@ def _costs(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str], he
 def _incomplete(
     cells: Sequence[Cell], means: Mapping[tuple[str, int], Average], labels: Mapping[tuple[str, str, str], str]
 ) -> list[str]:
-    """Methods that some average lacks, as they were not run on every dataset."""
+    """Methods missing from some average because they were not run on every dataset."""
     return (
         sorted({cell.trainer for cell in cells if (cell.trainer, cell.shots) not in means}) if len(labels) > 1 else []
     )
@@ -288,7 +289,7 @@ def _captions(
     metric = " or ".join(sorted({cell.metric for cell in cells})).replace("_", " ")
     draws = sorted({len(cell.values) for cell in cells if uses_shots(cell.trainer)})
     number = " or ".join(map(str, draws))
-    lacking = f" Not run on every dataset, so not in each average: {', '.join(incomplete)}." if incomplete else ""
+    missing = f" Not run on every dataset, so not in each average: {', '.join(incomplete)}." if incomplete else ""
     bands = (
         f"means over {number} draws of the training images, bands: 95 % t-intervals over the draws (cut off where they "
         "leave the panel). The average's band is over draws of the mean over datasets."
@@ -300,11 +301,11 @@ def _captions(
     of = f"with {shots_label(shots)}" if shots != ALL_IMAGES else "with all training images"
     what = f"{split.capitalize()} {metric} (%)"
     found = {
-        "accuracy": f"{what} over the number of training images per class: {bands}{lines}{lacking}",
+        "accuracy": f"{what} over the number of training images per class: {bands}{lines}{missing}",
         "heatmap": f"{what} {of}, best average first. Colours: points better (blue) or worse (red) than the "
         "median of the methods on the same dataset.",
         "time": f"{what} {of} against the seconds of training and evaluating a run, without encoding images; means "
-        f"over datasets and draws.{lacking}",
+        f"over datasets and draws.{missing}",
     }
     if ranks:
         p = (
@@ -314,7 +315,7 @@ def _captions(
         )
         found["ranks"] = (
             f"Mean rank (1 is the best) over {ranks.datasets} datasets {of}. Bars join methods that Nemenyi's test at "
-            f"0.05 does not tell apart: their mean ranks differ by no more than the critical difference "
+            f"0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
             f"{ranks.critical_difference:.2f}.{p}"
         )
     return found
@@ -328,7 +329,7 @@ def tick(number: int) -> str:
 
 
 def positions_of(numbers: Sequence[int]) -> dict[int, float]:
-    """Where numbers of shots stand on an axis of base-2 logarithms; all training images to the right of the others."""
+    """Positions of numbers of shots on a base-2 logarithmic axis, with all training images rightmost."""
     found = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
     if ALL_IMAGES in numbers:
         found[ALL_IMAGES] = max(found.values(), default=-1.0) + 1.0
@@ -336,13 +337,13 @@ def positions_of(numbers: Sequence[int]) -> dict[int, float]:
 
 
 def ends(point: Estimate) -> tuple[float, float]:
-    """Of a band; without an interval both are the mean."""
+    """The ends of a band; both are the mean if there is no interval."""
     half = point.half or 0.0
     return point.mean - half, point.mean + half
 
 
 def limits(panel: Panel) -> tuple[float, float]:
-    """Of a panel's axis: all means lie within, and bands as far as they leave the curves legible."""
+    """Limits of a panel's axis: they contain all means, and as much of the bands as leaves the curves legible."""
     points = [point for curve in panel.curves for point in curve.points.values()]
     low, high = min(point.mean for point in points), max(point.mean for point in points)
     room = max(0.25 * (high - low), 2.0)

@@ -1,7 +1,7 @@
 """A sweep's figures as files for a paper: PNG, SVG and PDF by matplotlib, and LaTeX that includes them with captions.
 
-Text stays text in PDF (TrueType) and SVG. Widths are those of a two-column article: `COLUMN` or `PAGE`. Neither
-matplotlib's settings nor its backend are changed for the rest of the process, and equal numbers give equal files.
+Text remains text in PDF (TrueType) and SVG. Widths are those of a two-column article: `COLUMN` or `PAGE`. Matplotlib's
+settings and backend are left unchanged for the rest of the process, and equal numbers give identical files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dassl_lite.utils.errors import printable
 from dassl_lite.utils.lazy import optional_module
 
 COLUMN, PAGE = 3.35, 6.9  # inches
-Drawing = Callable[[Any], Any]  # on matplotlib's Figure
+Drawing = Callable[[Any], Any]  # draws on a matplotlib Figure
 FORMATS = ("png", "svg", "pdf")
 TEXT = "#1a1a1a"
 _MARKERS = "os^DvP<X>*p"
@@ -59,56 +59,56 @@ def draw(found: Figures | None, folder: Path, residuals: Sequence[Residuals] = (
     """Write the figures of a sweep into ``folder``, and ``figures.tex`` with their captions.
 
     Args:
-        found: None for those of residuals alone.
-        residuals: of methods that have some.
+        found: the figures; None to draw only residuals.
+        residuals: residuals of the methods that have them.
 
     Returns:
-        The files, without their formats' suffixes.
+        Paths of the figures, without suffixes.
 
     Raises:
         UserError: matplotlib is not installed, or the folder cannot be written.
     """
-    what: dict[str, Drawing] = {}
+    drawings: dict[str, Drawing] = {}
     captions: dict[str, str] = {}
     if found:
         captions |= found.captions
-        what |= {"accuracy": partial(_field, found), "heatmap": partial(_heat, found.heat)}
+        drawings |= {"accuracy": partial(_field, found), "heatmap": partial(_heat, found.heat)}
         if found.ranks:
-            what["ranks"] = partial(_ranks, found.ranks)
+            drawings["ranks"] = partial(_ranks, found.ranks)
         if found.costs:
-            what["time"] = partial(_time, found)
-    for number, one in enumerate(residuals, start=1):
-        for name, caption in captions_of(one).items():
+            drawings["time"] = partial(_time, found)
+    for number, residual in enumerate(residuals, start=1):
+        for name, caption in captions_of(residual).items():
             key = name if number == 1 else f"{name}-{number}"
             captions[key] = caption
-            what[key] = partial(_residuals if name == "residuals" else _residuals_by_class, one)
-    return write(what, captions, folder)
+            drawings[key] = partial(_residuals if name == "residuals" else _residuals_by_class, residual)
+    return write(drawings, captions, folder)
 
 
-def write(what: Mapping[str, Drawing], captions: Mapping[str, str], folder: Path) -> list[Path]:
+def write(drawings: Mapping[str, Drawing], captions: Mapping[str, str], folder: Path) -> list[Path]:
     """Write figures into ``folder`` in all formats.
 
     Args:
-        what: by name, a function that draws the figure on matplotlib's ``Figure``.
-        captions: by name.
+        drawings: name -> function that draws the figure on a matplotlib ``Figure``.
+        captions: name -> caption.
     """
     with _style():
         from matplotlib.figure import Figure
 
-        made = []
-        for name, drawn in what.items():
+        paths = []
+        for name, drawing in drawings.items():
             figure = Figure(layout="constrained")
-            drawn(figure)
-            made.append(folder / name)
+            drawing(figure)
+            paths.append(folder / name)
             _save(figure, folder / name)
     with _writing(folder), atomic_path(folder / "figures.tex") as temporary:
-        temporary.write_text(_latex(what, captions, folder), encoding="utf-8")
-    return made
+        temporary.write_text(_latex(drawings, captions, folder), encoding="utf-8")
+    return paths
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's settings for a paper, for as long as it lasts."""
+    """A context with matplotlib settings for papers."""
     matplotlib = optional_module("matplotlib", "plots", "--plots")
     with matplotlib.rc_context(_SETTINGS):
         yield
@@ -117,9 +117,9 @@ def _style() -> Iterator[None]:
 def _save(figure: Any, path: Path) -> None:
     with _writing(path.parent), warnings.catch_warnings():
         path.parent.mkdir(parents=True, exist_ok=True)
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn instead
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # once is enough for all formats
+        figure.set_layout_engine("none")  # one layout serves all formats
         for kind in FORMATS:
             with atomic_path(path.parent / f"{path.name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, metadata=_WITHOUT_DATE[kind])
@@ -134,7 +134,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _latex(names: Mapping[str, Any], captions: Mapping[str, str], folder: Path) -> str:
-    """Figures to be included in a document that uses graphicx and whose \\graphicspath names the folder."""
+    """LaTeX for a document that uses graphicx and whose \\graphicspath contains the folder."""
     lines = [
         r"% \usepackage{graphicx}, and \graphicspath{{FOLDER/}} with the folder of the figures",
         r"\makeatletter % a figure keeps its size unless the text is narrower",
@@ -154,7 +154,7 @@ def _latex(names: Mapping[str, Any], captions: Mapping[str, str], folder: Path) 
 
 
 def label(text: str, width: int = 26) -> str:
-    """A name as a figure shows it: printable, and not too long. A legend leaves out what starts with an underscore."""
+    """A name as shown in figures: printable and shortened. Legends omit names that start with an underscore."""
     text = printable(text)
     text = text if len(text) <= width else f"{text[: width - 9]}…{text[-8:]}"
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
@@ -164,7 +164,7 @@ def label(text: str, width: int = 26) -> str:
 
 
 def _field(found: Figures, figure: Any) -> None:
-    """A panel per dataset and one for the average, with one legend."""
+    """Draw a panel per dataset and one for the average, with a common legend."""
     rows = math.ceil(len(found.panels) / 4)
     columns = math.ceil(len(found.panels) / rows)
     width = COLUMN if columns == 1 else PAGE
@@ -221,7 +221,7 @@ def _panel(axis: Any, panel: Panel, found: Figures) -> None:
 
 
 def _legend(figure: Any, styles: Mapping[str, Style], width: float, *, lines: bool) -> float:
-    """One legend below a figure; returns about how many inches high it is."""
+    """Draw a legend below a figure; returns its approximate height in inches."""
     from matplotlib.lines import Line2D
 
     names = [label(name) for name in styles]
@@ -245,7 +245,7 @@ def _legend(figure: Any, styles: Mapping[str, Style], width: float, *, lines: bo
 
 
 def _marker(style: Style, size: float) -> dict[str, Any]:
-    """Settings of a method's marker; all kinds look about equally large."""
+    """Settings of a method's marker, sized so that all kinds look about equally large."""
     kind = _MARKERS[style.marker]
     return {"marker": kind, "ms": size * {"D": 0.8, "*": 1.45, "s": 0.92}.get(kind, 1.05), "mec": "white"}
 
@@ -260,7 +260,7 @@ def _heat(heat: HeatMap, figure: Any) -> None:
     figure.set_size_inches(width, max(1.6, 0.9 + 0.17 * len(heat.methods)))
     axis = figure.subplots()
     contrast, values = heat.contrast, heat.values
-    if several:  # the average stands apart, without a colour
+    if several:  # the average is a separate column, without colour
         contrast = np.column_stack([contrast, np.full(len(heat.methods), np.nan)])
         values = np.column_stack([values, heat.averages])
     axis.hlines(np.arange(1, len(heat.methods)) - 0.5, -0.5, columns - 0.5, color="white", lw=0.7)
@@ -283,7 +283,7 @@ def _heat(heat: HeatMap, figure: Any) -> None:
 
 
 def _ranks(found: RankDiagram, figure: Any) -> None:
-    """Demsar's diagram: an axis of ranks, the better half's names on the left, bars over what is not told apart."""
+    """Draw Demsar's diagram: an axis of ranks, the better half on the left, bars joining indistinguishable methods."""
     count = len(found.methods)
     left = math.ceil(count / 2)
     low, high = 1.0, float(count)
@@ -352,7 +352,7 @@ def _time(found: Figures, figure: Any) -> None:
 
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with plain numbers as ticks."""
+    """Make the x axis logarithmic, with plain numbers as ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
@@ -367,7 +367,7 @@ def log_axis(axis: Any, values: Sequence[float]) -> None:
 
 
 def _residuals(found: Residuals, figure: Any) -> None:
-    """A point per dataset, named; bars are intervals over draws."""
+    """Draw a named point per dataset, with intervals over draws as bars."""
     figure.set_size_inches(COLUMN, 2.5)
     axis = figure.subplots()
     x = [row.difficulty for row in found.rows]
@@ -392,9 +392,9 @@ def _minus(text: str) -> str:
 
 
 def _name_points(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """Write a name beside each point, where it covers the least of the other points and names."""
-    axis.figure.draw_without_rendering()  # so that it is known where points are
-    points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi  # in points of type
+    """Write a name next to each point, where it covers the fewest other points and names."""
+    axis.figure.draw_without_rendering()  # fixes the positions of the points
+    points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi  # in typographic points
     (left, bottom), (right, top) = axis.bbox.get_points() * 72 / axis.figure.dpi
     taken = [(a - 2.5, b - 2.5, a + 2.5, b + 2.5) for a, b in points]
 
@@ -415,7 +415,7 @@ def _name_points(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequenc
 
 
 def _residuals_by_class(found: Residuals, figure: Any) -> None:
-    """A panel per dataset, with a point per class."""
+    """Draw a panel per dataset, with a point per class."""
     rows = [row for row in found.rows if row.by_class]
     lines = math.ceil(len(rows) / 4)
     columns = math.ceil(len(rows) / lines)
@@ -432,9 +432,9 @@ def _residuals_by_class(found: Residuals, figure: Any) -> None:
 
 
 def _classes(axis: Any, row: Residual) -> None:
-    known = [one for one in row.by_class if not math.isnan(one.zero_shot)]
+    known = [residual for residual in row.by_class if not math.isnan(residual.zero_shot)]
     size = 3.0 if len(known) < 120 else 1.6
-    x, y = [one.zero_shot for one in known], [one.norm for one in known]
+    x, y = [residual.zero_shot for residual in known], [residual.norm for residual in known]
     axis.plot(x, y, "o", ms=size, mec="white", mew=0.2, color=COLOURS[0])
     axis.set_xlim(-4, 104)
     r = row.within.r

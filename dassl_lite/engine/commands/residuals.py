@@ -1,13 +1,13 @@
-"""How large a residual a task needs, against how hard it is for zero-shot CLIP: figure 4 of the TaskRes paper.
+"""The size of a task's residual versus its difficulty for zero-shot CLIP: figure 4 of the TaskRes paper.
 
     relative transfer difficulty = (1 / K) / zero-shot accuracy
 
-is the accuracy of guessing among K classes over that of zero-shot CLIP. Against it stands the mean absolute value of
-the learned residual x (K, D), before its scale alpha. Within a dataset, the length of a class's row of x stands against
-zero-shot CLIP's accuracy on the images of the class.
+is the accuracy of guessing among K classes divided by that of zero-shot CLIP. It is compared with the mean absolute
+value of the learned residual x (K, D), before its scale alpha. Within a dataset, the norm of a class's row of x is
+compared with zero-shot CLIP's accuracy on the images of the class.
 
-A method takes part if it declares ``class_residual``, the name of its residual in the checkpoint. Zero-shot CLIP is
-that of the run's own line "Zero-shot CLIP before training".
+Methods are included if they declare ``class_residual``, the name of their residual in the checkpoint. Zero-shot
+accuracies are those that the runs logged as "Zero-shot CLIP before training".
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ from dassl_lite.evaluation.statistics import Estimate, estimate, permutation_p, 
 from dassl_lite.utils import UserError, setup_logger
 from dassl_lite.utils.torchtools import load_run_checkpoint
 
-SHOTS = 16  # the paper's
+SHOTS = 16  # as in the paper
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of ``count`` pairs, the ends of its 95 % interval, p of a permutation test;
-    NaN where there is none."""
+    """Spearman's rank correlation of ``count`` pairs, its 95 % interval and permutation p; NaN if undefined."""
 
     r: float
     low: float
@@ -66,12 +65,12 @@ class Correlation:
 
 @dataclass(frozen=True)
 class ClassResidual:
-    """A class of a dataset.
+    """The residual of one class of a dataset.
 
     Attributes:
-        images: test images.
-        zero_shot: zero-shot CLIP's accuracy on them in percent; NaN without any.
-        norm: length of the residual's row, mean over seeds.
+        images: number of test images.
+        zero_shot: zero-shot CLIP's accuracy on them, in percent; NaN if there are none.
+        norm: norm of the residual's row, mean over seeds.
     """
 
     classname: str
@@ -85,11 +84,11 @@ class Residual:
     """A method's residual on one dataset, over seeds.
 
     Attributes:
-        classes: K.
-        zero_shot: zero-shot CLIP's accuracy in percent.
+        classes: number of classes K.
+        zero_shot: zero-shot CLIP's accuracy, in percent.
         magnitudes: mean absolute value of the residual, one per seed.
-        scale: alpha, by which the residual is multiplied; NaN if the config does not say it.
-        by_class: empty if ``reason`` says why it is not known.
+        scale: factor alpha of the residual; NaN if the config does not contain it.
+        by_class: residuals by class; empty if not known, for the reason in ``reason``.
     """
 
     method: str
@@ -106,7 +105,7 @@ class Residual:
 
     @property
     def difficulty(self) -> float:
-        """Relative transfer difficulty; infinite if zero-shot CLIP is never right."""
+        """Relative transfer difficulty; infinite if zero-shot CLIP's accuracy is zero."""
         return 100.0 / self.classes / self.zero_shot if self.zero_shot else math.inf
 
     @property
@@ -115,9 +114,9 @@ class Residual:
 
     @property
     def within(self) -> Correlation:
-        """Of the rows' lengths with zero-shot CLIP's accuracy on the classes."""
-        known = [one for one in self.by_class if not math.isnan(one.zero_shot)]
-        return Correlation.of([one.zero_shot for one in known], [one.norm for one in known])
+        """Correlation of the rows' norms with zero-shot CLIP's accuracy on the classes."""
+        known = [residual for residual in self.by_class if not math.isnan(residual.zero_shot)]
+        return Correlation.of([residual.zero_shot for residual in known], [residual.norm for residual in known])
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Residuals:
 
     @property
     def over_datasets(self) -> Correlation:
-        """Of the mean magnitude with the relative transfer difficulty."""
+        """Correlation of the mean magnitude with the relative transfer difficulty."""
         return Correlation.of([row.difficulty for row in self.rows], [row.magnitude.mean for row in self.rows])
 
     @property
@@ -150,10 +149,10 @@ class _Run:
 
 
 def gather_residuals(folder: Path, shots: int = SHOTS, *, by_class: bool = True) -> tuple[list[Residuals], list[str]]:
-    """The residuals of the runs with ``shots`` below a folder, and notes on runs that are left out.
+    """Gather the residuals of the runs with ``shots`` below a folder, and notes on runs that were left out.
 
     Args:
-        by_class: evaluate zero-shot CLIP class by class, which needs the datasets, or their features in the cache.
+        by_class: also evaluate zero-shot CLIP for each class, which needs the datasets or their cached features.
 
     Raises:
         UserError: no run has a residual.
@@ -164,13 +163,13 @@ def gather_residuals(folder: Path, shots: int = SHOTS, *, by_class: bool = True)
         results = None if path.parent.name == REPLACED else read_results(path.parent)
         name = _residual_of(results) if results and results.get("num_shots") == shots else ""
         if results and name:
-            found = _read(path.parent, results, name)
+            run = _read(path.parent, results, name)
             label = f"{results.get('method') or results['trainer']} on {dataset_label(results)}"
-            if isinstance(found, str):
-                notes.append(f"{label} is left out: {found}")
+            if isinstance(run, str):
+                notes.append(f"{label} is left out: {run}")
                 continue
             key = (str(results.get("method") or results["trainer"]), backbone_label(results), dataset_label(results))
-            groups[key].append(found)
+            groups[key].append(run)
     if not groups:
         why = f" ({'; '.join(dict.fromkeys(notes))})" if notes else ""
         raise UserError(f"--residuals: no finished run with {shots} shots below {folder} has a residual per class{why}")
@@ -180,18 +179,18 @@ def gather_residuals(folder: Path, shots: int = SHOTS, *, by_class: bool = True)
         if by_class:
             row = _with_classes(row, runs)
         if row.reason:
-            notes.append(f"{method} on {dataset}: no classes, since {row.reason}")
+            notes.append(f"{method} on {dataset}: no results per class, since {row.reason}")
         by_method[method, backbone].append(row)
-    made = [
+    found = [
         Residuals(method, backbone, shots, tuple(sorted(rows, key=lambda row: (row.difficulty, row.dataset))))
         for (method, backbone), rows in sorted(by_method.items())
     ]
-    for one in made:
-        if len({row.scale for row in one.rows if not math.isnan(row.scale)}) > 1:
+    for residuals in found:
+        if len({row.scale for row in residuals.rows if not math.isnan(row.scale)}) > 1:
             notes.append(
-                f"{one.method} has other scales of the residual on some datasets; magnitudes are before the scale"
+                f"{residuals.method} has different residual scales on some datasets; magnitudes are before scaling"
             )
-    return made, list(dict.fromkeys(notes))
+    return found, list(dict.fromkeys(notes))
 
 
 def _residual_of(results: Mapping[str, Any]) -> str:
@@ -202,12 +201,12 @@ def _residual_of(results: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path, results: Mapping[str, Any], name: str) -> _Run | str:
-    """The run in ``folder``, or why it cannot take part."""
+    """The run in ``folder``, or why it cannot be included."""
     zero_shot = results.get("zero_shot_accuracy")
     if not isinstance(zero_shot, int | float) or isinstance(zero_shot, bool) or not math.isfinite(zero_shot):
-        return "its results do not say zero-shot CLIP's accuracy"
+        return "its results do not contain zero-shot CLIP's accuracy"
     if zero_shot <= 0:
-        return "zero-shot CLIP is never right, so that the difficulty is infinite"
+        return "zero-shot CLIP's accuracy is zero, so the difficulty is infinite"
     kind = TRAINER_REGISTRY.get(results["trainer"])
     try:
         state = load_run_checkpoint(CheckpointStore(folder).find(kind.model_name))
@@ -217,7 +216,7 @@ def _read(folder: Path, results: Mapping[str, Any], name: str) -> _Run | str:
     names = tuple(map(str, state.get("meta", {}).get("classnames") or ()))
     residual = weights.get(name) if isinstance(weights, Mapping) else None
     if not isinstance(residual, torch.Tensor) or residual.dim() != 2 or len(residual) != (len(names) or len(residual)):
-        return "its residual is not one row per class"
+        return "its residual does not have one row per class"
     if not residual.isfinite().all():
         return "its residual is not finite"
     node = config_in(results, folder)["TRAINER"].get(results["trainer"], {})
@@ -247,7 +246,7 @@ def _with_classes(row: Residual, runs: Sequence[_Run]) -> Residual:
     except (UserError, RuntimeError) as error:
         return replace(row, reason=str(error))
     if counts is None:
-        return replace(row, reason="zero-shot CLIP has no accuracy per class there")
+        return replace(row, reason="zero-shot CLIP has no per-class accuracy there")
     norms = torch.stack([run.residual.norm(dim=1) for run in runs]).mean(dim=0).tolist()
     names = first.classnames or tuple(trainer.classnames)
     classes = [
@@ -270,9 +269,9 @@ def _quiet() -> Any:
 
 
 def residual_tables(found: Sequence[Residuals]) -> tuple[list[Table], list[str]]:
-    """For each method a row per dataset, and the rank correlations; with what a reader must know."""
+    """For each method, a table with a row per dataset and one of rank correlations; and notes for the reader."""
     tables, notes = [], []
-    for one in found:
+    for residuals in found:
         rows = [
             [
                 row.dataset,
@@ -283,24 +282,25 @@ def residual_tables(found: Sequence[Residuals]) -> tuple[list[Table], list[str]]
                 "" if math.isnan(row.scale) else f"{row.scale:g}",
                 str(len(row.seeds)),
             ]
-            for row in one.rows
+            for row in residuals.rows
         ]
         headers = ["dataset", "classes", "zero-shot %", "difficulty", "mean |residual|", "scale", "seeds"]
-        tables.append(Table(f"Residual against relative transfer difficulty, {one.title}", headers, rows))
-        correlations = (
-            [("over datasets", "mean |residual| with difficulty", one.over_datasets)] if len(one.rows) > 1 else []
-        )
+        tables.append(Table(f"Residual against relative transfer difficulty, {residuals.title}", headers, rows))
+        correlations = []
+        if len(residuals.rows) > 1:
+            correlations.append(("over datasets", "mean |residual| with difficulty", residuals.over_datasets))
         what = "length of the class's residual with zero-shot accuracy"
-        correlations += [(f"classes of {row.dataset}", what, row.within) for row in one.rows if row.by_class]
+        correlations += [(f"classes of {row.dataset}", what, row.within) for row in residuals.rows if row.by_class]
         lines = [
             [where, what, "" if math.isnan(of.r) else f"{of.r:+.2f}", of.interval, _p(of.p), str(of.count)]
             for where, what, of in correlations
         ]
         if lines:
             headers = ["where", "what", "Spearman", "95 % interval", "permutation p", "pairs"]
-            tables.append(Table(f"Rank correlations, {one.title}", headers, lines))
-        if len(one.rows) == 1:
-            notes.append(f"{one.title}: one dataset ({one.rows[0].dataset}), so no rank correlation over datasets")
+            tables.append(Table(f"Rank correlations, {residuals.title}", headers, lines))
+        if len(residuals.rows) == 1:
+            name = residuals.rows[0].dataset
+            notes.append(f"{residuals.title}: one dataset ({name}), so no rank correlation over datasets")
     notes.append(
         "relative transfer difficulty: (1 / classes) / zero-shot accuracy; residual: as learned, before its scale; "
         "interval of a rank correlation: Fisher's z with Bonett and Wright's variance"
@@ -317,39 +317,41 @@ def _p(value: float) -> str:
 
 
 def as_plain(found: Sequence[Residuals]) -> list[dict[str, Any]]:
-    """Everything in full precision, for JSON; None where there is no number."""
+    """Everything in full precision, for JSON; None where a number is undefined."""
     return [
         {
-            **{"method": one.method, "backbone": one.backbone, "shots": one.shots},
-            "over_datasets": _finite(asdict(one.over_datasets)),
+            **{"method": residuals.method, "backbone": residuals.backbone, "shots": residuals.shots},
+            "over_datasets": _finite(asdict(residuals.over_datasets)),
             "datasets": [
                 _finite({**asdict(row), "difficulty": row.difficulty, "magnitude": row.magnitude.mean})
-                | {"by_class": [_finite(asdict(of)) for of in row.by_class], "within": _finite(asdict(row.within))}
-                for row in one.rows
+                | {"by_class": [_finite(asdict(item)) for item in row.by_class], "within": _finite(asdict(row.within))}
+                for row in residuals.rows
             ],
         }
-        for one in found
+        for residuals in found
     ]
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(of, float) and not math.isfinite(of) else of for key, of in values.items()}
-
-
-def captions_of(one: Residuals) -> dict[str, str]:
-    """Of the figures "residuals", and "residuals-classes" if classes are known."""
-    over = one.over_datasets
-    said = str(over)
-    if not math.isnan(over.p):
-        said += f", permutation test p {'< 0.001' if over.p < 0.001 else f'= {over.p:.3f}'}"
-    found = {
-        "residuals": f"Mean absolute value of the learned residual against the relative transfer difficulty "
-        f"(1/K)/(zero-shot accuracy) of {len(one.rows)} datasets: {one.title}. Bars: 95 % t-intervals over draws. "
-        f"Over datasets: {said}."
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
-    if any(row.by_class for row in one.rows):
-        found["residuals-classes"] = (
+
+
+def captions_of(residuals: Residuals) -> dict[str, str]:
+    """Captions of the figure "residuals" and, if classes are known, of "residuals-classes"."""
+    over = residuals.over_datasets
+    correlation = str(over)
+    if not math.isnan(over.p):
+        correlation += f", permutation test p {'< 0.001' if over.p < 0.001 else f'= {over.p:.3f}'}"
+    captions = {
+        "residuals": f"Mean absolute value of the learned residual against the relative transfer difficulty "
+        f"(1/K)/(zero-shot accuracy) of {len(residuals.rows)} datasets: {residuals.title}. Bars: 95 % t-intervals over "
+        f"draws. Over datasets: {correlation}."
+    }
+    if any(row.by_class for row in residuals.rows):
+        captions["residuals-classes"] = (
             "Length of each class's learned residual, mean over draws, against zero-shot CLIP's accuracy on the class: "
-            f"{one.title}. In brackets: Spearman's rank correlation."
+            f"{residuals.title}. In brackets: Spearman's rank correlation."
         )
-    return found
+    return captions

@@ -1,6 +1,6 @@
 """One trial of a search: a run with some settings, measured on validation images or on folds of the training images.
 
-The test split is taken out of the dataset before anything is read.
+The test split is removed from the dataset before anything is read.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from dassl_lite.utils.seeding import random_streams_kept
 logger = get_logger(__name__)
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
-_REPORTS, _COSTLY_REPORTS = 10, 4  # of a run on the way, where evaluating is cheap and where it encodes images
-_BEFORE_PRUNING, _WARM_UP = 5, 2  # finished trials, and reports of a trial, before any is broken off
+_REPORTS, _COSTLY_REPORTS = 10, 4  # intermediate reports of a run: if evaluation is cheap, and if it encodes images
+_BEFORE_PRUNING, _WARM_UP = 5, 2  # finished trials, and reports of a trial, before pruning starts
 _TEMPORARY = ".trial-"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for, and how.
+    """The settings of a search.
 
     Attributes:
         trainer: name of the method.
         shared: config arguments of all trials.
-        space: the keys that are searched over.
-        folder: of the search.
-        trials: how many.
-        seed: of the proposals, and of the folds.
-        seeds: of the few-shot draws and of training; a trial is the mean over them.
-        folds: parts that the training images are left out in; 0: there are validation images, which are used.
-        prunes: whether trials that fall behind are broken off.
-        jobs: trials at a time, which are proposed together.
+        space: the keys to search over.
+        folder: folder of the search.
+        trials: number of trials.
+        seed: seed of the proposals and of the folds.
+        seeds: seeds of the few-shot draws and of training; a trial's value is the mean over them.
+        folds: number of cross-validation folds of the training images; 0 uses validation images.
+        prunes: whether trials that fall behind are pruned.
+        jobs: number of parallel trials, which are proposed together.
     """
 
     trainer: str
@@ -71,7 +71,7 @@ class Search:
     jobs: int = 1
 
     def config(self, seed: int, params: Mapping[str, Value] | None = None, folder: str | Path = "") -> CfgNode:
-        """The frozen config of a run: the recipe's, with these settings."""
+        """The frozen config of a run: the recipe with these settings."""
         shared = self.shared
         cfg = make_config(
             trainer=self.trainer,
@@ -89,29 +89,29 @@ class Search:
 
     @property
     def runs(self) -> list[tuple[int, int]]:
-        """Seed and fold of each run of a trial; the fold is -1 where validation images are used."""
+        """Seed and fold of each run of a trial; the fold is -1 if validation images are used."""
         return list(itertools.product(self.seeds, range(self.folds) if self.folds else (-1,)))
 
     @property
     def measured_on(self) -> str:
-        """Where the value of a trial is from, for people."""
+        """What a trial's value is measured on, for messages."""
         return measured_on(self.folds, self.seeds)
 
 
 def measured_on(folds: int, seeds: Sequence[int]) -> str:
-    """Where the value of a trial is from, for people."""
-    where = f"training images left out in {folds} folds" if folds else "the validation images"
+    """What a trial's value is measured on, for messages."""
+    where = f"training images held out in {folds} folds" if folds else "the validation images"
     return f"{where}, seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one process needs to do a trial.
+    """A trial to be done by one process.
 
     Attributes:
-        number: from 0.
+        number: number of the trial, from 0.
         params: key -> value.
-        earlier: the reports of each trial that is complete, which say whether this one falls behind.
+        earlier: the reports of each complete trial, to detect whether this one falls behind.
     """
 
     number: int
@@ -121,14 +121,14 @@ class Trial:
 
 @dataclass
 class Result:
-    """What became of a trial.
+    """The result of a trial.
 
     Attributes:
-        state: one of the words above.
-        value: mean over its runs of the main metric, in percent; NaN unless it is complete.
-        metric: its name.
-        reports: step -> value on the way: tenths of the first run, then runs.
-        runs: the metric of each.
+        state: `COMPLETE`, `PRUNED` or `FAILED`.
+        value: mean of the main metric over its runs, in percent; NaN unless it is complete.
+        metric: name of the main metric.
+        reports: step -> intermediate value; the steps are tenths of the first run, then runs.
+        runs: the metric of each run.
         reason: why it failed.
     """
 
@@ -143,36 +143,36 @@ class Result:
     reason: str = ""
 
 
-class _BrokenOff(Exception):  # noqa: N818 (no error)
+class _Pruned(Exception):  # noqa: N818 (not an error)
     """The trial falls behind others."""
 
 
 def with_folds(search_folds: int, cfg: CfgNode) -> int:
-    """The number of folds to measure in: 0 if the dataset has validation images, unless folds are asked for.
+    """The number of cross-validation folds; 0 if the dataset has validation images, unless folds are requested.
 
     Args:
-        search_folds: as asked for; 0: no wish.
-        cfg: of a run.
+        search_folds: requested number; 0 for no preference.
+        cfg: config of a run.
 
     Raises:
-        UserError: nothing can be left out.
+        UserError: no training image can be held out.
     """
-    set_random_seed(max(cfg.SEED, 0))  # the draw is made here if it has not been made before
+    set_random_seed(max(cfg.SEED, 0))  # the few-shot split is drawn here if it does not exist yet
     dataset, name = build_dataset(cfg), cfg.DATASET.NAME
     if not search_folds and dataset.val and not validates_on_test(dataset):
         return 0
     if dataset.multi_label:
         raise UserError(
-            f"{name} has no validation images to tune on; leaving out training images needs images of one class each, "
-            "and it is multi-label"
+            f"{name} has no validation images to tune on; holding out training images needs images of one class each, "
+            "but it is multi-label"
         )
-    found = int(_folds(dataset, search_folds or 5, 1).max()) + 1
-    if found < 2:
+    folds = int(_folds(dataset, search_folds or 5, 1).max()) + 1
+    if folds < 2:
         raise UserError(
-            f"{name} has no validation images to tune on, and with one training image per class none can be left out; "
+            f"{name} has no validation images to tune on, and with one training image per class none can be held out; "
             "use --shots 2 or more"
         )
-    return found
+    return folds
 
 
 def _folds(dataset: DatasetBase, most: int, seed: int) -> torch.Tensor:
@@ -180,14 +180,14 @@ def _folds(dataset: DatasetBase, most: int, seed: int) -> torch.Tensor:
 
 
 def _without_test(dataset: DatasetBase, search: Search, fold: int) -> None:
-    """Take the test images out of a dataset; a fold of the training images stands in for them, unless it is -1."""
+    """Remove the test images from a dataset; a fold of the training images replaces them, unless it is -1."""
     if fold < 0:
         assert not validates_on_test(dataset)
         dataset.use_splits(dataset.train_x, dataset.val, None)
         return
-    out = (_folds(dataset, search.folds, search.seed) == fold).tolist()
-    rest = [item for item, left_out in zip(dataset.train_x, out, strict=True) if not left_out]
-    held_out = [item for item, left_out in zip(dataset.train_x, out, strict=True) if left_out]
+    mask = (_folds(dataset, search.folds, search.seed) == fold).tolist()
+    rest = [item for item, is_held_out in zip(dataset.train_x, mask, strict=True) if not is_held_out]
+    held_out = [item for item, is_held_out in zip(dataset.train_x, mask, strict=True) if is_held_out]
     dataset.use_splits(rest, None, held_out)
 
 
@@ -196,37 +196,37 @@ def _without_test(dataset: DatasetBase, search: Search, fold: int) -> None:
 
 @contextlib.contextmanager
 def _run_of(search: Search, params: Mapping[str, Value] | None, seed: int, fold: int) -> Iterator[Any]:
-    """The trainer of a run, ready to train; its files are gone afterwards."""
-    place = search.folder if search.folder.is_dir() else None  # another machine may not see it
+    """A context with the trainer of a run, ready to train; its files are deleted afterwards."""
+    place = search.folder if search.folder.is_dir() else None  # another machine may not have access to it
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=place, ignore_cleanup_errors=True) as folder:
         cfg = search.config(seed, params, folder)
         with changed_datasets(partial(_without_test, search=search, fold=fold)):
             trainer = run.build(cfg)
         try:
-            run.before_training(trainer)  # draws the random numbers that it draws in train.py
+            run.before_training(trainer)  # draws the same random numbers as in train.py
             yield trainer
         finally:
             setup_logger()  # closes the run's log
 
 
 def clear(folder: Path) -> None:
-    """Remove what a search that was killed has left in its folder."""
+    """Remove what a killed search has left in its folder."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def prepare(search: Search) -> None:
-    """Build a run of the search, so that what is wrong with all of them is told at once, and extract its features."""
+    """Build one run of the search, so that common errors are reported first, and extract its features."""
     with _run_of(search, None, *search.runs[0]) as trainer:
         idle = trainer.idle_keys() if hasattr(trainer, "idle_keys") else {}
-        for one in search.space:
-            parts = one.key.split(".")
+        for dimension in search.space:
+            parts = dimension.key.split(".")
             names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
             why = next((idle[name] for name in names if name in idle), "")
             if why and len(search.space) == 1:
-                raise UserError(f"--space {one.key} has no effect in these runs: {why}")
+                raise UserError(f"--space {dimension.key} has no effect in these runs: {why}")
             if why:
-                logger.warning(f"--space {one.key} has no effect with the recipe's values: {why}")
+                logger.warning(f"--space {dimension.key} has no effect with the recipe's values: {why}")
         for loader in (trainer.train_loader_x, trainer.val_loader, trainer.test_loader):
             if getattr(loader, "gives_features", False):
                 _ = loader.views
@@ -247,9 +247,9 @@ def do_trial(trial: Trial, search: Search) -> Result:
             result.value = sum(result.runs) / len(result.runs)
             if report and number + 1 < len(search.runs):
                 report(_REPORTS + number + 1, result.value)
-    except _BrokenOff:
+    except _Pruned:
         result.state = PRUNED
-    except NotFiniteError as error:  # these settings are bad, and Optuna learns it
+    except NotFiniteError as error:  # bad settings, which Optuna should learn to avoid
         result.state, result.reason = PRUNED, str(error)
     except UserError as error:
         result.state, result.reason = FAILED, str(error)
@@ -263,10 +263,10 @@ def do_trial(trial: Trial, search: Search) -> Result:
 
 
 def _value(trainer: Any) -> tuple[str, float]:
-    """The name and the value of the metric that a run ends with.
+    """The name and final value of a run's main metric.
 
     Raises:
-        UserError: there is none, or it is no number.
+        UserError: there is none, or it is not a number.
     """
     metrics = trainer.results.get(trainer.cfg.TEST.SPLIT, {})
     name = main_metric(metrics)
@@ -283,24 +283,24 @@ def optuna_library() -> Any:
 
 
 def _reporter(trial: Trial, result: Result) -> Callable[[int, float], None]:
-    """A function that notes a value on the way, and raises `_BrokenOff` if it is below the median of earlier trials."""
+    """A function that records an intermediate value and raises `_Pruned` if it is below earlier trials' median."""
     optuna = optuna_library()
     pruner = optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=_WARM_UP)
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    study.add_trials([optuna.trial.create_trial(value=0.0, intermediate_values=one) for one in trial.earlier])
+    study.add_trials([optuna.trial.create_trial(value=0.0, intermediate_values=reports) for reports in trial.earlier])
 
     def report(step: int, value: float) -> None:
         result.reports[step] = value
-        now = study.ask()  # with this report alone: a trial that starts from CLIP's own texts was never worse before
+        now = study.ask()  # this report only: a trial that starts from CLIP's text features was never worse before
         now.report(value, step)
         if now.should_prune():
-            raise _BrokenOff
+            raise _Pruned
 
     return report
 
 
 def _report_epochs(trainer: Any, report: Callable[[int, float], None]) -> None:
-    """Have a trainer report after each tenth of its epochs, without a trace in what it draws and learns."""
+    """Make a trainer report after each tenth of its epochs, without affecting its random draws or training."""
     split, after_epoch = trainer.cfg.TEST.SPLIT, trainer.after_epoch
     cheap = getattr(trainer.val_loader if split == "val" else trainer.test_loader, "gives_features", False)
     reports = _REPORTS if cheap else _COSTLY_REPORTS
@@ -308,19 +308,22 @@ def _report_epochs(trainer: Any, report: Callable[[int, float], None]) -> None:
     def with_report() -> None:
         after_epoch()
         done, before = (reports * epoch // trainer.max_epoch for epoch in (trainer.epoch + 1, trainer.epoch))
-        if before < done < reports:  # the last one is the trial's value
+        if before < done < reports:  # the last one is reported as the trial's value
             report(done * _REPORTS // reports, _value_now(trainer, split))
 
     trainer.after_epoch = with_report
 
 
 def _value_now(trainer: Any, split: str) -> float:
-    """What a run would give if it ended now."""
+    """The metric that a run would reach if it ended now."""
     last = trainer.history[-1] if trainer.history else {}
-    if (last.get("epoch"), last.get("split")) != (trainer.epoch + 1, split):  # an epoch is selected: it is known
-        kept = list(trainer.history), dict(trainer.results), dict(trainer.seconds)
+    if (last.get("epoch"), last.get("split")) != (
+        trainer.epoch + 1,
+        split,
+    ):  # with epoch selection, it has been evaluated already
+        saved = list(trainer.history), dict(trainer.results), dict(trainer.seconds)
         with random_streams_kept(), trainer.deployed():
             trainer.test(split)
         last = trainer.history[-1]
-        trainer.history, trainer.results, trainer.seconds = kept
+        trainer.history, trainer.results, trainer.seconds = saved
     return float(last[main_metric(last)])

@@ -1,11 +1,11 @@
-"""The search for a method's settings by what they reach on validation images; no test image is read.
+"""Hyper-parameter search by performance on validation images; no test image is read.
 
-A trial is a run as `tools/train.py` would do it, but for its images: the test split is taken out of the dataset before
-anything is read. Where there are no validation images, folds of the training images are left out in turn.
+A trial is a run as `tools/train.py` would do it, except that the test split is removed from the dataset before anything
+is read. If there are no validation images, folds of the training images are held out in turn.
 
-Optuna proposes settings and says which trials to break off. What a trial is depends on the search's seed and on the
-trials of the batches before it alone, so a search that was stopped goes on as if it had not been. A batch is as many
-trials as run at a time.
+Optuna proposes settings and decides which trials to prune. A trial depends only on the search's seed and on the trials
+of earlier batches, so a stopped search resumes as if it had never been interrupted. A batch is the set of trials that
+run in parallel.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ STUDY = "search"
 
 
 class Study:
-    """The finished trials of a search, kept in an SQLite file as Optuna keeps them.
+    """The finished trials of a search, stored in Optuna's SQLite format.
 
     Args:
-        search: whose trials they are.
+        search: the search.
 
     Raises:
-        UserError: the folder holds another search, or a file that is none.
+        UserError: the folder contains another search, or its file cannot be used.
     """
 
     def __init__(self, search: Search) -> None:
         self.search, self.optuna = search, optuna_library()
-        self.space = {one.key: one.distribution(self.optuna) for one in search.space}
+        self.space = {dimension.key: dimension.distribution(self.optuna) for dimension in search.space}
         path = search.folder / STORE
         with _reading(path):
             self.stored = self.optuna.create_study(
                 storage=_storage(self.optuna, path), study_name=STUDY, direction="maximize", load_if_exists=True
             )
             self._check_same(path)
-            self.results = {one.number: one for one in map(_result, self.stored.get_trials(deepcopy=False))}
+            self.results = {result.number: result for result in map(_result, self.stored.get_trials(deepcopy=False))}
 
     def _check_same(self, path: Path) -> None:
-        """Refuse to go on with another search."""
+        """Refuse to resume a different search."""
         search = self.search
         own = {
             "trainer": search.trainer,
-            "--space": " ".join(one.text for one in search.space),
+            "--space": " ".join(dimension.text for dimension in search.space),
             "--seed": search.seed,
             "--seeds": list(search.seeds),
             "folds": search.folds,
@@ -103,7 +103,7 @@ class Study:
         checkpoint.check_same_run(before.get("config", {}), config, path)
 
     def _frozen(self, result: Result) -> Any:
-        """A result as a trial of Optuna's."""
+        """A result as an Optuna trial."""
         names = ("number", "metric", "runs", "seconds", "reason")
         state = {COMPLETE: "COMPLETE", PRUNED: "PRUNED", FAILED: "FAIL"}[result.state]
         return self.optuna.trial.create_trial(
@@ -116,26 +116,26 @@ class Study:
         )
 
     def add(self, result: Result) -> None:
-        """Keep the result of a trial."""
+        """Store the result of a trial."""
         self.stored.add_trial(self._frozen(result))
         self.results[result.number] = result
 
     def before(self, number: int) -> list[Result]:
-        """The results of the trials before one, in their order."""
-        return [self.results[one] for one in sorted(self.results) if one < number]
+        """The results of the trials before trial ``number``, in order."""
+        return [self.results[earlier] for earlier in sorted(self.results) if earlier < number]
 
     def reports_before(self, number: int) -> tuple[dict[int, float], ...]:
-        """The reports of the complete trials before one."""
-        return tuple(one.reports for one in self.before(number) if one.state == COMPLETE)
+        """The reports of the complete trials before trial ``number``."""
+        return tuple(result.reports for result in self.before(number) if result.state == COMPLETE)
 
     def proposals(self, numbers: range, first: Mapping[str, Value] | None) -> list[Trial]:
-        """Trials with these numbers, from what those before all of them gave.
+        """Propose trials with these numbers, given the results of all trials before them.
 
         Args:
             first: the settings of trial 0; None lets Optuna choose.
         """
         study, reports = self.optuna.create_study(direction="maximize"), self.reports_before(numbers[0])
-        study.add_trials([self._frozen(one) for one in self.before(numbers[0])])
+        study.add_trials([self._frozen(result) for result in self.before(numbers[0])])
         found = []
         for number in numbers:
             seed = (self.search.seed * 1_000_003 + number) % 2**32
@@ -146,25 +146,25 @@ class Study:
 
     @property
     def best(self) -> Result | None:
-        """The complete trial with the highest value, the first of equals; None if there is none."""
+        """The complete trial with the highest value, the first in a tie; None if there is none."""
         return best_of(self.results.values())
 
     def importances(self) -> dict[str, float]:
-        """How much of the differences between trials each key explains, by fANOVA; empty if there are too few."""
+        """The share of variation between trials that each key explains, by fANOVA; empty for too few trials."""
         return _importances(self.optuna, self.stored, self.results.values())
 
 
-def _result(one: Any) -> Result:
-    """A trial of Optuna's as a result."""
-    about = one.user_attrs
-    state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED}.get(one.state.name, FAILED)
+def _result(trial: Any) -> Result:
+    """Convert an Optuna trial to a result."""
+    about = trial.user_attrs
+    state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED}.get(trial.state.name, FAILED)
     return Result(
         about["number"],
-        dict(one.params),
+        dict(trial.params),
         state,
-        one.value if state == COMPLETE else math.nan,
+        trial.value if state == COMPLETE else math.nan,
         about["metric"],
-        dict(one.intermediate_values),
+        dict(trial.intermediate_values),
         about["runs"],
         about["seconds"],
         about["reason"],
@@ -172,14 +172,14 @@ def _result(one: Any) -> Result:
 
 
 def best_of(results: Iterable[Result]) -> Result | None:
-    """The complete one with the highest value, the first of equals; None if there is none."""
-    complete = [one for one in results if one.state == COMPLETE]
-    return max(complete, key=lambda one: (one.value, -one.number), default=None)
+    """The complete result with the highest value, the first in a tie; None if there is none."""
+    complete = [result for result in results if result.state == COMPLETE]
+    return max(complete, key=lambda result: (result.value, -result.number), default=None)
 
 
 def _importances(optuna: Any, stored: Any, results: Iterable[Result]) -> dict[str, float]:
-    complete = [one for one in results if one.state == COMPLETE]
-    if len({one.value for one in complete}) < 4 or len(complete[0].params) < 2:
+    complete = [result for result in results if result.state == COMPLETE]
+    if len({result.value for result in complete}) < 4 or len(complete[0].params) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     with warnings.catch_warnings():
@@ -193,12 +193,12 @@ def _importances(optuna: Any, stored: Any, results: Iterable[Result]) -> dict[st
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """A context in which what is wrong with the file of a search is told in one line."""
+    """A context in which errors about a search's file become a one-line UserError."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # SQLAlchemy's are many
+    except Exception as error:  # SQLAlchemy raises many kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not the file of a search, or cannot be used: {reason}") from error
 
@@ -211,14 +211,14 @@ def _storage(optuna: Any, path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Record:
-    """A search as its folder holds it.
+    """A search as stored in its folder.
 
     Attributes:
-        space: what was searched.
-        results: of its trials, in their order.
-        about: what it was started with, by the names of the command line.
+        space: the searched space.
+        results: results of the trials, in order.
+        about: the settings it was started with, by their command-line names.
         importances: see `Study.importances`.
-        recipe: the text of the recipe; "" while there is none.
+        recipe: text of the recipe; "" while there is none.
     """
 
     folder: Path
@@ -235,12 +235,12 @@ class Record:
 
 
 def holds_search(folder: Path) -> bool:
-    """Whether this is the folder of a search."""
+    """Whether a folder contains a search."""
     return (folder / STORE).is_file()
 
 
 def read_search(folder: Path) -> Record:
-    """The search in a folder, which may be under way.
+    """Read the search in a folder, which may still be running.
 
     Raises:
         UserError: its file cannot be read, or no trial has ended yet.
@@ -249,10 +249,10 @@ def read_search(folder: Path) -> Record:
     with _reading(path):
         stored = optuna.load_study(study_name=STUDY, storage=_storage(optuna, path))
         trials, about = stored.get_trials(deepcopy=False), dict(stored.user_attrs)
-        results = sorted(map(_result, trials), key=lambda one: one.number)
+        results = sorted(map(_result, trials), key=lambda result: result.number)
         if not results:
-            raise UserError(f"{folder} holds a search of which no trial has ended yet")
-        space = tuple(Dimension.of(key, one) for key, one in trials[0].distributions.items())
+            raise UserError(f"{folder} contains a search whose first trial has not ended yet")
+        space = tuple(Dimension.of(key, values) for key, values in trials[0].distributions.items())
         importances = _importances(optuna, stored, results)
         trainer = str(about["trainer"])
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
@@ -260,8 +260,8 @@ def read_search(folder: Path) -> Record:
 
 
 def search_all(search: Search, study: Study, each: Workers) -> None:
-    """Do the trials that are left; each is kept as it ends."""
-    size = math.prod(one.size for one in search.space)
+    """Do the remaining trials, storing each as it ends."""
+    size = math.prod(dimension.size for dimension in search.space)
     exhaustive = size <= search.trials
     if exhaustive:
         logger.info(f"The space has {size:.0f} settings: each is tried once")
@@ -269,7 +269,7 @@ def search_all(search: Search, study: Study, each: Workers) -> None:
     total = int(size) if exhaustive else search.trials
     with tqdm(total=total, desc="Search", unit="trial", file=sys.stderr, initial=len(study.results)) as bar:
         for batch in batches:
-            for result in _done(batch, search, study, each):
+            for result in _run_batch(batch, search, study, each):
                 study.add(result)
                 best = study.best
                 bar.set_postfix_str(f"best {best.value:.2f} %, trial {best.number}" if best else "", refresh=False)
@@ -277,59 +277,59 @@ def search_all(search: Search, study: Study, each: Workers) -> None:
 
 
 def _grid(search: Search, study: Study) -> Iterator[list[Trial]]:
-    """Batches of the settings of a finite space that have not been tried."""
-    tried = [one.params for one in study.results.values()]
-    keys = [one.key for one in search.space]
+    """Batches of the untried settings of a finite space."""
+    tried = [result.params for result in study.results.values()]
+    keys = [dimension.key for dimension in search.space]
     settings = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(d.values for d in search.space))]
-    left = [one for one in settings if one not in tried]
-    free = [number for number in range(len(left) + len(tried)) if number not in study.results]
-    for start in range(0, len(left), search.jobs):
-        both = list(zip(free, left, strict=False))[start : start + search.jobs]
-        yield [Trial(number, params, study.reports_before(both[0][0])) for number, params in both]
+    untried = [params for params in settings if params not in tried]
+    free = [number for number in range(len(untried) + len(tried)) if number not in study.results]
+    for start in range(0, len(untried), search.jobs):
+        batch = list(zip(free, untried, strict=False))[start : start + search.jobs]
+        yield [Trial(number, params, study.reports_before(batch[0][0])) for number, params in batch]
 
 
 def _proposed(search: Search, study: Study) -> Iterator[list[Trial]]:
-    """Batches of Optuna's proposals, after the recipe's own settings where those are in the space."""
+    """Batches of Optuna's proposals, starting with the recipe's own settings if they are in the space."""
     values = leaves(search.config(search.seeds[0]))
-    own = {one.key: one.own(values.get(one.key)) for one in search.space}
-    first = {key: value for key, value in own.items() if value is not None}
+    recipe = {dimension.key: dimension.match(values.get(dimension.key)) for dimension in search.space}
+    first = {key: value for key, value in recipe.items() if value is not None}
     for start in range(0, search.trials, search.jobs):
         numbers = range(start, min(start + search.jobs, search.trials))
         if not all(number in study.results for number in numbers):
-            yield study.proposals(numbers, first if len(first) == len(own) else None)
+            yield study.proposals(numbers, first if len(first) == len(recipe) else None)
 
 
-def _done(batch: Sequence[Trial], search: Search, study: Study, each: Workers) -> Iterator[Result]:
-    """The results of the trials of a batch that have none yet, as they end."""
+def _run_batch(batch: Sequence[Trial], search: Search, study: Study, each: Workers) -> Iterator[Result]:
+    """Do the unfinished trials of a batch and yield their results as they end."""
     todo = []
     for trial in batch:
         if trial.number in study.results:
             continue
-        known = next((one for one in study.before(trial.number) if one.params == trial.params), None)
+        known = next((result for result in study.before(trial.number) if result.params == trial.params), None)
         if known is None:
             todo.append(trial)
-        else:  # the same settings give the same
+        else:  # the same settings give the same result
             yield replace(known, number=trial.number, seconds=0.0)
     yield from each(partial(do_trial, search=search), todo)
 
 
-# ---- what it leaves -----------------------------------------------------------------------------------------------
+# ---- output files -------------------------------------------------------------------------------------------------
 
 
 def write_table(study: Study, path: Path) -> None:
-    """All trials as CSV, in full precision."""
-    keys = [one.key for one in study.search.space]
+    """Write all trials as CSV, in full precision."""
+    keys = [dimension.key for dimension in study.search.space]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", "value", "metric", "seconds", *keys, "reason"])
-        for one in study.before(sys.maxsize):
-            value = one.value if one.state == COMPLETE else ""
-            settings = [one.params[key] for key in keys]
-            writer.writerow([one.number, one.state, value, one.metric, f"{one.seconds:.3f}", *settings, one.reason])
+        for trial in study.before(sys.maxsize):
+            value = trial.value if trial.state == COMPLETE else ""
+            row = [trial.number, trial.state, value, trial.metric, f"{trial.seconds:.3f}"]
+            writer.writerow([*row, *(trial.params[key] for key in keys), trial.reason])
 
 
 def recipe_of(search: Search, best: Result, data: DatasetChoice) -> dict[str, Any]:
-    """All keys of a trial that differ from the defaults and from what the dataset's yaml says, as a tree for a yaml."""
+    """A trial's keys that differ from the defaults and from the dataset's yaml, as a tree for a yaml."""
     cfg = leaves(search.config(search.seeds[0], best.params))
     without = make_config(
         dataset_file=data.file, flags=nested(data.flags), allow_new_keys=search.shared["allow_new_keys"]
@@ -337,17 +337,17 @@ def recipe_of(search: Search, best: Result, data: DatasetChoice) -> dict[str, An
     plain, hidden = leaves(without), {*NOT_SEARCHED, *FIXED} - {"DATASET.NUM_SHOTS"}
     own = {key: value for key, value in cfg.items() if key not in hidden and (key not in plain or plain[key] != value)}
     if own.get("OPTIM.EPOCHS_BY_SHOTS"):
-        own.pop("OPTIM.MAX_EPOCH", None)  # follows from it
+        own.pop("OPTIM.MAX_EPOCH", None)  # derived from it
     own |= {key: cfg[key] for key in ("DATASET.NUM_SHOTS", *best.params)}
     return nested({key: _plain(value) for key, value in sorted(own.items())})
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def write_recipe(tree: Mapping[str, Any], header: Sequence[str], path: Path) -> None:
-    """A recipe with comments above it, as those that come with the package."""
+    """Write a recipe with header comments, like those shipped with the package."""
     title, *lines = (printable(" ".join(line.split())) for line in header)
     body = yaml.safe_dump(dict(tree), default_flow_style=None, sort_keys=False, width=120, allow_unicode=True)
     text = "\n".join([f"# {title}", "", *(f"# {line}" for line in lines), body])
