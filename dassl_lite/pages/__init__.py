@@ -1,4 +1,4 @@
-"""Pages of results: one self-contained HTML file each, which opens without a network, in light and dark, and prints.
+"""Result pages: self-contained HTML files that work offline, in light and dark mode, and in print.
 
-`base` puts together a page of charts, tables and text; the other modules say what is on a page.
+`base` builds a page from charts, tables and text; the other modules define the content of each page.
 """

@@ -1,13 +1,13 @@
-"""A page of sections of charts, tables and pictures, written as one self-contained HTML file.
+"""Builds a page of sections with charts, tables and images as one self-contained HTML file.
 
     chart = Chart({"data": [{"x": [1, 2], "y": [3, 4]}], "layout": {"xaxis": {"title": {"text": "shots"}}}}, "Accuracy")
     table = DataTable([Column("class"), Column("accuracy %", digits=1)], [["cat", 91.25]])
     write_page(Page("A run", [Section("Overview", [Row([chart, chart]), table])]), Path("run.html"))
 
-Figures are Plotly's, as plain values (``{"data": [...], "layout": {...}}``; NumPy arrays stay compact) or as its own
-Figure. They say what is shown; colours of paper, text and grid come from the page, in light and in dark, and so does
-the colour scale of a trace with ``"colorscale": "page"``, from nothing to much. All text is escaped: here in tables and
-captions; within a figure, where Plotly takes some HTML, pass names from outside through `plain`.
+Figures are Plotly figures, as plain values (``{"data": [...], "layout": {...}}``; NumPy arrays stay compact) or as a
+Plotly ``Figure``. They define only the content. The colours of background, text and grid come from the page, for light
+and dark mode, as does the colour scale of a trace with ``"colorscale": "page"``. Text in tables and captions is escaped
+here. Within figures, where Plotly accepts some HTML, pass untrusted names through `plain`.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 EXTRA = "html"
-MOST_BYTES = 8_000_000  # of a page, of which Plotly's script takes five
-# Told apart by all common kinds of colour blindness, and seen on white and on black.
+MAX_BYTES = 8_000_000  # of a page, including 5 MB for Plotly's script
+# Distinguishable with all common kinds of colour blindness, and visible on white and on black.
 COLOURS = ("#3b82d6", "#e8820c", "#1a9e77", "#d1497f", "#8b6fd8", "#b8960b", "#12a5bd", "#8a8f98")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is shown beside a point of a chart while the mouse is on it.
+    """A tooltip for a point of a chart.
 
     Attributes:
-        lines: of text.
-        pictures: numbers of pictures of the page, None where there is none to show, and the line under each.
+        lines: lines of text.
+        images: pairs of an image's number in the page (None if it has none) and the line below it.
     """
 
     lines: Sequence[str] = ()
-    pictures: Sequence[tuple[int | None, str]] = ()
+    images: Sequence[tuple[int | None, str]] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of Plotly.
+    """A Plotly figure.
 
     Attributes:
         figure: its data and layout, as plain values or as a `plotly.graph_objects.Figure`.
-        caption: what a reader sees in it, in a sentence or two; "" for none.
-        height: in CSS pixels.
-        cards: beside a point: "row,column" of a heat map, "trace:point" of others.
-        title: "" for none.
-        square: a chart whose axes have one scale: in a narrow window it is lower, and names on axes may be left out.
+        caption: what the figure shows, in a sentence or two; "" for none.
+        height: height in CSS pixels.
+        cards: tooltips by point: "row,column" in a heat map, "trace:point" in other charts.
+        title: title; "" for none.
+        square: both axes have the same scale; in a narrow window the chart is lower and may omit tick labels.
     """
 
     figure: Any
@@ -81,9 +81,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        digits: behind the point, of numbers; None shows integers with commas and others as they are.
+        digits: number of decimals; None shows integers with commas and other values unchanged.
         bar: the value whose bar fills the cell; 0 for no bars.
-        about: said when the mouse is on the header.
+        about: tooltip of the header.
     """
 
     title: str
@@ -92,7 +92,7 @@ class Column:
     about: str = ""
 
     def text(self, value: Any) -> str:
-        """A value as the table shows it; "" for None and NaN."""
+        """A value as shown in the table; "" for None and NaN."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         if isinstance(value, str):
@@ -102,7 +102,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Number:
-    """A cell of a table that shows a text and is sorted by a number.
+    """A table cell that shows a text and sorts by a number.
 
     Attributes:
         mark: "best", "second" or "".
@@ -116,13 +116,13 @@ class Number:
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table that a reader can sort, filter and leaf through.
+    """A table that a reader can sort, filter and page through.
 
     Attributes:
-        rows: a value for each column: text, a number, a `Number`, None, or markup.
-        caption: above it; "" for none.
-        page: rows that are shown at once.
-        name: of the element, to link to; "" for none.
+        rows: one value per column: text, a number, a `Number`, None, or markup.
+        caption: caption above the table; "" for none.
+        page: rows per page.
+        name: id of the element, for links; "" for none.
     """
 
     columns: Sequence[Column]
@@ -134,15 +134,15 @@ class DataTable:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture with text, in a `Gallery`.
+class GalleryImage:
+    """An image with text, in a `Gallery`.
 
     Attributes:
-        number: of the page's picture; None where there is none to show.
+        number: number of the image in the page; None if it has none.
         title: the first line.
         scores: text and share, from 0 to 1, of each line with a bar.
-        name: of the file; shown when the mouse is on it.
-        right: which of ``scores`` is the true class; None for none.
+        name: file name, shown as a tooltip.
+        right: index in ``scores`` of the true class; None if it is not among them.
     """
 
     number: int | None
@@ -154,9 +154,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side."""
+    """A grid of images."""
 
-    pictures: Sequence[Picture]
+    images: Sequence[GalleryImage]
     title: str = ""
     caption: str = ""
     kind: str = field(default="gallery", init=False)
@@ -164,7 +164,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph or, with ``code``, lines to copy, with ``label`` as the heading of a part that is opened by hand."""
+    """A paragraph or, with ``code``, lines to copy; with ``label``, collapsed under that heading."""
 
     text: str
     code: bool = False
@@ -174,7 +174,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Html:
-    """Markup of one's own, which is not escaped."""
+    """Raw markup, which is not escaped."""
 
     markup: Markup
     kind: str = field(default="html", init=False)
@@ -182,7 +182,7 @@ class Html:
 
 @dataclass(frozen=True)
 class Row:
-    """Parts side by side, as far as the window is wide enough."""
+    """Parts side by side, if the window is wide enough."""
 
     parts: Sequence[Any]
     kind: str = field(default="row", init=False)
@@ -190,7 +190,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Parts under a heading, which the page's menu links to.
+    """Parts under a heading that the page's menu links to.
 
     Attributes:
         parts: `Chart`, `DataTable`, `Gallery`, `Text`, `Html` or `Row`.
@@ -203,13 +203,13 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Of the element that links lead to."""
+        """Id of the element, for links."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number in the head of the page: its name, its value, and a line below."""
+    """A number in the page header: its name, its value and a line below."""
 
     name: str
     value: str
@@ -221,28 +221,28 @@ class Page:
     """A page.
 
     Attributes:
-        facts: what a reader wants to know first.
-        pictures: of the page, as ``data:`` addresses.
-        notes: what a reader must know to believe it; at the end.
+        facts: key numbers, in the page header.
+        images: the page's images, as ``data:`` URLs.
+        notes: caveats for the reader, at the end.
     """
 
     title: str
     sections: Sequence[Section]
     subtitle: str = ""
     facts: Sequence[Fact] = ()
-    pictures: Sequence[str] = ()
+    images: Sequence[str] = ()
     notes: Sequence[str] = ()
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Raises:
-        UserError: Jinja2 or Plotly is not installed, the file cannot be written, or would have more than `MOST_BYTES`.
+        UserError: Jinja2 or Plotly is not installed, the file cannot be written, or it would exceed `MAX_BYTES`.
     """
     data = render(page).encode("utf-8")
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{path} would have {len(data) / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} of a page")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} would have {len(data) / 1e6:.1f} MB, but the limit is {MAX_BYTES / 1e6:.0f} MB")
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
@@ -251,18 +251,18 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def render(page: Page) -> str:
-    """A page as HTML."""
+    """Render a page as HTML."""
     template = _environment().get_template("page.html")
     return template.render(page=page, version=dassl_lite.__version__, plotly=_plotly())
 
 
 def plain(text: object) -> str:
-    """Text from outside for a figure: Plotly shows it letter by letter, and takes nothing in it for a tag."""
+    """Escape untrusted text for a figure, so that Plotly shows it literally and interprets no tags."""
     return html.escape(printable(text), quote=False)
 
 
 def as_json(value: Any) -> Markup:
-    """A value as JSON that may stand within an element ``script``; NaN is null."""
+    """Convert a value to JSON that is safe inside a ``script`` element; NaN becomes null."""
     from markupsafe import Markup
 
     text = json.dumps(_plain_values(value), separators=(",", ":"), allow_nan=False)
@@ -277,32 +277,32 @@ def _plain_values(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain_values(one) for key, one in value.items()}
+        return {str(key): _plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain_values(one) for one in value]
+        return [_plain_values(item) for item in value]
     return value
 
 
 def _compact(array: Any) -> Any:
-    """An array of numbers as Plotly reads it: its bytes in base64."""
-    if array.dtype.itemsize == 8:  # which JavaScript has for floats only
+    """Encode a numeric array for Plotly: its bytes in base64."""
+    if array.dtype.itemsize == 8:  # JavaScript has no 64-bit integers
         array = array.astype(np.int32 if array.dtype.kind in "iu" else np.float64)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    found = {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode("ascii")}
-    return found if array.ndim == 1 else {**found, "shape": ", ".join(map(str, array.shape))}
+    encoded = {"dtype": array.dtype.str[1:], "bdata": base64.b64encode(array.tobytes()).decode("ascii")}
+    return encoded if array.ndim == 1 else {**encoded, "shape": ", ".join(map(str, array.shape))}
 
 
 def _figure(chart: Chart) -> Any:
     figure = chart.figure
     plain_figure = figure if isinstance(figure, Mapping) else figure.to_plotly_json()
-    cards = {key: {"lines": card.lines, "pictures": card.pictures} for key, card in chart.cards.items()}
+    cards = {key: {"lines": card.lines, "images": card.images} for key, card in chart.cards.items()}
     return {"data": plain_figure["data"], "layout": plain_figure.get("layout", {}), "cards": cards}
 
 
 @cache
 def _environment() -> Environment:
     jinja2 = optional_module("jinja2", EXTRA, "--html")
-    made: Environment = jinja2.Environment(
+    environment: Environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         trim_blocks=True,
@@ -310,13 +310,13 @@ def _environment() -> Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value, "\n") if type(value) is str else value,
     )
-    made.filters |= {"json": as_json, "figure": _figure}
-    made.globals |= {"COLOURS": COLOURS, "source": _source}
-    return made
+    environment.filters |= {"json": as_json, "figure": _figure}
+    environment.globals |= {"COLOURS": COLOURS, "source": _source}
+    return environment
 
 
 def _source(name: str) -> Markup:
-    """A file of ours as it is: a style sheet, a script."""
+    """The content of a style sheet or script of the templates, unescaped."""
     from markupsafe import Markup
 
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
@@ -324,7 +324,7 @@ def _source(name: str) -> Markup:
 
 @cache
 def _plotly() -> Markup:
-    """Plotly's script, of the Python package, which brings it along."""
+    """Plotly's script, which is part of its Python package."""
     from markupsafe import Markup
 
     script: str = optional_module("plotly.offline", EXTRA, "--html").get_plotlyjs()

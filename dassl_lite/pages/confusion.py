@@ -1,4 +1,4 @@
-"""The confusion matrix of a run, in an order that shows which classes are mixed up.
+"""The confusion matrix of a run, in an order that shows which classes are confused.
 
 Shapes: N images, K classes.
 """
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 from dassl_lite.engine.commands.evaluate import Answers
 from dassl_lite.pages.base import Card, Chart, Column, DataTable, plain
-from dassl_lite.pages.pictures import Thumbnails
+from dassl_lite.pages.thumbnails import Thumbnails
 
-MOST_CLASSES = 1000  # of the matrix; of more, those with the most mistakes
-NAMED = 60  # classes that axes have room to name
-CELLS, PER_CELL = 400, 3  # confusions that show which images they are, and of each how many
-PAIRS = 200  # in the table
-_EXACT = 400  # classes up to which the best order of the leaves is looked for
+MAX_CLASSES = 1000  # classes in the matrix; if there are more, those with the most mistakes
+NAMED = 60  # maximum number of classes with tick labels
+CELLS, PER_CELL = 400, 3  # number of confusions with example images, and of images in each
+PAIRS = 200  # rows of the table
+_EXACT = 400  # up to this many classes, the order of the leaves is optimised
 
 
 def clustered_order(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(K,) an order of the classes in which those that are confused with each other are neighbours.
+    """An order (K,) of the classes in which confused classes are neighbours.
 
-    The leaves of a hierarchical clustering (average linkage) whose similarity is the share of the images of the one
-    class that are taken for the other, and of the other for the one, averaged.
+    The order is that of the leaves of a hierarchical clustering (average linkage). The similarity of two classes is the
+    share of images of one class that are predicted as the other, averaged over both directions.
 
     Args:
-        counts: (K, K) images, true by predicted class.
+        counts: (K, K) number of images, true by predicted class.
     """
     if len(counts) < 3:
         return np.arange(len(counts))
@@ -48,20 +48,20 @@ def confusion_parts(
     counts: NDArray[np.int64],
     names: Sequence[str],
     predicted: NDArray[np.int64],
-    pictures: Thumbnails,
+    thumbnails: Thumbnails,
 ) -> list[Any]:
-    """The matrix, and the table of what is mixed up most often.
+    """The matrix, and a table of the most frequent confusions.
 
     Args:
-        counts: (K, K) images, true by predicted class.
-        predicted: (N,).
+        counts: (K, K) number of images, true by predicted class.
+        predicted: predicted labels (N,).
     """
     order, notes = clustered_order(counts), []
-    if len(order) > MOST_CLASSES:
+    if len(order) > MAX_CLASSES:
         mistakes = counts.sum(1) + counts.sum(0) - 2 * counts.diagonal()
-        most = set(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist())
+        most = set(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES].tolist())
         order = np.array([label for label in order.tolist() if label in most])
-        notes.append(f"Of {len(counts):,} classes, the {MOST_CLASSES:,} with the most mistakes.")
+        notes.append(f"Of {len(counts):,} classes, the {MAX_CLASSES:,} with the most mistakes.")
     sorted_counts = counts[np.ix_(order, order)]
     labels = [plain(names[label]) for label in order.tolist()]
     places = list(range(len(order)))
@@ -83,14 +83,14 @@ def confusion_parts(
     cards = {}
     for row, column in cells[:CELLS]:
         images = np.flatnonzero((truth == order[row]) & (predicted == order[column]))[:PER_CELL].tolist()
-        cards[f"{row},{column}"] = Card((), [(pictures.of(image), pictures.name_of(image)) for image in images])
+        cards[f"{row},{column}"] = Card((), [(thumbnails.of(image), thumbnails.name_of(image)) for image in images])
     height = 420 + 10 * min(len(order), 48)
     matrix = Chart({"data": [heat], "layout": layout}, " ".join(notes), height, cards, square=True)
     return [matrix, _pairs(counts, names)]
 
 
 def _largest(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Cells beside the diagonal that are not empty, the largest first."""
+    """Non-empty off-diagonal cells, largest first."""
     others = counts.copy()
     np.fill_diagonal(others, 0)
     rows, columns = others.nonzero()
@@ -104,5 +104,5 @@ def _pairs(counts: NDArray[np.int64], names: Sequence[str]) -> DataTable:
         [names[row], names[column], int(counts[row, column]), 100 * int(counts[row, column]) / int(totals[row])]
         for row, column in _largest(counts)[:PAIRS]
     ]
-    columns = [Column("true class"), Column("taken for"), Column("images"), Column("of the class %", 1, bar=100)]
-    return DataTable(columns, rows, "What is mixed up most often", page=10, name="confusions-table")
+    columns = [Column("true class"), Column("predicted as"), Column("images"), Column("of the class %", 1, bar=100)]
+    return DataTable(columns, rows, "Most frequent confusions", page=10, name="confusions-table")

@@ -1,4 +1,4 @@
-"""The curves that a run kept: scalars of TensorBoard's event files, read as data."""
+"""Reads the curves of a run: scalars in TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-POINTS = 400  # of a curve, at most
-_MOST_BYTES = 1 << 30  # of a file
-_MOST_VALUES = 20_000  # of a curve that are read; of more, an even sample
+POINTS = 400  # maximum number of points of a curve
+_MAX_BYTES = 1 << 30  # of a file
+_MAX_VALUES = 20_000  # values read per curve; longer curves are sampled evenly
 
 Curve = tuple[NDArray[np.int32], NDArray[np.float64]]
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Steps and values by tag, such as "train/loss"; of long curves, means of steps side by side.
+    """Steps and values by tag, such as "train/loss"; in long curves, consecutive steps are averaged.
 
-    Empty if there are none. A file that is damaged gives what stands before the damage.
+    Empty if there are none. A damaged file is read up to the damage.
     """
     names = sorted(path for path in folder.glob("*tfevents*")) if folder.is_dir() else []
     for path in names:
         try:
-            open_file(path, _MOST_BYTES).close()
+            open_file(path, _MAX_BYTES).close()
         except OSError as error:
-            logger.warning(f"{path} is not read: {error.strerror or error}; the page goes without curves")
+            logger.warning(f"{path} is not read: {error.strerror or error}; the page will have no curves")
             return {}
     if not names:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
 
-    read = EventAccumulator(os.fspath(folder), size_guidance={"scalars": _MOST_VALUES})
+    read = EventAccumulator(os.fspath(folder), size_guidance={"scalars": _MAX_VALUES})
     try:
         read.Reload()
-    except Exception as error:  # noqa: BLE001 (of its readers, on files that are no events)
-        logger.warning(f"{folder} cannot be read ({type(error).__name__}); the page goes without curves")
+    except Exception as error:  # noqa: BLE001 (its readers raise many kinds on files that are not event files)
+        logger.warning(f"{folder} cannot be read ({type(error).__name__}); the page will have no curves")
         return {}
     found = {}
     for tag in read.Tags()["scalars"]:
         events = read.Scalars(tag)
-        last = {event.step: event.value for event in events}  # a step that a resumed run took again: its last value
+        last = {event.step: event.value for event in events}  # if a resumed run repeated a step, its last value counts
         steps = np.array(sorted(last), dtype=np.int64)
         found[tag] = thinned(steps, np.array([last[step] for step in steps.tolist()], dtype=np.float64))
     return found
 
 
 def thinned(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = POINTS) -> Curve:
-    """A curve as at most ``most`` points, each the mean of as many steps side by side."""
+    """Reduce a curve to at most ``most`` points by averaging consecutive steps."""
     size = -(-len(steps) // most)
     starts = np.arange(0, len(steps), size)
     numbers = np.diff([*starts, len(steps)])

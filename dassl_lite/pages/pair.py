@@ -1,6 +1,6 @@
-"""The page of two runs: which images they answer differently, class by class, and whether that may be chance.
+"""The page of two runs: the images they predict differently, class by class, and whether that may be chance.
 
-Shapes: N images that both runs answered, K classes.
+Shapes: N images common to both runs, K classes.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from numpy.typing import NDArray
 
 from dassl_lite.data.images import count_images
 from dassl_lite.engine.commands.evaluate import Answers
-from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, Page, Picture, Section, plain
-from dassl_lite.pages.pictures import Thumbnails
+from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, GalleryImage, Page, Section, plain
 from dassl_lite.pages.run import SHOWN, answers_of, outcome_names
+from dassl_lite.pages.thumbnails import Thumbnails
 from dassl_lite.utils.errors import UserError
 
-LEVEL = 0.05  # of the test
-BARS = 30  # classes of the chart: those that change most
-ROWS = 2000  # of the table of images
+LEVEL = 0.05  # significance level of the test
+BARS = 30  # classes in the chart: those that change most
+ROWS = 2000  # rows in the table of images
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """The p-value of McNemar's exact test, two-sided: that of the images on which just one of two classifiers is right,
-    each is right on a half. 1 without such images.
+    """The two-sided p-value of McNemar's exact test.
+
+    The null hypothesis is that each classifier is right on half of the images on which exactly one is right. Without
+    such images, the p-value is 1.
 
     Args:
-        lost, gained: images that only the first, and only the second, gets right.
+        lost, gained: number of images that only the first, and only the second, gets right.
     """
     from scipy.stats import binomtest
 
@@ -39,14 +41,14 @@ def mcnemar(lost: int, gained: int) -> float:
 
 @dataclass(frozen=True)
 class Changes:
-    """What two runs answer on the same images.
+    """The predictions of two runs on the same images.
 
     Attributes:
-        names: (K,) of the classes of the first run.
-        truth: (N,) labels, in that order.
-        answers: predicted labels of each run, (N,), in that order.
-        confidence: of each run, (N,).
-        rows: numbers of the N images in each run.
+        names: names (K,) of the classes, in the first run's order.
+        truth: true labels (N,), in that class order.
+        answers: predicted labels (N,) of each run, in that class order.
+        confidence: confidence (N,) of each run.
+        rows: indices (N,) of the images in each run.
     """
 
     names: list[str]
@@ -57,12 +59,12 @@ class Changes:
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """Right in the first run, wrong in the second."""
+        """Mask of images that are right in the first run and wrong in the second."""
         return (self.answers[0] == self.truth) & (self.answers[1] != self.truth)
 
     @property
     def gained(self) -> NDArray[np.bool_]:
-        """Wrong in the first run, right in the second."""
+        """Mask of images that are wrong in the first run and right in the second."""
         return (self.answers[0] != self.truth) & (self.answers[1] == self.truth)
 
 
@@ -70,16 +72,16 @@ def changes(first: Answers, second: Answers) -> Changes:
     """Match the images of two runs by their paths, and their classes by name.
 
     Raises:
-        UserError: they have no image, or not all classes, in common, or images of several classes.
+        UserError: they have no images in common, different classes, or images with several classes.
     """
-    for one in (first, second):
-        if one.labels.dim() != 1:
-            raise UserError("two runs on multi-label data are not compared image by image: make a page of each")
+    for run in (first, second):
+        if run.labels.dim() != 1:
+            raise UserError("runs on multi-label data cannot be compared image by image: make a page of each")
     names, others = outcome_names(first), outcome_names(second)
     if sorted(names) != sorted(others) or len(set(names)) != len(names):
         if names != others:
             raise UserError(
-                f"the runs have other classes ({len(names)} and {len(others)}): their answers do not compare"
+                f"the runs have different classes ({len(names)} and {len(others)}), so they cannot be compared"
             )
         to_first = np.arange(len(names))
     else:
@@ -88,20 +90,20 @@ def changes(first: Answers, second: Answers) -> Changes:
     rows = _common(first, second)
     truth = first.labels.numpy()[rows[0]]
     if not np.array_equal(truth, to_first[second.labels.numpy()[rows[1]]]):
-        raise UserError("the runs have other labels for the same images: their answers do not compare")
-    predicted = [one.logits.argmax(1).numpy()[row] for one, row in zip((first, second), rows, strict=True)]
-    sure = [one.logits.double().softmax(1).max(1).values.numpy() for one in (first, second)]
+        raise UserError("the runs have different labels for the same images, so they cannot be compared")
+    predicted = [run.logits.argmax(1).numpy()[row] for run, row in zip((first, second), rows, strict=True)]
+    confidence = [run.logits.double().softmax(1).max(1).values.numpy() for run in (first, second)]
     return Changes(
         names=names,
         truth=truth,
         answers=(predicted[0], to_first[predicted[1]]),
-        confidence=(sure[0][rows[0]], sure[1][rows[1]]),
+        confidence=(confidence[0][rows[0]], confidence[1][rows[1]]),
         rows=rows,
     )
 
 
 def _common(first: Answers, second: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the images that both runs have, in each."""
+    """Indices of the common images in each run."""
     places = {item.impath: row for row, item in enumerate(second.items)}
     both = [(row, places[item.impath]) for row, item in enumerate(first.items) if item.impath in places]
     if not both:
@@ -111,28 +113,28 @@ def _common(first: Answers, second: Answers) -> tuple[NDArray[np.int64], NDArray
 
 
 def verdict(found: Changes, titles: Sequence[str]) -> str:
-    """What the two runs' accuracies allow one to say, in a few sentences."""
+    """A few sentences on what the two accuracies allow one to conclude."""
     lost, gained, total = int(found.lost.sum()), int(found.gained.sum()), len(found.truth)
     p = mcnemar(lost, gained)
     if not lost + gained:
         return f"Both runs get the same {int((found.answers[0] == found.truth).sum()):,} of {total:,} images right."
-    text = f"{titles[1]} gets {count_images(gained)} right on which {titles[0]} is wrong, and {lost:,} wrong on which "
-    text += f"it is right: {100 * (gained - lost) / total:+.2f} points of accuracy. By McNemar's exact test on these "
-    text += f"{lost + gained:,} images, the difference "
-    text += "is more than chance" if p < LEVEL else "may be chance"
+    text = f"{titles[1]} gets {count_images(gained)} right that {titles[0]} gets wrong, and {lost:,} wrong that the "
+    text += f"other gets right: {100 * (gained - lost) / total:+.2f} points of accuracy. "
+    text += f"By McNemar's exact test on these {lost + gained:,} images, the difference "
+    text += "is significant" if p < LEVEL else "may be chance"
     return text + f" (p {'< 0.0001' if p < 1e-4 else f'= {p:.4f}'}, level {LEVEL})."
 
 
 def pair_page(first_folder: Path, second_folder: Path) -> Page:
-    """The page of two runs on the same images, which are evaluated for it.
+    """The page of two runs on the same images, which are evaluated for the page.
 
     Raises:
-        UserError: a run is missing, cannot be evaluated, or they do not compare.
+        UserError: a run is missing or cannot be evaluated, or the runs cannot be compared.
     """
     first = answers_of(first_folder)
     second = answers_of(second_folder)
     found = changes(first, second)
-    titles = [str(one.trainer.method_label) for one in (first, second)]
+    titles = [str(run.trainer.method_label) for run in (first, second)]
     if titles[0] == titles[1]:
         titles = [
             f"{title} ({folder.name})" for title, folder in zip(titles, (first_folder, second_folder), strict=True)
@@ -140,19 +142,19 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
     if titles[0] == titles[1]:
         titles = [f"{title}, {which}" for title, which in zip(titles, ("first", "second"), strict=True)]
     right = [100 * float((answer == found.truth).mean()) for answer in found.answers]
-    other = int(
+    both_wrong = int(
         (
             (found.answers[0] != found.truth)
             & (found.answers[1] != found.truth)
             & (found.answers[0] != found.answers[1])
         ).sum()
     )
-    pictures = Thumbnails(second)
+    thumbnails = Thumbnails(second)
     sections = [
         Section("Class by class", [_bars(found), _classes(found, titles)], verdict(found, titles)),
-        Section("Pictures", _galleries(found, titles, pictures)),
+        Section("Example images", _galleries(found, titles, thumbnails)),
         Section(
-            "Images", [_images(found, titles, pictures)], "All images on which one run is right and the other wrong."
+            "Images", [_images(found, titles, thumbnails)], "All images that one run gets right and the other wrong."
         ),
     ]
     return Page(
@@ -163,10 +165,10 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
             *(Fact(f"accuracy of {title}", f"{value:.2f} %") for title, value in zip(titles, right, strict=True)),
             Fact("wrong, then right", f"{int(found.gained.sum()):,}", "images"),
             Fact("right, then wrong", f"{int(found.lost.sum()):,}", "images"),
-            Fact("wrong in another way", f"{other:,}", "images"),
+            Fact("wrong in different ways", f"{both_wrong:,}", "images"),
             Fact("p-value", f"{mcnemar(int(found.lost.sum()), int(found.gained.sum())):.2g}", "McNemar's exact test"),
         ],
-        pictures=pictures.addresses,
+        images=thumbnails.addresses,
     )
 
 
@@ -208,41 +210,43 @@ def _classes(found: Changes, titles: Sequence[str]) -> DataTable:
     rows = []
     for label in np.argsort(gained - lost, kind="stable").tolist():
         if total := int(totals[label]):
-            shares = [100 * int(one[label]) / total for one in right]
+            shares = [100 * int(counts[label]) / total for counts in right]
             row = [found.names[label], total, *shares, shares[1] - shares[0]]
             rows.append([*row, int(gained[label]), int(lost[label])])
     return DataTable(columns, rows, page=15, name="by-class")
 
 
 def _order(found: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The chosen images; those first of whose new answer the second run is surest."""
+    """Indices of the chosen images, in descending confidence of the second run."""
     numbers = np.flatnonzero(chosen)
     return numbers[np.argsort(-found.confidence[1][numbers], kind="stable")]
 
 
-def _galleries(found: Changes, titles: Sequence[str], pictures: Thumbnails) -> list[Gallery]:
+def _galleries(found: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> list[Gallery]:
     galleries = []
     for title, chosen in (("Right, then wrong", found.lost), ("Wrong, then right", found.gained)):
-        shown = [_picture(found, titles, pictures, int(image)) for image in _order(found, chosen)[:SHOWN]]
-        about = f"The answer of {titles[0]} above that of {titles[1]}, with its probability in %; a right one is green."
+        shown = [_gallery_image(found, titles, thumbnails, int(image)) for image in _order(found, chosen)[:SHOWN]]
+        about = f"Predictions of {titles[0]} (top) and {titles[1]} (bottom), with probability in %; correct is green."
         if shown:
             galleries.append(Gallery(shown, title, about))
     return galleries
 
 
-def _picture(found: Changes, titles: Sequence[str], pictures: Thumbnails, image: int) -> Picture:
+def _gallery_image(found: Changes, titles: Sequence[str], thumbnails: Thumbnails, image: int) -> GalleryImage:
     row, truth = int(found.rows[1][image]), int(found.truth[image])
     labels = [int(answer[image]) for answer in found.answers]
-    scores = [(found.names[label], float(sure[image])) for label, sure in zip(labels, found.confidence, strict=True)]
-    return Picture(pictures.of(row), found.names[truth], scores, pictures.name_of(row), labels.index(truth))
+    scores = [
+        (found.names[label], float(values[image])) for label, values in zip(labels, found.confidence, strict=True)
+    ]
+    return GalleryImage(thumbnails.of(row), found.names[truth], scores, thumbnails.name_of(row), labels.index(truth))
 
 
-def _images(found: Changes, titles: Sequence[str], pictures: Thumbnails) -> DataTable:
+def _images(found: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> DataTable:
     columns = [Column("image"), Column("change"), Column("true class"), *(Column(title) for title in titles)]
     rows: list[list[Any]] = []
     for change, chosen in (("right, then wrong", found.lost), ("wrong, then right", found.gained)):
         for image in _order(found, chosen)[:ROWS].tolist():
             answers = [found.names[answer[image]] for answer in found.answers]
-            name = pictures.name_of(int(found.rows[1][image]))
+            name = thumbnails.name_of(int(found.rows[1][image]))
             rows.append([name, change, found.names[found.truth[image]], *answers])
     return DataTable(columns, rows, page=15, name="changed-images")

@@ -1,4 +1,4 @@
-"""Features of a run's images in the plane, with the prototypes of the classes before and after adaptation.
+"""A 2-D projection of a run's image features, with the class prototypes before and after adaptation.
 
 Shapes: N images, K classes, D feature width.
 """
@@ -20,12 +20,12 @@ from dassl_lite.models.heads import CosineHead
 from dassl_lite.pages.base import COLOURS, Chart, Row, Section, plain
 from dassl_lite.utils.errors import UserError
 
-CLASSES = 20  # that are shown, at most: those with the most mistakes
-IMAGES = 600  # that are shown, at most
+CLASSES = 20  # maximum number of classes shown: those with the most mistakes
+IMAGES = 600  # maximum number of images shown
 
 
 def plain_features(found: Answers) -> Tensor | None:
-    """CLIP's image features (N, D) of a run on features; None for others."""
+    """CLIP's image features (N, D), if the run is on features; else None."""
     if found.features is None or not isinstance(found.trainer, FeatureTrainer):
         return None
     features = found.features
@@ -36,19 +36,19 @@ def plain_features(found: Answers) -> Tensor | None:
 
 
 def prototypes_before(found: Answers) -> Tensor | None:
-    """Zero-shot CLIP's text features (K, D), of length 1; None for a feature file without them."""
+    """Zero-shot CLIP's normalised text features (K, D); None for a feature file without them."""
     trainer = found.trainer
     if not isinstance(trainer, FeatureTrainer):
         return None
     try:
         return trainer.plain_prototypes().cpu()
-    except UserError:  # a feature file has no text features, or none of this template
+    except UserError:  # a feature file without text features, or without this template's
         return None
 
 
 @torch.no_grad()
 def prototypes_after(found: Answers) -> Tensor | None:
-    """The prototypes (K, D) that the method ended with, of length 1; None where its head has none."""
+    """The method's final normalised prototypes (K, D); None if its head has none."""
     head = getattr(found.trainer, "head", None)
     if not isinstance(head, CosineHead):
         return None
@@ -56,8 +56,8 @@ def prototypes_after(found: Answers) -> Tensor | None:
 
 
 @torch.no_grad()
-def _shown_features(found: Answers) -> Tensor | None:
-    """(N, D) as the head compares them with prototypes, of length 1."""
+def _head_features(found: Answers) -> Tensor | None:
+    """Normalised features (N, D), as the head compares them with prototypes."""
     head = getattr(found.trainer, "head", None)
     if found.features is not None and isinstance(head, CosineHead):
         return F.normalize(head.adapt(found.features.to(found.trainer.device)).float(), dim=-1).cpu()
@@ -66,8 +66,8 @@ def _shown_features(found: Answers) -> Tensor | None:
 
 
 def plane_section(found: Answers, names: Sequence[str]) -> list[Section]:
-    """The section of the plane; none for a run that is not on features."""
-    features = _shown_features(found)
+    """The section with the projection; empty for a run that is not on features."""
+    features = _head_features(found)
     if features is None or len(features) < 4:
         return []
     truth = found.labels if found.labels.dim() == 1 else found.labels.float().argmax(1)
@@ -78,16 +78,16 @@ def plane_section(found: Answers, names: Sequence[str]) -> list[Section]:
     if len(images) < 4:
         return []
     both = [prototypes_before(found), prototypes_after(found)]
-    prototypes = [None if one is None or one.shape[1] != features.shape[1] else one[classes].numpy() for one in both]
+    prototypes = [None if p is None or p.shape[1] != features.shape[1] else p[classes].numpy() for p in both]
     points = _centred(features[images].numpy(), prototypes)
-    numbers = [len(images), *(0 if one is None else len(one) for one in prototypes)]
+    numbers = [len(images), *(0 if p is None else len(p) for p in prototypes)]
     ends = np.cumsum(numbers)[:-1]
     charts = []
     for title, flat in (("PCA", _pca(points, len(images))), ("t-SNE", _tsne(points))):
         parts = np.split(flat, ends)
         figure = _figure(parts, truth[images].numpy(), wrong[images].numpy(), classes, names)
         charts.append(Chart(figure, height=520, title=title))
-    return [Section("Features in the plane", [Row(charts)], _about(found, names, classes, prototypes))]
+    return [Section("Feature projection", [Row(charts)], _about(found, names, classes, prototypes))]
 
 
 def _about(found: Answers, names: Sequence[str], classes: NDArray[np.int64], prototypes: Sequence[Any]) -> str:
@@ -96,12 +96,12 @@ def _about(found: Answers, names: Sequence[str], classes: NDArray[np.int64], pro
     text += "; crosses are mistakes."
     if prototypes[0] is not None and prototypes[1] is not None:
         text += (
-            " A line leads from the prototype of a class in zero-shot CLIP (hollow) to the one after adaptation (full)."
+            " A line leads from a class's prototype in zero-shot CLIP (hollow) to the one after adaptation (filled)."
         )
     elif prototypes[0] is not None:
-        text += " Diamonds are the prototypes of zero-shot CLIP; the method's head has none of its own."
-    if any(one is not None for one in prototypes):
-        text += " Images and texts are centred apart, as CLIP keeps a distance between them."
+        text += " Diamonds are the prototypes of zero-shot CLIP; the method's head has none."
+    if any(p is not None for p in prototypes):
+        text += " Images and texts are centred separately, because of CLIP's modality gap."
     return text
 
 
@@ -112,11 +112,13 @@ def _chosen(truth: Tensor, wrong: Tensor, classes: int) -> NDArray[np.int64]:
 
 
 def _centred(images: NDArray[Any], prototypes: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
-    """Images, and prototypes before and after, below each other; images around their mean, prototypes around the mean
-    of those before."""
-    known = [one for one in prototypes if one is not None]
+    """Concatenate images and the prototypes before and after, each centred.
+
+    Images are centred at their mean, prototypes at the mean of those before.
+    """
+    known = [p for p in prototypes if p is not None]
     middle = known[0].mean(0) if known else 0.0
-    return np.concatenate([images - images.mean(0), *(one - middle for one in known)])
+    return np.concatenate([images - images.mean(0), *(p - middle for p in known)])
 
 
 def _pca(points: NDArray[Any], images: int) -> NDArray[Any]:
@@ -131,7 +133,7 @@ def _tsne(points: NDArray[Any]) -> NDArray[Any]:
     from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(points) - 1) / 3)
-    with threadpool_limits(1):  # threads would wait for each other: there are few points
+    with threadpool_limits(1):  # with so few points, threads would only wait for each other
         found: NDArray[Any] = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
     return found
 

@@ -1,7 +1,7 @@
-"""The page of a run: curves, confusions, accuracy per class, calibration, mistakes, the plane of its features.
+"""The page of a run: curves, confusions, per-class accuracy, calibration, mistakes, and a projection of its features.
 
-What the run answers is computed as tools/eval.py computes it (`answers`), on cached features; curves are those that it
-kept in TensorBoard's files.
+The run's outputs are computed as in tools/eval.py (`answers`), on cached features; the curves are read from its
+TensorBoard files.
 
 Shapes: N images, K classes, D feature width.
 """
@@ -26,55 +26,55 @@ from dassl_lite.engine.build import default_recipe, make_config, with_backbone_i
 from dassl_lite.engine.commands.evaluate import Answers, answers, config_for, stored_config
 from dassl_lite.engine.files.results import main_metric, read_results
 from dassl_lite.engine.plugins import load_plugins
-from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, Page, Picture, Row, Section, Text, plain
+from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, GalleryImage, Page, Row, Section, Text, plain
 from dassl_lite.pages.confusion import confusion_parts
 from dassl_lite.pages.curves import read_curves
-from dassl_lite.pages.pictures import Thumbnails
 from dassl_lite.pages.plane import plane_section
+from dassl_lite.pages.thumbnails import Thumbnails
 
-SHOWN = 12  # pictures of a gallery
-LIKELIEST = 3  # classes under a picture
-BINS = 15  # of the reliability diagram, as of the calibration error
-NO_PICTURES = "The run's dataset holds features, without pictures, so none are shown."
+SHOWN = 12  # images in a gallery
+LIKELIEST = 3  # classes below an image
+BINS = 15  # of the reliability diagram, as for the calibration error
+NO_IMAGES = "The run's dataset contains only features, so no images are shown."
 
 
 def run_page(folder: Path) -> Page:
-    """The page of the run in ``folder``, which is evaluated for it.
+    """The page of the run in ``folder``, which is evaluated for the page.
 
     Raises:
         UserError: there is no run, or it cannot be evaluated.
     """
     found = answers_of(folder)
     results = read_results(folder) or {}
-    pictures = Thumbnails(found)
+    thumbnails = Thumbnails(found)
     build = multi_label_sections if found.trainer.is_multi_label else single_label_sections
-    sections = [*build(found, pictures), *plane_section(found, outcome_names(found))]
+    sections = [*build(found, thumbnails), *plane_section(found, outcome_names(found))]
     if (curves := curve_section(folder, results)) is not None:
         sections.insert(1, curves)
-    sections.append(repeat_section(stored_config(folder)))
+    sections.append(reproduce_section(stored_config(folder)))
     return Page(
         title=f"{found.trainer.method_label} on {results.get('dataset', found.trainer.cfg.DATASET.NAME)}",
         subtitle=_subtitle(found, results),
         sections=sections,
         facts=_facts(found, results),
-        pictures=pictures.addresses,
+        images=thumbnails.addresses,
         notes=_notes(found, results),
     )
 
 
 def answers_of(folder: Path) -> Answers:
-    """What the run in a folder answers on its own dataset."""
+    """The outputs of the run in a folder on its own dataset."""
     load_plugins()
     return answers(config_for(stored_config(folder), None, {}), folder)
 
 
 def outcome_names(found: Answers) -> list[str]:
-    """(K,) names of the classes, as the dataset spells them."""
+    """Names (K,) of the classes, as spelled in the dataset."""
     by_label: Mapping[int, str] = found.trainer.lab2cname
     return [str(by_label.get(label, label)) for label in range(found.logits.shape[1])]
 
 
-# ---- head and foot --------------------------------------------------------------------------------------------------
+# ---- header and footer ----------------------------------------------------------------------------------------------
 
 
 def _subtitle(found: Answers, results: Mapping[str, Any]) -> str:
@@ -114,22 +114,22 @@ def _facts(found: Answers, results: Mapping[str, Any]) -> list[Fact]:
 def _notes(found: Answers, results: Mapping[str, Any]) -> list[str]:
     notes = []
     if tuned := results.get("tuned_on"):
-        what = "No hyper-parameter or epoch was chosen on a split." if tuned == "nothing" else f"Tuned on: {tuned}."
-        notes.append(what)
+        note = "No hyper-parameter or epoch was chosen on a split." if tuned == "nothing" else f"Tuned on: {tuned}."
+        notes.append(note)
     if digest := results.get("fewshot_digest"):
-        notes.append(f"Digest of the drawn training images: {digest[:16]}.")
+        notes.append(f"Digest of the few-shot training images: {digest[:16]}.")
     if results.get("selected_on_test"):
         notes.append("The epoch was selected on test images: the accuracy is not on unseen images.")
-    kept = (results.get("metrics") or {}).get(found.split) or {}
+    stored = (results.get("metrics") or {}).get(found.split) or {}
     for name, value in found.metrics.items():
-        if name in kept and abs(kept[name] - value) > 0.005:
+        if name in stored and abs(stored[name] - value) > 0.005:
             notes.append(
-                f"Evaluated again for this page, {name} is {value:.2f} %; the run had found {kept[name]:.2f} %. "
-                "The data, the weights or the machine differ."
+                f"Evaluated again for this page, {name} is {value:.2f} %, but the run recorded {stored[name]:.2f} %: "
+                "the data, the weights or the machine differ."
             )
             break
     if not found.items or isinstance(found.trainer.dm.dataset, FeatureDataset):
-        notes.append(NO_PICTURES)
+        notes.append(NO_IMAGES)
     return notes
 
 
@@ -137,7 +137,7 @@ def _notes(found: Answers, results: Mapping[str, Any]) -> list[str]:
 
 
 def curve_section(folder: Path, results: Mapping[str, Any]) -> Section | None:
-    """Loss, learning rate and accuracy over the steps of training; None if the run kept none."""
+    """Loss, learning rate and accuracy over the training steps; None if the run recorded none."""
     curves = read_curves(folder / "tensorboard")
     wanted = {"train/loss": "Loss", "train/lr": "Learning rate", "train/acc": "Accuracy of batches, %"}
     charts = [_curve(title, *curves[tag]) for tag, title in wanted.items() if tag in curves]
@@ -147,7 +147,7 @@ def curve_section(folder: Path, results: Mapping[str, Any]) -> Section | None:
         charts.append(_curve(f"Validation {name}, %", x, y, "epoch"))
     if not charts:
         return None
-    return Section("Training", [Row(charts)], "Of every step, or the mean of steps side by side where they are many.")
+    return Section("Training", [Row(charts)], "Values per step; in long runs, consecutive steps are averaged.")
 
 
 def _curve(title: str, x: Any, y: Any, unit: str = "step") -> Chart:
@@ -156,56 +156,58 @@ def _curve(title: str, x: Any, y: Any, unit: str = "step") -> Chart:
     return Chart({"data": [{**line, "name": plain(title)}], "layout": layout}, height=240, title=title)
 
 
-def single_label_sections(found: Answers, pictures: Thumbnails) -> list[Section]:
-    """What is told of images of one class each."""
+def single_label_sections(found: Answers, thumbnails: Thumbnails) -> list[Section]:
+    """The sections for images of one class each."""
     names = outcome_names(found)
     truth = found.labels.numpy()
     probabilities = found.logits.double().softmax(1)
     predicted = found.logits.argmax(1).numpy()
     confidence = probabilities.max(1).values.numpy()
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    inside = truth < len(names)  # a label beyond the classes counts as a mistake, and has no row
+    inside = truth < len(names)  # a label beyond the classes counts as a mistake but has no row
     np.add.at(counts, (truth[inside], predicted[inside]), 1)
     before = _zero_shot_predictions(found)
     galleries = [
         Gallery(
-            [_picture(found, pictures, names, probabilities[n], int(n)) for n in order[:SHOWN]],
+            [_gallery_image(found, thumbnails, names, probabilities[n], int(n)) for n in order[:SHOWN]],
             title,
-            "The three likeliest classes with their probability in %; the true class is green.",
+            "The three most likely classes with their probability in %; the true class is green.",
         )
         for title, order in {
             "Most confident mistakes": _first(predicted != truth, -confidence),
-            "Least confident hits": _first(predicted == truth, confidence),
+            "Least confident correct predictions": _first(predicted == truth, confidence),
         }.items()
         if len(order)
     ]
-    about = "Rows are true classes, columns predicted ones, both in an order in which classes that are confused stand "
-    about += "side by side. Drag to enlarge, double-click to go back."
+    about = "Rows are true classes and columns predicted ones, ordered so that confused classes are neighbours. "
+    about += "Drag to zoom in, double-click to reset."
     return [
         Section("Classes", [_class_table(names, counts, _right_by_class(before, truth, len(names)))], "Worst first."),
-        Section("Confusions", confusion_parts(found, counts, names, predicted, pictures), about),
+        Section("Confusions", confusion_parts(found, counts, names, predicted, thumbnails), about),
         Section("Calibration", [reliability(confidence, predicted == truth)]),
-        *([Section("Pictures", galleries)] if galleries else []),
+        *([Section("Example images", galleries)] if galleries else []),
     ]
 
 
 def _first(chosen: NDArray[np.bool_], key: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers of the chosen images, least key first."""
+    """Indices of the chosen images, in ascending order of ``key``."""
     numbers = np.flatnonzero(chosen)
     return numbers[np.argsort(key[numbers], kind="stable")]
 
 
-def _picture(found: Answers, pictures: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int) -> Picture:
+def _gallery_image(
+    found: Answers, thumbnails: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int
+) -> GalleryImage:
     values, classes = shares.topk(min(LIKELIEST, len(names)))
     truth = int(found.labels[image]) if found.labels.dim() == 1 else -1
-    title = names[truth] if 0 <= truth < len(names) else pictures.classes_of(image, names)
+    title = names[truth] if 0 <= truth < len(names) else thumbnails.classes_of(image, names)
     scores = [(names[label], float(value)) for value, label in zip(values, classes.tolist(), strict=True)]
     right = next((place for place, label in enumerate(classes.tolist()) if label == truth), None)
-    return Picture(pictures.of(image), title, scores, pictures.name_of(image), right)
+    return GalleryImage(thumbnails.of(image), title, scores, thumbnails.name_of(image), right)
 
 
 def _zero_shot_predictions(found: Answers) -> NDArray[np.int64] | None:
-    """(N,) what zero-shot CLIP answers; None where it cannot be told from what is there."""
+    """Zero-shot CLIP's predictions (N,); None if they cannot be computed from the available features."""
     from dassl_lite.pages.plane import plain_features, prototypes_before
 
     weights, features = prototypes_before(found), plain_features(found)
@@ -217,7 +219,7 @@ def _zero_shot_predictions(found: Answers) -> NDArray[np.int64] | None:
 def _right_by_class(
     predicted: NDArray[np.int64] | None, truth: NDArray[np.int64], classes: int
 ) -> NDArray[np.int64] | None:
-    """(K,) images of each class that are predicted right; None if nothing is."""
+    """Number (K,) of correct predictions per class; None without predictions."""
     return None if predicted is None else np.bincount(truth[predicted == truth], minlength=classes)
 
 
@@ -226,16 +228,16 @@ def _class_table(names: Sequence[str], counts: NDArray[np.int64], before: NDArra
     columns = [
         Column("class"),
         Column("images"),
-        Column("right", about="images that are predicted as the class that they have"),
-        Column("accuracy %", 1, bar=100, about="right / images, which is the class's recall"),
+        Column("correct", about="images predicted as their true class"),
+        Column("accuracy %", 1, bar=100, about="correct / images: the recall of the class"),
         *(
             [Column("zero-shot %", 1, bar=100, about="accuracy of CLIP before adaptation")]
             if before is not None
             else []
         ),
         *([Column("gain", 1)] if before is not None else []),
-        Column("precision %", 1, bar=100, about="of the images that are predicted as the class, how many are of it"),
-        Column("most often taken for"),
+        Column("precision %", 1, bar=100, about="share of the images predicted as the class that belong to it"),
+        Column("most often confused with"),
     ]
     rows = []
     for label in np.argsort(right / np.maximum(totals, 1), kind="stable").tolist():
@@ -257,17 +259,17 @@ def _class_table(names: Sequence[str], counts: NDArray[np.int64], before: NDArra
 
 
 def reliability(confidence: NDArray[Any], right: NDArray[np.bool_]) -> Chart:
-    """Accuracy over confidence in bins of equal width, and how many images each bin has."""
+    """Accuracy by confidence in bins of equal width, and the number of images per bin."""
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     number = np.bincount(bins, minlength=BINS)
     filled = number > 0
     accuracy = np.bincount(bins, right, BINS)[filled] / number[filled]
     mean = np.bincount(bins, confidence, BINS)[filled] / number[filled]
     middle = (np.arange(BINS)[filled] + 0.5) / BINS
-    shown = {"width": 0.9 / BINS, "customdata": np.stack([mean, number[filled]], 1).tolist()}
+    common = {"width": 0.9 / BINS, "customdata": np.stack([mean, number[filled]], 1).tolist()}
     hover = "confidence %{customdata[0]:.3f}<br>accuracy %{y:.3f}<br>%{customdata[1]} images<extra></extra>"
     bars = {
-        **{"type": "bar", "name": "accuracy", "x": middle, "y": accuracy, **shown},
+        **{"type": "bar", "name": "accuracy", "x": middle, "y": accuracy, **common},
         "hovertemplate": hover,
     }
     share = {
@@ -281,16 +283,14 @@ def reliability(confidence: NDArray[Any], right: NDArray[np.bool_]) -> Chart:
         "yaxis2": {"domain": [0, 0.22], "title": {"text": "images"}, "nticks": 3},
     }
     error = float(np.sum(number[filled] * np.abs(accuracy - mean)) / len(confidence))
-    caption = (
-        f"Below the line the run is too sure of itself, above it too modest; ECE is {100 * error:.2f} %, the mean "
-    )
+    caption = f"Below the line the run is overconfident, above it underconfident. ECE is {100 * error:.2f} %, the mean "
     caption += "distance from the line."
     data = [bars, share, {**diagonal, "line": {"dash": "dot", "color": "ink", "width": 1.5}}]
     return Chart({"data": data, "layout": layout}, caption, height=420)
 
 
-def multi_label_sections(found: Answers, pictures: Thumbnails) -> list[Section]:
-    """What is told of images that have several classes each."""
+def multi_label_sections(found: Answers, thumbnails: Thumbnails) -> list[Section]:
+    """The sections for images with several classes each."""
     names, rows = outcome_names(found), getattr(found.trainer.evaluator, "per_class", [])
     columns = [Column("class"), Column("images"), Column("average precision %", 1, bar=100)]
     worst = sorted(rows, key=lambda row: (row["ap"] is None, row["ap"]))
@@ -299,50 +299,52 @@ def multi_label_sections(found: Answers, pictures: Thumbnails) -> list[Section]:
     )
     targets, scores = found.labels.bool(), found.logits.double().sigmoid()
     extremes = {
-        "Likeliest classes that the image does not have": scores.masked_fill(targets, -1).max(1).values.numpy(),
+        "Most likely classes that the image does not have": scores.masked_fill(targets, -1).max(1).values.numpy(),
         "Least likely classes that the image has": 1 - scores.masked_fill(~targets, 2).min(1).values.numpy(),
     }
     galleries = [
         Gallery(
-            [_picture(found, pictures, names, scores[n], int(n)) for n in _first(value >= 0, -value)[:SHOWN]],
+            [_gallery_image(found, thumbnails, names, scores[n], int(n)) for n in _first(value >= 0, -value)[:SHOWN]],
             title,
-            "The three likeliest classes, with the sigmoid of their logit in %.",
+            "The three most likely classes, with the sigmoid of their logit in %.",
         )
         for title, value in extremes.items()
     ]
     about = "Worst first. Images have several classes, so there is no confusion matrix and no reliability diagram."
-    return [Section("Classes", [table], about), Section("Pictures", galleries)]
+    return [Section("Classes", [table], about), Section("Example images", galleries)]
 
 
-# ---- how to repeat it -----------------------------------------------------------------------------------------------
+# ---- how to reproduce it --------------------------------------------------------------------------------------------
 
 
-def repeat_section(config: Mapping[str, Any]) -> Section:
-    """The command that repeats a run, and its config, nested plain values."""
+def reproduce_section(config: Mapping[str, Any]) -> Section:
+    """The command that reproduces a run, and its config; ``config`` is nested plain values."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    parts = [Text(command_of(config), code=True), Text(text, code=True, label="The whole config")]
-    return Section("How to repeat it", parts)
+    parts = [Text(command_of(config), code=True), Text(text, code=True, label="The full config")]
+    return Section("How to reproduce it", parts)
 
 
-# Keys without effect on what is learned, or that have a flag.
-_LEFT_OUT = ("OUTPUT_DIR", "RESUME", "TRAINER.NAME", "VERSION")
+# Keys that do not affect the result, or that have a flag.
+_OMITTED = ("OUTPUT_DIR", "RESUME", "TRAINER.NAME", "VERSION")
 _FLAGS = {"SEED": "--seed", "DATASET.NUM_SHOTS": "--shots", "MODEL.BACKBONE.NAME": "--backbone"}
 
 
 def command_of(config: Mapping[str, Any]) -> str:
-    """A command line that trains with this config, nested plain values: flags, then KEY VALUE for what else differs
-    from the method's recipe."""
+    """A command line that trains with this config (nested plain values).
+
+    It has flags, then KEY VALUE pairs for other keys that differ from the method's recipe.
+    """
     name = config["TRAINER"]["NAME"]
     wanted = leaves(_as_nodes(config))
     flags = [word for key, flag in _FLAGS.items() for word in (flag, str(wanted[key]))]
     chosen = ["DATASET.NAME", wanted["DATASET.NAME"]]
     chosen += [word for key in _FLAGS for word in (key, _as_option(wanted[key]))]
-    # What the recipe, the backbone and the number of shots settle need not be said.
-    settled = leaves(with_backbone_inputs(make_config(trainer=name, method_file=default_recipe(name), options=chosen)))
+    # Keys determined by the recipe, the backbone and the number of shots can be omitted.
+    implied = leaves(with_backbone_inputs(make_config(trainer=name, method_file=default_recipe(name), options=chosen)))
     options = [
         word
         for key, value in wanted.items()
-        if key not in _LEFT_OUT and key in settled and _plain(settled[key]) != _plain(value)
+        if key not in _OMITTED and key in implied and _plain(implied[key]) != _plain(value)
         for word in (key, _as_option(value))
     ]
     words = ["dassl-lite", "train", "--trainer", name, *flags, "DATASET.NAME", wanted["DATASET.NAME"], *options]
@@ -361,7 +363,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_option(value: Any) -> str:
-    """A value as the command line reads it: text as it is, unless it would be taken for a number or the like."""
+    """Format a value for the command line: text unchanged, unless it would be parsed as a number or the like."""
     if not isinstance(value, str):
         return repr(value)
     try:

@@ -1,4 +1,4 @@
-"""The page of a sweep or benchmark: its figures, its tables with marks, every run, and what is not there."""
+"""The page of a sweep or benchmark: its figures, its tables, every run, and missing runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SYMBOLS = (
 _DASHES = ("solid", "dash", "dashdot", "dot")
 _DIVERGING = [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f2f2f2"], [0.75, "#67a9cf"], [1, "#2166ac"]]
 _NUMBER = re.compile(r"(<\s*)?([+-]?\d[\d,]*(?:\.\d+)?)")
-_WORDS = ("dataset", "method", "tuned on", "where", "what")  # columns that hold no numbers
-_MOST_ROWS = 3000  # of runs: the page shall stay small
+_WORDS = ("dataset", "method", "tuned on", "where", "what")  # columns without numbers
+_MAX_ROWS = 3000  # rows in the table of runs, to keep the page small
 _MARKS = {BEST: "best", SECOND: "second"}
 
 
@@ -30,8 +30,8 @@ def sweep_page(report: Report, figures: Figures | None) -> Page:
     """The page of a report.
 
     Args:
-        report: of a sweep or benchmark.
-        figures: of its few-shot runs; None if there are none.
+        report: report of a sweep or benchmark.
+        figures: figures of its few-shot runs; None if there are none.
     """
     sections = []
     if figures:
@@ -39,15 +39,15 @@ def sweep_page(report: Report, figures: Figures | None) -> Page:
         sections.append(Section(f"Methods by datasets, {shots_label(figures.shots)}", [_heat(figures)]))
         if figures.ranks or figures.costs:
             sections.append(Section("Ranks and time", [Row([*_ranks(figures), *_time(figures)])]))
-    for one in report.residuals:
-        sections.append(_residuals(one, several=len(report.residuals) > 1))
+    for residuals in report.residuals:
+        sections.append(_residuals(residuals, several=len(report.residuals) > 1))
     sections.append(_tables(report))
     if report.cells:
         sections.append(
             Section(
                 "Runs",
                 [_runs(report.cells)],
-                "What the tables are made of: a row per dataset, method and number of shots, over seeds.",
+                "The data behind the tables: a row per dataset, method and number of shots, over seeds.",
             )
         )
     sections.append(_about(report))
@@ -85,7 +85,7 @@ def _accuracy(figures: Figures) -> Section:
     first, *others = figures.panels
     text = figures.captions["accuracy"]
     if others:
-        text += " A click on a name hides a method in all panels, a double click shows it alone."
+        text += " Click a name to hide a method in all panels; double-click it to show only that method."
     lead = Chart(_panel(first, figures, legend=True), height=480 + 12 * len(figures.methods) // 2, title=_title(first))
     panels = [Chart(_panel(panel, figures, legend=False), height=280, title=_title(panel)) for panel in others]
     return Section("Accuracy over shots", [lead, *([Row(panels)] if panels else [])], text)
@@ -120,23 +120,23 @@ def _panel(panel: Panel, figures: Figures, *, legend: bool) -> dict[str, Any]:
 
 
 def _traces(curve: Curve, figures: Figures, positions: dict[int, float], *, legend: bool) -> list[dict[str, Any]]:
-    """The line of a method and, if there is an interval, its band."""
+    """A method's line and, if there is an interval, its band."""
     style, name = figures.styles[curve.method], plain(curve.method)
     shared = {"legendgroup": name, "name": name}
     line = {"color": style.colour or "ink", "dash": _DASHES[style.line], "width": 2}
     if not curve.uses_shots:
         mean = next(iter(curve.points.values())).mean
-        ends_of = [min(positions.values()) - 1, *positions.values(), max(positions.values()) + 1]
+        line_x = [min(positions.values()) - 1, *positions.values(), max(positions.values()) + 1]
         text = f"{name}<br>{mean:.2f}, no training images"
         return [
             {
-                **{"x": ends_of, "y": [mean] * len(ends_of), "mode": "lines", "line": line, "showlegend": legend},
-                **{"hovertext": [text] * len(ends_of), "hoverinfo": "text", **shared},
+                **{"x": line_x, "y": [mean] * len(line_x), "mode": "lines", "line": line, "showlegend": legend},
+                **{"hovertext": [text] * len(line_x), "hoverinfo": "text", **shared},
             }
         ]
     shown = curve.shown
     x = [positions[number] for number in shown]
-    if len(positions) == 1:  # side by side
+    if len(positions) == 1:  # place the methods side by side
         x = [x[0] + 0.8 * ((figures.methods.index(curve.method) + 0.5) / len(figures.methods) - 0.5)]
     band = [point.half is not None for point in shown.values()]
     crowded = len(figures.methods) > 9
@@ -171,17 +171,17 @@ def _heat(figures: Figures) -> Chart:
     methods, datasets = [plain(name) for name in heat.methods], [plain(name) for name in heat.datasets]
     several = len(datasets) > 1
     rows = range(len(methods))
-    texts = [[_two(value, 1) for value in heat.values[i].tolist()] for i in rows]
+    texts = [[_rounded(value, 1) for value in heat.values[i].tolist()] for i in rows]
     hover = [
         [
-            f"{methods[i]} on {datasets[j]}<br>{_two(value)}"
+            f"{methods[i]} on {datasets[j]}<br>{_rounded(value)}"
             + ("" if math.isnan(value) else f"<br>{heat.contrast[i, j]:+.2f} from the dataset's median")
             for j, value in enumerate(heat.values[i].tolist())
         ]
         for i in rows
     ]
     labels = [
-        f"{name}  <b>{_two(mean, 1)}</b>" if several else name
+        f"{name}  <b>{_rounded(mean, 1)}</b>" if several else name
         for name, mean in zip(methods, heat.averages, strict=True)
     ]
     figure = {
@@ -202,11 +202,11 @@ def _heat(figures: Figures) -> Chart:
             "margin": {"t": 90, "b": 12},
         },
     }
-    caption = figures.captions["heatmap"] + (" The number beside a method is its average." if several else "")
+    caption = figures.captions["heatmap"] + (" The number next to a method is its average." if several else "")
     return Chart(figure, caption, height=150 + 26 * len(methods))
 
 
-def _two(value: float, digits: int = 2) -> str:
+def _rounded(value: float, digits: int = 2) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -241,8 +241,8 @@ def _ranks(figures: Figures) -> list[Chart]:
     first, _, rest = figures.captions["ranks"].partition(" Bars join")
     p = rest.partition("Friedman's test")
     caption = (
-        f"{first} Methods whose bars do not overlap are told apart by Nemenyi's test at 0.05: their mean ranks differ "
-        f"by more than the critical difference {found.critical_difference:.2f}. {p[1]}{p[2]}"
+        f"{first} Nemenyi's test at 0.05 distinguishes methods whose bars do not overlap: their mean ranks differ by "
+        f"more than the critical difference {found.critical_difference:.2f}. {p[1]}{p[2]}"
     ).strip()
     return [Chart(figure, caption, height=130 + 26 * len(names), title="Ranks")]
 
@@ -262,7 +262,7 @@ def _time(figures: Figures) -> list[Chart]:
             }
         )
     layout = {
-        "xaxis": {"type": "log", "title": {"text": "seconds of a run"}, "dtick": 1 if wide else "D2"},
+        "xaxis": {"type": "log", "title": {"text": "seconds per run"}, "dtick": 1 if wide else "D2"},
         "yaxis": {"title": {"text": plain(figures.metric)}, "zeroline": False},
         "showlegend": True,
     }
@@ -308,12 +308,12 @@ def _residuals(found: Residuals, *, several: bool) -> Section:
 
 
 def _classes(row: Residual) -> Chart:
-    """A point per class; its card says which."""
-    known = [one for one in row.by_class if not math.isnan(one.zero_shot)]
+    """A point per class, with a tooltip that names it."""
+    known = [item for item in row.by_class if not math.isnan(item.zero_shot)]
     figure = {
         "data": [
             {
-                **{"x": [one.zero_shot for one in known], "y": [one.norm for one in known], "mode": "markers"},
+                **{"x": [item.zero_shot for item in known], "y": [item.norm for item in known], "mode": "markers"},
                 **{"marker": {"size": 7, "opacity": 0.75}, "hoverinfo": "none"},
             }
         ],
@@ -324,9 +324,9 @@ def _classes(row: Residual) -> Chart:
     }
     cards = {
         f"0:{i}": Card(
-            [one.classname, f"zero-shot {one.zero_shot:.1f} % of {one.images:,} images", f"length {one.norm:.4f}"]
+            [item.classname, f"zero-shot {item.zero_shot:.1f} % of {item.images:,} images", f"length {item.norm:.4f}"]
         )
-        for i, one in enumerate(known)
+        for i, item in enumerate(known)
     }
     return Chart(figure, height=280, cards=cards, title=f"{row.dataset}: {row.within}")
 
@@ -335,9 +335,9 @@ def _classes(row: Residual) -> Chart:
 
 
 def _tables(report: Report) -> Section:
-    text = "The tables of the terminal. The best of a dataset's column is bold, the second-best underlined."
-    made = [_table(table, "By dataset, method and shots") for table in report.tables]
-    return Section("Tables", made, text)
+    text = "The same tables as in the terminal. In each dataset's column, the best is bold, the second-best underlined."
+    tables = [_table(table, "By dataset, method and shots") for table in report.tables]
+    return Section("Tables", tables, text)
 
 
 def _table(table: Table, title: str) -> DataTable:
@@ -350,18 +350,18 @@ def _table(table: Table, title: str) -> DataTable:
 
 
 def _cell(text: str, header: str, mark: str) -> Any:
-    """A text of a table; one that begins with a number is sorted by it."""
-    found = None if header in _WORDS else _NUMBER.match(text)
+    """A table cell; a text that begins with a number is sorted by it."""
+    number = None if header in _WORDS else _NUMBER.match(text)
     if not text and header not in _WORDS:
         return None
-    if not found:
+    if not number:
         return text
-    value = float(found[2].replace(",", ""))
-    return Number(text, value * 0.999 if found[1] else value, mark)
+    value = float(number[2].replace(",", ""))
+    return Number(text, value * 0.999 if number[1] else value, mark)
 
 
 def _runs(cells: Sequence[Cell]) -> DataTable:
-    """A row per dataset, method and number of shots, with what each of its runs says."""
+    """A table with a row per dataset, method and number of shots, and details of its runs."""
     columns = [
         *(Column(title) for title in ("dataset", "method", "shots")),
         *(Column("mean %", digits=2), Column("±", digits=2, about="half the 95 % t-interval over seeds")),
@@ -373,17 +373,17 @@ def _runs(cells: Sequence[Cell]) -> DataTable:
         [
             *(cell.dataset, cell.trainer, _shots(cell), cell.mean, cell.interval),
             " ".join(str(run.seed) for run in cell.runs),
-            *(_all_of(cell, lambda run: run.draw[:8]), _all_of(cell, tuned_label), cell.classes),
-            _all_of(cell, lambda run: run.precision),
+            *(_distinct(cell, lambda run: run.draw[:8]), _distinct(cell, tuned_label), cell.classes),
+            _distinct(cell, lambda run: run.precision),
             *(mean_of(cell.runs, name) for name in ("zero_shot", "ece", "seconds", "parameters", "memory")),
         ]
         for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.trainer, cell.shots))
     ]
-    more = f"The first {_MOST_ROWS:,} of {len(rows):,}; all are in report.csv." if len(rows) > _MOST_ROWS else ""
-    return DataTable(columns, rows[:_MOST_ROWS], more, page=25, name="all-runs")
+    more = f"The first {_MAX_ROWS:,} of {len(rows):,}; all are in report.csv." if len(rows) > _MAX_ROWS else ""
+    return DataTable(columns, rows[:_MAX_ROWS], more, page=25, name="all-runs")
 
 
-def _all_of(cell: Cell, of: Callable[[Run], str]) -> str:
+def _distinct(cell: Cell, of: Callable[[Run], str]) -> str:
     return " ".join(dict.fromkeys(text for run in cell.runs if (text := of(run))))
 
 
@@ -396,9 +396,9 @@ def _shots(cell: Cell) -> Any:
 def _about(report: Report) -> Section:
     draws = [note for note in report.notes if note.startswith("draws of ")]
     parts = [
-        *(Text(f"Not there: {gap}") for gap in report.gaps),
+        *(Text(f"Missing: {gap}") for gap in report.gaps),
         *(Text(note) for note in report.notes if note not in draws),
         *([Text("\n".join(draws), code=True, label="Draws, by digest")] if draws else []),
         Text(f"python tools/report.py {report.folder} --html report.html", code=True),
     ]
-    return Section("What the numbers are", parts)
+    return Section("About the numbers", parts)

@@ -13,7 +13,7 @@ import pytest
 from browser import PHONE, opened
 
 from dassl_lite.pages import base
-from dassl_lite.pages.base import Card, Chart, Column, DataTable, Fact, Gallery, Page, Picture, Row, Section, Text
+from dassl_lite.pages.base import Card, Chart, Column, DataTable, Fact, Gallery, GalleryImage, Page, Row, Section, Text
 from dassl_lite.utils.errors import UserError
 
 HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit=1'>&amp;\"'"
@@ -33,7 +33,7 @@ def a_page() -> Page:
         [Column("class"), Column("accuracy %", digits=1, bar=100), Column("images")],
         [[HOSTILE, 60.04, 5], ["nothing", None, 0], *([f"class {n}", n / 2, 10 * n] for n in range(40))],
     )
-    gallery = Gallery([Picture(None, HOSTILE, [(HOSTILE, 0.7), ("cat", 0.3)], HOSTILE, right=1)], HOSTILE)
+    gallery = Gallery([GalleryImage(None, HOSTILE, [(HOSTILE, 0.7), ("cat", 0.3)], HOSTILE, right=1)], HOSTILE)
     parts = [Row([Chart(heat, HOSTILE, cards={"1,0": Card([HOSTILE], [(None, HOSTILE)])}), Chart(line, title=HOSTILE)])]
     sections = [Section("Pictures", [*parts, table, gallery, Text(HOSTILE, code=True, label=HOSTILE)], HOSTILE)]
     return Page(HOSTILE, sections, HOSTILE, [Fact(HOSTILE, "91.2 %", HOSTILE)], notes=[HOSTILE])
@@ -55,7 +55,7 @@ def test_a_page_is_one_file_that_names_no_other(tmp_path: Path) -> None:
     base.write_page(a_page(), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    assert len(text) < base.MOST_BYTES
+    assert len(text) < base.MAX_BYTES
     assert addresses(text) == ["data:,", "#pictures"]
     assert "<script>window" not in text
     assert "<img src=x" not in text
@@ -83,8 +83,8 @@ def test_a_lone_surrogate_and_a_control_character_are_shown_as_escapes() -> None
 
 
 def test_a_page_over_the_limit_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
-    big = Page("big", [], pictures=["data:," + "a" * 4_000_000])
-    with pytest.raises(UserError, match=r"big\.html would have 8\.\d MB, more than the 8 of a page"):
+    big = Page("big", [], images=["data:," + "a" * 4_000_000])
+    with pytest.raises(UserError, match=r"big\.html would have 8\.\d MB, but the limit is 8 MB"):
         base.write_page(big, tmp_path / "big.html")
     assert list(tmp_path.iterdir()) == []
 

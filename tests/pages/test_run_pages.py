@@ -27,8 +27,8 @@ from dassl_lite.pages import base
 from dassl_lite.pages.confusion import clustered_order
 from dassl_lite.pages.curves import read_curves, thinned
 from dassl_lite.pages.pair import changes, mcnemar, verdict
-from dassl_lite.pages.pictures import Thumbnails
 from dassl_lite.pages.run import command_of, multi_label_sections, single_label_sections
+from dassl_lite.pages.thumbnails import Thumbnails
 from dassl_lite.tools import report, train
 from dassl_lite.utils.errors import UserError
 
@@ -111,7 +111,7 @@ def test_a_browser_shows_the_page_of_a_run(browser: Any, runs: Path) -> None:
         assert page.evaluate("window.hit") is None
         assert page.locator(".plot .main-svg").count() >= 10
         loaded = "[...document.images].filter(one => one.naturalWidth > 0).length"
-        assert page.evaluate(loaded) == page.locator(".pictures img").count() > 0
+        assert page.evaluate(loaded) == page.locator(".images img").count() > 0
 
         box = page.locator("#confusions .nsewdrag").bounding_box()
         page.locator("#confusions").scroll_into_view_if_needed()
@@ -171,7 +171,7 @@ def test_changes_match_images_by_path_and_classes_by_name() -> None:
     assert found.gained.tolist() == [False, True, False, False]  # b: dog, taken for a cat before
     assert found.lost.tolist() == [False, False, True, False]  # c: dog, now taken for a cat
     assert verdict(found, ["A", "B"]) == (
-        "B gets 1 image right on which A is wrong, and 1 wrong on which it is right: +0.00 points of accuracy. By "
+        "B gets 1 image right that A gets wrong, and 1 wrong that the other gets right: +0.00 points of accuracy. By "
         "McNemar's exact test on these 2 images, the difference may be chance (p = 1.0000, level 0.05)."
     )
 
@@ -180,7 +180,7 @@ def test_runs_without_a_common_image_or_class_are_refused() -> None:
     one = answers([[1, 0]], [0])
     with pytest.raises(UserError, match="no test image in common"):
         changes(one, answers([[1, 0]], [0], ["other.png"]))
-    with pytest.raises(UserError, match=r"other classes \(2 and 3\)"):
+    with pytest.raises(UserError, match=r"different classes \(2 and 3\)"):
         changes(one, answers([[1, 0, 0]], [0]))
 
 
@@ -228,7 +228,7 @@ def test_a_page_of_a_thousand_classes_stays_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_features_has_a_page_that_says_there_are_no_pictures(
+def test_a_run_on_features_has_a_page_that_says_there_are_no_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -241,9 +241,9 @@ def test_a_run_on_features_has_a_page_that_says_there_are_no_pictures(
     assert run_tool(train.main, [*flags, "OPTIM.MAX_EPOCH", "2"]) == 0
     assert run_tool(report.main, [str(run), "--html", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "features, without pictures" in text
-    assert "data-picture=" not in text.replace("[data-picture]", "")
-    assert 'id="features-in-the-plane"' in text
+    assert "only features, so no images are shown" in text
+    assert "data-image=" not in text.replace("[data-image]", "")
+    assert 'id="feature-projection"' in text
     capsys.readouterr()
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     assert run_tool(report.main, [str(run), "--html", str(tmp_path / "other.html")]) == 2
@@ -264,7 +264,7 @@ def test_a_page_of_multi_label_data_has_average_precisions_worst_first() -> None
     found.trainer.evaluator = SimpleNamespace(per_class=[*rows, {"classname": "cow", "total": 1, "ap": 12.5}])
     classes, pictures = multi_label_sections(found, Thumbnails(answers(found.logits, found.labels, [])))
     assert [row[0] for row in classes.parts[0].rows] == ["cow", "cat", HOSTILE]
-    wrong, missed = (gallery.pictures[0] for gallery in pictures.parts)
+    wrong, missed = (gallery.images[0] for gallery in pictures.parts)
     assert (wrong.title, wrong.scores[1][0]) == ("cat", "cow")  # likely, and not there
     assert missed.title == f"{HOSTILE}, cow"
     assert HOSTILE not in base.render(base.Page("t", [classes, pictures]))

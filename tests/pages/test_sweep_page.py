@@ -80,8 +80,8 @@ def test_the_page_has_every_table_of_the_terminal_and_what_is_not_there(sweep: P
                 assert (
                     cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in text
                 )
-    assert "Not there: not finished (failed, stopped or still running): two/method1/16shots-seed2" in text
-    assert "Not there: no result: CoOp on two, 16 shots (seed 2)" in text
+    assert "Missing: not finished (failed, stopped or still running): two/method1/16shots-seed2" in text
+    assert "Missing: no result: CoOp on two, 16 shots (seed 2)" in text
     for said in ("seed 1 one041ff", "Tables", "backbone RN50", "runs by dassl-lite 0.1.0"):
         assert said in text
     assert 'class="n best"' in text

@@ -233,7 +233,9 @@ def test_a_node_with_another_version_is_refused_in_one_line(name):
     for theirs, found in (({**own, name: "0.1"}, "0.1"), ({k: v for k, v in own.items() if k != name}, "is missing")):
         with pytest.raises(UserError) as error:
             check_versions("node7", theirs, own)
-        assert str(error.value).startswith(f"node node7 has {name} {found} (here {own[name]}); all nodes need the same versions")
+        assert str(error.value).startswith(
+            f"node node7 has {name} {found} (here {own[name]}); all nodes need the same versions"
+        )
 
 
 @pytest.mark.slow

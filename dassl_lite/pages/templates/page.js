@@ -2,7 +2,7 @@
   "use strict";
   const root = document.documentElement, card = document.getElementById("_card");
   const read = id => JSON.parse(document.getElementById(id).textContent);
-  const pictures = read("_pictures"), colours = read("_colours");
+  const images = read("_images"), colours = read("_colours");
   const css = name => getComputedStyle(root).getPropertyValue(name).trim();
   const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
 
@@ -78,11 +78,11 @@
     card.hidden = !content;
     if (!content) return;
     card.replaceChildren(...content.lines.map(line => make("p", line)));
-    if (content.pictures.length) {
+    if (content.images.length) {
       const thumbs = Object.assign(make("div"), { className: "thumbs" });
-      for (const [number, text] of content.pictures) {
+      for (const [number, text] of content.images) {
         const one = make("div");
-        if (number !== null) one.append(Object.assign(make("img"), { src: pictures[number], alt: "" }));
+        if (number !== null) one.append(Object.assign(make("img"), { src: images[number], alt: "" }));
         one.append(make("span", text));
         thumbs.append(one);
       }
@@ -154,8 +154,8 @@
     update();
   }
 
-  // ---- pictures, copying
-  for (const image of document.querySelectorAll("[data-picture]")) image.src = pictures[image.dataset.picture];
+  // ---- images, copying
+  for (const image of document.querySelectorAll("[data-image]")) image.src = images[image.dataset.image];
   for (const button of document.querySelectorAll(".copy")) {
     button.addEventListener("click", async () => {
       const text = button.parentElement.querySelector("pre");

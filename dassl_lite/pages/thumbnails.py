@@ -12,37 +12,37 @@ from dassl_lite.data.images import UnreadableImageError, read_image
 from dassl_lite.engine.commands.evaluate import Answers
 
 SIDE = 128  # pixels of a thumbnail
-MOST_BYTES = 1_200_000  # of all thumbnails of a page
+MAX_BYTES = 1_200_000  # of all thumbnails of a page
 
 
 class Thumbnails:
-    """Thumbnails, each kept once, as long as there is room for more.
+    """Creates thumbnails on request, each only once, up to `MAX_BYTES` in total.
 
     Attributes:
-        addresses: of those that were asked for, as ``data:`` addresses.
+        addresses: the requested thumbnails, as ``data:`` URLs.
     """
 
     def __init__(self, found: Answers) -> None:
         self._answers = found
-        self._has_pictures = bool(found.items) and not isinstance(found.trainer.dm.dataset, FeatureDataset)
+        self._has_images = bool(found.items) and not isinstance(found.trainer.dm.dataset, FeatureDataset)
         self._numbers: dict[str, int | None] = {}
         self._bytes = 0
         self.addresses: list[str] = []
 
     def name_of(self, image: int) -> str:
         """The last two parts of an image's path, or its number."""
-        if not self._has_pictures:
+        if not self._has_images:
             return f"image {image}"
         return os.sep.join(self._answers.items[image].impath.split(os.sep)[-2:])
 
     def classes_of(self, image: int, names: Sequence[str]) -> str:
-        """The classes that an image has."""
+        """The names of an image's classes."""
         labels = self._answers.labels[image]
         return ", ".join(names[label] for label in labels.nonzero().flatten().tolist()) or "none of the classes"
 
     def of(self, image: int) -> int | None:
-        """The number of an image's thumbnail; None if there is no picture, or no more room."""
-        if not self._has_pictures:
+        """The number of an image's thumbnail; None if there is no image file, or the limit is reached."""
+        if not self._has_images:
             return None
         path = self._answers.items[image].impath
         if path not in self._numbers:
@@ -50,15 +50,15 @@ class Thumbnails:
         return self._numbers[path]
 
     def _add(self, path: str) -> int | None:
-        if self._bytes >= MOST_BYTES:
+        if self._bytes >= MAX_BYTES:
             return None
         try:
-            picture = read_image(path)
+            thumbnail = read_image(path)
         except UnreadableImageError:
             return None
-        picture.thumbnail((SIDE, SIDE))
+        thumbnail.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=75, optimize=True)
+        thumbnail.save(buffer, "JPEG", quality=75, optimize=True)
         address = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
         self._bytes += len(address)
         self.addresses.append(address)
