@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from dassl_lite.engine.commands import plots
 from dassl_lite.engine.commands.cells import gather
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.figures import COLOURS, figures, limits, positions_of, styles_of
+from dassl_lite.engine.commands.figures import COLOURS, RankDiagram, figures, limits, positions_of, styles_of
 from dassl_lite.engine.commands.plots import label, write
 from dassl_lite.engine.commands.summary import rank_table
 from dassl_lite.engine.plugins import load_plugins
@@ -155,6 +157,38 @@ def test_wide_bands_leave_the_curves_legible(sweep: Path) -> None:
         write_run(sweep, "CoOp", "One", 4, seed, value)  # ± 118
     low, high = limits(next(panel for panel in figures(gather(sweep)).panels if panel.title == "One"))
     assert (low, high) == (pytest.approx(50.0 - 3.5), pytest.approx(64.0 + 3.5))
+
+
+def rank_diagram(count: int, critical_difference: float) -> Figure:
+    figure, methods = Figure(), tuple(f"method {number}" for number in range(count))
+    ranks = tuple(float(number) for number in range(1, count + 1))
+    plots._ranks(RankDiagram(methods, ranks, critical_difference, ((0, 1),), 0.01, 9), figure)
+    return figure
+
+
+def test_a_rank_diagram_shows_the_critical_difference_to_scale_if_it_fits() -> None:
+    axis = rank_diagram(6, 1.5).axes[0]
+    assert "critical difference 1.50" in [text.get_text() for text in axis.texts]
+    bars = [line for line in axis.lines if tuple(line.get_xdata()) == (1.0, 2.5)]
+    assert len(bars) == 1
+    assert len(set(bars[0].get_ydata())) == 1
+    assert not any("critical" in text.get_text() for text in rank_diagram(6, 5.5).axes[0].texts)
+
+
+def test_a_rank_diagram_has_a_line_of_text_for_every_second_method() -> None:
+    heights = [rank_diagram(count, 1.5).get_size_inches()[1] for count in (2, 4, 8)]
+    assert heights[1] - heights[0] == pytest.approx(0.15)
+    assert heights[2] - heights[1] == pytest.approx(0.3)
+
+
+@pytest.mark.slow
+def test_panels_leave_a_small_margin_around_the_numbers_of_shots(sweep: Path) -> None:
+    found, figure = figures(gather(sweep)), Figure()
+    plots._field(found, figure)
+    positions = positions_of(found.numbers).values()
+    margin = 0.3 if len(found.numbers) > 1 else 0.6
+    for axis in figure.axes[: len(found.panels)]:
+        assert axis.get_xlim() == pytest.approx((min(positions) - margin, max(positions) + margin))
 
 
 @pytest.mark.slow

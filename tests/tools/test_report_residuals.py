@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from dassl_lite.data.feature_files import FeatureFile, write_feature_file
 from dassl_lite.data.feature_files.file import FeaturePart
+from dassl_lite.engine.commands import plots
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.residuals import Correlation, Residuals, captions_of, gather_residuals, residual_tables
+from dassl_lite.engine.commands.residuals import (
+    ClassResidual,
+    Correlation,
+    Residual,
+    Residuals,
+    captions_of,
+    gather_residuals,
+    residual_tables,
+)
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.tools import report, sweep
 from dassl_lite.utils import UserError
@@ -201,3 +212,14 @@ def test_residuals_are_drawn(real: Path, tmp_path: Path) -> None:
 def test_an_interval_is_shown_only_where_there_is_one() -> None:
     assert Correlation(0.5, -0.25, 0.875, 0.01, 9).interval == "-0.25 to +0.88"
     assert Correlation(0.5, math.nan, math.nan, 0.01, 3).interval == ""
+
+
+@pytest.mark.parametrize(("datasets", "lines", "columns"), [(1, 1, 1), (4, 1, 4), (5, 2, 3), (9, 3, 3)])
+def test_panels_of_datasets_are_laid_out_in_few_even_rows(datasets: int, lines: int, columns: int) -> None:
+    by_class = (ClassResidual("ant", 9, 50.0, 1.0), ClassResidual("bee", 9, 60.0, 0.5))
+    row = Residual("TaskRes", "one", "RN50", 4, (1,), 2, 50.0, (0.1,), 0.5, by_class)
+    rows = tuple(replace(row, dataset=f"dataset {number}") for number in range(datasets))
+    figure = Figure()
+    plots._residuals_by_class(Residuals("TaskRes", "RN50", 4, rows), figure)
+    assert len(figure.axes) == datasets
+    assert figure.axes[0].get_gridspec().get_geometry() == (lines, columns)
