@@ -23,7 +23,9 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 NAMES = ("ant", "bee", "cat")
 CPU = torch.device("cpu")
 ASKED_FOR = "DASSL_LITE_TEST_COMPILE"
-needs_compiler = pytest.mark.skipif(bool(compiled_step._unable(CPU)), reason="no C++ compiler for torch.compile")
+needs_compiler = pytest.mark.skipif(
+    bool(compiled_step._why_unavailable(CPU)), reason="no C++ compiler for torch.compile"
+)
 
 
 @pytest.fixture
@@ -85,7 +87,10 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     def traced(step: Any, **options: Any) -> Any:
         return compile_(step, backend=request.param)
 
-    with mock.patch.object(torch, "compile", traced), mock.patch.object(compiled_step, "_unable", return_value=""):
+    with (
+        mock.patch.object(torch, "compile", traced),
+        mock.patch.object(compiled_step, "_why_unavailable", return_value=""),
+    ):
         yield request.param
 
 
@@ -110,8 +115,8 @@ def test_where_there_is_no_compiler_the_step_runs_as_it_is_and_says_so() -> None
             assert compiled(torch.neg, CPU) is torch.neg
         assert compiled(torch.neg, torch.device("mps")) is torch.neg
     assert told == [
-        "TRAIN.COMPILE: torch cannot compile the step (a CPU needs a C++ compiler: none); it runs as it is",
-        "TRAIN.COMPILE: torch cannot compile the step (not tried on mps); it runs as it is",
+        "TRAIN.COMPILE: torch cannot compile the step (a CPU needs a C++ compiler: none); running it uncompiled",
+        "TRAIN.COMPILE: torch cannot compile the step (untested on mps); running it uncompiled",
     ]
 
 
@@ -126,14 +131,14 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is_but_its_own_errors_are_rai
         return compile_
 
     told: list[str] = []
-    able = mock.patch.object(compiled_step, "_unable", return_value="")
+    able = mock.patch.object(compiled_step, "_why_unavailable", return_value="")
     with able, mock.patch.object(compiled_step.logger, "warning", told.append):
         with mock.patch.object(torch, "compile", fails(TracingError)):
             step = compiled(torch.neg, CPU)
             assert [step(torch.ones(1)).item(), step(torch.ones(1)).item()] == [-1, -1]
         with mock.patch.object(torch, "compile", fails(ValueError)), pytest.raises(ValueError, match="of many"):
             compiled(torch.neg, CPU)(torch.ones(1))
-    assert told == ["TRAIN.COMPILE: torch cannot compile the step (TracingError: of many); it runs as it is"]
+    assert told == ["TRAIN.COMPILE: torch cannot compile the step (TracingError: of many); running it uncompiled"]
 
 
 class BackwardFails(torch.autograd.Function):
@@ -158,13 +163,15 @@ def test_a_step_whose_backward_pass_cannot_be_compiled_runs_as_it_is(trained: An
 
     plain, told = trained("TaskRes", features), []
     with (
-        mock.patch.object(compiled_step, "_unable", return_value=""),
+        mock.patch.object(compiled_step, "_why_unavailable", return_value=""),
         mock.patch.object(torch, "compile", compile_),
         mock.patch.object(compiled_step.logger, "warning", told.append),
     ):
         found = trained("TaskRes", features, "TRAIN.COMPILE", "True")
     assert all(torch.equal(found[name], value) for name, value in plain.items())
-    assert told == ["TRAIN.COMPILE: torch cannot compile the step (AssertionError: no kernel for it); it runs as it is"]
+    assert told == [
+        "TRAIN.COMPILE: torch cannot compile the step (AssertionError: no kernel for it); running it uncompiled"
+    ]
 
 
 def test_an_error_of_the_backward_pass_itself_is_raised_though_the_step_is_compiled(
@@ -174,7 +181,7 @@ def test_an_error_of_the_backward_pass_itself_is_raised_though_the_step_is_compi
         raise RuntimeError("its own")
 
     with (
-        mock.patch.object(compiled_step, "_unable", return_value=""),
+        mock.patch.object(compiled_step, "_why_unavailable", return_value=""),
         mock.patch.object(torch, "compile", lambda step, **options: step),
         mock.patch.object(FeatureTrainer, "compute_gradients", fails),
         pytest.raises(RuntimeError, match="its own"),

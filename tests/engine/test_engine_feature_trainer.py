@@ -347,7 +347,9 @@ def test_two_versions_of_a_plugins_transform_share_no_features(
         assert caplog.text.count("18 extracted in") == 2
     else:
         assert caplog.text.count("18 extracted in") == 3
-        assert "The features are not kept for other runs: the transform depends on what may change" in caplog.text
+        assert (
+            "The features are not kept for other runs: the transform depends on things that may change" in caplog.text
+        )
 
 
 @pytest.mark.slow

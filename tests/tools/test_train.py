@@ -131,7 +131,7 @@ def test_the_demo_backbone_says_that_it_knows_drawn_shapes_only(tmp_path, capsys
     assert (
         run("--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "run"), "--data", str(tmp_path / "photos")) == 0
     )
-    line = "Warning: The backbone demo knows drawn shapes only, and will not recognise photographs: name another"
+    line = "Warning: The backbone demo knows drawn shapes only, and will not recognise photographs: choose another"
     assert capsys.readouterr().err.count(line) == 1
     assert run("--trainer", "ZeroshotCLIP", "--output-dir", str(tmp_path / "drawn"), *QUICK[:2]) == 0
     assert "drawn shapes only" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The base of the methods that come with the package: a head over frozen CLIP features, and the keys it declares.
+"""The base of the package's methods: a head on frozen CLIP features, and shared config keys.
 
 May import `contract`, `files` and `parallel`, never `commands`.
 """

@@ -1,4 +1,4 @@
-"""The frozen CLIP of a run: its precision, runs of one process that share it, and a feature dataset's stand-in."""
+"""Loads the frozen CLIP of a run: its precision, sharing between runs, and the stand-in for feature datasets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dassl_lite.utils.sharing import BACKBONE, Kept, is_shared, shared, sharing,
 logger = get_logger(__name__)
 
 KNOWS_SHAPES = (
-    "The backbone demo knows drawn shapes only, and will not recognise photographs: name another, such as "
+    "The backbone demo knows drawn shapes only, and will not recognise photographs: choose another, such as "
     "--backbone ViT-B/16 (MODEL.BACKBONE.NAME)"
 )
 
@@ -34,7 +34,7 @@ AUTO = "auto"  # value of PREC
 
 
 def known_precision(name: str, value: Any) -> None:
-    """Rule of a config key: one of the precisions, or auto."""
+    """Rule for a config key: one of the precisions, or auto."""
     if value != AUTO and value not in PRECISIONS:
         raise unknown("precision", value, [AUTO, *PRECISIONS], hint=f"Set {name} to one of them.")
 
@@ -42,14 +42,14 @@ def known_precision(name: str, value: Any) -> None:
 def precision_on(device: torch.device, wanted: str, *, only_encodes: bool) -> str:
     """The precision to run in.
 
-    auto is fp16 where encoders are only run and float16 is fast, and fp32 elsewhere: its features are within 2e-3 of
-    fp32's, those of bf16, which is as fast, within 2e-2 (``tools/bench.py precision``). Others are as wanted, but for
-    fp16 on a CPU, which is fp32 (logged): the field's yaml files ask for fp16; a CPU has no fast half-precision
-    arithmetic, and float32 only adds accuracy.
+    auto is fp16 if encoders are only used for inference and float16 is fast, and fp32 otherwise. Features in fp16 are
+    within 2e-3 of fp32's; those in bf16, which is as fast, only within 2e-2 (``tools/bench.py precision``). Other
+    values are used as given, except that fp16 on a CPU becomes fp32, with a warning: the field's yaml files ask for
+    fp16, but a CPU has no fast half-precision arithmetic, and float32 only adds accuracy.
 
     Args:
         wanted: one of the precisions, or auto.
-        only_encodes: whether no gradient runs through an encoder, and there is something to encode.
+        only_encodes: whether there is something to encode, and no gradient runs through an encoder.
     """
     if wanted == AUTO:
         return "fp16" if only_encodes and devices.has_fast_float16(device) else "fp32"
@@ -62,14 +62,14 @@ def precision_on(device: torch.device, wanted: str, *, only_encodes: bool) -> st
 def frozen_clip(
     dataset: DatasetBase, name: str, wanted: str, device: torch.device, *, method: str, only_encodes: bool
 ) -> tuple[CLIPBackbone | PrecomputedBackbone, str]:
-    """The frozen CLIP of a run, or a feature dataset's stand-in for the CLIP that made the features, and its precision.
+    """Load the frozen CLIP of a run, or the stand-in for the encoder of a feature dataset; also returns its precision.
 
     With PREC auto, a backbone that overflows in float16 is loaded in float32, with a warning.
 
     Args:
-        name: of the backbone.
+        name: name of the backbone.
         wanted: one of the precisions, or auto.
-        method: name of the method that asks, for messages.
+        method: name of the method, for messages.
         only_encodes: see `precision_on`.
     """
     precision = precision_on(device, wanted, only_encodes=only_encodes and not isinstance(dataset, FeatureDataset))
@@ -80,13 +80,13 @@ def frozen_clip(
         logger.warning(KNOWS_SHAPES)
     clip = _load(name, precision, device)
     if wanted == AUTO and precision == "fp16" and overflows(clip):
-        logger.warning(f"Backbone {clip.name} overflows in float16: it runs in float32 (PREC auto)")
+        logger.warning(f"Backbone {clip.name} overflows in float16: running in float32 (PREC auto)")
         clip, precision = _load(name, "fp32", device), "fp32"
     return clip, precision
 
 
 def _stand_in(dataset: FeatureDataset, method: str) -> PrecomputedBackbone:
-    """The stand-in for the CLIP that made the features of a dataset."""
+    """The stand-in for the encoder of a feature dataset."""
     file = dataset.file
     return PrecomputedBackbone(
         dataset.text_weights,
@@ -105,7 +105,7 @@ def _stand_in(dataset: FeatureDataset, method: str) -> PrecomputedBackbone:
 
 @torch.no_grad()
 def overflows(clip: CLIPBackbone) -> bool:
-    """Whether features of a grey, a white and two noisy images, or of a text, are infinite or NaN in its precision."""
+    """Whether features of a grey, a white and two noise images, or of a text, are infinite or NaN in its precision."""
     noise = torch.rand(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
     pixels = torch.cat([torch.full_like(noise[:1], 0.5), torch.ones_like(noise[:1]), noise])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.mean, clip.std))
@@ -137,7 +137,7 @@ def _load(name: str, precision: str, device: torch.device) -> CLIPBackbone:
 
 @contextmanager
 def reports_wrong_size(clip: Any, backbone: str, images: Tensor) -> Iterator[None]:
-    """A context that encodes ``images`` (B, 3, H, W) with a CLIP; a UserError says which size it takes instead."""
+    """A context that encodes ``images`` (B, 3, H, W) with a CLIP; a UserError names the right size if it differs."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""TRAIN.COMPILE: a step's forward pass and loss as one compiled function; on CUDA its kernels are replayed as graphs.
+"""TRAIN.COMPILE: a step's forward pass and loss as one compiled function, replayed as CUDA graphs on CUDA.
 
-What is computed stays the same up to rounding. Where torch cannot compile, a warning says so and training goes on
-without.
+Results are the same up to rounding. If torch cannot compile the step, a warning says so and training continues
+uncompiled.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dassl_lite.utils.logger import get_logger
 logger = get_logger(__name__)
 
 Step = Callable[..., Any]
-_LONGEST = 200  # characters of torch's reason
+_MAX_LENGTH = 200  # characters of torch's error message
 
 
 class CompiledStep:
-    """A step that is compiled at its first call for each shape; once torch fails to, it runs as it is.
+    """A step that is compiled at its first call for each shape; if compilation ever fails, it falls back to eager mode.
 
     Args:
-        step: as it is.
-        fast: compiled.
-        graphs: whether ``fast`` replays recorded kernels, so that what a call gives is valid until the next one.
+        step: the eager step.
+        fast: the compiled step.
+        graphs: whether ``fast`` replays recorded kernels, so that a call's result is valid only until the next one.
     """
 
     def __init__(self, step: Step, fast: Step, *, graphs: bool) -> None:
@@ -43,37 +43,37 @@ class CompiledStep:
         try:
             return self._fast(*args)
         except Exception as error:
-            if not _is_compilers(error):
+            if not _is_compiler_error(error):
                 raise
-            self._give_up(error)
+            self._fall_back(error)
         return self._step(*args)
 
     def may_have_failed(self, error: Exception) -> bool:
-        """Whether an error in the backward pass may be the compiler's, which compiles that pass when it first runs.
+        """Whether an error in the backward pass, which is compiled when it first runs, may come from the compiler.
 
-        If so, calls give what the step gives as it is from now on: an error of the step's own comes again. The error of
-        a compiler has any type there.
+        If so, later calls run the eager step, in which an error of the step itself would recur. Compiler errors can
+        have any type here.
         """
         if self._fast is None or isinstance(error, UserError) or is_out_of_memory(error) or is_lost(error):
             return False
-        self._give_up(error)
+        self._fall_back(error)
         return True
 
-    def _give_up(self, error: Exception) -> None:
+    def _fall_back(self, error: Exception) -> None:
         self._fast = None
-        _tell(f"{type(error).__name__}: {error}")
+        _warn(f"{type(error).__name__}: {error}")
 
 
 def compiled(step: Step, device: torch.device) -> Step:
-    """``step``, compiled by torch, as a `CompiledStep`; as it is, with a warning, where there is no compiler.
+    """Compile ``step`` into a `CompiledStep`; without a compiler, returns it unchanged, with a warning.
 
     Args:
-        step: takes and gives tensors of the same shapes at each call, but for a last batch; compiled once for each.
-        device: where they are. On CUDA its kernels are recorded and replayed (CUDA graphs): what it gives is valid
-            until its next call.
+        step: has inputs and outputs of the same shapes at each call, except for a last batch; compiled for each shape.
+        device: device of the tensors. On CUDA, kernels are recorded and replayed (CUDA graphs), so a result is valid
+            only until the next call.
     """
-    if why := _unable(device):
-        _tell(why)
+    if why := _why_unavailable(device):
+        _warn(why)
         return step
     _keep_inputs_of_backward()
     graphs = device.type == "cuda"
@@ -82,17 +82,19 @@ def compiled(step: Step, device: torch.device) -> Step:
     )
 
 
-def _tell(why: str) -> None:
+def _warn(why: str) -> None:
     line = why.strip().partition("\n")[0]
-    logger.warning(f"TRAIN.COMPILE: torch cannot compile the step ({printable(line)[:_LONGEST]}); it runs as it is")
+    logger.warning(
+        f"TRAIN.COMPILE: torch cannot compile the step ({printable(line)[:_MAX_LENGTH]}); running it uncompiled"
+    )
 
 
-def _unable(device: torch.device) -> str:
-    """Why nothing can be compiled for a device, or ""."""
+def _why_unavailable(device: torch.device) -> str:
+    """Why compilation is not possible for a device, or ""."""
     if not hasattr(torch, "compile"):
         return "this torch has no torch.compile"
     if device.type not in ("cpu", "cuda"):
-        return f"not tried on {device.type}"
+        return f"untested on {device.type}"
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -101,18 +103,18 @@ def _unable(device: torch.device) -> str:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         get_cpp_compiler()
-    except Exception as error:  # noqa: BLE001  # the names in torch change from version to version
+    except Exception as error:  # noqa: BLE001  # names in torch change between versions
         return f"a CPU needs a C++ compiler: {error}" if str(error) else "a CPU needs a C++ compiler"
     return ""
 
 
-def _is_compilers(error: Exception) -> bool:
-    """Whether an error is of the compiler, not of what is computed."""
+def _is_compiler_error(error: Exception) -> bool:
+    """Whether an error comes from the compiler, not from the computation."""
     return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
 
 
 def _keep_inputs_of_backward() -> None:
-    """A method, or a scaled step, may go backward through a step twice."""
+    """Disable buffer donation, because a method or a scaled step may back-propagate through a step twice."""
     from torch._functorch import config
 
     if hasattr(config, "donated_buffer"):

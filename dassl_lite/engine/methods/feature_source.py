@@ -1,4 +1,4 @@
-"""Where image features come from: a frozen CLIP and the feature cache, or a feature file that already has them.
+"""The source of image features: a frozen CLIP with the feature cache, or a feature file.
 
 Shapes: B images of a batch, N images, V views, D feature width.
 """
@@ -32,9 +32,9 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """All features of a split at once: features (V, N, D) in float32, not normalised, and their labels (N,).
+    """All features of a split: (V, N, D) in float32, not normalised, with labels (N,).
 
-    In a multi-label dataset labels are bool (N, K).
+    In a multi-label dataset, labels are bool (N, K).
     """
 
     views: Tensor
@@ -50,22 +50,22 @@ class FeatureSource:
     """Image features of a dataset, extracted once and kept in the feature cache, or read from a feature file.
 
     Args:
-        dataset: whose items are asked for.
-        encode: images (B, 3, H, W) to features (B, D), not normalised.
-        encode_states: images to features and, of the same pass, the states (B, W) before the last projection.
-        states: whether states are asked for, unless a call says otherwise.
-        backbone, digest: name of the encoder, and a digest of its weights and precision: the cache's key.
-        device: where features are wanted.
-        folder: of the cache; None keeps nothing on disk.
-        seed: of the augmented views.
-        batch_size, num_workers: of the extraction.
-        on_error: "stop" or "skip" at an image that cannot be read.
-        seconds: where the wall time of extraction is added up, under "features".
+        dataset: the dataset.
+        encode: maps images (B, 3, H, W) to features (B, D), not normalised.
+        encode_states: maps images to features and, in the same pass, the states (B, W) before the last projection.
+        states: whether to return states by default.
+        backbone, digest: name of the encoder, and a digest of its weights and precision: the cache key.
+        device: device for the features.
+        folder: cache folder; None keeps nothing on disk.
+        seed: seed of the augmented views.
+        batch_size, num_workers: settings of the extraction.
+        on_error: "stop" or "skip" when an image cannot be read.
+        seconds: accumulates the wall time of extraction, under "features".
 
     Attributes:
-        shows_progress: whether extraction shows a bar, if there is a terminal.
-        extraction: its ``batch_size``, ``num_workers`` and ``on_error``.
-        shares: whether this run shares features with others of its process.
+        shows_progress: whether extraction shows a progress bar in a terminal.
+        extraction: ``batch_size``, ``num_workers`` and ``on_error`` of the extraction.
+        shares: whether this run shares features with other runs of its process.
     """
 
     shows_progress = True
@@ -92,7 +92,7 @@ class FeatureSource:
         self.backbone, self.digest, self.seed = backbone or "", digest, seed
         self.extraction: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         self._seconds = seconds
-        self.shares = is_shared("features")  # when it is built: what others have written may change them
+        self.shares = is_shared("features")  # decided at construction: what others write later may change the features
 
     @property
     def is_file(self) -> bool:
@@ -111,11 +111,11 @@ class FeatureSource:
         """Features (V, N, D), or states (V, N, W), of N items.
 
         Args:
-            transform: of the images.
-            views: V, for images; a feature file has the views that it has.
-            on_error: in place of the source's own; see `FeatureStore.fetch`.
-            states: which of the two; None: as the source was made.
-            kept_as: of what runs share them, if they share anything: the next of that kind take their place.
+            transform: transform of the images.
+            views: number of views V for images; a feature file has a fixed number.
+            on_error: overrides the source's ``on_error``; see `FeatureStore.fetch`.
+            states: whether to return states instead of features; None: the source's default.
+            kept_as: kind under which runs share the features, if they do; the next ones of that kind replace them.
         """
         states = self.states if states is None else states
         processes = distributed.process_group()
@@ -123,7 +123,7 @@ class FeatureSource:
             return self._of_file(self.dataset, processes, items, is_random(transform), states)
         if transform is None:
             raise UserError(
-                "INPUT.NO_TRANSFORM True leaves images as they are, but features are of images of the backbone's size; "
+                "INPUT.NO_TRANSFORM True leaves images as they are, but features need images of the backbone's size; "
                 "leave it out"
             )
         start = time.perf_counter()
@@ -139,13 +139,13 @@ class FeatureSource:
         if lost and folder is not None:
             folder = None
             logger.warning(
-                "The features are not kept for other runs: the transform depends on what may change unseen "
+                "The features are not kept for other runs: the transform depends on things that may change unnoticed "
                 f"({', '.join(lost)})"
             )
         distributed.meet("the extraction of features")
         store = FeatureStore(spec, folder, processes=processes, shows_progress=self.shows_progress)
         paths = [item.impath for item in items]
-        with stops_at_once():  # what has been extracted is kept
+        with stops_at_once():  # features extracted so far are kept
             extraction = {**self.extraction, **({"on_error": on_error} if on_error else {})}
             encode = self.encode_states if states else self.encode
             kept_as = f"features: {kept_as}" if kept_as and self.shares else ""
@@ -158,8 +158,7 @@ class FeatureSource:
     def _of_file(
         dataset: FeatureDataset, processes: ProcessGroup, items: Sequence[Datum], augmented: bool, states: bool
     ) -> Features:
-        """Those of a feature file: where it is mapped, as they lie in it; of a part of its rows, one copy for all
-        processes of a machine."""
+        """Features from a feature file: memory-mapped if possible, else one copy for all processes of a machine."""
         if processes.size == 1 or dataset.holds(items, augmented, states):
             return dataset.fetch(items, augmented, states)
         distributed.meet("the reading of features")
@@ -175,11 +174,11 @@ class FeatureSource:
         epoch: Callable[[], int] = lambda: 0,
         kept_as: str = "",
     ) -> FeatureLoader | None:
-        """Batches of features in the order in which the loader ``images`` would give their images.
+        """A loader of feature batches, in the order in which the loader ``images`` would yield their images.
 
         Args:
-            items: of that loader; None or empty gives None.
-            epoch: tells the current epoch, which selects the view.
+            items: items of that loader; if None or empty, returns None.
+            epoch: returns the current epoch, which selects the view.
             kept_as: see `fetch`.
         """
         if not items:
@@ -199,5 +198,5 @@ class FeatureSource:
 
 
 def cache_folder(configured: str, views: int) -> Path | None:
-    """Where the feature cache lies: DATASET.FEATURES.DIR, else below the cache's root; None if VIEWS is 0."""
+    """Folder of the feature cache: DATASET.FEATURES.DIR, else below the cache root; None if VIEWS is 0."""
     return Path(configured or cache_root() / "features") if views else None

@@ -1,4 +1,4 @@
-"""Config keys that several methods share, and what they mean."""
+"""Config keys that several methods share, and the functions that interpret them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dassl_lite.models.prompt_learner import PromptLayout, lay_out
 from dassl_lite.models.prompts import fill_templates
 from dassl_lite.models.text_tower import Texts
 
-# Methods whose gradients run through the text encoder.
+# For methods whose gradients run through the text encoder.
 TEXT_ENCODER_KEYS = (
     key(
         "TEXT_CHUNK",
         0,
         number(at_least=0, at_most=1_000_000),
-        "classes that go through the text encoder at a time; 0: by memory",
+        "classes per pass through the text encoder; 0: as memory allows",
     ),
     key("TEXT_CHECKPOINT", False, None, "recompute activations in the backward pass: less memory, more time"),
 )
@@ -35,7 +35,7 @@ def _has_words(run: Any) -> str:
     return "CTX_INIT gives the number of words" if run.method_cfg.CTX_INIT else ""
 
 
-# Methods with a learned context.
+# For methods with a learned context.
 CONTEXT_LENGTH = key("N_CTX", 16, number(at_least=1, at_most=1000), "number of context vectors")
 CONTEXT_KEYS = (
     replace(CONTEXT_LENGTH, idle=_has_words),
@@ -47,7 +47,7 @@ CONTEXT_KEYS = (
     ),
 )
 
-MOST_WORDS = 4  # of a context that starts from words, in methods with deep prompts; a longer one starts at random
+MOST_WORDS = 4  # most context vectors initialised from words with deep prompts; longer contexts start at random
 
 
 def _is_random(name: str) -> Callable[[Any], str]:
@@ -58,41 +58,44 @@ def _is_random(name: str) -> Callable[[Any], str]:
 
 
 def text_prompt_keys(tokens: int, name: str = "N_CTX") -> tuple[Key, ...]:
-    """Methods whose context is the first of the deep prompts of the text encoder: NAME, CTX_INIT, TEXT_ENCODER_KEYS."""
+    """Keys for methods whose context is the first of the text encoder's deep prompts.
+
+    The keys are NAME, CTX_INIT and TEXT_ENCODER_KEYS.
+    """
     words = satisfying(_is_words, "words alone, like 'a photo of a'")
-    about = f"words to start from if {name} is {MOST_WORDS} or less: of their first tokens, the others stay fixed"
+    about = f"words to start from if {name} <= {MOST_WORDS}: their first tokens are learned, the others stay fixed"
     return (
-        key(name, tokens, number(at_least=1, at_most=1000), "tokens of a block of the text encoder"),
+        key(name, tokens, number(at_least=1, at_most=1000), "prompt tokens per block of the text encoder"),
         key("CTX_INIT", "a photo of a", words, about, _is_random(name)),
         *TEXT_ENCODER_KEYS,
     )
 
 
 def depth_key(name: str, depth: int, about: str, at_least: int = 1) -> Key:
-    """The number of an encoder's blocks with prompts."""
+    """The key for the number of an encoder's blocks with prompts."""
     return key(name, depth, number(at_least=at_least, at_most=1000), about)
 
 
-# Methods that keep the training images, in several augmented views.
+# For methods that store the training images' features, in several augmented views.
 VIEW_KEYS = (
     key(
         "AUGMENT_EPOCH",
         10,
         number(at_least=1, at_most=10_000),
-        "views of a training image if DATASET.FEATURES.VIEWS is 0",
+        "views per training image if DATASET.FEATURES.VIEWS is 0",
         lambda run: "DATASET.FEATURES.VIEWS sets the views" if run.cfg.DATASET.FEATURES.VIEWS else "",
     ),
 )
 
 
-# Methods that select values on the validation set, with a key SEARCH.
+# For methods that select values on the validation set, with a key SEARCH.
 def no_search(run: Any) -> str:
-    """Why the keys of the search have no effect."""
+    """Why the keys of the search have no effect, or ""."""
     return idle_if("SEARCH", False)(run) or ("" if run.has_selection_set else "there is no validation set")
 
 
 def is_searched(run: Any) -> str:
-    """Why the value of a key that is searched has no effect; one that is trained with has."""
+    """Why the value of a searched key has no effect, or ""; with training, it has one."""
     return "" if run.trains or no_search(run) else "it is selected on the validation set (SEARCH is True)"
 
 
@@ -105,7 +108,7 @@ def range_keys(
     end_included: bool = False,
     idle: Callable[[Any], str] = no_search,
 ) -> tuple[Key, ...]:
-    """NAME_MAX and NAME_STEPS: the values of NAME that a search tries, from ``start`` to ``end``."""
+    """Keys NAME_MAX and NAME_STEPS, which define the values of NAME that a search tries, from ``start`` to ``end``."""
     which = f"{name.lower()}s"
     until = "to this" if end_included else "up to, but excluding, this"
     about = f"{which} are searched from {start:g} {until}"
@@ -115,7 +118,7 @@ def range_keys(
     )
 
 
-# Methods that take images of several classes.
+# For methods that support images with several classes.
 LOSS_KEYS = (
     key(
         "LOSS",
@@ -125,21 +128,21 @@ LOSS_KEYS = (
     ),
 )
 
-# Methods that train for a number of steps, not of epochs.
+# For methods that train for a number of steps rather than epochs.
 STEP_KEYS = (
     key(
         "STEPS_PER_SHOT",
         500,
         number(at_least=0, at_most=1_000_000),
-        "length of the training; 0: OPTIM.MAX_EPOCH epochs",
+        "training steps per shot; 0: OPTIM.MAX_EPOCH epochs",
     ),
 )
 
 
 def class_prompts(trainer: Any, trained: bool) -> Callable[[], Tensor]:
-    """Gives the features (K, D) of the class prompts: computed anew by a text encoder that is trained.
+    """A function that returns the features (K, D) of the class prompts; recomputed if the text encoder is trained.
 
-    Those of a frozen one are of the DATASET.DESCRIPTIONS, where there are any.
+    With a frozen text encoder, they are the features of the DATASET.DESCRIPTIONS, if there are any.
     """
     if trained:
         texts = Texts(trainer.clip.tokenize(fill_templates(trainer.classnames, [trainer.template])))
@@ -150,7 +153,7 @@ def class_prompts(trainer: Any, trained: bool) -> Callable[[], Tensor]:
 
 
 def text_encoder_options(node: CfgNode) -> dict[str, Any]:
-    """How the text encoder saves memory, as `TextTower` takes it."""
+    """Memory-saving options of the text encoder, as arguments for `TextTower`."""
     return {"chunk": node.TEXT_CHUNK, "checkpoint": node.TEXT_CHECKPOINT}
 
 
@@ -163,11 +166,11 @@ def prompt_layout(
     position: str = "end",
     class_specific: bool = False,
 ) -> PromptLayout:
-    """The prompts of K classes with the context that CONTEXT_KEYS describe.
+    """The prompts of K classes with the context given by CONTEXT_KEYS.
 
     Args:
-        node, name: the method's config node, and its name under TRAINER.
-        position, class_specific: as `lay_out` takes them.
+        node, name: the method's config node and its name under TRAINER.
+        position, class_specific: as in `lay_out`.
     """
     return lay_out(
         clip,
@@ -183,11 +186,11 @@ def prompt_layout(
 def deep_prompt_layout(
     clip: CLIPBackbone, classnames: Sequence[str], node: CfgNode, name: str, tokens: str = "N_CTX"
 ) -> PromptLayout:
-    """The prompts of K classes with the context that `text_prompt_keys` describe.
+    """The prompts of K classes with the context given by `text_prompt_keys`.
 
     Args:
-        node, name: the method's config node, and its name under TRAINER.
-        tokens: the key with the number of context vectors.
+        node, name: the method's config node and its name under TRAINER.
+        tokens: name of the key with the number of context vectors.
     """
     n = node[tokens]
     words = node.CTX_INIT if n <= MOST_WORDS else ""

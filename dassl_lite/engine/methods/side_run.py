@@ -1,9 +1,9 @@
-"""A run beside a run: another method fitted to features that a trainer has at hand, in memory.
+"""Side runs: another method, fitted in memory to features that a trainer already has.
 
     fitted = beside(TaskRes)(owner, cfg, data).fitted()      # a TaskRes; fitted.head maps features to logits
 
-It shares the owner's CLIP, dataset and text features, has no validation and no test images, and keeps no checkpoint. A
-method's own ``fit`` may still write into ``cfg.OUTPUT_DIR``.
+A side run shares the owner's CLIP, dataset and text features. It has no validation or test images and saves no
+checkpoint, but a method's ``fit`` may still write into ``cfg.OUTPUT_DIR``.
 
 Shapes: V views, N images, D feature width, K classes.
 """
@@ -29,7 +29,7 @@ from dassl_lite.utils.seeding import random_streams_kept, set_random_seed
 
 
 class _NoLog:
-    """In place of a `RunLog`: nothing is logged, so no value is read back from an accelerator."""
+    """Replaces a `RunLog`: nothing is logged, so no value has to be read from an accelerator."""
 
     def is_due(self, batch_idx: int) -> bool:
         return False
@@ -39,17 +39,17 @@ class _NoLog:
 
 
 class _SideRun(FeatureTrainer):
-    """What a method's trainer does differently beside another run.
+    """A mixin that overrides what a method's trainer does differently in a side run.
 
     Args:
         owner: the trainer whose features and CLIP are used.
-        cfg: of this method.
-        data: training features (V, N, D) and labels (N,); None: only the head is wanted, to load weights into it.
+        cfg: config of this method.
+        data: training features (V, N, D) and labels (N,); None to only build the head, for loading weights into it.
     """
 
     def __init__(self, owner: FeatureTrainer, cfg: CfgNode, data: FeatureSet | None = None) -> None:
-        nothing = FeatureSet(torch.zeros(1, 1, owner.clip.embed_dim), torch.zeros(1, dtype=torch.int64))
-        self.owner, self.data = owner, data or nothing
+        empty = FeatureSet(torch.zeros(1, 1, owner.clip.embed_dim), torch.zeros(1, dtype=torch.int64))
+        self.owner, self.data = owner, data or empty
         self.run_log: Any = _NoLog()
         self.descriptions = owner.descriptions
         with self.own_streams():
@@ -57,7 +57,7 @@ class _SideRun(FeatureTrainer):
 
     @contextmanager
     def own_streams(self) -> Iterator[None]:
-        """A context with random streams from the run's seed; the owner's stay as they are."""
+        """A context with random streams seeded by the run's seed; the owner's streams are not affected."""
         with random_streams_kept():
             set_random_seed(max(self.owner.cfg.SEED, 0))
             yield
@@ -83,14 +83,14 @@ class _SideRun(FeatureTrainer):
         return self.owner.features
 
     def _use_features(self) -> None:
-        """They are in use."""
+        """Features are already in use."""
 
     def text_rows(self, *, verbatim: bool = False, projected: bool = True) -> TextRows:
-        kept = vars(self.owner).setdefault("texts_beside", {})
+        cache = vars(self.owner).setdefault("texts_beside", {})
         key = (*self.templates(), verbatim, projected)
-        if key not in kept:
-            kept[key] = super().text_rows(verbatim=verbatim, projected=projected)
-        return TextRows(kept[key].values.clone(), kept[key].counts)
+        if key not in cache:
+            cache[key] = super().text_rows(verbatim=verbatim, projected=projected)
+        return TextRows(cache[key].values.clone(), cache[key].counts)
 
     @contextmanager
     def epochs_context(self) -> Iterator[None]:
@@ -109,7 +109,7 @@ class _SideRun(FeatureTrainer):
         """Nothing to save."""
 
     def fitted(self) -> Any:
-        """Train, and give this run back."""
+        """Train, and return this run."""
         with self.own_streams():
             self.train()
         self.set_model_mode("eval")
@@ -120,7 +120,7 @@ _kinds: dict[type[FeatureTrainer], type[_SideRun]] = {}
 
 
 def beside(method: type[FeatureTrainer]) -> type[_SideRun]:
-    """The class of the runs of a method beside another run; see `_SideRun` for its arguments."""
+    """The class of a method's side runs; see `_SideRun` for its arguments."""
     if method not in _kinds:
         _kinds[method] = type(method.__name__, (_SideRun, method), {"config_node": method.node_name()})
     return _kinds[method]

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP on the images of a run: the accuracy that every method is compared with.
+"""Zero-shot CLIP on the images of a run: the baseline that every method is compared with.
 
 Shapes: B images of a batch, K classes, D feature width.
 """
@@ -25,11 +25,11 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # cosines (B, K), and labels (B,) or,
 def cosine_batches(
     loader: Any, prototypes: Tensor, parse: Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cosines (B, K) between image features and prototypes, and labels, of each batch of ``loader``.
+    """Yield cosines (B, K) between image features and prototypes, and labels, for each batch of ``loader``.
 
     Args:
-        prototypes: (K, D), of length 1.
-        parse: batch to image features (B, D) and labels.
+        prototypes: normalised prototypes (K, D).
+        parse: maps a batch to image features (B, D) and labels.
     """
 
     def infer(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -50,13 +50,13 @@ def accuracy(batches: Batches) -> float:
 
 
 def mean_average_precision(batches: Batches) -> float:
-    """mAP in percent, of a multi-label dataset."""
+    """mAP of a multi-label dataset, in percent."""
     cosines, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return 100.0 * average_precisions(cosines, labels).nanmean().item()
 
 
 def counts_by_class(batches: Batches, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Number of images of each class, (K,) int64, and how many of them are classified correctly."""
+    """Number of images per class, (K,) int64, and how many of them are classified correctly."""
     counts = torch.zeros(2, num_classes, dtype=torch.int64)
     for cosines, label in batches:
         label, predicted = label.cpu(), cosines.argmax(-1).cpu()
@@ -68,14 +68,14 @@ def counts_by_class(batches: Batches, num_classes: int) -> tuple[Tensor, Tensor]
 def shared_between_runs(
     loader: Any, prototypes: Callable[[], Tensor], source: tuple[Hashable, ...], compute: Callable[[], float | None]
 ) -> float | None:
-    """The result of ``compute``, or that of an earlier run of this process on the same features and prototypes.
+    """The result of ``compute``, reused from an earlier run of this process on the same features and prototypes.
 
-    It consumes as many random numbers either way, so that training does not depend on what ran before.
+    Either way, the same number of random numbers is drawn, so that training does not depend on earlier runs.
 
     Args:
-        loader: only an ordered `FeatureLoader` whose features nobody has written to is shared.
-        prototypes: gives those that ``compute`` uses, (K, D).
-        source: what else the result depends on.
+        loader: results are shared only for an ordered `FeatureLoader` whose features have not been modified.
+        prototypes: returns the prototypes (K, D) that ``compute`` uses.
+        source: anything else that the result depends on.
     """
     if not (type(loader) is FeatureLoader and loader.is_in_order and is_unwritten(loader.views)):
         return compute()
@@ -96,5 +96,5 @@ def shared_between_runs(
 
 
 def skip_loader_seed() -> None:
-    """Draw the random number that iterating over a loader draws."""
+    """Draw the random number that iterating over a loader would draw."""
     torch.empty((), dtype=torch.int64).random_()
