@@ -56,7 +56,7 @@ def test_resuming_is_said_to_need_the_same_command(page: str) -> None:
     lines = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
     said = [line for line in lines if "--resume DIR" in line and " alone " not in line]
     assert said
-    assert all("command" in line and "added" in line for line in said)
+    assert all("command" in line and "add" in line for line in said)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
