@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(build: Any, tmp_path: 
             build(*options, backbone=backbone)
         assert "\n" not in str(told.value)
     torch.save({"state_dict": [1, 2]}, tmp_path / "list.pth")
-    with pytest.raises(UserError, match="list.pth holds no weights"):
+    with pytest.raises(UserError, match="list.pth has no weights"):
         build("TaskRes", "MODEL.INIT_WEIGHTS", str(tmp_path / "list.pth"))
 
 

@@ -99,7 +99,7 @@ def files(folder: Path) -> dict[Path, bytes]:
             "CLIPLoRA",
             "DATALOADER.",
             "K_TRANSFORMS=2",
-            "takes one version of an image; set DATALOADER.K_TRANSFORMS to 1",
+            "uses one version of each image; set DATALOADER.K_TRANSFORMS to 1",
         ),
         ("CLAP", "TRAINER.CLAP.", "CONSTRAINT=l2-adaptive", "Did you mean 'l2-adaptative'?"),
         (

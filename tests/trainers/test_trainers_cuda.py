@@ -253,7 +253,7 @@ def test_gradients_that_no_scale_makes_finite_end_the_run(
 ) -> None:
     case = "TaskRes", "amp", 2, str(golden_backbone("vit0")), str(images), str(tmp_path)
     assert on_cuda(broken_gradients, *case).startswith(
-        "gradients are infinite or NaN at epoch 1, batch 1, whatever they are scaled by; lower OPTIM.LR"
+        "gradients are infinite or NaN at epoch 1, batch 1, whatever the scale; lower OPTIM.LR"
     )
 
 

@@ -128,7 +128,7 @@ def test_methods_without_fixed_text_features_say_that_descriptions_have_no_effec
     trainer = golden_trainer(method, "vit0", "OxfordPets", "DATASET.DESCRIPTIONS", str(file))
     with caplog.at_level(logging.WARNING):
         report_idle_keys(trainer)
-    assert f"DATASET.DESCRIPTIONS ({method} takes no descriptions of the classes)" in caplog.text
+    assert f"DATASET.DESCRIPTIONS ({method} does not use class descriptions)" in caplog.text
 
 
 def test_lora_in_the_image_encoder_alone_takes_the_descriptions(golden_trainer: Any, file: Path) -> None:
