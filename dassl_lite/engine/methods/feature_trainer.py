@@ -126,7 +126,7 @@ class FeatureTrainer(TrainerX):
         raise NotImplementedError(f"{type(self).__name__} does not define build_head()")
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Training loss, a scalar, for logits (B, K) and labels (B,), or bool labels (B, K) in a multi-label dataset."""
+        """Scalar training loss for logits (B, K) and labels (B,), or bool labels (B, K) in a multi-label dataset."""
         return sigmoid_loss(logits, label) if self.sigmoid else F.cross_entropy(logits, label)
 
     def batch_loss(self, image_features: Tensor, logits: Tensor, label: Tensor) -> Tensor:
