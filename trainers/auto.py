@@ -44,7 +44,7 @@ from dassl_lite.engine import TRAINER_REGISTRY, FeatureTrainer, key, number, som
 from dassl_lite.engine.build import default_recipe, make_config, set_by_user
 from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.engine.methods.shared_keys import VIEW_KEYS
-from dassl_lite.engine.methods.side_run import beside
+from dassl_lite.engine.methods.side_run import side_run_class
 from dassl_lite.models.blend import Blend, calibrate, stack
 from dassl_lite.trainers.clap import CLAP
 from dassl_lite.trainers.gda import GDA
@@ -196,7 +196,7 @@ class Auto(FeatureTrainer):
         """The head of a candidate, fitted to these images; a folder given here has its files."""
         cfg = self.side_cfg(one.name, one.settings, folder) if folder else one.cfg
         with torch.enable_grad():
-            head: nn.Module = beside(METHODS[one.name])(self, cfg, data).fitted().head
+            head: nn.Module = side_run_class(METHODS[one.name])(self, cfg, data).fitted().head
         return head.requires_grad_(False)
 
     def _says(self, head: nn.Module, features: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ class Auto(FeatureTrainer):
         heads, about = [], _members(meta, path)
         picked = {name: value for name, value in weights.items() if not name.startswith("members.")}
         for row, member in enumerate(about):
-            run = beside(METHODS[member["method"]])(self, self.side_cfg(member["method"], member["keys"], ""))
+            run = side_run_class(METHODS[member["method"]])(self, self.side_cfg(member["method"], member["keys"], ""))
             prefix = f"members.{row}."
             own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
             with _silent(logging.ERROR if self.class_match else logging.INFO):  # what the first one has told

@@ -26,7 +26,7 @@ from dassl_lite.data import Datum
 from dassl_lite.engine.contract.threads import threads_for
 from dassl_lite.engine.methods.feature_source import FeatureSet
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
-from dassl_lite.engine.methods.side_run import beside
+from dassl_lite.engine.methods.side_run import side_run_class
 from dassl_lite.utils.errors import MissingFileError, UserError, printable, shown
 
 CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
@@ -253,7 +253,7 @@ def left_out(trainer: Any, folds: int | None, folder: str) -> tuple[NDArray[Any]
     for group in (torch.nonzero(labels == label).flatten() for label in labels.unique()):
         if len(group) > 1:
             fold[group] = group if folds is None else torch.arange(len(group), device=group.device) % folds
-    cfg, kind = trainer.cfg.clone(), beside(type(trainer))
+    cfg, kind = trainer.cfg.clone(), side_run_class(type(trainer))
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.VERBOSE, cfg.TEST.FINAL_MODEL = folder, False, "last_step"
     cfg.freeze()

@@ -1,6 +1,6 @@
 """Side runs: another method, fitted in memory to features that a trainer already has.
 
-    fitted = beside(TaskRes)(owner, cfg, data).fitted()      # a TaskRes; fitted.head maps features to logits
+    fitted = side_run_class(TaskRes)(owner, cfg, data).fitted()      # a TaskRes; fitted.head maps features to logits
 
 A side run shares the owner's CLIP, dataset and text features. It has no validation or test images and saves no
 checkpoint, but a method's ``fit`` may still write into ``cfg.OUTPUT_DIR``.
@@ -86,7 +86,7 @@ class _SideRun(FeatureTrainer):
         """Features are already in use."""
 
     def text_rows(self, *, verbatim: bool = False, projected: bool = True) -> TextRows:
-        cache = vars(self.owner).setdefault("texts_beside", {})
+        cache = vars(self.owner).setdefault("side_run_texts", {})
         key = (*self.templates(), verbatim, projected)
         if key not in cache:
             cache[key] = super().text_rows(verbatim=verbatim, projected=projected)
@@ -119,7 +119,7 @@ class _SideRun(FeatureTrainer):
 _kinds: dict[type[FeatureTrainer], type[_SideRun]] = {}
 
 
-def beside(method: type[FeatureTrainer]) -> type[_SideRun]:
+def side_run_class(method: type[FeatureTrainer]) -> type[_SideRun]:
     """The class of a method's side runs; see `_SideRun` for its arguments."""
     if method not in _kinds:
         _kinds[method] = type(method.__name__, (_SideRun, method), {"config_node": method.node_name()})
