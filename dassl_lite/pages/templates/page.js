@@ -6,12 +6,12 @@
   const css = name => getComputedStyle(root).getPropertyValue(name).trim();
   const make = (tag, text) => Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text });
 
-  // ---- charts: what they show is in the page, what they look like comes from the style sheet
+  // ---- charts: their content is in the page, their appearance comes from the style sheet
   const pageScale = () => [[0, css("--surface")], [0.001, mix(0.12)], [0.5, css("--accent")], [1, css("--heat")]];
-  function mix(share) { // the accent, on the surface
-    const parts = name => css(name).match(/[0-9a-f]{2}/gi).slice(0, 3).map(one => parseInt(one, 16));
+  function mix(share) { // blends the accent colour into the surface
+    const parts = name => css(name).match(/[0-9a-f]{2}/gi).slice(0, 3).map(hex => parseInt(hex, 16));
     const from = parts("--surface"), to = parts("--accent");
-    return `rgb(${from.map((one, i) => Math.round(one + share * (to[i] - one))).join(",")})`;
+    return `rgb(${from.map((value, i) => Math.round(value + share * (to[i] - value))).join(",")})`;
   }
   const axes = layout => [...new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d+$/.test(key))])];
   const own = (given, fallback) => (given === undefined ? fallback : given);
@@ -41,7 +41,7 @@
     }
     return { data, layout };
   }
-  // Named one by one: Plotly's own choice includes one that would send the chart to its publisher.
+  // Listed explicitly, because Plotly's defaults include a button that would upload the chart to its publisher.
   const buttons = [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
   const options = { responsive: true, displaylogo: false, modeBarButtons: buttons };
   const charts = [...document.querySelectorAll(".plot")].map(element => {
@@ -54,7 +54,7 @@
     return Plotly.react(element, data, layout, options);
   };
   function drawAll() { charts.forEach(draw); follow(); }
-  // Charts that share a legend, the first one's: what is hidden in it is hidden in all of them.
+  // Linked charts share the first one's legend: traces hidden there are hidden in all of them.
   const linked = charts.filter(({ figure }) => figure.layout.meta === "linked");
   function follow() {
     const [leader, ...others] = linked;
@@ -81,10 +81,10 @@
     if (content.images.length) {
       const thumbs = Object.assign(make("div"), { className: "thumbs" });
       for (const [number, text] of content.images) {
-        const one = make("div");
-        if (number !== null) one.append(Object.assign(make("img"), { src: images[number], alt: "" }));
-        one.append(make("span", text));
-        thumbs.append(one);
+        const thumb = make("div");
+        if (number !== null) thumb.append(Object.assign(make("img"), { src: images[number], alt: "" }));
+        thumb.append(make("span", text));
+        thumbs.append(thumb);
       }
       card.append(thumbs);
     }
@@ -136,11 +136,11 @@
       head.querySelector("button").addEventListener("click", () => {
         const was = head.getAttribute("aria-sort");
         const order = was === "none" ? (number ? "descending" : "ascending") : was === "ascending" ? "descending" : "ascending";
-        heads.forEach(one => one.setAttribute("aria-sort", one === head ? order : "none"));
+        heads.forEach(other => other.setAttribute("aria-sort", other === head ? order : "none"));
         const sign = order === "ascending" ? 1 : -1;
         rows.sort((a, b) => {
           const x = key(a, column), y = key(b, column);
-          if (x === null || y === null) return (x === null) - (y === null); // empty cells last, either way
+          if (x === null || y === null) return (x === null) - (y === null); // empty cells last, in either order
           return sign * (typeof x === "number" && typeof y === "number" ? x - y : words.compare(x, y));
         });
         pick();
@@ -168,7 +168,7 @@
     });
   }
 
-  // One chart after the other, so that the page can be read meanwhile.
+  // Draw charts one at a time, so that the page can be read in the meantime.
   (function next(number) {
     if (number === charts.length) {
       if (linked.length > 1) linked[0].element.on("plotly_restyle", follow);
