@@ -276,12 +276,12 @@ def set_by_user(cfg: CfgNode) -> set[str]:
     """
     own = default_recipe(cfg.TRAINER.NAME)
     root = os.path.realpath(configs_root())
-    values, defaults, found = leaves(cfg), leaves(full_config()), set()
+    values, defaults, keys = leaves(cfg), leaves(full_config()), set()
     for key, source in sources_of(cfg).items():
         shipped = source.startswith(root + os.sep) or (own is not None and source.startswith(os.path.realpath(own)))
         if not shipped and source != STORED and values.get(key) != defaults.get(key):
-            found.add(key)
-    return found
+            keys.add(key)
+    return keys
 
 
 def find_yaml(name: str | Path, folder: str) -> Path:

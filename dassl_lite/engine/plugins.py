@@ -151,13 +151,13 @@ def _modules(package: ModuleType) -> list[str]:
 
     Includes sub-folders, with or without ``__init__.py``; excludes names with a leading underscore.
     """
-    found = []
+    modules = []
     for folder in map(Path, package.__path__):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             if not any(part.startswith(("_", ".")) or not part.isidentifier() for part in parts):
-                found.append(".".join((package.__name__, *parts)))
-    return found
+                modules.append(".".join((package.__name__, *parts)))
+    return modules
 
 
 def _try(name: str, load: object) -> None:

@@ -44,7 +44,7 @@ def clustered_order(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def confusion_parts(
-    found: Answers,
+    outputs: Answers,
     counts: NDArray[np.int64],
     names: Sequence[str],
     predicted: NDArray[np.int64],
@@ -79,7 +79,7 @@ def confusion_parts(
         "yaxis": {**axis, "autorange": "reversed", "scaleanchor": "x"},
     }
     cells = _largest(sorted_counts)
-    truth = found.labels.numpy()
+    truth = outputs.labels.numpy()
     cards = {}
     for row, column in cells[:CELLS]:
         images = np.flatnonzero((truth == order[row]) & (predicted == order[column]))[:PER_CELL].tolist()

@@ -42,13 +42,13 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     except Exception as error:  # noqa: BLE001 (its readers raise many kinds on files that are not event files)
         logger.warning(f"{folder} cannot be read ({type(error).__name__}); the page will have no curves")
         return {}
-    found = {}
+    curves = {}
     for tag in read.Tags()["scalars"]:
         events = read.Scalars(tag)
         last = {event.step: event.value for event in events}  # if a resumed run repeated a step, its last value counts
         steps = np.array(sorted(last), dtype=np.int64)
-        found[tag] = thinned(steps, np.array([last[step] for step in steps.tolist()], dtype=np.float64))
-    return found
+        curves[tag] = thinned(steps, np.array([last[step] for step in steps.tolist()], dtype=np.float64))
+    return curves
 
 
 def thinned(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = POINTS) -> Curve:

@@ -112,12 +112,13 @@ def _common(first: Answers, second: Answers) -> tuple[NDArray[np.int64], NDArray
     return pairs[:, 0], pairs[:, 1]
 
 
-def verdict(found: Changes, titles: Sequence[str]) -> str:
+def verdict(comparison: Changes, titles: Sequence[str]) -> str:
     """A few sentences on what the two accuracies allow one to conclude."""
-    lost, gained, total = int(found.lost.sum()), int(found.gained.sum()), len(found.truth)
+    lost, gained, total = int(comparison.lost.sum()), int(comparison.gained.sum()), len(comparison.truth)
     p = mcnemar(lost, gained)
     if not lost + gained:
-        return f"Both runs get the same {int((found.answers[0] == found.truth).sum()):,} of {total:,} images right."
+        right = int((comparison.answers[0] == comparison.truth).sum())
+        return f"Both runs get the same {right:,} of {total:,} images right."
     text = f"{titles[1]} gets {count_images(gained)} right that {titles[0]} gets wrong, and {lost:,} wrong that the "
     text += f"other gets right: {100 * (gained - lost) / total:+.2f} points of accuracy. "
     text += f"By McNemar's exact test on these {lost + gained:,} images, the difference "
@@ -133,7 +134,7 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
     """
     first = answers_of(first_folder)
     second = answers_of(second_folder)
-    found = changes(first, second)
+    comparison = changes(first, second)
     titles = [str(run.trainer.method_label) for run in (first, second)]
     if titles[0] == titles[1]:
         titles = [
@@ -141,47 +142,53 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
         ]
     if titles[0] == titles[1]:
         titles = [f"{title}, {which}" for title, which in zip(titles, ("first", "second"), strict=True)]
-    right = [100 * float((answer == found.truth).mean()) for answer in found.answers]
+    right = [100 * float((answer == comparison.truth).mean()) for answer in comparison.answers]
     both_wrong = int(
         (
-            (found.answers[0] != found.truth)
-            & (found.answers[1] != found.truth)
-            & (found.answers[0] != found.answers[1])
+            (comparison.answers[0] != comparison.truth)
+            & (comparison.answers[1] != comparison.truth)
+            & (comparison.answers[0] != comparison.answers[1])
         ).sum()
     )
     thumbnails = Thumbnails(second)
     sections = [
-        Section("Class by class", [_bars(found), _classes(found, titles)], verdict(found, titles)),
-        Section("Example images", _galleries(found, titles, thumbnails)),
+        Section("Class by class", [_bars(comparison), _classes(comparison, titles)], verdict(comparison, titles)),
+        Section("Example images", _galleries(comparison, titles, thumbnails)),
         Section(
-            "Images", [_images(found, titles, thumbnails)], "All images that one run gets right and the other wrong."
+            "Images",
+            [_images(comparison, titles, thumbnails)],
+            "All images that one run gets right and the other wrong.",
         ),
     ]
     return Page(
         title=f"{titles[0]} and {titles[1]}",
-        subtitle=f"{len(found.truth):,} {first.split} images of {len(found.names):,} classes",
+        subtitle=f"{len(comparison.truth):,} {first.split} images of {len(comparison.names):,} classes",
         sections=[section for section in sections if section.parts],
         facts=[
             *(Fact(f"accuracy of {title}", f"{value:.2f} %") for title, value in zip(titles, right, strict=True)),
-            Fact("wrong, then right", f"{int(found.gained.sum()):,}", "images"),
-            Fact("right, then wrong", f"{int(found.lost.sum()):,}", "images"),
+            Fact("wrong, then right", f"{int(comparison.gained.sum()):,}", "images"),
+            Fact("right, then wrong", f"{int(comparison.lost.sum()):,}", "images"),
             Fact("wrong in different ways", f"{both_wrong:,}", "images"),
-            Fact("p-value", f"{mcnemar(int(found.lost.sum()), int(found.gained.sum())):.2g}", "McNemar's exact test"),
+            Fact(
+                "p-value",
+                f"{mcnemar(int(comparison.lost.sum()), int(comparison.gained.sum())):.2g}",
+                "McNemar's exact test",
+            ),
         ],
         images=thumbnails.addresses,
     )
 
 
-def _by_class(found: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return np.bincount(found.truth[chosen], minlength=len(found.names))
+def _by_class(comparison: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.bincount(comparison.truth[chosen], minlength=len(comparison.names))
 
 
-def _bars(found: Changes) -> Chart:
-    gained, lost = _by_class(found, found.gained), _by_class(found, found.lost)
+def _bars(comparison: Changes) -> Chart:
+    gained, lost = _by_class(comparison, comparison.gained), _by_class(comparison, comparison.lost)
     changed = np.flatnonzero(gained + lost)
     most = changed[np.argsort(-(gained + lost)[changed], kind="stable")[:BARS]]
     most = most[np.argsort((gained - lost)[most], kind="stable")]
-    labels = [plain(found.names[label]) for label in most.tolist()]
+    labels = [plain(comparison.names[label]) for label in most.tolist()]
     shared = {"type": "bar", "orientation": "h", "y": list(range(len(most))), "text": labels, "textposition": "none"}
     data = [
         {**shared, "name": "wrong, then right", "x": gained[most], "marker": {"color": "#1a9e77"}},
@@ -198,10 +205,10 @@ def _bars(found: Changes) -> Chart:
     return Chart({"data": data, "layout": layout}, caption, height=120 + 18 * len(most))
 
 
-def _classes(found: Changes, titles: Sequence[str]) -> DataTable:
-    totals = np.bincount(found.truth, minlength=len(found.names))
-    gained, lost = _by_class(found, found.gained), _by_class(found, found.lost)
-    right = [_by_class(found, answer == found.truth) for answer in found.answers]
+def _classes(comparison: Changes, titles: Sequence[str]) -> DataTable:
+    totals = np.bincount(comparison.truth, minlength=len(comparison.names))
+    gained, lost = _by_class(comparison, comparison.gained), _by_class(comparison, comparison.lost)
+    right = [_by_class(comparison, answer == comparison.truth) for answer in comparison.answers]
     columns = [
         *(Column("class"), Column("images")),
         *(Column(f"{title} %", 1, bar=100) for title in titles),
@@ -211,42 +218,47 @@ def _classes(found: Changes, titles: Sequence[str]) -> DataTable:
     for label in np.argsort(gained - lost, kind="stable").tolist():
         if total := int(totals[label]):
             shares = [100 * int(counts[label]) / total for counts in right]
-            row = [found.names[label], total, *shares, shares[1] - shares[0]]
+            row = [comparison.names[label], total, *shares, shares[1] - shares[0]]
             rows.append([*row, int(gained[label]), int(lost[label])])
     return DataTable(columns, rows, page=15, name="by-class")
 
 
-def _order(found: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _order(comparison: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Indices of the chosen images, in descending confidence of the second run."""
     numbers = np.flatnonzero(chosen)
-    return numbers[np.argsort(-found.confidence[1][numbers], kind="stable")]
+    return numbers[np.argsort(-comparison.confidence[1][numbers], kind="stable")]
 
 
-def _galleries(found: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> list[Gallery]:
+def _galleries(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> list[Gallery]:
     galleries = []
-    for title, chosen in (("Right, then wrong", found.lost), ("Wrong, then right", found.gained)):
-        shown = [_gallery_image(found, titles, thumbnails, int(image)) for image in _order(found, chosen)[:SHOWN]]
+    for title, chosen in (("Right, then wrong", comparison.lost), ("Wrong, then right", comparison.gained)):
+        shown = [
+            _gallery_image(comparison, titles, thumbnails, int(image)) for image in _order(comparison, chosen)[:SHOWN]
+        ]
         about = f"Predictions of {titles[0]} (top) and {titles[1]} (bottom), with probability in %; correct is green."
         if shown:
             galleries.append(Gallery(shown, title, about))
     return galleries
 
 
-def _gallery_image(found: Changes, titles: Sequence[str], thumbnails: Thumbnails, image: int) -> GalleryImage:
-    row, truth = int(found.rows[1][image]), int(found.truth[image])
-    labels = [int(answer[image]) for answer in found.answers]
+def _gallery_image(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails, image: int) -> GalleryImage:
+    row, truth = int(comparison.rows[1][image]), int(comparison.truth[image])
+    labels = [int(answer[image]) for answer in comparison.answers]
     scores = [
-        (found.names[label], float(values[image])) for label, values in zip(labels, found.confidence, strict=True)
+        (comparison.names[label], float(values[image]))
+        for label, values in zip(labels, comparison.confidence, strict=True)
     ]
-    return GalleryImage(thumbnails.of(row), found.names[truth], scores, thumbnails.name_of(row), labels.index(truth))
+    return GalleryImage(
+        thumbnails.of(row), comparison.names[truth], scores, thumbnails.name_of(row), labels.index(truth)
+    )
 
 
-def _images(found: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> DataTable:
+def _images(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> DataTable:
     columns = [Column("image"), Column("change"), Column("true class"), *(Column(title) for title in titles)]
     rows: list[list[Any]] = []
-    for change, chosen in (("right, then wrong", found.lost), ("wrong, then right", found.gained)):
-        for image in _order(found, chosen)[:ROWS].tolist():
-            answers = [found.names[answer[image]] for answer in found.answers]
-            name = thumbnails.name_of(int(found.rows[1][image]))
-            rows.append([name, change, found.names[found.truth[image]], *answers])
+    for change, chosen in (("right, then wrong", comparison.lost), ("wrong, then right", comparison.gained)):
+        for image in _order(comparison, chosen)[:ROWS].tolist():
+            answers = [comparison.names[answer[image]] for answer in comparison.answers]
+            name = thumbnails.name_of(int(comparison.rows[1][image]))
+            rows.append([name, change, comparison.names[comparison.truth[image]], *answers])
     return DataTable(columns, rows, page=15, name="changed-images")

@@ -24,20 +24,20 @@ CLASSES = 20  # maximum number of classes shown: those with the most mistakes
 IMAGES = 600  # maximum number of images shown
 
 
-def plain_features(found: Answers) -> Tensor | None:
+def plain_features(outputs: Answers) -> Tensor | None:
     """CLIP's image features (N, D), if the run is on features; else None."""
-    if found.features is None or not isinstance(found.trainer, FeatureTrainer):
+    if outputs.features is None or not isinstance(outputs.trainer, FeatureTrainer):
         return None
-    features = found.features
-    if found.trainer.takes_states:
+    features = outputs.features
+    if outputs.trainer.takes_states:
         with torch.no_grad():
-            features = found.trainer.clip.image_projection(features.to(found.trainer.device)).float().cpu()
+            features = outputs.trainer.clip.image_projection(features.to(outputs.trainer.device)).float().cpu()
     return features
 
 
-def prototypes_before(found: Answers) -> Tensor | None:
+def prototypes_before(outputs: Answers) -> Tensor | None:
     """Zero-shot CLIP's normalised text features (K, D); None for a feature file without them."""
-    trainer = found.trainer
+    trainer = outputs.trainer
     if not isinstance(trainer, FeatureTrainer):
         return None
     try:
@@ -47,37 +47,37 @@ def prototypes_before(found: Answers) -> Tensor | None:
 
 
 @torch.no_grad()
-def prototypes_after(found: Answers) -> Tensor | None:
+def prototypes_after(outputs: Answers) -> Tensor | None:
     """The method's final normalised prototypes (K, D); None if its head has none."""
-    head = getattr(found.trainer, "head", None)
+    head = getattr(outputs.trainer, "head", None)
     if not isinstance(head, CosineHead):
         return None
     return F.normalize(head.class_features().float(), dim=-1).cpu()
 
 
 @torch.no_grad()
-def _head_features(found: Answers) -> Tensor | None:
+def _head_features(outputs: Answers) -> Tensor | None:
     """Normalised features (N, D), as the head compares them with prototypes."""
-    head = getattr(found.trainer, "head", None)
-    if found.features is not None and isinstance(head, CosineHead):
-        return F.normalize(head.adapt(found.features.to(found.trainer.device)).float(), dim=-1).cpu()
-    features = plain_features(found)
+    head = getattr(outputs.trainer, "head", None)
+    if outputs.features is not None and isinstance(head, CosineHead):
+        return F.normalize(head.adapt(outputs.features.to(outputs.trainer.device)).float(), dim=-1).cpu()
+    features = plain_features(outputs)
     return None if features is None else F.normalize(features, dim=-1)
 
 
-def plane_section(found: Answers, names: Sequence[str]) -> list[Section]:
+def plane_section(outputs: Answers, names: Sequence[str]) -> list[Section]:
     """The section with the projection; empty for a run that is not on features."""
-    features = _head_features(found)
+    features = _head_features(outputs)
     if features is None or len(features) < 4:
         return []
-    truth = found.labels if found.labels.dim() == 1 else found.labels.float().argmax(1)
-    wrong = found.logits.argmax(1) != truth
+    truth = outputs.labels if outputs.labels.dim() == 1 else outputs.labels.float().argmax(1)
+    wrong = outputs.logits.argmax(1) != truth
     classes = _chosen(truth, wrong, len(names))
     images = np.flatnonzero(np.isin(truth.numpy(), classes))
     images = images[:: max(1, -(-len(images) // IMAGES))]
     if len(images) < 4:
         return []
-    both = [prototypes_before(found), prototypes_after(found)]
+    both = [prototypes_before(outputs), prototypes_after(outputs)]
     prototypes = [None if p is None or p.shape[1] != features.shape[1] else p[classes].numpy() for p in both]
     points = _centred(features[images].numpy(), prototypes)
     numbers = [len(images), *(0 if p is None else len(p) for p in prototypes)]
@@ -87,10 +87,10 @@ def plane_section(found: Answers, names: Sequence[str]) -> list[Section]:
         parts = np.split(flat, ends)
         figure = _figure(parts, truth[images].numpy(), wrong[images].numpy(), classes, names)
         charts.append(Chart(figure, height=520, title=title))
-    return [Section("Feature projection", [Row(charts)], _about(found, names, classes, prototypes))]
+    return [Section("Feature projection", [Row(charts)], _about(outputs, names, classes, prototypes))]
 
 
-def _about(found: Answers, names: Sequence[str], classes: NDArray[np.int64], prototypes: Sequence[Any]) -> str:
+def _about(outputs: Answers, names: Sequence[str], classes: NDArray[np.int64], prototypes: Sequence[Any]) -> str:
     text = f"Image features of {'the' if len(classes) == len(names) else f'the {len(classes)}'} classes"
     text += "" if len(classes) == len(names) else f", of {len(names):,}, with the most mistakes"
     text += "; crosses are mistakes."
@@ -124,8 +124,8 @@ def _centred(images: NDArray[Any], prototypes: Sequence[NDArray[Any] | None]) ->
 def _pca(points: NDArray[Any], images: int) -> NDArray[Any]:
     from sklearn.decomposition import PCA
 
-    found: NDArray[Any] = PCA(2, random_state=0).fit(points[:images]).transform(points)
-    return found
+    projected: NDArray[Any] = PCA(2, random_state=0).fit(points[:images]).transform(points)
+    return projected
 
 
 def _tsne(points: NDArray[Any]) -> NDArray[Any]:
@@ -134,8 +134,8 @@ def _tsne(points: NDArray[Any]) -> NDArray[Any]:
 
     perplexity = min(30.0, (len(points) - 1) / 3)
     with threadpool_limits(1):  # with so few points, threads would only wait for each other
-        found: NDArray[Any] = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
-    return found
+        projected: NDArray[Any] = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    return projected
 
 
 def _colour(place: int, number: int) -> str:

@@ -44,21 +44,21 @@ def run_page(folder: Path) -> Page:
     Raises:
         UserError: there is no run, or it cannot be evaluated.
     """
-    found = answers_of(folder)
+    outputs = answers_of(folder)
     results = read_results(folder) or {}
-    thumbnails = Thumbnails(found)
-    build = multi_label_sections if found.trainer.is_multi_label else single_label_sections
-    sections = [*build(found, thumbnails), *plane_section(found, outcome_names(found))]
+    thumbnails = Thumbnails(outputs)
+    build = multi_label_sections if outputs.trainer.is_multi_label else single_label_sections
+    sections = [*build(outputs, thumbnails), *plane_section(outputs, outcome_names(outputs))]
     if (curves := curve_section(folder, results)) is not None:
         sections.insert(1, curves)
     sections.append(reproduce_section(stored_config(folder)))
     return Page(
-        title=f"{found.trainer.method_label} on {results.get('dataset', found.trainer.cfg.DATASET.NAME)}",
-        subtitle=_subtitle(found, results),
+        title=f"{outputs.trainer.method_label} on {results.get('dataset', outputs.trainer.cfg.DATASET.NAME)}",
+        subtitle=_subtitle(outputs, results),
         sections=sections,
-        facts=_facts(found, results),
+        facts=_facts(outputs, results),
         images=thumbnails.addresses,
-        notes=_notes(found, results),
+        notes=_notes(outputs, results),
     )
 
 
@@ -68,37 +68,37 @@ def answers_of(folder: Path) -> Answers:
     return answers(config_for(stored_config(folder), None, {}), folder)
 
 
-def outcome_names(found: Answers) -> list[str]:
+def outcome_names(outputs: Answers) -> list[str]:
     """Names (K,) of the classes, as spelled in the dataset."""
-    by_label: Mapping[int, str] = found.trainer.lab2cname
-    return [str(by_label.get(label, label)) for label in range(found.logits.shape[1])]
+    by_label: Mapping[int, str] = outputs.trainer.lab2cname
+    return [str(by_label.get(label, label)) for label in range(outputs.logits.shape[1])]
 
 
 # ---- header and footer ----------------------------------------------------------------------------------------------
 
 
-def _subtitle(found: Answers, results: Mapping[str, Any]) -> str:
-    cfg = found.trainer.cfg
+def _subtitle(outputs: Answers, results: Mapping[str, Any]) -> str:
+    cfg = outputs.trainer.cfg
     shots = cfg.DATASET.NUM_SHOTS
     parts = [
         f"{shots} shots per class" if shots > 0 else "all training images",
         f"backbone {results.get('backbone', cfg.MODEL.BACKBONE.NAME)}",
         f"seed {cfg.SEED}",
-        f"{len(found.logits):,} {found.split} images of {found.logits.shape[1]:,} classes",
+        f"{len(outputs.logits):,} {outputs.split} images of {outputs.logits.shape[1]:,} classes",
     ]
     if finished := str(results.get("finished", ""))[:10]:
         parts.append(f"finished {finished}")
     return ", ".join(parts)
 
 
-def _facts(found: Answers, results: Mapping[str, Any]) -> list[Fact]:
-    metrics = (results.get("metrics") or {}).get(found.split) or found.metrics
+def _facts(outputs: Answers, results: Mapping[str, Any]) -> list[Fact]:
+    metrics = (results.get("metrics") or {}).get(outputs.split) or outputs.metrics
     name = main_metric(metrics) or next(iter(metrics))
     about = ""
     if name == "accuracy":
-        right = int((found.logits.argmax(1) == found.labels).sum())
-        about = "95 % interval {:.1f} to {:.1f}".format(*interval(right, len(found.labels)))
-    facts = [Fact(f"{found.split} {name}", f"{metrics[name]:.2f} %", about)]
+        right = int((outputs.logits.argmax(1) == outputs.labels).sum())
+        about = "95 % interval {:.1f} to {:.1f}".format(*interval(right, len(outputs.labels)))
+    facts = [Fact(f"{outputs.split} {name}", f"{metrics[name]:.2f} %", about)]
     before = results.get(f"zero_shot_{name}")
     if isinstance(before, float):
         facts.append(Fact("zero-shot CLIP", f"{before:.2f} %", f"gain {metrics[name] - before:+.2f}"))
@@ -111,7 +111,7 @@ def _facts(found: Answers, results: Mapping[str, Any]) -> list[Fact]:
     return facts
 
 
-def _notes(found: Answers, results: Mapping[str, Any]) -> list[str]:
+def _notes(outputs: Answers, results: Mapping[str, Any]) -> list[str]:
     notes = []
     if tuned := results.get("tuned_on"):
         note = "No hyper-parameter or epoch was chosen on a split." if tuned == "nothing" else f"Tuned on: {tuned}."
@@ -120,15 +120,15 @@ def _notes(found: Answers, results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Digest of the few-shot training images: {digest[:16]}.")
     if results.get("selected_on_test"):
         notes.append("The epoch was selected on test images: the accuracy is not on unseen images.")
-    stored = (results.get("metrics") or {}).get(found.split) or {}
-    for name, value in found.metrics.items():
+    stored = (results.get("metrics") or {}).get(outputs.split) or {}
+    for name, value in outputs.metrics.items():
         if name in stored and abs(stored[name] - value) > 0.005:
             notes.append(
                 f"Evaluated again for this page, {name} is {value:.2f} %, but the run recorded {stored[name]:.2f} %: "
                 "the data, the weights or the machine differ."
             )
             break
-    if not found.items or isinstance(found.trainer.dm.dataset, FeatureDataset):
+    if not outputs.items or isinstance(outputs.trainer.dm.dataset, FeatureDataset):
         notes.append(NO_IMAGES)
     return notes
 
@@ -156,20 +156,20 @@ def _curve(title: str, x: Any, y: Any, unit: str = "step") -> Chart:
     return Chart({"data": [{**line, "name": plain(title)}], "layout": layout}, height=240, title=title)
 
 
-def single_label_sections(found: Answers, thumbnails: Thumbnails) -> list[Section]:
+def single_label_sections(outputs: Answers, thumbnails: Thumbnails) -> list[Section]:
     """The sections for images of one class each."""
-    names = outcome_names(found)
-    truth = found.labels.numpy()
-    probabilities = found.logits.double().softmax(1)
-    predicted = found.logits.argmax(1).numpy()
+    names = outcome_names(outputs)
+    truth = outputs.labels.numpy()
+    probabilities = outputs.logits.double().softmax(1)
+    predicted = outputs.logits.argmax(1).numpy()
     confidence = probabilities.max(1).values.numpy()
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
     inside = truth < len(names)  # a label beyond the classes counts as a mistake but has no row
     np.add.at(counts, (truth[inside], predicted[inside]), 1)
-    before = _zero_shot_predictions(found)
+    before = _zero_shot_predictions(outputs)
     galleries = [
         Gallery(
-            [_gallery_image(found, thumbnails, names, probabilities[n], int(n)) for n in order[:SHOWN]],
+            [_gallery_image(outputs, thumbnails, names, probabilities[n], int(n)) for n in order[:SHOWN]],
             title,
             "The three most likely classes with their probability in %; the true class is green.",
         )
@@ -183,7 +183,7 @@ def single_label_sections(found: Answers, thumbnails: Thumbnails) -> list[Sectio
     about += "Drag to zoom in, double-click to reset."
     return [
         Section("Classes", [_class_table(names, counts, _right_by_class(before, truth, len(names)))], "Worst first."),
-        Section("Confusions", confusion_parts(found, counts, names, predicted, thumbnails), about),
+        Section("Confusions", confusion_parts(outputs, counts, names, predicted, thumbnails), about),
         Section("Calibration", [reliability(confidence, predicted == truth)]),
         *([Section("Example images", galleries)] if galleries else []),
     ]
@@ -196,21 +196,21 @@ def _first(chosen: NDArray[np.bool_], key: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _gallery_image(
-    found: Answers, thumbnails: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int
+    outputs: Answers, thumbnails: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int
 ) -> GalleryImage:
     values, classes = shares.topk(min(LIKELIEST, len(names)))
-    truth = int(found.labels[image]) if found.labels.dim() == 1 else -1
+    truth = int(outputs.labels[image]) if outputs.labels.dim() == 1 else -1
     title = names[truth] if 0 <= truth < len(names) else thumbnails.classes_of(image, names)
     scores = [(names[label], float(value)) for value, label in zip(values, classes.tolist(), strict=True)]
     right = next((place for place, label in enumerate(classes.tolist()) if label == truth), None)
     return GalleryImage(thumbnails.of(image), title, scores, thumbnails.name_of(image), right)
 
 
-def _zero_shot_predictions(found: Answers) -> NDArray[np.int64] | None:
+def _zero_shot_predictions(outputs: Answers) -> NDArray[np.int64] | None:
     """Zero-shot CLIP's predictions (N,); None if they cannot be computed from the available features."""
     from dassl_lite.pages.plane import plain_features, prototypes_before
 
-    weights, features = prototypes_before(found), plain_features(found)
+    weights, features = prototypes_before(outputs), plain_features(outputs)
     if weights is None or features is None or weights.shape[1] != features.shape[1]:
         return None
     return (torch.nn.functional.normalize(features, dim=-1) @ weights.t()).argmax(1).numpy()
@@ -289,22 +289,22 @@ def reliability(confidence: NDArray[Any], right: NDArray[np.bool_]) -> Chart:
     return Chart({"data": data, "layout": layout}, caption, height=420)
 
 
-def multi_label_sections(found: Answers, thumbnails: Thumbnails) -> list[Section]:
+def multi_label_sections(outputs: Answers, thumbnails: Thumbnails) -> list[Section]:
     """The sections for images with several classes each."""
-    names, rows = outcome_names(found), getattr(found.trainer.evaluator, "per_class", [])
+    names, rows = outcome_names(outputs), getattr(outputs.trainer.evaluator, "per_class", [])
     columns = [Column("class"), Column("images"), Column("average precision %", 1, bar=100)]
     worst = sorted(rows, key=lambda row: (row["ap"] is None, row["ap"]))
     table = DataTable(
         columns, [[row["classname"], row["total"], row["ap"]] for row in worst], name="per-class", page=15
     )
-    targets, scores = found.labels.bool(), found.logits.double().sigmoid()
+    targets, scores = outputs.labels.bool(), outputs.logits.double().sigmoid()
     extremes = {
         "Most likely classes that the image does not have": scores.masked_fill(targets, -1).max(1).values.numpy(),
         "Least likely classes that the image has": 1 - scores.masked_fill(~targets, 2).min(1).values.numpy(),
     }
     galleries = [
         Gallery(
-            [_gallery_image(found, thumbnails, names, scores[n], int(n)) for n in _first(value >= 0, -value)[:SHOWN]],
+            [_gallery_image(outputs, thumbnails, names, scores[n], int(n)) for n in _first(value >= 0, -value)[:SHOWN]],
             title,
             "The three most likely classes, with the sigmoid of their logit in %.",
         )

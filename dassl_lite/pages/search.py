@@ -19,43 +19,43 @@ _BEST, _PLAIN, _OFF = "#d1497f", "#3b82d6", "#8a8f98"
 _SHADES = ("#3b82d6", "#6a9bdb", "#9db0c9", "#b5b9c0")  # for the best quarter of trials, the second, ...
 
 
-def search_page(found: Record) -> Page:
+def search_page(record: Record) -> Page:
     """The page of a search, which may still be running."""
-    best = found.best
-    metric = next((result.metric for result in found.results if result.metric), "accuracy")
-    sections = [_trials(found, best, metric)]
+    best = record.best
+    metric = next((result.metric for result in record.results if result.metric), "accuracy")
+    sections = [_trials(record, best, metric)]
     if best:
-        sections.append(_keys(found, best, metric))
-    sections.append(_table(found, best, metric))
-    sections.append(_repeat(found))
-    config = found.about.get("config")
+        sections.append(_keys(record, best, metric))
+    sections.append(_table(record, best, metric))
+    sections.append(_repeat(record))
+    config = record.about.get("config")
     dataset = config.get("DATASET", {}).get("NAME", "") if isinstance(config, dict) else ""
-    parts = [dataset, _measured(found), f"dassl-lite {found.about.get('version', '')}".strip()]
+    parts = [dataset, _measured(record), f"dassl-lite {record.about.get('version', '')}".strip()]
     notes = ["No test image was read. The best value is slightly optimistic, as it was selected on the same images."]
     return Page(
-        f"Search of {found.trainer}",
+        f"Search of {record.trainer}",
         sections,
         ", ".join(part for part in parts if part),
-        _facts(found, best, metric),
+        _facts(record, best, metric),
         notes=notes,
     )
 
 
-def _measured(found: Record) -> str:
-    seeds = found.about.get("--seeds") or [found.about.get("--seed", 1)]
-    return f"measured on {measured_on(found.about.get('folds', 0), seeds)}"
+def _measured(record: Record) -> str:
+    seeds = record.about.get("--seeds") or [record.about.get("--seed", 1)]
+    return f"measured on {measured_on(record.about.get('folds', 0), seeds)}"
 
 
-def _facts(found: Record, best: Result | None, metric: str) -> list[Fact]:
-    states = [result.state for result in found.results]
+def _facts(record: Record, best: Result | None, metric: str) -> list[Fact]:
+    states = [result.state for result in record.results]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (COMPLETE, PRUNED, FAILED) if state in states)
     facts = [Fact("trials", f"{len(states):,}", counts)]
     if best:
         facts.append(Fact(f"best {metric}", f"{best.value:.2f} %", f"trial {best.number}"))
-    first = found.results[0]
+    first = record.results[0]
     if best and first.number == 0 and first.state == COMPLETE and first is not best:
         facts.append(Fact("trial 0", f"{first.value:.2f} %", f"best: {best.value - first.value:+.2f}"))
-    seconds = sorted(result.seconds for result in found.results if result.seconds)
+    seconds = sorted(result.seconds for result in record.results if result.seconds)
     if seconds:
         median = f"{seconds[len(seconds) // 2]:.1f}"
         facts.append(Fact("seconds per trial", median, f"median; {sum(seconds):,.0f} in total"))
@@ -84,11 +84,11 @@ def shown_value(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _trials(found: Record, best: Result | None, metric: str) -> Section:
+def _trials(record: Record, best: Result | None, metric: str) -> Section:
     styles = {COMPLETE: ("circle", _PLAIN, "complete"), PRUNED: ("x", _OFF, "pruned, at its last report")}
     data: list[dict[str, Any]] = []
     for state, (symbol, colour, name) in styles.items():
-        trials = [trial for trial in found.results if trial.state == state and not math.isnan(_last_value(trial))]
+        trials = [trial for trial in record.results if trial.state == state and not math.isnan(_last_value(trial))]
         if trials:
             data.append(
                 {
@@ -99,7 +99,7 @@ def _trials(found: Record, best: Result | None, metric: str) -> Section:
             )
     if best:
         numbers, values, top = [], [], -math.inf
-        for trial in found.results:
+        for trial in record.results:
             top = max(top, trial.value) if trial.state == COMPLETE else top
             if top > -math.inf:
                 numbers.append(trial.number)
@@ -112,7 +112,7 @@ def _trials(found: Record, best: Result | None, metric: str) -> Section:
         "hovermode": "closest",
         "showlegend": True,
     }
-    failed = [trial for trial in found.results if trial.state == FAILED]
+    failed = [trial for trial in record.results if trial.state == FAILED]
     text = "Each point is a trial; the line is the best value so far."
     if failed:
         text += f" Not shown: {len(failed)} failed, the first with: {shown(failed[0].reason)}."
@@ -122,14 +122,14 @@ def _trials(found: Record, best: Result | None, metric: str) -> Section:
 # ---- effect of each key ---------------------------------------------------------------------------------------------
 
 
-def _keys(found: Record, best: Result, metric: str) -> Section:
-    complete = [trial for trial in found.results if trial.state == COMPLETE]
-    slices = [_slice(key, complete, best, metric) for key in found.space]
+def _keys(record: Record, best: Result, metric: str) -> Section:
+    complete = [trial for trial in record.results if trial.state == COMPLETE]
+    slices = [_slice(key, complete, best, metric) for key in record.space]
     parts: list[Any] = [Row(slices)]
-    if len(found.space) > 1:
-        parts.append(_parallel(found, complete, metric))
-    if found.importances:
-        parts.append(_importances(found))
+    if len(record.space) > 1:
+        parts.append(_parallel(record, complete, metric))
+    if record.importances:
+        parts.append(_importances(record))
     return Section(
         "Keys", parts, "The value of each complete trial against its setting of a key. The star is the best trial."
     )
@@ -165,17 +165,17 @@ def _plain_text(key: Dimension, trial: Result) -> Any:
     return plain(value) if key.choices else value
 
 
-def _parallel(found: Record, complete: Sequence[Result], metric: str) -> Chart:
+def _parallel(record: Record, complete: Sequence[Result], metric: str) -> Chart:
     """Parallel coordinates: a line per trial through one axis per key and a last axis for the value."""
     ranked = sorted(complete, key=lambda trial: (-trial.value, trial.number))[:_MAX_LINES]
     lowest, highest = ranked[-1].value, ranked[0].value
     labels, ends = [plain(metric) + " %"], [(f"{lowest:.2f}", f"{highest:.2f}")]
-    labels[:0] = [plain(dimension.key.rpartition(".")[2]) for dimension in found.space]
-    ends[:0] = [_ends_of(dimension) for dimension in found.space]
+    labels[:0] = [plain(dimension.key.rpartition(".")[2]) for dimension in record.space]
+    ends[:0] = [_ends_of(dimension) for dimension in record.space]
 
     def line(trial: Result) -> list[float | None]:
         value = (trial.value - lowest) / ((highest - lowest) or 1.0)
-        return [*(_height(key, trial.params[key.key]) for key in found.space), value, None]
+        return [*(_height(key, trial.params[key.key]) for key in record.space), value, None]
 
     quarter = max(1, math.ceil((len(ranked) - 1) / len(_SHADES)))
     groups = [(ranked[1 + i * quarter : 1 + (i + 1) * quarter], colour, 1.2) for i, colour in enumerate(_SHADES)]
@@ -220,8 +220,8 @@ def _ends_of(key: Dimension) -> tuple[str, str]:
     return (key.choices[0], key.choices[-1]) if key.choices else (f"{key.low:g}", f"{key.high:g}")
 
 
-def _importances(found: Record) -> Chart:
-    ordered = sorted(found.importances.items(), key=lambda item: item[1])
+def _importances(record: Record) -> Chart:
+    ordered = sorted(record.importances.items(), key=lambda item: item[1])
     trace = {
         **{"type": "bar", "orientation": "h", "x": [100 * share for _, share in ordered]},
         **{"y": [plain(key) for key, _ in ordered], "marker": {"color": _PLAIN}, "hoverinfo": "x"},
@@ -234,10 +234,10 @@ def _importances(found: Record) -> Chart:
 # ---- all trials, and how to reproduce them --------------------------------------------------------------------------
 
 
-def _table(found: Record, best: Result | None, metric: str) -> Section:
+def _table(record: Record, best: Result | None, metric: str) -> Section:
     columns = [Column("trial"), Column("state"), Column(f"{metric} %", digits=2)]
-    columns += [*(Column(key.key) for key in found.space), Column("seconds", digits=1), Column("reason")]
-    ranked = sorted(found.results, key=lambda t: (-t.value if t.state == COMPLETE else math.inf, t.number))
+    columns += [*(Column(key.key) for key in record.space), Column("seconds", digits=1), Column("reason")]
+    ranked = sorted(record.results, key=lambda t: (-t.value if t.state == COMPLETE else math.inf, t.number))
     rows = [
         [
             trial.number,
@@ -245,7 +245,7 @@ def _table(found: Record, best: Result | None, metric: str) -> Section:
             Number(f"{trial.value:.2f}", trial.value, "best" if trial is best else "")
             if trial.state == COMPLETE
             else None,
-            *(_setting(trial.params[key.key]) for key in found.space),
+            *(_setting(trial.params[key.key]) for key in record.space),
             trial.seconds,
             trial.reason,
         ]
@@ -259,16 +259,16 @@ def _setting(value: Value) -> Any:
     return value if isinstance(value, str) else Number(shown_value(value), float(value))
 
 
-def _repeat(found: Record) -> Section:
-    command = shlex.join(["python", "tools/report.py", str(found.folder), "--html", "search.html"])
-    marked = [line for line in found.recipe.splitlines() if line.startswith(("# Run:", "# Source:"))]
+def _repeat(record: Record) -> Section:
+    command = shlex.join(["python", "tools/report.py", str(record.folder), "--html", "search.html"])
+    marked = [line for line in record.recipe.splitlines() if line.startswith(("# Run:", "# Source:"))]
     head = dict(line.removeprefix("# ").split(":", 1) for line in marked)
     parts: list[Any] = []
-    if found.recipe:
-        parts.append(Text(found.recipe, code=True))
+    if record.recipe:
+        parts.append(Text(record.recipe, code=True))
     for key, about in (("Run", "Train with it:"), ("Source", "The search:")):
         if text := head.get(key, "").strip():
             parts += [Text(about), Text(text.partition(" (trial ")[0], code=True)]
     parts += [Text("This page:"), Text(command, code=True)]
-    text = "The recipe of the best trial." if found.recipe else "The search is unfinished, so there is no recipe yet."
+    text = "The recipe of the best trial." if record.recipe else "The search is unfinished, so there is no recipe yet."
     return Section("How to reproduce it", parts, text)

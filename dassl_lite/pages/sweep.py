@@ -211,16 +211,16 @@ def _rounded(value: float, digits: int = 2) -> str:
 
 
 def _ranks(figures: Figures) -> list[Chart]:
-    found = figures.ranks
-    if not found:
+    diagram = figures.ranks
+    if not diagram:
         return []
-    names = [plain(name) for name in found.methods]
-    half = found.critical_difference / 2
-    texts = [f"{name}<br>mean rank {rank:.2f}" for name, rank in zip(names, found.ranks, strict=True)]
+    names = [plain(name) for name in diagram.methods]
+    half = diagram.critical_difference / 2
+    texts = [f"{name}<br>mean rank {rank:.2f}" for name, rank in zip(names, diagram.ranks, strict=True)]
     figure = {
         "data": [
             {
-                **{"x": list(found.ranks), "y": list(range(len(names))), "mode": "markers", "hovertext": texts},
+                **{"x": list(diagram.ranks), "y": list(range(len(names))), "mode": "markers", "hovertext": texts},
                 **{"hoverinfo": "text", "marker": {"size": 9, "color": "#2f6fd0"}},
                 "error_x": {"type": "constant", "value": half, "thickness": 1.4, "width": 3, "color": "#8c8c8c"},
             }
@@ -242,7 +242,7 @@ def _ranks(figures: Figures) -> list[Chart]:
     p = rest.partition("Friedman's test")
     caption = (
         f"{first} Nemenyi's test at 0.05 distinguishes methods whose bars do not overlap: their mean ranks differ by "
-        f"more than the critical difference {found.critical_difference:.2f}. {p[1]}{p[2]}"
+        f"more than the critical difference {diagram.critical_difference:.2f}. {p[1]}{p[2]}"
     ).strip()
     return [Chart(figure, caption, height=130 + 26 * len(names), title="Ranks")]
 
@@ -272,22 +272,26 @@ def _time(figures: Figures) -> list[Chart]:
 # ---- residual against difficulty --------------------------------------------------------------------------------
 
 
-def _residuals(found: Residuals, *, several: bool) -> Section:
-    captions = captions_of(found)
-    names = [plain(row.dataset) for row in found.rows]
+def _residuals(residuals: Residuals, *, several: bool) -> Section:
+    captions = captions_of(residuals)
+    names = [plain(row.dataset) for row in residuals.rows]
     texts = [
         f"{name}<br>{row.classes} classes, zero-shot {row.zero_shot:.2f} %<br>difficulty {row.difficulty:.4f}"
         f"<br>mean |residual| {row.magnitude.mean:.5f}"
-        for name, row in zip(names, found.rows, strict=True)
+        for name, row in zip(names, residuals.rows, strict=True)
     ]
-    difficulties = [row.difficulty for row in found.rows]
+    difficulties = [row.difficulty for row in residuals.rows]
     over = {
         "data": [
             {
-                **{"x": difficulties, "y": [row.magnitude.mean for row in found.rows], "mode": "markers+text"},
+                **{"x": difficulties, "y": [row.magnitude.mean for row in residuals.rows], "mode": "markers+text"},
                 **{"text": names, "textposition": "top center", "hovertext": texts, "hoverinfo": "text"},
                 **{"marker": {"size": 10}, "cliponaxis": False},
-                "error_y": {"array": [row.magnitude.half or 0.0 for row in found.rows], "thickness": 1.2, "width": 0},
+                "error_y": {
+                    "array": [row.magnitude.half or 0.0 for row in residuals.rows],
+                    "thickness": 1.2,
+                    "width": 0,
+                },
             }
         ],
         "layout": {
@@ -300,11 +304,11 @@ def _residuals(found: Residuals, *, several: bool) -> Section:
         },
     }
     parts: list[Any] = [Chart(over, captions["residuals"], height=420)]
-    known = [row for row in found.rows if row.by_class]
+    known = [row for row in residuals.rows if row.by_class]
     if known:
         parts += [Row([_classes(row) for row in known]), Text(captions["residuals-classes"])]
     title = "Residual against difficulty"
-    return Section(f"{title}, {found.title}" if several else title, parts)
+    return Section(f"{title}, {residuals.title}" if several else title, parts)
 
 
 def _classes(row: Residual) -> Chart:

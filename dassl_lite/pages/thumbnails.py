@@ -22,9 +22,9 @@ class Thumbnails:
         addresses: the requested thumbnails, as ``data:`` URLs.
     """
 
-    def __init__(self, found: Answers) -> None:
-        self._answers = found
-        self._has_images = bool(found.items) and not isinstance(found.trainer.dm.dataset, FeatureDataset)
+    def __init__(self, outputs: Answers) -> None:
+        self._answers = outputs
+        self._has_images = bool(outputs.items) and not isinstance(outputs.trainer.dm.dataset, FeatureDataset)
         self._numbers: dict[str, int | None] = {}
         self._bytes = 0
         self.addresses: list[str] = []

@@ -227,14 +227,14 @@ def plan(
     for name in only:
         if name not in known:
             raise unknown("dataset", name, known)
-    found = Plan(drawn=datasets.drawn)
+    planned = Plan(drawn=datasets.drawn)
     backbone = make_config(flags=shared["flags"], options=shared["options"], allow_new_keys=True).MODEL.BACKBONE.NAME
 
     def available(names: Sequence[str]) -> list[str]:
         for name in names:
-            if name not in found.missing and (reason := _missing(name, shared)):
-                found.missing[name] = reason
-        return [name for name in names if name not in found.missing]
+            if name not in planned.missing and (reason := _missing(name, shared)):
+                planned.missing[name] = reason
+        return [name for name in names if name not in planned.missing]
 
     for protocol in protocols:
         names = available([name for name in datasets.of(protocol) if not only or name in only])
@@ -249,8 +249,8 @@ def plan(
             group = protocol if not on_source else f"source-{recipe}" if recipe else FEW_SHOT
             subset = "base" if protocol == BASE_TO_NEW else ALL
             run = ProtocolTask(task.trainer, task.dataset, task.shots, task.seed, group, subset, recipe, short)
-            found.add(run, keys)
-    return found
+            planned.add(run, keys)
+    return planned
 
 
 def _missing(name: str, shared: ConfigArguments) -> str:
@@ -281,11 +281,11 @@ def evaluated(folder: Path) -> dict[str, dict[str, Any]]:
 
 def missing_evaluations(made: Plan, folder: Path) -> list[tuple[ProtocolTask, str]]:
     """Evaluations that have not been done yet, whether or not their run has finished."""
-    found = []
+    missing = []
     for run, keys in made.evaluations.items():
         done = evaluated(folder / run.folder) if keys else {}
-        found += [(run, key) for key in keys if key not in done]
-    return found
+        missing += [(run, key) for key in keys if key not in done]
+    return missing
 
 
 def _target(key: str) -> Target:

@@ -91,8 +91,8 @@ class Cell:
     @property
     def classes(self) -> str:
         """The classes of its runs: "all", "base" or "new"; "" if they differ or are not known."""
-        found = {run.classes for run in self.runs}
-        return found.pop() if len(found) == 1 else ""
+        classes = {run.classes for run in self.runs}
+        return classes.pop() if len(classes) == 1 else ""
 
     def by_draw(self) -> dict[Any, float]:
         """Values by (digest, seed) of the draw; digests may be missing, or equal for runs on all images."""
@@ -145,14 +145,14 @@ def gather(folder: str | Path, metric: str = "", split: str = "test") -> list[Ce
             f"backbone, shots, seed), and only one of each is shown: {', '.join(sorted(repeated)[:5])}; "
             "report their folders one by one"
         )
-    found = []
+    gathered = []
     kinds = [(dataset, trainer, shots, name) for dataset, trainer, _, shots, name in cells]
     by_backbone = len(set(kinds)) < len(kinds)  # one method has runs with different backbones: separate rows
     for (dataset, trainer, backbone, shots, name), by_seed in cells.items():
         trainer = f"{trainer} ({backbone})" if by_backbone else trainer
         in_order = tuple(by_seed[seed] for seed in sorted(by_seed))
-        found.append(Cell(dataset, trainer, backbone, shots, tuple(run.value for run in in_order), name, in_order))
-    return found
+        gathered.append(Cell(dataset, trainer, backbone, shots, tuple(run.value for run in in_order), name, in_order))
+    return gathered
 
 
 def _run(results: Mapping[str, Any], metrics: Mapping[str, Any], metric: str) -> Run:

@@ -43,7 +43,7 @@ class Average:
 
 def averages(cells: Sequence[Cell]) -> list[Average]:
     """Averages over datasets; empty if there is only one. A method that uses no shots gets one row."""
-    found = []
+    rows = []
     for (trainer, shots), group in sorted(grouped(cells, lambda cell: (cell.trainer, cell.shots)).items()):
         datasets = {cell.dataset for cell in group}
         if len(datasets) < 2 or len(datasets) < len(group):  # needs several datasets, and one backbone per row
@@ -51,8 +51,8 @@ def averages(cells: Sequence[Cell]) -> list[Average]:
         gains = [cell.mean - zero for cell in group if not math.isnan(zero := mean_of(cell.runs, "zero_shot"))]
         gain, below = (fmean(gains), sum(value < 0 for value in gains)) if gains else (math.nan, 0)
         mean = estimate([cell.mean for cell in group])
-        found.append(Average(trainer, shots, mean, _over_draws(group), gain, below, len(group), tuple(group)))
-    return found
+        rows.append(Average(trainer, shots, mean, _over_draws(group), gain, below, len(group), tuple(group)))
+    return rows
 
 
 def _over_draws(cells: Sequence[Cell]) -> Estimate:
@@ -69,14 +69,14 @@ def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
     Only methods with a result on every dataset are ranked; at least two methods and two datasets are needed.
     """
     scores = _scores(cells)
-    found = {}
+    ranked = {}
     for shots, by_method in scores.items():
         datasets = sorted({dataset for by_dataset in by_method.values() for dataset in by_dataset})
         methods = [method for method, by_dataset in by_method.items() if len(by_dataset) == len(datasets)]
         if len(methods) > 1 and len(datasets) > 1:
             table = np.array([[by_method[method][dataset] for method in methods] for dataset in datasets])
-            found[shots] = methods, rank(-table if lower_is_better(cells[0].metric) else table)
-    return found
+            ranked[shots] = methods, rank(-table if lower_is_better(cells[0].metric) else table)
+    return ranked
 
 
 def against(cells: Sequence[Cell], reference: str) -> dict[int, dict[str, Difference]]:
@@ -98,7 +98,7 @@ def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, D
     """
     _require(cells, reference)
     of = {(cell.unit, cell.shots): cell for cell in cells if cell.trainer == reference}
-    found = []
+    differences = []
     for cell in cells:
         other = of.get((cell.unit, cell.shots))
         second = other.by_draw() if other else None
@@ -108,8 +108,8 @@ def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, D
             continue
         difference = paired(cell.by_draw(), second)
         if difference is not None:
-            found.append((cell, difference))
-    return found
+            differences.append((cell, difference))
+    return differences
 
 
 def _require(cells: Sequence[Cell], reference: str) -> None:
@@ -122,12 +122,12 @@ def _scores(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, float]]]:
     """shots -> method -> dataset -> mean; methods that use no shots are included for every number of shots."""
     groups = grouped(cells, lambda cell: cell.shots)
     fixed = [cell for cell in groups.get(0, []) if not uses_shots(cell.trainer)]
-    found = {}
+    scores = {}
     for shots in sorted(groups):
         included = [*groups[shots], *(fixed if shots else [])]
         by_method: dict[str, dict[str, float]] = defaultdict(dict)
         for cell in included:
             by_method[cell.trainer][" ".join(cell.unit)] = cell.mean
         if len(fixed) < len(groups[shots]) or shots:
-            found[shots] = dict(by_method)
-    return found
+            scores[shots] = dict(by_method)
+    return scores

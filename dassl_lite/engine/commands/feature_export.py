@@ -122,13 +122,13 @@ class FeatureExport:
         if not dataset.test:
             raise UserError(f"dataset {type(dataset).__name__} has no test images, which a feature file must have")
         tested = {item.impath for item in dataset.test}
-        found = []
+        splits = []
         if dataset.train_x and not getattr(dataset, "test_only", False):  # if test_only, these are test images
             is_augmented = bool(self.views) and is_random(self.data.tfm_train)
-            found.append(ExportedSplit("train", dataset.train_x, self.views if is_augmented else 0))
+            splits.append(ExportedSplit("train", dataset.train_x, self.views if is_augmented else 0))
         if dataset.val and not tested & {item.impath for item in dataset.val}:  # ImageNet validates on test images
-            found.append(ExportedSplit("val", dataset.val, 0))
-        return [*found, ExportedSplit("test", dataset.test, 0)]
+            splits.append(ExportedSplit("val", dataset.val, 0))
+        return [*splits, ExportedSplit("test", dataset.test, 0)]
 
     def _part_of(self, split: ExportedSplit) -> FeaturePart:
         plain = self._part(split.items)
@@ -144,9 +144,9 @@ class FeatureExport:
         if self.states:  # fetched first, because this pass gives both
             states = self.features.fetch(items, transform or self.data.tfm_test, views, states=True)
             before = self._array(states.tensor[:, states.kept].cpu())
-        found = self.features.fetch(items, transform or self.data.tfm_test, views)
-        labels = self.labels(items)[found.kept.numpy()]
-        return FeaturePart(self._array(found.tensor[:, found.kept].cpu()), labels, states=before)
+        features = self.features.fetch(items, transform or self.data.tfm_test, views)
+        labels = self.labels(items)[features.kept.numpy()]
+        return FeaturePart(self._array(features.tensor[:, features.kept].cpu()), labels, states=before)
 
     def labels(self, items: Sequence[Datum]) -> Array:
         """Labels: int64 (N,), or bool (N, K) for images with several classes."""

@@ -152,14 +152,14 @@ def metric_label(metrics: Iterable[str]) -> str:
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:
     """A style for each method; zero-shot CLIP always gets the same one."""
-    found, number = {}, 0
+    styles, number = {}, 0
     for method in methods:
         if method == ZERO_SHOT:
-            found[method] = Style("", 0, 1)
+            styles[method] = Style("", 0, 1)
             continue
-        found[method] = Style(COLOURS[number % len(COLOURS)], number % MARKERS, number // len(COLOURS) % LINES)
+        styles[method] = Style(COLOURS[number % len(COLOURS)], number % MARKERS, number // len(COLOURS) % LINES)
         number += 1
-    return found
+    return styles
 
 
 def figures(cells: Sequence[Cell], shots: int | None = None, split: str = "test") -> Figures:
@@ -204,8 +204,8 @@ def _key(cell: Cell) -> tuple[str, str, str]:
 
 def _numbers(cells: Sequence[Cell]) -> tuple[int, ...]:
     """Numbers of shots with runs, all training images last."""
-    found = {cell.shots for cell in cells if uses_shots(cell.trainer)}
-    return tuple(sorted(found, key=lambda number: number or math.inf)) or (ALL_IMAGES,)
+    shots = {cell.shots for cell in cells if uses_shots(cell.trainer)}
+    return tuple(sorted(shots, key=lambda number: number or math.inf)) or (ALL_IMAGES,)
 
 
 def _panels(
@@ -245,10 +245,10 @@ def _heat_map(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str])
 
 
 def _rank_diagram(cells: Sequence[Cell], shots: int) -> RankDiagram | None:
-    found = rankings(cells).get(shots)
-    if found is None:
+    ranked = rankings(cells).get(shots)
+    if ranked is None:
         return None
-    methods, ranking = found
+    methods, ranking = ranked
     order = sorted(range(len(methods)), key=lambda i: (ranking.mean_ranks[i], methods[i]))
     ranks = tuple(ranking.mean_ranks[i] for i in order)
     return RankDiagram(
@@ -266,12 +266,12 @@ def _costs(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str], he
     runs: dict[str, list[Run]] = defaultdict(list)
     for cell in cells:
         runs[cell.trainer] += cell.runs
-    found = []
+    costs = []
     for method, value in zip(heat.methods, heat.averages.tolist(), strict=True):
         seconds = mean_of(runs[method], "seconds")
         if not math.isnan(value) and seconds > 0:
-            found.append(Cost(method, seconds, value))
-    return tuple(found)
+            costs.append(Cost(method, seconds, value))
+    return tuple(costs)
 
 
 def _incomplete(
@@ -300,7 +300,7 @@ def _captions(
     lines = " Horizontal lines: methods that use no training images." if fixed else ""
     of = f"with {shots_label(shots)}" if shots != ALL_IMAGES else "with all training images"
     what = f"{split.capitalize()} {metric} (%)"
-    found = {
+    captions = {
         "accuracy": f"{what} over the number of training images per class: {bands}{lines}{missing}",
         "heatmap": f"{what} {of}, best average first. Colours: points better (blue) or worse (red) than the "
         "median of the methods on the same dataset.",
@@ -313,12 +313,12 @@ def _captions(
             if math.isnan(ranks.p)
             else f" Friedman's test: p {'< 0.001' if ranks.p < 0.001 else f'= {ranks.p:.3f}'}."
         )
-        found["ranks"] = (
+        captions["ranks"] = (
             f"Mean rank (1 is the best) over {ranks.datasets} datasets {of}. Bars join methods that Nemenyi's test at "
             f"0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
             f"{ranks.critical_difference:.2f}.{p}"
         )
-    return found
+    return captions
 
 
 # ---- axes --------------------------------------------------------------------------------------------------------
@@ -330,10 +330,10 @@ def tick(number: int) -> str:
 
 def positions_of(numbers: Sequence[int]) -> dict[int, float]:
     """Positions of numbers of shots on a base-2 logarithmic axis, with all training images rightmost."""
-    found = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
+    positions = {number: math.log2(number) for number in numbers if number != ALL_IMAGES}
     if ALL_IMAGES in numbers:
-        found[ALL_IMAGES] = max(found.values(), default=-1.0) + 1.0
-    return found
+        positions[ALL_IMAGES] = max(positions.values(), default=-1.0) + 1.0
+    return positions
 
 
 def ends(point: Estimate) -> tuple[float, float]:

@@ -109,11 +109,11 @@ class _Context:
 
 def versions() -> dict[str, str]:
     """This machine's versions of everything that must match between nodes."""
-    found = {"python": platform.python_version(), "dassl-lite": dassl_lite.__version__}
+    versions_here = {"python": platform.python_version(), "dassl-lite": dassl_lite.__version__}
     for name in ("torch", "ray"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions_here[name] = version(name)
+    return versions_here
 
 
 def check_versions(node: str, theirs: dict[str, str], own: dict[str, str]) -> None:
@@ -185,8 +185,8 @@ class RayWorkers:
 
 
 def _cause(error: Any) -> BaseException:
-    found = getattr(error, "cause", error)
-    return found if isinstance(found, BaseException) else error
+    cause = getattr(error, "cause", error)
+    return cause if isinstance(cause, BaseException) else error
 
 
 def _silently(work: tuple[Callable[[Any], object], Any]) -> None:
@@ -373,7 +373,7 @@ def _code(folder: Path) -> list[Path]:
         paths = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
     except (OSError, subprocess.SubprocessError):
         paths = [Path(path.name) for path in sorted(folder.iterdir())]
-    found, total = [], 0
+    code, total = [], 0
     for path in paths:
         full = folder / path
         if path.suffix not in _COPIED_SUFFIXES or not full.is_file() or full.is_symlink():
@@ -384,5 +384,5 @@ def _code(folder: Path) -> list[Path]:
             logger.warning(f"Only the first {_MAX_BYTES >> 20} MiB of code in {folder} are copied to the cluster")
             break
         if size <= _MAX_FILE_BYTES:
-            found.append(path)
-    return found
+            code.append(path)
+    return code

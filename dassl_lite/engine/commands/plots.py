@@ -55,11 +55,11 @@ _SETTINGS: dict[str, Any] = {
 _WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw(found: Figures | None, folder: Path, residuals: Sequence[Residuals] = ()) -> list[Path]:
+def draw(figures: Figures | None, folder: Path, residuals: Sequence[Residuals] = ()) -> list[Path]:
     """Write the figures of a sweep into ``folder``, and ``figures.tex`` with their captions.
 
     Args:
-        found: the figures; None to draw only residuals.
+        figures: the figures; None to draw only residuals.
         residuals: residuals of the methods that have them.
 
     Returns:
@@ -70,13 +70,13 @@ def draw(found: Figures | None, folder: Path, residuals: Sequence[Residuals] = (
     """
     drawings: dict[str, Drawing] = {}
     captions: dict[str, str] = {}
-    if found:
-        captions |= found.captions
-        drawings |= {"accuracy": partial(_field, found), "heatmap": partial(_heat, found.heat)}
-        if found.ranks:
-            drawings["ranks"] = partial(_ranks, found.ranks)
-        if found.costs:
-            drawings["time"] = partial(_time, found)
+    if figures:
+        captions |= figures.captions
+        drawings |= {"accuracy": partial(_field, figures), "heatmap": partial(_heat, figures.heat)}
+        if figures.ranks:
+            drawings["ranks"] = partial(_ranks, figures.ranks)
+        if figures.costs:
+            drawings["time"] = partial(_time, figures)
     for number, residual in enumerate(residuals, start=1):
         for name, caption in captions_of(residual).items():
             key = name if number == 1 else f"{name}-{number}"
@@ -163,31 +163,31 @@ def label(text: str, width: int = 26) -> str:
 # ---- accuracy over shots ----------------------------------------------------------------------------------------
 
 
-def _field(found: Figures, figure: Any) -> None:
+def _field(figures: Figures, figure: Any) -> None:
     """Draw a panel per dataset and one for the average, with a common legend."""
-    rows = math.ceil(len(found.panels) / 4)
-    columns = math.ceil(len(found.panels) / rows)
+    rows = math.ceil(len(figures.panels) / 4)
+    columns = math.ceil(len(figures.panels) / rows)
     width = COLUMN if columns == 1 else PAGE
-    legend = _legend(figure, found.styles, width, lines=True)
+    legend = _legend(figure, figures.styles, width, lines=True)
     figure.set_size_inches(width, (2.4 if columns < 3 else 1.55) * rows + legend + 0.25)
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for number, (axis, panel) in enumerate(zip(axes, found.panels, strict=False)):
-        _panel(axis, panel, found)
+    for number, (axis, panel) in enumerate(zip(axes, figures.panels, strict=False)):
+        _panel(axis, panel, figures)
         if number % columns == 0:
-            axis.set_ylabel(found.metric.capitalize())
-        if number + columns >= len(found.panels):
+            axis.set_ylabel(figures.metric.capitalize())
+        if number + columns >= len(figures.panels):
             axis.set_xlabel("Training images per class")
-    for axis in figure.axes[len(found.panels) :]:
+    for axis in figure.axes[len(figures.panels) :]:
         axis.remove()
 
 
-def _panel(axis: Any, panel: Panel, found: Figures) -> None:
-    positions = positions_of(found.numbers)
-    several = len(found.numbers) > 1
+def _panel(axis: Any, panel: Panel, figures: Figures) -> None:
+    positions = positions_of(figures.numbers)
+    several = len(figures.numbers) > 1
     crowded = len(panel.curves) > 9
     values = [point.mean for curve in panel.curves for point in curve.points.values()]
     for curve in panel.curves:
-        style = found.styles[curve.method]
+        style = figures.styles[curve.method]
         colour = style.colour or TEXT
         if not curve.uses_shots:
             axis.axhline(
@@ -202,12 +202,12 @@ def _panel(axis: Any, panel: Panel, found: Figures) -> None:
             low, high = zip(*(ends(point) for point in curve.shown.values()), strict=True)
             axis.fill_between(x, low, high, color=colour, alpha=0.05 if crowded else 0.14, lw=0)
         else:
-            shift = (found.methods.index(curve.method) + 0.5) / len(found.methods) - 0.5
+            shift = (figures.methods.index(curve.method) + 0.5) / len(figures.methods) - 0.5
             half = [point.half or 0.0 for point in curve.shown.values()]
             axis.errorbar([x[0] + 0.8 * shift], means, half, lw=0, elinewidth=0.7, **marker)
     axis.set_title(
         label(panel.title, 30),
-        fontweight="bold" if panel is found.panels[0] and len(found.panels) > 1 else "normal",
+        fontweight="bold" if panel is figures.panels[0] and len(figures.panels) > 1 else "normal",
         pad=3,
     )
     axis.set_xticks(list(positions.values()), [tick(number) for number in positions])
@@ -282,12 +282,12 @@ def _heat(heat: HeatMap, figure: Any) -> None:
 # ---- ranks ------------------------------------------------------------------------------------------------------
 
 
-def _ranks(found: RankDiagram, figure: Any) -> None:
+def _ranks(diagram: RankDiagram, figure: Any) -> None:
     """Draw Demsar's diagram: an axis of ranks, the better half on the left, bars joining indistinguishable methods."""
-    count = len(found.methods)
+    count = len(diagram.methods)
     left = math.ceil(count / 2)
     low, high = 1.0, float(count)
-    bars = found.groups
+    bars = diagram.groups
     step, top = 1.0, 1.6  # heights in units of a line of text
     width = COLUMN if count < 9 else 0.75 * PAGE
     depth = 0.55 * len(bars) + 0.9
@@ -295,7 +295,7 @@ def _ranks(found: RankDiagram, figure: Any) -> None:
     figure.set_size_inches(width, 0.15 * (lines + top + 1.6))
     axis = figure.subplots()
     axis.set_axis_off()
-    longest = max(len(label(name)) for name in found.methods)
+    longest = max(len(label(name)) for name in diagram.methods)
     margin = (high - low) * (0.075 * longest * 6.5 / 7 + 0.1) / max(width - 2 * (0.075 * longest + 0.1), 1.0)
     axis.set_xlim(low - margin, high + margin)
     axis.set_ylim(-lines - 0.5, top + 1.2)
@@ -304,24 +304,24 @@ def _ranks(found: RankDiagram, figure: Any) -> None:
     for number in range(1, count + 1) if count < 13 else range(1, count + 1, 2):
         axis.plot([number, number], [0, 0.3], lw=0.8, **ink)
         axis.text(number, 0.4, str(number), ha="center", va="bottom", fontsize=6)
-    if found.critical_difference <= high - low:
-        end = low + found.critical_difference
+    if diagram.critical_difference <= high - low:
+        end = low + diagram.critical_difference
         axis.plot([low, end], [top + 0.35] * 2, lw=0.8, **ink)
         for x in (low, end):
             axis.plot([x, x], [top + 0.2, top + 0.5], lw=0.8, **ink)
         axis.text(
             (low + end) / 2,
             top + 0.5,
-            f"critical difference {found.critical_difference:.2f}",
+            f"critical difference {diagram.critical_difference:.2f}",
             ha="center",
             va="bottom",
             fontsize=6,
         )
     for number, group in enumerate(bars):
         height = -0.55 * (number + 1)
-        ends_of = found.ranks[group[0]], found.ranks[group[-1]]
+        ends_of = diagram.ranks[group[0]], diagram.ranks[group[-1]]
         axis.plot([ends_of[0] - 0.04, ends_of[1] + 0.04], [height] * 2, lw=2.2, **ink)
-    for number, (method, rank) in enumerate(zip(found.methods, found.ranks, strict=True)):
+    for number, (method, rank) in enumerate(zip(diagram.methods, diagram.ranks, strict=True)):
         better = number < left
         height = -depth - step * (number if better else count - 1 - number)
         edge = low - 0.02 * margin if better else high + 0.02 * margin
@@ -333,20 +333,22 @@ def _ranks(found: RankDiagram, figure: Any) -> None:
 # ---- time against accuracy --------------------------------------------------------------------------------------
 
 
-def _time(found: Figures, figure: Any) -> None:
+def _time(figures: Figures, figure: Any) -> None:
     styles = {
-        method: found.styles[method] for method in found.methods if method in {cost.method for cost in found.costs}
+        method: figures.styles[method]
+        for method in figures.methods
+        if method in {cost.method for cost in figures.costs}
     }
     legend = _legend(figure, styles, COLUMN, lines=False)
     figure.set_size_inches(COLUMN, 2.1 + legend)
     axis = figure.subplots()
-    for cost in found.costs:
-        style = found.styles[cost.method]
+    for cost in figures.costs:
+        style = figures.styles[cost.method]
         colour = style.colour or TEXT
         axis.plot([cost.seconds], [cost.value], ls="", mew=0.4, color=colour, **_marker(style, 5.0))
-    log_axis(axis, [cost.seconds for cost in found.costs])
+    log_axis(axis, [cost.seconds for cost in figures.costs])
     axis.set_xlabel("Seconds of a run")
-    axis.set_ylabel(found.metric.capitalize() + (", average" if len(found.heat.datasets) > 1 else ""))
+    axis.set_ylabel(figures.metric.capitalize() + (", average" if len(figures.heat.datasets) > 1 else ""))
     axis.grid(lw=0.4, color="#dddddd")
     axis.set_axisbelow(True)
 
@@ -366,13 +368,13 @@ def log_axis(axis: Any, values: Sequence[float]) -> None:
 # ---- residual against difficulty --------------------------------------------------------------------------------
 
 
-def _residuals(found: Residuals, figure: Any) -> None:
+def _residuals(residuals: Residuals, figure: Any) -> None:
     """Draw a named point per dataset, with intervals over draws as bars."""
     figure.set_size_inches(COLUMN, 2.5)
     axis = figure.subplots()
-    x = [row.difficulty for row in found.rows]
-    y = [row.magnitude.mean for row in found.rows]
-    half = [row.magnitude.half or 0.0 for row in found.rows]
+    x = [row.difficulty for row in residuals.rows]
+    y = [row.magnitude.mean for row in residuals.rows]
+    half = [row.magnitude.half or 0.0 for row in residuals.rows]
     axis.errorbar(x, y, half, lw=0, elinewidth=0.7, marker="o", ms=4, mec="white", mew=0.4, color=COLOURS[0])
     if max(x) > 10 * min(x):
         log_axis(axis, x)
@@ -381,10 +383,12 @@ def _residuals(found: Residuals, figure: Any) -> None:
     axis.set_ylim(0.0, 1.15 * max(a + b for a, b in zip(y, half, strict=True)) or 1.0)
     axis.set_xlabel("Relative transfer difficulty, (1/K) / zero-shot accuracy")
     axis.set_ylabel("Mean |residual|")
-    axis.set_title(_minus(str(found.over_datasets)) if len(found.rows) > 1 else "one dataset", fontsize=6.5, pad=3)
+    axis.set_title(
+        _minus(str(residuals.over_datasets)) if len(residuals.rows) > 1 else "one dataset", fontsize=6.5, pad=3
+    )
     axis.grid(lw=0.4, color="#dddddd")
     axis.set_axisbelow(True)
-    _name_points(axis, [label(row.dataset, 18) for row in found.rows], x, y)
+    _name_points(axis, [label(row.dataset, 18) for row in residuals.rows], x, y)
 
 
 def _minus(text: str) -> str:
@@ -414,9 +418,9 @@ def _name_points(axis: Any, names: Sequence[str], x: Sequence[float], y: Sequenc
         axis.annotate(name, at, middle, textcoords="offset points", ha="center", va="center", fontsize=6)
 
 
-def _residuals_by_class(found: Residuals, figure: Any) -> None:
+def _residuals_by_class(residuals: Residuals, figure: Any) -> None:
     """Draw a panel per dataset, with a point per class."""
-    rows = [row for row in found.rows if row.by_class]
+    rows = [row for row in residuals.rows if row.by_class]
     lines = math.ceil(len(rows) / 4)
     columns = math.ceil(len(rows) / lines)
     figure.set_size_inches(COLUMN if columns == 1 else PAGE, (2.2 if columns < 3 else 1.55) * lines + 0.2)

@@ -94,15 +94,15 @@ def make_report(
         tables = [as_table(cells, published), *(table for table in more if table is not None), *tables]
         notes = [*_describe_values(cells, split), *provenance(cells), *notes]
     notes += published.notes() if published else []
-    found: list[Residuals] = []
+    by_method: list[Residuals] = []
     if residuals:
-        found, more_notes = gather_residuals(of_shots, SHOTS if shots is None else shots)
-        of_residuals, what = residual_tables(found)
+        by_method, more_notes = gather_residuals(of_shots, SHOTS if shots is None else shots)
+        of_residuals, what = residual_tables(by_method)
         tables, notes = [*tables, *of_residuals], [*notes, *what, *more_notes]
     notes += notes_in(folder)
     lacking = gaps(cells, of_shots)
     lines = tuple(map(printable, notes)), tuple(map(printable, lacking))
-    return Report(folder, split, tuple(cells), tuple(tables), *lines, tuple(found))
+    return Report(folder, split, tuple(cells), tuple(tables), *lines, tuple(by_method))
 
 
 def _describe_values(cells: Sequence[Cell], split: str) -> list[str]:

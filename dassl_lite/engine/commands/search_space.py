@@ -104,15 +104,15 @@ def parse_space(words: Sequence[str], default: Callable[[str], Any]) -> tuple[Di
     Raises:
         UserError: an argument has none of the forms, or its bounds are not a range.
     """
-    found: dict[str, Dimension] = {}
+    dimensions: dict[str, Dimension] = {}
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key or not text:
             raise UserError(f"--space {shown(word)} is not {FORMS}")
-        if key in found:
+        if key in dimensions:
             raise UserError(f"--space has {shown(key)} twice")
-        found[key] = _dimension(word, key, text, default(key))
-    return tuple(found.values())
+        dimensions[key] = _dimension(word, key, text, default(key))
+    return tuple(dimensions.values())
 
 
 def _dimension(word: str, key: str, text: str, default: Any) -> Dimension:

@@ -80,8 +80,8 @@ def average_table(cells: Sequence[Cell], published: Published | None = None) -> 
 
     Published averages are shown for averages over exactly the field's eleven datasets.
     """
-    found = averages(cells)
-    if not found:
+    over_datasets = averages(cells)
+    if not over_datasets:
         return None
     rows = [
         [
@@ -91,7 +91,7 @@ def average_table(cells: Sequence[Cell], published: Published | None = None) -> 
             "" if math.isnan(average.gain) else f"{average.gain:+.2f}",
             "" if math.isnan(average.gain) else f"{average.below} of {average.datasets}",
         ]
-        for average in found
+        for average in over_datasets
     ]
     headers = ["method", "shots", "average", "gain", "below zero-shot"]
     title = (
@@ -99,7 +99,7 @@ def average_table(cells: Sequence[Cell], published: Published | None = None) -> 
     )
     texts = {
         row: compared
-        for row, average in enumerate(found)
+        for row, average in enumerate(over_datasets)
         if published and (compared := _published_average(average, published))
     }
     return Table(title, headers, rows).with_columns(["published", "difference"], {2: texts})
@@ -116,18 +116,18 @@ def _published_average(average: Average, published: Published) -> tuple[str, str
 
 def rank_table(cells: Sequence[Cell]) -> Table | None:
     """Mean ranks, one column per number of shots; None if nothing can be ranked."""
-    found = rankings(cells)
-    if not found:
+    ranked = rankings(cells)
+    if not ranked:
         return None
-    methods = sorted({method for names, _ in found.values() for method in names})
-    by_shots = {shots: dict(zip(names, ranking.mean_ranks, strict=True)) for shots, (names, ranking) in found.items()}
+    methods = sorted({method for names, _ in ranked.values() for method in names})
+    by_shots = {shots: dict(zip(names, ranking.mean_ranks, strict=True)) for shots, (names, ranking) in ranked.items()}
     rows = [[method, *(f"{of[method]:.2f}" if method in of else "" for of in by_shots.values())] for method in methods]
-    rankings_ = [ranking for _, ranking in found.values()]
+    rankings_ = [ranking for _, ranking in ranked.values()]
     rows.append(["Friedman's p", *(_p(ranking.p) for ranking in rankings_)])
     rows.append(["critical difference", *(f"{ranking.critical_difference:.2f}" for ranking in rankings_)])
     rows.append(["datasets", *(str(ranking.datasets) for ranking in rankings_)])
     title = "Mean rank over datasets (1 is the best); Nemenyi's critical difference at 0.05"
-    return Table(title, ["method", *map(shots_label, found)], rows)
+    return Table(title, ["method", *map(shots_label, ranked)], rows)
 
 
 def _order(cell: Cell) -> tuple[str, str, float]:
@@ -147,11 +147,11 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
             cell.dataset,
             cell.trainer,
             shots_label(cell.shots) if uses_shots(cell.trainer) else "",
-            _signed(found),
-            _p(found.p),
-            str(found.estimate.count),
+            _signed(difference),
+            _p(difference.p),
+            str(difference.estimate.count),
         ]
-        for cell, found in sorted(against_by_draw(cells, reference), key=lambda pair: _order(pair[0]))
+        for cell, difference in sorted(against_by_draw(cells, reference), key=lambda pair: _order(pair[0]))
     ]
     if by_draw:
         headers = ["dataset", "method", "shots", f"minus {reference}", "paired t, p", "draws"]
@@ -160,14 +160,14 @@ def versus_tables(cells: Sequence[Cell], reference: str) -> list[Table]:
         [
             method,
             shots_label(shots),
-            _signed(found),
-            _better_and_worse(found, cells[0].metric),
-            _p(found.p),
-            _p(found.p_adjusted),
+            _signed(difference),
+            _better_and_worse(difference, cells[0].metric),
+            _p(difference.p),
+            _p(difference.p_adjusted),
         ]
         for shots, by_method in against(cells, reference).items()
-        for method, found in sorted(by_method.items())
-        if found.estimate.count > 1
+        for method, difference in sorted(by_method.items())
+        if difference.estimate.count > 1
     ]
     if over:
         headers = ["method", "shots", f"minus {reference}", "better / worse", "Wilcoxon, p", "Holm, p"]
@@ -214,9 +214,9 @@ def provenance(cells: Sequence[Cell]) -> list[str]:
     draws: dict[tuple[str, int], set[tuple[int, str]]] = defaultdict(set)
     for cell in cells:
         draws[cell.dataset, cell.shots] |= {(run.seed, run.draw[:8]) for run in cell.runs if run.draw}
-    for (dataset, shots), found in sorted(draws.items()):
-        if found and shots:
-            names = ", ".join(f"seed {seed} {digest}" for seed, digest in sorted(found))
+    for (dataset, shots), seeds in sorted(draws.items()):
+        if seeds and shots:
+            names = ", ".join(f"seed {seed} {digest}" for seed, digest in sorted(seeds))
             lines.append(f"draws of {dataset}, {shots_label(shots)}: {names}")
     if chosen := sorted({cell.trainer for cell in cells if any(run.tuned_on == "test" for run in cell.runs)}):
         lines.append(f"tuned on test images, so not comparable: {', '.join(chosen)}")

@@ -114,12 +114,12 @@ class Settings:
 
 def all_methods() -> list[str]:
     """The package's methods, without those that only prepare a file for another method."""
-    found = []
+    methods = []
     for name in TRAINER_REGISTRY:
         trainer = TRAINER_REGISTRY.get(name)
         if trainer.__module__.startswith("dassl_lite.trainers.") and getattr(trainer, "standalone", True):
-            found.append(name)
-    return sorted(found)
+            methods.append(name)
+    return sorted(methods)
 
 
 def compatible_methods(trainers: Sequence[str], cfg: CfgNode) -> list[str]:

@@ -64,7 +64,7 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
             group = place[-5] if len(place) > 4 else ""
             key = (method, dataset_label(results), backbone_label(results), f"{subset} {group}")
             groups[key].append((results, rows))
-    found = []
+    transfers = []
     for (method, dataset, backbone, kind), runs in groups.items():
         elsewhere: dict[str, list[float]] = defaultdict(list)
         reasons = [row["missing"] for _, rows in runs for row in rows.values() if row["missing"]]
@@ -78,10 +78,10 @@ def gather_transfers(folder: str | Path) -> list[Transfer]:
         reason = reasons[0] if reasons else ""
         shots = {int(results["num_shots"]) for results, _ in runs}
         common = shots.pop() if len(shots) == 1 else None
-        found.append(Transfer(method, dataset, backbone, of_base, own, values, reason, method, common))
-    if len({transfer.backbone for transfer in found}) > 1:  # one row per backbone
-        found = [replace(transfer, method=f"{transfer.method} ({transfer.backbone})") for transfer in found]
-    return found
+        transfers.append(Transfer(method, dataset, backbone, of_base, own, values, reason, method, common))
+    if len({transfer.backbone for transfer in transfers}) > 1:  # one row per backbone
+        transfers = [replace(transfer, method=f"{transfer.method} ({transfer.backbone})") for transfer in transfers]
+    return transfers
 
 
 def _accuracy(results: Mapping[str, Any]) -> float | None:
@@ -95,12 +95,12 @@ def transfer_tables(folder: str | Path, published: Published | None = None) -> t
     Both lists are empty if no run below ``folder`` has been evaluated elsewhere. ``published`` numbers are shown next
     to ours of the same protocol; for averages, only if they are over exactly the field's datasets.
     """
-    found = gather_transfers(folder)
-    of_base = [transfer for transfer in found if transfer.of_base]
+    transfers = gather_transfers(folder)
+    of_base = [transfer for transfer in transfers if transfer.of_base]
     both = base_to_new_table(of_base, published), base_to_new_average(of_base, published)
     tables = [table for table in both if table is not None]
     groups: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
-    for transfer in found:
+    for transfer in transfers:
         if not transfer.of_base:
             groups[transfer.dataset, transfer.backbone].append(transfer)
     for (dataset, _), group in sorted(groups.items()):
@@ -110,7 +110,7 @@ def transfer_tables(folder: str | Path, published: Published | None = None) -> t
             tables += [] if table is None else [table]
     reasons = {
         transfer.method: f"{transfer.method} cannot be tested on other classes: {transfer.reason}"
-        for transfer in found
+        for transfer in transfers
         if transfer.reason
     }
     notes = ["on other classes, per-class parameters that were not learnt stay as in zero-shot CLIP"] if tables else []
@@ -119,13 +119,13 @@ def transfer_tables(folder: str | Path, published: Published | None = None) -> t
 
 def write_transfers(folder: Path) -> Path | None:
     """Write ``evaluations.csv``, a line per kind of run and evaluation, in full precision; None if there are none."""
-    found, path = gather_transfers(folder), folder / "evaluations.csv"
-    if not found:
+    transfers, path = gather_transfers(folder), folder / "evaluations.csv"
+    if not transfers:
         return None
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trained on", "classes", "method", "backbone", "tested on", "seeds", "mean", "values"])
-        for transfer in found:
+        for transfer in transfers:
             run = [transfer.dataset, "base" if transfer.of_base else ALL, transfer.method, transfer.backbone]
             for key, values in {"own": transfer.own, **transfer.elsewhere}.items():
                 if values:
@@ -133,12 +133,12 @@ def write_transfers(folder: Path) -> Path | None:
     return path
 
 
-def base_to_new_table(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
+def base_to_new_table(transfers: Sequence[Transfer], published: Published | None = None) -> Table | None:
     """A row per dataset and method: base, new and their harmonic mean H, and all classes together."""
     rows: list[list[str]] = []
     comparison = _PublishedColumns(published, BASE_TO_NEW)
     values: dict[int, tuple[str, float | None]] = {}
-    for run in sorted(found, key=lambda run: (run.dataset, run.method)):
+    for run in sorted(transfers, key=lambda run: (run.dataset, run.method)):
         base, new, joint = (_estimate(of) for of in (run.own, run.elsewhere.get(NEW), run.elsewhere.get(ALL)))
         h = harmonic_mean(base.mean, new.mean) if base and new else None
         values[len(rows)] = (run.dataset, h)
@@ -154,14 +154,14 @@ def base_to_new_table(found: Sequence[Transfer], published: Published | None = N
     return comparison.extend(Table(title, headers, rows, places)) if rows else None
 
 
-def base_to_new_average(found: Sequence[Transfer], published: Published | None = None) -> Table | None:
+def base_to_new_average(transfers: Sequence[Transfer], published: Published | None = None) -> Table | None:
     """A row per method: means over datasets of base and new, and their H; None for fewer than two datasets.
 
     Each has an interval over datasets; the one for H is a jackknife estimate.
     """
     groups: dict[str, list[tuple[float, float, float | None]]] = defaultdict(list)
     runs: dict[str, list[Transfer]] = defaultdict(list)
-    for transfer in found:
+    for transfer in transfers:
         if transfer.own and (new := transfer.elsewhere.get(NEW)):
             joint = transfer.elsewhere.get(ALL)
             groups[transfer.method].append((fmean(transfer.own), fmean(new), fmean(joint) if joint else None))
@@ -193,14 +193,14 @@ def base_to_new_average(found: Sequence[Transfer], published: Published | None =
 
 
 def source_table(
-    found: Sequence[Transfer], protocol: str, source: str, names: Sequence[str], published: Published | None = None
+    transfers: Sequence[Transfer], protocol: str, source: str, names: Sequence[str], published: Published | None = None
 ) -> Table | None:
     """A row per method: accuracy on the source, on each of ``names`` that was tested, and their average.
 
     The average excludes the source; a method that lacks one of the datasets has none. Returns None if no method was
     tested on any of them.
     """
-    columns = [name for name in names if any(name in transfer.elsewhere for transfer in found)]
+    columns = [name for name in names if any(name in transfer.elsewhere for transfer in transfers)]
     if not columns:
         return None
     datasets = [source, *map(_registered, columns)] if published else []
@@ -208,7 +208,7 @@ def source_table(
     comparison = _PublishedColumns(published, protocol)
     rows: list[list[str]] = []
     means: dict[int, float] = {}
-    for run in sorted(found, key=lambda run: run.method):
+    for run in sorted(transfers, key=lambda run: run.method):
         each = [_estimate(run.elsewhere.get(name)) for name in columns]
         known = [result.mean for result in each if result]
         if not known:  # a run with the other protocol's recipe, or a method that only knows its own classes

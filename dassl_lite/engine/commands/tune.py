@@ -136,13 +136,13 @@ class Study:
         """
         study, reports = self.optuna.create_study(direction="maximize"), self.reports_before(numbers[0])
         study.add_trials([self._frozen(result) for result in self.before(numbers[0])])
-        found = []
+        trials = []
         for number in numbers:
             seed = (self.search.seed * 1_000_003 + number) % 2**32
             study.sampler = self.optuna.samplers.TPESampler(seed=seed)
             params = dict(study.ask(self.space).params)
-            found.append(Trial(number, dict(first) if first and not number else params, reports))
-        return found
+            trials.append(Trial(number, dict(first) if first and not number else params, reports))
+        return trials
 
     @property
     def best(self) -> Result | None:
@@ -185,10 +185,10 @@ def _importances(optuna: Any, stored: Any, results: Iterable[Result]) -> dict[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = optuna.importance.get_param_importances(stored, evaluator=evaluator)
+            importances = optuna.importance.get_param_importances(stored, evaluator=evaluator)
         except (RuntimeError, ValueError, ImportError):
             return {}
-    return {key: float(value) for key, value in found.items()}
+    return {key: float(value) for key, value in importances.items()}
 
 
 @contextlib.contextmanager

@@ -82,12 +82,12 @@ def idle_keys(trainer: Any, node: str) -> dict[str, str]:
 
 def keys_of(trainer: type) -> dict[str, Key]:
     """The keys that a class and its bases declare, by name; those of the bases come first."""
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for cls in reversed(trainer.__mro__):
         declared = vars(cls).get("keys")  # in a third-party trainer, "keys" may be something else
         if isinstance(declared, tuple):
-            found.update({key.name: key for key in declared if isinstance(key, Key)})
-    return found
+            keys.update({key.name: key for key in declared if isinstance(key, Key)})
+    return keys
 
 
 def declare_keys(trainer: type, cfg: CfgNode, node: str) -> None:

@@ -84,9 +84,9 @@ class MLflow(Tracker):
         return self._id
 
     def _experiment(self, name: str, local: bool) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
         return self._client.create_experiment(
             name, artifact_location=Path("mlruns").resolve().as_uri() if local else None
         )

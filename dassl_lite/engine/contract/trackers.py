@@ -196,12 +196,12 @@ def outcome_of(results: Mapping[str, Any], folder: str | Path) -> Outcome:
     """A finished run's numbers, tables and files, built from the content of its ``results.json``."""
     folder = Path(folder)
     splits: dict[str, dict[str, Any]] = results["metrics"]
-    summary = {f"{split}/{name}": value for split, found in splits.items() for name, value in found.items()}
+    summary = {f"{split}/{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
     zero_shot = "zero_shot_"
     summary |= {f"zero_shot/{key[len(zero_shot) :]}": results[key] for key in results if key.startswith(zero_shot)}
     summary |= {f"seconds/{phase}": value for phase, value in results["seconds"].items()}
     summary["trainable_parameters"] = results["trainable_parameters"]
-    tables = {"metrics": _table([{"split": split, **found} for split, found in splits.items()])}
+    tables = {"metrics": _table([{"split": split, **metrics} for split, metrics in splits.items()])}
     tables |= {name: _table(results[name]) for name in ("per_class", "history")}
     files = [folder / name for name in _FILES] + sorted(folder.glob(PAGES))
     return Outcome(

@@ -686,8 +686,8 @@ class FeatureTrainer(TrainerX):
             input, label = self.parse_batch_test(batch)
             return (self.embed(input), self.model_inference(input)), label
 
-        found = [(*both, label) for both, label in outputs(loader, infer)]
-        features, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        batches = [(*both, label) for both, label in outputs(loader, infer)]
+        features, logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         logger.info(f"Transductive: {count_images(len(labels))} are classified together, unlabelled (TransCLIP)")
         yield from zip(self.transduce(features, logits).split(256), labels.split(256), strict=True)
 

@@ -104,12 +104,12 @@ class Meetings:
         self._announce(what)
         for other in range(self.size):
             try:
-                found = self.store.get(f"{self.number}/{other}").decode()
+                state = self.store.get(f"{self.number}/{other}").decode()
             except RuntimeError:  # the process that hosts the store has ended
-                found = _ENDED
-            if found != what:
+                state = _ENDED
+            if state != what:
                 raise UserError(
-                    f"process {self.rank} of this run is at {what}, but process {other} is at {found}: all processes "
+                    f"process {self.rank} of this run is at {what}, but process {other} is at {state}: all processes "
                     "must train, test and evaluate together, so make the same calls in each of them"
                 )
 
@@ -146,9 +146,9 @@ class _Torchrun(ProcessGroup):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def gather(self, item: T) -> list[T]:
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item)
-        return found
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
 
     @property
     def holder(self) -> int:
@@ -208,9 +208,9 @@ def on_first(find: Callable[[], T], what: str = "a step of the first process for
     if not dist.is_initialized():
         return find()
     meet(what)
-    found = [find() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    return found[0]  # type: ignore[return-value]  # None only in transit
+    result = [find() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(result)
+    return result[0]  # type: ignore[return-value]  # None only in transit
 
 
 def same_random_states() -> None:
