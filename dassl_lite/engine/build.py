@@ -237,13 +237,13 @@ def _with_backbone_size(cfg: CfgNode) -> CfgNode:
     name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
     if not names_backbone(cfg) or name in BACKBONE_REGISTRY or not is_local(name):
         return cfg
-    own = preprocessing(name).size
-    if size == own:
+    backbone_size = preprocessing(name).size
+    if size == backbone_size:
         return cfg
-    logger.warning(f"INPUT.SIZE {size} does not fit backbone {name}; using the backbone's size, {own}")
+    logger.warning(f"INPUT.SIZE {size} does not fit backbone {name}; using the backbone's size, {backbone_size}")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.SIZE = own
+    cfg.INPUT.SIZE = backbone_size
     cfg.freeze()
     return cfg
 
@@ -255,12 +255,21 @@ def with_backbone_inputs(cfg: CfgNode) -> CfgNode:
         return cfg
     name = cfg.MODEL.BACKBONE.NAME
     try:
-        own = IMAGENET_INPUT if not name or name in BACKBONE_REGISTRY else preprocessing(name)
+        defaults = IMAGENET_INPUT if not name or name in BACKBONE_REGISTRY else preprocessing(name)
     except UserError:
         if not all(cfg.INPUT[key] for key in dassls):
             raise
-        own = IMAGENET_INPUT  # a third-party backbone with all of Dassl's keys set; loading it reports a wrong name
-    values = (tuple(own.size), list(own.mean), list(own.std), own.interpolation, own.resize_mode, tuple(own.fill_color))
+        defaults = (
+            IMAGENET_INPUT  # a third-party backbone with all of Dassl's keys set; loading it reports a wrong name
+        )
+    values = (
+        tuple(defaults.size),
+        list(defaults.mean),
+        list(defaults.std),
+        defaults.interpolation,
+        defaults.resize_mode,
+        tuple(defaults.fill_color),
+    )
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in zip((*dassls, *ours), values, strict=True):
@@ -274,11 +283,13 @@ def set_by_user(cfg: CfgNode) -> set[str]:
 
     Keys set by recipes shipped with a method, and values equal to the defaults, do not count.
     """
-    own = default_recipe(cfg.TRAINER.NAME)
+    recipe = default_recipe(cfg.TRAINER.NAME)
     root = os.path.realpath(configs_root())
     values, defaults, keys = leaves(cfg), leaves(full_config()), set()
     for key, source in sources_of(cfg).items():
-        shipped = source.startswith(root + os.sep) or (own is not None and source.startswith(os.path.realpath(own)))
+        shipped = source.startswith(root + os.sep) or (
+            recipe is not None and source.startswith(os.path.realpath(recipe))
+        )
         if not shipped and source != STORED and values.get(key) != defaults.get(key):
             keys.add(key)
     return keys

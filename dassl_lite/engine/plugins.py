@@ -135,8 +135,16 @@ def _file_of(plugin: str) -> Path | None:
 def _imported_from(file: Path | None) -> ModuleType | None:
     """The module already imported from ``file``, if any: its trainers must not be registered twice."""
     for name, module in list(sys.modules.items()):
-        own = getattr(module, "__dict__", {}).get("__file__")  # accessing the attribute could trigger a lazy import
-        if file and own and name != "__main__" and Path(own).name == file.name and Path(own).resolve() == file:
+        module_file = getattr(module, "__dict__", {}).get(
+            "__file__"
+        )  # accessing the attribute could trigger a lazy import
+        if (
+            file
+            and module_file
+            and name != "__main__"
+            and Path(module_file).name == file.name
+            and Path(module_file).resolve() == file
+        ):
             return module
     return None
 

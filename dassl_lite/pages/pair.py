@@ -232,12 +232,12 @@ def _order(comparison: Changes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _galleries(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails) -> list[Gallery]:
     galleries = []
     for title, chosen in (("Right, then wrong", comparison.lost), ("Wrong, then right", comparison.gained)):
-        shown = [
+        images = [
             _gallery_image(comparison, titles, thumbnails, int(image)) for image in _order(comparison, chosen)[:SHOWN]
         ]
         about = f"Predictions of {titles[0]} (top) and {titles[1]} (bottom), with probability in %; correct is green."
-        if shown:
-            galleries.append(Gallery(shown, title, about))
+        if images:
+            galleries.append(Gallery(images, title, about))
     return galleries
 
 

@@ -157,9 +157,9 @@ def _figure(
         x, y = images[mine].T.astype(np.float32)
         symbols = np.where(wrong[mine], "x-thin-open", "circle").tolist()
         marker = {"color": colour, "size": 5, "symbol": symbols, "opacity": 0.75}
-        shown = {"name": name, "legendgroup": str(label)}
+        legend = {"name": name, "legendgroup": str(label)}
         data.append(
-            {"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": marker, **shown, "hoverinfo": "name"}
+            {"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": marker, **legend, "hoverinfo": "name"}
         )
         ends = [part[place] for part in (before, after) if len(part)]
         if ends:
@@ -179,7 +179,7 @@ def _figure(
                 "y": y,
                 "marker": marker,
                 "showlegend": False,
-                **shown,
+                **legend,
             }
             line |= {
                 "line": {"color": colour, "width": 1.5},

@@ -134,24 +134,24 @@ def _traces(curve: Curve, figures: Figures, positions: dict[int, float], *, lege
                 **{"hovertext": [text] * len(line_x), "hoverinfo": "text", **shared},
             }
         ]
-    shown = curve.shown
-    x = [positions[number] for number in shown]
+    points = curve.shown
+    x = [positions[number] for number in points]
     if len(positions) == 1:  # place the methods side by side
         x = [x[0] + 0.8 * ((figures.methods.index(curve.method) + 0.5) / len(figures.methods) - 0.5)]
-    band = [point.half is not None for point in shown.values()]
+    band = [point.half is not None for point in points.values()]
     crowded = len(figures.methods) > 9
-    texts = [f"{name}<br>{plain(shots_label(number))}: {point}" for number, point in shown.items()]
+    texts = [f"{name}<br>{plain(shots_label(number))}: {point}" for number, point in points.items()]
     trace: dict[str, Any] = {
-        **{"x": x, "y": [point.mean for point in shown.values()], "mode": "lines+markers", "line": line},
+        **{"x": x, "y": [point.mean for point in points.values()], "mode": "lines+markers", "line": line},
         **{"marker": {"symbol": _SYMBOLS[style.marker], "size": 7}, "hovertext": texts, "hoverinfo": "text"},
         **{"showlegend": legend, **shared},
     }
     if len(positions) == 1:
-        trace["error_y"] = {"array": [point.half or 0.0 for point in shown.values()], "thickness": 1.2, "width": 0}
+        trace["error_y"] = {"array": [point.half or 0.0 for point in points.values()], "thickness": 1.2, "width": 0}
         return [trace]
     if not all(band) or not style.colour:
         return [trace]
-    low, high = zip(*(ends(point) for point in shown.values()), strict=True)
+    low, high = zip(*(ends(point) for point in points.values()), strict=True)
     red, green, blue = (int(style.colour[i : i + 2], 16) for i in (1, 3, 5))
     return [
         {

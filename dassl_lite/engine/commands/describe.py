@@ -106,9 +106,9 @@ def own_keys(trainer: Any) -> dict[str, Any]:
     """
     owners = inspect.getmodule(trainer), trainer  # third parties declare them in the module
     engine, everything = leaves(get_cfg_default()), _with_keys_of(*requested_plugins(), *owners)
-    own = _with_keys_of(*owners).keys() - engine.keys()
+    declared = _with_keys_of(*owners).keys() - engine.keys()
     node = f"trainer.{trainer.__name__}.".lower()
-    return {key: default for key, default in everything.items() if key in own or key.lower().startswith(node)}
+    return {key: default for key, default in everything.items() if key in declared or key.lower().startswith(node)}
 
 
 def _with_keys_of(*owners: Any) -> dict[str, Any]:
@@ -145,9 +145,9 @@ def _recipes(name: str) -> str:
     """The method's yaml files with their opening comment or else their settings; a leading underscore hides a file."""
     paths = sorted((configs_root() / "trainers" / name).glob("*.yaml"))
     rows = [[path.stem, _about_recipe(path)] for path in paths if not path.name.startswith("_")]
-    own = default_recipe(name)
-    if own is not None and own not in paths:
-        rows.append([str(own), _about_recipe(own)])
+    default = default_recipe(name)
+    if default is not None and default not in paths:
+        rows.append([str(default), _about_recipe(default)])
     if not rows:
         return f"{name} has no recipe in configs/trainers/{name}; use --config-file with a yaml of your own."
     return tabulate(rows, headers=["recipe (--config-file)", "description"], disable_numparse=True)

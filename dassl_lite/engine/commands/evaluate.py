@@ -91,10 +91,10 @@ def config_given(trainer: str, method_file: str | Path = "", backbone: str = "")
     """The config, as nested plain values, for a run that does not store one, such as a run of Dassl."""
     flags = {"MODEL": {"BACKBONE": {"NAME": backbone}}} if backbone else {}
     cfg = make_config(trainer=trainer, method_file=method_file or default_recipe(trainer), flags=flags)
-    given = to_dict(cfg)
+    config = to_dict(cfg)
     if not names_backbone(cfg):  # so that the evaluation's config does not name it either
-        del given["MODEL"]["BACKBONE"]["NAME"]
-    return given
+        del config["MODEL"]["BACKBONE"]["NAME"]
+    return config
 
 
 def suite(name: str) -> list[Target]:
@@ -133,8 +133,8 @@ def config_for(
         base["TEST"] = {**base["TEST"], "COMPUTE_CMAT": False}  # the matrix would be written to a folder
     dataset_file = target if isinstance(target, str) else None
     keys = {} if target is None or isinstance(target, str) else target
-    given = [*keys.items(), *zip(options[::2], options[1::2], strict=False)]
-    names = [flags.get("DATASET", {}).get("NAME"), *(value for key, value in given if key == "DATASET.NAME")]
+    overrides = [*keys.items(), *zip(options[::2], options[1::2], strict=False)]
+    names = [flags.get("DATASET", {}).get("NAME"), *(value for key, value in overrides if key == "DATASET.NAME")]
     if dataset_file or "DATASET.NAME" in keys or any(name not in (None, stored["DATASET"]["NAME"]) for name in names):
         base["DATASET"] = {**base["DATASET"], **_reset(base["DATASET"])}
     cfg = make_config(
@@ -249,13 +249,13 @@ def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
         parse, process = trainer.parse_batch_test, trainer.evaluator.process
 
         def parsed(batch: Any) -> Any:
-            given = parse(batch)
-            features = given[0] if isinstance(given, list | tuple) else None
+            parsed_batch = parse(batch)
+            features = parsed_batch[0] if isinstance(parsed_batch, list | tuple) else None
             rows = features if isinstance(features, Tensor) and features.dim() == 2 else None
             index = batch.get("index") if isinstance(batch, dict) else None
             indices = [int(number) for number in index] if index is not None else []
             batches.append((None if rows is None else rows.detach().cpu().float(), indices))
-            return given
+            return parsed_batch
 
         def processed(output: Tensor, label: Tensor) -> None:
             outputs.append((output.detach().float().cpu(), label.detach().cpu()))

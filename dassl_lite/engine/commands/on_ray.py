@@ -255,8 +255,8 @@ def ray_workers(cluster: Cluster, plugins: Sequence[str] = ()) -> Iterator[RayWo
         else:
             place = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             copies = copy_code(Path(place), plugins)
-            own = {name: value for name, value in os.environ.items() if name.startswith("DASSL_LITE_")}
-            settings["runtime_env"] = {"working_dir": place, "env_vars": own}
+            env_vars = {name: value for name, value in os.environ.items() if name.startswith("DASSL_LITE_")}
+            settings["runtime_env"] = {"working_dir": place, "env_vars": env_vars}
         stack.callback(ray.shutdown)
         _connect(ray, cluster.address, settings)
         cluster = _with_gpus(ray, cluster)

@@ -107,13 +107,13 @@ class Table:
 
     def as_text(self, width: int | None = None) -> str:
         """Format for a terminal; a table wider than ``width`` characters is split by columns."""
-        shown = Table(
+        table = Table(
             self.title,
             [*map(printable, self.headers)],
             [[*map(printable, row)] for row in self.rows],
             joined=self.joined,
         )
-        parts = [shown] if width is None else shown._parts(width + _GAP, width + _GAP)
+        parts = [table] if width is None else table._parts(width + _GAP, width + _GAP)
         texts = [tabulate(part.rows, headers=part.headers, disable_numparse=True) for part in parts]
         return self._titled("\n\n".join(texts), "{}\n", printable)
 
@@ -196,8 +196,8 @@ def best_two(values: Mapping[int, float], *, lowest: bool = False) -> dict[int, 
     Returns:
         key -> `BEST` or `SECOND`; empty for a single value, or if all are equal.
     """
-    shown = {key: round(-value if lowest else value, 2) for key, value in values.items()}
-    highest = sorted(set(shown.values()), reverse=True)[:2]
+    rounded = {key: round(-value if lowest else value, 2) for key, value in values.items()}
+    highest = sorted(set(rounded.values()), reverse=True)[:2]
     if len(highest) < 2:
         return {}
-    return {key: highest.index(value) + 1 for key, value in shown.items() if value in highest}
+    return {key: highest.index(value) + 1 for key, value in rounded.items() if value in highest}

@@ -80,7 +80,7 @@ class Study:
     def _check_same(self, path: Path) -> None:
         """Refuse to resume a different search."""
         search = self.search
-        own = {
+        settings = {
             "trainer": search.trainer,
             "--space": " ".join(dimension.text for dimension in search.space),
             "--seed": search.seed,
@@ -91,10 +91,10 @@ class Study:
         config = {key: value for key, value in to_dict(search.config(search.seeds[0])).items() if key != "SEED"}
         before = self.stored.user_attrs
         if not before:
-            for key, value in {**own, "config": config, "version": dassl_lite.__version__}.items():
+            for key, value in {**settings, "config": config, "version": dassl_lite.__version__}.items():
                 self.stored.set_user_attr(key, value)
             return
-        for key, value in own.items():
+        for key, value in settings.items():
             if before.get(key) != value:
                 raise UserError(
                     f"{path} belongs to a search with {key} {shown(before.get(key))}, but now it is {shown(value)}; "
@@ -335,11 +335,13 @@ def recipe_of(search: Search, best: Result, data: DatasetChoice) -> dict[str, An
         dataset_file=data.file, flags=nested(data.flags), allow_new_keys=search.shared["allow_new_keys"]
     )
     plain, hidden = leaves(without), {*NOT_SEARCHED, *FIXED} - {"DATASET.NUM_SHOTS"}
-    own = {key: value for key, value in cfg.items() if key not in hidden and (key not in plain or plain[key] != value)}
-    if own.get("OPTIM.EPOCHS_BY_SHOTS"):
-        own.pop("OPTIM.MAX_EPOCH", None)  # derived from it
-    own |= {key: cfg[key] for key in ("DATASET.NUM_SHOTS", *best.params)}
-    return nested({key: _plain(value) for key, value in sorted(own.items())})
+    changed = {
+        key: value for key, value in cfg.items() if key not in hidden and (key not in plain or plain[key] != value)
+    }
+    if changed.get("OPTIM.EPOCHS_BY_SHOTS"):
+        changed.pop("OPTIM.MAX_EPOCH", None)  # derived from it
+    changed |= {key: cfg[key] for key in ("DATASET.NUM_SHOTS", *best.params)}
+    return nested({key: _plain(value) for key, value in sorted(changed.items())})
 
 
 def _plain(value: Any) -> Any:

@@ -232,8 +232,8 @@ class TrainerBase:
                 "seconds": self.seconds_so_far(),
                 "meta": self.checkpoint_meta(),
             }
-            if own := self.method_state():
-                state["method_state"] = own
+            if method_state := self.method_state():
+                state["method_state"] = method_state
             store.save(name, state, is_best=is_best, model_name=model_name)
 
     def checkpoint_meta(self) -> dict[str, Any]:
@@ -264,15 +264,15 @@ class TrainerBase:
             logger.info("No checkpoint found, train from scratch")
             return 0
         logger.info(f"Found checkpoint at {directory} (will resume training)")
-        own = self.checkpoint_meta()
+        current = self.checkpoint_meta()
         for name in names:
             path = store.find(name, newest)
             state = torchtools.load_run_checkpoint(str(path))
             with refusing_misfits(f"{path} cannot be resumed"):
                 meta = state["meta"]
-                checkpoint.check_origin(meta, own, path)
-                checkpoint.check_precision(meta, own, path)
-                checkpoint.check_same_run(meta.get("config", {}), own.get("config", {}), path)
+                checkpoint.check_origin(meta, current, path)
+                checkpoint.check_precision(meta, current, path)
+                checkpoint.check_same_run(meta.get("config", {}), current.get("config", {}), path)
             checkpoint.restore(path, state, self._models[name], self._optims[name], self._scheds[name])
         with refusing_misfits(f"{path} cannot be resumed"):
             self.best_result, self.history, self.results = checkpoint.restore_run_state(state, self.scaler)
@@ -327,8 +327,10 @@ class TrainerBase:
                 prepare(weights, meta, path)
         weights = {key: value for key, value in weights.items() if not checkpoint.is_recomputed(key)}
         if optional := getattr(model, "optional_state", ()):
-            own = {key: value for key, value in model.state_dict().items() if key in optional}
-            weights = own | {key: value for key, value in weights.items() if key in own or key not in optional}
+            optional_values = {key: value for key, value in model.state_dict().items() if key in optional}
+            weights = optional_values | {
+                key: value for key, value in weights.items() if key in optional_values or key not in optional
+            }
         self.loaded_loss = meta.get("loss", "")
         rows = ClassRows.of(model)
         with refusing_misfits(f"{path} holds no class rows that can be picked"):

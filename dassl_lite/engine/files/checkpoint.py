@@ -171,10 +171,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
     Raises:
         UserError: names or shapes differ.
     """
-    own = torchtools.unwrap(model).state_dict()
-    kept = {key: value for key, value in own.items() if is_recomputed(key)}
+    current = torchtools.unwrap(model).state_dict()
+    recomputed = {key: value for key, value in current.items() if is_recomputed(key)}
     stored = {key: value for key, value in weights.items() if not is_recomputed(key)}
-    torchtools.load_weights(model, {**stored, **kept}, path)
+    torchtools.load_weights(model, {**stored, **recomputed}, path)
 
 
 def run_state(

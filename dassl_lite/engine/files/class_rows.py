@@ -45,9 +45,9 @@ class ClassRows:
             declared = getattr(module, "class_rows", ())
             named = declared if isinstance(declared, Mapping) else dict.fromkeys(declared, 0)
             dims.update({f"{prefix}.{name}" if prefix else name: dim for name, dim in named.items()})
-        own = model.state_dict()
+        state = model.state_dict()
         required = any(getattr(module, "class_rows_required", False) for module in model.modules())
-        return cls(dims, {key: own[key] for key in dims}, required)
+        return cls(dims, {key: state[key] for key in dims}, required)
 
     def pick(
         self,
