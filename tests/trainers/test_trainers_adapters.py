@@ -175,7 +175,7 @@ def test_nothing_is_searched_on_test_images(build, caplog):
     trainer.dm.dataset._val = trainer.dm.dataset.test  # as ImageNet's are, in the field's protocol
     with caplog.at_level("INFO", "dassl_lite"):
         trainer.fit()
-    assert "its images are test images" in caplog.text
+    assert "its validation images are test images" in caplog.text
     assert trainer.head.alpha.item() == pytest.approx(1.17)
 
 
