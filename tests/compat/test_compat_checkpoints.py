@@ -47,7 +47,7 @@ def test_eval_evaluates_a_folder_saved_by_dassl(
     run = ("--model-dir", golden.path("checkpoint_taskres"), "--root", imagenet_a)
     target = ("--dataset-config-file", "imagenet_a", "--output", tmp_path / "table.json")
     assert tool(eval_tool.main, *run, *target, *FAST) == 2
-    assert "does not say how it was trained" in capsys.readouterr().err
+    assert "does not store its config" in capsys.readouterr().err
     method = ("--trainer", "TaskRes", "--backbone", golden_backbone("vit0"))
     assert tool(eval_tool.main, *run, *method, *FAST) == 2
     assert "--trainer also needs a dataset: --dataset-config-file" in capsys.readouterr().err

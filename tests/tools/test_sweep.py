@@ -155,7 +155,7 @@ def test_a_report_warns_of_runs_that_differ_in_what_its_table_does_not_show(tmp_
     assert run_tool(report.main, [str(tmp_path)]) == 0
     assert "and only one of each is shown: X on D; report their folders one by one" in capsys.readouterr().err
     assert run_tool(report.main, [str(tmp_path / "a")]) == 0
-    assert "one is shown" not in capsys.readouterr().err
+    assert "one of each is shown" not in capsys.readouterr().err
 
 
 def test_a_single_value_has_no_interval() -> None:
