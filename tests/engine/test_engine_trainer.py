@@ -416,5 +416,5 @@ def test_training_without_enough_memory_ends_in_one_line(capsys: pytest.CaptureF
 
     assert run_tool(main, []) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("Error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has. To use less memory, lower")
+    assert shown.startswith("Error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has. To use less memory")
     assert shown.count("\n") == 1
