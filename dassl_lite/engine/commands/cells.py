@@ -200,7 +200,9 @@ def _is_complete(run: Mapping[str, Any]) -> bool:
     config = run.get("config", {})
     config = config.get("DATASET", {}) if isinstance(config, dict) else None
     splits = (
-        isinstance(config, dict) and isinstance(metrics, dict) and all(isinstance(of, dict) for of in metrics.values())
+        isinstance(config, dict)
+        and isinstance(metrics, dict)
+        and all(isinstance(values, dict) for values in metrics.values())
     )
     return texts and numbers and splits
 

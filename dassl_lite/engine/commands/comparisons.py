@@ -58,9 +58,9 @@ def averages(cells: Sequence[Cell]) -> list[Average]:
 def _over_draws(cells: Sequence[Cell]) -> Estimate:
     """The mean over datasets, with its interval over seeds if every dataset has the same seeds."""
     by_seed = [{run.seed: run.value for run in cell.runs} for cell in cells]
-    if any(set(of) != set(by_seed[0]) for of in by_seed):
+    if any(set(values) != set(by_seed[0]) for values in by_seed):
         return Estimate(fmean(cell.mean for cell in cells), None, 1)
-    return estimate([fmean(of[seed] for of in by_seed) for seed in by_seed[0]])
+    return estimate([fmean(values[seed] for values in by_seed) for seed in by_seed[0]])
 
 
 def rankings(cells: Sequence[Cell]) -> dict[int, tuple[list[str], Ranking]]:
@@ -97,12 +97,12 @@ def against_by_draw(cells: Sequence[Cell], reference: str) -> list[tuple[Cell, D
         UserError: there is no run of ``reference``.
     """
     _require(cells, reference)
-    of = {(cell.unit, cell.shots): cell for cell in cells if cell.trainer == reference}
+    reference_cells = {(cell.unit, cell.shots): cell for cell in cells if cell.trainer == reference}
     differences = []
     for cell in cells:
-        other = of.get((cell.unit, cell.shots))
+        other = reference_cells.get((cell.unit, cell.shots))
         second = other.by_draw() if other else None
-        if other is None and (fixed := of.get((cell.unit, 0))) and not uses_shots(reference):
+        if other is None and (fixed := reference_cells.get((cell.unit, 0))) and not uses_shots(reference):
             second = dict.fromkeys(cell.by_draw(), fixed.mean)
         if cell.trainer == reference or second is None:
             continue

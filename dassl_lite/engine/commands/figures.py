@@ -226,7 +226,7 @@ def _panels(
 
 
 def _curves(points: Mapping[str, Mapping[int, Estimate]]) -> tuple[Curve, ...]:
-    return tuple(Curve(method, dict(of), uses_shots(method)) for method, of in sorted(points.items()))
+    return tuple(Curve(method, dict(estimates), uses_shots(method)) for method, estimates in sorted(points.items()))
 
 
 def _heat_map(cells: Sequence[Cell], labels: Mapping[tuple[str, str, str], str]) -> HeatMap:
@@ -298,14 +298,14 @@ def _captions(
     )
     fixed = any(not uses_shots(cell.trainer) for cell in cells)
     lines = " Horizontal lines: methods that use no training images." if fixed else ""
-    of = f"with {shots_label(shots)}" if shots != ALL_IMAGES else "with all training images"
+    setting = f"with {shots_label(shots)}" if shots != ALL_IMAGES else "with all training images"
     what = f"{split.capitalize()} {metric} (%)"
     captions = {
         "accuracy": f"{what} over the number of training images per class: {bands}{lines}{missing}",
-        "heatmap": f"{what} {of}, best average first. Colours: points better (blue) or worse (red) than the "
+        "heatmap": f"{what} {setting}, best average first. Colours: points better (blue) or worse (red) than the "
         "median of the methods on the same dataset.",
-        "time": f"{what} {of} against the seconds of training and evaluating a run, without encoding images; means "
-        f"over datasets and draws.{missing}",
+        "time": f"{what} {setting} against the seconds of training and evaluating a run, without encoding images; "
+        f"means over datasets and draws.{missing}",
     }
     if ranks:
         p = (
@@ -314,8 +314,8 @@ def _captions(
             else f" Friedman's test: p {'< 0.001' if ranks.p < 0.001 else f'= {ranks.p:.3f}'}."
         )
         captions["ranks"] = (
-            f"Mean rank (1 is the best) over {ranks.datasets} datasets {of}. Bars join methods that Nemenyi's test at "
-            f"0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
+            f"Mean rank (1 is the best) over {ranks.datasets} datasets {setting}. Bars join methods that Nemenyi's test "
+            f"at 0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
             f"{ranks.critical_difference:.2f}.{p}"
         )
     return captions

@@ -292,8 +292,15 @@ def residual_tables(found: Sequence[Residuals]) -> tuple[list[Table], list[str]]
         what = "length of the class's residual with zero-shot accuracy"
         correlations += [(f"classes of {row.dataset}", what, row.within) for row in residuals.rows if row.by_class]
         lines = [
-            [where, what, "" if math.isnan(of.r) else f"{of.r:+.2f}", of.interval, _p(of.p), str(of.count)]
-            for where, what, of in correlations
+            [
+                where,
+                what,
+                "" if math.isnan(correlation.r) else f"{correlation.r:+.2f}",
+                correlation.interval,
+                _p(correlation.p),
+                str(correlation.count),
+            ]
+            for where, what, correlation in correlations
         ]
         if lines:
             headers = ["where", "what", "Spearman", "95 % interval", "permutation p", "pairs"]

@@ -121,7 +121,10 @@ def rank_table(cells: Sequence[Cell]) -> Table | None:
         return None
     methods = sorted({method for names, _ in ranked.values() for method in names})
     by_shots = {shots: dict(zip(names, ranking.mean_ranks, strict=True)) for shots, (names, ranking) in ranked.items()}
-    rows = [[method, *(f"{of[method]:.2f}" if method in of else "" for of in by_shots.values())] for method in methods]
+    rows = [
+        [method, *(f"{ranks[method]:.2f}" if method in ranks else "" for ranks in by_shots.values())]
+        for method in methods
+    ]
     rankings_ = [ranking for _, ranking in ranked.values()]
     rows.append(["Friedman's p", *(_p(ranking.p) for ranking in rankings_)])
     rows.append(["critical difference", *(f"{ranking.critical_difference:.2f}" for ranking in rankings_)])
@@ -208,8 +211,8 @@ def provenance(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know about the runs behind the tables, one line each, as far as the runs say it."""
     runs = [run for cell in cells for run in cell.runs]
     lines = [f"backbone: {', '.join(sorted({cell.backbone for cell in cells}))}"]
-    for what, of in (("precision", "precision"), ("dassl-lite", "version")):
-        if known := sorted({text for run in runs if (text := getattr(run, of))}):
+    for what, attribute in (("precision", "precision"), ("dassl-lite", "version")):
+        if known := sorted({text for run in runs if (text := getattr(run, attribute))}):
             lines.append(f"{what}: {', '.join(known)}")
     draws: dict[tuple[str, int], set[tuple[int, str]]] = defaultdict(set)
     for cell in cells:
@@ -254,8 +257,8 @@ def gaps(cells: Sequence[Cell], folder: Path) -> list[str]:
                 for shots in numbers:
                     absent = every - seeds.get((dataset, method, shots), set())
                     if absent:
-                        of = f" (seed {', '.join(map(str, sorted(absent)))})" if absent != every else ""
-                        missing.append(f"{method} on {dataset}, {shots_label(shots)}{of}")
+                        seeds_note = f" (seed {', '.join(map(str, sorted(absent)))})" if absent != every else ""
+                        missing.append(f"{method} on {dataset}, {shots_label(shots)}{seeds_note}")
         else:
             present = {cell.dataset for cell in cells if cell.trainer == method}
             missing += [f"{method} on {dataset}" for dataset in datasets if dataset not in present]

@@ -139,7 +139,7 @@ def base_to_new_table(transfers: Sequence[Transfer], published: Published | None
     comparison = _PublishedColumns(published, BASE_TO_NEW)
     values: dict[int, tuple[str, float | None]] = {}
     for run in sorted(transfers, key=lambda run: (run.dataset, run.method)):
-        base, new, joint = (_estimate(of) for of in (run.own, run.elsewhere.get(NEW), run.elsewhere.get(ALL)))
+        base, new, joint = (_estimate(part) for part in (run.own, run.elsewhere.get(NEW), run.elsewhere.get(ALL)))
         h = harmonic_mean(base.mean, new.mean) if base and new else None
         values[len(rows)] = (run.dataset, h)
         for column, (split, value) in enumerate(zip(SPLITS, (base, new, h), strict=True), start=2):
@@ -170,9 +170,9 @@ def base_to_new_average(transfers: Sequence[Transfer], published: Published | No
     rows: list[list[str]] = []
     harmonic: dict[int, float] = {}
     for method, group in sorted(groups.items()):
-        base, unseen = estimate([of[0] for of in group]), estimate([of[1] for of in group])
-        together = [of[2] for of in group if of[2] is not None]
-        h = estimate_of_means([of[:2] for of in group], harmonic_mean)
+        base, unseen = estimate([row[0] for row in group]), estimate([row[1] for row in group])
+        together = [row[2] for row in group if row[2] is not None]
+        h = estimate_of_means([row[:2] for row in group], harmonic_mean)
         harmonic[len(rows)] = h.mean
         mean_of_all = estimate(together) if len(together) == len(group) else None
         settings = {(run.backbone, run.shots) for run in runs[method]}
