@@ -314,8 +314,8 @@ def _captions(
             else f" Friedman's test: p {'< 0.001' if ranks.p < 0.001 else f'= {ranks.p:.3f}'}."
         )
         captions["ranks"] = (
-            f"Mean rank (1 is the best) over {ranks.datasets} datasets {setting}. Bars join methods that Nemenyi's test "
-            f"at 0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
+            f"Mean rank (1 is the best) over {ranks.datasets} datasets {setting}. Bars join methods that Nemenyi's "
+            f"test at 0.05 does not distinguish: their mean ranks differ by no more than the critical difference "
             f"{ranks.critical_difference:.2f}.{p}"
         )
     return captions
