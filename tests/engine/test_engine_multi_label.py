@@ -336,7 +336,7 @@ def test_every_other_method_refuses_in_a_line_that_names_those_that_take_it(plac
     with pytest.raises(UserError) as raised:
         place.build(method, feature_file())
     line, _, named = str(raised.value).partition("; methods that support it: ")
-    assert line == f"{method} takes images of one class each, but dataset Features is multi-label"
+    assert line == f"{method} needs one class per image, but dataset Features is multi-label"
     assert set(named.split(", ")) >= TAKING, "and those that other tests have registered"
 
 
@@ -345,7 +345,7 @@ def test_a_third_party_s_trainer_refuses_it_too(tmp_path: Path) -> None:
     lines = [f"train/{name}/{i}.png,{name}|red" for name in ("red", "green", "blue") for i in range(4)]
     (tmp_path / "data" / "x.csv").write_text("\n".join(["path,label", *lines]))
     cfg = toy_config(tmp_path / "data" / "x.csv", tmp_path / "run", "DATASET.NAME", "CSV")
-    with pytest.raises(UserError, match="^ToyTrainer takes images of one class each, but dataset CSV is multi-label"):
+    with pytest.raises(UserError, match="^ToyTrainer needs one class per image, but dataset CSV is multi-label"):
         build_trainer(cfg)
 
 
@@ -357,11 +357,11 @@ def test_the_methods_that_take_it_say_so() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("TaskRes", ("TRAINER.TaskRes.LOSS", "softmax"), "LOSS softmax takes images of one class each.*use sigmoid"),
+        ("TaskRes", ("TRAINER.TaskRes.LOSS", "softmax"), "LOSS softmax needs one class per image.*use sigmoid"),
         (
             "LinearProbe",
             ("TRAINER.LinearProbe.FIT", "logistic_regression"),
-            "LinearProbe without epochs takes images of one class each.*FIT gradient",
+            "LinearProbe without epochs needs one class per image.*FIT gradient",
         ),
         ("TaskRes", ("TRAINER.TaskRes.LOSS", "hinge"), "LOSS"),
     ],

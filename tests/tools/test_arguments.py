@@ -159,7 +159,7 @@ def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Pat
         (cli.dispatch, ["trian"], "unknown tool 'trian'. Did you mean 'train'?"),
         (cli.dispatch, ["report", "a", "b"], "two runs are compared on a page: add --html FILE"),
         (cli.dispatch, ["report", "a", "b", "c"], "c is one argument too many (see report.py --help)"),
-        (cli.dispatch, ["report", "a", "OPTIM.LR", "1"], "OPTIM.LR is a config key, but this tool takes none"),
+        (cli.dispatch, ["report", "a", "OPTIM.LR", "1"], "OPTIM.LR is a config key, but this tool accepts none"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(main, argv, message, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,9 +147,7 @@ def test_every_other_method_is_one_line_before_clip_is_loaded(
     assert run_tool(train.main, args) == 2
     out, err = capsys.readouterr()
     assert "Loading CLIP" not in out
-    assert err.splitlines()[-1].startswith(
-        "Error: TipAdapter takes images of one class each, but dataset CSV is multi-"
-    )
+    assert err.splitlines()[-1].startswith("Error: TipAdapter needs one class per image, but dataset CSV is multi-")
     named = err.splitlines()[-1].rpartition("methods that support it: ")[2].split(", ")  # and plug-ins of other tests
     assert {"CoOp", "LinearProbe", "TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2"} <= set(named)
     assert "TipAdapter" not in named

@@ -214,7 +214,7 @@ def test_no_ray_at_an_address_is_told_in_one_line(tmp_path, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UserError, match=f"there is no Ray at 127.0.0.1:{port}: Connection refused"):
+    with pytest.raises(UserError, match=f"there is no Ray cluster at 127.0.0.1:{port}: Connection refused"):
         on_ray._connect(None, f"127.0.0.1:{port}", {})
     with pytest.raises(UserError, match="is not an address, such as"):
         on_ray._connect(None, "somewhere", {})

@@ -184,7 +184,7 @@ def test_runs_of_another_sweep_are_waited_for_and_then_skipped_or_done(
     monkeypatch.setattr(sweeps.time, "sleep", waited.append)
     assert start_sweep(tmp_path, "--jobs", "1") == 0
     shown = capsys.readouterr()
-    assert shown.out.count("Waiting for 1 of the runs, which another process is doing") == 1
+    assert shown.out.count("Waiting for 1 run that another process is doing") == 1
     assert "2 runs in" in shown.out
     assert "0 failed" in shown.out
     assert len([seconds for seconds in waited if seconds]) == 2

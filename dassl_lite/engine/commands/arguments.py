@@ -185,7 +185,9 @@ class ToolParser(argparse.ArgumentParser):
                 self._report_unknown(word.partition("=")[0])
         options = [*rest, *words[start:]]
         if options and not hasattr(parsed, "options"):
-            problem = "is a config key, but this tool takes none" if start < len(words) else "is one argument too many"
+            problem = (
+                "is a config key, but this tool accepts none" if start < len(words) else "is one argument too many"
+            )
             self.error(f"{options[0]} {problem}")
         if options:
             parsed.options = [*parsed.options, *options]
@@ -457,7 +459,7 @@ def refuse_conflicts(args: argparse.Namespace) -> None:
     several = isinstance(args.dataset_config_file, list) and bool(args.dataset_config_file)
     exists = all(Path(path).suffix != ".npz" or Path(path).is_absolute() or Path(path).is_file() for path in data)
     if "root" in typed and data and exists and not several and not getattr(args, "suite", ""):
-        raise UserError("--root has no effect with --data, which says where the data are")
+        raise UserError("--root has no effect with --data, which gives the location of the data")
 
 
 def refuse_keys(options: Sequence[str], ignored: Mapping[str, str], where: str) -> None:

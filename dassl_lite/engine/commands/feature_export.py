@@ -328,7 +328,7 @@ class ExportInPieces:
         masks = list(kept.values())
         if any(not np.array_equal(masks[0], other) for other in masks[1:]):
             raise UserError(
-                f"some images of {split.part} can be read with one transform only: {next(iter(skipped.values()))}"
+                f"some images of {split.part} are readable with one transform only: {next(iter(skipped.values()))}"
             )
         if not masks[0].any():
             raise UserError(f"no image of {split.part} can be read: {next(iter(skipped.values()))}")

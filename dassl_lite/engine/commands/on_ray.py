@@ -272,14 +272,14 @@ def _connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
-            raise UserError(f"there is no Ray at {address}: {error.strerror or error}") from None
+            raise UserError(f"there is no Ray cluster at {address}: {error.strerror or error}") from None
     elif address not in (LOCAL, "auto"):
         raise UserError(f"--ray {shown(address)} is not an address, such as 10.0.0.1:6379")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _init(ray, address, settings)
     except ConnectionError as error:
-        raise UserError(f"there is no Ray at {address}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"there is no Ray cluster at {address}: {str(error).partition(chr(10))[0]}") from error
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"Ray at {address} cannot be used: {' '.join(lines)[:400]}") from error

@@ -286,7 +286,7 @@ def _values(source: str, table: Mapping[str, Any], methods: Mapping[str, str]) -
         raise ValueError(f"the columns of table {name} must be distinct shots, datasets, or base, new and H")
     doubtful = table.get("doubtful") or {}
     if not isinstance(doubtful, dict) or not set(doubtful) <= set(groups):
-        raise ValueError(f"doubtful of table {name} does not name its rows")
+        raise ValueError(f"doubtful in table {name} names rows that the table does not have")
     by_split = set(columns) <= set(SPLITS)
     for group, rows in groups.items():
         if not isinstance(rows, dict) or not set(doubtful.get(group, ())) <= set(rows):

@@ -163,7 +163,7 @@ def with_folds(search_folds: int, cfg: CfgNode) -> int:
         return 0
     if dataset.multi_label:
         raise UserError(
-            f"{name} has no validation images to tune on; holding out training images needs images of one class each, "
+            f"{name} has no validation images to tune on; holding out training images needs one class per image, "
             "but it is multi-label"
         )
     folds = int(_folds(dataset, search_folds or 5, 1).max()) + 1

@@ -209,7 +209,7 @@ def _outcomes(todo: Sequence[Task], settings: Settings) -> Generator[Outcome, No
                     yield task, outcome, reason
             if busy and not reported:
                 setup_logger()  # a run has silenced the console
-                logger.info(f"Waiting for {len(busy)} of the runs, which another process is doing")
+                logger.info(f"Waiting for {len(busy)} run{'' if len(busy) == 1 else 's'} that another process is doing")
                 reported = True
             time.sleep(_POLL_SECONDS if busy else 0)
             todo = busy

@@ -185,7 +185,7 @@ class SimpleTrainer(TrainerBase):
         """Raise a UserError for a dataset that the method does not support; called before a model is built."""
         if self.is_multi_label and not self.takes_multi_label:
             name, dataset = self.cfg.TRAINER.NAME, self.cfg.DATASET.NAME
-            raise MultiLabelError(f"{name} takes images of one class each, but dataset {dataset} is multi-label")
+            raise MultiLabelError(f"{name} needs one class per image, but dataset {dataset} is multi-label")
         if self.cfg.TEST.TRANSDUCTIVE and not self.is_transductive:
             name = self.cfg.TRAINER.NAME
             raise UserError(

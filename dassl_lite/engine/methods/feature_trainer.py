@@ -151,7 +151,7 @@ class FeatureTrainer(TrainerX):
         super().check_dataset()
         if self.is_transductive and self.is_multi_label:
             name = self.cfg.DATASET.NAME
-            raise UserError(f"TEST.TRANSDUCTIVE takes images of one class each, but dataset {name} is multi-label")
+            raise UserError(f"TEST.TRANSDUCTIVE needs one class per image, but dataset {name} is multi-label")
         what = ""
         if self.method_cfg.get("LOSS") == "softmax":
             what, remedy = f"TRAINER.{self.node_name()}.LOSS softmax", "use sigmoid, or auto"
@@ -159,7 +159,7 @@ class FeatureTrainer(TrainerX):
             what, remedy = f"{self.cfg.TRAINER.NAME} without epochs", "train by gradient (LinearProbe: FIT gradient)"
         if self.is_multi_label and what:
             dataset = self.cfg.DATASET.NAME
-            raise UserError(f"{what} takes images of one class each, but dataset {dataset} is multi-label; {remedy}")
+            raise UserError(f"{what} needs one class per image, but dataset {dataset} is multi-label; {remedy}")
 
     def templates(self) -> list[str]:
         """The prompt templates whose text features are averaged; a method may override this.
