@@ -96,7 +96,7 @@ def test_the_sources_have_different_keys_and_the_field_has_eleven_datasets(
         ({"tables": [{**CONTENT["tables"][0], "values": {"EuroSAT": {"Tip": [1.0, 654]}}}]}, "654 is not a number"),
         ({"tables": [{**CONTENT["tables"][0], "values": {"EuroSAT": {"Tip": [1.0, "2"]}}}]}, "'2' is not a number"),
         ({"tables": [{**CONTENT["tables"][1], "shots": None}]}, "shots are missing"),
-        ({"tables": [{**CONTENT["tables"][1], "doubtful": {"DTD": ["CoOp"]}}]}, "doubtful of table 2"),
+        ({"tables": [{**CONTENT["tables"][1], "doubtful": {"DTD": ["CoOp"]}}]}, "doubtful in table 2"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
