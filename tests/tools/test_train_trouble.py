@@ -105,8 +105,8 @@ def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path
 def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, opened = os.open, []
 
-    def open_late(path: Any, *given: Any) -> int:
-        descriptor = real(path, *given)
+    def open_late(path: Any, *args: Any, **options: Any) -> int:
+        descriptor = real(path, *args, **options)
         opened.append(path)
         if len(opened) == 1:
             os.unlink(path)  # its holder ended between our opening and our locking it
@@ -225,17 +225,32 @@ def test_a_run_killed_while_it_sets_another_aside_loses_nothing(
 # ---- killed while writing ----
 
 
+def in_a_new_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Use a new cache, which has the drawn images but neither image features nor text features."""
+    (folder / "cache").mkdir()
+    (folder / "cache" / "datasets").symlink_to(Path(os.environ["DASSL_LITE_CACHE"]) / "datasets")
+    patch.setenv("DASSL_LITE_CACHE", str(folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs that was not interrupted."""
+    folder = tmp_path_factory.mktemp("never_killed")
+    assert gadgets(folder / "drawn", "--no-train") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        in_a_new_cache(folder, patch)
+        assert gadgets(folder / "run", options=EVERY_EPOCH) == 0
+    return folder / "run"
+
+
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("moment", ["before", "half", "unsynced"])
 @pytest.mark.parametrize("name", ["model.pth.tar-2", "checkpoint", "results.json", ".safetensors"])
 def test_a_run_killed_while_writing_a_file_resumes_to_the_same_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never_killed: Path, name: str, moment: str
 ) -> None:
-    assert gadgets(tmp_path / "drawn", "--no-train") == 0
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "datasets").symlink_to(Path(os.environ["DASSL_LITE_CACHE"]) / "datasets")
-    monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))  # whose text features are still to be written
+    in_a_new_cache(tmp_path, monkeypatch)
     real = files.os.fsync
 
     def work() -> None:
@@ -258,10 +273,10 @@ def test_a_run_killed_while_writing_a_file_resumes_to_the_same_results(
     assert list(tmp_path.rglob(".*.tmp")), "it was killed before it wrote anything"
     assert gadgets(tmp_path / "run", "--resume", options=EVERY_EPOCH) == 0
     assert list((tmp_path / "run").rglob(".*.tmp")) == []
-    assert gadgets(tmp_path / "whole", options=EVERY_EPOCH) == 0
-    results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("run", "whole")]
+    runs = tmp_path / "run", never_killed
+    results = [json.loads((run / "results.json").read_text()) for run in runs]
     assert results[0]["metrics"] == results[1]["metrics"]
-    heads = [torch.load(tmp_path / run / "prompt_learner" / "model.pth.tar-4") for run in ("run", "whole")]
+    heads = [torch.load(run / "prompt_learner" / "model.pth.tar-4") for run in runs]
     assert all(torch.equal(value, heads[1]["state_dict"][key]) for key, value in heads[0]["state_dict"].items())
 
 
