@@ -236,8 +236,9 @@ def in_a_new_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
 def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four epochs that was not interrupted."""
     folder = tmp_path_factory.mktemp("never_killed")
-    assert gadgets(folder / "drawn", "--no-train") == 0
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))  # as in a test
+        assert gadgets(folder / "drawn", "--no-train") == 0
         in_a_new_cache(folder, patch)
         assert gadgets(folder / "run", options=EVERY_EPOCH) == 0
     return folder / "run"
