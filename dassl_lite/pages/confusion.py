@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dassl_lite.engine.commands.evaluate import Answers
+from dassl_lite.engine.commands.evaluate import RunOutputs
 from dassl_lite.pages.base import Card, Chart, Column, DataTable, plain
 from dassl_lite.pages.thumbnails import Thumbnails
 
@@ -44,7 +44,7 @@ def clustered_order(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def confusion_parts(
-    outputs: Answers,
+    outputs: RunOutputs,
     counts: NDArray[np.int64],
     names: Sequence[str],
     predicted: NDArray[np.int64],

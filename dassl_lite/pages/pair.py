@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dassl_lite.data.images import count_images
-from dassl_lite.engine.commands.evaluate import Answers
+from dassl_lite.engine.commands.evaluate import RunOutputs
 from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, GalleryImage, Page, Section, plain
-from dassl_lite.pages.run import SHOWN, answers_of, outcome_names
+from dassl_lite.pages.run import SHOWN, outcome_names, outputs_of
 from dassl_lite.pages.thumbnails import Thumbnails
 from dassl_lite.utils.errors import UserError
 
@@ -46,29 +46,29 @@ class Changes:
     Attributes:
         names: names (K,) of the classes, in the first run's order.
         truth: true labels (N,), in that class order.
-        answers: predicted labels (N,) of each run, in that class order.
+        predicted: predicted labels (N,) of each run, in that class order.
         confidence: confidence (N,) of each run.
         rows: indices (N,) of the images in each run.
     """
 
     names: list[str]
     truth: NDArray[np.int64]
-    answers: tuple[NDArray[np.int64], NDArray[np.int64]]
+    predicted: tuple[NDArray[np.int64], NDArray[np.int64]]
     confidence: tuple[NDArray[np.float64], NDArray[np.float64]]
     rows: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     @property
     def lost(self) -> NDArray[np.bool_]:
         """Mask of images that are right in the first run and wrong in the second."""
-        return (self.answers[0] == self.truth) & (self.answers[1] != self.truth)
+        return (self.predicted[0] == self.truth) & (self.predicted[1] != self.truth)
 
     @property
     def gained(self) -> NDArray[np.bool_]:
         """Mask of images that are wrong in the first run and right in the second."""
-        return (self.answers[0] != self.truth) & (self.answers[1] == self.truth)
+        return (self.predicted[0] != self.truth) & (self.predicted[1] == self.truth)
 
 
-def changes(first: Answers, second: Answers) -> Changes:
+def changes(first: RunOutputs, second: RunOutputs) -> Changes:
     """Match the images of two runs by their paths, and their classes by name.
 
     Raises:
@@ -96,13 +96,13 @@ def changes(first: Answers, second: Answers) -> Changes:
     return Changes(
         names=names,
         truth=truth,
-        answers=(predicted[0], to_first[predicted[1]]),
+        predicted=(predicted[0], to_first[predicted[1]]),
         confidence=(confidence[0][rows[0]], confidence[1][rows[1]]),
         rows=rows,
     )
 
 
-def _common(first: Answers, second: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _common(first: RunOutputs, second: RunOutputs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the common images in each run."""
     places = {item.impath: row for row, item in enumerate(second.items)}
     both = [(row, places[item.impath]) for row, item in enumerate(first.items) if item.impath in places]
@@ -117,7 +117,7 @@ def verdict(comparison: Changes, titles: Sequence[str]) -> str:
     lost, gained, total = int(comparison.lost.sum()), int(comparison.gained.sum()), len(comparison.truth)
     p = mcnemar(lost, gained)
     if not lost + gained:
-        right = int((comparison.answers[0] == comparison.truth).sum())
+        right = int((comparison.predicted[0] == comparison.truth).sum())
         return f"Both runs get the same {right:,} of {total:,} images right."
     text = f"{titles[1]} gets {count_images(gained)} right that {titles[0]} gets wrong, and {lost:,} wrong that the "
     text += f"other gets right: {100 * (gained - lost) / total:+.2f} points of accuracy. "
@@ -132,8 +132,8 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
     Raises:
         UserError: a run is missing or cannot be evaluated, or the runs cannot be compared.
     """
-    first = answers_of(first_folder)
-    second = answers_of(second_folder)
+    first = outputs_of(first_folder)
+    second = outputs_of(second_folder)
     comparison = changes(first, second)
     titles = [str(run.trainer.method_label) for run in (first, second)]
     if titles[0] == titles[1]:
@@ -142,12 +142,12 @@ def pair_page(first_folder: Path, second_folder: Path) -> Page:
         ]
     if titles[0] == titles[1]:
         titles = [f"{title}, {which}" for title, which in zip(titles, ("first", "second"), strict=True)]
-    right = [100 * float((answer == comparison.truth).mean()) for answer in comparison.answers]
+    right = [100 * float((labels == comparison.truth).mean()) for labels in comparison.predicted]
     both_wrong = int(
         (
-            (comparison.answers[0] != comparison.truth)
-            & (comparison.answers[1] != comparison.truth)
-            & (comparison.answers[0] != comparison.answers[1])
+            (comparison.predicted[0] != comparison.truth)
+            & (comparison.predicted[1] != comparison.truth)
+            & (comparison.predicted[0] != comparison.predicted[1])
         ).sum()
     )
     thumbnails = Thumbnails(second)
@@ -208,7 +208,7 @@ def _bars(comparison: Changes) -> Chart:
 def _classes(comparison: Changes, titles: Sequence[str]) -> DataTable:
     totals = np.bincount(comparison.truth, minlength=len(comparison.names))
     gained, lost = _by_class(comparison, comparison.gained), _by_class(comparison, comparison.lost)
-    right = [_by_class(comparison, answer == comparison.truth) for answer in comparison.answers]
+    right = [_by_class(comparison, labels == comparison.truth) for labels in comparison.predicted]
     columns = [
         *(Column("class"), Column("images")),
         *(Column(f"{title} %", 1, bar=100) for title in titles),
@@ -243,7 +243,7 @@ def _galleries(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnail
 
 def _gallery_image(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails, image: int) -> GalleryImage:
     row, truth = int(comparison.rows[1][image]), int(comparison.truth[image])
-    labels = [int(answer[image]) for answer in comparison.answers]
+    labels = [int(labels[image]) for labels in comparison.predicted]
     scores = [
         (comparison.names[label], float(values[image]))
         for label, values in zip(labels, comparison.confidence, strict=True)
@@ -258,7 +258,7 @@ def _images(comparison: Changes, titles: Sequence[str], thumbnails: Thumbnails) 
     rows: list[list[Any]] = []
     for change, chosen in (("right, then wrong", comparison.lost), ("wrong, then right", comparison.gained)):
         for image in _order(comparison, chosen)[:ROWS].tolist():
-            answers = [comparison.names[answer[image]] for answer in comparison.answers]
+            predicted = [comparison.names[labels[image]] for labels in comparison.predicted]
             name = thumbnails.name_of(int(comparison.rows[1][image]))
-            rows.append([name, change, comparison.names[comparison.truth[image]], *answers])
+            rows.append([name, change, comparison.names[comparison.truth[image]], *predicted])
     return DataTable(columns, rows, page=15, name="changed-images")

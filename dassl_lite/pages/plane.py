@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dassl_lite.engine.commands.evaluate import Answers
+from dassl_lite.engine.commands.evaluate import RunOutputs
 from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.models.heads import CosineHead
 from dassl_lite.pages.base import COLOURS, Chart, Row, Section, plain
@@ -24,7 +24,7 @@ CLASSES = 20  # maximum number of classes shown: those with the most mistakes
 IMAGES = 600  # maximum number of images shown
 
 
-def plain_features(outputs: Answers) -> Tensor | None:
+def plain_features(outputs: RunOutputs) -> Tensor | None:
     """CLIP's image features (N, D), if the run is on features; else None."""
     if outputs.features is None or not isinstance(outputs.trainer, FeatureTrainer):
         return None
@@ -35,7 +35,7 @@ def plain_features(outputs: Answers) -> Tensor | None:
     return features
 
 
-def prototypes_before(outputs: Answers) -> Tensor | None:
+def prototypes_before(outputs: RunOutputs) -> Tensor | None:
     """Zero-shot CLIP's normalised text features (K, D); None for a feature file without them."""
     trainer = outputs.trainer
     if not isinstance(trainer, FeatureTrainer):
@@ -47,7 +47,7 @@ def prototypes_before(outputs: Answers) -> Tensor | None:
 
 
 @torch.no_grad()
-def prototypes_after(outputs: Answers) -> Tensor | None:
+def prototypes_after(outputs: RunOutputs) -> Tensor | None:
     """The method's final normalised prototypes (K, D); None if its head has none."""
     head = getattr(outputs.trainer, "head", None)
     if not isinstance(head, CosineHead):
@@ -56,7 +56,7 @@ def prototypes_after(outputs: Answers) -> Tensor | None:
 
 
 @torch.no_grad()
-def _head_features(outputs: Answers) -> Tensor | None:
+def _head_features(outputs: RunOutputs) -> Tensor | None:
     """Normalised features (N, D), as the head compares them with prototypes."""
     head = getattr(outputs.trainer, "head", None)
     if outputs.features is not None and isinstance(head, CosineHead):
@@ -65,7 +65,7 @@ def _head_features(outputs: Answers) -> Tensor | None:
     return None if features is None else F.normalize(features, dim=-1)
 
 
-def plane_section(outputs: Answers, names: Sequence[str]) -> list[Section]:
+def plane_section(outputs: RunOutputs, names: Sequence[str]) -> list[Section]:
     """The section with the projection; empty for a run that is not on features."""
     features = _head_features(outputs)
     if features is None or len(features) < 4:
@@ -90,7 +90,7 @@ def plane_section(outputs: Answers, names: Sequence[str]) -> list[Section]:
     return [Section("Feature projection", [Row(charts)], _about(outputs, names, classes, prototypes))]
 
 
-def _about(outputs: Answers, names: Sequence[str], classes: NDArray[np.int64], prototypes: Sequence[Any]) -> str:
+def _about(outputs: RunOutputs, names: Sequence[str], classes: NDArray[np.int64], prototypes: Sequence[Any]) -> str:
     text = f"Image features of {'the' if len(classes) == len(names) else f'the {len(classes)}'} classes"
     text += "" if len(classes) == len(names) else f", of {len(names):,}, with the most mistakes"
     text += "; crosses are mistakes."

@@ -1,6 +1,6 @@
 """The page of a run: curves, confusions, per-class accuracy, calibration, mistakes, and a projection of its features.
 
-The run's outputs are computed as in tools/eval.py (`answers`), on cached features; the curves are read from its
+The run's outputs are computed as in tools/eval.py (`run_outputs`), on cached features; the curves are read from its
 TensorBoard files.
 
 Shapes: N images, K classes, D feature width.
@@ -23,7 +23,7 @@ from dassl_lite.classifier.report import interval
 from dassl_lite.config.check import leaves
 from dassl_lite.data.feature_files import FeatureDataset
 from dassl_lite.engine.build import default_recipe, make_config, with_backbone_inputs
-from dassl_lite.engine.commands.evaluate import Answers, answers, config_for, stored_config
+from dassl_lite.engine.commands.evaluate import RunOutputs, config_for, run_outputs, stored_config
 from dassl_lite.engine.files.results import main_metric, read_results
 from dassl_lite.engine.plugins import load_plugins
 from dassl_lite.pages.base import Chart, Column, DataTable, Fact, Gallery, GalleryImage, Page, Row, Section, Text, plain
@@ -44,7 +44,7 @@ def run_page(folder: Path) -> Page:
     Raises:
         UserError: there is no run, or it cannot be evaluated.
     """
-    outputs = answers_of(folder)
+    outputs = outputs_of(folder)
     results = read_results(folder) or {}
     thumbnails = Thumbnails(outputs)
     build = multi_label_sections if outputs.trainer.is_multi_label else single_label_sections
@@ -62,13 +62,13 @@ def run_page(folder: Path) -> Page:
     )
 
 
-def answers_of(folder: Path) -> Answers:
+def outputs_of(folder: Path) -> RunOutputs:
     """The outputs of the run in a folder on its own dataset."""
     load_plugins()
-    return answers(config_for(stored_config(folder), None, {}), folder)
+    return run_outputs(config_for(stored_config(folder), None, {}), folder)
 
 
-def outcome_names(outputs: Answers) -> list[str]:
+def outcome_names(outputs: RunOutputs) -> list[str]:
     """Names (K,) of the classes, as spelled in the dataset."""
     by_label: Mapping[int, str] = outputs.trainer.lab2cname
     return [str(by_label.get(label, label)) for label in range(outputs.logits.shape[1])]
@@ -77,7 +77,7 @@ def outcome_names(outputs: Answers) -> list[str]:
 # ---- header and footer ----------------------------------------------------------------------------------------------
 
 
-def _subtitle(outputs: Answers, results: Mapping[str, Any]) -> str:
+def _subtitle(outputs: RunOutputs, results: Mapping[str, Any]) -> str:
     cfg = outputs.trainer.cfg
     shots = cfg.DATASET.NUM_SHOTS
     parts = [
@@ -91,7 +91,7 @@ def _subtitle(outputs: Answers, results: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _facts(outputs: Answers, results: Mapping[str, Any]) -> list[Fact]:
+def _facts(outputs: RunOutputs, results: Mapping[str, Any]) -> list[Fact]:
     metrics = (results.get("metrics") or {}).get(outputs.split) or outputs.metrics
     name = main_metric(metrics) or next(iter(metrics))
     about = ""
@@ -111,7 +111,7 @@ def _facts(outputs: Answers, results: Mapping[str, Any]) -> list[Fact]:
     return facts
 
 
-def _notes(outputs: Answers, results: Mapping[str, Any]) -> list[str]:
+def _notes(outputs: RunOutputs, results: Mapping[str, Any]) -> list[str]:
     notes = []
     if tuned := results.get("tuned_on"):
         note = "No hyper-parameter or epoch was chosen on a split." if tuned == "nothing" else f"Tuned on: {tuned}."
@@ -156,7 +156,7 @@ def _curve(title: str, x: Any, y: Any, unit: str = "step") -> Chart:
     return Chart({"data": [{**line, "name": plain(title)}], "layout": layout}, height=240, title=title)
 
 
-def single_label_sections(outputs: Answers, thumbnails: Thumbnails) -> list[Section]:
+def single_label_sections(outputs: RunOutputs, thumbnails: Thumbnails) -> list[Section]:
     """The sections for images of one class each."""
     names = outcome_names(outputs)
     truth = outputs.labels.numpy()
@@ -196,7 +196,7 @@ def _first(chosen: NDArray[np.bool_], key: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _gallery_image(
-    outputs: Answers, thumbnails: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int
+    outputs: RunOutputs, thumbnails: Thumbnails, names: Sequence[str], shares: torch.Tensor, image: int
 ) -> GalleryImage:
     values, classes = shares.topk(min(LIKELIEST, len(names)))
     truth = int(outputs.labels[image]) if outputs.labels.dim() == 1 else -1
@@ -206,7 +206,7 @@ def _gallery_image(
     return GalleryImage(thumbnails.of(image), title, scores, thumbnails.name_of(image), right)
 
 
-def _zero_shot_predictions(outputs: Answers) -> NDArray[np.int64] | None:
+def _zero_shot_predictions(outputs: RunOutputs) -> NDArray[np.int64] | None:
     """Zero-shot CLIP's predictions (N,); None if they cannot be computed from the available features."""
     from dassl_lite.pages.plane import plain_features, prototypes_before
 
@@ -289,7 +289,7 @@ def reliability(confidence: NDArray[Any], right: NDArray[np.bool_]) -> Chart:
     return Chart({"data": data, "layout": layout}, caption, height=420)
 
 
-def multi_label_sections(outputs: Answers, thumbnails: Thumbnails) -> list[Section]:
+def multi_label_sections(outputs: RunOutputs, thumbnails: Thumbnails) -> list[Section]:
     """The sections for images with several classes each."""
     names, rows = outcome_names(outputs), getattr(outputs.trainer.evaluator, "per_class", [])
     columns = [Column("class"), Column("images"), Column("average precision %", 1, bar=100)]

@@ -22,7 +22,7 @@ from dassl_lite.data import Datum
 from dassl_lite.data.feature_files import FeatureFile, write_feature_file
 from dassl_lite.data.feature_files.file import FeaturePart
 from dassl_lite.engine.commands.cli import run_tool
-from dassl_lite.engine.commands.evaluate import Answers
+from dassl_lite.engine.commands.evaluate import RunOutputs
 from dassl_lite.pages import base
 from dassl_lite.pages.confusion import clustered_order
 from dassl_lite.pages.curves import read_curves, thinned
@@ -149,8 +149,8 @@ def test_the_page_of_two_runs_counts_what_changed(runs: Path) -> None:
     assert changed[: changed.index("</table>")].count("<tr>") == gained + lost + 1
 
 
-def answers(logits: Any, labels: Any, paths: list[str] | None = None, names: list[str] | None = None) -> Answers:
-    """Answers of a run of no method."""
+def answers(logits: Any, labels: Any, paths: list[str] | None = None, names: list[str] | None = None) -> RunOutputs:
+    """Outputs of a run of no method."""
     logits = torch.as_tensor(logits, dtype=torch.float32)
     names = names or [f"class {label}" for label in range(logits.shape[1])]
     paths = [f"{n}.png" for n in range(len(logits))] if paths is None else paths
@@ -158,7 +158,7 @@ def answers(logits: Any, labels: Any, paths: list[str] | None = None, names: lis
         lab2cname=dict(enumerate(names)), is_multi_label=False, method_label="Method", dm=SimpleNamespace(dataset=None)
     )
     items = [Datum(path) for path in paths]
-    return Answers(trainer, "test", logits, torch.as_tensor(labels), items, None)
+    return RunOutputs(trainer, "test", logits, torch.as_tensor(labels), items, None)
 
 
 def test_changes_match_images_by_path_and_classes_by_name() -> None:

@@ -208,7 +208,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Answers:
+class RunOutputs:
     """A run's outputs for each image of its split.
 
     Shapes: N images, K classes, D feature width.
@@ -235,7 +235,7 @@ class Answers:
         return dict(self.trainer.results.get(self.split, {}))
 
 
-def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
+def run_outputs(cfg: CfgNode, model_dir: str | Path) -> RunOutputs:
     """Evaluate a run, as `evaluate` does, and keep its outputs.
 
     Raises:
@@ -273,7 +273,7 @@ def answers(cfg: CfgNode, model_dir: str | Path) -> Answers:
     rows = torch.cat(features)[-len(logits) :] if features and len({part.shape[1] for part in features}) == 1 else None
     all_items = (trainer.dm.dataset.val if split == "val" else trainer.dm.dataset.test) or []
     known = len(images) == len(logits) and max(images) < len(all_items)
-    return Answers(
+    return RunOutputs(
         trainer=trainer,
         split=split,
         logits=logits,

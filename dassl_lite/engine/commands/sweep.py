@@ -223,13 +223,13 @@ def _workers(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator
             yield functools.partial(_on_nodes, settings=settings, each=each, mark=mark)
         return
     if settings.jobs == 1:
-        yield lambda todo: _here(todo, settings)
+        yield lambda todo: _in_this_process(todo, settings)
         return
     with _pool(settings) as run_all:
         yield run_all
 
 
-def _here(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
+def _in_this_process(todo: Sequence[Task], settings: Settings) -> Iterator[Outcome]:
     """Do runs in this process and yield their outcomes; after a GPU failure, the rest run in another process."""
     with sharing():
         for number, task in enumerate(todo):
@@ -250,14 +250,14 @@ def _pool(settings: Settings) -> Iterator[Callable[[Sequence[Task]], Iterator[Ou
         def run_all(todo: Sequence[Task]) -> Iterator[Outcome]:
             nonlocal each
             while todo:
-                left = []
+                remaining = []
                 for task, outcome, reason in each(functools.partial(_run_one, settings=settings), todo):
                     if outcome == LOST:
-                        left.append(task)
+                        remaining.append(task)
                     else:
                         yield task, outcome, reason
-                todo = left
-                if left:
+                todo = remaining
+                if remaining:
                     stack.close()
                     each = stack.enter_context(local_workers(settings.jobs, settings.plugins))
 
@@ -293,11 +293,11 @@ def _is_alive(process: int) -> bool:
 
 def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: Path) -> Iterator[Outcome]:
     """Do runs on a cluster's nodes and yield their outcomes; a dataset's features are extracted before its runs."""
-    left = []
+    remaining = []
     for task in todo:
-        known = _known(task, settings)
+        known = _known_outcome(task, settings)
         if known is None:
-            left.append(task)
+            remaining.append(task)
         else:
             yield known
 
@@ -306,13 +306,13 @@ def _on_nodes(todo: Sequence[Task], settings: Settings, each: RayWorkers, mark: 
 
     work = functools.partial(_run_on_node, settings=settings, mark=mark)
     before = functools.partial(extract_features, settings=settings), lambda task: task.dataset
-    for outcome, packed in each(work, left, lost=lost, before=before):
+    for outcome, packed in each(work, remaining, lost=lost, before=before):
         if packed:
             unpack_run(packed, settings.folder / outcome[0].folder)
         yield outcome
 
 
-def _known(task: Task, settings: Settings) -> Outcome | None:
+def _known_outcome(task: Task, settings: Settings) -> Outcome | None:
     """The outcome of a run that is already finished, or whose folder holds a different run; else None."""
     folder = settings.folder / task.folder
     if not (folder / FILE_NAME).exists():
