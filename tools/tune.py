@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     optional_module("optuna", "tune", "tune.py")
     search.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(search.folder):
-        search_trial.clear(search.folder)
+        search_trial.remove_leftovers(search.folder)
         study = Study(search)
         try:
             if not study.results:

@@ -1,1 +1,1 @@
-"""What the command-line tools call: one run, an evaluation, a sweep, listings. May import every other room."""
+"""The code behind the command-line tools: runs, evaluations, sweeps, listings. May import every other subpackage."""

@@ -61,7 +61,7 @@ def registered() -> str:
 
 
 def origin(thing: Any) -> str:
-    """Where an object is defined: its module, or its file if it is neither ours nor installed."""
+    """The place where an object is defined: its module, or its file if it is neither ours nor installed."""
     module = getattr(thing, "__module__", None) or ""
     path = getattr(sys.modules.get(module), "__file__", None)
     if not path or module.partition(".")[0] == PACKAGE or Path(path).is_relative_to(INSTALLED):

@@ -50,7 +50,7 @@ _MUST_MATCH = ("python", "dassl-lite", "torch", "ray")  # versions that must mat
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where tasks run, and the resources that each needs.
+    """The cluster on which tasks run, and the resources per task.
 
     Attributes:
         address: address of Ray; `LOCAL` for a cluster on this machine that ends with the work.

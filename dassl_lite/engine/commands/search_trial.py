@@ -209,8 +209,8 @@ def _run_of(search: Search, params: Mapping[str, Value] | None, seed: int, fold:
             setup_logger()  # closes the run's log
 
 
-def clear(folder: Path) -> None:
-    """Remove what a killed search has left in its folder."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of a killed search."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -95,7 +95,7 @@ Outcome = tuple[Task, str, str]  # task, one of the outcomes above, reason for a
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run a sweep.
+    """The settings of a sweep.
 
     Attributes:
         folder: the sweep's folder.

@@ -1,4 +1,4 @@
-"""Where a run's numbers go while it runs: TensorBoard, MLflow, Weights & Biases, or a tracker of your own.
+"""Experiment trackers: TensorBoard, MLflow, Weights & Biases, or a tracker of your own.
 
 ``LOG.TRACKERS`` lists them. All receive the same data: the run's config, scalars, tables and files. A library is
 imported only if its tracker is listed. To add a tracker, define it in a plug-in::
@@ -58,7 +58,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
         status: FINISHED, FAILED (with an error) or STOPPED (by the user, who may resume it).
