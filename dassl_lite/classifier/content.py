@@ -210,7 +210,7 @@ def rebuilt(
         target.classes,
         ensemble_templates=target.ensemble_templates,
         template=target.template,
-        drawn=True,  # what the backbone does not know was told when it was chosen
+        drawn=True,  # warnings about the backbone were given when it was chosen
         multi_label=bool(content.meta.get(MULTI_LABEL)),
     )
     fitting = refusing_misfits(f"{where} does not fit")

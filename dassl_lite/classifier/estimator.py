@@ -68,7 +68,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         device: "cpu", "cuda" ...; None for an accelerator if there is one.
         precision: "auto", "fp32", "amp", "fp16" or "bf16"; None as the recipe says.
         options: config keys: the method's own by name (``{"RESIDUAL_SCALE": 0.5}``), others dotted (``"OPTIM.LR"``).
-        classes: names of the classes. Without `fit`, those to tell apart; in `fit`, the name that prompts take for each
+        classes: names of the classes. Without `fit`, those to distinguish; in `fit`, the name used in prompts for each
             label: by position for labels from 0, or a dict from label to name.
         verbose: show what is logged, and progress.
 
@@ -153,7 +153,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         """(K,) labels, in the order of columns."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("a FewShotClassifier has classes_ after fit, or with classes for zero-shot CLIP")
-        return self._told_apart()[0] if self._is_outdated() else self._head.labels
+        return self._distinguished()[0] if self._is_outdated() else self._head.labels
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -167,7 +167,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         """The trainer; without a fit, that of zero-shot CLIP. Within `alone`."""
         if self._is_outdated():
             self._check_fitted()
-            labels, names = self._told_apart()
+            labels, names = self._distinguished()
             load_plugins()
             params = self.get_params(deep=False)
             self._start(Head(labels, params, without_fit=True, trainer=untrained(params, names)), [])
@@ -178,7 +178,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         head = vars(self).get("_head")
         return head is None or (head.without_fit and not same_without_fit(head.params, self.get_params(deep=False)))
 
-    def _told_apart(self) -> tuple[NDArray[Any], list[str]]:
+    def _distinguished(self) -> tuple[NDArray[Any], list[str]]:
         """Labels and names without a fit; with other parameters those that there are, also if a class was added."""
         head = vars(self).get("_head")
         if head is None or not is_same(head.params["classes"], self.classes):
@@ -504,7 +504,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         The backbone is found or fetched as for training, and its weights have to be the same.
 
         Raises:
-            UserError: there is none, it was changed, or does not fit.
+            UserError: it does not exist, was modified, or does not fit.
         """
         place = folders.place_of(folder)
         if not os.path.isdir(place):
@@ -562,7 +562,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
     # ---- images to numbers ----------------------------------------------------------------------------------------
 
     def _checked(self, top_k: int | None, unknown_below: Any, on_error: str) -> int:
-        """``top_k``, after what is wrong with a question has been told, before any image is read."""
+        """Check the arguments of a prediction before any image is read; returns ``top_k``."""
         check_threshold(unknown_below)
         if on_error not in ON_ERROR:
             raise unknown("on_error", on_error, ON_ERROR)

@@ -157,7 +157,7 @@ def export(folder: Path, kind: str, source: Callable[[], Source], pictures: Call
 
 
 def require(folder: Path, kind: str) -> None:
-    """Raise a UserError for a folder that cannot be written, a format that is none, or libraries that are missing."""
+    """Raise a UserError for a folder that cannot be written, an unknown format, or missing libraries."""
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if kind == "onnx":

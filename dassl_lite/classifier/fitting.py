@@ -178,9 +178,9 @@ def _run_folder() -> Iterator[str]:
         try:
             yield folder
         except UserError as error:
-            told = str(error).replace(
+            message = str(error).replace(
                 f"descriptions '{Path(folder) / DESCRIPTIONS}' (DATASET.DESCRIPTIONS)", "descriptions"
             )
-            if told == str(error):
+            if message == str(error):
                 raise
-            raise UserError(told) from None
+            raise UserError(message) from None

@@ -251,7 +251,7 @@ def card(content: Content, described: Described) -> str:
         f"# {len(names)} classes of images, by {content.method} on {backbone}",
         "",
         f"A few-shot classifier made with dassl-lite {dassl_lite.__version__}: this head, on the image encoder of CLIP "
-        f"`{printable(backbone)}`. It tells these classes apart, and knows no others:",
+        f"`{printable(backbone)}`. It distinguishes these classes and knows no others:",
         "",
         ", ".join(names[:200]) + (" ..." if len(names) > 200 else ""),
         "",

@@ -23,7 +23,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl_lite.data import DATASET_REGISTRY, Datum, read_image
-from dassl_lite.data.classes import ClassList, tell_equal_names
+from dassl_lite.data.classes import ClassList, warn_of_equal_names
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.feature_cache.extract import Decoded, Encoder, ViewDataset, extract
 from dassl_lite.data.feature_files import read_feature_file
@@ -198,7 +198,7 @@ def decoded(item: Any) -> Image.Image:
     """An image as 8-bit RGB.
 
     Raises:
-        UserError: it cannot be read, or is none.
+        UserError: it cannot be read, or is not an image.
     """
     if is_path(item):
         return read_image(os.path.expanduser(item))
@@ -292,7 +292,7 @@ class Spool:
         return Path(self._folder.name)
 
     def close(self) -> None:
-        """Remove all files; what was fitted goes on predicting."""
+        """Remove all files; fitted classifiers can still predict."""
         if self._folder is not None and self._process == os.getpid():
             self._folder.cleanup()
         self._folder = None
@@ -405,7 +405,7 @@ class GivenImages(DatasetBase):
             for number, (item, label) in enumerate(zip(given.val, given.val_labels, strict=True))
         ]
         super().__init__(train_x=train, val=val or None, test=train if self.test_only else None)
-        tell_equal_names(self.classnames)
+        warn_of_equal_names(self.classnames)
 
     def _draw(self, given: Training, num_shots: int) -> list[tuple[int, int]]:
         """Number and label of the images that are drawn; no other is looked at."""

@@ -143,7 +143,7 @@ def to_tell_apart(classes: Any) -> tuple[NDArray[Any], list[str]]:
     """
     names = texts(list(classes.values()) if isinstance(classes, Mapping) else classes)
     if not names:
-        raise UserError("classes is empty; name those to tell apart")
+        raise UserError("classes is empty; name the classes to distinguish")
     if len(set(names)) < len(names):
         raise UserError(f"classes has {shown(Counter(names).most_common(1)[0][0])} twice")
     return label_array(listed_values(list(classes)) if isinstance(classes, Mapping) else names), names

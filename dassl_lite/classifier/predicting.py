@@ -31,7 +31,7 @@ from dassl_lite.utils.errors import MissingFileError, UserError, printable, show
 
 CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
 ON_ERROR = ("warn", "raise")
-_TOLD = 5  # unreadable images named in a warning
+_MOST_NAMED = 5  # unreadable images named in a warning
 
 
 class Prediction(NamedTuple):
@@ -109,7 +109,7 @@ class Answering:
         trainer: ready to predict.
         labels: (K,) of its classes.
         temperature: that logits are divided by for probabilities.
-        on_error: "warn" tells of images that cannot be read at the end; "raise" raises.
+        on_error: "warn" reports unreadable images at the end; "raise" raises an error.
         messages: gets what the engine warns of.
         verbose: show what it logs, and progress.
     """
@@ -145,7 +145,7 @@ class Answering:
                 done += len(items)
                 bar.update(len(items))
                 yield Part(items, errors, rows, ok)
-        bad.tell()
+        bad.warn()
 
     def rows(self, given: Given, function: Callable[[Tensor], Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
         """The same of all images, (N, W), and which could be read (N,); rows of a part without one are as wide as the
@@ -300,7 +300,7 @@ def checked_top_k(top_k: int | None, classes: int) -> int:
     return int(top_k)
 
 
-def _told(item: Any, number: int, error: str) -> str:
+def _named(item: Any, number: int, error: str) -> str:
     """An error of an image, which names it once."""
     whole = is_path(item) and f"{os.path.basename(printable(os.fspath(item)))}'" in error
     return error if whole else f"{named(item, number)}: {error}"
@@ -317,12 +317,12 @@ class Unreadable:
             item = items[number - start]
             if self.on_error == "raise":
                 gone = is_path(item) and not os.path.exists(os.path.expanduser(item))
-                raise (MissingFileError if gone else UserError)(_told(item, number, error))
+                raise (MissingFileError if gone else UserError)(_named(item, number, error))
             self.count += 1
-            if len(self.first) < _TOLD:
-                self.first.append(_told(item, number, error))
+            if len(self.first) < _MOST_NAMED:
+                self.first.append(_named(item, number, error))
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         if self.count:
             more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
             count = "1 image" if self.count == 1 else f"{self.count:,} images"

@@ -92,7 +92,7 @@ class Models(dict[str, str]):
     """
 
     def __contains__(self, name: object) -> bool:
-        # "", which names none, is told by a look-up
+        # a look-up reports "", which names no backbone
         return super().__contains__(name) or (isinstance(name, str) and (not name or names.is_local(name)))
 
     def __missing__(self, name: str) -> str:

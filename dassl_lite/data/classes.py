@@ -75,7 +75,7 @@ def normalise_name(name: str) -> str:
 
 
 def equal_names(names: Sequence[str]) -> list[list[int]]:
-    """The positions of classes that no prompt can tell apart: CLIP's tokenizer ignores case, and ``_`` is a space."""
+    """Positions of classes that no prompt can distinguish: CLIP's tokenizer ignores case, and ``_`` is a space."""
     positions: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         positions.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(position)
@@ -83,18 +83,18 @@ def equal_names(names: Sequence[str]) -> list[list[int]]:
 
 
 def describe_equal_names(names: Sequence[str]) -> str:
-    """What to say of classes with the same name; "" if there are none."""
+    """A message about classes with the same name; "" if there are none."""
     groups = [f"'{names[same[0]]}' (labels {', '.join(map(str, same))})" for same in equal_names(names)]
     if not groups:
         return ""
     more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
     return (
-        f"classes have the same name: {', '.join(groups[:3])}{more}; text alone cannot tell them apart, so zero-shot "
-        "predicts only the first of them"
+        f"classes have the same name: {', '.join(groups[:3])}{more}; text alone cannot distinguish them, so "
+        "zero-shot CLIP only predicts the first of them"
     )
 
 
-def tell_equal_names(names: Sequence[str]) -> None:
+def warn_of_equal_names(names: Sequence[str]) -> None:
     """Warn of classes with the same name."""
     if text := describe_equal_names(names):
         logger.warning(f"Some {text}")

@@ -20,7 +20,7 @@ def read_descriptions(path: str | Path, classes: ClassList) -> list[list[str]]:
     """The sentences of each of the K classes, in label order, as the file orders them.
 
     A key of the file is a class's id, else its name as the dataset spells it, else its name up to case, ``_``, ``-``,
-    ``/`` and spaces; classes of the same name share a key. What the file says of other classes is not used, and told.
+    ``/`` and spaces; classes of the same name share a key. Descriptions of other classes are ignored with a warning.
 
     Raises:
         UserError: the file cannot be read or has another form, a class has no sentence, or two keys are one class.

@@ -154,7 +154,7 @@ def find_unreadable(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _why_unreadable(entry: os.DirEntry[str]) -> str:
-    """Why an existing file cannot be read, or "" if it can, as far as one can tell without opening it."""
+    """Why an existing file cannot be read, judged without opening it; "" if it can."""
     try:
         status = entry.stat()
     except OSError:  # a dangling link

@@ -7,8 +7,8 @@ consumes no random numbers. Reading a draw from its file consumes no random numb
 Where images have several classes, an image counts for each of them and is drawn once. The class with the fewest images
 comes first, and draws as many as it lacks of those that other classes have not drawn. So every class has ``num_shots``
 images, or all it has; one that stands beside rarer ones may have more. As many images with none of the classes, or all
-there are, are drawn last: without them a single class would be trained without negatives. If every drawn image has a
-class all the same, as many without it are drawn, too.
+there are, are drawn last: without them a single class would be trained without negatives. If every drawn image still
+has a certain class, as many without it are drawn as well.
 
 CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of

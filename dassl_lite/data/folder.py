@@ -23,7 +23,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from dassl_lite.data.classes import tell_equal_names
+from dassl_lite.data.classes import warn_of_equal_names
 from dassl_lite.data.dataset import DatasetBase
 from dassl_lite.data.datum import Datum
 from dassl_lite.data.fewshot import (
@@ -121,7 +121,7 @@ class FolderDataset(DatasetBase):
             self.sidecar.write(self.split_file, partial(save_split, self._new_split, image_dir=self.image_dir))
         split = subsample_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=split.train, val=split.val, test=split.test)
-        tell_equal_names(self.classnames)
+        warn_of_equal_names(self.classnames)
 
     # Hooks that a subclass may override.
 

@@ -194,7 +194,7 @@ class ImageLoader(DataLoader[Item]):
         device: where images and labels are wanted; None leaves them on the CPU, as Dassl does. On a GPU, images are
             copied without waiting and normalised there.
         keep_empty_batches: return an empty dict for a batch without any readable image, instead of skipping the batch.
-        instead: asked for each batch, and told whether it lacks an image; may give other indices to read in its place.
+        instead: called for each batch with whether images are missing; may return other indices to read instead.
         skipped: the reason for each unreadable image, by path.
     """
 

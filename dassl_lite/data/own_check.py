@@ -1,4 +1,4 @@
-"""Checks a user's own data before a run: what it is taken for, what is in it, and what is wrong or worth a look.
+"""Checks a user's own data before a run: how it is interpreted, what it contains, and what is or may be wrong.
 
 Every image is decoded. Nothing is written.
 """

@@ -89,7 +89,7 @@ def _of_other_classes(train: Sequence[Datum], held: Sequence[Datum]) -> list[Dat
                 found.setdefault(label, (name, item))
     if found:
         named = ", ".join(shown(name) for name, _ in list(found.values())[:5]) + (", ..." if len(found) > 5 else "")
-        logger.warning(f"Classes that no training image has, which are evaluated all the same: {named}")
+        logger.warning(f"Classes without training images, which are evaluated nevertheless: {named}")
     return list(dict.fromkeys(item for _, item in found.values()))
 
 

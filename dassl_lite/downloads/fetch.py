@@ -208,7 +208,7 @@ def _failure(url: str, error: Exception, responded: bool) -> DownloadError | _At
     if isinstance(error, requests.exceptions.SSLError):
         advice = "behind a proxy that replaces certificates, set REQUESTS_CA_BUNDLE to its CA file"
         return DownloadError(url, f"its certificate is not valid ({reason_of(error)})", advice)
-    if isinstance(error, ValueError):  # not a URL at all, or the server redirects to what is none
+    if isinstance(error, ValueError):  # not a URL, or the server redirects to something that is not one
         return DownloadError(url, f"{error}{'' if isinstance(error, requests.RequestException) else ' (redirected)'}")
     return _AttemptError(reason_of(error), responded)
 

@@ -38,7 +38,7 @@ def drawn(n: int, width: int) -> nn.Parameter:
 
 
 def within(depth: int, blocks: int, encoder: str, setting: str) -> int:
-    """How many of an encoder's ``blocks`` are prompted: ``depth``, or all if it has fewer, which is told.
+    """How many of an encoder's ``blocks`` are prompted: ``depth``, or all, with a warning, if it has fewer.
 
     Args:
         encoder: "text" or "image".

@@ -1,6 +1,6 @@
 """The head that most methods share: cosine logits of image features against one prototype per class.
 
-The sigmoid loss (LOSS sigmoid) tells each class from its absence, as SigLIP does (https://arxiv.org/abs/2303.15343):
+The sigmoid loss (LOSS sigmoid) separates each class from its absence, as in SigLIP (https://arxiv.org/abs/2303.15343):
 
     p_k = sigmoid(factor * logit_k + bias),   loss = -sum_k log p_k if the image has class k, else log (1 - p_k)
 

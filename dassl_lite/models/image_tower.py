@@ -143,7 +143,7 @@ class ImageTower:
 
 
 def encodes_by_visual(model: Any) -> bool:
-    """Whether the model's `encode_image` does no more than to call `visual`."""
+    """Whether the model's `encode_image` only calls `visual`."""
     import open_clip
 
     known = (open_clip.CLIP.encode_image, open_clip.CustomTextCLIP.encode_image)

@@ -37,7 +37,7 @@ _HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
 _LARGEST = {"embed_dim": 16384, "layers": 256, "width": 16384, "patch_size": 1024, "image_size": 4096}
 _LARGEST |= {"head_width": 16384, "context_length": 8192, "vocab_size": 4_000_000, "heads": 1024}
 _LARGEST |= {"mlp_ratio": 64}
-METADATA = ("image_size", "vision_head_width", "text_heads")  # of our own files: what shapes do not tell
+METADATA = ("image_size", "vision_head_width", "text_heads")  # of our own files: what shapes do not show
 ROWS_SEED, ROWS_STD = 2021, 0.02  # of the rows of the token table that a file omits
 
 
@@ -196,7 +196,7 @@ def as_openais_package_reads(path: Path) -> dict[str, Tensor]:
     """The state dict of a file for OpenAI's ``clip.build_model``, which takes the architecture from shapes alone.
 
     Raises:
-        UserError: the file is no CLIP, or one whose architecture its shapes do not tell.
+        UserError: the file is not a CLIP, or its shapes do not determine the architecture.
     """
     tensors, metadata = read(path)
     architecture = architecture_of(tensors, metadata)

@@ -53,16 +53,16 @@ def described_by_open_clip(config: Mapping[str, Any], size: int | Sequence[int],
         source: named if it is refused.
 
     Raises:
-        UserError: a value is none that a preprocessing can have.
+        UserError: a value is invalid.
     """
     height, width = _pair(size, source)
     default = Preprocessing((height, width))
     interpolation = config.get("interpolation") or default.interpolation
     mode = config.get("resize_mode") or default.resize_mode
     if interpolation not in _INTERPOLATIONS:
-        raise UserError(f"{source}: interpolation {shown(interpolation)} is none of {', '.join(_INTERPOLATIONS)}")
+        raise UserError(f"{source}: interpolation {shown(interpolation)} is not one of {', '.join(_INTERPOLATIONS)}")
     if mode not in _RESIZE_MODES:
-        raise UserError(f"{source}: resize_mode {shown(mode)} is none of {', '.join(_RESIZE_MODES)}")
+        raise UserError(f"{source}: resize_mode {shown(mode)} is not one of {', '.join(_RESIZE_MODES)}")
     return Preprocessing(
         default.size,
         _channels(config.get("mean"), "mean", source) or default.mean,
@@ -145,7 +145,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
 def _pair(size: int | Sequence[int], source: str) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
-        raise UserError(f"{source}: the images' size {shown(size)} is none")
+        raise UserError(f"{source}: the image size {shown(size)} is invalid")
     return sides[0], sides[1]
 
 

@@ -93,7 +93,7 @@ def read(path: Path, architecture: str, tag: str) -> WeightsFile:
     try:
         content = weights_file.read(path, hasher)
     except UserError:
-        _check(path, url, _UNUSABLE)  # tells it if this is another file
+        _check(path, url, _UNUSABLE)  # raises if this is another file
         raise
     _check(path, url, _UNUSABLE, hasher)
     return content

@@ -224,7 +224,7 @@ def tokenizer_of(text: Mapping[str, Any], architecture: str, backbone: str, fold
         more = {**(text.get("tokenizer_kwargs") or {}), "trust_remote_code": False}
         mode = text.get("tokenizer_mode")
         return Tokenizer(length, HFTokenizer(name, context_length=length, tokenizer_mode=mode, **more))
-    except Exception as error:  # whatever tokenizers raises for a file that is none
+    except Exception as error:  # whatever tokenizers raises for an invalid file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         missing = isinstance(error, ImportError) or "sentencepiece" in reason
         raise UserError(f"{problem}: {reason}{f'; {_REMEDY}' if missing else ''}") from error

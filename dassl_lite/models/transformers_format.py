@@ -119,7 +119,7 @@ def described(config: Mapping[str, Any], source: str) -> TransformersModel:
         _check_numbers(part, (*_DEFAULTS[kind][of], "projection_size"), f"{of}_config.", source)
         if part["hidden_act"] not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
-            raise UserError(f"backbone '{source}': activation {shown(part['hidden_act'])} is none of {known}")
+            raise UserError(f"backbone '{source}': activation {shown(part['hidden_act'])} is not one of {known}")
         if part["hidden_size"] % part["num_attention_heads"]:
             raise UserError(f"backbone '{source}': the {of} encoder's heads do not divide its width")
     if vision.get("num_channels", 3) != 3:

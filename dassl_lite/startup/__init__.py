@@ -47,7 +47,7 @@ def prepare_tool() -> None:
         from dassl_lite.startup.tool_help import print_if_asked
 
         print_if_asked(tool, words)
-    if not _is_child():  # which nothing would tell that its imports are done
+    if not _is_child():  # nothing would notify it that its imports are done
         global _is_ours
         _is_ours = True
         gc.disable()

@@ -135,7 +135,7 @@ def cache_text(device: torch.device, precision: str) -> str:
     """What a feature's value depends on beside weights and image, for the key of a cache.
 
     A CPU's is the name of the precision. A GPU's differs from it where its numbers do: amp computes in another type,
-    and with TF32 allowed fp32 is none.
+    and with TF32 allowed, fp32 is not float32.
     """
     text = precision
     if precision == "amp" and autocast_type(device) != torch.bfloat16:
@@ -195,7 +195,7 @@ class Halving:
             self.size = max(1, min(limit, rows - done) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            logger.warning(f"Out of memory while {self.what}: going on with {self.size} at a time")
+            logger.warning(f"Out of memory while {self.what}: continuing with {self.size} at a time")
         return found
 
 

@@ -1,4 +1,4 @@
-"""What a user is told: errors of one line each, which say what was wrong, where, and what to do, in printable text."""
+"""Errors for users: one printable line that says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 

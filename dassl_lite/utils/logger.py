@@ -34,7 +34,7 @@ class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no su
 
 
 class _FileHandler(logging.FileHandler):
-    """Writes ``log.txt``; once that fails, say on a full disk, it warns and writes no more."""
+    """Writes ``log.txt``; if that fails, say on a full disk, it warns once and stops writing."""
 
     _failed = False
     _written_at = 0.0

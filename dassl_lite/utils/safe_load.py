@@ -458,7 +458,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def check_graph(root: object) -> None:
-    """Refuse what would be endless for whoever walks through it: cycles, depth, and values shared again and again.
+    """Refuse values that would take forever to traverse: cycles, deep nesting, and values shared again and again.
 
     What an `Inert` holds is not followed: the schedulers in public checkpoints refer to each other.
 

@@ -220,4 +220,4 @@ def test_extraction_goes_on_with_smaller_batches_when_memory_is_full(
     features = store(tmp_path / "cache").fetch(paths, small, batch_size=8).tensor
     assert torch.equal(features, expected(paths))
     assert calls == [8, 4, 2, 2, 2, 2, 1]
-    assert caplog.text.count("Out of memory while encoding images: going on with 2 at a time") == 1
+    assert caplog.text.count("Out of memory while encoding images: continuing with 2 at a time") == 1

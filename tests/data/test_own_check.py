@@ -124,7 +124,7 @@ def test_unusual_sizes_and_bits_are_told(root: Path) -> None:
 def test_what_is_passed_over_is_told_by_kind(root: Path) -> None:
     for name in ("a.h5", "b.txt", "c.txt"):
         (root / "Train/ant" / name).touch()
-    assert "2 .txt, 1 .h5" in lines(check_own_data(root).warnings, "Passed over")
+    assert "2 .txt, 1 .h5" in lines(check_own_data(root).warnings, "Skipped in")
 
 
 def test_a_table_is_checked_like_a_folder(root: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_class_of_the_test_images_alone_is_evaluated_and_told(folder: Path, ca
     dataset = load("CSV", path, TEST_ONLY=True)
     assert dataset.classnames == ["ant", "bee", "tench"]
     assert len(dataset.test) == 14
-    assert "Classes that no training image has, which are evaluated all the same: 'tench'" in caplog.text
+    assert "Classes without training images, which are evaluated nevertheless: 'tench'" in caplog.text
 
 
 def test_paths_outside_the_folder_are_kept(folder: Path, tmp_path: Path) -> None:

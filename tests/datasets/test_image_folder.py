@@ -80,7 +80,7 @@ def test_files_saved_by_a_run_are_ignored_by_the_next(root: Path, caplog: pytest
     assert sizes(again) == (6, 6, 9)
     assert again.train_x == first.train_x
     assert "Ignored" not in caplog.text
-    assert "Passed over" not in caplog.text
+    assert "Skipped in" not in caplog.text
 
 
 def test_images_added_or_removed_after_the_split_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,7 +145,7 @@ def test_files_that_are_no_images_are_passed_over_by_kind(root: Path, caplog: py
     with caplog.at_level(logging.INFO):
         dataset = load(root)
     assert sum(sizes(dataset)) == 31
-    assert f"Passed over in '{root}': 1 .db, 1 .txt, 1 hidden, 1 without extension" in caplog.text
+    assert f"Skipped in '{root}': 1 .db, 1 .txt, 1 hidden, 1 without extension" in caplog.text
 
 
 @pytest.mark.parametrize(

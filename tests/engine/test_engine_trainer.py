@@ -407,7 +407,7 @@ def test_evaluation_goes_on_with_smaller_batches_when_memory_is_full(
     monkeypatch.setattr(trainer, "model_inference", small)
     assert trainer.test() == expected
     assert sum(seen) == 15
-    assert "Out of memory while evaluating: going on with" in caplog.text
+    assert "Out of memory while evaluating: continuing with" in caplog.text
 
 
 def test_training_without_enough_memory_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

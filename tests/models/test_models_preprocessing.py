@@ -118,7 +118,7 @@ def test_what_a_user_sets_stays() -> None:
         ({"mean": "0.5"}, "mean"),
         ({"std": [0.0, 1.0, 1.0]}, "std"),
         ({"std": float("nan")}, "std"),
-        ({"interpolation": "lanczos"}, "interpolation 'lanczos' is none of bicubic, bilinear"),
+        ({"interpolation": "lanczos"}, "interpolation 'lanczos' is not one of bicubic, bilinear"),
         ({"resize_mode": ["squash"]}, "resize_mode"),
         ({"fill_color": 300}, "fill_color"),
     ],

@@ -93,4 +93,4 @@ def test_texts_are_encoded_in_parts_when_memory_is_full(
     monkeypatch.setattr(clip.text, "encode_tokens", small)
     torch.testing.assert_close(text_features(clip, texts), whole)
     torch.testing.assert_close(text_states(clip, texts), states)
-    assert "Out of memory while encoding texts: going on with 1 at a time" in caplog.text
+    assert "Out of memory while encoding texts: continuing with 1 at a time" in caplog.text

@@ -266,7 +266,7 @@ def test_openais_vocabulary_needs_no_transformers(tmp_path: Path, monkeypatch: p
         ({"model_type": "chinese_clip"}, "model_type 'chinese_clip' of transformers is not supported; clip and siglip"),
         ({"model_type": ["clip"]}, "model_type"),
         ({"text_config": {"hidden_act": "gelu"}}, "different activations"),
-        ({"text_config": {"hidden_act": "relu"}}, "activation 'relu' is none of quick_gelu, gelu"),
+        ({"text_config": {"hidden_act": "relu"}}, "activation 'relu' is not one of quick_gelu, gelu"),
         ({"vision_config": {"num_attention_heads": 5}}, "heads do not divide"),
         ({"vision_config": {"num_channels": 1}}, "images of 1 channels"),
         ({"text_config": {"num_hidden_layers": 10**6}}, "layers would be 1000000"),

@@ -137,8 +137,8 @@ def test_a_batch_that_memory_has_no_room_for_is_halved_until_it_fits(caplog: pyt
     assert torch.equal(torch.cat(halving(double, x)), 2 * x)
     assert calls[7:] == [2] * 5  # what fitted is kept
     assert [record.message for record in caplog.records] == [
-        "Out of memory while counting: going on with 4 at a time",
-        "Out of memory while counting: going on with 2 at a time",
+        "Out of memory while counting: continuing with 4 at a time",
+        "Out of memory while counting: continuing with 2 at a time",
     ]
 
 

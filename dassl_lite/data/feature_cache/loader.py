@@ -213,5 +213,5 @@ def _fits(tensor: Tensor, device: torch.device) -> bool:
 
 
 def _is_written(tensor: Tensor) -> bool:
-    """Whether something was done in place to a tensor since it was made, as far as can be told."""
+    """Whether a tensor has been modified in place since it was made, as far as torch knows."""
     return tensor.is_inference() or (not tensor._is_view() and tensor._version > 0)

@@ -104,7 +104,7 @@ class FeatureDataset(FolderDataset):
         return Features(found, torch.ones(len(items), dtype=torch.bool))
 
     def _whole(self, stored: Array) -> torch.Tensor:
-        """A tensor over an array, the same at every call, so that it tells whether it has been written into."""
+        """A tensor over an array, the same one at every call, so that its version shows writes."""
         where = stored.__array_interface__["data"][0]
         return self._tensors.setdefault(where, torch.from_numpy(stored))
 

@@ -1,13 +1,13 @@
-"""Extraction in pieces: any number of processes write the shards of a folder of features, each its own.
+"""Extraction in pieces: any number of processes write the shards of a folder of features, one process per shard.
 
-    <folder>/test_features-00003.npy               a piece that is done
-    <folder>/under-way/test_features-00003.json    what it is of, and which of its images could not be read
-    <folder>/under-way/test_features-00003.rows-0  one that is not: rows as they come, of each field,
-    <folder>/under-way/test_features-00003.log     and a line for each commit
+    <folder>/test_features-00003.npy               a finished piece
+    <folder>/under-way/test_features-00003.json    its plan, and which of its images could not be read
+    <folder>/under-way/test_features-00003.rows-0  an unfinished piece: rows so far, for each field,
+    <folder>/under-way/test_features-00003.log     and one line per commit
 
-A commit is synced before its line is written, so a process that is killed loses what it has computed since the last
-one. A piece goes on at a batch, and its batches are the same whoever encodes them, so its features do not depend on the
-number of processes, or on who was killed when, to the last bit.
+A commit is synced before its line is written, so a killed process only loses what it has computed since the last commit.
+A piece is resumed at a batch boundary, and its batches do not depend on the process that encodes them. Its features are
+therefore bit-identical for any number of processes, and after any interruption.
 
 Shapes: n images of a piece that could be read, V views, D feature width.
 """

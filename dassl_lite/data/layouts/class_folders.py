@@ -166,7 +166,7 @@ def list_classes(parent: str, classes: Sequence[ClassFolder], allow_empty: bool 
             raise UserError(no_images(path, listing.passed))
         groups.append([Datum(file, label, 0, name, classid) for file in listing.files])
     if passed:
-        logger.info(f"Passed over in '{parent}': {describe_kinds(passed)}")
+        logger.info(f"Skipped in '{parent}': {describe_kinds(passed)}")
     return groups
 
 

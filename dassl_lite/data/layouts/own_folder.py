@@ -117,8 +117,8 @@ class OwnFolder:
     def remarks(self) -> list[str]:
         """What is not used, one line each."""
         passed = self.passed
-        told = [f"Passed over in '{self.base.path}': {describe_kinds(passed)}"] if passed else []
-        return self.notes + told
+        skipped = [f"Skipped in '{self.base.path}': {describe_kinds(passed)}"] if passed else []
+        return self.notes + skipped
 
     def groups(self, part: str, classes: Sequence[ClassFolder], *, allow_empty: bool = False) -> list[list[Datum]]:
         """The images of each class in one split, labelled in the order of ``classes``.

@@ -87,7 +87,7 @@ class ShardedDataset(OwnDataset):
             return
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         if self._on_error != "skip":
-            raise UserError(f"{problems[0]}{more}; DATASET.ON_ERROR skip goes on without")
+            raise UserError(f"{problems[0]}{more}; DATASET.ON_ERROR skip leaves them out")
         logger.warning(f"{problems[0]}{more}: skipped (DATASET.ON_ERROR)")
 
     def _merged(self, parts: dict[str, list[Shard]], problems: list[str]) -> Iterator[tuple[int, Record]]:

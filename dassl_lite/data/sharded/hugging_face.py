@@ -4,7 +4,7 @@ The rows of a split are read once, in a stream, and their images are put one aft
 where they are read by their place as a shard's are. An image's key is the column that the user names, or a digest of
 its content, so the order of the rows and of the files does not matter.
 
-The library is called as the folder ``datasets`` of this repository is; :func:`hugging_face` loads it all the same.
+The library has the same name as this repository's folder ``datasets``; :func:`hugging_face` loads it nevertheless.
 """
 
 from __future__ import annotations

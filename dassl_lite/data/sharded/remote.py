@@ -56,10 +56,10 @@ def joined(root: str, name: str) -> str:
 
 
 def local_copy(source: str) -> str:
-    """The absolute path of a shard; of one behind a URL, of its copy, which is made now if there is none.
+    """The absolute path of a shard. For a URL, that of its local copy, which is made if it does not exist.
 
     Raises:
-        UserError: it cannot be copied. What has been received is kept, and the next call goes on from there.
+        UserError: it cannot be copied. What has been received is kept, and the next call resumes there.
     """
     if not is_url(source):
         return os.path.abspath(os.path.expanduser(source))
@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
 def dataset_at(path: str | os.PathLike[str]) -> str:
     """The registered name of the dataset of shards at ``path``, a file or a folder; "" if there are none.
 
-    A folder that has image files, too, is none of shards: an archive lies beside what was unpacked from it.
+    A folder that also has image files is not one of shards: it contains an archive next to its unpacked files.
     """
     place = os.path.expanduser(path)
     if not os.path.isdir(place):

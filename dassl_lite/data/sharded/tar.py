@@ -78,7 +78,7 @@ def index_shard(path: str, source: str, columns: Columns) -> tuple[Shard, list[s
         if isinstance(error, tarfile.TarError):
             reason = f"it is no tar file ({reason})"
             if source != path and Path(path).is_relative_to(shards_root()):
-                os.unlink(path)  # a copy of what a server gave in its place: the next time it is asked again
+                os.unlink(path)  # the server sent something else; the next call downloads it again
         raise UserError(f"cannot read shard '{printable(source)}': {reason}") from error
 
 
