@@ -326,7 +326,7 @@ def test_classes_that_prompts_cannot_tell_apart_are_told(
     with caplog.at_level(logging.WARNING):
         load(tmp_path / "mine")
     assert "classes have the same name" in caplog.text
-    assert "predicts only the first" in caplog.text
+    assert "only predicts the first" in caplog.text
 
 
 # ---- kinds of files --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
     <folder>/under-way/test_features-00003.rows-0  an unfinished piece: rows so far, for each field,
     <folder>/under-way/test_features-00003.log     and one line per commit
 
-A commit is synced before its line is written, so a killed process only loses what it has computed since the last commit.
+A commit is synced before its line is written, so a killed process only loses its work since the last commit.
 A piece is resumed at a batch boundary, and its batches do not depend on the process that encodes them. Its features are
 therefore bit-identical for any number of processes, and after any interruption.
 
