@@ -64,7 +64,7 @@ def test_every_architecture_of_open_clip_is_of_a_kind_in_the_table(encoder: str)
 
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("family", "method"), QUICK)
-def test_a_cell_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str, method: str) -> None:
+def test_a_cell_states_the_outcome(cell: Callable[[str, str], str], written: dict, family: str, method: str) -> None:
     assert cell(family, method) == written[family][method]
 
 
@@ -85,7 +85,7 @@ def to_run(family: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_says_what_happens(cell: Callable[[str, str], str], written: dict, family: str) -> None:
+def test_a_row_states_the_outcomes(cell: Callable[[str, str], str], written: dict, family: str) -> None:
     found = {method: cell(family, method) for method in to_run(family)}
     assert len(found) > 10
     assert found == {method: written[family][method] for method in found}, (

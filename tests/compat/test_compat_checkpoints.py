@@ -106,7 +106,7 @@ def test_evaluating_a_third_partys_run_leaves_only_its_results(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["eval", "train"])
 @pytest.mark.parametrize("there", [True, False])
-def test_the_newest_file_is_found_for_a_third_partys_trainer_and_a_missing_one_told_in_one_line(
+def test_the_newest_file_of_a_third_partys_trainer_is_found_and_a_missing_one_reported(
     run_tool: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, there: bool
 ) -> None:
     """PaperOwnLoading keeps no best epoch, and looks for its file itself."""

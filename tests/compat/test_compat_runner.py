@@ -118,7 +118,7 @@ def test_a_script_that_only_builds_leaves_no_results(run: Run, tmp_path: Path) -
         (("--backbone", "demo"), "RepositoryZeroshot", "has nothing to train: it defines no forward_backward"),
     ],
 )
-def test_what_a_script_cannot_run_with_is_told_in_one_line(
+def test_settings_that_a_script_cannot_run_with_are_reported_in_one_line(
     run: Run, capsys: Any, backbone: tuple[str, ...], trainer: str, told: str
 ) -> None:
     assert run("out", *backbone, trainer=trainer) == 2
@@ -180,7 +180,7 @@ def test_the_training_tool_trains_a_repositorys_trainer_on_the_demo_backbone(
         ("RepositoryOwnTable", "RepositoryOwnTable does not know the backbone 'demo'; choose one that it knows with"),
     ],
 )
-def test_a_tool_tells_in_one_line_that_no_backbone_is_named(
+def test_a_tool_without_a_backbone_stops_with_one_line(
     plugged: list[str], repository: Path, root: Path, tmp_path: Path, capsys: Any, tool: str, trainer: str, told: str
 ) -> None:
     given = [*plugged, "--trainer", trainer, "--config-file", str(repository / "x.yaml"), "--root", str(root)]
@@ -235,7 +235,7 @@ def test_models_still_lists_and_gets_what_it_did(repository: Path, monkeypatch: 
     assert "visual.attnpool.positional_embedding" in torch.load(path)
 
 
-def test_an_unreachable_address_is_told_in_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_address_is_reported_in_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repository))
     from clip import clip
 
@@ -312,7 +312,9 @@ for name in ("RepositoryResidual", "OwnTest"):
         ("from dassl.engine import DANN", "imports DANN from dassl.engine, which this package does not have"),
     ],
 )
-def test_what_a_script_lacks_is_told_in_one_line(tmp_path: Path, capsys: Any, script: str, told: str) -> None:
+def test_a_missing_dependency_of_a_script_is_reported_in_one_line(
+    tmp_path: Path, capsys: Any, script: str, told: str
+) -> None:
     (tmp_path / "train.py").write_text(script)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()
@@ -332,7 +334,7 @@ def test_a_scripts_exit_code_is_the_runners(tmp_path: Path) -> None:
     assert end.value.code == 7
 
 
-def test_the_tool_hands_everything_after_the_script_on(tmp_path: Path, capsys: Any) -> None:
+def test_the_tool_passes_everything_after_the_script_to_it(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "train.py").write_text("import sys; print(sys.argv[1:], sys.path[0], __name__)")
     assert run_dassl.main(["--debug", str(tmp_path / "train.py"), "--help", "OPTIM.LR", "1", "--", "x"]) == 0
     assert f"['--help', 'OPTIM.LR', '1', '--', 'x'] {tmp_path} __main__" in capsys.readouterr().out
@@ -352,7 +354,7 @@ def test_the_module_runs_as_a_command(repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_script_as_a_plugin_is_told_of_the_runner(tmp_path: Path, capsys: Any) -> None:
+def test_an_error_about_a_training_script_as_a_plugin_names_the_runner(tmp_path: Path, capsys: Any) -> None:
     scripts = {
         "setup.py": "def setup_cfg(args):\n    pass\n",
         "reset.py": "def reset_cfg(cfg, args):\n    pass\n",
@@ -378,7 +380,7 @@ def test_a_training_script_as_a_plugin_is_told_of_the_runner(tmp_path: Path, cap
         ("def extend_cfg(cfg):\n    cfg.X = cfg.NOTHING.Y\n", "fails: AttributeError: NOTHING"),
     ],
 )
-def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path, function: str, told: str) -> None:
+def test_an_extend_cfg_that_cannot_be_called_is_reported_in_one_line(tmp_path: Path, function: str, told: str) -> None:
     plugin = tmp_path / "script_of_paper.py"
     plugin.write_text(function)
     plugins.load_plugin(str(plugin))
@@ -399,7 +401,7 @@ def test_an_extend_cfg_that_cannot_be_called_is_told_in_one_line(tmp_path: Path,
         ("TRAINER: {COOP: {CTX_INIT: false}}", "TRAINER.COOP.CTX_INIT must be a string, like ''"),
     ],
 )
-def test_a_key_that_the_repositorys_script_declares_is_told_with_that_script(
+def test_a_key_declared_by_the_repositorys_script_is_reported_with_that_script(
     tmp_path: Path, yaml: str, what: str, package: bool
 ) -> None:
     (tmp_path / "trainers").mkdir()

@@ -149,7 +149,7 @@ def few_features(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_torchrun_restarts_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_run_restarted_by_torchrun_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     plugin, output = tmp_path / "killed_once.py", tmp_path / "run"
     plugin.write_text(KILLED_ONCE, encoding="utf-8")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
@@ -299,13 +299,13 @@ if distributed.rank() == 0:
 
 
 @pytest.mark.slow
-def test_a_process_that_evaluates_alone_is_told_so_and_does_not_wait(tmp_path: Path) -> None:
+def test_a_process_that_evaluates_alone_stops_with_an_error_instead_of_waiting(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data")
     first, _ = two_processes(ALONE, tmp_path / "two", data=str(data), options=OPTIONS)
     assert first["told"].startswith("process 0 of this run is at an evaluation, but process 1 is at its end: all ")
 
 
-def test_processes_that_do_different_things_are_both_told() -> None:
+def test_processes_that_do_different_things_are_both_reported() -> None:
     store, told = torch.distributed.HashStore(), {}
 
     def go(rank: int, phases: list[str]) -> None:
@@ -352,7 +352,7 @@ def test_every_process_gets_the_random_stream_of_its_own_gpu_back(tmp_path: Path
 
 
 @pytest.mark.parametrize("use_gpus", [True, False])
-def test_more_processes_than_gpus_are_one_line_and_without_gpus_none_is_asked_for(
+def test_more_processes_than_gpus_are_refused_unless_they_use_the_cpu(
     monkeypatch: pytest.MonkeyPatch, use_gpus: bool
 ) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():

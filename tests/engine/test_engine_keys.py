@@ -61,7 +61,7 @@ def test_values_within_the_rules_pass() -> None:
     check_keys(Derived, declared(Derived, RATIO=7.0, SIDE="text", PARTS=("k", "q")), "Mine")
 
 
-def test_a_rule_of_ones_own_says_what_it_expects() -> None:
+def test_a_custom_rule_says_what_it_expects() -> None:
     even = satisfying(lambda value: value % 2 == 0, "an even number")
     assert Key("N", 2, even).rule is even
     with pytest.raises(UserError, match="N is 3; it must be an even number"):
@@ -72,6 +72,6 @@ def test_a_rule_of_ones_own_says_what_it_expects() -> None:
     ("bounds", "wanted"),
     [({}, "a finite number"), ({"at_least": 1, "below": 5}, "at least 1 and below 5"), ({"at_most": 2}, "at most 2")],
 )
-def test_a_number_out_of_its_bounds_is_told_them(bounds: dict[str, float], wanted: str) -> None:
+def test_an_error_about_a_number_states_its_bounds(bounds: dict[str, float], wanted: str) -> None:
     with pytest.raises(UserError, match=rf"X is inf; it must be {wanted}$"):
         number(**bounds)("X", float("inf"))

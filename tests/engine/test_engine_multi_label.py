@@ -201,7 +201,7 @@ def test_a_backbone_s_own_bias_is_where_the_sigmoid_starts(place: Place) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "LinearProbe"])
-def test_a_sigmoid_on_one_class_per_image_is_a_choice(place: Place, method: str) -> None:
+def test_a_sigmoid_can_be_chosen_for_one_class_per_image(place: Place, method: str) -> None:
     file = feature_file(several=False)
     accuracies = {}
     for loss in ("auto", "softmax", "sigmoid"):
@@ -213,7 +213,7 @@ def test_a_sigmoid_on_one_class_per_image_is_a_choice(place: Place, method: str)
 
 
 @pytest.mark.slow
-def test_keys_without_effect_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_without_effect_are_reported(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.results("TaskRes", feature_file(), "TEST.COMPUTE_CMAT", "True")
     told = "no effect in this run: TEST.COMPUTE_CMAT (images of the dataset have several classes)"
     assert told in capsys.readouterr().err
@@ -340,7 +340,7 @@ def test_every_other_method_refuses_in_a_line_that_names_those_that_take_it(plac
     assert set(named.split(", ")) >= TAKING, "and those that other tests have registered"
 
 
-def test_a_third_party_s_trainer_refuses_it_too(tmp_path: Path) -> None:
+def test_a_third_partys_trainer_refuses_multi_label_data(tmp_path: Path) -> None:
     make_images(tmp_path / "data", {"train": 4})
     lines = [f"train/{name}/{i}.png,{name}|red" for name in ("red", "green", "blue") for i in range(4)]
     (tmp_path / "data" / "x.csv").write_text("\n".join(["path,label", *lines]))
@@ -349,7 +349,7 @@ def test_a_third_party_s_trainer_refuses_it_too(tmp_path: Path) -> None:
         build_trainer(cfg)
 
 
-def test_the_methods_that_take_it_say_so() -> None:
+def test_methods_declare_that_they_take_multi_label_data() -> None:
     taking = {name for name in all_methods() if TRAINER_REGISTRY.get(name).takes_multi_label}
     assert taking == TAKING
 

@@ -98,7 +98,7 @@ def test_values_left_on_the_device_give_the_log_and_scalars_of_values_read_at_on
 
 @pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved_and_is_named_exactly(
+def test_a_nan_loss_stops_the_run_before_anything_is_saved_and_is_located_exactly(
     data: Path, tmp_path: Path, waits: bool, request: pytest.FixtureRequest
 ) -> None:
     if waits:
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_anything_is_saved_and_
     assert [path.name for path in tmp_path.glob("toy/model*")] == ["model.pth.tar-1"]
 
 
-def test_a_trainer_with_a_loop_of_its_own_saves_nothing_after_a_loss_that_is_not_a_number(
+def test_a_trainer_with_its_own_loop_saves_nothing_after_a_nan_loss(
     data: Path, tmp_path: Path, on_device: list[int]
 ) -> None:
     trainer = toy_trainer(data, tmp_path)
@@ -146,7 +146,7 @@ def test_weights_whose_sum_overflows_are_finite(data: Path, tmp_path: Path) -> N
         trainer.require_finite_weights()
 
 
-def test_a_summary_that_is_no_dict_is_named_at_its_step(data: Path, tmp_path: Path) -> None:
+def test_a_summary_that_is_not_a_dict_is_reported_with_its_step(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path)
     trainer.forward_backward = lambda batch: [1.0]
     with pytest.raises(TypeError, match="not a list"):

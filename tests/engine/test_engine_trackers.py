@@ -130,7 +130,7 @@ def test_other_trackers_do_not_keep_a_run_from_being_resumed(kept: type[Kept], i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["scalar", "finish"])
-def test_a_tracker_that_fails_on_the_way_is_told_once_and_the_run_goes_on(
+def test_a_run_continues_with_one_warning_when_a_tracker_fails(
     kept: type[Kept], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, method: str
 ) -> None:
     def full(self: Any, *args: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_tracker_that_fails_on_the_way_is_told_once_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_a_tensorboard_whose_disk_is_full_is_told_once_and_the_run_goes_on(
+def test_a_run_continues_with_one_warning_when_the_disk_of_tensorboard_is_full(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from dassl_lite.engine.contract.scalar_writer import ScalarWriter
@@ -174,7 +174,7 @@ def test_a_tracker_that_cannot_start_ends_the_run_before_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_missing_extra_is_told_before_anything_is_built(
+def test_a_missing_extra_is_reported_before_anything_is_built(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -185,7 +185,7 @@ def test_a_missing_extra_is_told_before_anything_is_built(
     assert told == f'Error: LOG.TRACKERS {name} needs {name}: pip install "dassl-lite[{name}]"\n'
 
 
-def test_an_unknown_tracker_is_told_with_the_likely_one(images: Path, tmp_path: Path) -> None:
+def test_an_unknown_tracker_is_reported_with_the_nearest_name(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mlflow"):
         run.train(tracked(images, tmp_path, "mlfow"))
 

@@ -65,7 +65,7 @@ def test_a_run_leaves_the_references_files_and_learns(data: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3])
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
-def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_run(
     data: Path, tmp_path: Path, stop: int, final: str
 ) -> None:
     options = ("TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL", final)
@@ -98,7 +98,7 @@ def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_results_resumes_to_those_of_one_never_stopped(data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_results_resumes_to_those_of_an_uninterrupted_run(data: Path, tmp_path: Path) -> None:
     """With best_val, its last checkpoint holds a validation result that nothing computes again."""
     whole = toy_trainer(data, tmp_path / "whole", "TEST.FINAL_MODEL", "best_val")
     whole.train()
@@ -214,7 +214,7 @@ class ScaledToy(ToyTrainer):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_in_mixed_precision_goes_on_with_its_gradient_scale(data: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_in_mixed_precision_keeps_its_gradient_scale(data: Path, tmp_path: Path) -> None:
     TRAINER_REGISTRY.register(ScaledToy, force=True)
     options = ("TRAIN.CHECKPOINT_FREQ", "2", "OPTIM.MAX_EPOCH", "4")
     whole = toy_trainer(data, tmp_path / "whole", *options, trainer="ScaledToy")
@@ -249,7 +249,7 @@ def test_a_checkpoint_without_a_gradient_scale_and_a_trainer_without_a_scaler_re
     assert toy_trainer(data, tmp_path, "OPTIM.MAX_EPOCH", "1", trainer="ScaledToy").resume_model_if_exist(tmp_path) == 1
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run_and_is_located(data: Path, tmp_path: Path) -> None:
     trainer = toy_trainer(data, tmp_path, "TRAIN.CHECKPOINT_FREQ", "1")
 
     def before_epoch() -> None:
@@ -377,7 +377,7 @@ def test_progress_that_no_run_has_made_is_refused(tmp_path, lie, told):
         progress({**state, **lie}, tmp_path)
 
 
-def test_a_replaceable_checkpoint_that_is_gone_already_is_no_error(tmp_path):
+def test_a_missing_replaceable_checkpoint_is_not_an_error(tmp_path):
     (tmp_path / "model").mkdir()
     store = CheckpointStore(tmp_path)
     store.mark_rolling(["model"], 1)
@@ -391,7 +391,7 @@ def test_loaders_without_a_dataset_have_no_classes():
 
 
 @pytest.mark.slow
-def test_evaluation_goes_on_with_smaller_batches_when_memory_is_full(
+def test_evaluation_continues_with_smaller_batches_after_running_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = toy_trainer(make_images(tmp_path / "data"), tmp_path / "run")
@@ -410,7 +410,7 @@ def test_evaluation_goes_on_with_smaller_batches_when_memory_is_full(
     assert "Out of memory while evaluating: continuing with" in caplog.text
 
 
-def test_training_without_enough_memory_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_out_of_memory_in_training_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
 

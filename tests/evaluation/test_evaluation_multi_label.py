@@ -74,7 +74,7 @@ def test_the_metrics_are_scikit_learns_over_the_classes_with_images(threshold: f
     assert list(results.values()) == pytest.approx([100 * precision, 100 * micro, 100 * macro], rel=1e-12)
 
 
-def test_classes_without_images_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_without_images_are_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     own = evaluator()
     own.process(*made())
     own.evaluate()
@@ -115,7 +115,7 @@ def test_nothing_to_evaluate_is_an_error() -> None:
         own.evaluate()
 
 
-def test_bad_logits_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_logits_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     own = evaluator()
     logits, targets = made()
     logits[3, 2] = float("nan")
@@ -124,7 +124,7 @@ def test_bad_logits_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "1 of 80 rows of logits contain NaN or infinity" in caplog.text
 
 
-def test_an_evaluator_that_is_named_is_taken_and_the_default_gives_way() -> None:
+def test_a_configured_evaluator_replaces_the_default() -> None:
     cfg = get_cfg_default()
     assert type(build_evaluator(cfg)) is Classification
     cfg.TEST.EVALUATOR = "MultiLabelClassification"
@@ -154,7 +154,7 @@ def test_the_threshold_is_the_prior_where_that_lies_in_the_gap(prior: float, exp
     assert best_threshold(scores, targets, prior) == expected
 
 
-def test_of_equally_good_gaps_the_nearest_to_the_prior_is_taken() -> None:
+def test_among_equally_good_gaps_the_nearest_to_the_prior_is_chosen() -> None:
     """Micro-F1 is 2/3 in both gaps: one of two found and nothing wrong, or two found and two wrong."""
     scores, targets = torch.tensor([[4.0], [3.0], [2.0], [1.0], [-5.0]]), torch.tensor([[1], [0], [0], [1], [0]]).bool()
     assert best_threshold(scores, targets, prior=9.0) == 3.5

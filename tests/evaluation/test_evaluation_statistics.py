@@ -94,7 +94,7 @@ def test_the_critical_difference_has_the_published_critical_values(level: float)
         assert quantile == pytest.approx(value, abs=1.1e-3)
 
 
-def test_the_worked_example_of_demsars_paper_comes_out() -> None:
+def test_the_worked_example_of_demsars_paper_is_reproduced() -> None:
     # Four algorithms on 14 data sets: mean ranks and critical difference as in section 3.2.4.
     difference, ranks = critical_difference(4, 14), (3.143, 2.000, 2.893, 1.964)
     assert difference == pytest.approx(1.25, abs=5e-3)

@@ -36,7 +36,7 @@ def test_weights_are_the_most_likely_ones_given_the_credits(credits):
     assert np.allclose(found.numpy(), best / best.sum(), atol=1e-4)
 
 
-def test_weights_are_the_credits_where_nothing_was_measured():
+def test_weights_equal_the_credits_without_measurements():
     assert stack(torch.zeros(2, 0), torch.tensor([3.0, 1.0])).tolist() == [0.75, 0.25]
 
 

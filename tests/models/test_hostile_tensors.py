@@ -84,7 +84,7 @@ def test_shapes_that_make_no_model_are_refused(
 
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 1e30])
-def test_a_resolution_that_is_none_is_refused(tmp_path: Path, tiny: Any, value: float) -> None:
+def test_an_invalid_resolution_is_refused(tmp_path: Path, tiny: Any, value: float) -> None:
     save_file({**tiny("vit"), "input_resolution": torch.tensor(value)}, tmp_path / "x.safetensors")
     refused(lambda: model_of(tmp_path / "x.safetensors"))
 
@@ -121,7 +121,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("data", HEADERS, ids=range(len(HEADERS)))
-def test_a_header_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_an_invalid_header_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
     refused(lambda: read(tmp_path / "x.safetensors"))
 

@@ -58,7 +58,7 @@ def test_token_rows_that_the_demo_omits_come_from_the_documented_seed() -> None:
     assert torch.equal(clip.model.token_embedding.weight[others], drawn[others])
 
 
-def test_the_bias_of_a_sigmoid_is_at_hand_and_leaves_logits_as_they_are(small_vit: None, monkeypatch: Any) -> None:
+def test_the_bias_of_a_sigmoid_is_available_and_does_not_change_logits(small_vit: None, monkeypatch: Any) -> None:
     assert load_clip("random:ViT-B-32").logit_bias is None
     config = open_clip.get_model_config("ViT-B-32") | {"init_logit_bias": -10}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", config)

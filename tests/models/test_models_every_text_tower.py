@@ -180,7 +180,7 @@ def test_tokens_are_encoded_by_the_towers_own_forward(load: Any) -> None:
         clip.text.encode_prompts(torch.zeros(1, 32).double(), torch.zeros(1, 2, 32).double(), [2])
 
 
-def test_a_prompt_that_is_too_long_is_told_with_its_tokens(load: Any) -> None:
+def test_a_prompt_that_is_too_long_is_reported_with_its_tokens(load: Any) -> None:
     clip = load("SigLIP")
     name = "an extraordinarily long name of a class"
     count = len(clip.tokenizer.encode(f"{name}.", after_word=True)) + 60 + 1  # no start token, one end token
@@ -188,7 +188,7 @@ def test_a_prompt_that_is_too_long_is_told_with_its_tokens(load: Any) -> None:
         lay_out(clip, ["cat", name], 60)
 
 
-def test_words_that_a_tokenizer_drops_are_told(load: Any) -> None:
+def test_words_that_a_tokenizer_drops_are_reported(load: Any) -> None:
     clip = load("SigLIP")  # its tokenizer removes punctuation
     with pytest.raises(UserError, match="CTX_INIT '- .' has 2 words, but for this backbone's tokenizer only 0 tokens"):
         lay_out(clip, NAMES, 0, "- .")

@@ -46,14 +46,14 @@ def test_platt_scaling_is_logistic_regression_on_the_logit() -> None:
 
 
 @pytest.mark.parametrize("sign", [0.0, -1.0])
-def test_logits_that_say_nothing_or_the_opposite_keep_a_small_factor(sign: float) -> None:
+def test_uninformative_or_inverted_logits_keep_a_small_factor(sign: float) -> None:
     logits, targets = made()
     log_factor, bias = platt_scaling(sign * logits, targets)
     assert -5.0 <= log_factor <= 0.1
     assert math.isfinite(bias)
 
 
-def test_a_calibrated_head_multiplies_and_adds_and_an_uncalibrated_one_is_as_ever() -> None:
+def test_only_a_calibrated_head_scales_and_shifts_its_logits() -> None:
     head = FixedPrototypes(torch.randn(3, 8), 100.0)
     features = torch.randn(4, 8)
     before = head(features)

@@ -77,7 +77,7 @@ def test_values_that_are_not_one_hot_are_multiplied() -> None:
 
 
 @pytest.mark.parametrize("few", [0, 64])
-def test_of_equal_logits_the_first_is_the_prediction(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_equal_logits_is_predicted(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_value_cache, "_FEW", few)
     cache, images, labels = make_cache([2, 2, 2])
     cache.text_features[:], cache.keys.data[:] = 0.0, 0.0
@@ -85,7 +85,7 @@ def test_of_equal_logits_the_first_is_the_prediction(few: int, monkeypatch: pyte
     assert torch.equal(found, torch.full_like(found, 100 * int((labels == 0).sum()) / V))
 
 
-def test_several_threads_find_what_one_does_and_their_number_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_threads_compute_the_same_and_their_number_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_value_cache, "_CHUNK", 16)
     cache, images, labels = make_cache([3, 4, 5])
     before, one = torch.get_num_threads(), cache.accuracies(images, labels, BETAS, ALPHAS)

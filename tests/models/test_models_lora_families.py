@@ -136,7 +136,7 @@ def test_dropout_acts_on_the_branch_alone(load: Any) -> None:
 
 
 @pytest.mark.slow
-def test_an_encoder_without_attention_layers_is_told_by_name(load: Any, caplog: Any) -> None:
+def test_an_encoder_without_attention_layers_is_reported_by_name(load: Any, caplog: Any) -> None:
     model = load("ConvNeXt").model
     with pytest.raises(UserError, match="cannot adapt the vision encoder of backbone x, which has no attention layers"):
         blocks_by_encoder(model, "both", "x")

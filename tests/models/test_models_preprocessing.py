@@ -103,7 +103,7 @@ def test_each_way_of_resizing_has_its_own_key_in_the_feature_cache() -> None:
     )
 
 
-def test_what_a_user_sets_stays() -> None:
+def test_settings_of_the_user_take_precedence() -> None:
     described = Preprocessing((32, 32), resize_mode="squash", interpolation="bilinear")
     own = ours(described, RESIZE_MODE="shortest", SIZE=(16, 16), PIXEL_MEAN=[0.0] * 3, PIXEL_STD=[1.0] * 3)
     wanted = {"interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": 1.0}
@@ -123,7 +123,7 @@ def test_what_a_user_sets_stays() -> None:
         ({"fill_color": 300}, "fill_color"),
     ],
 )
-def test_a_description_that_none_can_have_is_refused_in_one_line(config: dict[str, Any], message: str) -> None:
+def test_an_impossible_description_is_refused_in_one_line(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^some/repository: .*{message}"):
         described_by_open_clip(config, 32, "some/repository")
 

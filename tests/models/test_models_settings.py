@@ -65,7 +65,7 @@ def test_a_training_loads_as_the_tag_that_is_named_with_it(small: Any, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32:{}", "{}"])
-def test_an_activation_that_nothing_says_is_asked_about(small: Any, tmp_path: Path, name: str) -> None:
+def test_an_unknown_activation_is_asked_for(small: Any, tmp_path: Path, name: str) -> None:
     small("ViT-B-32")
     save_training("ViT-B-32", tmp_path / "epoch_3.pt")
     for load in (load_clip, preprocessing):
@@ -147,7 +147,7 @@ def test_a_wrong_name_of_a_file_is_one_line(name: str, message: str) -> None:
         names.parse(name)
 
 
-def test_an_at_sign_in_openais_name_is_no_tag(tmp_path: Path) -> None:
+def test_an_at_sign_in_openais_name_does_not_start_a_tag(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"")
     plain = names.parse(f"ViT-L/14@336px:{tmp_path / 'x.pt'}")
     tagged = names.parse(f"ViT-L/14@336px@openai:{tmp_path / 'x.pt'}")
@@ -159,7 +159,7 @@ def test_an_at_sign_in_openais_name_is_no_tag(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_metadata_of_a_file_count(small: Any, tmp_path: Path) -> None:
+def test_the_metadata_of_a_file_are_used(small: Any, tmp_path: Path) -> None:
     small("ViT-B-32")
     model = open_clip.create_model("ViT-B-32", load_weights=False)
     said = {"quick_gelu": "0", "mean": "[0, 0, 0]", "std": "1", "resize_mode": "squash", "interpolation": "bilinear"}
@@ -172,7 +172,7 @@ def test_metadata_of_a_file_count(small: Any, tmp_path: Path) -> None:
         )
 
 
-def test_metadata_that_are_none_are_one_line(small: Any, tmp_path: Path) -> None:
+def test_invalid_metadata_are_refused_in_one_line(small: Any, tmp_path: Path) -> None:
     small("ViT-B-32")
     for said in ({"mean": "[0"}, {"quick_gelu": "yes"}, {"std": "[0, 1, 1]"}):
         save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"quick_gelu": "1", **said})
@@ -193,7 +193,7 @@ def save_folder(folder: Path, config: dict[str, Any], preprocess: dict[str, Any]
 @pytest.mark.parametrize(
     "named", ["{}", "local-dir:{}", "{}/open_clip_model.safetensors", "ViT-B-32:{}/open_clip_model.safetensors"]
 )
-def test_a_description_beside_the_weights_counts(small: Any, tmp_path: Path, named: str) -> None:
+def test_a_description_next_to_the_weights_is_used(small: Any, tmp_path: Path, named: str) -> None:
     config = {**small("ViT-B-32"), "quick_gelu": True}
     described = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash", "interpolation": "bicubic"}
     model = save_folder(tmp_path / "folder", config, described)
@@ -226,7 +226,7 @@ def test_a_description_of_another_architecture_is_refused(small: Any, tmp_path: 
         ({"embed_dim": -3}, "."),
     ],
 )
-def test_a_description_that_lies_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_wrong_description_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     config = {"embed_dim": 8, "vision_cfg": {"layers": 1, "width": 64, "image_size": 32}, "text_cfg": {"layers": 1}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**config, **change}}))
     with pytest.raises(UserError, match=message) as caught:
@@ -337,7 +337,7 @@ def test_published_weights_have_their_tags_activation(
     assert torch.equal(clip.model.token_embedding.weight, model.token_embedding.weight)
 
 
-def test_a_repository_without_open_clips_description_is_looked_at_for_that_of_transformers(
+def test_a_repository_without_open_clips_config_is_read_by_that_of_transformers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(published_weights, "ENDPOINT", server.url("").rstrip("/"))

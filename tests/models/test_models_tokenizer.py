@@ -111,7 +111,7 @@ def unreachable(url: str, patience: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP:webli", "roberta-ViT-B-32:laion2b_s12b_b32k"])
-def test_a_tokenizer_that_cannot_be_had_is_told_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_tokenizer_is_reported_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr(published_weights, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(published_weights, "HF_HUB_OFFLINE", False)
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_cannot_be_had_is_told_at_once(name: str, monkeypatch: 
         load_clip(name)
 
 
-def test_ids_that_stand_for_nothing_fit_the_text_encoder(
+def test_meaningless_token_ids_fit_the_text_encoder(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(published_weights, "check_hub", unavailable)

@@ -291,7 +291,7 @@ def test_openais_vocabulary_needs_no_transformers(tmp_path: Path, monkeypatch: p
         ({"text_config": {"num_hidden_layers": 1}}, "does not fit"),
     ],
 )
-def test_a_config_that_none_here_can_be_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_unsupported_config_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     save_clip(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
@@ -333,7 +333,7 @@ def test_a_config_that_none_here_can_be_is_one_line(tmp_path: Path, change: dict
         ({"image_std": [0.0, 1.0, 1.0]}, "std"),
     ],
 )
-def test_a_preparation_of_images_that_none_here_is_is_one_line(
+def test_an_unsupported_image_preprocessing_is_refused_in_one_line(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     save_clip(tmp_path)
@@ -344,7 +344,7 @@ def test_a_preparation_of_images_that_none_here_is_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_preparation_that_is_spelt_out_is_that_of_the_defaults(kind: str, model: Any, tmp_path: Path) -> None:
+def test_an_explicit_preprocessing_equals_the_default(kind: str, model: Any, tmp_path: Path) -> None:
     own = preprocessing(str(tmp_path))
     path = tmp_path / "preprocessor_config.json"
     whole = json.loads(path.read_text())
@@ -444,7 +444,7 @@ def test_any_value_in_a_description_gives_a_model_or_one_line(kind: str, model: 
 @pytest.mark.parametrize(
     "index", [None, [], {}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "../x"}}]
 )
-def test_an_index_of_weights_that_is_none_is_one_line(model: Any, tmp_path: Path, index: Any) -> None:
+def test_an_invalid_index_of_weights_is_refused_in_one_line(model: Any, tmp_path: Path, index: Any) -> None:
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json") as caught:

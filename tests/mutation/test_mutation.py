@@ -59,13 +59,13 @@ def test_every_kind_of_token_has_its_change(tmp_path):
     assert ("return", "not found", "None") in found
 
 
-def test_what_no_test_can_notice_is_left_alone(tmp_path):
+def test_code_that_no_test_can_notice_is_not_mutated(tmp_path):
     changed = {before for kind, before, _ in mutants(tmp_path, SOURCE) if kind != "statement"}
     assert not {text for text in changed if "stays" in text or "docstring" in text or "left alone" in text}
     assert mutants(tmp_path, "x: int = y\nz = zip(a, b, strict=True)\nq = open(p, encoding='utf-8')\n") == []
 
 
-def test_one_change_is_made_and_nothing_else(tmp_path):
+def test_exactly_one_change_is_made(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("limit = 'ä' if size > 3 else 5\n", encoding="utf-8")  # columns are counted in bytes
     changed = {m.apply(path.read_bytes()).decode() for m in find_mutations(tmp_path, path)}

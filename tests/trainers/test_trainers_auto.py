@@ -65,7 +65,7 @@ def test_folds_share_out_each_class_and_never_leave_out_all_of_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["GDA", "TaskRes"])
-def test_a_method_says_of_a_fold_what_its_own_run_on_the_other_images_says(task, method):
+def test_a_method_predicts_a_fold_like_its_own_run_on_the_other_images(task, method):
     auto = task("Auto", 4, "TRAINER.Auto.METHODS", f"['{method}']", "TRAINER.Auto.FOLDS", "2")
     auto.fit()
     data = auto.training_set(augmented=True)
@@ -182,7 +182,7 @@ def test_a_checkpoint_without_proper_members_is_refused(task, members):
 
 
 @pytest.mark.slow
-def test_own_data_without_a_named_method_are_learned_by_auto_which_tells_its_choice(task, tmp_path):
+def test_auto_is_the_default_for_own_data_and_explains_its_choice(task, tmp_path):
     file, output = task("Auto", 1, *FEW).cfg.DATASET.FILE, tmp_path / "own"
     assert run_tool(train.main, ["--data", file, "--shots", "1", "--output-dir", str(output), *FEW]) == 0
     results = json.loads((output / "results.json").read_text())

@@ -117,7 +117,7 @@ def test_a_run_on_linear_attention_layers_loads_again_and_merges(make, family_na
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_one_that_never_stopped(make):
+def test_a_resumed_run_equals_an_uninterrupted_run(make):
     whole = make("whole", "TRAIN.CHECKPOINT_FREQ", "1")
     whole.train()
     folder = Path(whole.output_dir) / "clip_lora"

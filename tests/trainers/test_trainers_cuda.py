@@ -324,7 +324,7 @@ def continued(precision: str, cut: bool, method: str, *case: Any) -> dict[str, A
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_run_in_fp32_from_before_auto_goes_on_in_fp32_on_a_gpu(
+def test_a_run_in_fp32_from_before_auto_is_resumed_in_fp32_on_a_gpu(
     on_cuda: Any, images: Path, tmp_path: Path, golden_backbone: Any, cut: bool
 ) -> None:
     case = "TaskRes", 2, str(golden_backbone("vit0")), str(images), str(tmp_path)

@@ -190,7 +190,7 @@ def test_classes_of_one_name_share_its_sentences(tmp_path: Path) -> None:
     assert read_descriptions(written(tmp_path, {"Missile": ["a", "b"]}), twice) == [["a", "b"], ["a", "b"]]
 
 
-def test_classes_that_the_dataset_lacks_are_told_once_and_left_out(
+def test_descriptions_of_unknown_classes_are_ignored_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = written(tmp_path, {"yo-yo": ["a"], "n01": ["b"], "\x1b[2Jcat": ["c"], "cow": ["d"]})
@@ -239,7 +239,7 @@ def test_a_wrong_file_is_refused_in_one_printable_line(tmp_path: Path, case: str
     assert len(text) < 1000
 
 
-def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(9))
     for path in (tmp_path / "none.json", tmp_path, tmp_path / "x.npy"):
         with pytest.raises(UserError, match=r"cannot read descriptions .* \(DATASET\.DESCRIPTIONS\): ."):

@@ -268,7 +268,7 @@ CHECKPOINTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     torch.save(CHECKPOINTS[kind], tmp_path / "model.pth.tar-1")
     (tmp_path / "checkpoint").write_text("model.pth.tar-1\n")
     model = torch.nn.Linear(2, 2)

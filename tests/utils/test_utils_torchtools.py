@@ -50,7 +50,7 @@ def state_of(model: nn.Module, optimizer: Any, scheduler: Any, epoch: int) -> di
     }
 
 
-def test_a_resumed_run_ends_bit_identical_to_one_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_run(tmp_path: Path) -> None:
     whole = parts()
     train(*whole, range(6))
     first = parts()
