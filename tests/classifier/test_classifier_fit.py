@@ -357,7 +357,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), WRONG)
-def test_a_mistake_is_told_in_one_line(photos: Pictures, call: Any, kind: type[Exception], text: str) -> None:
+def test_a_user_error_prints_one_line(photos: Pictures, call: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind) as caught:
         call(photos)
     assert isinstance(caught.value, UserError)

@@ -1,4 +1,4 @@
-"""Flags that several tools share mean the same in each; methods declare their own; what is misspelt is named."""
+"""Flags shared by several tools mean the same in each, methods can declare flags, and errors name a misspelt one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = ["folder", "table", "features"]
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
-    """Kind of the user's own data -> where it is."""
+    """Map each kind of user data to its path."""
     (tmp_path / "photos" / "red").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photos" / "red" / "1.png")
     (tmp_path / "table.csv").write_text("path,classname\nphotos/red/1.png,red\n")
@@ -39,7 +39,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 
 def config(tool: str, *argv: str) -> CfgNode:
-    """The config that a tool makes of its command line: of its first dataset, where it takes several."""
+    """The config that a tool builds from its command line (for the first dataset if it takes several)."""
     load_plugins()
     module = importlib.import_module(f"dassl_lite.tools.{tool}")
     args = module.make_parser().parse_args(argv)
@@ -78,21 +78,21 @@ def test_dataset_config_file_and_root_select_the_same_dataset_in_every_tool(tool
 
 
 @pytest.mark.parametrize("tool", ["train", "extract", "sweep", "show"])
-def test_without_a_dataset_it_is_the_embedded_one(tool: str) -> None:
+def test_the_embedded_dataset_is_the_default(tool: str) -> None:
     assert config(tool, *TOOLS[tool]).DATASET.NAME == "ShapesNet"
     if tool != "sweep":
         assert config(tool, *TOOLS[tool], "DATASET.NAME", "Digits").DATASET.NAME == "Digits"
 
 
 @pytest.mark.parametrize("tool", ["train", "eval", "sweep"])
-def test_config_file_and_backbone_are_the_method_s_in_every_tool(tool: str) -> None:
+def test_config_file_and_backbone_configure_the_method_in_every_tool(tool: str) -> None:
     flags = ("--config-file", "adam_lr2e-3_B256_ep100", "--backbone", "RN50")
     cfg = config(tool, *TOOLS[tool], "--dataset-config-file", "gadgets", *flags)
     assert cfg.OPTIM.MAX_EPOCH == 100
     assert cfg.MODEL.BACKBONE.NAME == "RN50"
 
 
-def test_a_yaml_of_train_goes_with_the_user_s_own_data(tmp_path: Path) -> None:
+def test_train_combines_a_dataset_yaml_with_the_users_own_data(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text('DATASET: {TEMPLATE: "an aerial photo of {}."}')
     dataset = config("train", "--dataset-config-file", str(tmp_path / "mine.yaml"), "--data", str(tmp_path)).DATASET
     assert (dataset.NAME, dataset.TEMPLATE) == ("ImageFolder", "an aerial photo of {}.")
@@ -109,20 +109,20 @@ def test_resume_with_a_folder_sets_its_key() -> None:
 
 
 @pytest.mark.slow
-def test_eval_only_takes_all_of_the_user_s_own_data_for_testing(places: dict[str, Path]) -> None:
+def test_eval_only_tests_on_all_of_the_users_own_data(places: dict[str, Path]) -> None:
     data = ("--data", str(places["folder"]))
     assert config("train", *TOOLS["train"], "--eval-only", *data).DATASET.TEST_ONLY
     assert not config("train", *TOOLS["train"], *data).DATASET.TEST_ONLY
     assert not config("train", *TOOLS["train"], "--eval-only").DATASET.TEST_ONLY
 
 
-def test_a_missing_path_is_of_the_kind_that_its_ending_says() -> None:
+def test_the_extension_determines_the_kind_of_a_missing_path() -> None:
     assert own_data("no/x.csv")["DATASET.NAME"] == "CSV"
     assert own_data("no/x.npz") == {"DATASET.NAME": "Features", "DATASET.FILE": "no/x.npz"}
     assert own_data("no/x") == {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": "no/x"}
 
 
-def test_the_user_s_own_data_is_evaluated_without_the_settings_of_the_run_s_dataset() -> None:
+def test_evaluating_the_users_own_data_ignores_the_dataset_settings_of_the_run() -> None:
     dataset = {"NAME": "Gadgets", "SUBSAMPLE_CLASSES": "base", "TEMPLATE": "a photo of the gadget {}."}
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": dataset}))
     now = config_for(stored, own_data("photos"), {}).DATASET
@@ -140,7 +140,7 @@ def test_eval_merges_a_method_yaml_over_the_run_s_config(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Path) -> None:
+def test_another_dataset_is_not_searched_for_inside_the_users_own_data(tmp_path: Path) -> None:
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": "photos"}}))
     assert config_for(stored, "gadgets", {}).DATASET.ROOT == ""
     assert config_for(stored, None, {}).DATASET.ROOT == "photos"
@@ -162,14 +162,14 @@ def test_another_dataset_is_looked_for_outside_the_user_s_own_data(tmp_path: Pat
         (cli.dispatch, ["report", "a", "OPTIM.LR", "1"], "OPTIM.LR is a config key, but this tool accepts none"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(main, argv, message, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_prints_one_line(main, argv, message, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool(main, argv) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_least_value_is_accepted() -> None:
+def test_the_smallest_allowed_value_is_accepted() -> None:
     arguments.check_at_least(argparse.Namespace(jobs=1, tile=2), 1, ["jobs", "tile"])
 
 
@@ -221,7 +221,7 @@ def test_a_flag_that_a_trainer_declares_must_be_free(registered: None) -> None:
         train.make_parser()
 
 
-def test_a_plug_in_s_flag_is_known_before_the_command_line_is_parsed(tmp_path: Path, monkeypatch) -> None:
+def test_a_plugins_flag_is_registered_before_the_command_line_is_parsed(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(TRAINER_REGISTRY, "_table", dict(TRAINER_REGISTRY._table))
     path = tmp_path / "declaring_plugin.py"
     path.write_text(
@@ -260,7 +260,7 @@ def test_the_command_prints_its_version_and_tools_without_importing_torch(argume
         assert all(f"\n  {tool} " in done.stdout for tool in cli.tools())
 
 
-def test_help_names_the_installed_command_where_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_names_the_installed_command_if_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/usr/bin/dassl-lite", "report"])
     assert importlib.import_module("dassl_lite.tools.report").make_parser().prog == "dassl-lite report"
 
@@ -279,20 +279,20 @@ def test_help_explains_every_flag() -> None:
             assert isinstance(parser, ToolParser)
 
 
-def test_help_shows_a_default_that_the_text_leaves_out() -> None:
+def test_help_appends_a_default_that_the_text_does_not_mention() -> None:
     shown = " ".join(sweep.make_parser().format_help().split())
     assert "training images per class; -1 for all (default: 1 2 4 8 16)" in shown
     assert "runs at a time (default: with a GPU 1, else one per core, at most 4) " in shown
 
 
-def test_the_own_data_s_keys_exist() -> None:
+def test_config_keys_that_flags_set_exist() -> None:
     dataset = get_cfg_default().DATASET
     assert set(arguments.OWN_DATA.values()) <= set(dataset)
     assert {key.split(".")[0] for key in arguments.CONFIG_KEYS.values()} <= set(get_cfg_default())
     assert extract.FROZEN_CLIP in TRAINER_REGISTRY
 
 
-def test_a_parser_says_how_it_is_used_and_domains_become_keys():
+def test_a_parser_has_a_usage_line_and_domain_flags_set_config_keys():
     assert arguments.tool_parser("mine", "Mine.").format_usage() == "usage: mine.py [options]\n"
     args = train.make_parser().parse_args(
         ["--trainer", "TaskRes", "--target-domains", "a", "b", "--source-domains", "c"]

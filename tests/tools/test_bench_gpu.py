@@ -1,4 +1,4 @@
-"""`tools/bench.py gpu`: every stage runs, on the stand-in for a GPU; a stage that fails or lasts leaves the others."""
+"""`tools/bench.py gpu`: every stage runs on the GPU stand-in; a stage that fails or times out stops no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_in(folder: Path, limit: float = 100.0) -> gpu.Check:
     return gpu.Check(gpu.SIZES["small"], folder, limit)
 
 
-def test_a_stage_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_stage_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = check_in(tmp_path)
     check.stage("bad", lambda: 1 / 0)
     check.stage("good", lambda: print("unseen") or 3)
@@ -31,7 +31,7 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Cap
     assert "unseen" not in capsys.readouterr().out
 
 
-def test_a_stage_that_lasts_is_stopped_and_listed(tmp_path: Path) -> None:
+def test_a_stage_over_its_time_limit_is_stopped_and_listed(tmp_path: Path) -> None:
     check = check_in(tmp_path)
     check.limit = time.monotonic() - check.start + 1.2
     check.stage("long", lambda: time.sleep(60), share=0.1)
@@ -46,7 +46,7 @@ def phases(train: float, features: float = 0.0) -> dict[str, float]:
     return {"train": train, "features": features}
 
 
-def test_goals_compare_what_was_measured_with_its_bound(tmp_path: Path) -> None:
+def test_goals_compare_measurements_with_their_bounds(tmp_path: Path) -> None:
     check = check_in(tmp_path)
     check.found = {
         "extract": [
@@ -74,7 +74,7 @@ def test_without_a_gpu_one_line_says_how_to_rehearse(monkeypatch: pytest.MonkeyP
         bench.main(["gpu"])
 
 
-def test_photographs_are_the_user_s_if_a_folder_is_given(tmp_path: Path) -> None:
+def test_photographs_come_from_the_users_folder_if_given(tmp_path: Path) -> None:
     (tmp_path / "own" / "deeper").mkdir(parents=True)
     for name in ("a.jpg", "deeper/b.JPEG", "c.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / "own" / name)
@@ -85,7 +85,7 @@ def test_photographs_are_the_user_s_if_a_folder_is_given(tmp_path: Path) -> None
         photographs(tmp_path / "none", 10, str(tmp_path / "links" / "missing"))
 
 
-WARM = ("TaskRes", "LinearProbe", "ProLIP")  # each has a stage of its own; ProLIP's features are not the others'
+WARM = ("TaskRes", "LinearProbe", "ProLIP")  # one stage each; ProLIP uses different features
 
 
 def rehearsed(file: str) -> int:
@@ -94,7 +94,7 @@ def rehearsed(file: str) -> int:
 
 
 @pytest.mark.slow
-def test_every_stage_runs_on_the_stand_in(on_cuda: Any, tmp_path: Path) -> None:
+def test_every_stage_runs_on_the_gpu_stand_in(on_cuda: Any, tmp_path: Path) -> None:
     assert on_cuda(rehearsed, str(tmp_path / "gpu.json")) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["failures"] == []

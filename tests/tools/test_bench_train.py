@@ -1,4 +1,4 @@
-"""`bench.py train` in small: both ways and the overhead are measured, and the JSON says what the table does."""
+"""A small `bench.py train`: both variants and the overhead are measured, and the JSON agrees with the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALL = ("train", "--epochs", "2", "--shots", "2", "--views", "2", "--workers", 
 
 
 @pytest.mark.slow
-def test_both_ways_train_the_same_method_on_the_same_shots(tmp_path, capsys):
+def test_both_variants_train_the_same_method_on_the_same_shots(tmp_path, capsys):
     flags = ("--dataset", "gadgets", "--seeds", "1", "2", "--real-backbone", "")
     assert bench.main([*SMALL, *flags, "--json", str(tmp_path / "x.json")]) == 0
     found = json.loads((tmp_path / "x.json").read_text())
@@ -26,7 +26,7 @@ def test_both_ways_train_the_same_method_on_the_same_shots(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_bare_cost_counts_every_pass(tmp_path, capsys):
+def test_the_overhead_counts_every_forward_pass(tmp_path, capsys):
     flags = ("--seeds", "--classes", "3", "--bare-inputs", "4", "--real-backbone", "random:ViT-S-32-alt")
     assert bench.main([*SMALL, *flags, "--json", str(tmp_path / "x.json")]) == 0
     overhead = json.loads((tmp_path / "x.json").read_text())["overhead"]
@@ -49,6 +49,6 @@ def test_a_number_out_of_range_prints_one_line(capsys):
         (("--seeds", "--real-backbone", ""), "nothing to measure"),
     ],
 )
-def test_a_flag_of_a_skipped_part_is_an_error(argv, message, capsys):
+def test_a_flag_for_a_skipped_part_is_an_error(argv, message, capsys):
     assert run_tool(bench.main, ["train", *argv]) == 2
     assert message in capsys.readouterr().err

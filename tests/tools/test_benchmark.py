@@ -1,4 +1,4 @@
-"""The field's protocols are planned, continued and tabulated as papers do."""
+"""Standard protocols are planned, resumed and tabulated as in papers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def planned(*protocols: str, trainers: tuple[str, ...], datasets: Datasets = DEM
 # ---- plans --------------------------------------------------------------------------------------------------------
 
 
-def test_the_protocols_are_about_the_datasets_of_the_field() -> None:
+def test_the_protocols_use_the_standard_datasets() -> None:
     field = Datasets.field()
     assert len(field.of(FEW_SHOT)) == len(field.of(BASE_TO_NEW)) == 11
     assert field.of(CROSS) == field.of(FEW_SHOT)[1:]
@@ -69,7 +69,7 @@ def test_the_protocols_are_about_the_datasets_of_the_field() -> None:
 
 
 @pytest.mark.slow
-def test_few_shot_is_every_dataset_and_number_of_shots() -> None:
+def test_few_shot_covers_every_dataset_and_number_of_shots() -> None:
     made = planned(FEW_SHOT, trainers=("TaskRes", "ZeroshotCLIP"))
     assert len(made.runs) == 7 * (5 * 3 + 1)
     assert not any(made.evaluations.values())
@@ -84,7 +84,7 @@ def test_base_to_new_trains_on_base_classes_with_16_shots() -> None:
 
 
 @pytest.mark.slow
-def test_protocols_share_the_run_on_the_source_if_their_recipes_agree() -> None:
+def test_protocols_share_the_source_run_if_their_recipes_agree() -> None:
     both = planned(FEW_SHOT, CROSS, DG, trainers=("CoOp",), seeds=(1,), shots=(16,))
     source = [task for task in both.runs if task.dataset.file == "shapesnet"]
     assert len(source) == 1
@@ -92,7 +92,7 @@ def test_protocols_share_the_run_on_the_source_if_their_recipes_agree() -> None:
 
 
 @pytest.mark.slow
-def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone() -> None:
+def test_a_methods_own_recipe_for_a_protocol_is_used_if_it_fits_the_backbone() -> None:
     load_plugins()
     assert recipe_for(BASE_TO_NEW, "GDA", "demo") == "base_to_new"
     assert recipe_for(BASE_TO_NEW, "PromptSRC", "ViT-B/16") == "vit_b16_base_to_new"
@@ -105,7 +105,7 @@ def test_a_method_takes_its_own_recipe_for_the_protocol_if_it_fits_the_backbone(
 
 
 @pytest.mark.slow
-def test_on_the_embedded_datasets_long_trainings_have_a_tenth_of_their_length_and_the_table_says_so(
+def test_long_recipes_run_a_tenth_of_their_epochs_on_embedded_datasets_and_the_table_says_so(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("CLIPLoRA", "CoOp", "CrossModalProbe", "MMA", "TaskRes")
@@ -119,7 +119,7 @@ def test_on_the_embedded_datasets_long_trainings_have_a_tenth_of_their_length_an
 
     before = lengths(full)
     assert lengths(short) == [before[0] // 10, before[1] // 10, before[2] // 10, 3, before[4]]
-    assert lengths(short, ("OPTIM.MAX_EPOCH", "7"))[2] == 7  # the user's own length stays
+    assert lengths(short, ("OPTIM.MAX_EPOCH", "7"))[2] == 7  # a length set by the user is kept
     said = "trained for 1/10 of their recipe's epochs or steps (--full-length: all): CoOp"
     assert start(tmp_path, "base-to-new", "--trainers", "CoOp", "TaskRes", "--datasets", "gadgets") == 0
     assert said in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
@@ -128,9 +128,7 @@ def test_on_the_embedded_datasets_long_trainings_have_a_tenth_of_their_length_an
 
 
 @pytest.mark.slow
-def test_datasets_that_are_not_there_are_listed_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_datasets_are_listed_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dtd" / "images").mkdir(parents=True)
     words = ["few-shot", "--trainers", "ZeroshotCLIP", "--root", str(tmp_path), "--dry-run"]
     assert run_tool(benchmark.main, words) == 0
@@ -154,7 +152,7 @@ def test_datasets_that_are_not_there_are_listed_and_left_out(
         ("few-shots", "invalid choice: 'few-shots'"),
     ],
 )
-def test_a_wrong_command_line_ends_with_one_line(
+def test_an_invalid_benchmark_command_prints_one_line(
     words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -164,12 +162,12 @@ def test_a_wrong_command_line_ends_with_one_line(
     assert said in line
 
 
-# ---- continuing ----------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs and evaluations that take no time: what has been done, in order."""
+    """Replace runs and evaluations with instant fakes; returns what has been done, in order."""
     said: list[str] = []
 
     def train(cfg: CfgNode) -> Path:
@@ -197,7 +195,7 @@ def start(output: Path, protocol: str, *words: str) -> int:
 
 
 @pytest.mark.slow
-def test_the_same_line_again_does_what_is_left(
+def test_repeating_the_command_does_only_the_remaining_work(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ("base-to-new", "--trainers", "LinearProbe", "TaskRes", "--datasets", "gadgets")
@@ -220,7 +218,7 @@ def test_the_same_line_again_does_what_is_left(
 
 
 @pytest.mark.slow
-def test_a_report_of_other_protocols_works_in_any_folder_and_refuses_what_has_no_effect(
+def test_a_report_on_other_protocols_works_in_any_folder_and_refuses_flags_without_effect(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start(tmp_path, "base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets") == 0
@@ -243,7 +241,7 @@ def test_a_report_of_other_protocols_works_in_any_folder_and_refuses_what_has_no
 
 
 @pytest.mark.slow
-def test_evaluations_of_a_run_that_was_replaced_are_done_again(tmp_path: Path, done: list[str]) -> None:
+def test_evaluations_of_a_replaced_run_are_repeated(tmp_path: Path, done: list[str]) -> None:
     line = ("base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets")
     start(tmp_path, *line)
     path = tmp_path / "base-to-new" / "gadgets" / "TaskRes" / "16shots-seed1" / "results.json"
@@ -254,7 +252,7 @@ def test_evaluations_of_a_run_that_was_replaced_are_done_again(tmp_path: Path, d
 
 
 @pytest.mark.slow
-def test_an_estimate_is_made_from_what_has_finished(
+def test_the_time_estimate_uses_finished_runs(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ("base-to-new", "--trainers", "TaskRes", "--datasets", "gadgets", "tiles")
@@ -267,7 +265,7 @@ def test_an_estimate_is_made_from_what_has_finished(
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
+def test_a_failing_evaluation_is_listed_and_does_not_stop_the_others(
     tmp_path: Path, done: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     working = evaluate.evaluate_row
@@ -286,7 +284,7 @@ def test_an_evaluation_that_fails_is_listed_and_does_not_stop_the_others(
 
 
 @pytest.mark.slow
-def test_evaluations_are_done_by_as_many_processes_as_jobs_says_those_of_a_run_by_one(
+def test_jobs_sets_the_number_of_evaluation_processes_and_each_run_stays_in_one(
     tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = ("base-to-new", "--trainers", "LinearProbe", "TaskRes", "--datasets", "gadgets")
@@ -320,7 +318,7 @@ def row_of(table: Table | None, *start: str) -> list[str]:
     return next(list(row) for row in table.rows if tuple(row[: len(start)]) == start)
 
 
-def test_h_of_an_average_is_taken_after_averaging() -> None:
+def test_the_harmonic_mean_is_computed_after_averaging() -> None:
     found = [
         transfer("A", "one", 80.0, new=40.0, all=50.0),
         transfer("A", "two", 60.0, new=60.0, all=40.0),
@@ -340,7 +338,7 @@ def test_h_of_an_average_is_taken_after_averaging() -> None:
     assert average.places == {(0, 3): BEST, (1, 3): SECOND}  # C was not run on both datasets
 
 
-def test_an_average_is_without_the_source_and_over_the_same_datasets_for_all() -> None:
+def test_averages_exclude_the_source_and_cover_the_same_datasets_for_every_method() -> None:
     found = [transfer("A", "S", 90.0, x=40.0, y=60.0), transfer("B", "S", 80.0, x=30.0)]
     table = source_table(found, CROSS, "S", ["x", "y", "z"])
     assert table is not None
@@ -375,7 +373,7 @@ tables:
 """
 
 
-def test_published_numbers_of_the_same_protocol_stand_beside_transfers(tmp_path: Path) -> None:
+def test_published_numbers_of_the_same_protocol_are_shown_beside_transfers(tmp_path: Path) -> None:
     (tmp_path / "paper.yaml").write_text(PUBLISHED, encoding="utf-8")
 
     def run(dataset: str, own: float, shots: int = 16, **elsewhere: float) -> Transfer:

@@ -31,7 +31,7 @@ CASES = {
     "bench extract --precision b": {"bf16"},
     "prepare --check EuroSAT Calt": {"Caltech101"},
     "completion z": {"zsh"},
-    "train --root pho": {"photos"},  # a folder, and not the file beside it
+    "train --root pho": {"photos"},  # the folder, not the file beside it
     "train --data pho": {"photos", "photos.csv"},
     "train --shots pho": set(),
 }
@@ -39,7 +39,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shell -> its script, made once."""
+    """Map each shell to its completion script, generated once."""
     folder = tmp_path_factory.mktemp("scripts")
     found = {}
     for shell in completion.completion.SHELLS:
@@ -82,7 +82,7 @@ def test_bash_finds_the_candidates(scripts: dict[str, Path], place: Path) -> Non
 
 
 def test_zsh_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
-    # Its completion builtins work in an interactive shell only; these do the same for the folder here.
+    # zsh's completion builtins only work in an interactive shell; these stand-ins do the same for this folder.
     lines = [
         "compdef() { }",
         'compadd() { shift; for word in $@; do [[ $word = ${words[CURRENT]}* ]] && print -n -- "$word "; done }',
@@ -98,14 +98,14 @@ def test_zsh_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None
 
 @pytest.mark.slow
 def test_fish_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
-    fish, several = need("fish"), {"sweep --trainers TaskRes CoO"}  # it completes only a flag's first value
+    fish, several = need("fish"), {"sweep --trainers TaskRes CoO"}  # fish only completes a flag's first value
     for line in CASES.keys() - several:
         out = output_of(fish, "--no-config", "-c", f"source {scripts['fish']}; complete -C 'dassl-lite {line}'")
         assert {row.split("\t")[0].rstrip("/") for row in out.splitlines()} == CASES[line], line
 
 
 def typed(keys: str, shell: list[str], until: Callable[[str], bool], seconds: float = 60) -> str:
-    """What an interactive shell shows after these keys, once ``until`` is satisfied."""
+    """Type ``keys`` into an interactive shell and return its output once ``until`` is satisfied."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ |= {"PS1": "> ", "TERM": "dumb", "INPUTRC": os.devnull}
@@ -130,6 +130,6 @@ def test_the_tab_key_completes_in_an_interactive_bash(scripts: dict[str, Path]) 
     assert expected in typed(keys, [need("bash"), "--norc", "--noprofile", "-i"], lambda shown: expected in shown)
 
 
-def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_shell_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool(completion.main, ["tcsh"]) == 2
     assert "invalid choice: 'tcsh'" in capsys.readouterr().err

@@ -24,7 +24,7 @@ FEW = ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WO
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A TaskRes run on the embedded source."""
+    """A TaskRes run on the embedded source dataset."""
     folder = tmp_path_factory.mktemp("source") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -60,7 +60,7 @@ def test_variants_match_classes_by_id_and_unknown_classes_stay_zero_shot(source,
 
 
 @pytest.mark.slow
-def test_a_missing_dataset_is_a_row_of_its_own_and_an_error_with_strict(source, tmp_path, capsys):
+def test_a_missing_dataset_gets_its_own_row_and_is_an_error_with_strict(source, tmp_path, capsys):
     out = tmp_path / "table.csv"
     targets = ("--dataset-config-file", "gadgets", "caltech101", "--root", str(tmp_path))
     assert evaluate(source, *targets, "--output", str(out)) == 0
@@ -70,7 +70,7 @@ def test_a_missing_dataset_is_a_row_of_its_own_and_an_error_with_strict(source, 
     assert evaluate(source, *targets, "--strict") == 2
 
 
-def test_the_average_is_over_the_datasets_that_were_evaluated():
+def test_the_average_covers_only_evaluated_datasets():
     def row(dataset: str, accuracy: float, macro_f1: float, seconds: float) -> Evaluation:
         return Evaluation(dataset, 10, 2, 2, accuracy, macro_f1, seconds=seconds)
 
@@ -82,7 +82,7 @@ def test_the_average_is_over_the_datasets_that_were_evaluated():
 
 
 @pytest.mark.slow
-def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
+def test_rows_for_the_users_own_data_are_named_after_it(source, tmp_path):
     for place in ("photos", "elsewhere/photos"):
         for name, colour in (("red circle", "red"), ("blue", "blue")):
             (tmp_path / place / name).mkdir(parents=True)
@@ -100,12 +100,16 @@ def test_the_user_s_own_data_gives_rows_with_its_names(source, tmp_path):
         "listed": 1,
         "Gadgets": 12,
     }
-    assert [rows[name]["images"] for name in (paths[0], paths[1], "listed")] == [8, 8, 4]  # all, since nothing is split
+    assert [rows[name]["images"] for name in (paths[0], paths[1], "listed")] == [
+        8,
+        8,
+        4,
+    ]  # all images, since user data is not split for evaluation
     assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["blue", "red circle"]
 
 
 @pytest.mark.slow
-def test_all_images_of_other_data_than_the_run_s_own_are_for_testing(tmp_path):
+def test_all_images_of_data_that_the_run_did_not_use_are_tested(tmp_path):
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {"NAME": "ImageFolder", "ROOT": str(tmp_path)}}))
     other = {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": str(tmp_path / "other")}
     same = {"DATASET.NAME": "ImageFolder", "DATASET.ROOT": str(tmp_path / "x" / "..")}
@@ -119,7 +123,7 @@ def test_all_images_of_other_data_than_the_run_s_own_are_for_testing(tmp_path):
 @pytest.mark.parametrize(
     ("target", "options"), [("gadgets", ()), ({"DATASET.NAME": "Gadgets"}, ()), (None, ("DATASET.NAME", "Gadgets"))]
 )
-def test_the_root_of_a_run_on_own_data_is_no_other_dataset_s_root(data, target, options):
+def test_the_root_of_a_run_on_user_data_does_not_apply_to_other_datasets(data, target, options):
     if "Mine" not in DATASET_REGISTRY:
         DATASET_REGISTRY.register(type("Mine", (FolderDataset,), {}))
     stored = to_dict(make_config(trainer="TaskRes", flags={"DATASET": {**data, "ROOT": "photos"}}))
@@ -143,7 +147,7 @@ def test_a_run_on_base_classes_evaluates_another_dataset_on_all_classes(tmp_path
 
 
 @pytest.mark.slow
-def test_base_to_new_is_a_suite_over_the_runs_own_dataset(source, tmp_path):
+def test_base_to_new_is_a_suite_on_the_dataset_of_the_run(source, tmp_path):
     out = tmp_path / "table.json"
     assert evaluate(source, "--suite", "base-to-new", "--output", str(out)) == 0
     rows = rows_of(out)
@@ -152,7 +156,7 @@ def test_base_to_new_is_a_suite_over_the_runs_own_dataset(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_suites_are_the_fields(source):
+def test_suites_contain_the_standard_datasets(source):
     assert len(suite("cross-dataset")) == 10
     assert suite("domain-generalization") == ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
     assert len(suite("all")) == 16
@@ -176,7 +180,7 @@ def test_user_errors_print_one_line(source, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_row_counts_the_images_of_the_split_that_was_evaluated(source):
+def test_a_row_counts_the_images_of_the_evaluated_split(source):
     stored = stored_config(source)
     data = {}
     for split in ("val", "test"):
@@ -195,7 +199,7 @@ def test_a_run_without_results_is_evaluated_from_its_checkpoint(source, tmp_path
 
 
 @pytest.mark.slow
-def test_an_evaluation_names_what_is_transductive(source, tmp_path, capsys):
+def test_an_evaluation_marks_transductive_methods(source, tmp_path, capsys):
     for options, label in (((), ""), (("TEST.TRANSDUCTIVE", "True"), "TaskRes + TransCLIP (transductive)")):
         out = tmp_path / "table.json"
         assert evaluate(source, "--output", str(out), *options) == 0

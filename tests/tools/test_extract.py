@@ -1,4 +1,4 @@
-"""tools/extract.py: training on its file equals training on the images; user errors print one line."""
+"""tools/extract.py: training on the feature file equals training on the images, and user errors print one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def results(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, 12 pictures each, the colour with much noise; one name with an underscore."""
+    """Three classes of 12 noisy coloured images each; one class name contains an underscore."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for name, colour in {"red_thing": (160, 90, 90), "green thing": (90, 160, 90), "blue": (90, 90, 160)}.items():
         (root / name).mkdir()
@@ -82,14 +82,14 @@ def test_a_run_on_the_file_equals_one_on_the_images(tmp_path, gadgets, method, o
     assert found["features"]["split_sizes"] == found["images"]["split_sizes"]
     assert found["features"]["backbone"] == found["images"]["backbone"] == "demo"
     assert found["features"]["zero_shot_accuracy"] == found["images"]["zero_shot_accuracy"]
-    # Logistic regression stops at a tolerance, so that rounding may move one image; the others train the same steps.
+    # Logistic regression stops at a tolerance, so rounding may flip one image; the others train the same steps.
     tolerance = 1.5 * 100 / found["images"]["split_sizes"]["test"] if options == LOGISTIC else 1e-3
     for name, value in found["images"]["metrics"]["test"].items():
         assert found["features"]["metrics"]["test"][name] == pytest.approx(value, abs=tolerance), name
 
 
 @pytest.mark.slow
-def test_the_file_says_what_it_is(tmp_path, images):
+def test_the_file_records_its_provenance(tmp_path, images):
     path = tmp_path / "mine.npz"
     assert run_extract("--data", str(images), "--output", str(path), "--views", "2", "--half", *FEW) == 0
     file = read_feature_file(path)
@@ -107,11 +107,11 @@ def test_the_file_says_what_it_is(tmp_path, images):
     assert not np.array_equal(train_part.plain, train_part.views[0])
     (made,) = map(json.loads, file.provenance)
     assert (made["dataset"], made["views"], made["half"]) == ("ImageFolder", 2, True)
-    assert str(images) not in "".join(file.provenance)  # no path of this machine travels along
+    assert str(images) not in "".join(file.provenance)  # the file contains no local path
 
 
 @pytest.mark.slow
-def test_a_model_trained_with_a_sigmoid_hands_its_bias_on(tmp_path, images, monkeypatch):
+def test_the_file_keeps_the_bias_of_a_sigmoid_model(tmp_path, images, monkeypatch):
     load = load_clip
 
     def load_biased(name: str, **options: Any) -> Any:
@@ -139,9 +139,9 @@ def test_zero_views_store_features_without_augmentation(tmp_path, images):
 
 
 @pytest.mark.slow
-def test_validation_images_that_are_test_images_are_left_out(tmp_path, monkeypatch):
+def test_validation_images_that_are_also_test_images_are_left_out(tmp_path, monkeypatch):
     load = Gadgets.load
-    monkeypatch.setattr(Gadgets, "load", lambda self: load(self)._replace(val=load(self).test))  # as ImageNet is
+    monkeypatch.setattr(Gadgets, "load", lambda self: load(self)._replace(val=load(self).test))  # as in ImageNet
     path = tmp_path / "x.npz"
     assert run_extract("--views", "0", "--output", str(path), "DATASET.NAME", "Gadgets", *FEW) == 0
     assert set(read_feature_file(path).parts) == {"train", "test"}
@@ -171,7 +171,7 @@ IN_PIECES = ("--views", "2", "--shard-rows", "6", "DATASET.FEATURES.BATCH_SIZE",
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache without features; the split of the images is drawn once and kept."""
+    """A cache without features; the split of the images is drawn once and then reused."""
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
@@ -181,7 +181,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_several_processes_of_which_one_is_killed_write_the_bytes_of_one(own_cache, images, capsys):
+def test_several_processes_write_the_bytes_of_one_even_if_one_is_killed(own_cache, images, capsys):
     one, two, plugin = own_cache / "one", own_cache / "two", own_cache / "killer.py"
     assert run_extract("--data", str(images), "--output", str(one), *IN_PIECES) == 0
     plugin.write_text(KILLER.format(mark=str(own_cache / "killed")))
@@ -196,7 +196,7 @@ def test_several_processes_of_which_one_is_killed_write_the_bytes_of_one(own_cac
     assert (own_cache / "killed").exists()
     assert run_extract(*line) == 0
     assert content(two) == content(one)
-    # And so does the way through memory and the cache.
+    # Extraction through memory and the cache writes the same bytes.
     whole, joined = own_cache / "whole.npz", own_cache / "joined.npz"
     assert run_extract("--data", str(images), "--output", str(whole), *IN_PIECES[:2], *IN_PIECES[4:]) == 0
     write_feature_file(read_feature_file(two), joined)
@@ -204,7 +204,7 @@ def test_several_processes_of_which_one_is_killed_write_the_bytes_of_one(own_cac
 
 
 @pytest.mark.slow
-def test_every_part_of_a_folder_is_cut_and_methods_train_on_it(own_cache, images):
+def test_every_split_is_sharded_and_methods_train_on_the_shards(own_cache, images):
     folder, run = own_cache / "folder", own_cache / "run"
     flags = ("--data", str(images), "--output", str(folder), "--half")
     assert run_extract(*flags, *IN_PIECES) == 0
@@ -223,7 +223,7 @@ def test_every_part_of_a_folder_is_cut_and_methods_train_on_it(own_cache, images
 
 
 @pytest.mark.slow
-def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, images, capsys):
+def test_a_folder_is_replaced_or_resumed_only_on_request(own_cache, images, capsys):
     folder = own_cache / "folder"
     flags = ("--data", str(images), "--output", str(folder))
     assert run_extract(*flags, *IN_PIECES) == 0
@@ -231,7 +231,7 @@ def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, i
     assert run_extract(*flags, *IN_PIECES) == 2
     assert "already exists" in capsys.readouterr().err
     assert run_extract(*flags, "--overwrite", "--half", *IN_PIECES[:2], *FEW) == 0
-    assert len(list(folder.glob("test_features-*"))) == 1  # no shard of the former one is left
+    assert len(list(folder.glob("test_features-*"))) == 1  # no shard of the previous extraction is left
     (folder / UNDER_WAY).mkdir()
     (folder / UNDER_WAY / "plan.json").write_text("{}")
     assert run_extract(*flags, *IN_PIECES) == 2
@@ -249,7 +249,7 @@ def test_a_folder_is_replaced_or_continued_only_where_that_is_meant(own_cache, i
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_a_shard_is_told_in_a_line_and_the_rest_is_extracted(own_cache, capsys):
+def test_a_bad_shard_prints_one_line_and_the_rest_is_extracted(own_cache, capsys):
     def tar(name: str, samples: list[tuple[str, bytes]], cut: int = 0) -> None:
         path = own_cache / "tars" / name
         path.parent.mkdir(exist_ok=True)
@@ -296,7 +296,7 @@ def extracted(*argv: str) -> int:
     ("backbone", "precisions"),
     [("vit0", {"fp32": 1e-5, "amp": 5e-3, "fp16": 5e-3, "bf16": 5e-2}), ("rn0", {"fp32": 1e-5})],
 )
-def test_a_gpu_extracts_the_cpus_features_in_every_precision(
+def test_gpu_features_match_the_cpu_in_every_precision(
     on_cuda: Any, tmp_path: Path, images: Path, golden_backbone: Any, backbone: str, precisions: dict[str, float]
 ) -> None:
     flags = ["--data", str(images), "--backbone", str(golden_backbone(backbone)), "--views", "2", "--shots", "2", *FEW]

@@ -1,4 +1,4 @@
-"""A flag without effect is an error: every flag of every tool, in every mode, and what a flag or key overrides."""
+"""A flag without effect is an error: every flag of every tool in every mode, and what a flag or key overrides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER_MODES = {"--list", "--help-trainer"}
 ALL = "all others"
 RAY = {"--run-cpus", "--run-gpus", "--run-memory"}
 
-# (tool, mode) -> flags without effect in that mode, or ALL but those after it. Every mode of a tool is here.
+# (tool, mode) -> flags without effect in that mode; ALL means all flags except those listed after it.
 WITHOUT_EFFECT: dict[tuple[str, str], set[str]] = {
     ("train", ""): {"--model-dir", "--load-epoch"},
     ("train", "--list"): {ALL, *PLUGINS},
@@ -65,7 +65,7 @@ def parser_of(tool: str) -> argparse.ArgumentParser:
 
 
 def words_of(action: argparse.Action) -> list[str]:
-    """A flag with a value."""
+    """The flag with an example value, as words of a command line."""
     flag = action.option_strings[0]
     if action.nargs == 0:
         return [flag]
@@ -73,7 +73,7 @@ def words_of(action: argparse.Action) -> list[str]:
 
 
 def flags_of(parser: argparse.ArgumentParser, mode: Sequence[str]) -> list[argparse.Action]:
-    """The flags of a tool or, if the mode names one, of its sub-command, but the general ones and the mode's own."""
+    """The flags of a tool (or of the sub-command that the mode names), except general flags and those of the mode."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return flags_of(action.choices[mode[0]], ["", *mode[1:]])
@@ -92,7 +92,7 @@ def test_a_flag_without_effect_in_a_mode_is_an_error(tool: str, mode: str) -> No
     refused = set()
     flags = flags_of(parser, words)
     for action in flags:
-        # A flag of many values would take the mode's positional argument for one of them.
+        # A flag with many values would consume the positional argument of the mode.
         argv = [*words, *words_of(action)] if not words or words[0].startswith("-") or tool == "bench" else None
         argv = argv or [*words_of(action), *([] if action.nargs != "+" else ["--debug"]), *words]
         try:
@@ -106,7 +106,7 @@ def test_a_flag_without_effect_in_a_mode_is_an_error(tool: str, mode: str) -> No
     assert refused == expected
 
 
-# ---- what depends on values, on the method or on the data ------------------------------------------------------------
+# ---- effects that depend on values, on the method or on the data -----------------------------------------------------
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TRAIN = "train --trainer TaskRes"
-# Command line -> the flag that has no effect, or what it clashes with.
+# Command line -> the flag without effect, or what it conflicts with.
 COMMANDS = {
     f"{TRAIN} --list": "--trainer has no effect with --list",
     f"{TRAIN} --model-dir x": "--model-dir has no effect without --eval-only",
@@ -179,7 +179,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_would_ignore_a_part_of_itself_is_one_line(
+def test_a_command_with_an_ineffective_flag_prints_one_line(
     places: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool, *argv = command.split()
@@ -198,7 +198,7 @@ def arguments_of(tool: str, *argv: str) -> argparse.Namespace:
     [
         ("--seed", "2", "SEED", "2"),
         ("--dataset-config-file", "dtd", "--root", "x"),
-        ("--data", "y/absent.npz", "--root", "x"),  # may lie below the root
+        ("--data", "y/absent.npz", "--root", "x"),  # may be relative to the root
         ("--backbone", "RN50", "--shots", "4"),
         ("--enhanced-base", "x"),
     ],
@@ -212,7 +212,7 @@ def test_flags_that_agree_or_have_an_effect_are_accepted(
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "warning"),
     [
         ("TRAINER.COOP.N_CTX", "TRAINER.COOP.N_CTX has no effect on TaskRes: it belongs to COOP"),
         ("MODEL.HEAD.BN", "MODEL.HEAD.BN has no effect on a method on top of CLIP"),
@@ -220,14 +220,14 @@ def test_flags_that_agree_or_have_an_effect_are_accepted(
         ("DATASET.CIFAR_C_LEVEL", "has no effect on a dataset without unlabelled images"),
     ],
 )
-def test_a_config_key_of_the_command_line_without_effect_is_told(
-    key: str, told: str, caplog: pytest.LogCaptureFixture
+def test_a_config_key_without_effect_on_the_command_line_is_reported(
+    key: str, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     refuse_without_effect(arguments_of("train", key, "1"), [TaskRes], make_config(dataset_file="gadgets"))
-    assert told in caplog.text
+    assert warning in caplog.text
 
 
-def test_nothing_is_said_of_a_third_party_s_trainer(caplog: pytest.LogCaptureFixture) -> None:
+def test_third_party_trainers_are_not_checked(caplog: pytest.LogCaptureFixture) -> None:
     class Theirs(TaskRes):
         __module__ = "theirs"
 
@@ -236,7 +236,7 @@ def test_nothing_is_said_of_a_third_party_s_trainer(caplog: pytest.LogCaptureFix
     assert caplog.text == ""
 
 
-def test_keys_of_training_are_told_on_an_evaluation(caplog: pytest.LogCaptureFixture) -> None:
+def test_training_keys_are_reported_in_an_evaluation(caplog: pytest.LogCaptureFixture) -> None:
     refuse_keys(["OPTIM.LR", "1", "SEED", "2", "OPTIM.MAX_EPOCH", "3"], {"OPTIM": ""}, "on an evaluation")
     assert [record.getMessage() for record in caplog.records] == [
         "No effect on an evaluation: OPTIM.LR, OPTIM.MAX_EPOCH"
@@ -244,15 +244,15 @@ def test_keys_of_training_are_told_on_an_evaluation(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("tool", ["eval", "sweep", "prepare"])
-def test_data_may_be_given_several_times_where_it_takes_several(tool: str) -> None:
+def test_data_may_be_repeated_if_the_tool_takes_several(tool: str) -> None:
     assert arguments_of(tool, "--data", "a", "b", "--data", "c").data == ["a", "b", "c"]
 
 
-def test_plug_ins_may_be_given_several_times() -> None:
+def test_plugin_may_be_repeated() -> None:
     assert arguments_of("eval", "--plugin", "a", "--plugin", "b").plugin == ["a", "b"]
 
 
-# Flag -> tools that take it: one idea has one flag.
+# Flag -> tools that accept it.
 SHARED = {
     "--data": {"train", "eval", "extract", "sweep", "tune", "show", "prepare", "bench"},
     "--dataset-config-file": {"train", "eval", "extract", "sweep", "tune", "show", "bench"},
@@ -261,7 +261,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("flag", SHARED)
-def test_one_idea_has_one_flag_in_all_tools(flag: str) -> None:
+def test_one_concept_has_the_same_flag_in_all_tools(flag: str) -> None:
     taking = set()
     for tool in cli.tools():
         parser = parser_of(tool)

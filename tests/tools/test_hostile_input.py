@@ -1,6 +1,6 @@
-"""Hostile input of every kind ends in exit code 0, or in 2 and one line, within a time and memory limit.
+"""Hostile input of every kind exits with 0, or with 2 and one line, within time and memory limits.
 
-The cases are those of tests/fuzz.py, which makes thousands of them by one command.
+The cases come from tests/fuzz.py, which can generate thousands of them with one command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dassl_lite.config import check_ranges, get_cfg_default, merge_options, set_
 from dassl_lite.config.check import leaves
 from dassl_lite.utils import UserError
 
-# The same cases on every machine; no time limit by hypothesis, which would measure the machine.
+# Deterministic cases, and no hypothesis deadline, which would depend on the speed of the machine.
 FIXED = settings(
     derandomize=True, database=None, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck)
 )
@@ -26,7 +26,7 @@ RANDOM = st.randoms(use_true_random=False)
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Stage:
-    """Sound input of every kind."""
+    """Valid input of every kind."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("stage")
         patch.setenv("DASSL_LITE_CACHE", str(folder / "cache"))
@@ -35,7 +35,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Stage:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(fuzz.KINDS))
-def test_mutated_input_ends_in_success_or_in_one_line(stage: fuzz.Stage, kind: str) -> None:
+def test_mutated_input_succeeds_or_prints_one_line(stage: fuzz.Stage, kind: str) -> None:
     @FIXED
     @given(RANDOM)
     def ends_well(rng: random.Random) -> None:
@@ -74,5 +74,5 @@ def test_any_value_of_any_key_gives_a_config_or_a_user_error(rng: random.Random)
         (-1, "took too long", "exit code -1"),
     ],
 )
-def test_the_verdict_on_a_case_knows_what_is_wrong(code: int, said: str, wrong: str) -> None:
+def test_the_verdict_names_what_went_wrong(code: int, said: str, wrong: str) -> None:
     assert fuzz.verdict(code, said) == wrong

@@ -1,4 +1,4 @@
-"""Names of classes, files and folders that hold control characters: shown escaped, kept raw in files."""
+"""Control characters in names of classes, files and folders are escaped on the terminal and kept raw in files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = ("TEST.PER_CLASS_RESULT", "True", "OPTIM.MAX_EPOCH", "2", "DATALOADER.NU
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Eight small images of each class, in a folder and a table whose names act on a terminal, as do the classes."""
+    """Eight small images per class; the names of folder, table and classes contain terminal control sequences."""
     folder = tmp_path / f"mine {ESC}"
     folder.mkdir()
     path = folder / f"table {ESC}.csv"
@@ -36,7 +36,7 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_no_tool_shows_a_control_character_of_a_name(
+def test_no_tool_prints_a_control_character_of_a_name(
     table: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / f"out {ESC}"
@@ -58,7 +58,7 @@ def test_no_tool_shows_a_control_character_of_a_name(
             shown = "".join(capfd.readouterr())
             seen += shown
             assert code in (0, 2), shown
-            acting = shown.replace("\r", "").replace("\x1b[A", "")  # tqdm's
+            acting = shown.replace("\r", "").replace("\x1b[A", "")  # written by tqdm
             assert printable(acting, keep="\n\t") == acting, (tool.__name__, words)
     assert "\\x1b]0;owned" in seen
     kept = json.loads((run / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""Runs killed at random instants end as if they had not been; `python tests/kill_runs.py` kills more of them."""
+"""Runs killed at random moments resume to the same results; `python tests/kill_runs.py` kills many more."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tints import draw_tints  # noqa: E402
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_a_random_instant_ends_like_one_never_stopped(
+def test_a_run_killed_at_random_resumes_to_the_results_of_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is forked from this process, which has imported everything."""
+    """Fork each run from this process, which has imported everything."""
     data = ("--data", str(draw_tints(tmp_path / "images", {"train": 4, "val": 2, "test": 4})))
     assert kill_runs(count=2, seed=3, folder=tmp_path / "runs", names=("train-images", "sweep"), data=data) == []
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["train-images,", "sweep,"]
@@ -45,13 +45,13 @@ def test_every_difference_is_found() -> None:
     assert all(difference(found(), other) for other in changed)
 
 
-def test_times_memory_environment_and_places_are_not_compared() -> None:
+def test_times_memory_environment_and_paths_are_not_compared() -> None:
     kept = {"metrics": {}, "seconds": {}, "peak_memory": {}, "finished": "", "environment": {}}
     results = comparable({**kept, "config": {"SEED": 1, "OUTPUT_DIR": "a", "RESUME": ""}})
     assert results == {"metrics": {}, "config": {"SEED": 1}}
 
 
-def test_kinds_take_turns_and_the_rare_ones_come_every_fourth_round() -> None:
+def test_kinds_alternate_and_rare_ones_appear_every_fourth_round() -> None:
     chosen = list(turns(60, list(KINDS)))
     assert len(chosen) == 60
     assert chosen[:6] == list(KINDS)

@@ -1,4 +1,4 @@
-"""The commands on pictures with several classes: a table to train on, evaluate, extract, report, check and refuse."""
+"""The tools on images with several classes: train, evaluate, extract, export, report and check, and what is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEW = ("DATALOADER.NUM_WORKERS", "0", "DATASET.FEATURES.VIEWS", "2")
 
 
 def picture(names: tuple[str, ...], seed: int) -> Image.Image:
-    """Noisy stripes, one of each colour; grey without any."""
+    """Noisy stripes, one per colour; plain grey without colours."""
     rng = np.random.default_rng(seed)
     stripes = [COLOURS[name] for name in names] or [(128, 128, 128)]
     columns = np.array([stripes[i * len(stripes) // 64] for i in range(64)])
@@ -39,7 +39,7 @@ def picture(names: tuple[str, ...], seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``colours.csv``: pictures of none, one, two or three colours, with splits."""
+    """``colours.csv``: images with zero to three colours, with splits."""
     folder = tmp_path_factory.mktemp("colours")
     kinds = [own for count in (1, 2, 2, 3, 0) for own in itertools.combinations(COLOURS, count)]
     lines = ["path,labels,split"]
@@ -71,7 +71,7 @@ def trained(table: Path, folder: Path, method: str, *options: str, flags: tuple[
         ("TaskRes", ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "0"), 45),
     ],
 )
-def test_each_method_that_takes_it_runs_on_pictures(
+def test_each_method_that_supports_multi_label_data_runs_on_images(
     table: Path, tmp_path: Path, method: str, options: tuple[str, ...], least: float
 ) -> None:
     found = trained(table, tmp_path, method, *options)
@@ -83,7 +83,7 @@ def test_each_method_that_takes_it_runs_on_pictures(
 
 
 @pytest.mark.slow
-def test_a_run_is_evaluated_extracted_and_reported_by_its_map(
+def test_a_run_is_evaluated_extracted_and_reported_with_map(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "runs" / "images"
@@ -140,7 +140,7 @@ def test_an_export_gives_the_probability_of_each_class(
     assert "ZeroshotCLIP ranks images" in capsys.readouterr().err
 
 
-def test_every_other_method_is_one_line_before_clip_is_loaded(
+def test_every_other_method_prints_one_line_before_clip_is_loaded(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--trainer", "TipAdapter", "--data", str(table), "--output-dir", str(tmp_path), *FEW]
@@ -148,13 +148,15 @@ def test_every_other_method_is_one_line_before_clip_is_loaded(
     out, err = capsys.readouterr()
     assert "Loading CLIP" not in out
     assert err.splitlines()[-1].startswith("Error: TipAdapter needs one class per image, but dataset CSV is multi-")
-    named = err.splitlines()[-1].rpartition("methods that support it: ")[2].split(", ")  # and plug-ins of other tests
+    named = (
+        err.splitlines()[-1].rpartition("methods that support it: ")[2].split(", ")
+    )  # may include plugins of other tests
     assert {"CoOp", "LinearProbe", "TaskRes", "ZeroshotCLIP", "ZeroshotCLIP2"} <= set(named)
     assert "TipAdapter" not in named
 
 
 @pytest.mark.slow
-def test_the_check_and_the_contact_sheet_know_several_classes(
+def test_the_check_and_the_contact_sheet_support_several_classes_per_image(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_tool(prepare.main, ["--check", str(table)]) == 0
@@ -166,7 +168,7 @@ def test_the_check_and_the_contact_sheet_know_several_classes(
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
 
 
-# ---- tables of results -----------------------------------------------------------------------------------------------
+# ---- result tables ---------------------------------------------------------------------------------------------------
 
 
 def finished(folder: Path, dataset: str, metrics: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""tools/predict.py: files, folders, patterns and lists in; tables, files and a page out."""
+"""tools/predict.py: reads files, folders, patterns and lists; writes tables, files and a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dassl_lite.tools import predict
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures, one of which is called like a config key, and a broken one."""
+    """Six images, one of them named like a config key, and a broken one."""
     folder = tmp_path_factory.mktemp("predict") / "pictures"
     (folder / "below").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier; zero-shot, which takes no time."""
+    """A saved zero-shot classifier, which needs no training."""
     folder = tmp_path_factory.mktemp("predict") / "clf"
     classes = ["circle", "square", "<b>star</b>"]
     FewShotClassifier(classes=classes, options={"DATALOADER.NUM_WORKERS": 0}).save(folder)
@@ -47,7 +47,7 @@ def expected(saved: Path, paths: list[Path]) -> Any:
 
 
 @pytest.mark.slow
-def test_every_way_to_name_pictures_finds_them(
+def test_every_way_to_name_images_finds_them(
     pictures: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "found.csv"
@@ -64,7 +64,7 @@ def test_every_way_to_name_pictures_finds_them(
 
 
 class Trickle(io.BytesIO):
-    """A pipe that gives a few bytes at a time."""
+    """A pipe that yields a few bytes at a time."""
 
     def read1(self, size: int | None = -1, /) -> bytes:
         return self.read(3)
@@ -82,11 +82,11 @@ LISTS = [
 
 @pytest.mark.parametrize("pipe", [io.BytesIO, Trickle])
 @pytest.mark.parametrize(("given", "paths"), LISTS)
-def test_a_list_has_a_path_per_line_or_nul_after_each(given: bytes, paths: list[str], pipe: Any) -> None:
+def test_a_list_has_one_path_per_line_or_nul_separators(given: bytes, paths: list[str], pipe: Any) -> None:
     assert list(predict.listed_paths(pipe(given))) == paths
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_the_rest_goes_on(
+def test_an_unreadable_image_is_reported_and_the_rest_is_predicted(
     pictures: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -111,7 +111,7 @@ def test_the_terminal_shows_bars_and_counts(pictures: Path, saved: Path, capsys:
     assert "(unknown)" in shown
 
 
-def test_the_page_holds_the_pictures_the_surest_first_and_no_markup_of_theirs(
+def test_the_page_sorts_images_by_confidence_and_escapes_their_names(
     pictures: Path, saved: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
@@ -143,7 +143,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "text"), WRONG)
-def test_a_mistake_is_told_in_one_line(
+def test_a_user_error_prints_one_line(
     pictures: Path,
     saved: Path,
     capsys: pytest.CaptureFixture[str],
@@ -158,12 +158,12 @@ def test_a_mistake_is_told_in_one_line(
     shown = capsys.readouterr()
     *before, last = shown.err.splitlines()
     assert text in last
-    assert not shown.out  # it is told before the first picture
+    assert not shown.out  # the error comes before the first image
     assert all(line.startswith("Warning: ") for line in before)
 
 
 @pytest.mark.parametrize(("folder", "text"), [("", "--model-dir is missing"), ("no-such", "no folder 'no-such'")])
-def test_without_a_model_there_is_nothing_to_say(
+def test_predicting_without_a_model_is_an_error(
     pictures: Path, capsys: pytest.CaptureFixture[str], folder: str, text: str
 ) -> None:
     assert run_tool(predict.main, ["--model-dir", folder, str(pictures)]) == 2
@@ -190,18 +190,18 @@ def test_predictions_do_not_replace_a_file_of_the_classifier(
     assert (sorted(saved.iterdir()), (saved / "config.json").read_bytes()) == before
 
 
-def test_parquet_takes_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+def test_parquet_accepts_a_name_that_is_not_unicode(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     with predict.writing(tmp_path / "x.parquet", 1) as write:
         write(Prediction("b\udcffad.jpg", ("cat",), (0.5,)))
     assert parquet.read_table(tmp_path / "x.parquet")["image"].to_pylist() == ["b\\udcffad.jpg"]
 
 
-def test_a_page_without_pictures_that_can_be_read_does_not_speak_of_the_first() -> None:
+def test_a_page_without_readable_images_does_not_mention_a_first_image() -> None:
     assert "<h1>2 pictures, the surest first</h1>" in predict.page_of([], 2)
 
 
-def test_a_list_without_pictures_leaves_no_files(
+def test_a_list_without_images_leaves_no_files(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
@@ -210,9 +210,7 @@ def test_a_list_without_pictures_leaves_no_files(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pattern_names_a_file_once_where_a_link_leads_in_a_circle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pattern_matches_a_file_once_despite_a_circular_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "below").mkdir()
     for name in ("a.png", "below/b.png"):
@@ -221,7 +219,7 @@ def test_a_pattern_names_a_file_once_where_a_link_leads_in_a_circle(
     assert list(predict.paths_of(["**/*.png"])) == ["a.png", "below/b.png"]
 
 
-def test_the_terminals_lines_have_80_columns_and_their_bars_one_edge() -> None:
+def test_terminal_lines_fit_80_columns_and_bars_are_aligned() -> None:
     names = ("a very long name of a class " * 8, "猫" * 60, "雪", "e\u0301", "dog")
     lines = predict.lines_of(Prediction("a.png", names, (1.0,) * 5))[1:]
     assert all(predict.columns(line) <= 80 for line in lines)
@@ -229,7 +227,7 @@ def test_the_terminals_lines_have_80_columns_and_their_bars_one_edge() -> None:
     assert predict.columns("猫a") == 3
 
 
-def test_a_line_break_in_a_files_name_breaks_no_line_of_the_terminal() -> None:
+def test_a_line_break_in_a_file_name_does_not_break_a_terminal_line() -> None:
     for found in (
         Prediction("new\nline ü.png", ("cat",), (0.5,)),
         Prediction("new\nline ü.png", (None,), (), "broken"),

@@ -1,4 +1,4 @@
-"""tools/prepare.py: exit codes, one line per error, the table of checks."""
+"""tools/prepare.py: exit codes, one-line errors and the table of checks."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ def run(*arguments: str | Path) -> int:
 
 def test_check_of_a_missing_dataset_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--check", "EuroSAT", "--root", tmp_path) == 1
-    told = capsys.readouterr().out
-    assert "13,500" in told
-    assert f"EuroSAT: there is no folder '{tmp_path / 'eurosat/2750'}'" in told
-    assert "0 of 1 in order" in told
+    output = capsys.readouterr().out
+    assert "13,500" in output
+    assert f"EuroSAT: there is no folder '{tmp_path / 'eurosat/2750'}'" in output
+    assert "0 of 1 in order" in output
 
 
-def test_check_of_all_has_a_row_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_all_datasets_has_a_row_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--check", "all", "--root", tmp_path) == 1
-    told = capsys.readouterr().out
-    assert all(f"\n{name}  " in told for name in SOURCES)
-    assert "0 of 15 in order" in told
+    output = capsys.readouterr().out
+    assert all(f"\n{name}  " in output for name in SOURCES)
+    assert "0 of 15 in order" in output
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preparing_draws_a_dataset_and_the_check_finds_an_empty_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--check", "Silhouettes", "--root", tmp_path) == 0
     assert "Silhouettes: does not exist yet; it is generated on first use" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [], "a check draws nothing"
@@ -61,20 +63,20 @@ def test_drawn_dataset_is_drawn_and_in_order(tmp_path: Path, capsys: pytest.Capt
 )
 def test_a_user_error_prints_one_line(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 2
-    told = capsys.readouterr().err
-    assert error in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert error in output
+    assert output.count("\n") == 1
 
 
-def test_files_to_download_by_hand_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_to_download_by_hand_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "stanford_cars"
     folder.mkdir()
     (folder / "split_zhou_StanfordCars.json").write_text('{"train": [], "val": [], "test": []}')
     assert run("StanfordCars", "--root", tmp_path) == 2
-    told = capsys.readouterr()
-    assert f"to {folder / 'cars_train.tgz'}, or its content as {folder / 'cars_train'}/" in told.out
-    assert told.err.count("\n") == 1
-    assert "download cars_train.tgz, cars_test.tgz manually" in told.err
+    output = capsys.readouterr()
+    assert f"to {folder / 'cars_train.tgz'}, or its content as {folder / 'cars_train'}/" in output.out
+    assert output.err.count("\n") == 1
+    assert "download cars_train.tgz, cars_test.tgz manually" in output.err
 
 
 def test_runs_as_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,22 +97,22 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("flag", [[], ["--data"]])
-def test_check_of_own_data_shows_what_it_is_taken_for(
+def test_check_of_user_data_shows_how_it_is_interpreted(
     photos: Path, capsys: pytest.CaptureFixture[str], flag: list[str]
 ) -> None:
     assert run("--check", *flag, photos) == 0
-    told = capsys.readouterr().out
-    assert "taken for  a folder of images, <class>/<image>, not split" in told
-    assert re.search(r"^red +4$", told, re.MULTILINE)
-    assert f"Ready: dassl-lite train --trainer TaskRes --shots 16 --backbone ViT-B/16 --data {photos}" in told
+    output = capsys.readouterr().out
+    assert "taken for  a folder of images, <class>/<image>, not split" in output
+    assert re.search(r"^red +4$", output, re.MULTILINE)
+    assert f"Ready: dassl-lite train --trainer TaskRes --shots 16 --backbone ViT-B/16 --data {photos}" in output
 
 
-def test_check_of_own_data_with_a_problem_exits_with_1(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_user_data_with_a_problem_exits_with_1(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "red" / "broken.png").touch()
     assert run("--check", photos) == 1
-    told = capsys.readouterr().out
-    assert "Problems:\n  - unreadable" in told
-    assert "Ready" not in told
+    output = capsys.readouterr().out
+    assert "Problems:\n  - unreadable" in output
+    assert "Ready" not in output
 
 
 def test_many_classes_are_shown_from_both_ends(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_many_classes_are_shown_from_both_ends(tmp_path: Path) -> None:
     ("arguments", "message"),
     [(["photos"], "needs no preparation; --check looks at it"), ([], "nothing to prepare"), (["nowhere"], "unknown")],
 )
-def test_what_cannot_be_prepared_is_one_line(
+def test_data_that_cannot_be_prepared_prints_one_line(
     photos: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

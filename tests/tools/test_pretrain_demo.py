@@ -1,4 +1,4 @@
-"""The demo model's recipe: what it teaches, that it repeats itself, and that the shipped file is its result."""
+"""The demo model's recipe: what it teaches, that it is deterministic, and that the shipped file is its result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained() -> tuple:
     return pretrain(TRIAL)
 
 
-def test_no_word_of_the_unseen_sets_occurs_in_any_caption() -> None:
+def test_no_caption_contains_a_word_of_the_unseen_sets() -> None:
     assert {gadgets.Gadgets, tiles.Tiles} <= {DATASET_REGISTRY.get(name) for name in ("Gadgets", "Tiles")}
     known = {word.strip(".") for text in every_word() for word in text.split()}
     unseen = {cls.name for cls in GADGETS} | set(TILES)
@@ -58,7 +58,7 @@ def test_every_caption_is_made_of_listed_words(pictures: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_captions_are_true_and_the_reported_parts_are_those_named(pictures: Pictures) -> None:
+def test_captions_are_true_and_mention_exactly_the_reported_parts(pictures: Pictures) -> None:
     rng = np.random.default_rng(2)
     for content in pictures.contents[pictures.contents[:, 0] == SHAPE]:
         text, named = caption(content, rng)
@@ -69,7 +69,7 @@ def test_captions_are_true_and_the_reported_parts_are_those_named(pictures: Pict
 
 
 @pytest.mark.slow
-def test_kinds_of_pictures_have_the_given_shares(pictures: Pictures) -> None:
+def test_kinds_of_images_have_the_given_shares(pictures: Pictures) -> None:
     assert pictures.images.shape == (400, 64, 64, 3)
     kinds = np.bincount(pictures.contents[:, 0]) / 400
     assert kinds == pytest.approx([0.7, 0.2, 0.1])
@@ -79,7 +79,7 @@ def test_kinds_of_pictures_have_the_given_shares(pictures: Pictures) -> None:
     assert np.ptp(grey, axis=-1).max() <= 12  # grain only
 
 
-def test_with_one_true_caption_each_the_loss_is_the_usual_contrastive_loss() -> None:
+def test_the_loss_is_the_contrastive_loss_if_each_image_has_one_true_caption() -> None:
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     target = torch.arange(6)
     usual = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -120,7 +120,7 @@ def test_the_exported_file_loads_as_the_model_that_was_trained(trained: tuple, t
 
 
 @pytest.mark.slow
-def test_the_digest_depends_on_the_weights_only(trained: tuple, tmp_path: Path) -> None:
+def test_the_digest_depends_only_on_the_weights(trained: tuple, tmp_path: Path) -> None:
     one, two, three = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "three"))
     export(*trained, TRIAL.as_json(), one)
     tensors = load_file(one)
@@ -141,7 +141,7 @@ def test_the_command_trains_writes_and_compares(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.slow
-def test_the_shipped_file_has_the_recipe_s_metadata() -> None:
+def test_the_shipped_file_has_the_metadata_of_the_recipe() -> None:
     assert pretrain_demo.SHIPPED.stat().st_size < 4e6
     with safe_open(pretrain_demo.SHIPPED, framework="pt") as file:
         rows, metadata = file.get_tensor("token_embedding.rows"), file.metadata()
@@ -150,7 +150,7 @@ def test_the_shipped_file_has_the_recipe_s_metadata() -> None:
 
 
 @pytest.mark.slow
-def test_the_shipped_model_knows_clip_art_and_printed_digits() -> None:
+def test_the_shipped_model_recognises_clip_art_and_printed_digits() -> None:
     clip = load_clip("demo")
     shown = pretraining_pictures(200, np.random.default_rng(123), {"clean": 0.6, "digits": 0.4})
     with torch.no_grad():
@@ -163,6 +163,6 @@ def test_the_shipped_model_knows_clip_art_and_printed_digits() -> None:
     assert right[shapes].float().mean() > 0.85  # chance is 1 in 100
 
 
-def test_the_tilt_depends_on_zero_shot_accuracy_only() -> None:
+def test_the_tilt_depends_only_on_zero_shot_accuracy() -> None:
     trials = [Trial(0, 90, 95), Trial(20, 67, 80), Trial(30, 55, 72), Trial(40, 30, 90)]
     assert best(trials).tilt == 30

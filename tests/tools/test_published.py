@@ -1,4 +1,4 @@
-"""Numbers that others published: every file of configs/published, and how a report shows them beside ours."""
+"""Published numbers: every file in configs/published, and how a report shows them beside ours."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_sources_have_different_keys_and_the_field_has_eleven_datasets(
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_a_file_of_another_form_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_malformed_file_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = written(tmp_path, {**CONTENT, **change})
     with pytest.raises(UserError, match=message) as caught:
         read_source(path)
@@ -119,7 +119,7 @@ def test_a_value_has_its_dataset_method_shots_and_split(tmp_path: Path) -> None:
     ]
 
 
-def test_errors_of_typing_are_found_unless_marked_as_the_sources_own(tmp_path: Path) -> None:
+def test_typing_errors_are_found_unless_marked_as_errors_of_the_source(tmp_path: Path) -> None:
     table = {**CONTENT["tables"][1], "values": {"EuroSAT": {"CoOp": [92.19, 54.74, 86.69]}}}
     only = {**CONTENT, "methods": {}}
     found = inconsistencies(read_source(written(tmp_path, {**only, "tables": [table]})))
@@ -137,7 +137,7 @@ def test_errors_of_typing_are_found_unless_marked_as_the_sources_own(tmp_path: P
     assert found == ["average CoOp 16: all is 60.0, not 45.000"]
 
 
-def test_only_the_same_dataset_method_shots_backbone_and_classes_are_found(sources: list[Source]) -> None:
+def test_a_lookup_matches_dataset_method_shots_backbone_and_classes(sources: list[Source]) -> None:
     published = Published(sources)
     found = published.find("EuroSAT", "TipAdapterF", 4, "RN50")
     assert [(value.source, value.value) for value in found] == [("Tip-Adapter", 74.12)]
@@ -147,12 +147,12 @@ def test_only_the_same_dataset_method_shots_backbone_and_classes_are_found(sourc
     assert published.find("EuroSAT", "TipAdapterF", 4, "RN50", "") == []
     assert {value.value for value in published.find("EuroSAT", "CoOp", 16, "ViT-B-16", "base")} == {92.19}
     assert published.find("EuroSAT", "CoOp", 16, "ViT-B/16") == []
-    # No shots: the same in every protocol; an average is over the eleven datasets of the few-shot protocol.
+    # Without shots, numbers are equal in all protocols; averages cover the eleven datasets of the few-shot protocol.
     assert {value.source for value in published.find("ImageNetA", "ZeroshotCLIP", 4, "ViT-B/16")} > {"HPT", "CraFT"}
     assert {value.value for value in published.find(AVERAGE, "ZeroshotCLIP", 0, "ViT-B/16")} == {65.36, 65.1}
 
 
-def test_sources_that_disagree_are_both_shown_and_marked(sources: list[Source]) -> None:
+def test_disagreeing_sources_are_both_shown_and_marked(sources: list[Source]) -> None:
     published = Published(sources)
     texts = published.compare(80.0, published.find("EuroSAT", "MaPLe", 4, "ViT-B/16"))
     assert texts == ("84.50 [PromptSRC-13] ≠ 54.87 [TCP-4]", "-4.50 / +25.13")
@@ -162,7 +162,7 @@ def test_sources_that_disagree_are_both_shown_and_marked(sources: list[Source]) 
     assert "issues/7" in notes[1]
 
 
-def test_sources_that_agree_share_a_number_and_doubtful_ones_are_marked(sources: list[Source]) -> None:
+def test_agreeing_sources_share_a_number_and_doubtful_ones_are_marked(sources: list[Source]) -> None:
     published = Published(sources)
     texts = published.compare(70.0, published.find("EuroSAT", "TipAdapter", 16, "RN50"))
     assert texts == ("70.54 [GDA, Tip-Adapter]", "-0.54")
@@ -172,7 +172,7 @@ def test_sources_that_agree_share_a_number_and_doubtful_ones_are_marked(sources:
     assert "contradict" in published.notes()[0]
 
 
-def test_numbers_agree_by_the_decimals_that_both_print(sources: list[Source]) -> None:
+def test_numbers_are_compared_to_the_decimals_that_both_sources_print(sources: list[Source]) -> None:
     by_key = {source.key: source.values for source in sources}
     one_decimal = next(v for v in by_key["HALoRA"] if (v.dataset, v.shots) == (AVERAGE, 4))
     two = next(v for v in by_key["CLIP-SVD"] if (v.dataset, v.method, v.shots) == (AVERAGE, "CLIPLoRA", 4))
@@ -225,7 +225,7 @@ def test_a_report_says_in_one_line_that_nothing_is_published(tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_a_users_own_folder_of_a_published_name_stands_beside_nothing(tmp_path: Path, capsys: Any) -> None:
+def test_a_user_folder_with_a_published_name_is_not_compared(tmp_path: Path, capsys: Any) -> None:
     sweep_of(tmp_path, ("EuroSAT", "GDA", 4, 75.0), ("EuroSAT", "ZeroshotCLIP", 0, 40.0))
     for path in tmp_path.rglob("results.json"):
         results = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -239,7 +239,9 @@ def test_a_users_own_folder_of_a_published_name_stands_beside_nothing(tmp_path: 
 
 
 @pytest.mark.slow
-def test_runs_on_base_classes_stand_beside_base_and_other_metrics_beside_nothing(tmp_path: Path, capsys: Any) -> None:
+def test_base_class_runs_are_compared_with_base_numbers_and_other_metrics_are_not_compared(
+    tmp_path: Path, capsys: Any
+) -> None:
     sweep_of(tmp_path, ("EuroSAT", "CoOp", 16, 92.0), classes="base", backbone="ViT-B/16")
     assert run_tool(report.main, [str(tmp_path), "--published"]) == 0
     assert "92.19 [RMAdapter]" in capsys.readouterr().out
@@ -249,7 +251,9 @@ def test_runs_on_base_classes_stand_beside_base_and_other_metrics_beside_nothing
 
 
 @pytest.mark.slow
-def test_averages_over_exactly_the_fields_datasets_stand_beside_published_ones(tmp_path: Path, capsys: Any) -> None:
+def test_averages_over_exactly_the_standard_datasets_are_compared_with_published_ones(
+    tmp_path: Path, capsys: Any
+) -> None:
     eleven = [(dataset, "CLIPLoRA", 4, 77.0) for dataset in sorted(FIELD)]
     sweep_of(tmp_path, *eleven, backbone="ViT-B/16")
     assert run_tool(report.main, [str(tmp_path), "--published"]) == 0
@@ -259,7 +263,7 @@ def test_averages_over_exactly_the_fields_datasets_stand_beside_published_ones(t
     assert "77.32 [CLIP-SVD]" not in capsys.readouterr().out
 
 
-def test_columns_beside_others_keep_the_marks_where_they_were() -> None:
+def test_adding_columns_keeps_the_marks_in_place() -> None:
     table = Table("", ["a", "b", "c"], [["1", "2", "3"], ["4", "5", "6"]], {(0, 1): 1, (1, 2): 2})
     wide = table.with_columns(["p", "d"], {1: {1: ("x", "y")}, 2: {}})
     assert wide.headers == ["a", "b", "p, b", "d, b", "c"]
@@ -284,14 +288,14 @@ def test_the_latex_with_published_numbers_compiles_and_fits(tmp_path: Path) -> N
     assert "Overfull" not in done.stdout
 
 
-def test_only_a_table_that_is_too_wide_shrinks() -> None:
+def test_only_tables_that_are_too_wide_are_shrunk() -> None:
     narrow = Table("", ["a", "b"], [["1", "2"]])
     assert r"\resizebox" not in narrow.with_columns(["p"], {1: {0: "3"}}).as_latex()
     wide = narrow.with_columns(["p"], {1: {0: ["3" * 90]}})
     assert r"\resizebox" in wide.as_latex()
 
 
-def test_a_table_that_is_too_long_for_a_page_is_continued_on_the_next() -> None:
+def test_a_table_longer_than_a_page_continues_on_the_next() -> None:
     rows = [[f"data{r // 30}", str(r)] for r in range(100)]
     latex = Table("Means", ["dataset", "x"], rows, {(99, 1): 1}).as_latex()
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3

@@ -1,4 +1,4 @@
-"""A sweep on Ray ends with the local one's results, also if a node dies; what is wrong is told in one line."""
+"""A sweep on Ray equals a local one, even if a node dies; user errors print one line."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from dassl_lite.utils import UserError
 
 FEW = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
 
-# A method that notes where its epochs begin. It stays for good on the node that is to die, and in its second epoch
-# while a file is there.
+# A method that logs the start of its epochs. It blocks forever on the doomed node; elsewhere, from its second epoch on,
+# it blocks as long as a file exists.
 DOOMED = """
 import time
 from pathlib import Path
@@ -68,9 +68,9 @@ class Doomed(TaskRes):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray of two nodes on this machine, with a core each."""
+    """A local Ray cluster of two nodes with one core each."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets have short paths
+    place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths are limited in length
     (Path(place) / "ray").mkdir()
     with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": place}):
         yield from _cluster(place)
@@ -91,7 +91,7 @@ def _cluster(place: str) -> Iterator[Any]:
 
 
 def _added(cluster: Any, node: dict[str, Any]) -> Any:
-    """A node; Ray gives it half a minute, which is too little on a machine that is very busy."""
+    """Add a node, retrying because Ray's timeout of half a minute is too short on a busy machine."""
     for _ in range(3):
         try:
             return cluster.add_node(**node)
@@ -111,7 +111,7 @@ def start(output: Path, plugin: Path, *flags: str) -> int:
 
 
 def plugin_in(folder: Path, doomed: str = "") -> Path:
-    """The file of the method, whose notes lie in ``folder``."""
+    """Write the plugin file of the method, which logs to ``folder``."""
     (folder / "plugin").mkdir()
     (folder / "plugin" / "doomed.py").write_text(DOOMED.format(notes=str(folder)))
     (folder / "plugin" / "helper_of_the_plugin.py").write_text("")
@@ -120,7 +120,7 @@ def plugin_in(folder: Path, doomed: str = "") -> Path:
 
 
 def epochs_in(folder: Path) -> list[tuple[str, str]]:
-    """Seed and epoch of each epoch that has begun on Ray, in their order."""
+    """(seed, epoch) of each epoch started on Ray, in order."""
     notes = folder / "begun"
     rows = notes.read_text().splitlines() if notes.exists() else []
     return [(seed, epoch) for _, seed, epoch in (row.split() for row in rows)]
@@ -142,7 +142,7 @@ def metrics_in(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_driver_was_killed_and_then_interrupted_goes_on_by_the_same_line(cluster, tmp_path, capsys):
+def test_the_same_command_resumes_a_sweep_whose_driver_was_killed_and_then_interrupted(cluster, tmp_path, capsys):
     plugin, output, held = plugin_in(tmp_path), tmp_path / "ray", tmp_path / "held"
     often = ("TRAIN.CHECKPOINT_FREQ", "1")
     words = [*line(output, plugin, "--ray", cluster.address), *often]
@@ -163,16 +163,16 @@ def test_a_sweep_whose_driver_was_killed_and_then_interrupted_goes_on_by_the_sam
     assert run_tool(sweep.main, words) == 130
     assert "Interrupted" in capsys.readouterr().err
     assert run_tool(sweep.main, words) == 0
-    assert all(epochs_in(tmp_path).count((seed, "0")) == 1 for seed in saved), "they were resumed"
+    assert all(epochs_in(tmp_path).count((seed, "0")) == 1 for seed in saved), "saved runs were not resumed"
     assert run_tool(sweep.main, [*line(tmp_path / "local", plugin, "--jobs", "1"), *often]) == 0
     local = metrics_in(tmp_path / "local")
     assert len(local) == 4
     assert metrics_in(output) == local
-    assert not [path.name for path in output.glob(".*")], "nothing is left behind"
+    assert not [path.name for path in output.glob(".*")], "temporary files are left behind"
 
 
 @pytest.mark.slow
-def test_a_sweep_on_two_nodes_of_which_one_dies_ends_with_the_results_of_the_local_one(cluster, tmp_path, capsys):
+def test_a_sweep_on_two_nodes_equals_the_local_one_even_if_a_node_dies(cluster, tmp_path, capsys):
     plugin = plugin_in(tmp_path, doomed=cluster.second.node_id)
     assert start(tmp_path / "local", plugin, "--jobs", "1") == 0
     killed: list[float] = []
@@ -195,7 +195,7 @@ def test_a_sweep_on_two_nodes_of_which_one_dies_ends_with_the_results_of_the_loc
     assert killed
     begun = [line.split() for line in (tmp_path / "begun").read_text().splitlines()]
     stayed = {seed for node, seed, _ in begun if node == cluster.second.node_id}
-    assert stayed  # runs that the second node had begun were done again on the first
+    assert stayed  # runs started on the second node were repeated on the first
     assert stayed <= {seed for node, seed, _ in begun if node != cluster.second.node_id}
     assert "4 runs in" in capsys.readouterr().out
     local = metrics_in(tmp_path / "local")
@@ -209,7 +209,7 @@ def test_a_sweep_on_two_nodes_of_which_one_dies_ends_with_the_results_of_the_loc
     assert tables[0] == tables[1]
 
 
-def test_no_ray_at_an_address_is_told_in_one_line(tmp_path, capsys):
+def test_an_address_without_ray_prints_one_line(tmp_path, capsys):
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -239,7 +239,7 @@ def test_a_node_with_another_version_is_refused_in_one_line(name):
 
 
 @pytest.mark.slow
-def test_the_package_plugins_and_the_working_folder_travel_without_what_git_ignores(tmp_path, monkeypatch):
+def test_package_plugins_and_working_folder_are_shipped_without_git_ignored_files(tmp_path, monkeypatch):
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     for folder in (work, elsewhere):
         folder.mkdir()
@@ -263,9 +263,7 @@ def test_the_package_plugins_and_the_working_folder_travel_without_what_git_igno
 
 
 @pytest.mark.slow
-def test_features_are_extracted_before_the_runs_and_a_run_comes_back_from_a_node_that_does_not_see_the_folder(
-    tmp_path, monkeypatch
-):
+def test_features_are_extracted_first_and_runs_are_copied_back_from_nodes_without_the_folder(tmp_path, monkeypatch):
     load_plugins()
     todo = tasks(["TaskRes", "ZeroshotCLIP"], [DatasetChoice("gadgets")], [1], [1, 2])
     shared: Any = {"trainer": "", "dataset_file": "", "method_file": None, "flags": {}, "options": FEW}

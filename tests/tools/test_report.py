@@ -1,4 +1,4 @@
-"""A report's tables over datasets, differences by draw, LaTeX, and what it tells of the runs behind them."""
+"""A report's tables over datasets, paired differences, LaTeX, and what it says about the runs behind them."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def line_of(table: Table | None, *start: str) -> list[str]:
     return next(list(row) for row in table.rows if tuple(row[: len(start)]) == start)
 
 
-def test_averages_take_datasets_as_the_unit_and_count_those_below_zero_shot(sweep: Path) -> None:
+def test_averages_use_datasets_as_the_unit_and_count_those_below_zero_shot(sweep: Path) -> None:
     table = average_table(gather(sweep))
     # Means of 62, 71 and 42: standard deviation 14.84, t(2) 4.3027.
     assert line_of(table, "A_method") == ["A_method", "4 shots", "58.33 ± 36.87", "+8.33", "1 of 3"]
     assert average_table(gather(sweep / "one")) is None
 
 
-def test_methods_are_ranked_on_the_datasets(sweep: Path) -> None:
+def test_methods_are_ranked_across_datasets(sweep: Path) -> None:
     table = rank_table(gather(sweep))
     assert line_of(table, "A_method") == ["A_method", "1.33"]
     assert line_of(table, "C") == ["C", "3.00"]
@@ -66,7 +66,7 @@ def test_methods_are_ranked_on_the_datasets(sweep: Path) -> None:
     assert rank_table(gather(sweep / "one")) is None
 
 
-def test_a_method_that_has_not_run_everywhere_is_not_ranked(sweep: Path) -> None:
+def test_a_method_without_runs_on_every_dataset_is_not_ranked(sweep: Path) -> None:
     shutil.rmtree(sweep / "three" / "C")
     table = rank_table(gather(sweep))
     assert table is not None
@@ -89,7 +89,7 @@ def test_runs_on_other_draws_are_not_paired(sweep: Path) -> None:
     assert [row for row in by_draw.rows if row[:2] == ["two", "A_method"]]
 
 
-def test_the_report_tells_costs_draws_and_what_was_tuned_on_test(sweep: Path, capsys: Any) -> None:
+def test_the_report_shows_costs_draws_and_methods_tuned_on_test(sweep: Path, capsys: Any) -> None:
     write_runs(sweep, {"C": A_B["C"]}, tuned_on="test")
     assert run_tool(report.main, [str(sweep), "--versus", "B"]) == 0
     out = capsys.readouterr().out
@@ -102,15 +102,15 @@ def test_the_report_tells_costs_draws_and_what_was_tuned_on_test(sweep: Path, ca
     assert row["tuned_on"] == "val val val"
 
 
-def test_results_that_say_little_are_reported_as_far_as_they_go(sweep: Path, capsys: Any) -> None:
+def test_incomplete_results_are_reported_as_far_as_possible(sweep: Path, capsys: Any) -> None:
     odd = {"seconds": ["x"], "zero_shot_accuracy": "high", "tuned_on": None, "fewshot_digest": 3}
     write_runs(sweep, {"C": A_B["C"]}, **odd)
     assert run_tool(report.main, [str(sweep)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["C", "4", "shots", "47.00", "±", "36.59"] in lines  # no gain: no run says what zero-shot CLIP has
+    assert ["C", "4", "shots", "47.00", "±", "36.59"] in lines  # no gain, since no run records zero-shot accuracy
 
 
-def test_runs_on_a_feature_file_without_a_backbones_name_are_reported(sweep: Path, capsys: Any) -> None:
+def test_runs_on_a_feature_file_without_a_backbone_name_are_reported(sweep: Path, capsys: Any) -> None:
     write_runs(sweep, A_B, backbone=None)
     assert run_tool(report.main, [str(sweep)]) == 0
     assert "backbone: unnamed" in capsys.readouterr().out
@@ -152,18 +152,18 @@ def test_a_run_that_cannot_be_shown_is_named(
     assert error.count("\n") == 1
 
 
-def test_published_numbers_are_refused_beside_what_they_are_not_about(sweep: Path, capsys: Any) -> None:
+def test_published_numbers_are_refused_for_results_they_do_not_cover(sweep: Path, capsys: Any) -> None:
     assert run_tool(report.main, [str(sweep), "--published", "--metric", "ece"]) == 2
     assert "--published compares accuracy on test images" in capsys.readouterr().err
 
 
-def test_an_output_that_is_no_file_is_told_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
+def test_an_output_that_is_not_a_file_is_refused_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
     for name in ("", str(tmp_path)):
         assert run_tool(report.main, [str(tmp_path / "none"), "--html", name]) == 2
         assert "is not a file to write" in capsys.readouterr().err
 
 
-def test_markdown_takes_nothing_in_a_name_for_a_mark() -> None:
+def test_markdown_escapes_markup_in_names() -> None:
     table = Table(
         "a|b", ["method"], [["<script>x</script>"], ["a|b"], ["*b*\n`c`"], ["[l](x)"], ["< 0.001"], ["CLIP_Adapter"]]
     )
@@ -175,7 +175,7 @@ def test_markdown_takes_nothing_in_a_name_for_a_mark() -> None:
     assert "*b*\\n`c`" in table.as_text()
 
 
-def test_a_table_that_is_too_wide_to_read_is_divided_by_columns() -> None:
+def test_a_table_too_wide_to_read_is_split_by_columns() -> None:
     own = Table("t", ["dataset", "method", *"abcde"], [["d", "m", *(["70.00 ± 1.00"] * 5)]], {(0, 4): BEST})
     wide = own.with_columns(
         ["published", "difference"], {column: {0: ("70.12 [A source of numbers]", "+0.12")} for column in range(2, 7)}
@@ -193,10 +193,10 @@ def test_a_table_that_is_too_wide_to_read_is_divided_by_columns() -> None:
         ["dataset", "method", c] for c in "abcde"
     ]
     assert own.as_text(100) == own.as_text()
-    assert max(map(len, wide.as_text().splitlines())) > 200, "where there is no terminal, it is one table"
+    assert max(map(len, wide.as_text().splitlines())) > 200, "without a terminal, the table is not split"
 
 
-def test_the_best_and_the_second_best_are_marked_as_shown() -> None:
+def test_best_and_second_best_are_marked_after_rounding() -> None:
     assert best_two({0: 70.001, 1: 70.002, 2: 69.0, 3: 10.0}) == {0: BEST, 1: BEST, 2: SECOND}
     assert best_two({0: 1.0, 1: 3.0}, lowest=True) == {0: BEST, 1: SECOND}
     assert best_two({0: 1.0}) == {}
@@ -233,6 +233,6 @@ def test_the_latex_compiles(sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "expected"), [(("base", "base"), "base"), (("base", "new"), ""), (("", ""), ""), ((), "")]
 )
-def test_the_classes_of_a_cell_are_those_that_all_its_runs_say(classes: tuple[str, ...], expected: str) -> None:
+def test_a_cell_names_its_classes_only_if_all_its_runs_agree(classes: tuple[str, ...], expected: str) -> None:
     runs = tuple(Run(seed=number, value=50.0, classes=said) for number, said in enumerate(classes))
     assert Cell("one", "A", "RN50", 4, (50.0,) * len(runs), runs=runs).classes == expected

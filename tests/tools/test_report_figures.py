@@ -1,4 +1,4 @@
-"""`report.py --plots`: what the figures show is what the tables say, and the files are fit for a paper."""
+"""`report.py --plots`: the figures agree with the tables, and the files are fit for a paper."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def accuracy(method: str, dataset: str, shots: int, seed: int) -> float:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    load_plugins()  # to tell the methods that use no shots
+    load_plugins()  # to know which methods use no shots
     root = tmp_path_factory.mktemp("written") / "sweep"
     for dataset, level in DATASETS.items():
         write_run(root, "ZeroshotCLIP", dataset, -1, 1, 50.0 + level)
@@ -60,11 +60,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(written: Path, tmp_path: Path) -> Path:
-    """A copy for the test to change; written anew, each file would wait for the disk."""
+    """A copy that the test may change; writing the files again would wait for the disk."""
     return shutil.copytree(written, tmp_path / "sweep")
 
 
-def test_curves_have_the_means_and_intervals_of_the_tables(sweep: Path) -> None:
+def test_curves_show_the_means_and_intervals_of_the_tables(sweep: Path) -> None:
     cells = gather(sweep)
     average, one, *_ = figures(cells).panels
     assert [panel.title for panel in figures(cells).panels] == ["Average", "One", "Three", "Two"]
@@ -75,10 +75,12 @@ def test_curves_have_the_means_and_intervals_of_the_tables(sweep: Path) -> None:
     assert curve.points[4].half == pytest.approx(4.302653 * 0.5 / math.sqrt(3))
     over = next(curve for curve in average.curves if curve.method == "CoOp").points[4]
     assert over.mean == pytest.approx(60.0 - 10.0 / 3)
-    assert over.half == pytest.approx(curve.points[4].half)  # the same draws are better on all datasets: over draws
+    assert over.half == pytest.approx(
+        curve.points[4].half
+    )  # draws agree across datasets, so the interval is over draws
 
 
-def test_the_average_has_no_band_where_datasets_have_other_seeds(sweep: Path) -> None:
+def test_the_average_has_no_band_if_datasets_have_different_seeds(sweep: Path) -> None:
     shutil.rmtree(sweep / "One" / "CoOp" / "4shots-seed3")
     average = figures(gather(sweep)).panels[0]
     points = next(curve for curve in average.curves if curve.method == "CoOp").points
@@ -86,7 +88,7 @@ def test_the_average_has_no_band_where_datasets_have_other_seeds(sweep: Path) ->
     assert points[16].half is not None
 
 
-def test_a_method_is_in_the_average_only_with_all_datasets(sweep: Path) -> None:
+def test_the_average_includes_a_method_only_with_all_datasets(sweep: Path) -> None:
     shutil.rmtree(sweep / "One" / "CoOp")
     found = figures(gather(sweep))
     assert "CoOp" not in [curve.method for curve in found.panels[0].curves]
@@ -107,7 +109,7 @@ def test_the_heat_map_shows_means_and_colours_them_by_the_datasets_median(sweep:
     assert heat.averages[0] == pytest.approx(fmean([64.0, 74.0, 44.0]))
 
 
-def test_the_rank_diagram_is_of_the_ranks_in_the_table(sweep: Path) -> None:
+def test_the_rank_diagram_shows_the_ranks_of_the_table(sweep: Path) -> None:
     cells = gather(sweep)
     found, table = figures(cells, shots=4).ranks, rank_table(cells)
     assert found is not None
@@ -128,7 +130,7 @@ def test_the_lower_error_has_the_better_rank(sweep: Path) -> None:
     assert figures(gather(sweep, "ece")).heat.methods[0] == "ZeroshotCLIP"
 
 
-def test_unknown_shots_are_told_with_those_there(sweep: Path) -> None:
+def test_an_unknown_number_of_shots_is_an_error_that_lists_the_available_ones(sweep: Path) -> None:
     with pytest.raises(UserError, match="no run with --shots 8; there are runs with 1 shot, 4 shots, 16 shots"):
         figures(gather(sweep), shots=8)
 
@@ -147,7 +149,7 @@ def test_a_long_name_is_shortened_in_the_middle(text: str, shown: str) -> None:
     assert label(text) == shown
 
 
-def test_all_images_stand_to_the_right_of_all_shots() -> None:
+def test_all_images_is_plotted_to_the_right_of_every_shot_count() -> None:
     assert positions_of((1, 4, 16, 0)) == {1: 0.0, 4: 2.0, 16: 4.0, 0: 5.0}
     assert positions_of((0,)) == {0: 0.0}
 
@@ -175,7 +177,7 @@ def test_a_rank_diagram_shows_the_critical_difference_to_scale_if_it_fits() -> N
     assert not any("critical" in text.get_text() for text in rank_diagram(6, 5.5).axes[0].texts)
 
 
-def test_a_rank_diagram_has_a_line_of_text_for_every_second_method() -> None:
+def test_a_rank_diagram_has_one_row_of_labels_per_two_methods() -> None:
     heights = [rank_diagram(count, 1.5).get_size_inches()[1] for count in (2, 4, 8)]
     assert heights[1] - heights[0] == pytest.approx(0.15)
     assert heights[2] - heights[1] == pytest.approx(0.3)
@@ -224,7 +226,7 @@ def test_plots_are_written_in_three_formats_with_text_as_text(sweep: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_one_dataset_and_one_number_of_shots_are_drawn(sweep: Path, tmp_path: Path) -> None:
+def test_one_dataset_with_one_number_of_shots_is_plotted(sweep: Path, tmp_path: Path) -> None:
     for dataset in ("Two", "Three"):
         shutil.rmtree(sweep / dataset)
     for shots in (1, 4):
@@ -235,7 +237,7 @@ def test_one_dataset_and_one_number_of_shots_are_drawn(sweep: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
+def test_equal_figures_give_identical_files(tmp_path: Path) -> None:
     for name in ("first", "again"):
         write({"line": lambda figure: figure.subplots().plot([1, 2], [3, 5])}, {"line": "A line."}, tmp_path / name)
     files = sorted((tmp_path / "first").iterdir())
@@ -244,7 +246,7 @@ def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mistakes_with_plots_are_told_in_a_line(sweep: Path, tmp_path: Path, capsys: Any) -> None:
+def test_user_errors_about_plots_print_one_line(sweep: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     cases = {
         ("--shots", "4"): "--shots has no effect without --plots",
@@ -256,7 +258,7 @@ def test_mistakes_with_plots_are_told_in_a_line(sweep: Path, tmp_path: Path, cap
         assert message in capsys.readouterr().err
 
 
-def test_runs_that_are_not_there_are_named(sweep: Path, capsys: Any) -> None:
+def test_missing_runs_are_named(sweep: Path, capsys: Any) -> None:
     shutil.rmtree(sweep / "One" / "CoOp" / "4shots-seed3")
     shutil.rmtree(sweep / "Two" / "TipAdapter")
     shutil.rmtree(sweep / "Three" / "ZeroshotCLIP")

@@ -38,7 +38,7 @@ NODES = ("INPUT", "DATASET", "MODEL", "OPTIM", "TEST", "TRAINER")
 def write_run(
     root: Path, dataset: str, zero_shot: float | None, residual: torch.Tensor, seed: int = 1, **more: Any
 ) -> Path:
-    """A finished run of TaskRes with this residual, as a run writes it."""
+    """Write a finished TaskRes run with this residual."""
     folder = root / dataset / "TaskRes" / f"16shots-seed{seed}"
     config: dict[str, Any] = {node: {} for node in NODES}
     config["DATASET"] = {"NAME": dataset}
@@ -74,7 +74,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_difficulty_and_magnitude_are_those_of_the_paper(runs: Path) -> None:
+def test_difficulty_and_magnitude_follow_the_paper(runs: Path) -> None:
     found = only(runs)
     # 0.1 / 0.8, 0.05 / 0.4 and 0.2 / 0.5: two are tied in difficulty, and in magnitude.
     assert [(row.dataset, row.difficulty) for row in found.rows] == [("a", 0.125), ("b", 0.125), ("c", 0.4)]
@@ -84,7 +84,7 @@ def test_difficulty_and_magnitude_are_those_of_the_paper(runs: Path) -> None:
     assert found.over_datasets.r == pytest.approx(1.0)
 
 
-def test_the_rank_correlation_over_datasets_is_scipys(tmp_path: Path) -> None:
+def test_the_rank_correlation_over_datasets_equals_scipys(tmp_path: Path) -> None:
     load_plugins()
     rng = np.random.default_rng(3)
     classes, zero_shot, magnitude = rng.integers(5, 40, 9), rng.uniform(10, 90, 9), rng.uniform(0.1, 0.9, 9)
@@ -97,7 +97,7 @@ def test_the_rank_correlation_over_datasets_is_scipys(tmp_path: Path) -> None:
     assert found.low < found.r < found.high
 
 
-def test_one_dataset_has_a_line_and_no_correlation(tmp_path: Path) -> None:
+def test_a_single_dataset_has_a_row_but_no_correlation(tmp_path: Path) -> None:
     load_plugins()
     write_run(tmp_path, "a", 80.0, of(10, 0.1))
     found = only(tmp_path)
@@ -108,7 +108,7 @@ def test_one_dataset_has_a_line_and_no_correlation(tmp_path: Path) -> None:
     assert "no rank correlation" in captions_of(found)["residuals"]
 
 
-def test_runs_that_cannot_take_part_are_named_with_the_reason(runs: Path) -> None:
+def test_excluded_runs_are_named_with_the_reason(runs: Path) -> None:
     write_run(runs, "image", 50.0, of(1, 0.1))
     state = torch.load(path := runs / "image/TaskRes/16shots-seed1/prompt_learner/model.pth.tar-1", weights_only=True)
     torch.save({**state, "meta": {"classnames": ["x", "y"]}}, path)
@@ -126,12 +126,12 @@ def test_runs_that_cannot_take_part_are_named_with_the_reason(runs: Path) -> Non
     assert reasons["TaskRes on gone"].startswith("no checkpoint at ")
 
 
-def test_a_folder_without_residuals_is_told(runs: Path, tmp_path: Path) -> None:
+def test_a_folder_without_residuals_is_an_error(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run with 4 shots below .* has a residual per class"):
         gather_residuals(runs, 4)
 
 
-def test_data_that_is_gone_leaves_the_datasets(runs: Path, capsys: Any) -> None:
+def test_missing_data_leaves_the_dataset_table_intact(runs: Path, capsys: Any) -> None:
     found, notes = gather_residuals(runs)
     assert len(found[0].rows) == 3
     assert all(not row.by_class for row in found[0].rows)
@@ -163,7 +163,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_classes_are_compared_with_zero_shot_clip_on_them(real: Path, capsys: Any) -> None:
-    """Against NumPy on the arrays of the feature file and of the checkpoints."""
+    """Compare with NumPy on the arrays of the feature file and the checkpoints."""
     assert run_tool(report.main, [str(real / "sweep"), "--residuals", "--shots", "4"]) == 0
     out = capsys.readouterr().out
     (found,) = json.loads((real / "sweep" / "residuals.json").read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def test_classes_are_compared_with_zero_shot_clip_on_them(real: Path, capsys: An
 
 
 @pytest.mark.slow
-def test_residuals_are_drawn(real: Path, tmp_path: Path) -> None:
+def test_residuals_are_plotted(real: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from dassl_lite.engine.commands.plots import draw
 
@@ -209,7 +209,7 @@ def test_residuals_are_drawn(real: Path, tmp_path: Path) -> None:
     assert "&lt;b&gt;hard" in svg
 
 
-def test_an_interval_is_shown_only_where_there_is_one() -> None:
+def test_an_interval_is_shown_only_if_there_is_one() -> None:
     assert Correlation(0.5, -0.25, 0.875, 0.01, 9).interval == "-0.25 to +0.88"
     assert Correlation(0.5, math.nan, math.nan, 0.01, 3).interval == ""
 

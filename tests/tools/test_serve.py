@@ -1,4 +1,4 @@
-"""tools/serve.py: the page in a real browser, the sessions behind it, and mistakes on the command line."""
+"""tools/serve.py: the page in a real browser, the sessions behind it, and errors on the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from dassl_lite.utils.files import cache_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DROP = "#try input[type=file]"
-WAIT = 120_000  # milliseconds, on a machine that does other things
+WAIT = 120_000  # milliseconds; generous for a busy machine
 CLASSES = ("striped heart", "checkered heart", "solid drop")
 
 
@@ -48,7 +48,7 @@ def picture(path: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier; zero-shot, which takes no time."""
+    """A saved zero-shot classifier, which needs no training."""
     folder = tmp_path_factory.mktemp("serve") / "clf"
     FewShotClassifier(classes=list(CLASSES), options={"DATALOADER.NUM_WORKERS": 0}).save(folder)
     return folder
@@ -65,7 +65,7 @@ def session(saved: Path, tmp_path: Path) -> Iterator[Session]:
 
 
 def uploaded(tmp_path: Path, *names: str) -> list[str]:
-    """Files as Gradio leaves them: each in a folder of its own."""
+    """Files as Gradio stores uploads, each in its own folder."""
     files = []
     for number, name in enumerate(names):
         folder = tmp_path / "uploads" / str(number)
@@ -74,7 +74,7 @@ def uploaded(tmp_path: Path, *names: str) -> list[str]:
     return files
 
 
-def test_a_file_that_is_no_picture_is_named_and_the_rest_goes_on(
+def test_a_file_that_is_not_an_image_is_named_and_the_rest_is_classified(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = uploaded(tmp_path, "a.png", "notes.png", "large.png", "wide.png", "b.jpg", "many.png")
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_picture_is_named_and_the_rest_goes_on(
     assert "more than 5 pictures" in found.refused[-1]
 
 
-def test_answers_are_those_of_the_classifier_and_nothing_stays_on_disk(session: Session, tmp_path: Path) -> None:
+def test_a_session_answers_like_the_classifier_and_leaves_nothing_on_disk(session: Session, tmp_path: Path) -> None:
     files = uploaded(tmp_path, "a.png", "b.png")
     expected = FewShotClassifier.predict_proba(session.classifier, [np.array(Image.open(file)) for file in files])
     found = session.predict(files)
@@ -102,9 +102,7 @@ def test_answers_are_those_of_the_classifier_and_nothing_stays_on_disk(session: 
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_a_class_less_likely_than_the_slider_says_is_unknown_and_keeps_its_bars(
-    session: Session, tmp_path: Path
-) -> None:
+def test_a_class_below_the_threshold_is_unknown_but_keeps_its_bars(session: Session, tmp_path: Path) -> None:
     found = session.predict(uploaded(tmp_path, "a<b>.png"))
     assert found.rows(0)[0][1].labels[0] in CLASSES
     (_, unknown), *_ = rows = found.rows(1.0)
@@ -117,7 +115,7 @@ def test_a_class_less_likely_than_the_slider_says_is_unknown_and_keeps_its_bars(
     assert (table[0]["image"], table[0]["class"]) == ("a<b>.png", "")
 
 
-def test_a_session_is_of_one_browser_tab_and_ends_with_it(
+def test_a_session_belongs_to_one_browser_tab_and_ends_with_it(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "MOST_SESSIONS", 2)
@@ -144,7 +142,7 @@ def lesson(tmp_path: Path) -> Iterator[Teaching]:
 
 
 @pytest.mark.slow
-def test_what_is_taught_is_measured_on_pictures_left_out_and_leaves_no_trace(lesson: Teaching, tmp_path: Path) -> None:
+def test_teaching_is_evaluated_on_held_out_images_and_leaves_no_trace(lesson: Teaching, tmp_path: Path) -> None:
     before = sorted(cache_root().rglob("*"))
     lesson.load_example()
     found = lesson.train()
@@ -180,13 +178,13 @@ print(sorted(set(sys.modules) - before))
 
 
 @pytest.mark.slow
-def test_the_first_visitor_s_training_loads_no_library(tmp_path: Path) -> None:
+def test_the_first_visitors_training_loads_no_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_that_cannot_be_is_told(lesson: Teaching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_class_is_refused(lesson: Teaching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MOST_CLASSES", 2)
     monkeypatch.setattr(sessions, "MOST_TAUGHT", 3)
 
@@ -214,7 +212,7 @@ def test_a_class_that_cannot_be_is_told(lesson: Teaching, tmp_path: Path, monkey
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_onnx_is_made_of_what_was_taught_last_and_had_for_its_token_only(
+def test_onnx_is_exported_from_the_latest_training_and_served_only_with_its_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export(_: object, folder: Path, kind: str) -> Agreement:
@@ -239,7 +237,7 @@ def test_onnx_is_made_of_what_was_taught_last_and_had_for_its_token_only(
         assert [visitors.export(token) for token in ("", "None", "one", made.token[:-1])] == [None] * 4
         again = one.export()
         assert (visitors.export(made.token), visitors.export(again.token)) == (None, again.path)
-        one.add_class("new")  # what had been made is of other classes
+        one.add_class("new")  # the export so far has other classes
         assert (visitors.export(again.token), list(one.folder.iterdir()), list(other.folder.iterdir())) == (
             None,
             [],
@@ -250,7 +248,7 @@ def test_onnx_is_made_of_what_was_taught_last_and_had_for_its_token_only(
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     *before, last = capsys.readouterr().err.splitlines()
     assert all(line.startswith("Warning: ") for line in before)
     return str(last)
@@ -267,21 +265,21 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
         (["--device", "tpu"], "tpu"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_user_error_prints_one_line(
     saved: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     given = {"--model-dir": str(saved), "--port": "0", words[0]: words[1]}
     assert run_tool(serve.main, [word for pair in given.items() for word in pair]) == 2
-    assert text in told(capsys)
+    assert text in error_line(capsys)
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_prints_one_line(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         assert run_tool(serve.main, ["--model-dir", str(saved), "--port", str(port)]) == 2
-    assert f"port {port} is taken" in told(capsys)
+    assert f"port {port} is taken" in error_line(capsys)
 
 
 def test_without_gradio_the_extra_is_named(
@@ -289,7 +287,7 @@ def test_without_gradio_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run_tool(serve.main, ["--model-dir", str(saved), "--port", "0"]) == 2
-    assert 'pip install "dassl-lite[serve]"' in told(capsys)
+    assert 'pip install "dassl-lite[serve]"' in error_line(capsys)
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -308,7 +306,7 @@ def started(temporary: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
 
 
 class Server(NamedTuple):
-    """Where a server is, and where it keeps what it keeps."""
+    """The address of a server and its folder for temporary files."""
 
     address: str
     temporary: Path
@@ -323,7 +321,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(way_to_end: signal.Signals, *words: str) -> Iterator[Server]:
-    """A server; in the end it has left nothing on disk."""
+    """Start a server; on exit, check that it left nothing on disk."""
     with tempfile.TemporaryDirectory() as temporary:
         process, address = started(Path(temporary), *words)
         try:
@@ -338,7 +336,7 @@ def serving(way_to_end: signal.Signals, *words: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
-    """A server with a classifier."""
+    """A server for a fitted classifier."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
     with serving(signal.SIGTERM, "--model-dir", str(saved)) as server:
         yield server
@@ -346,7 +344,7 @@ def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def teaching(browser: Any) -> Iterator[Server]:
-    """A server without one."""
+    """A server without a classifier, for teaching."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
     with serving(signal.SIGINT) as server:
         yield server
@@ -354,7 +352,7 @@ def teaching(browser: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def open_tab(browser: Any) -> Iterator[Callable[..., Any]]:
-    """``open_tab(server)``: a tab of a browser of its own. In the end none may have had an error, or asked others."""
+    """``open_tab(server)``: a tab in its own browser; checks on exit that no tab had errors or contacted others."""
     tabs: list[tuple[Any, Opened]] = []
 
     def open_one(server: Server, size: tuple[int, int] = (1280, 900), **options: Any) -> Any:
@@ -383,15 +381,15 @@ def labels_of(page: Any) -> list[str]:
     return [str(label) for label in page.locator(".dl-card .dl-label").all_inner_texts()]
 
 
-def told_by_the_script(script: Path, pictures: list[Path]) -> list[str]:
-    """The likeliest class of each picture, as the script beside an ONNX file prints it."""
+def printed_by_the_script(script: Path, pictures: list[Path]) -> list[str]:
+    """The most likely class of each image, as printed by the script beside an ONNX file."""
     words = [sys.executable, str(script), *map(str, pictures)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line.split("  ")[1] for line in lines[::3]]
 
 
 @pytest.mark.slow
-def test_dropped_pictures_are_classified_and_the_table_is_downloaded(
+def test_dropped_images_are_classified_and_the_table_is_downloaded(
     of_a_run: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
     page = open_tab(of_a_run)
@@ -431,9 +429,9 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
         page.click("#name input, #name textarea")
     assert page.locator(".dl-thumbs img").count() == 21
     page.click("button:text-is('Train')")
-    told = page.wait_for_selector(".dl-lesson").inner_text()
-    assert "Class names alone (zero-shot)" in told
-    assert "21 pictures, each left out in turn" in told
+    shown = page.wait_for_selector(".dl-lesson").inner_text()
+    assert "Class names alone (zero-shot)" in shown
+    assert "21 pictures, each left out in turn" in shown
     upload(page, "#try", *new)
     page.wait_for_selector(".dl-card")
     found = labels_of(page)
@@ -448,7 +446,7 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
         page.click("text=Download ONNX")
     with zipfile.ZipFile(download.value.path()) as archive:
         archive.extractall(tmp_path)
-    assert told_by_the_script(tmp_path / "onnx" / "classify.py", new) == found
+    assert printed_by_the_script(tmp_path / "onnx" / "classify.py", new) == found
     address = page.get_attribute("text=Download ONNX", "href")
     assert page.request.get(f"{teaching.address}/{address[:-1]}").status == 404
     page.click("#name input, #name textarea")
@@ -464,7 +462,7 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
 
 
 @pytest.mark.slow
-def test_a_visitor_sees_no_other_s_pictures_and_a_reload_begins_anew(
+def test_a_visitor_never_sees_anothers_images_and_a_reload_starts_over(
     teaching: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, second = open_tab(teaching), open_tab(teaching)
@@ -485,11 +483,11 @@ def test_a_visitor_sees_no_other_s_pictures_and_a_reload_begins_anew(
     assert [first.locator(one).count() for one in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
     for page in (first, second):
         page.close()
-    teaching.wait_for_visitors(0)  # whatever they had is gone, while the server goes on
+    teaching.wait_for_visitors(0)  # their files are gone while the server keeps running
 
 
 @pytest.mark.slow
-def test_the_example_is_taught_on_a_telephone_in_the_dark(teaching: Server, open_tab: Callable[..., Any]) -> None:
+def test_the_example_is_taught_on_a_phone_in_dark_mode(teaching: Server, open_tab: Callable[..., Any]) -> None:
     page = open_tab(teaching, PHONE, color_scheme="dark")
     page.click("text=Load example")
     page.wait_for_selector(".dl-thumbs >> nth=2")

@@ -1,4 +1,4 @@
-"""Real features of published CLIPs, through tools/extract.py and tools/train.py: known accuracies come out."""
+"""Real features of published CLIP models reach known accuracies through tools/extract.py and tools/train.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = ("OPTIM.LR", "0.002", "OPTIM.MAX_EPOCH", "200", "TRAINER.TaskRes.RESIDU
 
 @pytest.fixture
 def accuracy(shared: Path, tmp_path: Path) -> Any:
-    """``accuracy("TaskRes", "whurs19_RN50", shots=16)``: in percent on the file's test images."""
+    """``accuracy("TaskRes", "whurs19_RN50", shots=16)``: the accuracy in percent on the file's test images."""
 
     def measure(method: str, name: str, *, shots: int, first: int = 0) -> float:
         path = tmp_path / f"{name}-{first}.npz"

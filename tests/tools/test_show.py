@@ -1,4 +1,4 @@
-"""tools/show.py: each class has its images below its name."""
+"""tools/show.py: the images of each class are shown below its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = ("red", "green", "blue")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetBase:
-    """Three classes of five pictures, each in one colour; no validation pictures."""
+    """Three classes of five single-coloured images; no validation images."""
     items = []
     for label, colour in enumerate(COLOURS):
         for number in range(5):
@@ -30,7 +30,7 @@ def dataset(tmp_path: Path) -> DatasetBase:
     return DatasetBase(train_x=items, test=items[::-1])
 
 
-def test_chosen_classes_are_spread_over_all_labels_in_order(dataset: DatasetBase) -> None:
+def test_chosen_classes_are_spread_evenly_over_the_labels(dataset: DatasetBase) -> None:
     assert list(show.choose(dataset, "test", 24, 2)) == list(COLOURS)
     assert list(show.choose(dataset, "train", 2, 2)) == ["red", "green"]
     assert all(len(items) == 2 for items in show.choose(dataset, "train", 3, 2).values())
@@ -41,7 +41,7 @@ def test_a_split_without_images_is_an_error(dataset: DatasetBase) -> None:
         show.choose(dataset, "val", 24, 2)
 
 
-def test_each_image_is_below_its_class(dataset: DatasetBase) -> None:
+def test_each_image_is_shown_below_its_class_name(dataset: DatasetBase) -> None:
     sheet = show.contact_sheet(show.choose(dataset, "test", 24, 2), tile=40)
     width = 2 * (40 + show.GAP) + show.MARGIN
     for column, colour in enumerate(COLOURS):
@@ -69,13 +69,13 @@ def test_a_sheet_of_a_registered_dataset_is_written(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("named", ["Gadgets", "gadgets", "configs/datasets/gadgets.yaml"])
-def test_a_dataset_goes_by_its_registered_name_or_its_yaml(tmp_path: Path, named: str) -> None:
+def test_a_dataset_is_selected_by_registered_name_or_yaml(tmp_path: Path, named: str) -> None:
     args = show.make_parser().parse_args([named, "--root", str(tmp_path)])
     load_plugins()
     assert show.config_of(args).DATASET.NAME == "Gadgets"
 
 
-def test_the_user_s_own_images_are_shown_under_the_folder_s_name(
+def test_the_users_own_images_are_shown_under_the_name_of_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

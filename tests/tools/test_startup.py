@@ -1,4 +1,4 @@
-"""How tools start: their help without torch, and nothing collected that stays to the end."""
+"""Startup of the tools: help without importing torch, and no garbage collection of modules that stay loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ except SystemExit as end:
 
 
 def run(*argv: str, script: str = RUN) -> list[str]:
-    """The lines that a process prints; the last one of RUN is the exit code and heavy modules."""
+    """The lines that a process prints; RUN ends with the exit code and the heavy modules it loaded."""
     code = script.format(argv=list(argv), slow=SLOW, tool=str(FOLDER / "train.py"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -40,14 +40,14 @@ def run(*argv: str, script: str = RUN) -> list[str]:
 @pytest.mark.slow_after(2)
 @pytest.mark.parametrize("tool", ["train", "sweep", *sorted({*tools()} - {"train", "sweep"})])
 def test_help_imports_nothing_heavy(tool: str) -> None:
-    """Renew tools/help.json with ``python tests/public_surface.py --write`` if a tool's flags have changed."""
+    """If a tool's flags have changed, refresh tools/help.json with ``python tests/public_surface.py --write``."""
     lines = run(str(FOLDER / f"{tool}.py"), "--help")
     assert lines[-1] == "0"
     assert lines[0].startswith("usage: ")
     assert "--version" in "\n".join(lines)
 
 
-# Slow libraries, besides torch, which no command imports that needs no images and no encoder.
+# Slow libraries besides torch that a command must not import unless it needs images or an encoder.
 SLOW = [
     "torchvision",
     "open_clip",
@@ -76,7 +76,7 @@ for argv in ["--list"], {argv!r}:
 
 
 @pytest.mark.slow
-def test_finding_plugins_a_list_and_a_run_on_features_load_no_slow_library(tmp_path: Path) -> None:
+def test_plugin_discovery_listing_and_a_run_on_features_load_no_slow_library(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features, labels = rng.standard_normal((1, 6, 8), dtype=np.float32), np.arange(6) % 2
     part = FeaturePart(features, labels)
@@ -118,7 +118,7 @@ print(found, getattr(plain, "__dynamo_disable").__module__)
 
 
 @pytest.mark.slow
-def test_optimisers_leave_the_compiler_out_in_a_tool_and_give_the_same_with_it() -> None:
+def test_optimisers_in_a_tool_skip_the_compiler_and_give_the_same_results_with_it() -> None:
     in_tool, elsewhere = run("tool", script=OPTIMISERS), run(script=OPTIMISERS)
     assert in_tool[:2] == ["False", "True"]
     assert elsewhere[:2] == ["True", "True"]
@@ -126,7 +126,7 @@ def test_optimisers_leave_the_compiler_out_in_a_tool_and_give_the_same_with_it()
 
 
 @pytest.mark.slow
-def test_the_installed_command_gives_a_tools_help_under_its_own_name() -> None:
+def test_the_installed_command_shows_a_tools_help_under_its_own_name() -> None:
     shown = run("dassl-lite", "train", "-h", script="import sys\nsys.argv = {argv!r}\nimport dassl_lite.tools.cli")
     assert shown[0] == "usage: dassl-lite train [options] [KEY VALUE ...]"
 
@@ -143,13 +143,13 @@ print(wandb.__name__)
 
 
 @pytest.mark.slow
-def test_timm_does_not_load_wandb_and_a_plugin_may() -> None:
+def test_timm_does_not_load_wandb_but_a_plugin_may() -> None:
     pytest.importorskip("wandb")
     assert run(str(FOLDER / "train.py"), "--list", script=FOR_TIMM) == ["False False", "wandb"]
 
 
 def example() -> argparse.ArgumentParser:
-    """A parser with everything that tools have."""
+    """A parser with every kind of argument that tools use."""
     parser = tool_parser("example", "It does things.\n\n    with indented lines", usage=None)
     parser.add_argument("--number", type=int, default=3, metavar="N", help="how many " + 20 * "words ")
     parser.add_argument("--several", "-s", nargs="+", default=[1, 2], metavar="N", help="100 %%")
@@ -163,7 +163,7 @@ def example() -> argparse.ArgumentParser:
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])
-def test_a_kept_parser_prints_what_it_would_itself(
+def test_a_cached_parser_prints_the_same_help_as_the_original(
     columns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -173,12 +173,12 @@ def test_a_kept_parser_prints_what_it_would_itself(
     assert tool_help.text("example") == example().format_help()
 
 
-def test_a_tool_whose_flags_may_have_changed_prints_its_help_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_whose_flags_may_have_changed_does_not_use_the_cached_help(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tool_help.text("train") is not None
     assert tool_help.text("unknown") is None
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [group])  # a plug-in is installed
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [group])  # as if a plugin were installed
     assert tool_help.text("train") is None
-    assert tool_help.text("sweep") is not None  # it has none of their flags
+    assert tool_help.text("sweep") is not None  # this tool has no plugin flags
     monkeypatch.setattr(tool_help, "digest", lambda tool: "another")
     assert tool_help.text("sweep") is None
 
@@ -194,7 +194,7 @@ run_tool(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 100_000))
 
 
 @pytest.mark.slow
-def test_a_worker_keeps_what_it_has_loaded_out_of_later_collections() -> None:
+def test_a_worker_excludes_loaded_modules_from_garbage_collection() -> None:
     with local_workers(1) as each:
         assert next(each(frozen, [0])) > 100_000
 
@@ -204,6 +204,6 @@ def frozen(_: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_tool_collects_no_garbage_while_it_loads_and_a_library_leaves_the_collector_alone() -> None:
+def test_tools_collect_no_garbage_while_loading_and_the_library_leaves_the_collector_alone() -> None:
     assert run(str(FOLDER / "train.py"), script=COLLECTOR) == ["False 0", "True True"]
     assert run("script.py", script=COLLECTOR) == ["True 0", "True False"]

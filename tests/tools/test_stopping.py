@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, at any moment, and runs whose output nobody reads."""
+"""Runs that receive a signal at any moment, and runs whose output nobody reads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gadgets(output: Path, *flags: str, options: tuple[str, ...] = ()) -> int:
 
 @pytest.fixture(autouse=True)
 def default_handlers() -> Iterator[None]:
-    """pytest may run in the background, where SIGINT is ignored."""
+    """Restore default handlers, since pytest may run in the background, where SIGINT is ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -50,7 +50,7 @@ def default_handlers() -> Iterator[None]:
 
 @pytest.fixture
 def sends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """``sends(kind, method, sent)``: this process gets a signal at the first call of a method; counts its calls."""
+    """``sends(kind, method, sent)``: send this process a signal at the first call of a method, and count its calls."""
 
     def patch(kind: type, method: str, sent: int, before: Callable[[Any], bool] = lambda self: True) -> list[int]:
         real, calls = getattr(kind, method), []
@@ -74,7 +74,7 @@ def sends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
-def test_a_signal_within_an_epoch_stops_the_run_after_it_with_a_checkpoint(
+def test_a_signal_during_an_epoch_stops_the_run_after_that_epoch_with_a_checkpoint(
     tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int
 ) -> None:
     sends(TaskRes, "forward_backward", sent)
@@ -85,7 +85,7 @@ def test_a_signal_within_an_epoch_stops_the_run_after_it_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_nohup_keeps_its_run_when_the_terminal_closes(tmp_path: Path, sends: Any) -> None:
+def test_a_run_under_nohup_survives_closing_the_terminal(tmp_path: Path, sends: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sends(TaskRes, "forward_backward", signal.SIGHUP)
     assert gadgets(tmp_path) == 0
@@ -94,7 +94,7 @@ def test_nohup_keeps_its_run_when_the_terminal_closes(tmp_path: Path, sends: Any
 
 @pytest.mark.parametrize("sent", EACH)
 @pytest.mark.parametrize("method", ["build_data_loader", "build_model"])
-def test_a_signal_while_a_run_is_built_ends_it_with_one_line(
+def test_a_signal_while_a_run_is_built_stops_it_with_one_line(
     tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int, method: str
 ) -> None:
     sends(TaskRes, method, sent)
@@ -106,7 +106,7 @@ def test_a_signal_while_a_run_is_built_ends_it_with_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
-def test_a_signal_within_an_epochs_extraction_ends_it_at_once(
+def test_a_signal_during_extraction_in_an_epoch_stops_the_run_at_once(
     tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int
 ) -> None:
     calls = sends(FeatureTrainer, "encode_image", sent, lambda self: "time_start" in vars(self))
@@ -119,7 +119,7 @@ def test_a_signal_within_an_epochs_extraction_ends_it_at_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
-def test_a_signal_while_the_last_epoch_is_evaluated_ends_it_at_once(tmp_path: Path, sends: Any, sent: int) -> None:
+def test_a_signal_during_the_final_evaluation_stops_the_run_at_once(tmp_path: Path, sends: Any, sent: int) -> None:
     sends(TaskRes, "evaluate_split", sent)
     assert gadgets(tmp_path) == 130
     assert (tmp_path / "prompt_learner" / "model.pth.tar-4").exists()
@@ -145,7 +145,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("tool", ["train", "eval", "sweep", "benchmark", "extract", "report", "bench", "pretrain_demo"])
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
-def test_a_signal_while_modules_load_ends_a_tool_with_one_line(tool: str, sent: int) -> None:
+def test_a_signal_while_modules_load_stops_a_tool_with_one_line(tool: str, sent: int) -> None:
     argv = [str(REPOSITORY / "tools" / f"{tool}.py"), "--list"]
     script = STOPPED_WHILE_LOADING.format(sent=int(sent), argv=argv)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
@@ -153,13 +153,13 @@ def test_a_signal_while_modules_load_ends_a_tool_with_one_line(tool: str, sent: 
     assert (done.returncode, done.stderr.strip(), done.stdout) == (130, f"Interrupted: {said}", "")
 
 
-def test_a_program_that_is_not_ours_keeps_its_signals() -> None:
+def test_a_third_party_program_keeps_its_signal_handlers() -> None:
     script = "import signal; before = signal.getsignal(15); import dassl_lite; print(before == signal.getsignal(15))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.strip() == "True"
 
 
-# ---- two sweeps in one folder, a sweep that is killed ----
+# ---- two sweeps in one folder, and killed sweeps ----
 
 
 def start_sweep(output: Path, *more: str) -> int:
@@ -168,7 +168,7 @@ def start_sweep(output: Path, *more: str) -> int:
 
 
 @pytest.mark.slow
-def test_runs_of_another_sweep_are_waited_for_and_then_skipped_or_done(
+def test_a_sweep_waits_for_runs_of_another_and_then_skips_or_does_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "gadgets" / "TaskRes" / "1shots-seed1"
@@ -192,19 +192,19 @@ def test_runs_of_another_sweep_are_waited_for_and_then_skipped_or_done(
 
 
 @pytest.mark.slow
-def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(
+def test_a_run_that_another_process_finished_meanwhile_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start_sweep(tmp_path, "--jobs", "1") == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(sweeps, "is_finished", lambda folder, cfg: False)  # it was not when we looked
+    monkeypatch.setattr(sweeps, "is_finished", lambda folder, cfg: False)  # it was unfinished when we checked
     assert start_sweep(tmp_path, "--jobs", "1") == 0
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A feature file: processes that run on it need not import what images need."""
+    """A feature file, so that processes need not import the image libraries."""
     rng = np.random.default_rng(0)
     part = FeaturePart(rng.standard_normal((1, 16, 8), dtype=np.float32), np.arange(16) % 2)
     text = rng.standard_normal((1, 2, 8), dtype=np.float32)
@@ -229,7 +229,7 @@ def processes_of(group: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_the_processes_of_a_sweep_that_is_stopped_end_too(tmp_path: Path, features: Path, sent: int) -> None:
+def test_stopping_a_sweep_stops_its_processes(tmp_path: Path, features: Path, sent: int) -> None:
     command = [sys.executable, str(REPOSITORY / "tools" / "sweep.py"), "--trainers", "TaskRes", "--data", str(features)]
     command += ["--shots", "1", "2", "4", "--seeds", "1", "2", "--jobs", "2", "--output-dir", str(tmp_path)]
     process = subprocess.Popen(
@@ -255,7 +255,7 @@ def test_the_processes_of_a_sweep_that_is_stopped_end_too(tmp_path: Path, featur
             os.kill(left, signal.SIGKILL)
 
 
-# ---- nobody reads ----
+# ---- closed output ----
 
 
 def shell(command: str, features: Path, output: Path) -> subprocess.CompletedProcess[str]:
@@ -275,7 +275,7 @@ def shell(command: str, features: Path, output: Path) -> subprocess.CompletedPro
         ("{run} 2> >(true)", 0),
     ],
 )
-def test_a_run_whose_output_nobody_reads_is_done_in_silence(
+def test_a_run_with_a_closed_output_pipe_finishes_silently(
     tmp_path: Path, features: Path, command: str, code: int
 ) -> None:
     done = shell(command, features, tmp_path / "run")
@@ -287,7 +287,7 @@ def test_a_run_whose_output_nobody_reads_is_done_in_silence(
 
 
 class Broken(io.StringIO):
-    """A stream that fails as the error says."""
+    """A stream whose writes raise the given error."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -298,9 +298,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, ""), OSError(5, "terminal gone"), ValueError("closed file")])
-def test_a_stream_that_cannot_be_written_to_drops_what_is_written(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_stream_that_cannot_be_written_to_discards_output(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(sys, "stdout", Broken(error))
     monkeypatch.setattr(sys, "stderr", None)
     with lenient_streams() as out:
@@ -315,7 +313,7 @@ def test_a_stream_that_cannot_be_written_to_drops_what_is_written(
 
 
 @pytest.mark.slow
-def test_tools_run_in_other_threads_too(tmp_path: Path) -> None:
+def test_tools_also_run_outside_the_main_thread(tmp_path: Path) -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(gadgets(tmp_path)))
     thread.start()

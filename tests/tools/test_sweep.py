@@ -1,4 +1,4 @@
-"""Sweeps continue where they stopped and list what failed; reports have the right means and intervals."""
+"""Sweeps resume where they stopped and list failed runs; reports have the right means and intervals."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_finished_run_with_other_settings_is_an_error(tmp_path, capsys):
     assert "belongs to a run with OPTIM.LR 0.002, but now it is 0.5" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, capsys):
+def test_a_report_gives_means_and_intervals_as_text_csv_and_markdown(tmp_path, capsys):
     for seed, accuracy in ((1, 60.0), (2, 62.0), (3, 67.0)):
         folder = tmp_path / "X" / f"seed{seed}"
         folder.mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_a_report_gives_means_and_intervals_as_table_csv_and_markdown(tmp_path, 
     assert rows["Z"]["ci95"] == ""
 
 
-def test_a_report_names_transductive_runs_and_keeps_them_apart(tmp_path, capsys):
+def test_a_report_marks_transductive_runs_and_lists_them_separately(tmp_path, capsys):
     for label, accuracy in (("X", 60.0), ("X + TransCLIP (transductive)", 70.0)):
         folder = tmp_path / label
         folder.mkdir()
@@ -135,7 +135,7 @@ def test_a_finished_run_on_other_data_of_the_same_name_is_an_error(tmp_path) -> 
         is_finished(tmp_path, config("b/photos"))
 
 
-def test_a_report_names_the_user_s_own_data_by_its_folder_or_file(tmp_path, capsys) -> None:
+def test_a_report_names_the_users_own_data_by_its_folder_or_file(tmp_path, capsys) -> None:
     places = {"ImageFolder": {"ROOT": "x/photos", "FILE": ""}, "Features": {"ROOT": "", "FILE": "y/made.npz"}}
     for name, dataset in places.items():
         results = {"dataset": name, "trainer": "X", "backbone": "B", "num_shots": 4, "seed": 1}
@@ -147,7 +147,7 @@ def test_a_report_names_the_user_s_own_data_by_its_folder_or_file(tmp_path, caps
     assert "test accuracy in %, one seed" in capsys.readouterr().out
 
 
-def test_a_report_warns_of_runs_that_differ_in_what_its_table_does_not_show(tmp_path, capsys) -> None:
+def test_a_report_warns_of_runs_that_differ_in_settings_not_shown(tmp_path, capsys) -> None:
     for name, accuracy in (("a", 60.0), ("b", 61.0)):
         results = {"dataset": "D", "trainer": "X", "backbone": "B", "num_shots": 4, "seed": 1}
         (tmp_path / name).mkdir()
@@ -170,7 +170,7 @@ def test_a_report_without_runs_is_an_error(tmp_path: Path) -> None:
         gather(tmp_path / "no")
 
 
-def test_runs_on_all_images_have_a_column_of_their_own(tmp_path, capsys):
+def test_runs_on_all_images_have_their_own_column(tmp_path, capsys):
     for trainer, shots, accuracy in (("TaskRes", -1, 90.0), ("TaskRes", 4, 70.0), ("ZeroshotCLIP", -1, 50.0)):
         folder = tmp_path / trainer / str(shots)
         folder.mkdir(parents=True)
@@ -184,12 +184,12 @@ def test_runs_on_all_images_have_a_column_of_their_own(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shots", ["0", "-2"])
-def test_a_sweep_over_no_images_is_refused(tmp_path, capsys, shots):
+def test_a_sweep_without_training_images_is_refused(tmp_path, capsys, shots):
     assert run_tool(sweep.main, ["--trainers", "TaskRes", f"--shots={shots}", "--output-dir", str(tmp_path)]) == 2
     assert f"--shots {shots} must be at least 1, or -1 for all images" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_run_on_all_images_has_a_folder_that_says_so():
+def test_the_folder_name_of_a_run_on_all_images_says_so():
     load_plugins()
     (task,) = tasks(["TaskRes"], [DatasetChoice("gadgets")], [-1], [2])
     assert str(task.folder) == "gadgets/TaskRes/allshots-seed2"
@@ -224,19 +224,21 @@ class Fragile(ZeroshotCLIP):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypatch, capsys, jobs):
-    monkeypatch.setattr(commands, "_lost_gpu", False)  # and back: with one job, this process loses it
+def test_a_run_that_loses_the_gpu_of_its_process_does_not_spoil_others(tmp_path, monkeypatch, capsys, jobs):
+    monkeypatch.setattr(
+        commands, "_lost_gpu", False
+    )  # restored by monkeypatch, as with one job it is this process that loses the GPU
     (tmp_path / "fragile.py").write_text(FAILING)
     monkeypatch.setenv("WHERE", str(tmp_path / "where"))
-    data = two_classes(tmp_path / "two.npz")  # on which processes need not import what images need
+    data = two_classes(tmp_path / "two.npz")  # so processes need not import the image libraries
     arguments = ["--trainers", "Fragile", "--plugin", str(tmp_path / "fragile.py"), "--data", str(data), "--shots", "1"]
     arguments += ["--seeds", "1", "2", "3", "4", "--jobs", jobs, "--output-dir", str(tmp_path / "sweep")]
     assert run_tool(sweep.main, arguments) == 1
     ran = [line.split() for line in (tmp_path / "where").read_text().splitlines()]
     processes = dict(ran)
-    assert sorted(seed for seed, _ in ran) == ["1", "2", "3", "4"]  # each once
+    assert sorted(seed for seed, _ in ran) == ["1", "2", "3", "4"]  # each ran once
     after = ran[[seed for seed, _ in ran].index("2") + 1 :]
-    assert after or jobs == "2"  # with two jobs, the others may have begun before
+    assert after or jobs == "2"  # with two jobs, the others may have started earlier
     assert processes["2"] not in [process for _, process in after]
     shown = capsys.readouterr()
     assert "3 runs in" in shown.out
@@ -245,7 +247,7 @@ def test_a_run_that_costs_its_process_the_gpu_spoils_no_other(tmp_path, monkeypa
 
 
 def feature_file(path: Path, seed: int) -> Path:
-    """Written anew, with features of a seed."""
+    """Write or overwrite a feature file with features drawn from the seed."""
     rng = np.random.default_rng(seed)
 
     def part(count: int) -> FeaturePart:
@@ -258,12 +260,12 @@ def feature_file(path: Path, seed: int) -> Path:
 
 
 def numbers(results: dict[str, Any]) -> dict[str, Any]:
-    """What a run has found."""
+    """The numbers in the results of a run."""
     return {name: results[name] for name in ("metrics", "zero_shot_accuracy", "history", "fewshot_digest", "per_class")}
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path, monkeypatch):
+def test_a_sweep_reads_a_feature_file_once_until_it_changes(tmp_path, monkeypatch):
     path, trained, read, tested = feature_file(tmp_path / "features.npz", 0), [], [], []
     train, reader = run.train, "dassl_lite.data.feature_files.dataset.read_feature_file"
     monkeypatch.setattr(reader, lambda *args: read.append(args) or read_feature_file(*args))
@@ -293,7 +295,7 @@ def test_the_runs_of_a_sweep_read_a_feature_file_once_until_it_changes(tmp_path,
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_sweep_gather_the_features_of_test_images_once(tmp_path, monkeypatch):
+def test_a_sweep_gathers_test_features_once(tmp_path, monkeypatch):
     fetched: list[int] = []
     fetch, splits = FeatureStore._fetch, []
 
@@ -326,10 +328,12 @@ run_backbone.load_clip = load
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_sweep_load_their_backbone_once_a_process_and_end_as_they_would_alone(tmp_path, monkeypatch):
-    """With one job and with two; of these, one process does two of the runs."""
-    (tmp_path / "counting.py").write_text(COUNTING)  # two jobs have processes of their own
-    monkeypatch.setattr(run_backbone, "load_clip", run_backbone.load_clip)  # the plug-in replaces it here as well
+def test_a_sweep_loads_its_backbone_once_per_process_and_its_runs_equal_separate_ones(tmp_path, monkeypatch):
+    """Run with one job and with two; with two, one process does two of the runs."""
+    (tmp_path / "counting.py").write_text(COUNTING)  # with two jobs, runs happen in separate processes
+    monkeypatch.setattr(
+        run_backbone, "load_clip", run_backbone.load_clip
+    )  # restored by monkeypatch, as the plugin replaces it in this process too
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "2")
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--plugin", str(tmp_path / "counting.py")]

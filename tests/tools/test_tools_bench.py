@@ -1,4 +1,4 @@
-"""`tools/bench.py`: finds its subjects; the text tower's rows have what a reader of the JSON relies on."""
+"""`tools/bench.py`: its subjects run in small, and their rows have the fields that readers of the JSON rely on."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dassl_lite.tools import bench
 from dassl_lite.tools._bench import classifier, extract, processes, text_tower
 
 
-def test_every_subject_has_a_name_a_parser_and_a_run() -> None:
+def test_every_subject_has_a_name_a_parser_and_a_run_function() -> None:
     modules = bench.subjects()
     assert {"text-tower", "extract", "search"} <= {module.NAME for module in modules}
     assert all(callable(module.add_parser) and callable(module.run) for module in modules)
 
 
-def test_listing_lists_the_files_that_it_made(tmp_path: Path) -> None:
+def test_listing_finds_the_files_that_it_created(tmp_path: Path) -> None:
     file, place = tmp_path / "rows.json", tmp_path / "place"
     place.mkdir()
     flags = ["--classes", "2", "--images", "3", "--folder", str(place), "--json", str(file)]
@@ -39,7 +39,7 @@ def test_listing_lists_the_files_that_it_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sweep_measures_runs_that_share_everything_against_those_that_share_the_backbone(tmp_path: Path) -> None:
+def test_sweep_compares_sharing_everything_with_sharing_only_the_backbone(tmp_path: Path) -> None:
     file, path = tmp_path / "rows.json", tmp_path / "features.npz"
     rng = np.random.default_rng(0)
     part = FeaturePart(rng.standard_normal((1, 6, 8), dtype=np.float32), np.arange(6) % 2)
@@ -52,7 +52,7 @@ def test_sweep_measures_runs_that_share_everything_against_those_that_share_the_
 
 
 @pytest.mark.slow
-def test_processes_measures_one_against_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_compares_one_process_with_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     def workers(jobs: int, threads: int) -> Any:
@@ -69,7 +69,7 @@ def test_processes_measures_one_against_several(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_tower_measures_both_variants_and_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
     flags = ["--classes", "3", "6", "--context", "2", "--rounds", "1", "--plain-classes", "4", "--no-memory"]
     flags += ["--cocoop-batch", "2", "--architecture", "ViT-S-32-alt", "--json", str(file)]
@@ -89,8 +89,8 @@ def test_text_tower_measures_both_ways_and_writes_rows(tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_text_tower_measures_memory_in_processes_of_their_own() -> None:
-    """Of CoOp's row; the others' have no memory."""
+def test_text_tower_measures_memory_in_separate_processes() -> None:
+    """Only CoOp's row has a memory field."""
     parser = ToolParser()
     text_tower.add_parser(parser.add_subparsers())
     flags = ["--plain-classes", "6", "--rounds", "1", "--architecture", "ViT-S-32-alt"]
@@ -109,7 +109,7 @@ def test_memory_that_would_not_fit_is_extrapolated(
 
 
 @pytest.mark.slow
-def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> None:
+def test_search_finds_the_same_accuracies_as_plain_matrix_products(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     flags = ["--classes", "3", "70", "--images", "40", "--width", "8", "--betas", "4", "--rounds", "1"]
     assert bench.main(["search", *flags, "--json", str(file)]) == 0
@@ -119,7 +119,7 @@ def test_search_finds_the_accuracies_of_the_plain_products(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_precision_compares_features_and_accuracies_with_fp32s(tmp_path: Path) -> None:
+def test_precision_compares_features_and_accuracies_with_fp32(tmp_path: Path) -> None:
     file, rng = tmp_path / "rows.json", np.random.default_rng(0)
     for part, name in itertools.product(("train", "test"), ("red", "green", "blue")):
         (tmp_path / "images" / part / name).mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_the_classifiers_stream_is_compared_with_extraction(tmp_path: Path) -> N
     assert row["memory, 4 x as many / as many"] > 0
 
 
-def test_extraction_is_compared_with_the_slower_of_its_halves() -> None:
+def test_extraction_is_compared_with_the_slower_of_loader_and_encoder() -> None:
     seconds = {"bare encoder": [2.0, 9.0, 2.0], "loader alone": [1.0], "store, from image files": [2.5]}
     gpu = {row["what"]: row for row in extract.table(seconds, 10, on_cpu=False)}
     assert gpu["store, from image files"]["of_reachable"] == pytest.approx(0.8)
@@ -167,7 +167,7 @@ def test_extraction_is_compared_with_the_slower_of_its_halves() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 2])
-def test_extract_gives_the_rates_of_loader_encoder_and_both(tmp_path: Path, views: int) -> None:
+def test_extract_reports_the_rates_of_loader_encoder_and_both(tmp_path: Path, views: int) -> None:
     file = tmp_path / "rows.json"
     flags = ["--images", "6", "--rounds", "1", "--backbone", "random:ViT-S-32-alt", "--batch-size", "4"]
     assert bench.main(["extract", *flags, "--views", str(views), "--workers", "0", "--json", str(file)]) == 0

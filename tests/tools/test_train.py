@@ -1,4 +1,4 @@
-"""tools/train.py as a user sees it: one command, resumed runs, one line per error."""
+"""tools/train.py as a user sees it: one command, resumed runs, one-line errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = ("--dataset-config-file", "gadgets", "--shots", "2")  # the smallest of the drawn datasets
 FEW = ("OPTIM.MAX_EPOCH", "4", "DATASET.FEATURES.VIEWS", "2", "DATALOADER.NUM_WORKERS", "0")
 
-# A plug-in whose run gets a signal at the same moment on every machine: after the checkpoint of epoch 10.
+# A plugin whose run receives a signal at the same moment on every machine: after the checkpoint of epoch 10.
 SENDS_A_SIGNAL = """
 import os
 from dassl_lite.engine import TrainerX
@@ -70,7 +70,7 @@ def test_a_run_prints_and_stores_zero_shot_and_trained_accuracy(tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_evaluating_a_run_gives_its_accuracy_to_the_last_digit(tmp_path):
+def test_evaluating_a_run_reproduces_its_exact_accuracy(tmp_path):
     assert taskres(tmp_path / "run") == 0
     expected = results(tmp_path / "run")["metrics"]["test"]
     run_dir, out = str(tmp_path / "run"), tmp_path / "eval"
@@ -91,7 +91,7 @@ def test_the_same_command_twice_gives_the_same_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_run_is_used_again_only_to_resume_or_overwrite_it(tmp_path, capsys):
+def test_a_folder_with_a_run_is_reused_only_to_resume_or_overwrite_it(tmp_path, capsys):
     assert taskres(tmp_path) == 0
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / "results.json").read_text()
@@ -123,7 +123,7 @@ def test_resume_refuses_another_seed_number_of_shots_or_learning_rate(tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_demo_backbone_says_that_it_knows_drawn_shapes_only(tmp_path, capsys):
+def test_the_demo_backbone_warns_that_it_only_knows_drawn_shapes(tmp_path, capsys):
     for name, colour in (("red", "red"), ("blue", "blue")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(4):
@@ -140,7 +140,7 @@ def test_the_demo_backbone_says_that_it_knows_drawn_shapes_only(tmp_path, capsys
 @pytest.mark.slow
 def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
     def mine(number: int, frame: object) -> None:
-        """Of the program that calls the tool."""
+        """A handler of the program that calls the tool."""
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, mine) for number in numbers]
@@ -161,7 +161,7 @@ def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
 
 
 def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Name -> (arguments, what the one line must say)."""
+    """Map each name to (arguments, text of the error line)."""
     not_yaml = tmp_path / "broken.yaml"
     not_yaml.write_text("a: [1,\n")
     out = ("--output-dir", str(tmp_path / "out"))
@@ -223,7 +223,7 @@ def test_config_keys_end_the_flags():
     assert train.make_parser().parse_args(["--output-dir", "OPTIM.d/x", "SEED", "3"]).options == ["SEED", "3"]
 
 
-def test_a_wrong_flag_is_one_line(capsys):
+def test_an_unknown_flag_prints_one_line(capsys):
     assert run("--trainer", "TaskRes", "--shots", "many") == 2
     assert capsys.readouterr().err == ("Error: argument --shots: invalid int value: 'many' (see train.py --help)\n")
 
@@ -278,7 +278,7 @@ def test_taskres_starts_from_an_enhanced_base(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_nan_in_training_keeps_the_last_good_checkpoint(tmp_path, capsys):
+def test_nan_in_training_keeps_the_last_good_checkpoint(tmp_path, capsys):
     options = ("OPTIM.LR", "1e38", "TRAIN.CHECKPOINT_FREQ", "1", "OPTIM.NAME", "sgd", "TRAINER.TaskRes.PREC", "fp32")
     assert taskres(tmp_path, options=options) == 2
     assert "is infinite or NaN after epoch 3; lower OPTIM.LR" in capsys.readouterr().err

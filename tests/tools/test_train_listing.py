@@ -1,4 +1,4 @@
-"""tools/train.py --list and --help-trainer: what is registered and what a trainer can be told."""
+"""tools/train.py --list and --help-trainer: what is registered and which keys a trainer has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dassl_lite.engine.commands.cli import run_tool
 from dassl_lite.engine.commands.describe import REGISTRIES
 from dassl_lite.tools import train
 
-PLUGIN = '''"""Methods of a plug-in."""
+PLUGIN = '''"""Methods of a plugin."""
 
 from yacs.config import CfgNode
 
@@ -31,7 +31,7 @@ class ListedTrainer(FeatureTrainer):
     )
 
     @classmethod
-    def extend_cfg(cls, cfg):  # Dassl's way, which says nothing of what a key does
+    def extend_cfg(cls, cfg):  # Dassl's way, without descriptions of the keys
         super().extend_cfg(cfg)
         cfg.TRAINER.ListedTrainer.BARE = True
         cfg.TRAINER.ListedTrainer.DEEP = CfgNode()
@@ -60,7 +60,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def cells(text: str, first: str) -> list[str]:
-    """The row of a table that begins with ``first``, as its cells."""
+    """The cells of the table row that begins with ``first``."""
     (line,) = [line for line in text.splitlines() if line.split("  ")[0] == first]
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
@@ -75,7 +75,7 @@ def test_the_list_has_every_registered_name_of_every_kind(capsys):
     }
 
 
-def test_everything_in_the_package_has_an_origin_and_a_summary(capsys):
+def test_everything_in_the_package_is_listed_with_origin_and_summary(capsys):
     out = printed(capsys, "--list")
     silent = [name for registry in REGISTRIES.values() for name in registry if len(cells(out, name)) < 3]
     ours = [name for name in silent if "dassl_lite." in cells(out, name)[1]]
@@ -85,13 +85,13 @@ def test_everything_in_the_package_has_an_origin_and_a_summary(capsys):
     assert cells(out, "Caltech101")[2].startswith("Photos of 100 kinds of objects")  # not their paths
 
 
-def test_the_list_names_the_file_of_a_plug_in(capsys, plugin):
+def test_the_list_names_the_file_of_a_plugin(capsys, plugin):
     out = printed(capsys, "--list", "--plugin", str(plugin))
     assert cells(out, "ListedTrainer") == ["ListedTrainer", str(plugin), "What the listed trainer does."]
-    assert cells(out, "listed_optimizer") == ["listed_optimizer", str(plugin)]  # it says nothing of itself
+    assert cells(out, "listed_optimizer") == ["listed_optimizer", str(plugin)]  # it has no docstring
 
 
-def test_a_trainers_keys_are_listed_with_their_defaults_and_what_they_do(capsys, plugin):
+def test_a_trainers_keys_are_listed_with_defaults_and_descriptions(capsys, plugin):
     out = printed(capsys, "--help-trainer", "ListedTrainer", "--plugin", str(plugin))
     node = "TRAINER.ListedTrainer"
     assert cells(out, f"{node}.PREC") == [f"{node}.PREC", "'auto'", "auto | fp32 | amp | fp16 | bf16"]  # inherited

@@ -1,4 +1,4 @@
-"""Runs in trouble: two in one folder, killed while writing, a full disk, nothing to evaluate."""
+"""Runs in trouble: two runs in one folder, kills while writing, a full disk, nothing to evaluate."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ EVERY_EPOCH = ("TRAIN.CHECKPOINT_FREQ", "1")
 
 
 def gadgets(output: Path, *flags: str, trainer: str = "TaskRes", options: tuple[str, ...] = ()) -> int:
-    """The smallest of the drawn datasets."""
+    """Train on the smallest drawn dataset."""
     given = ("--trainer", trainer, "--dataset-config-file", "gadgets", "--shots", "2", "--output-dir", str(output))
     return run_tool(train.main, [*given, *flags, *FEW, *options])
 
 
 def in_child(work: Callable[[], object]) -> Any:
-    """``work`` in a forked process, started."""
+    """Start ``work`` in a forked process."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
@@ -66,8 +66,8 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
     (tmp_path / "prompt_learner" / "model.pth.tar-1").write_text("of the first")
     for flags in (["--resume"], ["--overwrite"]):
         assert gadgets(tmp_path, *flags) == 2
-        (told,) = error_lines(capsys)
-        assert f"output folder {tmp_path} is in use by process {process.pid}" in told
+        (error,) = error_lines(capsys)
+        assert f"output folder {tmp_path} is in use by process {process.pid}" in error
     assert (tmp_path / "prompt_learner" / "model.pth.tar-1").read_text() == "of the first"
     assert free_folder(tmp_path).name == f"{tmp_path.name}-2"
     done.set()
@@ -79,13 +79,13 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_runs(
 
 @pytest.mark.slow
 @forks
-def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_run_is_unlocked_even_if_its_child_lives(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     taken, done = context.Event(), context.Event()
     parent = os.fork()
     if parent == 0:
         with only_run_in(tmp_path):
-            if os.fork() == 0:  # as a loader starts its workers
+            if os.fork() == 0:  # like a worker of a data loader
                 taken.set()
                 done.wait(60)
                 os._exit(0)
@@ -102,14 +102,14 @@ def test_the_folder_of_a_killed_run_is_free_while_its_child_lives(tmp_path: Path
         done.set()
 
 
-def test_a_lock_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_on_a_removed_file_is_acquired_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, opened = os.open, []
 
     def open_late(path: Any, *args: Any, **options: Any) -> int:
         descriptor = real(path, *args, **options)
         opened.append(path)
         if len(opened) == 1:
-            os.unlink(path)  # its holder ended between our opening and our locking it
+            os.unlink(path)  # the holder exited after we opened the file and before we locked it
         return descriptor
 
     monkeypatch.setattr(run_lock.os, "open", open_late)
@@ -125,7 +125,7 @@ FILES = ("results.json", "log.txt", "prompt_learner/model.pth.tar-4")
 
 @pytest.fixture
 def old_run(tmp_path: Path) -> dict[Path, bytes]:
-    """The files of a run in the folder ``run``, as small stand-ins."""
+    """Write small stand-ins for the files of a run to the folder ``run``."""
     (tmp_path / "run" / "prompt_learner").mkdir(parents=True)
     files = {tmp_path / "run" / name: f"old {name}".encode() for name in FILES}
     for path, content in files.items():
@@ -150,7 +150,7 @@ def files_in(folder: Path) -> dict[Path, bytes]:
         (("--resume",), ()),  # contradicts --overwrite
     ],
 )
-def test_a_run_that_cannot_take_its_place_leaves_the_old_one_as_it_was(
+def test_a_failing_replacement_leaves_the_old_run_intact(
     tmp_path: Path, old_run: dict[Path, bytes], flags: tuple[str, ...], options: tuple[str, ...]
 ) -> None:
     assert gadgets(tmp_path / "run", "--overwrite", *flags, options=options) == 2
@@ -158,9 +158,7 @@ def test_a_run_that_cannot_take_its_place_leaves_the_old_one_as_it_was(
 
 
 @pytest.mark.slow
-def test_training_images_that_cannot_be_read_leave_the_old_run_as_it_was(
-    tmp_path: Path, old_run: dict[Path, bytes]
-) -> None:
+def test_unreadable_training_images_leave_the_old_run_intact(tmp_path: Path, old_run: dict[Path, bytes]) -> None:
     for part, count in (("train", 2), ("test", 1)):
         for name in "ab":
             (tmp_path / "own" / part / name).mkdir(parents=True)
@@ -175,7 +173,7 @@ def test_training_images_that_cannot_be_read_leave_the_old_run_as_it_was(
 @pytest.mark.slow
 @forks
 @pytest.mark.parametrize("moment", ["building", "training"])
-def test_an_old_run_outlives_the_killing_of_its_successor(
+def test_an_old_run_survives_if_its_replacement_is_killed(
     tmp_path: Path, old_run: dict[Path, bytes], capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
     def work() -> None:
@@ -203,7 +201,7 @@ def test_an_old_run_outlives_the_killing_of_its_successor(
 
 
 @pytest.mark.parametrize("moved", range(len(FILES)))
-def test_a_run_killed_while_it_sets_another_aside_loses_nothing(
+def test_a_run_killed_while_setting_another_aside_loses_nothing(
     tmp_path: Path, old_run: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
     real, calls = os.rename, []
@@ -226,7 +224,7 @@ def test_a_run_killed_while_it_sets_another_aside_loses_nothing(
 
 
 def in_a_new_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Use a new cache, which has the drawn images but neither image features nor text features."""
+    """Use a new cache that has the drawn images but no image or text features."""
     (folder / "cache").mkdir()
     (folder / "cache" / "datasets").symlink_to(Path(os.environ["DASSL_LITE_CACHE"]) / "datasets")
     patch.setenv("DASSL_LITE_CACHE", str(folder / "cache"))
@@ -234,10 +232,10 @@ def in_a_new_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four epochs that was not interrupted."""
+    """An uninterrupted run of four epochs."""
     folder = tmp_path_factory.mktemp("never_killed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))  # as in a test
+        patch.setenv("DASSL_LITE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))  # the cache that tests use
         assert gadgets(folder / "drawn", "--no-train") == 0
         in_a_new_cache(folder, patch)
         assert gadgets(folder / "run", options=EVERY_EPOCH) == 0
@@ -271,7 +269,7 @@ def test_a_run_killed_while_writing_a_file_resumes_to_the_same_results(
     process = in_child(work)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert list(tmp_path.rglob(".*.tmp")), "it was killed before it wrote anything"
+    assert list(tmp_path.rglob(".*.tmp")), "the run was killed before it wrote anything"
     assert gadgets(tmp_path / "run", "--resume", options=EVERY_EPOCH) == 0
     assert list((tmp_path / "run").rglob(".*.tmp")) == []
     runs = tmp_path / "run", never_killed
@@ -286,7 +284,7 @@ def test_a_run_killed_while_writing_a_file_resumes_to_the_same_results(
 
 @pytest.fixture
 def small_files() -> Any:
-    """``small_files(n)``: no file of this process may be longer than n bytes, as on a disk that is full."""
+    """``small_files(n)``: limit this process to files of n bytes, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda length: resource.setrlimit(resource.RLIMIT_FSIZE, (length, hard))
@@ -314,10 +312,10 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_prints_one_line(
 
     monkeypatch.setattr(train.run, "build_trainer", build)
     assert gadgets(tmp_path / "run", options=EVERY_EPOCH) == 2
-    told = [line for line in error_lines(capsys) if line.startswith("Error")]
-    assert len(told) == 1
-    assert f"cannot write a checkpoint to {tmp_path / 'run' / 'prompt_learner'}" in told[0]
-    assert "resume with --resume" in told[0]
+    errors = [line for line in error_lines(capsys) if line.startswith("Error")]
+    assert len(errors) == 1
+    assert f"cannot write a checkpoint to {tmp_path / 'run' / 'prompt_learner'}" in errors[0]
+    assert "resume with --resume" in errors[0]
     small_files(-1)
     assert sorted(path.name for path in (tmp_path / "run" / "prompt_learner").iterdir()) == [
         "checkpoint",
@@ -331,16 +329,16 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_prints_one_line(
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_the_results_prints_one_line(
+def test_a_full_disk_while_writing_results_prints_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small_files: Any
 ) -> None:
     real = train.run.write_results
     with monkeypatch.context() as patch:
         patch.setattr(train.run, "write_results", lambda *a, **k: (small_files(100), real(*a, **k)))
         assert gadgets(tmp_path) == 2
-    told = error_lines(capsys)
+    errors = error_lines(capsys)
     small_files(-1)
-    assert any("File too large" in line and "Free some space and run again" in line for line in told)
+    assert any("File too large" in line and "Free some space and run again" in line for line in errors)
     assert not (tmp_path / "results.json").exists()
     assert gadgets(tmp_path, "--resume") == 0
 
@@ -357,8 +355,8 @@ def test_evaluating_learned_parameters_needs_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str, options: tuple[str, ...]
 ) -> None:
     assert gadgets(tmp_path / "eval", "--eval-only", trainer=trainer, options=options) == 2
-    (told,) = error_lines(capsys)
-    assert told == "Error: --eval-only needs --model-dir, the folder of the run to evaluate"
+    (error,) = error_lines(capsys)
+    assert error == "Error: --eval-only needs --model-dir, the folder of the run to evaluate"
     assert gadgets(tmp_path / "run", trainer=trainer, options=options) == 0
     evaluate = ("--eval-only", "--model-dir", str(tmp_path / "run"))
     assert gadgets(tmp_path / "eval", *evaluate, trainer=trainer, options=options) == 0
@@ -367,6 +365,6 @@ def test_evaluating_learned_parameters_needs_the_run(
 
 
 @pytest.mark.slow
-def test_zero_shot_is_evaluated_without_a_run(tmp_path: Path) -> None:
+def test_zero_shot_needs_no_run_to_evaluate(tmp_path: Path) -> None:
     assert gadgets(tmp_path, "--eval-only", trainer="ZeroshotCLIP") == 0
     assert "* accuracy: 10.8%" in (tmp_path / "log.txt").read_text()

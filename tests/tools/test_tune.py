@@ -1,4 +1,4 @@
-"""A search sees no test image, goes on as if it had not been stopped, and its recipe does what its best trial did."""
+"""A search sees no test image, resumes as if never stopped, and its recipe reproduces its best trial."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEW = ("OPTIM.MAX_EPOCH", "10")
 
 
 def feature_file(path: Path, *, test_seed: int = 1, val: bool = True, per_class: int = 4) -> Path:
-    """Five classes of 24 dimensions around their names; ``test_seed`` below 0: test labels are all wrong."""
+    """Five classes of 24-dimensional features around class means; ``test_seed`` below 0 mirrors the test labels."""
     draw = np.random.default_rng(0)
     means = draw.normal(size=(5, 24))
     text = (means + 0.5 * draw.normal(size=means.shape)).astype("float32")[None]
@@ -46,12 +46,12 @@ def start(
 
 
 def trials_in(folder: Path) -> list[dict[str, str]]:
-    """The rows of a search's table, without times."""
+    """The rows of a search's table without the time columns."""
     with open(folder / commands.TABLE, encoding="utf-8") as file:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
-def test_ranges_and_choices_are_read_and_an_integer_key_is_searched_in_integers():
+def test_ranges_and_choices_are_parsed_and_integer_keys_are_searched_in_integers():
     words = ["A.X=1e-4:1:log", "A.N=2:9", "A.M=1:8:log:int", "A.C=a,b", "A.L=[1, 2],[3]"]
     found = parse_space(words, {"A.N": 5}.get)
     assert found == (
@@ -80,7 +80,7 @@ def test_ranges_and_choices_are_read_and_an_integer_key_is_searched_in_integers(
         ("OPTIM.MAX_EPOCH=0.5:3", "needs integers, but"),
     ],
 )
-def test_a_space_that_makes_no_sense_is_told_in_one_line(space, message):
+def test_an_invalid_search_space_prints_one_line(space, message):
     with pytest.raises(UserError) as error:
         parse_space([space], {"OPTIM.LR": 0.1, "OPTIM.MAX_EPOCH": 3}.get)
     assert message in str(error.value)
@@ -103,7 +103,7 @@ def test_a_space_that_makes_no_sense_is_told_in_one_line(space, message):
         (("--trainer", "TaskRes", "--space", "OPTIM.LR=1:2", "TEST.FINAL_MODEL", "best"), "TEST.FINAL_MODEL"),
     ],
 )
-def test_what_is_wrong_is_told_before_the_first_trial(tmp_path, capsys, flags, message):
+def test_user_errors_are_reported_before_the_first_trial(tmp_path, capsys, flags, message):
     assert run_tool(tune.main, [*flags[:2], "--output-dir", str(tmp_path / "new"), *flags[2:]]) == 2
     said = capsys.readouterr().err
     assert message in said
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_told_before_the_first_trial(tmp_path, capsys, flags, m
 
 
 @pytest.mark.slow
-def test_a_poisoned_test_split_makes_no_difference_and_the_recipe_reaches_the_value_of_the_search(tmp_path):
+def test_a_poisoned_test_split_changes_nothing_and_the_recipe_reproduces_the_best_value(tmp_path):
     data, output = feature_file(tmp_path / "data.npz"), tmp_path / "search"
     assert start(data, output, "--seed", "2") == 0
     rows = trials_in(output)
@@ -156,7 +156,7 @@ def test_a_search_opens_no_test_image(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, capsys):
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path, monkeypatch, capsys):
     data, output = feature_file(tmp_path / "data.npz"), tmp_path / "search"
     assert start(data, output) == 0
     original, done = commands.do_trial, []
@@ -190,7 +190,7 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_training_images_are_left_out_in_folds_where_there_are_no_validation_images(tmp_path, capsys):
+def test_training_images_are_held_out_in_folds_if_there_are_no_validation_images(tmp_path, capsys):
     data = feature_file(tmp_path / "data.npz", val=False, per_class=2)
     poisoned = feature_file(tmp_path / "poisoned.npz", val=False, per_class=2, test_seed=-1)
     space = ("TRAINER.TaskRes.RESIDUAL_SCALE=0.1,1.0",)
@@ -200,7 +200,7 @@ def test_training_images_are_left_out_in_folds_where_there_are_no_validation_ima
     assert "training images held out in 2 folds, seeds 1 2" in capsys.readouterr().out
     rows = trials_in(tmp_path / "clean")
     assert rows == trials_in(tmp_path / "poisoned")
-    assert [row[space[0].partition("=")[0]] for row in rows] == ["0.1", "1.0"]  # each is tried once
+    assert [row[space[0].partition("=")[0]] for row in rows] == ["0.1", "1.0"]  # each value is tried once
     assert {row["state"] for row in rows} == {"complete"}
     single = feature_file(tmp_path / "single.npz", val=False, per_class=1)
     assert start(single, tmp_path / "one", space=space) == 2
