@@ -1,4 +1,4 @@
-"""The web server on loopback, for datasets behind URLs."""
+"""A local web server for datasets behind URLs."""
 
 from __future__ import annotations
 

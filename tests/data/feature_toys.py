@@ -19,7 +19,7 @@ WIDTH = 4
 
 
 def draw_images(folder: Path, count: int) -> list[str]:
-    """Pictures of 6 x 6 pixels; the number of each is its first pixel's red."""
+    """Draw images of 6 x 6 pixels; the red value of the first pixel is the image's number."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
@@ -35,14 +35,14 @@ def plain(image: Image.Image) -> Tensor:
 
 
 def noisy(image: Image.Image) -> Tensor:
-    """Draws from each of the random streams that a transform may use."""
+    """A transform that draws from every random generator that a transform may use."""
     import random
 
     return plain(image) + torch.rand(3, 1, 1) + random.random() + np.random.rand()
 
 
 class CountingEncoder:
-    """Features that depend on their own input only, whatever else is in the batch; remembers what it has seen."""
+    """An encoder whose features depend only on their own input, not on the batch; records the inputs it has seen."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -58,7 +58,7 @@ class CountingEncoder:
 
 @contextlib.contextmanager
 def on_waiting(action: Callable[[], object]) -> Iterator[None]:
-    """Call ``action`` whenever somebody in this process waits for the lock of a store."""
+    """Call ``action`` whenever this process waits for the lock of a store."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -93,5 +93,5 @@ def store(root: Path | None, commit_seconds: float = 5.0, **changes: Any) -> Fea
 
 
 def expected(paths: list[str], **changes: Any) -> Tensor:
-    """What a store without a disk gives."""
+    """The features that an in-memory store gives."""
     return store(None, **changes).fetch(paths, CountingEncoder()).tensor

@@ -1,4 +1,4 @@
-"""Folders without permission, and the files that a run writes into a dataset's folder."""
+"""Folders without permission, and the files that a run writes to a dataset's folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Forbid = Callable[[Path], None]
 
 @pytest.fixture
 def forbid(monkeypatch: pytest.MonkeyPatch) -> Forbid:
-    """``forbid(folder)``: as if its permissions were taken away (root, who may run the tests, would not notice)."""
+    """``forbid(folder)``: simulate missing permissions, which root (who may run the tests) would bypass."""
 
     def forbid(folder: Path) -> None:
         for name in ("listdir", "scandir"):
             real = getattr(os, name)
 
             def refuse(path: Any = ".", *, real: Any = real) -> Any:
-                if not isinstance(path, int) and Path(path) == folder:  # files are removed by descriptors
+                if not isinstance(path, int) and Path(path) == folder:  # shutil.rmtree works on descriptors
                     raise PermissionError(errno.EACCES, "Permission denied", str(path))
                 return real(path)
 

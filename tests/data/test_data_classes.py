@@ -67,7 +67,7 @@ def test_the_log_line_counts_matches_by_id_and_by_name() -> None:
     assert match.describe() == "matched 2 of 3 classes (1 by id, 1 by name)"
 
 
-def test_different_numbers_of_names_and_ids_are_refused() -> None:
+def test_a_different_number_of_names_and_ids_is_refused() -> None:
     with pytest.raises(ValueError, match="2 class names, but 1"):
         ClassList(("a", "b"), ("1",))
 

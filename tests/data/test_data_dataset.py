@@ -1,4 +1,4 @@
-"""Datum, DatasetBase and FolderDataset: contract, order of the hooks, user errors."""
+"""Datum, DatasetBase and FolderDataset: contract, order of hooks, user errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def config(root: Path, **dataset: Any) -> Any:
 def test_datum_keeps_dassls_contract() -> None:
     datum = Datum("a/b.png", 3, classname="cat", classid="n1")
     assert (datum.impath, datum.label, datum.domain, datum.classname, datum.classid) == ("a/b.png", 3, 0, "cat", "n1")
-    assert datum == copy.deepcopy(datum)  # the way a worker gets it
+    assert datum == copy.deepcopy(datum)  # as when sent to a worker
     assert datum != Datum("a/b.png", 3, classname="cat")
     with pytest.raises(AttributeError):
         datum.label = 4  # type: ignore[misc]
@@ -131,7 +131,7 @@ def test_class_ids_stay_with_the_new_classes(tmp_path: Path) -> None:
         WithIds(config(tmp_path))
 
 
-def test_a_test_only_dataset_has_classes_and_no_shots(tmp_path: Path) -> None:
+def test_a_test_only_dataset_has_classes_but_no_shots(tmp_path: Path) -> None:
     class Variant(Toy):
         test_only = True
 
@@ -142,7 +142,7 @@ def test_a_test_only_dataset_has_classes_and_no_shots(tmp_path: Path) -> None:
     assert not (tmp_path / "toy" / "split_fewshot").exists()
 
 
-def test_no_shots_are_drawn_from_val_if_it_is_the_test_set(tmp_path: Path) -> None:
+def test_no_shots_are_drawn_from_val_if_val_is_the_test_set(tmp_path: Path) -> None:
     class Imagenet(Toy):
         val_is_test = True
 
@@ -151,7 +151,7 @@ def test_no_shots_are_drawn_from_val_if_it_is_the_test_set(tmp_path: Path) -> No
     assert dataset.val == dataset.test
     content = json.loads((tmp_path / "toy" / "split_fewshot" / "shot_2-seed_1.json").read_text())
     assert (len(content["train"]), content["val"]) == (6, [])
-    assert Imagenet(config(tmp_path, NUM_SHOTS=2)).train_x == dataset.train_x  # read back
+    assert Imagenet(config(tmp_path, NUM_SHOTS=2)).train_x == dataset.train_x  # read from the saved draw
 
 
 def test_a_missing_root_or_folder_is_explained(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_missing_images_are_counted_and_named(tmp_path: Path, caplog: pytest.Log
     assert ".png', .... " in message
     assert "or delete" in message
     with caplog.at_level(logging.WARNING):
-        assert len(Toy(config(tmp_path, ON_ERROR="skip")).train_x) == 12  # the draw stays what it is
+        assert len(Toy(config(tmp_path, ON_ERROR="skip")).train_x) == 12  # the draw does not change
     assert "Missing images are skipped" in caplog.text
 
 
@@ -237,14 +237,14 @@ def test_file_names_with_spaces_and_foreign_bytes_survive_the_split_file(tmp_pat
     assert all(os.path.isfile(item.impath) for item in again.test)
 
 
-def test_half_of_a_class_is_for_training_and_a_fifth_for_validation() -> None:
+def test_a_class_is_split_into_half_training_and_a_fifth_validation() -> None:
     items = [Datum(f"{i}.png", 0, classname="ant") for i in range(10)]
     train, val, test = split_classes([items], random.Random(0))
     assert [len(part) for part in (train, val, test)] == [5, 2, 3]
     assert {item.impath for item in (*train, *val, *test)} == {item.impath for item in items}
 
 
-def test_items_of_each_class_leave_out_repeats_and_nothing_else() -> None:
+def test_only_repeats_are_removed_from_the_items_of_each_class() -> None:
     several = Datum("s", classes=[(0, "ant", ""), (1, "bee", "")])
     foreign = type("Foreign", (), {"label": 0, "classname": "ant"})()
     kinds = [Datum("a", 0, 0, "ant"), Datum("b", 0, 0, "ant"), Datum("c", 0, 0, "aunt"), Datum("d", 0, 0, "aunt", "x")]
@@ -253,7 +253,7 @@ def test_items_of_each_class_leave_out_repeats_and_nothing_else() -> None:
     assert list(of_each_class(items)) == wanted
 
 
-def test_an_image_is_told_by_its_ending_at_a_glance_as_by_a_longer_look(tmp_path: Path) -> None:
+def test_the_fast_and_the_full_check_of_image_extensions_agree(tmp_path: Path) -> None:
     names = ["a.jpg", "b.JPEG", "c.Jpg", ".d.png", "e", "f.txt", "g.tar.png", "h.", "png", "i.jpg "]
     for name in names:
         (tmp_path / name).touch()

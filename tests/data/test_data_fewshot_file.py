@@ -1,4 +1,4 @@
-"""Saved few-shot draws: found, verified, refused if they do not fit, saved in the cache if necessary."""
+"""Saved few-shot draws are found and verified, refused if they do not fit, and saved in the cache if necessary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_draw_is_saved_with_relative_paths_and_its_digest(toy: Any, kept: Path
     assert content["digest"] == dataset.fewshot_digest
     assert (content["dataset"], content["num_shots"], content["seed"]) == ("Toy", 2, 1)
     assert len(content["train"]) == 6
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # nothing half-written is left
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # no partial file is left
 
 
 def test_every_draw_has_its_own_digest(toy: Any, kept: Path) -> None:
@@ -54,7 +54,7 @@ def test_every_draw_has_its_own_digest(toy: Any, kept: Path) -> None:
     assert toy(NUM_SHOTS=-1).fewshot_digest == ""
 
 
-def test_the_digest_is_the_same_wherever_the_dataset_is(toy: Any, tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_location_of_the_dataset(toy: Any, tmp_path: Path) -> None:
     first = toy().fewshot_digest
     lay_out(tmp_path / "elsewhere")
     random.seed(1)
@@ -111,7 +111,7 @@ def test_a_draw_written_by_hand_is_used(toy: Any, tmp_path: Path) -> None:
     assert [item.label for item in dataset.train_x] == [0, 1, 2]
 
 
-LISTED = {  # images 0, 4 and 8 are of classes 0, 1 and 2
+LISTED = {  # images 0, 4 and 8 belong to classes 0, 1 and 2
     "absolute.jsonl": '{"impath": "/home/x/toy/images/%s", "label": %d, "classname": "%s"}',
     "other_numbers.jsonl": '{"Image": "%s", "target": 9%d, "label_name": "%s"}',
     "paths.jsonl": '{"path": "images/%s", "note": [%d, "%s"]}',
@@ -134,9 +134,7 @@ def test_a_published_list_of_images_is_a_draw(toy: Any, kept: Path, tmp_path: Pa
     assert not kept.parent.exists()
 
 
-def test_classes_that_a_list_has_few_images_of_are_named(
-    toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_classes_with_few_listed_images_are_named(toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "list.txt").write_text(f"{ROWS[0][0]}\n{ROWS[1][0]}\n{ROWS[4][0]}\n")
     with caplog.at_level(logging.WARNING, "dassl_lite"):
         toy(FEWSHOT_FILE=str(tmp_path / "list.txt"), NUM_SHOTS=2)
@@ -144,7 +142,7 @@ def test_classes_that_a_list_has_few_images_of_are_named(
     assert f"has fewer than 2 images of '{classes[0]}' (1), '{classes[1]}' (0)" in caplog.text
 
 
-def test_a_list_puts_images_of_the_validation_split_there(toy: Any, tmp_path: Path) -> None:
+def test_listed_validation_images_become_validation_shots(toy: Any, tmp_path: Path) -> None:
     lay_out(tmp_path, train=ROWS[1:], val=ROWS[:1])
     whole = toy(NUM_SHOTS=-1)
     listed = [*whole.val, *whole.train_x]
@@ -168,7 +166,7 @@ def test_a_list_puts_images_of_the_validation_split_there(toy: Any, tmp_path: Pa
         ("a.jsonl", "[" * 100_000, "line 1"),
     ],
 )
-def test_a_list_that_is_no_draw_of_this_split_is_refused(
+def test_a_list_that_does_not_fit_the_split_is_refused(
     toy: Any, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     (tmp_path / name).write_text(text)
@@ -178,7 +176,7 @@ def test_a_list_that_is_no_draw_of_this_split_is_refused(
     assert len(str(raised.value)) < 1000
 
 
-def test_a_read_only_folder_moves_the_draw_to_the_cache(
+def test_a_draw_from_a_read_only_folder_is_saved_in_the_cache(
     toy: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write = splits.write_listing
@@ -207,7 +205,7 @@ def test_two_copies_of_a_dataset_have_separate_draws_in_the_cache(tmp_path: Path
     assert keepers[0].folders[1] != keepers[1].folders[1]
 
 
-def test_small_classes_are_named_in_one_line(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_with_too_few_images_are_named_in_one_line(toy: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         dataset = toy(NUM_SHOTS=8)
     assert len(dataset.train_x) == 12
@@ -217,7 +215,7 @@ def test_small_classes_are_named_in_one_line(toy: Any, caplog: pytest.LogCapture
 
 
 class DrawnToy(FolderDataset):
-    """A toy dataset without a split file, whose split is drawn from the global stream."""
+    """A toy dataset without a split file, whose split is drawn from the global random generator."""
 
     dataset_dir = "toy"
     split_file = "split_DrawnToy.json"
@@ -232,7 +230,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 class PaperToy(DatasetBase):
-    """As a paper's dataset draws: from any of the global streams, and pickled for the next run."""
+    """Draws like the datasets of papers: from any global random generator, pickled for the next run."""
 
     def __init__(self, cfg: Any) -> None:
         kept = Path(cfg.DATASET.ROOT) / "kept"
@@ -243,7 +241,7 @@ class PaperToy(DatasetBase):
 
 
 @pytest.mark.parametrize("name", ["Toy", "DrawnToy", "PaperToy"])
-def test_drawing_and_reading_leave_the_same_random_streams(
+def test_drawing_and_reading_a_draw_leave_the_same_random_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for kind in (Toy, DrawnToy, PaperToy):
@@ -257,7 +255,7 @@ def test_drawing_and_reading_leave_the_same_random_streams(
     assert following[0] == following[1]
 
 
-def test_a_run_killed_between_saving_draw_and_split_makes_both_again(
+def test_a_run_killed_between_saving_draw_and_split_repeats_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draw(folder: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Few-shot pickles of CoOp and its forks: they give the same images, and none of their code is run."""
+"""Few-shot pickles of CoOp and its forks give the same images without executing their code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULE = "their.data.datasets.base_dataset"
 
 @pytest.fixture
 def foreign() -> Iterator[type]:
-    """Dassl's Datum, as pickle writes it: private attributes, in a module that is gone when it is read."""
+    """Dassl's Datum as pickled: private attributes, in a module that no longer exists when it is read."""
 
     class Datum:
         def __init__(self, impath: str, label: int, classname: str) -> None:
@@ -50,7 +50,7 @@ def pickled(tmp_path: Path) -> Path:
 
 
 def rewrite(drawn: Any, path: Path, datum: type, prefix: str = "/home/somebody/data/toy/images") -> None:
-    """Keep ``drawn`` as the reference would, in place of the JSON."""
+    """Replace the JSON with ``drawn`` pickled as the reference would."""
     path.with_suffix(".json").unlink()
     root = Path(drawn.image_dir)
 
@@ -66,7 +66,7 @@ def test_a_pickled_draw_gives_the_same_images(toy: Any, pickled: Path, foreign: 
     drawn = toy()
     rewrite(drawn, pickled, foreign, prefix)
     for name in [name for name in sys.modules if name.startswith("their")]:
-        del sys.modules[name]  # whoever imports it now fails
+        del sys.modules[name]  # importing it now fails
     sys.modules.update(dict.fromkeys(["their", "their.data", "their.data.datasets", MODULE], ModuleType("gone")))
     random.seed(7)
     before = random.getstate()
@@ -74,7 +74,7 @@ def test_a_pickled_draw_gives_the_same_images(toy: Any, pickled: Path, foreign: 
     assert read.train_x == drawn.train_x
     assert read.val == drawn.val
     assert random.getstate() == before
-    assert pickled.with_suffix(".json").is_file()  # from now on
+    assert pickled.with_suffix(".json").is_file()  # later runs read the JSON
     pickled.write_bytes(b"")
     assert toy().train_x == drawn.train_x
 
@@ -87,7 +87,7 @@ def test_a_pickle_given_by_name_is_read(toy: Any, pickled: Path, foreign: type, 
     pickled.with_suffix(".json").unlink(missing_ok=True)
     random.seed(7)
     assert toy(FEWSHOT_FILE=str(tmp_path / "colleague.pkl")).train_x == drawn.train_x
-    assert not pickled.with_suffix(".json").exists()  # a run without FEWSHOT_FILE would take it for its own draw
+    assert not pickled.with_suffix(".json").exists()  # a run without FEWSHOT_FILE would use it as its own draw
 
 
 class _Bomb:
@@ -107,7 +107,7 @@ class _Bomb:
         ("empty", "ends in the middle, or is no pickle"),
     ],
 )
-def test_a_pickle_that_is_no_draw_of_this_split_is_refused(
+def test_a_pickle_that_does_not_fit_the_split_is_refused(
     toy: Any, pickled: Path, foreign: type, tmp_path: Path, kind: str, message: str
 ) -> None:
     target = tmp_path / "was_run"

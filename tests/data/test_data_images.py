@@ -52,7 +52,7 @@ def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
 
 
 def test_a_sixteen_bit_colour_image_is_scaled(tmp_path: Path) -> None:
-    # PIL cannot write one: PNG's header, one row of one pixel in big-endian 16 bits, and the end, by hand.
+    # PIL cannot write one, so write the PNG chunks by hand: header, one big-endian 16-bit pixel, end.
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -70,7 +70,7 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path) -> None:
 
 def test_exif_rotation_is_ignored_as_in_the_reference(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to show
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees for display
     Image.new("RGB", (6, 4), RED).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (6, 4)
 
@@ -127,7 +127,7 @@ UNWANTED = {
 @pytest.mark.usefixtures("no_programs")
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
 @pytest.mark.parametrize("kind", UNWANTED)
-def test_a_file_of_an_unwanted_format_is_not_opened_whatever_it_is_called(
+def test_a_file_in_an_unsupported_format_is_not_opened_whatever_its_extension(
     tmp_path: Path, kind: str, ending: str
 ) -> None:
     path = tmp_path / f"photo.{ending}"
@@ -136,7 +136,7 @@ def test_a_file_of_an_unwanted_format_is_not_opened_whatever_it_is_called(
         read_image(path)
 
 
-def test_only_extensions_of_wanted_formats_count_as_images() -> None:
+def test_only_extensions_of_supported_formats_count_as_images() -> None:
     assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".webp", ".ppm", ".jp2", ".tga"} <= image_extensions()
     assert not {".eps", ".ps", ".h5", ".hdf", ".fits", ".grib", ".wmf", ".mpg", ".psd"} & image_extensions()
 
@@ -160,7 +160,7 @@ def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_the_error_survives_the_way_back_from_a_worker() -> None:
+def test_the_error_survives_pickling_from_a_worker() -> None:
     error = copy.copy(UnreadableImageError("a.png", "torn"))  # as pickling does
     assert (error.path, error.reason, str(error)) == ("a.png", "torn", "cannot read image 'a.png': torn")
 

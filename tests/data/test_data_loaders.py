@@ -1,4 +1,4 @@
-"""Loaders: Dassl's batches and random numbers, independent of the workers; clear errors for broken images."""
+"""Loaders give Dassl's batches and random numbers for any number of workers, and clear errors for broken images."""
 
 from __future__ import annotations
 
@@ -111,18 +111,18 @@ def test_batches_are_the_same_for_any_number_of_workers(cfg: Any, items: list[Da
         set_random_seed(1)
         runs.append(epochs(train_loader(cfg, items)))
     assert equal(*runs)
-    assert not equal(runs[0][:2], runs[0][2:])  # another epoch, other noise
+    assert not equal(runs[0][:2], runs[0][2:])  # each epoch has different noise
 
 
 @pytest.mark.slow
-def test_the_order_is_the_same_with_and_without_workers(cfg: Any, items: list[Datum]) -> None:
+def test_order_and_random_state_are_the_same_with_and_without_workers(cfg: Any, items: list[Datum]) -> None:
     orders = []
     for workers in (0, 1):
         cfg.DATALOADER.NUM_WORKERS = workers
         set_random_seed(1)
         loader = train_loader(cfg, items, tfm=T.Compose([T.Resize((SIZE, SIZE)), T.ToTensor()]))
         orders.append([order for order, _ in epochs(loader, 3)])
-        orders.append([float(torch.rand(()))])  # and as much of the stream is left
+        orders.append([float(torch.rand(()))])  # the random generator is in the same state afterwards
     assert orders[:2] == orders[2:]
 
 
@@ -138,7 +138,7 @@ def test_persistent_workers_do_not_change_a_resumed_run(cfg: Any, items: list[Da
     assert equal(epochs(train_loader(cfg, items), 2), never_stopped)
 
 
-def test_workers_start_only_when_they_are_needed(cfg: Any, items: list[Datum]) -> None:
+def test_workers_start_only_when_needed(cfg: Any, items: list[Datum]) -> None:
     before = len(multiprocessing.active_children())
     cfg.DATALOADER.NUM_WORKERS = 4
     with warnings.catch_warnings():
@@ -162,7 +162,7 @@ def test_there_are_as_many_workers_as_cores_unless_a_number_is_given(
             assert train_loader(cfg, items, batch_size=1).num_workers == expected
 
 
-def test_two_loaders_read_in_turn_draw_in_the_order_of_torchs(cfg: Any, items: list[Datum]) -> None:
+def test_two_interleaved_loaders_draw_like_torch_loaders(cfg: Any, items: list[Datum]) -> None:
     def orders(made: list[Any]) -> list[list[int]]:
         set_random_seed(1)
         iterators = [iter(loader) for loader in made]
@@ -229,7 +229,7 @@ def test_invalid_settings_of_a_loader_are_refused(cfg: Any, items: list[Datum], 
 
 @pytest.fixture
 def toy(cfg: Any, items: list[Datum]) -> Any:
-    """A registered dataset with unlabelled items and no val."""
+    """A registered dataset with unlabelled items and no validation split."""
 
     @DATASET_REGISTRY.register(name="Toy", force=True)
     class Toy(DatasetBase):
@@ -270,11 +270,11 @@ def test_custom_transforms_and_wrapper_are_used(toy: Any, caplog: pytest.LogCapt
     assert next(iter(manager.train_loader_x))["img"].shape == (6, 3, SIZE, SIZE)
 
 
-def test_images_travel_as_bytes_and_arrive_as_the_transform_s(cfg: Any, items: list[Datum]) -> None:
+def test_images_are_sent_as_bytes_and_equal_the_transforms_output(cfg: Any, items: list[Datum]) -> None:
     transform = T.Compose([T.RandomCrop(8), T.ToTensor(), T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
     loader = train_loader(cfg, items, tfm=transform)
     assert loader.dataset.__getitems__([0])[0]["img"].dtype == torch.uint8  # type: ignore[attr-defined]
-    assert loader.dataset[0]["img"].dtype == torch.float32  # for who asks the dataset itself
+    assert loader.dataset[0]["img"].dtype == torch.float32  # direct access to the dataset gives tensors
     set_random_seed(1)
     found = epochs(loader)
     set_random_seed(1)
@@ -283,8 +283,8 @@ def test_images_travel_as_bytes_and_arrive_as_the_transform_s(cfg: Any, items: l
     assert epochs(loader.with_batches([[1, 2]]), 1)[0][1].dtype == torch.float32
 
 
-def test_a_batch_of_bytes_and_of_finished_images_is_finished_image_by_image() -> None:
-    """Images that were not RGB come finished from a worker, the others as bytes."""
+def test_a_mixed_batch_of_bytes_and_tensors_is_finished_per_image() -> None:
+    """Workers send RGB images as bytes, and other images as finished tensors."""
     pixels, finished = torch.full((2, 2, 3), 51, dtype=torch.uint8), torch.rand(3, 2, 2)
     batch = loaders._collate(lambda image: image.permute(2, 0, 1) / 255, [{"img": pixels}, {"img": finished}])
     assert torch.equal(batch["img"], torch.stack([torch.full((3, 2, 2), 0.2), finished]))
@@ -293,7 +293,7 @@ def test_a_batch_of_bytes_and_of_finished_images_is_finished_image_by_image() ->
 @pytest.mark.parametrize(
     ("free", "expected"), [(None, (4, 2)), (1 << 30, (4, 2)), (8 << 20, (4, 1)), (4 << 20, (2, 1)), (0, (0, 1))]
 )
-def test_batches_under_way_fit_into_shared_memory(
+def test_prefetched_batches_fit_into_shared_memory(
     free: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)

@@ -35,7 +35,7 @@ def test_a_sampler_reads_each_image_once_and_follows_the_seed(kind: str) -> None
 
 
 @pytest.mark.parametrize(("n_domain", "expected"), [(2, 2), (0, 3), (3, 3)])
-def test_a_batch_has_as_many_images_of_each_domain(n_domain: int, expected: int) -> None:
+def test_a_batch_has_equally_many_images_per_domain(n_domain: int, expected: int) -> None:
     random.seed(0)
     sampler = build_sampler("RandomDomainSampler", None, ITEMS, batch_size=6, n_domain=n_domain)
     for batch in batches(list(sampler), 6):
@@ -82,7 +82,7 @@ def test_invalid_settings_of_a_sampler_are_refused(kind: str, options: Any, mess
         build_sampler(kind, None, ITEMS, **{"batch_size": 6, **options})
 
 
-def test_seeds_leave_the_order_and_the_random_stream_alone() -> None:
+def test_adding_seeds_changes_neither_order_nor_random_state() -> None:
     torch.manual_seed(4)
     plain = list(RandomSampler(ITEMS))
     state = torch.get_rng_state()
@@ -91,10 +91,10 @@ def test_seeds_leave_the_order_and_the_random_stream_alone() -> None:
     assert seeded == plain
     assert torch.equal(torch.get_rng_state(), state)
     again = list(SeededSampler(RandomSampler(ITEMS)))
-    assert len({index.seed for index in (*seeded, *again)}) == 72  # of another epoch: others
+    assert len({index.seed for index in (*seeded, *again)}) == 72  # each epoch has different seeds
 
 
-def test_an_index_keeps_its_seed_on_the_way_to_a_worker() -> None:
+def test_an_index_keeps_its_seed_when_sent_to_a_worker() -> None:
     index = copy.copy(SeededIndex(3, 2**62 + 5))  # as pickling does
     assert (index, index.seed) == (3, 2**62 + 5)
     draws = []

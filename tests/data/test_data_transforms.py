@@ -1,4 +1,4 @@
-"""Transforms: every choice runs, invalid settings are refused, cache keys are stable."""
+"""Transforms: every one runs, invalid settings are refused, cache keys are stable."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ def image() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_all_choices_of_dassl_are_registered() -> None:
+def test_all_transforms_of_dassl_are_registered() -> None:
     assert set(AVAI_CHOICES) == set(DASSL)
 
 
 @pytest.mark.slow_after(9)
 @pytest.mark.parametrize("choice", DASSL)
-def test_each_choice_keeps_the_size_is_logged_and_repeatable(
+def test_each_transform_keeps_the_size_is_logged_and_is_repeatable(
     cfg: Any, image: Image.Image, choice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         transform = build_transform(cfg, choices=[choice])
-    # The size is made by a line of its own unless a crop makes it.
+    # The resize has its own log line unless a crop sets the size.
     assert len(caplog.messages) == (3 if choice in ("random_crop", "random_resized_crop") else 4)
     if choice == "random_crop":
-        image = image.resize((32, 24))  # crops what it gets, as the reference
+        image = image.resize((32, 24))  # only crops, without resizing, as in the reference
     for seed in range(8):
         set_random_seed(seed)
         first = transform(image)
@@ -89,7 +89,7 @@ def test_each_choice_keeps_the_size_is_logged_and_repeatable(
 
 
 @pytest.mark.slow
-def test_all_choices_run_together(cfg: Any, image: Image.Image) -> None:
+def test_all_transforms_can_be_combined(cfg: Any, image: Image.Image) -> None:
     transform = build_transform(cfg, choices=DASSL)
     for seed in range(30):
         set_random_seed(seed)
@@ -134,7 +134,7 @@ def test_operations_run_at_both_ends_of_their_range(table: Any, image: Image.Ima
             assert operation(image, value).size == image.size
 
 
-# As AutoAugment's and FixMatch's papers give them, and Dassl's code has them.
+# From the papers on AutoAugment and FixMatch, as implemented in Dassl.
 FACTORS = ("brightness", "color", "contrast", "sharpness")
 RANGES = {
     "ORIGINAL": {
@@ -163,7 +163,7 @@ def test_every_second_image_is_translated_by_default(image: Image.Image) -> None
     random.seed(0)
     translate, resized = Random2DTranslation(8, 12), image.resize((12, 8), Image.Resampling.BILINEAR)
     moved = sum(translate(image).tobytes() != resized.tobytes() for _ in range(400))
-    assert 120 < moved < 280  # a translation may be by nothing, so fewer than half of them may differ
+    assert 120 < moved < 280  # a translation may be by zero, so fewer than half may differ
 
 
 def test_cutout_zeroes_one_square() -> None:
@@ -171,10 +171,10 @@ def test_cutout_zeroes_one_square() -> None:
     whole = torch.ones(3, 20, 20)
     cut = Cutout(1, 6)(whole)
     assert 0 < int((cut[0] == 0).sum()) <= 36
-    assert whole.min() == 1  # the input is left alone
+    assert whole.min() == 1  # the input is unchanged
 
 
-def test_cutout_cuts_one_square_unless_told_otherwise() -> None:
+def test_cutout_cuts_one_square_by_default() -> None:
     np.random.seed(0)
     whole = torch.ones(3, 400, 400)  # so that two squares hardly overlap
     for cutout, holes in ((Cutout(), 1), (Cutout(2), 2)):
@@ -182,17 +182,17 @@ def test_cutout_cuts_one_square_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("shear", [shear_x, shear_y])
-def test_shearing_by_nothing_leaves_an_image_alone(image: Image.Image, shear: Callable[..., Image.Image]) -> None:
+def test_zero_shear_leaves_an_image_unchanged(image: Image.Image, shear: Callable[..., Image.Image]) -> None:
     assert shear(image, 0.0).tobytes() == image.tobytes()
 
 
-def test_instance_norm_gives_mean_0_and_deviation_1() -> None:
+def test_instance_norm_gives_zero_mean_and_unit_variance() -> None:
     image = InstanceNormalization()(torch.rand(3, 16, 16) * 5)
     assert torch.allclose(image.mean((1, 2)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(image.std((1, 2)), torch.ones(3), atol=1e-5)
 
 
-def test_transforms_keep_their_probabilities(image: Image.Image) -> None:
+def test_transforms_apply_with_their_probabilities(image: Image.Image) -> None:
     never, always = GaussianNoise(p=0.0), GaussianNoise(p=1.0)
     tensor = torch.zeros(3, 4, 4)
     assert torch.equal(never(tensor), tensor)
@@ -212,7 +212,7 @@ DESCRIBED = [
     T.Compose([T.ToTensor(), T.Resize(8)]),
     T.Resize(8, interpolation=T.InterpolationMode.BICUBIC),
     T.RandomResizedCrop(8, scale=(0.08, 1.0)),
-    T.RandomResizedCrop(8, scale=(0.08001, 1.0)),  # equal in torchvision's own text, which rounds
+    T.RandomResizedCrop(8, scale=(0.08001, 1.0)),  # rounds to the same repr in torchvision
     T.RandomApply([T.GaussianBlur(3)], p=0.5),
     T.RandomApply([T.GaussianBlur(5)], p=0.5),
     v2.Resize(8),
@@ -232,7 +232,7 @@ def test_different_transforms_have_different_descriptions() -> None:
     assert not any(" at 0x" in text for text in texts)
 
 
-# As the first version wrote them into the keys of feature caches: another text would extract every cache again.
+# As in the cache keys of the first version; a change would make every feature cache be extracted again.
 @pytest.mark.parametrize(
     ("transform", "text"),
     [
@@ -244,17 +244,17 @@ def test_different_transforms_have_different_descriptions() -> None:
         (RandAugmentFixMatch(2), "randaugment.RandAugmentFixMatch(n=2)"),
     ],
 )
-def test_descriptions_stay_as_they_are_in_existing_caches(transform: Any, text: str) -> None:
+def test_descriptions_match_those_in_existing_caches(transform: Any, text: str) -> None:
     assert describe(transform) == f"dassl_lite.data.transforms.{text}"
 
 
 @pytest.mark.parametrize("policy", [CIFAR10Policy, ImageNetPolicy, SVHNPolicy])
-def test_the_description_of_a_policy_stays_as_it_is_in_existing_caches(policy: Any) -> None:
+def test_the_description_of_a_policy_matches_that_in_existing_caches(policy: Any) -> None:
     assert describe(policy()).startswith(f"dassl_lite.data.transforms.autoaugment.{policy.__name__}(")
 
 
 def test_a_description_does_not_depend_on_the_order_of_a_set() -> None:
-    """That order differs from process to process, as it does here between two equal sets."""
+    """The order differs between processes, as it does here between two equal sets."""
     one, other = frozenset([0, 8]), frozenset([8, 0])
     assert (one, list(one)) == (other, list(other)[::-1])
     assert describe(functools.partial(other_code, image=one)) == describe(functools.partial(other_code, image=other))
@@ -275,8 +275,8 @@ def test_unknown_transforms_count_as_random() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [CIFAR10Policy, ImageNetPolicy, SVHNPolicy])
-def test_a_learned_policy_changes_the_image_and_fills_with_its_colour(policy: Any) -> None:
-    """Of a bright picture, what is filled with darkness stands out."""
+def test_a_learned_policy_changes_the_image_and_uses_its_fill_colour(policy: Any) -> None:
+    """In a bright image, dark filled areas stand out."""
     image = Image.new("RGB", (64, 64), (200, 190, 210))
     seen = set()
     for fill in ((128, 128, 128), (1, 2, 3)):
@@ -288,14 +288,14 @@ def test_a_learned_policy_changes_the_image_and_fills_with_its_colour(policy: An
             seen |= {(fill, colour) for _, colour in changed.getcolors(4096)}
     assert ((128, 128, 128), (128, 128, 128)) in seen
     assert ((1, 2, 3), (1, 2, 3)) in seen
-    assert len(seen) > 10  # and other things happen than filling
+    assert len(seen) > 10  # other operations than filling happen, too
 
 
-# ---- descriptions of other people's code ----
+# ---- descriptions of third-party code ----
 
 
 def made_by(source: str, folder: Path, name: str = "transform") -> Any:
-    """What a plug-in file defines under ``name``; each file is a module of its own, as each version of a plug-in is."""
+    """The object ``name`` of a plugin file; each file is a separate module, like each version of a plugin."""
     path = folder / "plugin.py"
     path.write_text(textwrap.dedent(source))
     module = types.ModuleType("plugin_of_a_test")
@@ -340,7 +340,7 @@ def made_by(source: str, folder: Path, name: str = "transform") -> Any:
         "SCALE = {}\ndef transform(n): return n * SCALE and other(n)\ndef other(n): return n and transform(n - 1)",
     ],
 )
-def test_a_value_that_a_plugins_transform_reads_belongs_to_its_description(source: str, tmp_path: Path) -> None:
+def test_a_value_that_a_plugin_transform_reads_is_part_of_its_description(source: str, tmp_path: Path) -> None:
     one, same, other = (describe(made_by(source.format(scale), tmp_path)) for scale in (1, 1, 2))
     assert one == same
     assert one != other
@@ -358,7 +358,7 @@ def test_a_value_that_a_plugins_transform_reads_belongs_to_its_description(sourc
         "def transform(image):\n    from settings_of_a_test import SCALE\n    return image * SCALE",
     ],
 )
-def test_a_value_in_another_module_of_theirs_belongs_to_it_too(
+def test_a_value_in_another_module_of_a_plugin_is_part_of_the_description(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = []
@@ -383,19 +383,19 @@ def test_a_value_in_another_module_of_theirs_belongs_to_it_too(
         ("MANY = [[i] for i in range(20000)]\ndef transform(image): return MANY", "more than 10,000 values"),
     ],
 )
-def test_what_cannot_be_described_is_named(
+def test_objects_that_cannot_be_described_are_named(
     source: str, unknown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "settings_of_a_test", types.ModuleType("settings_of_a_test"))
     assert unknown in " ".join(undescribed(made_by(source, tmp_path)))
 
 
-def test_what_libraries_do_is_known_by_its_name() -> None:
+def test_library_functions_are_described_by_name() -> None:
     assert undescribed(T.Compose([T.Resize(8), T.Lambda(functional.hflip), T.ToTensor()])) == []
     assert "functional.hflip(" in describe(functional.hflip)
 
 
-def test_operations_have_the_references_magnitudes() -> None:
+def test_operations_have_the_magnitudes_of_the_reference() -> None:
     def ranges(operations: Any) -> dict[str, tuple[float, float]]:
         return {operation.__name__: (low, high) for operation, low, high in operations}
 
@@ -445,7 +445,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
         [T.ToTensor()],
     ],
 )
-def test_bytes_that_are_normalised_as_a_batch_have_the_transform_s_bits(last: list[Any]) -> None:
+def test_batch_normalised_bytes_equal_the_transform_bit_for_bit(last: list[Any]) -> None:
     transform = T.Compose([T.RandomResizedCrop(16, interpolation=T.InterpolationMode.BICUBIC), *last])
     parts = split(transform)
     assert parts is not None
@@ -461,11 +461,11 @@ def test_bytes_that_are_normalised_as_a_batch_have_the_transform_s_bits(last: li
     batch = torch.stack(each(pixels))
     assert batch.dtype == torch.uint8
     assert torch.equal(finish(batch), torch.stack(each(transform)))
-    assert torch.equal(finish._looked_up(batch), torch.stack(each(transform)))  # as on a GPU
+    assert torch.equal(finish._looked_up(batch), torch.stack(each(transform)))  # the lookup table used on a GPU
     assert finish(batch).is_contiguous()
 
 
-def test_every_value_of_a_channel_has_the_transform_s_bits() -> None:
+def test_every_channel_value_equals_the_transform_bit_for_bit() -> None:
     transform = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
     pixels, finish = split(transform) or pytest.fail("not split")
@@ -474,7 +474,7 @@ def test_every_value_of_a_channel_has_the_transform_s_bits() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "F", "RGBA"])
-def test_what_is_no_rgb_image_is_transformed_as_a_whole(mode: str) -> None:
+def test_images_that_are_not_rgb_are_transformed_in_full(mode: str) -> None:
     transform = T.Compose([T.Resize(8), T.ToTensor(), T.Normalize([0.5], [0.5])])
     image = Image.new(mode, (9, 8))
     assert split(transform) is None  # one channel
@@ -485,7 +485,7 @@ def test_what_is_no_rgb_image_is_transformed_as_a_whole(mode: str) -> None:
 
 
 class Doubled(T.Normalize):
-    """Other people's."""
+    """A third-party subclass."""
 
 
 @pytest.mark.parametrize(
@@ -503,12 +503,12 @@ class Doubled(T.Normalize):
         T.ToTensor(),
     ],
 )
-def test_other_transforms_stay_whole(transform: Any) -> None:
+def test_other_transforms_are_not_split(transform: Any) -> None:
     assert split(transform) is None
 
 
 @pytest.mark.parametrize("is_train", [False, True])
-def test_the_field_s_transforms_are_split(is_train: bool) -> None:
+def test_standard_transforms_are_split(is_train: bool) -> None:
     cfg = get_cfg_default()
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (24, 24), "bicubic"
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = MEAN, STD

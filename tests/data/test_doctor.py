@@ -33,7 +33,7 @@ class ToyPets(FolderDataset):
 
 
 class Plain(DatasetBase):
-    """A dataset as Dassl's users write them."""
+    """A dataset written as for Dassl."""
 
     def __init__(self, cfg: Any) -> None:
         items = [
@@ -51,7 +51,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """The folder of a small dataset that is in order; its images are not images."""
+    """The folder of a small valid dataset; its image files have no image content."""
     folder = tmp_path / "pets"
     rows: dict[str, list] = {}
     for split, count in PER_CLASS.items():
@@ -105,7 +105,7 @@ def test_missing_images_are_counted_and_named(pets: Path, look: Callable[..., Re
     assert "..." in report.problems[0]
 
 
-def test_class_without_an_image_is_named(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_class_without_images_is_named(pets: Path, look: Callable[..., Report]) -> None:
     shutil.rmtree(pets / "images/emu")
     report = look()
     assert report.classes == "2 of 3"
@@ -128,14 +128,14 @@ def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, look:
 def test_files_without_permission_are_unreadable(
     pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for the system's answer, as root may read everything."""
+    """Simulated, since root may read everything."""
     monkeypatch.setattr(os, "access", lambda path, mode: "cat/train" not in str(path))
     report = look()
     assert counts(report)["train"] == (12, 8, 0, 4)
     assert report.problems[0].startswith("no permission: 4 (")
 
 
-def test_folders_that_may_not_be_listed_are_unreadable_and_the_next_is_still_looked_at(
+def test_folders_that_cannot_be_listed_are_unreadable_and_the_others_are_still_checked(
     pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir = os.scandir
@@ -153,7 +153,7 @@ def test_folders_that_may_not_be_listed_are_unreadable_and_the_next_is_still_loo
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_closed_folder_is_unreadable(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_folder_without_permission_is_unreadable(pets: Path, look: Callable[..., Report]) -> None:
     (pets / "images/cat").chmod(0)
     try:
         assert counts(look())["train"] == (12, 8, 0, 4)
@@ -161,7 +161,7 @@ def test_closed_folder_is_unreadable(pets: Path, look: Callable[..., Report]) ->
         (pets / "images/cat").chmod(0o755)
 
 
-def test_a_split_of_another_size_than_published_is_reported(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_split_that_differs_from_the_published_size_is_reported(pets: Path, look: Callable[..., Report]) -> None:
     report = look(sources={"ToyPets": Source("pets", (), (13, 3, 6), 4)})
     assert "train has 12 images, but should have 13" in report.problems
     assert "4 classes expected, found 3" in report.problems
@@ -186,13 +186,13 @@ def test_a_missing_dataset_is_reported(look: Callable[..., Report], tmp_path: Pa
     assert counts(report)["train"] == (12, 0, 12, 0)
 
 
-def test_a_dataset_in_another_layout_is_checked_too(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_dataset_in_another_layout_is_also_checked(pets: Path, look: Callable[..., Report]) -> None:
     report = look("Plain")
     assert counts(report) == {"train": (2, 1, 1, 0), "test": (2, 1, 1, 0)}
 
 
 @pytest.mark.slow
-def test_own_images_are_checked_before_and_after_their_split(pets: Path, tmp_path: Path) -> None:
+def test_user_images_are_checked_before_and_after_they_are_split(pets: Path, tmp_path: Path) -> None:
     cfg = get_cfg_default()
     cfg.DATASET.ROOT = str(pets / "images")
     before = everything(pets)
@@ -231,7 +231,7 @@ def test_a_real_dataset_in_the_real_layout_is_checked(shared: Path, tmp_path: Pa
 def test_each_folder_is_listed_once_and_no_file_is_opened(
     pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a hundred thousand files take seconds, on a network drive too."""
+    """So checking a hundred thousand files takes seconds, even on a network drive."""
     listed, opened = Counter[str](), []
     scandir, real_open = os.scandir, io.open
 
@@ -244,7 +244,7 @@ def test_each_folder_is_listed_once_and_no_file_is_opened(
         return real_open(path, *arguments, **options)
 
     monkeypatch.setattr(os, "scandir", counting_scandir)
-    monkeypatch.setattr(io, "open", recording_open)  # what pathlib calls
+    monkeypatch.setattr(io, "open", recording_open)  # called by pathlib
     monkeypatch.setattr("builtins.open", recording_open)
     report = look()
     assert report.problems == []

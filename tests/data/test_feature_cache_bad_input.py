@@ -14,7 +14,7 @@ from PIL import Image
 from dassl_lite.utils.errors import UserError
 
 
-def test_an_image_that_changes_while_it_is_read_gets_no_row(tmp_path: Path) -> None:
+def test_an_image_that_changes_while_being_read_is_not_cached(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 2)
 
     def meddling(image: Image.Image) -> torch.Tensor:
@@ -23,13 +23,13 @@ def test_an_image_that_changes_while_it_is_read_gets_no_row(tmp_path: Path) -> N
 
     real = os.stat(paths[1])
     run = store(tmp_path / "cache", transform=meddling)
-    # The dataset is decoded in order: the first image's transform changes the second file after its key was taken.
+    # Images are decoded in order: the transform of the first changes the second file after its key was computed.
     with pytest.raises(UserError, match=r"001\.png changed while it was being read"):
         run.fetch(paths, CountingEncoder())
     os.utime(paths[1], ns=(real.st_atime_ns, real.st_mtime_ns))
     encoder = CountingEncoder()
     run.fetch(paths[:1], encoder)
-    assert encoder.seen == []  # what was fine before the error is kept
+    assert encoder.seen == []  # images encoded before the error are kept
 
 
 def test_a_corrupt_image_stops_the_run_and_is_named(tmp_path: Path) -> None:
@@ -40,14 +40,14 @@ def test_a_corrupt_image_stops_the_run_and_is_named(tmp_path: Path) -> None:
         run.fetch(paths, CountingEncoder(), batch_size=2)
     encoder = CountingEncoder()
     run.fetch([*paths[:4], paths[5]], encoder)
-    assert encoder.seen == []  # nothing that was computed is lost
+    assert encoder.seen == []  # no computed feature is lost
 
 
-def test_corrupt_and_missing_images_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrupt_and_missing_images_can_be_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [*draw_images(tmp_path / "a", 4), str(tmp_path / "none.png")]
     Path(paths[1]).write_bytes(b"no picture")
     run = store(tmp_path / "cache")
-    for _ in range(2):  # also where the others come from the cache
+    for _ in range(2):  # the second time, the others come from the cache
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             features = run.fetch(paths, CountingEncoder(), on_error="skip")
@@ -74,7 +74,7 @@ def test_a_repaired_image_is_used(tmp_path: Path) -> None:
     assert torch.equal(features.tensor, expected(paths))
 
 
-def test_if_no_image_can_be_read_it_is_an_error_even_with_skip(tmp_path: Path) -> None:
+def test_no_readable_image_is_an_error_even_with_skip(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.png.*1 more"):
         store(None).fetch([tmp_path / "a.png", tmp_path / "b.png"], CountingEncoder(), on_error="skip")
 
@@ -95,7 +95,7 @@ def test_invalid_arguments_are_named(tmp_path: Path) -> None:
         store(None).fetch(paths, lambda inputs: torch.zeros(len(inputs), 3, dtype=torch.int32))
 
 
-def test_an_encoder_that_changes_its_width_is_an_error(tmp_path: Path) -> None:
+def test_an_encoder_with_varying_feature_width_is_an_error(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 2)
     store(tmp_path / "cache").fetch(paths[:1], CountingEncoder())
     with pytest.raises(ValueError, match="width=3"):

@@ -1,4 +1,4 @@
-"""The feature cache after crashes at any moment: no wrong row, and no committed row lost."""
+"""After a crash at any moment, the feature cache has no wrong row and has lost no committed row."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def in_child(work: Callable[[], object]) -> Any:
-    """``work`` in a forked process, started."""
+    """Start ``work`` in a forked process."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
 
 
 def killing_append(moment: int, how: str) -> Callable[..., None]:
-    """``append`` that kills its process at the given call: before it, half-way through its bytes, or after it."""
+    """An ``append`` that kills its process at the given call: before writing, halfway through, or after it."""
     real = shards.append
     calls = []
 
@@ -50,8 +50,8 @@ def killing_append(moment: int, how: str) -> Callable[..., None]:
 @pytest.mark.slow_after(2)
 @forks
 @pytest.mark.parametrize("how", ["before", "half", "after"])
-@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])  # of rows, index, rows, index, ...
-def test_an_extraction_killed_while_it_writes_is_continued(
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6])  # writes: rows, index, rows, index, ...
+def test_an_extraction_killed_while_writing_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int, how: str
 ) -> None:
     paths = draw_images(tmp_path / "a", 10)
@@ -68,7 +68,7 @@ def test_an_extraction_killed_while_it_writes_is_continued(
     encoder = CountingEncoder()
     run = store(tmp_path / "cache", **kind)
     assert torch.equal(run.fetch(paths, encoder, batch_size=4).tensor, expected(paths, **kind))
-    assert sum(encoder.calls) == 2 * (10 - 2 * commits)  # what was committed is not computed again
+    assert sum(encoder.calls) == 2 * (10 - 2 * commits)  # committed rows are not computed again
     encoder = CountingEncoder()
     assert torch.equal(store(tmp_path / "cache", **kind).fetch(paths, encoder).tensor, expected(paths, **kind))
     assert encoder.calls == []
@@ -76,7 +76,7 @@ def test_an_extraction_killed_while_it_writes_is_continued(
 
 @pytest.mark.slow
 @forks
-def test_an_extraction_killed_several_times_is_completed(tmp_path: Path) -> None:
+def test_an_extraction_killed_several_times_completes(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 30)
     log = tmp_path / "encoded"
 
@@ -102,11 +102,11 @@ def test_an_extraction_killed_several_times_is_completed(tmp_path: Path) -> None
     assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
     assert encoder.calls == []
     twice = len(log.read_text().split()) - 30
-    assert 0 <= twice <= 3 * 2 * 2  # of each killed run, the batch that was being written and the one before it
+    assert 0 <= twice <= 3 * 2 * 2  # per killed run: the batch being written and the one before
 
 
 def test_rows_are_on_the_disk_before_the_index_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power failure keeps what was synced and may lose the rest: an index ahead of its rows would name garbage."""
+    """A power failure may lose whatever was not synced; an index ahead of its rows would point to garbage."""
     synced: list[tuple[str, int, int]] = []  # (file, its size, lines of the index at that moment)
     real = os.fsync
 
@@ -131,7 +131,7 @@ def test_rows_are_on_the_disk_before_the_index_names_them(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["rows-00000.bin", "index.jsonl"])
 @pytest.mark.parametrize("cut", [1, 10])
-def test_an_incomplete_tail_is_dropped_and_the_rest_kept(tmp_path: Path, name: str, cut: int) -> None:
+def test_an_incomplete_tail_is_dropped_and_the_rest_is_kept(tmp_path: Path, name: str, cut: int) -> None:
     paths = draw_images(tmp_path / "a", 6)
     run = store(tmp_path / "cache", commit_seconds=0)
     run.fetch(paths, CountingEncoder(), batch_size=2)
@@ -180,7 +180,7 @@ def test_a_damaged_row_is_extracted_again(tmp_path: Path, rows: list[int], caplo
     assert encoder.seen == []
 
 
-def test_a_damaged_index_line_loses_its_own_rows_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_index_line_loses_only_its_own_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 6)
     run = store(tmp_path / "cache", commit_seconds=0)
     run.fetch(paths, CountingEncoder(), batch_size=2)
@@ -202,13 +202,13 @@ def test_a_deleted_shard_is_extracted_again(tmp_path: Path) -> None:
     (run.folder / "rows-00000.bin").unlink()
     encoder = CountingEncoder()
     again = store(tmp_path / "cache", commit_seconds=0)
-    # Two commits of two: the first makes the file long enough for half of what the old index line promises.
+    # Two commits of two rows: after the first, the file has half of the rows that the old index line promises.
     assert torch.equal(again.fetch(paths[::-1], encoder, batch_size=2).tensor, expected(paths[::-1]))
     assert len(encoder.seen) == 4
     assert torch.equal(store(tmp_path / "cache").fetch(paths, CountingEncoder()).tensor, expected(paths))
 
 
-def test_a_store_of_other_features_is_refused(tmp_path: Path) -> None:
+def test_a_store_with_other_features_is_refused(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 1)
     run = store(tmp_path / "cache")
     run.fetch(paths, CountingEncoder())

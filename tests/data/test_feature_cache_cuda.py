@@ -1,4 +1,4 @@
-"""Extraction on a GPU, on its stand-in: the CPU's features, and copies that nothing waits for."""
+"""Extraction on the GPU stand-in gives the CPU's features and copies without waiting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encoder(weight: Tensor, seen: list[int]) -> Any:
 
 
 def fetched(paths: list[str], device: str, transform: Any, views: int) -> dict[str, Any]:
-    """Features, sizes of the encoder's batches, and what was counted."""
+    """The features, the batch sizes of the encoder, and the counted copies and waits."""
     seen: list[int] = []
     weight = WEIGHT.to(device)
     with cuda_standin.counting() as counts:
@@ -46,7 +46,7 @@ def fetched(paths: list[str], device: str, transform: Any, views: int) -> dict[s
 
 
 @pytest.mark.parametrize(("transform", "views"), [(NORMALISED, 1), (NORMALISED, 2), (noisy, 3)])
-def test_a_gpu_s_features_are_the_cpu_s(tmp_path: Path, on_cuda: Any, transform: Any, views: int) -> None:
+def test_gpu_features_equal_cpu_features(tmp_path: Path, on_cuda: Any, transform: Any, views: int) -> None:
     paths = draw_images(tmp_path / "a", 9)
     Path(paths[5]).write_bytes(b"no picture")
     Image.effect_noise((6, 6), 90).convert("RGB").save(tmp_path / "a" / "photo.jpg")
@@ -56,5 +56,5 @@ def test_a_gpu_s_features_are_the_cpu_s(tmp_path: Path, on_cuda: Any, transform:
     assert there["kept"] == here["kept"]
     np.testing.assert_allclose(there["features"], here["features"], rtol=1e-6)
     assert max(there["batches"]) <= 4
-    assert there["waits"] <= {"copy_", "event"}  # each batch's features, while the next one is encoded
-    assert there["copies"] <= 3 + len(there["batches"])  # a copy for each batch, and the table of values
+    assert there["waits"] <= {"copy_", "event"}  # the features of each batch, while the next is encoded
+    assert there["copies"] <= 3 + len(there["batches"])  # one per batch, and the lookup table

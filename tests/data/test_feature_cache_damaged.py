@@ -1,4 +1,4 @@
-"""Stores damaged from outside are set aside or extracted again, and never used."""
+"""Stores with external damage are set aside or extracted again, never used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dassl_lite.data.feature_cache import describe_stores, shards
 
 
 def nonsense(meta: dict[str, Any]) -> dict[str, bytes]:
-    """Damaged contents of a meta.json by name."""
+    """Map names to damaged contents of a meta.json."""
     rows = meta["rows"]
     changed = {
         "width 0": {**meta, "rows": {**rows, "width": 0}},
@@ -50,10 +50,10 @@ def test_a_store_with_a_damaged_description_is_set_aside_and_rebuilt(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
     assert encoder.seen == [0, 1, 2, 3]
-    (told,) = [record.getMessage() for record in caplog.records]
+    (warning,) = [record.getMessage() for record in caplog.records]
     aside = run.folder.with_name(f"{run.folder.name}.damaged-1")
-    assert "meta.json is damaged" in told
-    assert str(aside) in told
+    assert "meta.json is damaged" in warning
+    assert str(aside) in warning
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == old
     encoder = CountingEncoder()
     assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
@@ -65,7 +65,7 @@ def test_a_store_with_a_damaged_description_is_set_aside_and_rebuilt(
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2])  # files moved before the process was killed
-def test_a_damaged_store_half_set_aside_gives_no_row(
+def test_a_damaged_store_that_is_half_set_aside_yields_no_rows(
     tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = draw_images(tmp_path / "a", 4)
@@ -117,7 +117,7 @@ def test_two_processes_that_find_a_damaged_store_set_it_aside_once(tmp_path: Pat
     assert len(list((tmp_path / "cache").glob("*.damaged-*"))) == 1
 
 
-def test_a_damaged_store_that_another_process_sets_aside_while_it_is_read_stays_in_use(
+def test_a_damaged_store_that_another_process_replaces_during_reading_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = draw_images(tmp_path / "a", 3)
@@ -151,7 +151,7 @@ def test_rows_that_become_unreadable_are_extracted_again(
     rows = run.folder / "rows-00000.bin"
     real = shards.np.memmap
 
-    def memmap(path: Path, *given: Any, **named: Any) -> Any:  # between the look at the index and that at the rows
+    def memmap(path: Path, *given: Any, **named: Any) -> Any:  # between reading the index and reading the rows
         if how == "closed":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         if how == "gone":
@@ -186,5 +186,5 @@ def test_a_damaged_store_that_cannot_be_set_aside_is_not_used(
         for _ in range(2):
             assert torch.equal(again.fetch(paths, encoder).tensor, expected(paths))
     assert encoder.seen == [0, 1, 2]
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "Read-only file system" in told
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "Read-only file system" in warning

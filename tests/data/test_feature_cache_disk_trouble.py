@@ -1,4 +1,4 @@
-"""Disks that cannot be written to: one warning, and the run continues with all that it has computed."""
+"""If the disk cannot be written to, one warning is logged and the run continues with everything computed so far."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.slow_after(4)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
-def test_a_failed_write_during_extraction_costs_only_the_cache(
+def test_a_failed_write_during_extraction_loses_only_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, moment: int
 ) -> None:
     paths = draw_images(tmp_path / "a", 8)
@@ -43,19 +43,19 @@ def test_a_failed_write_during_extraction_costs_only_the_cache(
         assert torch.equal(run.fetch(paths, encoder, batch_size=2).tensor, expected(paths))
         assert torch.equal(run.fetch(paths[::-1], encoder).tensor, expected(paths[::-1]))
     assert sorted(encoder.seen) == list(range(8))
-    (told,) = warnings(caplog)
-    assert str(run.folder) in told
-    assert os.strerror(code) in told
-    assert ("free disk space" in told) == (code == errno.ENOSPC)
-    assert "DATASET.FEATURES.DIR" in told
-    # The next run finds what was committed before and a disk that works.
+    (warning,) = warnings(caplog)
+    assert str(run.folder) in warning
+    assert os.strerror(code) in warning
+    assert ("free disk space" in warning) == (code == errno.ENOSPC)
+    assert "DATASET.FEATURES.DIR" in warning
+    # The next run has a working disk and finds the rows committed before the failure.
     encoder = CountingEncoder()
     assert torch.equal(store(tmp_path / "cache").fetch(paths, encoder).tensor, expected(paths))
     committed = 2 * ((moment - 1) // 2)
     assert encoder.seen == list(range(committed, 8))
 
 
-def test_a_real_limit_on_the_size_of_files_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_extraction_survives_a_real_file_size_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     resource = pytest.importorskip("resource")
     paths = draw_images(tmp_path / "a", 40)
 
@@ -70,15 +70,15 @@ def test_a_real_limit_on_the_size_of_files_is_survived(tmp_path: Path, caplog: p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.equal(features, store(None).fetch(paths, wide, batch_size=4).tensor)
-    (told,) = warnings(caplog)
-    assert "free disk space" in told
+    (warning,) = warnings(caplog)
+    assert "free disk space" in warning
     counted = CountingEncoder()
-    with pytest.raises(ValueError, match="width"):  # the first 24 are there, so the toy encoder's width is wrong
+    with pytest.raises(ValueError, match="width"):  # 24 wide rows are cached, so the toy encoder's width is wrong
         store(tmp_path / "cache").fetch(paths, counted)
     assert sorted(counted.seen) == list(range(24, 40))
 
 
-def test_a_cache_that_cannot_be_created_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_created_logs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 3)
     (tmp_path / "file").write_text("")
     run = store(tmp_path / "file" / "cache")
@@ -86,11 +86,11 @@ def test_a_cache_that_cannot_be_created_is_one_warning(tmp_path: Path, caplog: p
     for chosen in (paths[:2], paths, paths):
         assert torch.equal(run.fetch(chosen, encoder).tensor, expected(chosen))
     assert sorted(encoder.seen) == [0, 1, 2]
-    (told,) = warnings(caplog)
-    assert str(tmp_path / "file" / "cache") in told
+    (warning,) = warnings(caplog)
+    assert str(tmp_path / "file" / "cache") in warning
 
 
-def test_a_read_only_cache_is_read_and_the_rest_stays_in_memory(
+def test_a_read_only_cache_is_read_and_new_features_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 5)
@@ -110,13 +110,13 @@ def test_a_read_only_cache_is_read_and_the_rest_stays_in_memory(
     assert torch.equal(run.fetch(paths, encoder).tensor, expected(paths))
     assert torch.equal(run.fetch(paths, encoder).tensor, expected(paths))
     assert encoder.seen == [3, 4]
-    (told,) = warnings(caplog)
-    assert "Read-only file system" in told
-    assert "make the folder writable" in told
+    (warning,) = warnings(caplog)
+    assert "Read-only file system" in warning
+    assert "make the folder writable" in warning
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_write_permission_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_without_write_permission_logs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = draw_images(tmp_path / "a", 3)
     (tmp_path / "cache").mkdir(mode=0o500)
     run = store(tmp_path / "cache")
@@ -124,7 +124,7 @@ def test_a_folder_without_write_permission_is_one_warning(tmp_path: Path, caplog
     assert len(warnings(caplog)) == 1
 
 
-def test_a_store_that_cannot_be_read_is_one_warning(
+def test_a_store_that_cannot_be_read_logs_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 3)
@@ -142,7 +142,9 @@ def test_a_store_that_cannot_be_read_is_one_warning(
     assert len(warnings(caplog)) == 1
 
 
-def test_without_a_folder_features_silently_stay_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_cache_folder_features_stay_in_memory_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = draw_images(tmp_path / "a", 3)
     run = store(None)
     encoder = CountingEncoder()

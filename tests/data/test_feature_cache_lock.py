@@ -1,4 +1,4 @@
-"""Two processes that need the same features at once: one extracts them, the other waits and reads them."""
+"""If two processes need the same features at once, one extracts them while the other waits and then reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def in_child(work: Callable[[], object]) -> Any:
-    """``work`` in a forked process, started."""
+    """Start ``work`` in a forked process."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
@@ -28,7 +28,7 @@ def in_child(work: Callable[[], object]) -> Any:
 
 @pytest.mark.slow
 @forks
-def test_two_processes_together_encode_each_image_once(tmp_path: Path) -> None:
+def test_two_concurrent_processes_encode_each_image_once(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 12)
     context = multiprocessing.get_context("fork")
     other_waits, answers = context.Event(), context.Queue()
@@ -54,7 +54,7 @@ def test_two_processes_together_encode_each_image_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @forks
-def test_a_waiting_process_logs_which_process_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_waiting_process_logs_the_process_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     context = multiprocessing.get_context("fork")
     taken, release = context.Event(), context.Event()
 
@@ -73,15 +73,15 @@ def test_a_waiting_process_logs_which_process_it_waits_for(tmp_path: Path, caplo
 
 @pytest.mark.slow
 @forks
-def test_a_worker_that_outlives_its_parent_releases_the_lock(tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     taken = multiprocessing.get_context("fork").Event()
-    alive, end = os.pipe()  # both children read it until the test closes its end
+    alive, end = os.pipe()  # both children block on it until the test closes the other end
     parent = os.fork()
     if parent == 0:
         os.close(end)
         with lock.exclusive_lock(tmp_path / "lock"):
-            if os.fork() == 0:  # as DataLoader starts its workers
+            if os.fork() == 0:  # like a worker of DataLoader
                 lock.drop_inherited_locks()
                 taken.set()
             os.read(alive, 1)
@@ -91,13 +91,13 @@ def test_a_worker_that_outlives_its_parent_releases_the_lock(tmp_path: Path) -> 
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
         with open(tmp_path / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError if the living worker has it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError if the living worker holds it
     finally:
         os.close(end)
         os.close(alive)
 
 
-def test_without_flock_the_process_that_creates_the_file_has_the_lock(
+def test_without_flock_creating_the_file_acquires_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "lock"
@@ -105,7 +105,7 @@ def test_without_flock_the_process_that_creates_the_file_has_the_lock(
     denied = []
 
     def unlink(self: Path, missing_ok: bool = False) -> None:
-        denied.append(self)  # as Windows does while the holder is alive
+        denied.append(self)  # as on Windows while the holder is alive
         if len(denied) < 3:
             raise PermissionError
         os.unlink(self)

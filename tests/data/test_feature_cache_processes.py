@@ -1,4 +1,4 @@
-"""Processes (here threads) that extract together encode each image once, and none waits forever."""
+"""Processes (threads in these tests) that extract together encode each image once, and none waits forever."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dassl_lite.utils.errors import UserError
 
 
 class Meeting:
-    """Where the threads of a group hand over what they give."""
+    """Where the threads of a group exchange items."""
 
     def __init__(self, size: int) -> None:
         self.barrier, self.table = threading.Barrier(size, timeout=30), [None] * size
@@ -39,7 +39,7 @@ class Thread(ProcessGroup):
 
 
 def together(size: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
-    """What ``work`` gives, or raises, in each of ``size`` threads."""
+    """The result or exception of ``work`` in each of ``size`` threads."""
     meeting, found = Meeting(size), [None] * size
 
     def one(rank: int) -> None:
@@ -57,7 +57,7 @@ def together(size: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
 
 
 def fetch_together(size: int, roots: Sequence[Path | None], paths: Sequence[str], **options: Any) -> list[Any]:
-    """(features, numbers of the images encoded) in each of ``size`` threads, which have their caches in ``roots``."""
+    """(features, numbers of encoded images) of each of ``size`` threads with caches in ``roots``."""
 
     def fetch(group: ProcessGroup) -> Any:
         encoder = CountingEncoder()
@@ -69,7 +69,7 @@ def fetch_together(size: int, roots: Sequence[Path | None], paths: Sequence[str]
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_are_merged_in_the_order_of_the_whole_list(count: int, size: int) -> None:
+def test_shares_are_merged_in_the_original_order(count: int, size: int) -> None:
     items = list(range(count))
     assert together(size, lambda group: list(group.in_turn(items[group.share]))) == [items] * size
 
@@ -98,7 +98,7 @@ def test_a_group_without_a_disk_encodes_each_image_once(tmp_path: Path) -> None:
     assert all(torch.equal(features.tensor, expected([*paths, *paths[::-1]])) for features, _ in found)
 
 
-def test_all_processes_treat_a_corrupt_image_alike(tmp_path: Path) -> None:
+def test_all_processes_handle_a_corrupt_image_alike(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 8)
     Path(paths[5]).write_bytes(b"no picture")
     errors = fetch_together(2, [tmp_path / "cache"], paths)
@@ -106,12 +106,12 @@ def test_all_processes_treat_a_corrupt_image_alike(tmp_path: Path) -> None:
     assert all("005.png" in str(error) for error in errors)
     encoder = CountingEncoder()
     store(tmp_path / "cache").fetch(paths[:5], encoder)
-    assert encoder.seen == []  # what came before is kept
+    assert encoder.seen == []  # images before the corrupt one are kept
     for features, _ in fetch_together(2, [tmp_path / "cache"], paths, on_error="skip"):
         assert features.kept.tolist() == [True] * 5 + [False] + [True] * 2
 
 
-def test_a_full_disk_costs_a_group_only_the_cache(
+def test_a_full_disk_loses_a_group_only_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 9)
@@ -123,7 +123,7 @@ def test_a_full_disk_costs_a_group_only_the_cache(
     with caplog.at_level(logging.WARNING):
         found = fetch_together(3, [tmp_path / "cache"], paths)
     assert all(torch.equal(features.tensor, expected(paths)) for features, _ in found)
-    assert len(caplog.records) == 1  # of the one that writes
+    assert len(caplog.records) == 1  # only the process that writes warns
 
 
 def test_a_group_that_waited_for_another_run_uses_its_rows(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_processes_with_separate_caches_agree_on_missing_images(tmp_path: Path, 
         assert torch.equal(features.tensor, expected(paths))
     assert [summary.images for summary in describe_stores(roots[0])] == [8]
     (rows,) = roots[0].glob("*/rows-00000.bin")
-    assert rows.stat().st_size == 8 * 16, "no row twice"
+    assert rows.stat().st_size == 8 * 16, "a row is stored twice"
 
 
 def test_a_damaged_row_is_extracted_again_by_the_group(tmp_path: Path) -> None:

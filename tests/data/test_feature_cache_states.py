@@ -1,4 +1,4 @@
-"""The second field of a row: states before the encoder's last projection."""
+"""The second field of a row: the states before the encoder's final projection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dassl_lite.data.feature_cache import describe_stores
 
 
 class TwoFields(CountingEncoder):
-    """Features, and twice as wide states of another type, in one pass."""
+    """An encoder that returns features, and states of twice the width and another dtype, in one pass."""
 
     def __call__(self, inputs):
         features = super().__call__(inputs)
@@ -46,7 +46,7 @@ def test_both_fields_come_from_one_pass(tmp_path: Path, dtype: torch.dtype, root
         assert len(encode.seen) == 5
 
 
-def test_a_cache_of_features_gets_the_states_that_are_missing_and_says_so(tmp_path: Path, caplog) -> None:
+def test_missing_states_are_added_to_a_cache_of_features_and_logged(tmp_path: Path, caplog) -> None:
     paths = draw_images(tmp_path / "images", 4)
     store(tmp_path / "cache").fetch(paths[:3], CountingEncoder())
     before = files(tmp_path / "cache")
@@ -56,19 +56,19 @@ def test_a_cache_of_features_gets_the_states_that_are_missing_and_says_so(tmp_pa
     assert encode.seen == [0, 1, 2, 3]
     assert "3 images had features only in the cache" in caplog.text
     after = files(tmp_path / "cache")
-    for name, content in before.items():  # the features' files go on where they ended
+    for name, content in before.items():  # the files of the features are only appended to
         assert after[name].startswith(content), name
     features = store(tmp_path / "cache").fetch(paths, encode).tensor
     assert torch.equal(states.tensor, torch.cat([features, -features], dim=-1))
 
 
-def test_features_alone_write_no_second_field(tmp_path: Path) -> None:
+def test_fetching_only_features_writes_no_second_field(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 3)
     store(tmp_path / "cache").fetch(paths, CountingEncoder())
     assert not list((tmp_path / "cache").rglob("states"))
     (alone,) = describe_stores(tmp_path / "cache")
     store(tmp_path / "cache").fetch(paths[:2], TwoFields(), states=True)
-    (both,) = describe_stores(tmp_path / "cache")  # no store of its own
+    (both,) = describe_stores(tmp_path / "cache")  # no separate store
     assert (both.folder, both.images) == (alone.folder, 3)
     assert both.bytes > alone.bytes
     more = CountingEncoder()
@@ -77,7 +77,7 @@ def test_features_alone_write_no_second_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["states/rows-00000.bin", "states/meta.json", "states/index.jsonl", "meta.json"])
-def test_damaged_states_are_extracted_again_and_the_features_stay(tmp_path: Path, what: str) -> None:
+def test_damaged_states_are_extracted_again_and_features_are_kept(tmp_path: Path, what: str) -> None:
     paths = draw_images(tmp_path / "images", 3)
     expected = store(tmp_path / "cache").fetch(paths, TwoFields(), states=True).tensor
     (folder,) = (path.parent for path in (tmp_path / "cache").glob("*/meta.json"))

@@ -1,4 +1,4 @@
-"""What the feature cache shares between runs, and what it keeps apart."""
+"""What the feature cache shares between runs, and what it stores separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dassl_lite.data.feature_cache.shards import Layout
 from dassl_lite.data.feature_cache.store import FeatureSpec
 
 
-def test_features_are_the_encoders_in_the_order_of_the_request(tmp_path: Path) -> None:
+def test_features_equal_the_encoders_in_the_requested_order(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 5)
     order = [paths[i] for i in (3, 0, 4, 0, 2)]
     features = store(tmp_path / "cache").fetch(order, CountingEncoder(), batch_size=2)
@@ -43,7 +43,7 @@ def test_one_view_of_seed_0_is_the_default() -> None:
     assert (described["views"], described["seed"]) == (1, 0)
 
 
-def test_requests_that_overlap_share_rows(tmp_path: Path) -> None:
+def test_overlapping_requests_share_rows(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 8)
     encoder = CountingEncoder()
     for chosen in (paths[2:4], paths[0:6], paths[5:1:-1], [*paths, *paths]):
@@ -81,7 +81,7 @@ def test_every_setting_of_the_features_has_its_own_store(tmp_path: Path, changes
     assert len(describe_stores(tmp_path / "cache")) == 2
 
 
-def test_a_changed_image_is_encoded_again_and_only_that(tmp_path: Path) -> None:
+def test_only_a_changed_image_is_encoded_again(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 3)
     run = store(tmp_path / "cache")
     before = run.fetch(paths, CountingEncoder()).tensor
@@ -93,7 +93,7 @@ def test_a_changed_image_is_encoded_again_and_only_that(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["time", "size"])
-def test_size_and_time_each_reveal_a_changed_image(tmp_path: Path, what: str) -> None:
+def test_a_change_of_size_or_time_alone_reveals_a_changed_image(tmp_path: Path, what: str) -> None:
     paths = draw_images(tmp_path / "a", 2)
     status = os.stat(paths[0])
     store(tmp_path / "cache").fetch(paths, CountingEncoder())
@@ -109,7 +109,7 @@ def test_size_and_time_each_reveal_a_changed_image(tmp_path: Path, what: str) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_every_float_type_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_every_float_dtype_round_trips_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     paths = draw_images(tmp_path / "a", 3)
     given = store(None).fetch(paths, CountingEncoder(dtype)).tensor
     store(tmp_path / "cache").fetch(paths, CountingEncoder(dtype))
@@ -118,14 +118,14 @@ def test_every_float_type_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dt
     assert torch.equal(read, given)
 
 
-def test_nan_and_infinity_survive_as_bits() -> None:
+def test_nan_and_infinity_round_trip_bit_for_bit() -> None:
     values = torch.tensor([[[float("nan"), float("inf"), -0.0]]], dtype=torch.bfloat16)
     layout = Layout.of(values)
     bits = layout.bits(values)
     assert torch.equal(layout.tensor(bits).view(torch.int16), values.view(torch.int16))
 
 
-def test_rows_in_several_shards_come_back_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_several_shards_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dassl_lite.data.feature_cache.shards.SHARD_BYTES", 5 * WIDTH * 4)
     monkeypatch.setattr("dassl_lite.data.feature_cache.shards.GATHER_BYTES", 2 * WIDTH * 4)
     paths = draw_images(tmp_path / "a", 12)
@@ -145,14 +145,14 @@ def test_the_encoder_gets_batches_of_the_requested_size(tmp_path: Path) -> None:
     store(None).fetch(paths, encoder, batch_size=3)
     assert encoder.calls == [3, 3, 1]
     encoder = CountingEncoder()
-    store(None, views=3).fetch(paths, encoder, batch_size=6)  # two images
+    store(None, views=3).fetch(paths, encoder, batch_size=6)  # two images per batch
     assert encoder.calls == [6, 6, 6, 3]
     encoder = CountingEncoder()
-    store(None, views=5).fetch(paths[:1], encoder, batch_size=2)  # an image is more than a batch
+    store(None, views=5).fetch(paths[:1], encoder, batch_size=2)  # one image has more views than a batch
     assert encoder.calls == [2, 2, 1]
 
 
-def test_an_image_is_decoded_once_for_all_its_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once_for_all_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dassl_lite.data.feature_cache import extract
 
     read = []
@@ -169,7 +169,9 @@ def test_no_images_give_no_features(tmp_path: Path) -> None:
     assert run.fetch([], CountingEncoder()).tensor.shape == (2, 0, WIDTH)
 
 
-def test_an_extraction_logs_one_line_and_a_cached_fetch_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_extraction_logs_one_line_and_a_cached_fetch_logs_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = draw_images(tmp_path / "a", 5)
     run = store(tmp_path / "cache")
     run.fetch(paths[:2], CountingEncoder())
@@ -196,7 +198,7 @@ def test_a_listing_describes_each_store(tmp_path: Path) -> None:
     assert describe_stores(tmp_path / "nothing") == []
 
 
-def test_rows_are_committed_every_few_seconds_by_the_clock(tmp_path, monkeypatch):
+def test_rows_are_committed_every_few_seconds(tmp_path, monkeypatch):
     clock, commits = [100.0], []
     monkeypatch.setattr(rows.time, "monotonic", lambda: clock[0])
     kept = rows.Rows(None, commit_seconds=10.0, writes=True)
@@ -206,7 +208,7 @@ def test_rows_are_committed_every_few_seconds_by_the_clock(tmp_path, monkeypatch
     assert commits == [100.0, 110.0, 121.0]
 
 
-def test_extraction_goes_on_with_smaller_batches_when_memory_is_full(
+def test_extraction_continues_with_smaller_batches_when_out_of_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths, encoder, calls = draw_images(tmp_path / "a", 9), CountingEncoder(), []

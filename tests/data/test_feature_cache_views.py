@@ -1,4 +1,4 @@
-"""Views depend only on the image, the seed and the number of the view."""
+"""Views depend only on the image, the seed and the index of the view."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchvision import transforms as T
 from dassl_lite.data.feature_cache import extract
 
 
-def test_views_do_not_depend_on_order_and_batch(tmp_path: Path) -> None:
+def test_views_do_not_depend_on_order_or_batch_size(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 6)
     whole = store(None, transform=noisy, views=3).fetch(paths, CountingEncoder(), batch_size=100).tensor
     backwards = store(None, transform=noisy, views=3).fetch(paths[::-1], CountingEncoder(), batch_size=4).tensor
@@ -37,7 +37,7 @@ def test_views_do_not_depend_on_their_number(tmp_path: Path) -> None:
     assert torch.equal(three[:2], two)
 
 
-def test_views_of_an_image_and_the_same_view_of_two_images_differ(tmp_path: Path) -> None:
+def test_views_differ_within_an_image_and_between_images(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 1)
     twin = tmp_path / "a" / "twin.png"
     shutil.copy(paths[0], twin)
@@ -54,7 +54,7 @@ def test_a_moved_dataset_has_the_same_views(tmp_path: Path) -> None:
     encoder = CountingEncoder()
     run = store(tmp_path / "cache", transform=noisy, views=2)
     assert torch.equal(run.fetch(paths, encoder).tensor, run.fetch(moved, encoder).tensor)
-    assert len(encoder.seen) == 12  # extracted again: the same name elsewhere need not be the same picture
+    assert len(encoder.seen) == 12  # extracted again: the same name elsewhere may be another image
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_views_do_not_depend_on_worker_processes(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
-    """Workers and chunk for a thousand images, by what a machine has and what an image needs."""
+    """Number of workers and chunk size for a thousand images, given the machine's resources and an image's cost."""
 
     def found(
         wanted: int = 8,
@@ -96,18 +96,18 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
     return found
 
 
-def test_workers_start_for_long_jobs_only(plan: Any) -> None:
+def test_workers_are_started_only_for_long_jobs(plan: Any) -> None:
     assert plan(seconds=0.001)[0] == 0
-    assert plan()[0] == 4  # as many as there are cores
+    assert plan()[0] == 4  # one per core
     assert plan(2)[0] == 2
     assert plan(0)[0] == 0
-    assert plan(images=1)[0] == 1  # no more than there are images
+    assert plan(images=1)[0] == 1  # at most one per image
     assert plan(start="spawn")[0] == 4
-    assert plan(start="spawn", transform=lambda image: plain(image))[0] == 0  # it cannot be handed over
+    assert plan(start="spawn", transform=lambda image: plain(image))[0] == 0  # it cannot be pickled
 
 
 @pytest.mark.parametrize(("workers", "views"), [(4, 1), (16, 1), (16, 10), (64, 1)])
-def test_what_is_under_way_fits_into_the_shared_memory_of_a_container(plan: Any, workers: int, views: int) -> None:
+def test_views_in_flight_fit_into_the_shared_memory_of_a_container(plan: Any, workers: int, views: int) -> None:
     image = views * 3 * 224 * 224
     for free in (64 << 20, 1 << 34):
         count, chunk = plan(workers, cores=workers, size=image, free=free, views=views)
@@ -116,15 +116,17 @@ def test_what_is_under_way_fits_into_the_shared_memory_of_a_container(plan: Any,
         assert count == workers or free == 64 << 20
 
 
-def test_workers_that_shared_memory_has_no_room_for_are_told(plan: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_workers_that_do_not_fit_into_shared_memory(
+    plan: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     assert plan(4, size=150_000, free=1 << 20)[0] == 1
     assert "has room for 1 of 4 decoding processes; docker run --shm-size" in caplog.text
     assert plan(4, size=150_000, free=0)[0] == 0
-    assert plan(4, free=None)[0] == 4  # another system
+    assert plan(4, free=None)[0] == 4  # a system without shared memory limits
 
 
 class KilledInAWorker:
-    """A transform that dies of a full shared memory, once, in a worker."""
+    """A transform that kills its worker once, as a full shared memory would."""
 
     def __init__(self, parent: int) -> None:
         self.parent = parent
@@ -136,7 +138,7 @@ class KilledInAWorker:
 
 
 @pytest.mark.slow
-def test_images_of_a_killed_worker_are_decoded_here(
+def test_images_of_a_killed_worker_are_decoded_in_the_main_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = draw_images(tmp_path / "a", 9)
@@ -189,7 +191,7 @@ TRAINING = T.Compose(
 
 
 def photographs(folder: Path) -> list[str]:
-    """A file of many a kind."""
+    """One image file of each of many kinds."""
     folder.mkdir()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((70, 51))
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -209,7 +211,7 @@ def photographs(folder: Path) -> list[str]:
 
 
 def inputs_of(paths: list[str], transform: Any, views: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the encoder sees, and what PIL and the transform alone make of the same files and seeds: (N * V, ...)."""
+    """The encoder's input, and what PIL and the transform give for the same files and seeds, both (N * V, ...)."""
     seen: list[torch.Tensor] = []
 
     def encode(inputs: torch.Tensor) -> torch.Tensor:
@@ -230,12 +232,12 @@ def inputs_of(paths: list[str], transform: Any, views: int) -> tuple[torch.Tenso
 
 
 @pytest.mark.parametrize(("transform", "views"), [(TESTING, 1), (TRAINING, 3)])
-def test_the_encoder_sees_the_bits_that_pil_and_the_transform_make(tmp_path: Path, transform: Any, views: int) -> None:
+def test_the_encoder_input_equals_pil_and_the_transform_bit_for_bit(tmp_path: Path, transform: Any, views: int) -> None:
     assert torch.equal(*inputs_of(photographs(tmp_path / "a"), transform, views))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("transform", "views"), [(TESTING, 1), (TRAINING, 2)])
-def test_the_encoder_sees_the_same_bits_of_real_photographs(shared: Path, transform: Any, views: int) -> None:
+def test_the_encoder_input_is_bit_identical_for_real_photographs(shared: Path, transform: Any, views: int) -> None:
     files = sorted(str(path) for path in (shared / "data").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     assert torch.equal(*inputs_of(files[::40], transform, views))

@@ -1,4 +1,4 @@
-"""Feature files: what is written is read back, and errors name the invalid array."""
+"""Feature files round-trip, and errors name the invalid array."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ K, D = 3, 4
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
-    """The arrays of a right file with some replaced; None leaves one out."""
+    """The arrays of a valid file with ``changes`` applied; None omits an array."""
     rng = np.random.default_rng(0)
     labels = np.arange(6) % K
     right = {
@@ -52,7 +52,7 @@ def with_nan(name: str, place: tuple[int, ...], value: float = np.nan) -> np.nda
     return values
 
 
-def test_arrays_come_back_as_they_were_given(tmp_path):
+def test_arrays_round_trip_unchanged(tmp_path):
     file = read_feature_file(saved(tmp_path))
     given = arrays()
     assert (file.parts["train"].views == given["train_features"]).all()
@@ -95,7 +95,7 @@ def test_every_field_survives_writing_and_reading(tmp_path):
         assert (again.parts[name].views == stored.views).all()
         assert (again.parts[name].labels == stored.labels).all()
     assert (again.parts["train"].plain == part.views[0]).all()
-    assert list(tmp_path.iterdir()) == [tmp_path / "y.npz"]  # nothing half-written stays
+    assert list(tmp_path.iterdir()) == [tmp_path / "y.npz"]  # no partial file is left
 
 
 def test_several_processes_map_the_arrays_of_a_file_and_read_the_same(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_several_processes_map_the_arrays_of_a_file_and_read_the_same(tmp_path, 
         assert np.array_equal(mapped.parts[name].labels, part.labels)
     assert [lies_in_a_file(mapped.parts[name].views) for name in ("train", "val", "test")] == [True, False, True]
     assert not lies_in_a_file(alone.parts["test"].views)
-    mapped.parts["test"].views[:] = 0  # in this process alone
+    mapped.parts["test"].views[:] = 0  # in this process only
     assert np.array_equal(read_feature_file(path).parts["test"].views, alone.parts["test"].views)
     damaged = bytearray(path.read_bytes())
     start = damaged.index(alone.parts["test"].views.tobytes())
@@ -126,7 +126,7 @@ def lies_in_a_file(array: Any) -> bool:
     return False
 
 
-def test_numbers_of_another_byte_order_are_read(tmp_path):
+def test_arrays_in_another_byte_order_are_read(tmp_path):
     swapped = arrays()["test_features"].astype(">f4")
     file = read_feature_file(saved(tmp_path, test_features=swapped))
     assert file.parts["test"].views.dtype.isnative
@@ -264,7 +264,7 @@ def test_classes_without_text_weights_are_left_out_and_the_others_relabelled(tmp
     assert (file.text_weights[0] == values["text_subset_weights"]).all()
 
 
-def test_an_unknown_layout_is_refused_with_what_it_lacks(tmp_path):
+def test_an_unknown_layout_is_refused_naming_the_missing_arrays(tmp_path):
     with pytest.raises(UserError, match="neither image_features nor test"):
         convert_features(table(tmp_path, image_features=None))
     with pytest.raises(UserError, match="lacks the array suggested_split"):
@@ -295,7 +295,7 @@ def by_split(folder: Path, **changes: Any) -> Path:
     return folder / "split.npz"
 
 
-def test_splits_of_any_size_are_converted_the_largest_of_several(tmp_path, caplog):
+def test_the_largest_training_split_of_a_file_is_converted(tmp_path, caplog):
     file = convert_features(by_split(tmp_path))
     assert {name: part.views.shape[1] for name, part in file.parts.items()} == {"train": 8, "val": 6, "test": 4}
     assert "ignored train1, train1_labels" in caplog.text
@@ -314,14 +314,14 @@ def test_a_file_without_text_features_is_converted_and_read_with_a_warning(tmp_p
     assert (back.text_weights.shape, back.templates, back.width) == ((0, 2, D), (), D)
 
 
-def test_the_name_of_the_dataset_is_kept_and_can_be_given(tmp_path):
+def test_the_dataset_name_is_kept_and_can_be_overridden(tmp_path):
     assert convert_features(by_split(tmp_path, dataset=np.array("UCF101"))).dataset == "UCF101"
     file = convert_features(by_split(tmp_path), dataset="ImageNet")
     write_feature_file(file, tmp_path / "out.npz")
     assert read_feature_file(tmp_path / "out.npz").dataset == "ImageNet"
 
 
-def test_a_relative_file_is_looked_for_here_and_then_in_the_root(tmp_path, monkeypatch):
+def test_a_relative_path_is_searched_in_the_working_folder_and_then_in_the_root(tmp_path, monkeypatch):
     here, root = tmp_path / "here", tmp_path / "root"
     for folder in (here, root):
         folder.mkdir()
@@ -336,6 +336,6 @@ def test_a_relative_file_is_looked_for_here_and_then_in_the_root(tmp_path, monke
     assert file_of(cfg) == str(here / "absent.npz")
 
 
-def test_a_file_that_can_be_converted_says_so(tmp_path):
+def test_the_error_for_a_convertible_file_names_the_conversion(tmp_path):
     with pytest.raises(UserError, match=r"lacks the array test_features; tools/extract\.py --convert makes"):
         read_feature_file(table(tmp_path))

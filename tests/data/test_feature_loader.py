@@ -1,4 +1,4 @@
-"""Batches of cached features: their order, what is copied, and skipped images.
+"""Batches of cached features: order, copies and skipped images.
 
 Shapes: V views, N images, D feature width.
 """
@@ -34,9 +34,9 @@ def make_loader(shuffled: bool, kept: torch.Tensor | None = None, device: str = 
 
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_batches_are_those_of_an_image_loader_without_what_was_skipped(shuffled: bool, skips: bool) -> None:
+def test_batches_equal_those_of_an_image_loader_without_skipped_images(shuffled: bool, skips: bool) -> None:
     kept = torch.ones(N).bool()
-    kept[[0, *range(5, 10)] if skips else []] = False  # in order, the second batch is empty
+    kept[[0, *range(5, 10)] if skips else []] = False  # without shuffling, the second batch is empty
     loader = make_loader(shuffled, kept)
     views = loader.views
     torch.manual_seed(3)
@@ -52,7 +52,7 @@ def test_batches_are_those_of_an_image_loader_without_what_was_skipped(shuffled:
         assert torch.equal(batch["domain"], batch["index"] % 2)
 
 
-def test_batches_of_features_that_begin_at_an_odd_byte_are_copied() -> None:
+def test_batches_of_misaligned_features_are_copied() -> None:
     loader = make_loader(shuffled=False)
     raw = torch.zeros(loader.views.nbytes + 1, dtype=torch.uint8).numpy()[1:]
     odd = torch.from_numpy(raw.view("f4").reshape(loader.views.shape))
@@ -63,7 +63,7 @@ def test_batches_of_features_that_begin_at_an_odd_byte_are_copied() -> None:
         assert torch.equal(batch["feature"], odd[0][batch["index"]])
 
 
-def test_batches_in_order_are_not_copied() -> None:
+def test_sequential_batches_are_not_copied() -> None:
     loader = make_loader(shuffled=False)
     storage = loader.views.untyped_storage().data_ptr()
     shared = [batch["feature"].untyped_storage().data_ptr() == storage for batch in loader]
@@ -71,7 +71,7 @@ def test_batches_in_order_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_a_user_that_writes_into_its_batches_does_not_change_the_features(inference: bool) -> None:
+def test_writing_into_a_batch_does_not_change_the_features(inference: bool) -> None:
     loader = make_loader(shuffled=False)
     before = loader.views.clone()
     with torch.inference_mode(inference):
@@ -80,7 +80,7 @@ def test_a_user_that_writes_into_its_batches_does_not_change_the_features(infere
     assert torch.equal(loader.views, before)
 
 
-def test_an_epochs_order_is_drawn_before_its_first_batch() -> None:
+def test_the_order_of_an_epoch_is_drawn_before_its_first_batch() -> None:
     loader = make_loader(shuffled=True)
     orders = []
     for draws_between in (False, True):
@@ -95,12 +95,12 @@ def test_an_epochs_order_is_drawn_before_its_first_batch() -> None:
 
 
 def batches_on_cuda(share: float, shuffled: bool) -> dict[str, Any]:
-    """Two epochs on the stand-in for a GPU, with features of which ``share`` may be there."""
+    """Two epochs on the GPU stand-in, where features may use ``share`` of its memory."""
     kept = torch.ones(N).bool()
     kept[[0, *range(5, 10)]] = False
     loader = make_loader(shuffled, kept, "cuda:0", views=2)
     torch.manual_seed(3)
-    # The process is that of other tests too, so the share is given back.
+    # Other tests run in the same process, so restore the share.
     with mock.patch.object(feature_loader, "_MOST_OF_A_GPU", share), cuda_standin.counting() as counts:
         found = [{key: value.tolist() for key, value in batch.items()} for _ in range(2) for batch in loader]
         devices = {str(value.device) for batch in loader for value in batch.values()}
@@ -110,7 +110,7 @@ def batches_on_cuda(share: float, shuffled: bool) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_features_too_large_for_a_gpu_stay_on_the_host_and_give_the_same_batches(on_cuda: Any, shuffled: bool) -> None:
+def test_features_too_large_for_the_gpu_stay_on_the_host_with_the_same_batches(on_cuda: Any, shuffled: bool) -> None:
     there, here = on_cuda(batches_on_cuda, 1.0, shuffled), on_cuda(batches_on_cuda, 0.0, shuffled)
     assert (there["views"], here["views"]) == ("cuda:0", "cpu")
     assert here["batches"] == there["batches"]
@@ -118,7 +118,7 @@ def test_features_too_large_for_a_gpu_stay_on_the_host_and_give_the_same_batches
     assert here["waits"] == 0
 
 
-def test_a_quarter_of_a_gpu_is_for_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_may_use_a_quarter_of_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 4000))
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert feature_loader._fits(torch.zeros(250), gpu)

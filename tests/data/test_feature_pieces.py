@@ -1,4 +1,4 @@
-"""Extraction in pieces: the bytes of one process, whoever does the work and whoever is killed in it."""
+"""Extraction in pieces writes the bytes of one process, whichever process does the work or is killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 4
 
 
 class Crowded(CountingEncoder):
-    """Features that depend on how many inputs are encoded together, as the last bits of a real encoder's do."""
+    """Features that depend on the batch size, like the last bits of a real encoder's features."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return super().__call__(inputs) + len(inputs)
@@ -53,7 +53,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def killed_at(folder: Path, work: Callable[[], object], moment: int, how: str) -> None:
-    """Do ``work`` in a process that is killed at its write number ``moment``."""
+    """Run ``work`` in a process that is killed at write number ``moment``."""
     real, calls = pieces.append, []
 
     def append(path: Path, end: int, data: Any) -> None:
@@ -74,7 +74,7 @@ def killed_at(folder: Path, work: Callable[[], object], moment: int, how: str) -
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_pieces_hold_what_the_feature_cache_gives_of_the_whole(tmp_path: Path) -> None:
+def test_pieces_together_equal_the_feature_cache(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 11)
     for views in (1, 2):
         whole = FeatureStore(spec(transform=noisy, views=views), None).fetch(paths, Crowded(), batch_size=BATCH)
@@ -89,9 +89,11 @@ def test_pieces_hold_what_the_feature_cache_gives_of_the_whole(tmp_path: Path) -
 
 @forks
 @pytest.mark.slow_after(3)
-@pytest.mark.parametrize("moment", [2, 3, 4, 5, 6, 7])  # rows, log, rows, log, ... after the log's first line
+@pytest.mark.parametrize(
+    "moment", [2, 3, 4, 5, 6, 7]
+)  # writes after the first line of the log: rows, log, rows, log, ...
 @pytest.mark.parametrize("how", ["before", "half"])
-def test_a_piece_whose_process_was_killed_ends_with_the_same_bytes(tmp_path: Path, moment: int, how: str) -> None:
+def test_a_piece_whose_process_was_killed_resumes_to_the_same_bytes(tmp_path: Path, moment: int, how: str) -> None:
     paths = draw_images(tmp_path / "images", 14)
     Path(paths[5]).write_text("no picture")
     (piece,) = cut(paths, 14)
@@ -101,13 +103,13 @@ def test_a_piece_whose_process_was_killed_ends_with_the_same_bytes(tmp_path: Pat
     found = done(piece, tmp_path / "two", skip=True)
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
     assert list(found.errors) == [5]
-    committed = (moment - 2) // 2 * BATCH  # nothing but the commit under way is lost
+    committed = (moment - 2) // 2 * BATCH  # only the commit in progress is lost
     assert found.encoded == 14 - committed
     again = done(piece, tmp_path / "two", Crowded(), skip=True)
     assert again == Done(piece.name, found.errors, 0)
 
 
-def test_states_are_shards_of_their_own(tmp_path: Path) -> None:
+def test_states_are_written_to_separate_shards(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 5)
     (piece,) = cut(paths, 8, 1, ("train_features", "train_states"))
     done(piece, tmp_path / "out", CrowdedStates())
@@ -116,7 +118,7 @@ def test_states_are_shards_of_their_own(tmp_path: Path) -> None:
     assert np.array_equal(features[:, :3], states)
 
 
-def test_what_changed_is_encoded_again_and_nothing_else(tmp_path: Path) -> None:
+def test_only_changed_pieces_are_encoded_again(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 8)
     both = cut(paths, 4)
     for piece in both:
@@ -142,12 +144,12 @@ def test_an_unreadable_image_stops_a_piece_in_one_line_and_loses_nothing(tmp_pat
         done(piece, tmp_path / "out")
     (tmp_path / "gone").rename(gone)
     Path(paths[9]).write_bytes(good)
-    assert done(piece, tmp_path / "out").encoded == 12  # the image is another file now, so this is another piece
+    assert done(piece, tmp_path / "out").encoded == 12  # the file has changed, so this is a different piece
 
 
 @pytest.mark.parametrize("spoil", ["log", "rows"])
 @forks
-def test_what_a_disk_has_lost_is_encoded_again(tmp_path: Path, spoil: str) -> None:
+def test_rows_lost_by_the_disk_are_encoded_again(tmp_path: Path, spoil: str) -> None:
     paths = draw_images(tmp_path / "images", 12)
     (piece,) = cut(paths, 12)
     done(piece, tmp_path / "one")
@@ -162,7 +164,7 @@ def test_what_a_disk_has_lost_is_encoded_again(tmp_path: Path, spoil: str) -> No
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
 
 
-def test_no_readable_image_leaves_no_shard(tmp_path: Path) -> None:
+def test_a_piece_without_readable_images_writes_no_shard(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_text("no picture")
     (piece,) = cut([str(tmp_path / "images" / "a.png")], 4)
@@ -173,14 +175,12 @@ def test_no_readable_image_leaves_no_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("images", "views", "wanted", "rows"), [(10, 1, 0, 4), (10, 1, 5, 8), (10, 3, 5, 5)])
-def test_a_piece_is_of_whole_batches(images: int, views: int, wanted: int, rows: int) -> None:
+def test_a_piece_consists_of_whole_batches(images: int, views: int, wanted: int, rows: int) -> None:
     assert rows_of_a_piece(images, views, BATCH, wanted) == rows
 
 
-def test_images_are_encoded_with_the_same_others_however_they_are_handed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Small chunks are what many decoding processes and little shared memory lead to."""
+def test_batches_have_the_same_images_for_any_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many decoding processes and little shared memory lead to small chunks."""
     paths = draw_images(tmp_path / "images", 45)
     found = []
     for chunk in (32, 7):

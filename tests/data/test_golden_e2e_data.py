@@ -50,7 +50,7 @@ def test_the_log_the_files_and_the_images_equal_the_reference_run(
         manager = DataManager(config(tmp_path, run["opts"]))
     logged = "\n".join(caplog.messages).replace(str(tmp_path), "<root>").splitlines()
     start = run["log"].index("Loading dataset: OxfordPets")
-    # We deviate in one word: draws are JSON.
+    # One word differs, as our draws are JSON.
     expected = [line.replace("seed_1.pkl", "seed_1.json") for line in run["log"][start : start + len(logged)]]
     assert logged == expected
     assert run["log"][start + len(logged)].startswith("Loading CLIP")

@@ -51,7 +51,7 @@ def config(root: Path, num_shots: int = -1, seed: int = 1, subsample: str = "all
 
 
 def positions(items: list[Datum], rows: list[list[Any]]) -> list[int]:
-    """Where in the golden list each item stands."""
+    """The position of each item in the golden list."""
     where = {row[0].split(" ")[0]: i for i, row in enumerate(rows)}
     return [where[Path(item.impath).name] for item in items]
 
@@ -74,10 +74,10 @@ def test_the_draw_equals_the_reference(protocol: Any, pets: Any, key: str) -> No
     assert positions(dataset.train_x, split["train"]) == expected["train"]
     assert positions(dataset.val, split["val"]) == expected["val"]
     assert len(dataset.test) == expected["n_test"]
-    assert random.random() == expected["next_random"]  # as much of the stream was used
+    assert random.random() == expected["next_random"]  # the random generator is in the same state
 
 
-def test_a_draw_read_from_its_file_is_the_same_and_draws_nothing(protocol: Any, pets: Any) -> None:
+def test_a_draw_read_from_its_file_is_the_same_and_uses_no_random_numbers(protocol: Any, pets: Any) -> None:
     split, expected = protocol["fewshot"]["split"], protocol["fewshot"]["cached_reload"]
     set_random_seed(1)
     Pets(pets(num_shots=2))
@@ -159,7 +159,7 @@ def test_a_generated_split_equals_the_reference(protocol: Any, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("p_val", [0.1, 0.3])
-def test_other_fractions_for_val_equal_the_reference(protocol: Any, p_val: float) -> None:
+def test_other_validation_fractions_equal_the_reference(protocol: Any, p_val: float) -> None:
     golden = protocol["split_trainval"]
     expected = golden[f"p_val_{p_val}"]
     items = pets_items(golden["trainval_lines"], "images")
@@ -170,7 +170,7 @@ def test_other_fractions_for_val_equal_the_reference(protocol: Any, p_val: float
     assert positions(val, rows) == expected["val"]
 
 
-def test_a_split_of_folders_equals_the_reference(protocol: Any, tmp_path: Path) -> None:
+def test_a_split_made_from_folders_equals_the_reference(protocol: Any, tmp_path: Path) -> None:
     golden = protocol["dtd_split"]
     for label, size in enumerate(golden["sizes"]):
         (tmp_path / f"cat{label}").mkdir()

@@ -46,7 +46,7 @@ def default_config() -> Any:
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 @pytest.mark.parametrize("part", ["test", "train"])
-def test_the_transforms_log_lines_and_text_equal_the_reference(
+def test_log_lines_and_repr_of_the_transforms_equal_the_reference(
     protocol: Any, caplog: pytest.LogCaptureFixture, part: str, size: int
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -126,7 +126,7 @@ def test_batches_equal_the_reference(golden: Any, protocol: Any, case: str) -> N
         sampler_type="RandomSampler" if part == "train" else "SequentialSampler",
         data_source=[Datum(str(golden.path("images/rgb0.png")), i % 3) for i in range(int(n[1:]))],
         batch_size=int(batch_size[2:]),
-        tfm=build_transform(cfg, is_train=False),  # draws nothing
+        tfm=build_transform(cfg, is_train=False),  # uses no random numbers
         is_train=part == "train",
     )
     batches = list(loader)

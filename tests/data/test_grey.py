@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: black and white are what the file says or, failing that, what its values show."""
+"""Greyscale images of more than 8 bits: the value range comes from the file's metadata or else from its values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from PIL import Image, TiffImagePlugin
 
 from dassl_lite.data import grey, read_image
 
-STEPS = np.array([[0, 51, 128, 255]])  # what every image below looks like, whatever its values
+STEPS = np.array([[0, 51, 128, 255]])  # how every image below must look, whatever its values
 
-# Kind of file -> ending and values of the pixels.
+# Kind of file -> extension and pixel values.
 KINDS: dict[str, tuple[str, Any]] = {
     "all of 16 bits": ("png", (STEPS * 257).astype(np.uint16)),
     "all of 16 bits, tif": ("tif", (STEPS * 257).astype(np.uint16)),
@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_range_becomes_black_to_white(tmp_path: Path, kind: str) -> None:
+def test_every_value_range_is_scaled_from_black_to_white(tmp_path: Path, kind: str) -> None:
     ending, values = KINDS[kind]
     path = tmp_path / f"image.{ending}"
     Image.fromarray(values).save(path)
@@ -50,7 +50,7 @@ def test_every_range_becomes_black_to_white(tmp_path: Path, kind: str) -> None:
     ("values", "low", "high"),
     [([0.0, 0.5], 0, 1), ([-0.5, 0.5], -1, 1), ([0.0, 1.5], 0, 255), ([-1.5, 0.5], -1.5, 0.5), ([-9.0, -8.5], -9, -8)],
 )
-def test_floats_are_taken_for_0_to_1_or_minus_1_to_1_only_where_they_fit(
+def test_floats_are_read_as_0_to_1_or_minus_1_to_1_only_if_all_values_fit(
     values: list[float], low: float, high: float
 ) -> None:
     image = Image.fromarray(np.array([values], dtype=np.float32))
@@ -58,12 +58,12 @@ def test_floats_are_taken_for_0_to_1_or_minus_1_to_1_only_where_they_fit(
     assert (found.low, found.high) == (low, high)
 
 
-def test_values_beyond_0_to_1_by_resizing_are_cut(tmp_path: Path) -> None:
+def test_values_slightly_outside_0_to_1_are_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-0.02, 0.2, 1.03]], dtype=np.float32)).save(tmp_path / "image.tif")
     assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 51, 255]
 
 
-def test_numbers_that_are_none_are_black_and_infinite_ones_white(tmp_path: Path) -> None:
+def test_nan_is_black_and_infinity_is_clipped(tmp_path: Path) -> None:
     values = np.array([[np.nan, 0.2, 1, np.inf, -np.inf]], dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "image.tif")
     assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 51, 255, 255, 0]
@@ -75,11 +75,11 @@ def test_a_black_image_stays_black(tmp_path: Path, dtype: Any) -> None:
     assert np.asarray(read_image(tmp_path / "image.tif")).max() == 0
 
 
-# ---- what the file says ----------------------------------------------------------------------------------------------
+# ---- ranges from metadata --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("tag", "kind"), [(281, 3), (341, 3)])
-def test_a_tif_says_its_largest_value(tmp_path: Path, tag: int, kind: int) -> None:
+def test_the_largest_value_is_read_from_tiff_tags(tmp_path: Path, tag: int, kind: int) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags.tagtype[tag] = kind
     tags[tag] = 1023
@@ -87,11 +87,14 @@ def test_a_tif_says_its_largest_value(tmp_path: Path, tag: int, kind: int) -> No
     assert np.asarray(read_image(tmp_path / "image.tif"))[0, :, 0].tolist() == [0, 25, 255]
 
 
-def test_a_pgm_says_its_largest_value(tmp_path: Path) -> None:
+def test_the_largest_value_is_read_from_a_pgm_header(tmp_path: Path) -> None:
     (tmp_path / "image.pgm").write_bytes(b"P5 3 1 1023\n" + struct.pack(">HHH", 0, 100, 1023))
     assert np.asarray(read_image(tmp_path / "image.pgm"))[0, :, 0].tolist() == [0, 25, 255]
     (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 0, 257))
-    assert np.asarray(read_image(tmp_path / "dark.pgm"))[0, :, 0].tolist() == [0, 1]  # the file says that it is dark
+    assert np.asarray(read_image(tmp_path / "dark.pgm"))[0, :, 0].tolist() == [
+        0,
+        1,
+    ]  # the header gives the range, so the image stays dark
 
 
 def png_with_significant_bits(path: Path, values: Any, bits: int) -> None:
@@ -106,21 +109,23 @@ def png_with_significant_bits(path: Path, values: Any, bits: int) -> None:
 @pytest.mark.parametrize(
     ("bits", "values", "expected"),
     [
-        (10, [0, 100, 1023], [0, 25, 255]),  # as programs write it
-        (10, [0, 100 << 6, 1023 << 6], [0, 25, 255]),  # as PNG's standard says
-        (12, [0, 16, 32], [0, 0, 0]),  # by the standard, very dark
+        (10, [0, 100, 1023], [0, 25, 255]),  # as common programs write it
+        (10, [0, 100 << 6, 1023 << 6], [0, 25, 255]),  # as the PNG standard says
+        (12, [0, 16, 32], [0, 0, 0]),  # very dark according to the standard
         (16, [0, 257, 514], [0, 1, 2]),  # dark, not 12 bits
     ],
 )
-def test_a_png_says_how_many_bits_count(tmp_path: Path, bits: int, values: list[int], expected: list[int]) -> None:
+def test_the_number_of_significant_bits_is_read_from_a_png(
+    tmp_path: Path, bits: int, values: list[int], expected: list[int]
+) -> None:
     png_with_significant_bits(tmp_path / "image.png", values, bits)
     assert np.asarray(read_image(tmp_path / "image.png"))[0, :, 0].tolist() == expected
 
 
-# ---- telling ---------------------------------------------------------------------------------------------------------
+# ---- log messages ----------------------------------------------------------------------------------------------------
 
 
-def test_each_kind_of_range_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_kind_of_range_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in range(len(grey._TOLD)):
         grey._TOLD[kind] = 0
     for number in range(3):
@@ -129,17 +134,17 @@ def test_each_kind_of_range_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         for path in sorted(tmp_path.iterdir()):
             read_image(path)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "12 bits in 16 0.png' from the range 0 to 4095" in told[0]
-    assert "8 bits in 16 0.png' from the range 0 to 255" in told[1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "12 bits in 16 0.png' from the range 0 to 4095" in messages[0]
+    assert "8 bits in 16 0.png' from the range 0 to 255" in messages[1]
 
 
 @pytest.mark.parametrize(
-    ("values", "told"), [((20, 200, 255), True), ((4095, 0, 9), True), ((51400, 2570, 5140), False)]
+    ("values", "warned"), [((20, 200, 255), True), ((4095, 0, 9), True), ((51400, 2570, 5140), False)]
 )
-def test_a_colour_image_of_16_bits_that_becomes_black_is_told(
-    tmp_path: Path, values: tuple[int, ...], told: bool, caplog: pytest.LogCaptureFixture
+def test_a_16_bit_colour_image_that_becomes_black_logs_a_warning(
+    tmp_path: Path, values: tuple[int, ...], warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -150,4 +155,4 @@ def test_a_colour_image_of_16_bits_that_becomes_black_is_told(
     grey._TOLD[len(grey._TOLD) - 1] = 0
     read_image(tmp_path / "wide.png")
     read_image(tmp_path / "wide.png")
-    assert caplog.text.count("all but black") == int(told)
+    assert caplog.text.count("all but black") == int(warned)

@@ -1,4 +1,4 @@
-"""Feature files that lie: headers, members and texts; each ends in one line, in the memory of the file."""
+"""Feature files with lying headers, members or strings are refused in one line without extra memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MEMBERS = {
 
 
 def stored(**members: bytes) -> bytes:
-    """The right file with these members in place of its own."""
+    """A valid file with some members replaced."""
     file = io.BytesIO()
     np.savez(file, **{name: values for name, values in arrays().items() if name not in members})
     with zipfile.ZipFile(file, "a") as archive:
@@ -69,7 +69,7 @@ def refused(path: Path, match: str | None = None) -> None:
         read_feature_file(path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
-    with contextlib.suppress(UserError):  # it reads what the other layouts have, and no more
+    with contextlib.suppress(UserError):  # conversion reads only the arrays of other layouts
         convert_features(path)
 
 
@@ -77,13 +77,13 @@ def refused(path: Path, match: str | None = None) -> None:
     "name", ["train_features", "classnames", "test_labels", "logit_scale", "backbone", "text_weights"]
 )
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_a_hostile_member_is_refused_by_its_name(tmp_path: Path, kind: str, name: str) -> None:
+def test_a_hostile_member_is_refused_by_name(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "x.npz").write_bytes(stored(**{name: MEMBERS[kind]}))
     refused(tmp_path / "x.npz", f"the array {name}")
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_a_member_compressed_as_numpy_never_does_is_refused(tmp_path: Path, kind: int) -> None:
+def test_a_member_with_a_compression_that_numpy_never_uses_is_refused(tmp_path: Path, kind: int) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w", kind) as archive:
         for name, values in arrays().items():
             file = io.BytesIO()
@@ -116,18 +116,18 @@ TEXTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TEXTS if kind != "texts without length"])
-def test_classnames_that_are_no_texts_are_refused(tmp_path: Path, kind: str) -> None:
+def test_classnames_that_are_not_strings_are_refused(tmp_path: Path, kind: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays(classnames=TEXTS[kind]))
     refused(tmp_path / "x.npz", "the array classnames|classnames")
 
 
 @pytest.mark.parametrize("template", ["{}{0.__class__}", "{}{0.__class__.__mro__}", "{}{x}", "{}{0!r:>99999999}"])
-def test_a_template_is_filled_and_never_formatted(template: str) -> None:
+def test_a_template_is_filled_without_str_format(template: str) -> None:
     assert fill_templates(["cat"], [template]) == [template.replace("{}", "cat")]
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.complex64, np.int8, "<U3", bool])
-def test_features_of_another_kind_are_refused(tmp_path: Path, dtype: Any) -> None:
+def test_features_of_an_unsupported_dtype_are_refused(tmp_path: Path, dtype: Any) -> None:
     np.savez(tmp_path / "x.npz", **arrays(test_features=np.ones((6, 4)).astype(dtype)))
     refused(tmp_path / "x.npz", "test_features must be floating-point")
 
@@ -136,13 +136,13 @@ def test_features_of_another_kind_are_refused(tmp_path: Path, dtype: Any) -> Non
     "labels",
     [np.array([2**63] * 6, dtype=np.uint64), np.array([-(2**62)] * 6), np.array([99999999999] * 6), np.ones(6)],
 )
-def test_labels_that_no_class_has_are_refused(tmp_path: Path, labels: Any) -> None:
+def test_labels_without_a_class_are_refused(tmp_path: Path, labels: Any) -> None:
     np.savez(tmp_path / "x.npz", **arrays(test_labels=labels))
     refused(tmp_path / "x.npz", "test_labels")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "an .npy", "nothing", "a half"])
-def test_what_is_no_file_of_arrays_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_an_array_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.npz"
     if kind == "pipe":
         os.mkfifo(path)
@@ -171,11 +171,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.slow
-def test_no_feature_file_takes_memory_for_what_it_only_claims(tmp_path: Path) -> None:
+def test_a_feature_file_cannot_cause_allocations_beyond_its_real_content(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     (tmp_path / "0.npz").write_bytes(stored(train_features=MEMBERS["a shape of terabytes"]))
     (tmp_path / "1.npz").write_bytes(stored(train_features=npy(described("<f4", (2, 60_000_000, 4)), b"\0" * 64)))
-    zeros = zipfile.ZipFile(tmp_path / "2.npz", "w", zipfile.ZIP_DEFLATED)  # 600 MB of them in 600 kB
+    zeros = zipfile.ZipFile(tmp_path / "2.npz", "w", zipfile.ZIP_DEFLATED)  # 600 MB compressed to 600 kB
     with zeros, zeros.open("train_features.npy", "w", force_zip64=True) as file:
         file.write(npy(described("<f4", (1, 37_500_000, 4))))
         for _ in range(600):
@@ -186,7 +186,7 @@ def test_no_feature_file_takes_memory_for_what_it_only_claims(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_damage_at_random_gives_features_or_one_line(tmp_path: Path) -> None:
+def test_a_randomly_damaged_feature_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     rng = random.Random(12)
     right, refusals = stored(), 0
     for _ in range(400):
@@ -203,6 +203,6 @@ def test_damage_at_random_gives_features_or_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_what_numpy_writes_is_read(tmp_path: Path, save: Any) -> None:
+def test_files_written_by_numpy_are_read(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "x.npz", **arrays())
     assert read_feature_file(tmp_path / "x.npz").classnames == ("cat", "dog", "red fox")

@@ -1,4 +1,4 @@
-"""Splits, tables, draws and lists that lie: each ends in one line, whatever they hold, and soon."""
+"""Hostile splits, tables, draws and lists are refused in one line, and quickly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY_DIGITS = "9" * 5000
 
 
 class Raw(str):
-    """Text to be put into JSON as it is."""
+    """Text to be inserted into JSON verbatim."""
 
 
 def dumps(value: Any) -> str:
@@ -90,7 +90,9 @@ def test_a_hostile_row_of_a_split_is_refused(tmp_path: Path, kind: str, part: st
     refused(lambda: Toy(config(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HOSTILE_ROWS if "name" not in kind])  # a draw's names are not read
+@pytest.mark.parametrize(
+    "kind", [kind for kind in HOSTILE_ROWS if "name" not in kind]
+)  # the names in a draw are not read
 def test_a_hostile_row_of_a_draw_is_refused(tmp_path: Path, kind: str) -> None:
     lay_out(tmp_path)
     draw = {"dataset": "Toy", "num_shots": 1, "seed": 1, "train": [*ROWS[::4], HOSTILE_ROWS[kind]], "val": []}
@@ -178,21 +180,21 @@ def test_a_hostile_table_is_refused(tmp_path: Path, kind: str) -> None:
     refused(lambda: list_rows(read_table(path), tmp_path))
 
 
-def test_class_names_of_many_digits_are_names(tmp_path: Path) -> None:
+def test_class_names_made_of_many_digits_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(f"path,classname\na.png,{MANY_DIGITS}\nb.png,2\nc.png,bee\n")
     assert {item.label: item.classname for item in list_rows(read_table(path), tmp_path)}[0] == "2"
 
 
-def test_a_label_just_above_the_limit_is_refused_and_no_list_of_that_length_is_made(tmp_path: Path) -> None:
+def test_a_huge_label_is_refused_without_allocating_a_list_of_that_length(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("path,label\na.png,1000000001\n")
     refused(lambda: list_rows(read_table(path), tmp_path), "whole number")
     lay_out(tmp_path, train=[*ROWS, ["ant/0.png", 10**9, "far"]])
-    refused(lambda: Toy(config(tmp_path)), "no training image has label 3")  # at once
+    refused(lambda: Toy(config(tmp_path)), "no training image has label 3")  # immediately
 
 
-# ---- what is not a file ----------------------------------------------------------------------------------------------
+# ---- paths that are not regular files --------------------------------------------------------------------------------
 
 READERS: dict[str, Callable[[Path], object]] = {
     "table": read_table,
@@ -226,13 +228,13 @@ def test_only_regular_files_of_limited_size_are_read(tmp_path: Path, reader: str
         READERS[reader](path)
 
 
-def test_a_pointer_to_the_newest_checkpoint_that_is_no_name_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_pointer_that_is_not_a_file_name_is_refused(tmp_path: Path) -> None:
     for content in (b"x" * 10_000, b"\xff\xfe", b"../a\0b", b""):
         (tmp_path / "checkpoint").write_bytes(content)
         refused(lambda: newest_checkpoint(tmp_path))
 
 
-# ---- damage at random ------------------------------------------------------------------------------------------------
+# ---- random damage ---------------------------------------------------------------------------------------------------
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -255,7 +257,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", ["split", "table", "draw", "pickle"])
-def test_damage_at_random_gives_a_dataset_or_one_line(tmp_path: Path, reader: str) -> None:
+def test_a_randomly_damaged_listing_is_read_or_refused_in_one_line(tmp_path: Path, reader: str) -> None:
     rng = random.Random(10)
     lay_out(tmp_path)
     split = (tmp_path / "toy" / "split_Toy.json").read_bytes()

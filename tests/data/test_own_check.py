@@ -1,4 +1,4 @@
-"""The check of a user's own data: what it is taken for, what is in it, and what is wrong or worth a look."""
+"""The check of a user's own data: how it is interpreted, what it contains, and its problems and warnings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lines(texts: Sequence[str], part: str) -> str:
     return found[0]
 
 
-def test_data_in_order_have_neither_problems_nor_warnings(root: Path) -> None:
+def test_valid_data_has_neither_problems_nor_warnings(root: Path) -> None:
     report = check_own_data(root)
     assert "<split>/<class>/<image>, train from 'Train', test from 'Test'" in report.taken
     assert (report.classes, report.counts) == (["ant", "bee"], {"train": [10, 10], "test": [10, 10]})
@@ -39,13 +39,13 @@ def test_data_in_order_have_neither_problems_nor_warnings(root: Path) -> None:
     assert report.problems == report.warnings == []
 
 
-def test_nothing_is_written(root: Path) -> None:
+def test_the_check_writes_nothing(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     check_own_data(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_unreadable_images_are_problems_by_reason(root: Path) -> None:
+def test_unreadable_images_are_problems_grouped_by_reason(root: Path) -> None:
     whole = (root / "Train/ant/0.png").read_bytes()
     (root / "Train/ant/0.png").write_bytes(whole[:-20])
     (root / "Train/ant/1.png").write_bytes(b"")
@@ -55,7 +55,7 @@ def test_unreadable_images_are_problems_by_reason(root: Path) -> None:
     assert "Train/ant/0.png" in " ".join(problems)
 
 
-def test_copies_are_told_within_and_across_splits_and_classes(root: Path) -> None:
+def test_duplicates_are_reported_within_and_across_splits_and_classes(root: Path) -> None:
     for source, target in (
         ("Train/ant/0.png", "Test/ant/copy.png"),
         ("Train/bee/0.png", "Train/ant/copy.png"),
@@ -68,7 +68,7 @@ def test_copies_are_told_within_and_across_splits_and_classes(root: Path) -> Non
     assert "1 (Test/bee/1.png = Test/bee/copy.png)" in lines(warnings, "twice in a class")
 
 
-def test_empty_small_and_unbalanced_classes_are_told(root: Path, tmp_path: Path) -> None:
+def test_empty_small_and_unbalanced_classes_are_reported(root: Path, tmp_path: Path) -> None:
     (root / "Train/cat").mkdir()
     (root / "Train/dog").mkdir()
     Image.new("RGB", (64, 48), "white").save(root / "Train/dog/0.png")
@@ -85,7 +85,7 @@ def test_empty_small_and_unbalanced_classes_are_told(root: Path, tmp_path: Path)
     ("names", "expected"),
     [
         (["cat", "cats"], 1),
-        (["airplane", "aeroplane"], 0),  # two letters
+        (["airplane", "aeroplane"], 0),  # they differ in two letters
         (["mushroom", "mushrom"], 1),
         (["Mushroom", "mush room"], 1),
         (["class 1", "class 2"], 0),
@@ -93,16 +93,16 @@ def test_empty_small_and_unbalanced_classes_are_told(root: Path, tmp_path: Path)
         (["cat", "dog", "horse"], 0),
     ],
 )
-def test_class_names_that_may_mean_the_same_are_told(names: list[str], expected: int) -> None:
+def test_similar_class_names_are_reported(names: list[str], expected: int) -> None:
     assert len(near_names(names)) == expected
 
 
 @pytest.mark.slow
-def test_near_names_of_many_classes_take_no_time() -> None:
+def test_comparing_the_names_of_many_classes_is_fast() -> None:
     assert near_names([f"kind {'abcdefghij'[i % 10] * 9} {i}" for i in range(5000)]) == []
 
 
-def test_classes_with_one_name_and_numbers_are_told(root: Path) -> None:
+def test_classes_with_equal_or_numeric_names_are_reported(root: Path) -> None:
     for name in ("Ant", "3"):
         shutil.copytree(root / "Test/ant", root / "Train" / name)
     warnings = check_own_data(root).warnings
@@ -110,7 +110,7 @@ def test_classes_with_one_name_and_numbers_are_told(root: Path) -> None:
     assert "(3)" in lines(warnings, "called by numbers")
 
 
-def test_unusual_sizes_and_bits_are_told(root: Path) -> None:
+def test_unusual_sizes_and_bit_depths_are_reported(root: Path) -> None:
     for name, size in (("small", (20, 16)), ("long", (500, 60)), ("large", (600, 500))):
         Image.new("RGB", size).save(root / "Train/ant" / f"{name}.png")
     Image.fromarray(np.full((48, 64), 4000, np.uint16)).save(root / "Train/bee/wide.png")
@@ -121,7 +121,7 @@ def test_unusual_sizes_and_bits_are_told(root: Path) -> None:
     assert "Train/bee/wide.png" in lines(warnings, "more than 8 bits")
 
 
-def test_what_is_passed_over_is_told_by_kind(root: Path) -> None:
+def test_skipped_files_are_reported_by_kind(root: Path) -> None:
     for name in ("a.h5", "b.txt", "c.txt"):
         (root / "Train/ant" / name).touch()
     assert "2 .txt, 1 .h5" in lines(check_own_data(root).warnings, "Skipped in")
@@ -144,7 +144,7 @@ def test_features_are_reported_with_their_backbone_and_width(tmp_path: Path) -> 
         assert (report.taken, report.classes) == (f"features of {name}, 5 dimensions", ["ant", "bee"])
 
 
-def test_data_for_testing_alone_are_no_problem(root: Path) -> None:
+def test_data_only_for_testing_is_not_a_problem(root: Path) -> None:
     shutil.rmtree(root / "Train")
     report = check_own_data(root)
     assert (report.problems, report.trainable) == ([], False)
@@ -155,12 +155,12 @@ def test_data_for_testing_alone_are_no_problem(root: Path) -> None:
     ("name", "message"),
     [("absent", "there is no folder"), ("absent.csv", "cannot read the table"), ("absent.npz", "absent.npz")],
 )
-def test_data_that_cannot_be_read_are_a_problem_in_one_line(tmp_path: Path, name: str, message: str) -> None:
+def test_unreadable_data_is_one_problem_in_one_line(tmp_path: Path, name: str, message: str) -> None:
     (problem,) = check_own_data(tmp_path / name).problems
     assert message in problem
 
 
-def test_class_folders_with_other_names_in_prompts_are_shown(root: Path) -> None:
+def test_class_folders_with_different_names_in_prompts_are_shown(root: Path) -> None:
     (root / "classnames.json").write_text('{"ant": "garden ant"}')
     report = check_own_data(root)
     assert (report.classes, report.folders) == (["garden ant", "bee"], {"garden ant": "ant"})

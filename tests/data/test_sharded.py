@@ -1,4 +1,4 @@
-"""Datasets in shards: tar files on disk and behind URLs, and Parquet and Arrow files."""
+"""Sharded datasets: tar files on disk and behind URLs, and Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def shard(path: Path, samples: Iterable[Sample], spoil: Spoil | None = None) -> 
 
 
 def shards(folder: Path, numbers: Sequence[int] = range(24), each: int = 12) -> Path:
-    """Training shards of the numbers, and a test shard of others."""
+    """Write training shards of images with these numbers, and a test shard of other images."""
     for start in range(0, len(numbers), each):
         shard(folder / f"train-{start // each:03}.tar", map(sample, numbers[start : start + each]))
     shard(folder / "test-000.tar", map(sample, range(100, 112)))
@@ -99,7 +99,7 @@ def load(root: Path | str, name: str = "WebDataset", *, seed: int = 1, **keys: A
 
 
 def colours(items: Iterable[Any]) -> list[int]:
-    """The number that each image was drawn from."""
+    """The numbers that the images were drawn from."""
     return [int(np.asarray(read_image(item.impath))[0, 0, 0]) for item in items]
 
 
@@ -108,7 +108,7 @@ def pairs(items: Iterable[Any]) -> list[tuple[int, int]]:
     return list(zip(colours(items), (item.label for item in items), strict=True))
 
 
-def test_data_at_a_path_are_shards_unless_there_are_images_too(tmp_path: Path) -> None:
+def test_a_folder_of_shards_is_recognised_unless_it_also_contains_images(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data")
     assert (dataset_at(folder), dataset_at(folder / "test-000.tar")) == ("WebDataset", "WebDataset")
     assert own_data(str(folder)) == {"DATASET.NAME": "WebDataset", "DATASET.ROOT": str(folder)}
@@ -122,17 +122,17 @@ def test_data_at_a_path_are_shards_unless_there_are_images_too(tmp_path: Path) -
     assert [dataset_at(place) for place in (table, tmp_path / "none", tmp_path)] == ["", "", ""]
 
 
-def test_prepare_checks_a_folder_of_shards_by_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_checks_a_folder_of_shards_given_by_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shards(tmp_path / "data")
     assert run_tool(prepare.main, ["--check", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert f"{folder}: shards, read as WebDataset" in told
-    assert re.search(r"WebDataset +train .* 24 ", told)
+    output = capsys.readouterr().out
+    assert f"{folder}: shards, read as WebDataset" in output
+    assert re.search(r"WebDataset +train .* 24 ", output)
     (folder / "train-001.tar").write_bytes(b"no archive")
     assert run_tool(prepare.main, ["--check", str(folder)]) == 1
 
 
-# ---- what a dataset of tar shards is ---------------------------------------------------------------------------------
+# ---- datasets of tar shards ------------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_shards_has_its_splits_labels_and_images(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_brace_ranges_and_keys_name_the_shards_of_each_split(tmp_path: Path) -> 
     assert (len(by_range.train_x), len(by_key.train_x), len(by_key.test)) == (24, 12, 12)
 
 
-def test_labels_may_be_names_and_lie_in_json(tmp_path: Path) -> None:
+def test_labels_may_be_names_and_stored_in_json(tmp_path: Path) -> None:
     def named(n: int) -> Sample:
         return f"{n:03}", {"png": picture(n), "json": json.dumps({"classname": NAMES[n % 3], "label": n}).encode()}
 
@@ -176,7 +176,7 @@ def test_labels_may_be_names_and_lie_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_draw_is_the_same_whatever_the_order_and_the_sharding(tmp_path: Path) -> None:
+def test_a_draw_does_not_depend_on_order_or_sharding(tmp_path: Path) -> None:
     numbers = list(range(24))
     drawn = []
     for name, order, each in (("a", numbers, 12), ("b", numbers[::-1], 5), ("c", numbers[1::2] + numbers[::2], 7)):
@@ -186,7 +186,7 @@ def test_a_draw_is_the_same_whatever_the_order_and_the_sharding(tmp_path: Path) 
     assert len(drawn[0][0]) == 9
 
 
-def test_unsplit_shards_are_split_once_whatever_the_sharding(tmp_path: Path) -> None:
+def test_unsplit_shards_are_split_once_regardless_of_sharding(tmp_path: Path) -> None:
     place = tmp_path / "data"
     shard(place / "x.tar", map(sample, range(30)))
     first = load(place)
@@ -201,7 +201,7 @@ def test_unsplit_shards_are_split_once_whatever_the_sharding(tmp_path: Path) -> 
     )
 
 
-def test_features_are_kept_by_the_digest_of_the_shard_and_the_member(tmp_path: Path) -> None:
+def test_features_are_cached_by_the_digest_of_shard_and_member(tmp_path: Path) -> None:
     spec = FeatureSpec("none", "digest", to_tensor, "pixels")
     encoded: list[int] = []
 
@@ -218,13 +218,13 @@ def test_features_are_kept_by_the_digest_of_the_shard_and_the_member(tmp_path: P
     assert sum(encoded) == 24
     shutil.move(tmp_path / "data", tmp_path / "moved")
     assert torch.equal(fetch(tmp_path / "moved"), before)
-    assert not encoded  # moved, and the same
+    assert not encoded  # moving the folder changes nothing
     shard(tmp_path / "moved/train-000.tar", map(sample, [30, *range(1, 12)]))
     fetch(tmp_path / "moved")
-    assert sum(encoded) == 12  # of the shard that was changed
+    assert sum(encoded) == 12  # only the images of the changed shard
 
 
-def test_the_doctor_counts_shards_and_tells_what_is_wrong(tmp_path: Path) -> None:
+def test_the_doctor_counts_shards_and_reports_problems(tmp_path: Path) -> None:
     cfg = get_cfg_default()
     cfg.DATASET.ROOT = str(shards(tmp_path / "data"))
     report = examine("WebDataset", cfg)
@@ -274,14 +274,14 @@ WRONG: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_member_is_told_in_a_line_or_skipped_and_the_others_stay(
+def test_an_invalid_member_is_reported_in_one_line_or_skipped_and_the_others_are_kept(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil, message = WRONG[kind]
     folder = shards(tmp_path / "data")
     shard(folder / "train-000.tar", map(sample, range(12)), spoil)
     (folder / "classnames.json").write_text(json.dumps(NAMES))
-    for _ in range(2):  # the second time the index is there
+    for _ in range(2):  # the second time, the index exists
         with pytest.raises(UserError) as error:
             load(folder)
         assert message in str(error.value)
@@ -294,7 +294,7 @@ def test_a_wrong_member_is_told_in_a_line_or_skipped_and_the_others_stay(
 
 
 @pytest.mark.parametrize("end", [-10240, -10752, 900, 5_000])
-def test_a_truncated_shard_is_told_in_a_line_and_gives_its_whole_samples(tmp_path: Path, end: int) -> None:
+def test_a_truncated_shard_is_reported_in_one_line_and_its_complete_samples_are_kept(tmp_path: Path, end: int) -> None:
     folder = shards(tmp_path / "data")
     with tarfile.open(folder / "train-000.tar") as archive:
         last = archive.getmembers()[-1]
@@ -317,7 +317,7 @@ def test_a_truncated_shard_is_told_in_a_line_and_gives_its_whole_samples(tmp_pat
         ("folder", "Is a directory"),
     ],
 )
-def test_a_file_that_is_no_shard_is_told_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
+def test_a_file_that_is_not_a_shard_is_refused_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
     folder = shards(tmp_path / "data")
     bad = folder / "train-001.tar"
     bad.unlink()
@@ -329,7 +329,7 @@ def test_a_file_that_is_no_shard_is_told_in_a_line(tmp_path: Path, content: Any,
         load(f"{folder}/{{train-000,train-001,test-000}}.tar")
 
 
-def test_a_compressed_shard_beside_others_is_told(tmp_path: Path) -> None:
+def test_a_compressed_shard_among_others_is_reported(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data")
     whole = (folder / "train-001.tar").read_bytes()
     (folder / "train-001.tar").unlink()
@@ -338,7 +338,7 @@ def test_a_compressed_shard_beside_others_is_told(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_shards_for_training_alone_are_split(tmp_path: Path) -> None:
+def test_shards_with_only_training_data_are_split(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     shard(folder / "train-000.tar", map(sample, range(24)))
     dataset = load(folder)
@@ -346,7 +346,7 @@ def test_shards_for_training_alone_are_split(tmp_path: Path) -> None:
     assert len(dataset.test) > 0
 
 
-def test_labels_and_endings_may_be_written_as_other_programs_write_them(tmp_path: Path) -> None:
+def test_labels_and_extensions_of_other_programs_are_read(tmp_path: Path) -> None:
     def odd(n: int) -> Sample:
         return f"{n:04}", {"PNG": picture(n), "jpg": picture(n), "cls": b"\xef\xbb\xbf%d\r\n" % (n % 3)}
 
@@ -357,7 +357,7 @@ def test_labels_and_endings_may_be_written_as_other_programs_write_them(tmp_path
         assert sorted(pairs(dataset.train_x)) == [(n, n % 3) for n in range(12)]
 
 
-def test_a_key_in_two_shards_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_key_in_two_shards_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data")
     shard(folder / "train-001.tar", map(sample, range(11, 23)))
     with pytest.raises(UserError, match=r"the key '0011' is in '.*train-000\.tar' and in '.*train-001\.tar'"):
@@ -384,7 +384,7 @@ def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_an_image_of_a_shard_that_changes_under_a_run_is_told_by_name(tmp_path: Path) -> None:
+def test_an_image_is_named_if_its_shard_changes_during_a_run(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data")
     path = load(folder).train_x[0].impath
     shard(folder / "train-000.tar", map(sample, range(13)))
@@ -406,7 +406,7 @@ def test_a_damaged_image_is_named_by_member_and_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_breaks_off_gives_the_same_dataset(
+def test_a_server_that_drops_connections_gives_the_same_dataset(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dassl_lite.downloads.fetch.time.sleep", lambda seconds: None)
@@ -419,11 +419,11 @@ def test_a_server_that_breaks_off_gives_the_same_dataset(
     local = load(folder, NUM_SHOTS=2)
     assert pairs(remote.train_x) == pairs(local.train_x)
     assert pages["train-000.tar"].asked == ["", "bytes=700-", "bytes=5700-"]
-    server.pages.clear()  # the copies stay
+    server.pages.clear()  # the downloaded copies remain
     assert pairs(load(server.url("s/{train-{000..001},test-000}.tar"), NUM_SHOTS=2).test) == pairs(local.test)
 
 
-def test_a_shard_that_a_server_lacks_or_refuses_is_told_in_a_line(tmp_path: Path, server: Server) -> None:
+def test_a_shard_that_a_server_lacks_or_refuses_is_reported_in_one_line(tmp_path: Path, server: Server) -> None:
     folder = shards(tmp_path / "data")
     server.add("test-000.tar", (folder / "test-000.tar").read_bytes())
     server.add("train-000.tar", b"", states=[403] * 9)
@@ -433,7 +433,7 @@ def test_a_shard_that_a_server_lacks_or_refuses_is_told_in_a_line(tmp_path: Path
         assert "\n" not in str(error.value)
 
 
-def test_what_a_server_gives_in_place_of_a_shard_is_not_kept(tmp_path: Path, server: Server) -> None:
+def test_a_server_response_that_is_not_a_shard_is_not_cached(tmp_path: Path, server: Server) -> None:
     folder = shards(tmp_path / "data")
     server.add("train-000.tar", b"<html>log in</html>")
     with pytest.raises(UserError, match="no tar file"):
@@ -442,7 +442,7 @@ def test_what_a_server_gives_in_place_of_a_shard_is_not_kept(tmp_path: Path, ser
     assert len(load(server.url("train-000.tar")).train_x) > 0
 
 
-def test_any_file_system_of_fsspec_gives_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_read_from_any_fsspec_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     folder = shards(tmp_path / "data")
@@ -479,10 +479,10 @@ def parquet(path: Path, numbers: Iterable[int], **columns: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_a_folder_of_parquet_files_is_a_dataset_whatever_the_order_of_its_rows(
+def test_a_folder_of_parquet_files_gives_the_same_dataset_for_any_row_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = Path(__file__).resolve().parents[2]  # its folder ``datasets`` is another's
+    repository = Path(__file__).resolve().parents[2]  # whose folder ``datasets`` would shadow Hugging Face's package
     monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place or ".").resolve() != repository])
     drawn = []
     for name, numbers, cut in (("a", range(24), 12), ("b", range(23, -1, -1), 7)):
@@ -493,7 +493,7 @@ def test_a_folder_of_parquet_files_is_a_dataset_whatever_the_order_of_its_rows(
         drawn.append((pairs(dataset.train_x), dataset.fewshot_digest))
         assert sorted(pairs(dataset.test)) == [(n, n % 3) for n in range(100, 112)]
     assert drawn[0] == drawn[1]
-    import datasets  # as a user's own program would
+    import datasets  # like a user's program
 
     assert hasattr(datasets, "load_dataset")
 
@@ -529,7 +529,7 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_wrong_rows_and_files_are_told_in_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_rows_and_files_are_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = [{"bytes": picture(n), "path": None} for n in (0, 1, 2, 2)] + [{"bytes": None, "path": "/etc/hostname"}]
     parquet(tmp_path / "a/train.parquet", range(5), image=images, label=[0, 1, None, 2, 0])
     parquet(tmp_path / "a/test.parquet", range(6))
@@ -586,5 +586,5 @@ def test_a_key_is_a_file_name_only_if_it_is_plain(key: str, plain: bool) -> None
         (ConnectionResetError(), "ConnectionResetError"),
     ],
 )
-def test_a_failed_copy_has_a_short_reason(error: Exception, reason: str) -> None:
+def test_a_failed_download_has_a_short_reason(error: Exception, reason: str) -> None:
     assert remote._reason(error) == reason

@@ -1,4 +1,4 @@
-"""Settings of the random transforms: each key does to the image what its comment says."""
+"""Settings of the random transforms: each key has the effect that its comment describes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data.transforms import RandAugment, RandAugment2, RandAugmentFixMatch, augmentations, build_transform
 
-# Magnitudes at 0 and at 30 of the published implementation that Dassl copies.
+# Magnitudes at 0 and 30 in the published implementation that Dassl copies.
 RANDAUGMENT = {
     "autocontrast": (0, 1),
     "equalize": (0, 1),
@@ -72,7 +72,7 @@ def share_changed(apply: Callable[[Image.Image], Tensor], image: Image.Image, ti
 
 
 def recording(table: Sequence[Any], seen: dict[str, float]) -> tuple[Any, ...]:
-    """``table`` with operations that note their magnitude and leave the image alone."""
+    """``table`` with operations that record their magnitude and return the image unchanged."""
 
     def recorder(name: str) -> Callable[[Image.Image, float], Image.Image]:
         def note(image: Image.Image, magnitude: float) -> Image.Image:
@@ -85,7 +85,7 @@ def recording(table: Sequence[Any], seen: dict[str, float]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("m", [0, 10, 30])
-def test_randaugment_applies_each_operation_at_its_share_of_30(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_randaugment_scales_magnitudes_linearly_up_to_30(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, float] = {}
     monkeypatch.setattr(augmentations, "ORIGINAL", recording(augmentations.ORIGINAL, seen))
     random.seed(0)
@@ -102,7 +102,7 @@ def test_randaugment_applies_each_operation_at_its_share_of_30(m: int, monkeypat
     ],
     ids=["randaugment2", "fixmatch"],
 )
-def test_a_drawn_magnitude_lies_at_its_share_of_the_range(
+def test_a_drawn_magnitude_is_scaled_to_the_range_of_its_operation(
     kind: Callable[[Image.Image], Image.Image],
     table: str,
     enhancement: tuple[float, float],
@@ -145,7 +145,7 @@ def test_randaugment_n_sets_the_number_of_operations(choice: str, monkeypatch: p
 @pytest.mark.parametrize(("choice", "key"), [("gaussian_blur", "GB_P"), ("randomgrayscale", "RGS_P")])
 def test_a_probability_is_the_share_of_changed_images(choice: str, key: str, p: float) -> None:
     share = share_changed(transform(choice, **{key: p}), noise())
-    assert share == pytest.approx(p, abs=0.08 if p else 0.0)  # a blur may be too weak to change a pixel
+    assert share == pytest.approx(p, abs=0.08 if p else 0.0)  # a weak blur may change no pixel
 
 
 def test_the_blurs_kernel_bounds_how_far_a_pixel_spreads() -> None:
@@ -168,7 +168,7 @@ def jittered(key: str, strength: float, colour: tuple[int, int, int]) -> list[tu
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.4])
-def test_hue_shifts_by_up_to_its_strength_and_nothing_else_changes(strength: float) -> None:
+def test_hue_jitter_shifts_by_up_to_its_strength_and_changes_nothing_else(strength: float) -> None:
     shifts = []
     for pixel in jittered("COLORJITTER_H", strength, (255, 0, 0)):
         hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
@@ -178,20 +178,20 @@ def test_hue_shifts_by_up_to_its_strength_and_nothing_else_changes(strength: flo
     assert min(shifts) < 0.2 * strength
 
 
-def test_brightness_changes_by_up_to_its_strength() -> None:
+def test_brightness_jitter_scales_by_up_to_its_strength() -> None:
     factors = [pixel[0] / (100 / 255) for pixel in jittered("COLORJITTER_B", 0.4, (100, 100, 100))]
     assert 0.6 - 0.02 < min(factors) < 0.7
     assert 1.3 < max(factors) < 1.4 + 0.02
 
 
-def test_saturation_changes_by_up_to_its_strength() -> None:
+def test_saturation_jitter_scales_by_up_to_its_strength() -> None:
     spans = [max(pixel) - min(pixel) for pixel in jittered("COLORJITTER_S", 0.4, (150, 100, 100))]
     factors = [span / (50 / 255) for span in spans]
     assert 0.6 - 0.05 < min(factors) < 0.7
     assert 1.3 < max(factors) < 1.4 + 0.05
 
 
-def test_contrast_keeps_the_mean_and_scales_the_rest() -> None:
+def test_contrast_jitter_keeps_the_mean_and_scales_deviations() -> None:
     apply = transform("colorjitter", COLORJITTER_B=0.0, COLORJITTER_S=0.0, COLORJITTER_H=0.0, COLORJITTER_C=0.4)
     pixels = np.full((32, 32, 3), 100, dtype=np.uint8)
     pixels[:16] = 150
@@ -224,11 +224,11 @@ def test_cutout_cuts_its_number_of_squares_of_its_side(n: int, length: int) -> N
     np.random.seed(0)
     apply = transform("cutout", CUTOUT_N=n, CUTOUT_LEN=length)
     cut = [int((apply(Image.new("RGB", (32, 32), "white"))[0] == 0).sum()) for _ in range(100)]
-    assert max(cut) == n * length**2  # squares apart from each other and from the border
+    assert max(cut) == n * length**2  # if squares do not overlap or cross the border
 
 
 @pytest.mark.parametrize("padding", [0, 4])
-def test_crop_padding_is_how_far_the_image_moves(padding: int) -> None:
+def test_crop_padding_bounds_how_far_the_image_moves(padding: int) -> None:
     apply = transform("random_crop", CROP_PADDING=padding)
     image = Image.new("RGB", (32, 32), "white")
     torch.manual_seed(0)
