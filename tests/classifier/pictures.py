@@ -1,4 +1,4 @@
-"""Pictures that the demo backbone can tell apart, in a folder per class, and a classifier fitted on them."""
+"""Images that the demo backbone can distinguish, in one folder per class, and a classifier fitted on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKRES = {"method": "TaskRes", **QUICK}
 
 
 def drawn(shape: str, number: int) -> Image.Image:
-    """A picture (64, 64) of a shape; its place and colours depend on the number."""
+    """A 64 x 64 image of a shape, whose position and colours depend on the number."""
     rng = np.random.default_rng(number)
     image = Image.new("RGB", (64, 64), tuple(rng.integers(180, 255, 3).tolist()))
     x, y, size = (int(value) for value in rng.integers((2, 2, 26), (16, 16, 44)))
@@ -33,7 +33,7 @@ def drawn(shape: str, number: int) -> Image.Image:
 
 
 class Pictures(NamedTuple):
-    """A folder per class, and the same as lists."""
+    """Images in one folder per class, and the same as lists."""
 
     folder: Path
     paths: list[str]
@@ -54,17 +54,17 @@ def written(folder: Path, per_class: int, start: int = 0) -> Pictures:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    """Ten pictures of each of three classes."""
+    """Ten images of each of three classes."""
     return written(tmp_path_factory.mktemp("pictures") / "photos", 10)
 
 
 @pytest.fixture(scope="session")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    """Four others of each."""
+    """Four other images of each class."""
     return written(tmp_path_factory.mktemp("pictures") / "unseen", 4, start=100)
 
 
 @pytest.fixture(scope="session")
 def fitted(photos: Pictures) -> Any:
-    """A classifier of the lists; tests leave it as it is."""
+    """A classifier fitted on the lists; tests must not modify it."""
     return FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)

@@ -1,4 +1,4 @@
-"""FewShotClassifier.export and tools/export.py: files for other programs that answer as the classifier does."""
+"""FewShotClassifier.export and tools/export.py: exported files predict like the classifier."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLASSES = ["circle", "square", "triangle"]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A zero-shot classifier, which takes no time."""
+    """A saved zero-shot classifier, which needs no training."""
     folder = tmp_path_factory.mktemp("export") / "clf"
     FewShotClassifier(classes=CLASSES).save(folder)
     return folder
@@ -55,7 +55,7 @@ class Curved(FixedPrototypes):
 
 
 class Boastful(FixedPrototypes):
-    """Says that it is linear."""
+    """A nonlinear head that claims to be linear."""
 
     is_linear = True
 
@@ -63,7 +63,7 @@ class Boastful(FixedPrototypes):
         return super().forward(image_features).square()
 
 
-def test_a_head_is_folded_into_the_matrix_that_it_computes() -> None:
+def test_a_linear_head_is_folded_into_one_matrix() -> None:
     prototypes, features = torch.randn(5, 8), torch.randn(20, 8)
     cosine = FixedPrototypes(prototypes, 30.0)
     calibrated = FixedPrototypes(prototypes, 30.0)
@@ -77,7 +77,7 @@ def test_a_head_is_folded_into_the_matrix_that_it_computes() -> None:
     assert linear_form(cosine, 8).scale == 30.0  # type: ignore[union-attr]
 
 
-def test_a_head_that_is_not_linear_is_left_whole_whatever_it_says() -> None:
+def test_a_nonlinear_head_is_not_folded_even_if_it_claims_to_be_linear() -> None:
     prototypes = torch.randn(5, 8)
     plain = nn.Sequential(nn.Linear(8, 5))
     for head in (Curved(prototypes, 30.0), Boastful(prototypes, 30.0), plain):
@@ -85,12 +85,12 @@ def test_a_head_that_is_not_linear_is_left_whole_whatever_it_says() -> None:
     assert CosineHead(1.0).is_linear
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest", "cover"])
-def test_the_script_makes_the_same_bytes_of_a_picture_as_the_transform(mode: str, tmp_path: Path) -> None:
+def test_the_script_preprocesses_images_like_the_transform(mode: str, tmp_path: Path) -> None:
     draw, path = np.random.default_rng(0), tmp_path / "picture.png"
     for size in ((24, 24), (24, 31)):
         for interpolation in ("bicubic", "bilinear"):
@@ -109,7 +109,7 @@ def test_the_script_makes_the_same_bytes_of_a_picture_as_the_transform(mode: str
 
 
 @pytest.mark.slow
-def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: Any, tmp_path: Path) -> None:
+def test_exported_weights_classify_features_like_the_classifier(saved: Path, unseen: Any, tmp_path: Path) -> None:
     assert run("--model-dir", saved, "--output", tmp_path / "out", "--format", "npz", "--images", unseen.folder) == 0
     classifier = FewShotClassifier.load(saved)
     wanted = classifier.predict_proba(unseen.paths)
@@ -125,11 +125,11 @@ def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: A
     assert about["backbone_digest"] == classifier._trainer.clip.digest
 
 
-# ---- mistakes -------------------------------------------------------------------------------------------------------
+# ---- user errors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--output", "out"), "--model-dir is missing"),
         (("--model-dir", "{saved}"), "--output is missing"),
@@ -146,11 +146,11 @@ def test_weights_classify_features_as_the_classifier_does(saved: Path, unseen: A
         (("--model-dir", "full", "--output", "out", "--format", "npz"), "holds neither a classifier nor a run"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_and_leaves_no_folder(
+def test_a_user_error_prints_one_line_and_leaves_no_folder(
     saved: Path,
     tmp_path: Path,
     words: tuple[str, ...],
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_mistake_is_told_in_a_line_and_leaves_no_folder(
     before = sorted(os.listdir(tmp_path))
     assert run(*(word.format(saved=saved) for word in words)) == 2
     error = capsys.readouterr().err
-    assert told.format(here=tmp_path) in error
+    assert message.format(here=tmp_path) in error
     assert [line for line in error.splitlines() if "demo knows" not in line] == [error.splitlines()[-1]]
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -176,7 +176,9 @@ def test_a_missing_library_is_named_with_its_extra_before_anything_is_loaded(
 
 
 @pytest.mark.slow
-def test_an_export_with_other_answers_is_not_kept(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_with_different_predictions_is_discarded(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, write = FewShotClassifier.load(saved), exporting._write_npz
 
     def wrong(*args: Any) -> Any:
@@ -193,9 +195,7 @@ def test_an_export_with_other_answers_is_not_kept(saved: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_the_script_gives_the_classifiers_answers_without_this_package(
-    saved: Path, unseen: Any, tmp_path: Path
-) -> None:
+def test_the_script_predicts_like_the_classifier_without_this_package(saved: Path, unseen: Any, tmp_path: Path) -> None:
     assert run("--model-dir", saved, "--output", tmp_path / "out", "--images", unseen.folder) == 0
     assert sorted(os.listdir(tmp_path / "out")) == ["classify.py", "model.onnx"]
     hiding = "import sys; sys.modules.update(torch=None, dassl_lite=None, torchvision=None); sys.argv = sys.argv[1:]\n"
@@ -220,7 +220,7 @@ def test_the_script_gives_the_classifiers_answers_without_this_package(
 
 @pytest.fixture(scope="module")
 def trained(family_names: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``trained(method)``: it on a small ViT, after an epoch on a few pictures of noise, and test pictures."""
+    """``trained(method)``: the method on a small ViT, trained for one epoch on a few noise images, and test images."""
     folder = tmp_path_factory.mktemp("methods")
     pictures = family_table.draw_pictures(folder / "pictures")
     data = {"NAME": "ImageFolder", "ROOT": str(pictures), "NUM_SHOTS": 2, "FEATURES": {"VIEWS": 1}}
@@ -250,13 +250,22 @@ def trained(family_names: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 TRACED = {"APE", "APET", "Auto", "CLIP_Adapter", "CoCoOp", "ProKeR", "ProLIP", "TipAdapter", "TipAdapterF"}
 IN_ONNX = ("CLIPLoRA", "MaPLe", "Auto")
-ALIKE = {"IVLP", "PromptSRC", "TipAdapterF"}  # traced as VPT, MaPLe and TipAdapter are
-CHANGED = {"CLIPLoRA", "IVLP", "MMA", "MaPLe", "ProLIP", "PromptSRC", "TwoStage", "VPT"}  # the image encoder
+ALIKE = {"IVLP", "PromptSRC", "TipAdapterF"}  # traced like VPT, MaPLe and TipAdapter
+CHANGED = {
+    "CLIPLoRA",
+    "IVLP",
+    "MMA",
+    "MaPLe",
+    "ProLIP",
+    "PromptSRC",
+    "TwoStage",
+    "VPT",
+}  # methods that change the image encoder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in family_table.methods() if name != "TransCLIP"])
-def test_every_method_is_exported_with_its_own_answers(
+def test_every_exported_method_keeps_its_predictions(
     trained: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, pictures = trained(method)
@@ -268,7 +277,7 @@ def test_every_method_is_exported_with_its_own_answers(
         merged = merge_lora(made.trainer.clip.model)
         assert bool(merged) == (method == "CLIPLoRA")
         ask: Any = model
-        if method in TRACED - CHANGED:  # of the encoder, the graph is that of zero-shot CLIP
+        if method in TRACED - CHANGED:  # the encoder's graph equals zero-shot CLIP's
             model._encode = lambda images: images.flatten(1)[:, : made.trainer.input_width].contiguous()
             monkeypatch.setattr(exporting, "encoder_of", lambda trainer: model._encode)
             wanted = shown.probabilities(made)
@@ -276,13 +285,13 @@ def test_every_method_is_exported_with_its_own_answers(
             with exporting._tracing(made):
                 ask = exporting._traced(model, made).module()
         found = shown.answers(lambda pictures: ask(pictures).numpy())
-    assert wanted.std(axis=1).min() > 1e-3, "it says nothing"
+    assert wanted.std(axis=1).min() > 1e-3, "the logits are nearly constant"
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", IN_ONNX)
-def test_onnx_gives_the_answers_of_the_method(trained: Any, method: str, tmp_path: Path) -> None:
+def test_onnx_predicts_like_the_method(trained: Any, method: str, tmp_path: Path) -> None:
     made, pictures = trained(method)
     found = exporting.export(tmp_path / "out", "onnx", lambda: made, lambda: pictures)
     assert found.pictures == len(pictures)

@@ -1,4 +1,4 @@
-"""FewShotClassifier: what it takes, what it answers, and that a fit is a run of tools/train.py."""
+"""FewShotClassifier: its inputs and outputs, and that a fit equals a run of tools/train.py."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.slow
-def test_descriptions_that_a_program_passes_are_named_by_no_file() -> None:
-    told = r"^descriptions has no sentences for the dataset's class 'square'$"
-    with pytest.raises(UserError, match=told):
+def test_errors_about_descriptions_passed_as_a_dict_name_no_file() -> None:
+    message = r"^descriptions has no sentences for the dataset's class 'square'$"
+    with pytest.raises(UserError, match=message):
         FewShotClassifier(classes=["circle", "square"], descriptions={"circle": ["a round thing."]}).predict_proba([])
     with pytest.raises(UserError, match="^descriptions: class 'circle' has an empty list"):
         FewShotClassifier(classes=["circle"], descriptions={"circle": []}).predict_proba([])
@@ -67,7 +67,7 @@ def test_auto_is_the_default_and_learns_from_the_shots(photos: Pictures, unseen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF"])
-def test_a_fit_on_a_folder_is_a_run_of_train_to_the_last_digit(photos: Pictures, tmp_path: Path, method: str) -> None:
+def test_a_fit_on_a_folder_equals_a_run_of_train_exactly(photos: Pictures, tmp_path: Path, method: str) -> None:
     results, state = trained(photos.folder, tmp_path / "run", method, "--shots", "3", "--seed", "2")
     clf = FewShotClassifier(method=method, shots=3, seed=2, **QUICK).fit(photos.folder)
     assert_equal(weights(clf), state)
@@ -78,9 +78,7 @@ def test_a_fit_on_a_folder_is_a_run_of_train_to_the_last_digit(photos: Pictures,
 
 
 @pytest.mark.slow
-def test_a_fit_on_lists_is_a_run_on_a_table_to_the_last_digit(
-    photos: Pictures, unseen: Pictures, tmp_path: Path
-) -> None:
+def test_a_fit_on_lists_equals_a_run_on_a_table_exactly(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
     with open(tmp_path / "table.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "classname", "split"])
@@ -95,7 +93,7 @@ def test_a_fit_on_lists_is_a_run_on_a_table_to_the_last_digit(
 
 
 @pytest.mark.slow
-def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unseen: Pictures, fitted: Any) -> None:
+def test_images_in_memory_are_learned_like_their_files(photos: Pictures, unseen: Pictures, fitted: Any) -> None:
     images = [Image.open(path) for path in photos.paths]
     arrays = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
     few = {"METHODS": ["ZeroshotCLIP", "GDA", "TaskRes"], "FOLDS": 2}
@@ -111,7 +109,7 @@ def test_images_in_memory_are_learned_as_their_files_are(photos: Pictures, unsee
 
 
 @pytest.mark.slow
-def test_a_spool_of_its_own_keeps_what_is_in_memory_until_it_is_closed(photos: Pictures) -> None:
+def test_a_private_spool_keeps_in_memory_images_until_it_is_closed(photos: Pictures) -> None:
     own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
     with spooled_in(own):
         clf = FewShotClassifier(**TASKRES).fit(images, photos.labels[::5])
@@ -124,7 +122,7 @@ def test_a_spool_of_its_own_keeps_what_is_in_memory_until_it_is_closed(photos: P
 
 
 class Tiny(TrainerX):
-    """A third party's trainer, which is not on CLIP."""
+    """A third-party trainer that does not use CLIP."""
 
     def build_model(self) -> None:
         self.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, self.num_classes))
@@ -139,7 +137,7 @@ class Tiny(TrainerX):
 
 
 @pytest.mark.slow
-def test_a_third_partys_trainer_is_a_method_too(
+def test_a_third_party_trainer_can_be_a_method(
     photos: Pictures, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRAINER_REGISTRY._table, "Tiny", Tiny)
@@ -152,11 +150,11 @@ def test_a_third_partys_trainer_is_a_method_too(
 
 
 class ClassLabel(SimpleNamespace):
-    """As Hugging Face's type of a column."""
+    """Like Hugging Face's column type."""
 
 
 class HuggingFace:
-    """What a Hugging Face ``Dataset`` looks like."""
+    """Imitates a Hugging Face ``Dataset``."""
 
     def __init__(self, images: list[Any], labels: list[int], names: list[str]) -> None:
         self.rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
@@ -171,7 +169,7 @@ class HuggingFace:
 
 
 @pytest.mark.slow
-def test_a_hugging_face_dataset_brings_its_labels(photos: Pictures) -> None:
+def test_labels_are_taken_from_a_hugging_face_dataset(photos: Pictures) -> None:
     images = [Image.open(path) for path in photos.paths]
     data = HuggingFace(images, [SHAPES.index(label) for label in photos.labels], list(SHAPES))
     clf = FewShotClassifier(**TASKRES).fit(data)
@@ -181,18 +179,18 @@ def test_a_hugging_face_dataset_brings_its_labels(photos: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_labels_are_answered_as_they_were_given(photos: Pictures) -> None:
+def test_predicted_labels_have_the_type_of_the_given_ones(photos: Pictures) -> None:
     numbers = [7 * SHAPES.index(label) for label in photos.labels]
     clf = FewShotClassifier(classes={7 * n: name for n, name in enumerate(SHAPES)}, **QUICK)
     clf.fit(photos.paths, numbers)
-    assert not any("Prompts name the classes by their labels" in told for told in clf.messages_)
+    assert not any("Prompts name the classes by their labels" in message for message in clf.messages_)
     assert clf.classes_.tolist() == [0, 7, 14]
     assert clf.predict(photos.paths[:1]).dtype == clf.classes_.dtype
     assert clf._current().classes.names == SHAPES
 
 
 @pytest.mark.slow
-def test_labels_that_numpy_has_no_type_for_stay_as_they_are() -> None:
+def test_labels_without_a_numpy_type_are_kept_unchanged() -> None:
     from dassl_lite.classifier.values import label_array, listed_values
 
     for labels in ([0, 1, 2**63 + 5], [1, 10**30], ["a\0", "b"], [-1, 4], [False, True]):
@@ -204,7 +202,7 @@ def test_labels_that_numpy_has_no_type_for_stay_as_they_are() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> None:
+def test_class_names_without_a_fit_give_zero_shot_clip(photos: Pictures) -> None:
     clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
     found = clf.predict(photos.paths)
     assert (found == photos.labels).mean() > 0.4
@@ -212,7 +210,7 @@ def test_without_a_fit_named_classes_are_zero_shot_clip(photos: Pictures) -> Non
 
 
 @pytest.mark.slow
-def test_what_is_answered_has_its_shape_and_type(fitted: Any, unseen: Pictures) -> None:
+def test_predictions_have_the_documented_shapes_and_types(fitted: Any, unseen: Pictures) -> None:
     paths = unseen.paths[:5]
     proba, logits = fitted.predict_proba(paths), fitted.decision_function(paths)
     assert proba.shape == logits.shape == (5, 3)
@@ -228,27 +226,27 @@ def test_what_is_answered_has_its_shape_and_type(fitted: Any, unseen: Pictures) 
 
 
 @pytest.mark.slow
-def test_an_improbable_answer_is_none(fitted: Any, unseen: Pictures) -> None:
+def test_an_improbable_prediction_is_none(fitted: Any, unseen: Pictures) -> None:
     proba = fitted.predict_proba(unseen.paths).max(axis=1)
     limit = float(np.median(proba))
     found = fitted.predict(unseen.paths, unknown_below=limit)
     np.testing.assert_array_equal([one is None for one in found], proba < limit)
 
 
-def test_features_are_predicted_as_their_images_are(fitted: Any, unseen: Pictures) -> None:
+def test_features_are_predicted_like_their_images(fitted: Any, unseen: Pictures) -> None:
     features = fitted.transform(unseen.paths)
     np.testing.assert_allclose(fitted.predict_proba(features), fitted.predict_proba(unseen.paths), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_features_that_are_not_finite_are_answered_by_none(fitted: Any, unseen: Pictures) -> None:
+def test_features_that_are_not_finite_are_predicted_as_none(fitted: Any, unseen: Pictures) -> None:
     features = fitted.transform(unseen.paths[:3])
     features[1, 0] = np.nan
     with pytest.warns(UserWarning, match="image 1: the features are not finite"):
         assert [one is None for one in fitted.predict(features)] == [False, True, False]
 
 
-def test_an_evaluation_counts_what_it_predicts(fitted: Any, unseen: Pictures) -> None:
+def test_an_evaluation_agrees_with_its_predictions(fitted: Any, unseen: Pictures) -> None:
     found = fitted.evaluate(unseen.folder)
     right = fitted.predict(unseen.paths) == np.array(unseen.labels)
     assert found["accuracy"] == pytest.approx(100 * right.mean())
@@ -261,7 +259,7 @@ def test_an_evaluation_counts_what_it_predicts(fitted: Any, unseen: Pictures) ->
 
 
 @pytest.mark.slow
-def test_the_same_fit_gives_the_same_and_another_seed_another(photos: Pictures, unseen: Pictures) -> None:
+def test_a_repeated_fit_is_identical_and_another_seed_differs(photos: Pictures, unseen: Pictures) -> None:
     one, same, other = (
         FewShotClassifier(shots=2, seed=seed, **TASKRES).fit(photos.paths, photos.labels).predict_proba(unseen.paths)
         for seed in (1, 1, 2)
@@ -271,13 +269,13 @@ def test_the_same_fit_gives_the_same_and_another_seed_another(photos: Pictures, 
 
 
 @pytest.mark.slow
-def test_calibration_makes_probabilities_fit_how_often_they_are_right(photos: Pictures, unseen: Pictures) -> None:
+def test_calibration_matches_probabilities_to_accuracy(photos: Pictures, unseen: Pictures) -> None:
     clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 3
     proba = np.exp(logits - logits.max(axis=1, keepdims=True))
     proba /= proba.sum(axis=1, keepdims=True)
-    truth = (proba.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)  # right as often as these say
+    truth = (proba.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)  # labels drawn from these probabilities
     from dassl_lite.classifier.report import best_temperature, calibration_error
 
     assert best_temperature(4 * logits, truth) == pytest.approx(4, rel=0.1)
@@ -306,7 +304,7 @@ NOT_FITTED = [
 
 
 @pytest.mark.parametrize("call", NOT_FITTED)
-def test_what_needs_a_fit_says_so(call: Any) -> None:
+def test_methods_that_need_a_fit_raise_not_fitted_error(call: Any) -> None:
     with pytest.raises(NotFittedError, match=r"^this FewShotClassifier is not fitted yet"):
         call(FewShotClassifier())
 
@@ -405,7 +403,7 @@ WRONG_QUESTIONS = [
 
 
 @pytest.mark.slow
-def test_features_are_as_wide_where_images_cannot_be_read(fitted: Any, photos: Pictures) -> None:
+def test_features_keep_their_width_if_images_are_unreadable(fitted: Any, photos: Pictures) -> None:
     width = fitted._trainer.input_width
     assert fitted.transform([]).shape == (0, width)
     with pytest.warns(UserWarning, match="300 images could not be read"):
@@ -431,18 +429,18 @@ def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("call", "text"), WRONG_QUESTIONS)
-def test_a_wrong_question_is_told_in_one_line(fitted: Any, photos: Pictures, call: Any, text: str) -> None:
+def test_an_invalid_call_is_refused_in_one_line(fitted: Any, photos: Pictures, call: Any, text: str) -> None:
     with pytest.raises(UserError) as caught:
         call(fitted, photos)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-# ---- images left out ------------------------------------------------------------------------------------------------
+# ---- cross-validation -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_cross_validation_finds_what_fits_to_the_others_find(photos: Pictures, tmp_path: Path) -> None:
+def test_cross_validation_equals_fits_to_the_remaining_images(photos: Pictures, tmp_path: Path) -> None:
     rows = [row for row in range(30) if row % 10 < 3]  # three images of each class
     paths, labels = [photos.paths[row] for row in rows], [photos.labels[row] for row in rows]
     clf = FewShotClassifier(method="ProKeR", shots=-1, **{**QUICK, "epochs": None}).fit(paths, labels)
@@ -462,16 +460,18 @@ def test_cross_validation_finds_what_fits_to_the_others_find(photos: Pictures, t
 
 
 @pytest.mark.slow
-def test_cross_validation_encodes_an_image_once_and_leaves_the_classifier_as_it_is(photos: Pictures) -> None:
+def test_cross_validation_encodes_no_image_again_and_does_not_change_the_classifier(photos: Pictures) -> None:
     clf = FewShotClassifier(**TASKRES, shots=-1).fit(photos.paths[:20], photos.labels[:20])
-    before = clf.predict_proba(photos.paths[:20])  # encodes them, if no test has
+    before = clf.predict_proba(photos.paths[:20])  # encodes the images unless an earlier test has
     with mock.patch.object(store, "extract", side_effect=AssertionError("an image is encoded")):
         assert clf.cross_validate(folds=4)["images"] == 20
     np.testing.assert_array_equal(clf.predict_proba(photos.paths[:20]), before)
 
 
 @pytest.mark.slow
-def test_what_cannot_be_left_out_is_told(photos: Pictures, fitted: FewShotClassifier, tmp_path: Path) -> None:
+def test_cross_validation_that_is_impossible_is_refused(
+    photos: Pictures, fitted: FewShotClassifier, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="folds is 1; it is 2 or more"):
         fitted.cross_validate(folds=1)
     loaded = FewShotClassifier.load(fitted.save(tmp_path / "x") and tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Streams of images, classes that come and go, and the folder that a classifier is saved to."""
+"""Streams of images, adding and removing classes, and the folder that a classifier is saved to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ METHODS = [
 
 
 @pytest.mark.slow
-def test_a_stream_answers_each_image_in_order(fitted: Any, unseen: Pictures) -> None:
+def test_a_stream_predicts_each_image_in_order(fitted: Any, unseen: Pictures) -> None:
     found = list(fitted.stream((path for path in unseen.paths), top_k=2))
     assert [one.image for one in found] == unseen.paths
     expected = fitted.predict(unseen.paths, top_k=2)
@@ -53,7 +53,7 @@ def test_a_stream_answers_each_image_in_order(fitted: Any, unseen: Pictures) -> 
 
 
 @pytest.mark.slow
-def test_a_stream_takes_no_more_memory_the_longer_it_is(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_length_of_a_stream(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dassl_lite.classifier import images
 
     monkeypatch.setattr(images, "BLOCK", 16)
@@ -73,7 +73,7 @@ def test_a_stream_takes_no_more_memory_the_longer_it_is(fitted: Any, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
-def test_an_image_that_cannot_be_read_is_none_and_told(
+def test_an_unreadable_image_is_predicted_as_none_with_a_warning(
     fitted: Any, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
 ) -> None:
     if many:
@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_none_and_told(
     with pytest.warns(UserWarning, match="2 images could not be read") as caught:
         found = fitted.predict(paths)
     assert len(caught) == 1
-    assert caught[0].filename == __file__  # the line that asked
+    assert caught[0].filename == __file__  # the warning points to the caller
     assert [one is None for one in found] == [False, True, True, False]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,22 +102,22 @@ def test_an_image_that_cannot_be_read_is_none_and_told(
         fitted.predict(paths[2:], on_error="raise")
 
 
-def test_what_is_no_image_is_told_and_the_rest_goes_on(fitted: Any) -> None:
+def test_items_that_are_not_images_are_reported_and_the_rest_is_predicted(fitted: Any) -> None:
     given = [drawn("circle", 1), np.zeros((4, 4)), None, np.zeros((8, 8), np.uint8), drawn("square", 2).convert("LA")]
     with pytest.warns(UserWarning, match="image 1: an array of float64"):
         found = fitted.predict(given)
     assert [one is None for one in found] == [False, True, True, False, False]
 
 
-def test_a_path_that_no_system_takes_is_told_and_the_rest_goes_on(fitted: Any, unseen: Pictures) -> None:
+def test_an_invalid_path_is_reported_and_the_rest_is_predicted(fitted: Any, unseen: Pictures) -> None:
     with pytest.warns(UserWarning, match=r"a\\x00b.png': .*embedded null") as caught:
         found = fitted.predict([unseen.paths[0], "a\0b.png", "a" * 5000])
     assert [one is None for one in found] == [False, True, True]
-    assert str(caught[0].message).count("b.png") == 1  # named once
+    assert str(caught[0].message).count("b.png") == 1  # the path is named once
 
 
 @pytest.mark.slow
-def test_links_that_lead_in_a_circle_are_no_pictures(fitted: Any, unseen: Pictures, tmp_path: Path) -> None:
+def test_circular_links_are_not_images(fitted: Any, unseen: Pictures, tmp_path: Path) -> None:
     shutil.copytree(unseen.folder, tmp_path / "photos")
     for shape in ("circle", "square"):
         (tmp_path / "photos" / shape / "a.png").symlink_to("b.png")
@@ -127,7 +127,7 @@ def test_links_that_lead_in_a_circle_are_no_pictures(fitted: Any, unseen: Pictur
     assert fitted.score(tmp_path / "photos") == fitted.score(unseen.folder)
 
 
-def test_a_folder_is_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
+def test_a_folder_is_read_as_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
     np.testing.assert_array_equal(fitted.predict(unseen.folder), fitted.predict(sorted(unseen.paths)))
     empty = unseen.folder.parent / "empty"
     empty.mkdir()
@@ -139,7 +139,7 @@ def test_a_folder_is_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_a_removed_class_leaves_the_others_as_they_are(photos: Pictures, unseen: Pictures) -> None:
+def test_removing_a_class_does_not_change_the_others(photos: Pictures, unseen: Pictures) -> None:
     clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     before = clf.decision_function(unseen.paths)
     clf.add_class("star")
@@ -156,7 +156,7 @@ def test_a_removed_class_leaves_the_others_as_they_are(photos: Pictures, unseen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["TipAdapter", "GDA"])
-def test_a_method_in_closed_form_learns_a_new_class_from_its_images(
+def test_a_closed_form_method_learns_a_new_class_from_its_images(
     photos: Pictures, unseen: Pictures, method: str
 ) -> None:
     first = [n for n, label in enumerate(photos.labels) if label != "triangle"]
@@ -168,7 +168,7 @@ def test_a_method_in_closed_form_learns_a_new_class_from_its_images(
 
 
 @pytest.mark.slow
-def test_a_method_that_learns_nothing_per_class_says_that_images_are_not_used(photos: Pictures) -> None:
+def test_a_method_without_per_class_parameters_warns_that_images_are_not_used(photos: Pictures) -> None:
     clf = FewShotClassifier(method="CLIP_Adapter", **QUICK).fit(photos.paths, photos.labels)
     with pytest.warns(UserWarning, match="by its name"):
         clf.add_class("star", [drawn("circle", 1)])
@@ -187,7 +187,7 @@ def saved(fitted: Any, unseen: Pictures, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-def test_a_loaded_classifier_is_the_saved_one(fitted: Any, saved: Path, unseen: Pictures) -> None:
+def test_a_loaded_classifier_equals_the_saved_one(fitted: Any, saved: Path, unseen: Pictures) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (saved / "model.safetensors").stat().st_size < 100_000
     for loaded in (FewShotClassifier.load(saved), FewShotClassifier.from_pretrained(saved)):
@@ -220,7 +220,7 @@ def test_a_loaded_classifier_is_saved_to_the_same_bytes(photos: Pictures, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_parameters_of_a_classifier_travel_without_paths(photos: Pictures, tmp_path: Path) -> None:
+def test_the_saved_parameters_contain_no_paths(photos: Pictures, tmp_path: Path) -> None:
     write_json({name: [f"a {name}.", f"one {name}."] for name in SHAPES}, tmp_path / "texts.json")
     options = {**QUICK["options"], "DATASET.FEATURES.DIR": str(tmp_path / "cache"), "OPTIM.LR": np.float32(0.5)}
     clf = FewShotClassifier(method="TaskRes", epochs=1, options=options, descriptions=tmp_path / "texts.json")
@@ -239,9 +239,9 @@ def test_every_method_can_be_saved_and_loaded(
     photos: Pictures, unseen: Pictures, tmp_path: Path, golden_backbone: Any, method: str
 ) -> None:
     quick = {**QUICK, "epochs": 1, "shots": 2}
-    if method in ("MaPLe", "VPT"):  # which need a ViT
+    if method in ("MaPLe", "VPT"):  # these need a ViT
         quick["backbone"] = str(golden_backbone("vit0"))
-    # The length of methods that do not count epochs, and of Auto's comparison.
+    # The training length of methods that do not count epochs, and of Auto's comparison.
     length = {"ITERATIONS": 2, "STEPS_PER_SHOT": 1, "METHODS": ["GDA"], "FOLDS": 2}
     quick["options"] = {**QUICK["options"], **{key: length[key] for key in method_keys(method) if key in length}}
     clf = FewShotClassifier(method=method, **quick).fit(photos.folder).calibrate().save(tmp_path / "clf")
@@ -257,7 +257,7 @@ def test_every_method_can_be_saved_and_loaded(
     assert loaded.predict_proba(unseen.paths).shape == (12, 2)
 
 
-def test_the_card_says_what_was_found(fitted: Any, saved: Path) -> None:
+def test_the_model_card_shows_the_results(fitted: Any, saved: Path) -> None:
     card = (saved / "README.md").read_text()
     low, high = fitted.report_["interval"]
     assert f"{fitted.report_['accuracy']:.2f} ({low:.2f} to {high:.2f})" in card
@@ -268,7 +268,7 @@ def test_the_card_says_what_was_found(fitted: Any, saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
-def test_a_save_leaves_files_that_are_not_a_classifiers(fitted: Any, tmp_path: Path, name: str) -> None:
+def test_a_save_keeps_files_that_are_not_part_of_a_classifier(fitted: Any, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name}' is not a classifier's; choose another folder"):
         fitted.save(tmp_path)
@@ -276,7 +276,7 @@ def test_a_save_leaves_files_that_are_not_a_classifiers(fitted: Any, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_classifier_and_a_run_do_not_share_a_folder(fitted: Any, photos: Pictures, tmp_path: Path) -> None:
+def test_a_classifier_and_a_run_cannot_share_a_folder(fitted: Any, photos: Pictures, tmp_path: Path) -> None:
     run, clf = tmp_path / "run", tmp_path / "clf"
     run.mkdir()
     write_json({"metrics": {}}, run / "results.json")
@@ -294,7 +294,7 @@ def test_a_classifier_and_a_run_do_not_share_a_folder(fitted: Any, photos: Pictu
     assert sorted(path.name for path in clf.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_folder_of_something_else_is_refused_without_a_word_of_flags(tmp_path: Path) -> None:
+def test_a_folder_without_a_classifier_is_refused_without_mentioning_flags(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         FewShotClassifier.load(tmp_path)
     assert str(caught.value) == f"'{tmp_path}' holds neither a classifier nor a run of tools/train.py"
@@ -391,7 +391,7 @@ def test_a_head_with_nan_is_refused(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_card_counts_the_images_of_the_last_fit_also_after_a_copy(
+def test_the_model_card_counts_the_images_of_the_last_fit_even_after_a_copy(
     saved: Path, unseen: Pictures, tmp_path: Path
 ) -> None:
     clf = FewShotClassifier.load(saved).set_params(method="ZeroshotCLIP", shots=1, epochs=None, options=None)
@@ -400,7 +400,7 @@ def test_the_card_counts_the_images_of_the_last_fit_also_after_a_copy(
     assert json.loads((tmp_path / "new" / "config.json").read_text())["shots"] == [1, 1, 1]
 
 
-def test_a_folder_of_something_else_is_not_written_over(fitted: Any, tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_not_overwritten(fitted: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="choose another folder"):
         fitted.save(tmp_path)
@@ -409,7 +409,7 @@ def test_a_folder_of_something_else_is_not_written_over(fitted: Any, tmp_path: P
         fitted.save(tmp_path / "file" / "below")
 
 
-def test_a_push_sends_the_folder(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_hub_uploads_the_folder(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     sent: dict[str, Any] = {}
@@ -426,14 +426,14 @@ def test_a_push_sends_the_folder(fitted: Any, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_repository_that_cannot_be_reached_is_told_in_one_line() -> None:
+def test_an_unreachable_repository_is_reported_in_one_line() -> None:
     with pytest.raises(UserError, match="'org/no-such' is no folder") as caught:
         FewShotClassifier.from_pretrained("org/no-such", local_files_only=True)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_run_of_train_is_a_classifier_too(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
+def test_a_run_of_train_can_be_loaded_as_a_classifier(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
     for method in ("TaskRes", "ZeroshotCLIP"):
         run, options = tmp_path / method, ["DATASET.FEATURES.VIEWS", "2", "OPTIM.MAX_EPOCH", "3"]
         argv = ["--trainer", method, "--data", str(photos.folder), "--output-dir", str(run)]
@@ -446,7 +446,9 @@ def test_a_run_of_train_is_a_classifier_too(photos: Pictures, unseen: Pictures, 
 
 
 @pytest.mark.slow
-def test_a_fit_on_a_feature_file_knows_images_too(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
+def test_a_classifier_fitted_on_a_feature_file_predicts_images(
+    photos: Pictures, unseen: Pictures, tmp_path: Path
+) -> None:
     file = tmp_path / "features.npz"
     argv = ["--data", str(photos.folder), "--output", str(file), "--views", "2", "DATALOADER.NUM_WORKERS", "0"]
     assert run_tool(extract.main, argv) == 0
@@ -454,12 +456,12 @@ def test_a_fit_on_a_feature_file_knows_images_too(photos: Pictures, unseen: Pict
     assert clf.score(file) == pytest.approx(clf.report_["accuracy"] / 100)
     features = clf.predict_proba(FewShotClassifier(classes=["x"]).transform(unseen.paths))
     np.testing.assert_allclose(clf.predict_proba(unseen.paths), features, rtol=1e-4)
-    assert clf.calibrate().calibration_.chosen_on == "validation images of the fit"  # after a question of images too
+    assert clf.calibrate().calibration_.chosen_on == "validation images of the fit"  # even after predicting images
     loaded = FewShotClassifier.load(clf.save(tmp_path / "clf") and tmp_path / "clf")
     np.testing.assert_allclose(loaded.decision_function(unseen.paths), clf.decision_function(unseen.paths), rtol=1e-4)
 
 
-def test_a_prediction_is_plain(fitted: Any, unseen: Pictures) -> None:
+def test_a_prediction_has_plain_types(fitted: Any, unseen: Pictures) -> None:
     found = next(fitted.stream(unseen.paths))
     assert isinstance(found, Prediction)
     assert type(found.labels[0]) is str

@@ -1,4 +1,4 @@
-"""FewShotClassifier keeps scikit-learn's contract, and leaves the process as it is."""
+"""FewShotClassifier fulfils scikit-learn's contract and changes nothing else in the process."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_parameters_are_stored_as_given() -> None:
 
 
 @pytest.mark.slow
-def test_zero_shot_clip_follows_the_parameters_that_are_set(unseen: Pictures) -> None:
+def test_set_params_takes_effect_on_zero_shot_clip(unseen: Pictures) -> None:
     clf = FewShotClassifier(classes=["circle", "square"])
-    assert clf.classes_.tolist() == ["circle", "square"]  # before any question
+    assert clf.classes_.tolist() == ["circle", "square"]  # before any prediction
     clf.calibrate(unseen.paths[:8], unseen.labels[:8])
     expected = FewShotClassifier(classes=["square", "triangle", "circle"]).predict_proba(unseen.paths)
     for twin in (copy.deepcopy(clf), pickle.loads(pickle.dumps(clf)), clf):  # noqa: S301
@@ -62,7 +62,7 @@ def test_zero_shot_clip_follows_the_parameters_that_are_set(unseen: Pictures) ->
 
 
 @pytest.mark.slow
-def test_a_fit_keeps_its_parameters_until_the_next(photos: Pictures, unseen: Pictures, tmp_path: Any) -> None:
+def test_set_params_does_not_change_a_fitted_classifier(photos: Pictures, unseen: Pictures, tmp_path: Any) -> None:
     first = [n for n, label in enumerate(photos.labels) if label != "triangle"]
     clf = FewShotClassifier(method="GDA", **QUICK, seed=3)
     clf.fit([photos.paths[n] for n in first], [photos.labels[n] for n in first])
@@ -82,7 +82,7 @@ def test_a_fit_keeps_its_parameters_until_the_next(photos: Pictures, unseen: Pic
     )
 
 
-CHECKS = [  # those that need no matrix of numbers
+CHECKS = [  # checks that need no numeric matrix
     "check_no_attributes_set_in_init",
     "check_parameters_default_constructible",
     "check_estimator_cloneable",
@@ -115,14 +115,14 @@ def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch:
     clf.options = {**QUICK["options"], "DATASET.FEATURES.SEED": 99, "DATASET.FEATURES.VIEWS": 1}
     scores = cross_val_score(clf, photos.paths, photos.labels, cv=3)
     assert scores.shape == (3,)
-    assert sum(encoded) <= 2 * len(photos.paths)  # a training view and a test view of each
+    assert sum(encoded) <= 2 * len(photos.paths)  # one training view and one test view each
     encoded.clear()
     assert cross_val_score(clf, photos.paths, photos.labels, cv=3).tolist() == scores.tolist()
     assert sum(encoded) == 0
 
 
 @pytest.mark.slow
-def test_a_grid_search_chooses_methods_and_shots(photos: Pictures) -> None:
+def test_a_grid_search_selects_methods_and_shots(photos: Pictures) -> None:
     grid = {"method": ["TaskRes", "ZeroshotCLIP"], "shots": np.array([1, 4])}
     search = GridSearchCV(FewShotClassifier(**TASKRES), grid, cv=2).fit(photos.paths, photos.labels)
     assert len(search.cv_results_["mean_test_score"]) == 4
@@ -132,7 +132,7 @@ def test_a_grid_search_chooses_methods_and_shots(photos: Pictures) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
-def test_scikit_learns_calibration_takes_the_logits(photos: Pictures, classes: int) -> None:
+def test_scikit_learn_calibration_uses_the_logits(photos: Pictures, classes: int) -> None:
     paths, labels = photos.paths[: 10 * classes], photos.labels[: 10 * classes]
     found = CalibratedClassifierCV(FewShotClassifier(**TASKRES), cv=2).fit(paths, labels).predict_proba(paths)
     assert found.shape == (10 * classes, classes)
@@ -140,7 +140,7 @@ def test_scikit_learns_calibration_takes_the_logits(photos: Pictures, classes: i
 
 
 @pytest.mark.slow
-def test_in_a_pipeline_it_classifies_or_gives_features(photos: Pictures) -> None:
+def test_it_is_a_classifier_or_a_transformer_in_a_pipeline(photos: Pictures) -> None:
     last = Pipeline([("clf", FewShotClassifier(**TASKRES))]).fit(photos.paths, photos.labels)
     assert last.score(photos.paths, photos.labels) > 0.4
     first = Pipeline([("clip", FewShotClassifier(method="ZeroshotCLIP")), ("lr", LogisticRegression(max_iter=200))])
@@ -157,7 +157,7 @@ def test_copies_and_pickles_predict_the_same(fitted: Any, unseen: Pictures) -> N
         np.testing.assert_array_equal(twin.predict_proba(unseen.paths), expected)
 
 
-# ---- nothing else in the process changes ----------------------------------------------------------------------------
+# ---- no global side effects -----------------------------------------------------------------------------------------
 
 
 def state_of_the_process() -> tuple[Any, ...]:
@@ -205,7 +205,7 @@ def test_nothing_global_changes_and_nothing_is_printed(
 
 
 @pytest.mark.slow
-def test_classifiers_in_threads_find_what_they_find_alone(photos: Pictures, unseen: Pictures) -> None:
+def test_classifiers_in_threads_give_the_same_results_as_alone(photos: Pictures, unseen: Pictures) -> None:
     def work(seed: int, found: dict[int, Any]) -> None:
         clf = FewShotClassifier(**TASKRES, shots=2, seed=seed).fit(photos.paths, photos.labels)
         found[seed] = [clf.predict_proba(unseen.paths) for _ in range(3)][-1]
@@ -224,7 +224,7 @@ def test_classifiers_in_threads_find_what_they_find_alone(photos: Pictures, unse
 
 
 @pytest.mark.slow
-def test_threads_that_add_classes_lose_none(unseen: Pictures) -> None:
+def test_no_class_is_lost_when_threads_add_classes(unseen: Pictures) -> None:
     clf = FewShotClassifier(classes=list(SHAPES))
     stream = clf.stream([*unseen.paths, *unseen.paths], top_k=3)
     first = next(stream)
@@ -235,12 +235,12 @@ def test_threads_that_add_classes_lose_none(unseen: Pictures) -> None:
         thread.join()
     assert sorted(clf.classes_) == sorted([*SHAPES, "star", "heart", "moon", "arrow"])
     assert clf.predict_proba(unseen.paths).shape == (12, 7)
-    for one in [first, *stream]:  # of the classes there were when it began
+    for one in [first, *stream]:  # with the classes at the start of the stream
         assert sorted(one.labels) == sorted(SHAPES)
 
 
 @pytest.mark.slow
-def test_a_consumer_of_a_stream_keeps_its_random_numbers(fitted: Any, unseen: Pictures) -> None:
+def test_a_stream_does_not_change_the_random_state_of_its_consumer(fitted: Any, unseen: Pictures) -> None:
     random.seed(5)
     torch.manual_seed(5)
     expected = [(random.random(), torch.rand(()).item()) for _ in unseen.paths]
@@ -250,7 +250,7 @@ def test_a_consumer_of_a_stream_keeps_its_random_numbers(fitted: Any, unseen: Pi
     assert [(random.random(), torch.rand(()).item()) for _ in fitted.stream(images)] == expected
 
 
-def test_the_package_stays_light_until_the_class_is_asked_for() -> None:
+def test_importing_the_package_is_light_until_the_class_is_used() -> None:
     code = "import sys, dassl_lite; print({'torch', 'sklearn', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_bases_are_merged_first_and_relative_to_their_file(tmp_path: Path) -> None:
+def test_bases_are_merged_first_and_resolved_relative_to_their_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "base.yaml", "OPTIM: {LR: 0.1, MAX_EPOCH: 7}")
     write(tmp_path / "sub" / "middle.yaml", "_BASE_: ../base.yaml\nOPTIM: {LR: 0.2}")
@@ -45,7 +45,7 @@ def test_circular_bases_are_refused(tmp_path: Path) -> None:
         merge_file(get_cfg_default(), b)
 
 
-def test_the_fields_yaml_spellings_are_read(tmp_path: Path) -> None:
+def test_common_yaml_spellings_are_read(tmp_path: Path) -> None:
     cfg = get_cfg_default()
     text = 'INPUT:\n  SIZE: (224, 224)\n  TRANSFORMS: ["random_flip"]\nOPTIM:\n  WARMUP_CONS_LR: 1e-5\n  LR: 1\n'
     merge_file(cfg, write(tmp_path / "x.yaml", text))
@@ -67,7 +67,7 @@ def test_the_fields_yaml_spellings_are_read(tmp_path: Path) -> None:
         ("just text", "must hold KEY: value lines"),
     ],
 )
-def test_errors_in_a_file_name_the_file_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_file_name_the_file_and_the_fix(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         merge_file(get_cfg_default(), write(tmp_path / "x.yaml", text))
 
@@ -85,7 +85,7 @@ def test_options_override_files_and_need_values() -> None:
         merge_options(cfg, ["OPTIM.LR"])
 
 
-def test_new_keys_need_permission() -> None:
+def test_new_keys_must_be_allowed_explicitly() -> None:
     cfg = get_cfg_default()
     with pytest.raises(UserError, match="unknown config key 'TRAINER.MINE'"):
         merge_mapping(cfg, {"TRAINER": {"MINE": {"A": 1}}}, "here")
@@ -106,7 +106,7 @@ def test_new_keys_need_permission() -> None:
         ("INPUT.SIZE", "(0, 3)"),
     ],
 )
-def test_values_out_of_range_are_refused_by_key(key: str, value: str) -> None:
+def test_values_out_of_range_are_refused_naming_the_key(key: str, value: str) -> None:
     cfg = get_cfg_default()
     merge_options(cfg, [key, value])
     with pytest.raises(UserError, match=key):
@@ -114,7 +114,7 @@ def test_values_out_of_range_are_refused_by_key(key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (32, 200), (-1, 200)])
-def test_a_recipe_may_set_its_epochs_by_the_number_of_shots(tmp_path: Path, shots: int, epochs: int) -> None:
+def test_a_recipe_may_set_epochs_by_the_number_of_shots(tmp_path: Path, shots: int, epochs: int) -> None:
     recipe = write(tmp_path / "x.yaml", "OPTIM: {EPOCHS_BY_SHOTS: [[1, 50], [4, 100], [16, 200]], MAX_EPOCH: 7}")
     cfg = get_cfg_default()
     merge_file(cfg, recipe)
@@ -123,7 +123,7 @@ def test_a_recipe_may_set_its_epochs_by_the_number_of_shots(tmp_path: Path, shot
     assert epochs == cfg.OPTIM.MAX_EPOCH
 
 
-def test_epochs_set_after_the_recipe_win(tmp_path: Path) -> None:
+def test_epochs_set_after_the_recipe_take_precedence(tmp_path: Path) -> None:
     write(tmp_path / "x.yaml", "OPTIM: {EPOCHS_BY_SHOTS: [[1, 50], [16, 200]]}")
     mine = write(tmp_path / "mine.yaml", "_BASE_: x.yaml\nOPTIM: {MAX_EPOCH: 3}")
     cfg = get_cfg_default()
@@ -133,24 +133,24 @@ def test_epochs_set_after_the_recipe_win(tmp_path: Path) -> None:
     assert cfg.OPTIM.MAX_EPOCH == 3
 
 
-def test_plain_dict_round_trip() -> None:
+def test_a_config_round_trips_through_a_plain_dict() -> None:
     cfg = get_cfg_default()
     again = get_cfg_default()
     merge_mapping(again, to_dict(cfg), "round trip")
     assert to_dict(again) == to_dict(cfg)
 
 
-def test_defaults_of_the_optimiser_are_the_references(golden) -> None:
+def test_optimiser_defaults_equal_the_reference(golden) -> None:
     reference = golden.json("dassl_protocol")["optim"]["default_cfg"]
     own = to_dict(get_cfg_default().OPTIM)
     assert {key: own[key] for key in reference} == reference
 
 
-# ---- hostile input: every reading ends in a config or in one line ---------------------------------------------------
+# ---- hostile input: reading gives a config or a one-line error ------------------------------------------------------
 
 
 def read(cfg: CN, given: Path | list[str]) -> None:
-    """As a tool does it."""
+    """Read a config as the tools do."""
     if isinstance(given, Path):
         merge_file(cfg, given)
     else:
@@ -220,7 +220,7 @@ def test_a_hostile_yaml_is_refused_in_one_short_line(tmp_path: Path, text: str) 
 
 
 @pytest.mark.parametrize("text", [LAUGHS, MERGES, "A: &a {B: *a}", "A: !!set {a}", "A: !!binary aGVsbG8=", "A: {1: 2}"])
-def test_permission_for_new_keys_is_none_for_values_that_no_config_can_hold(tmp_path: Path, text: str) -> None:
+def test_allowing_new_keys_does_not_allow_values_that_a_config_cannot_hold(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"x.yaml"):
         merge_file(get_cfg_default(), write(tmp_path / "x.yaml", text), allow_new_keys=True)
 
@@ -232,7 +232,7 @@ def test_aliases_and_merge_keys_are_read(tmp_path: Path) -> None:
     assert (cfg.OPTIM.LR, cfg.OPTIM.MIN_LR, dict(cfg.OTHER)) == (0.5, 0.5, {"A": 1, "B": 2})
 
 
-def test_bases_without_end_are_refused(tmp_path: Path) -> None:
+def test_endless_bases_are_refused(tmp_path: Path) -> None:
     for number in range(20):  # each file names the next one twice
         write(tmp_path / f"{number}.yaml", f"_BASE_: [{number + 1}.yaml, {number + 1}.yaml]")
     write(tmp_path / "20.yaml", "OPTIM: {LR: 1}")
@@ -268,13 +268,13 @@ def test_a_hostile_option_is_refused_in_one_short_line(key: str, value: str, rec
 
 
 @pytest.mark.parametrize("key", ["...", ".OPTIM", "OPTIM..LR", "", ".".join("A" * 5000), "OPTIM.LR.X", "OPTIM"])
-def test_an_option_that_names_no_key_is_refused(key: str) -> None:
+def test_an_option_that_is_not_a_key_is_refused(key: str) -> None:
     with pytest.raises(UserError):
         merge_options(get_cfg_default(), [key, "1"], allow_new_keys=True)
 
 
 @pytest.mark.parametrize("typed", ["1e5", "007", "True", "None", "(1, 2)", "[a]", "2024-01-01", "1_000", "{}", "no"])
-def test_a_text_key_keeps_an_option_as_it_was_typed(typed: str) -> None:
+def test_a_string_key_keeps_an_option_as_typed(typed: str) -> None:
     cfg = get_cfg_default()
     merge_options(cfg, ["DATASET.ROOT", typed])
     merge_mapping(cfg, {"DATASET": {"NAME": typed}}, "a flag")
@@ -282,21 +282,21 @@ def test_a_text_key_keeps_an_option_as_it_was_typed(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["1e5", "007", "1.50", "0x1F", "2024-01-01", "1_000", "12:30:45", "None"])
-def test_a_text_key_keeps_what_a_yaml_says(tmp_path: Path, typed: str) -> None:
+def test_a_string_key_keeps_a_yaml_value_as_typed(tmp_path: Path, typed: str) -> None:
     cfg = get_cfg_default()
     merge_file(cfg, write(tmp_path / "x.yaml", f"DATASET: {{ROOT: {typed}}}"))
     assert cfg.DATASET.ROOT == typed
 
 
-def test_quotes_around_an_option_are_not_part_of_it() -> None:
-    """Scripts written for yacs give an empty text so."""
+def test_quotes_around_an_option_are_removed() -> None:
+    """Scripts written for yacs pass an empty string this way."""
     cfg = get_cfg_default()
     merge_options(cfg, ["DATASET.NAME", "'mine'", "MODEL.BACKBONE.NAME", "''"])
     assert (cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME) == ("mine", "")
 
 
 @pytest.mark.parametrize("value", [2.5, "nan", 10**400, float("inf"), [1, "a", None], "\0", "x" * 10_000, True])
-def test_a_third_partys_own_key_takes_any_plain_value(value: object) -> None:
+def test_a_third_party_key_accepts_any_plain_value(value: object) -> None:
     cfg = get_cfg_default()
     cfg.TRAINER.THEIRS = CN({"A": None})
     merge_mapping(cfg, {"TRAINER": {"THEIRS": {"A": value}}}, "their file")
@@ -309,7 +309,7 @@ def test_every_number_and_list_of_the_engine_has_a_rule() -> None:
     assert leaves(get_cfg_default()).keys() - free <= ENGINE_RULES.keys() <= leaves(get_cfg_default()).keys()
 
 
-def test_the_defaults_follow_the_rules() -> None:
+def test_the_defaults_pass_the_range_checks() -> None:
     check_ranges(get_cfg_default())
 
 
@@ -330,13 +330,13 @@ def test_the_defaults_follow_the_rules() -> None:
         *(("DATASET.NUM_SHOTS", "10**9"), ("DATASET.FEATURES.VIEWS", "1000000"), ("INPUT.SIZE", "(100000, 100000)")),
     ],
 )
-def test_values_that_no_run_can_use_are_refused_by_key(key: str, value: str) -> None:
+def test_unusable_values_are_refused_naming_the_key(key: str, value: str) -> None:
     cfg = get_cfg_default()
     with pytest.raises(UserError, match=key):
         read(cfg, [key, value])
 
 
-def test_a_config_that_lacks_keys_gets_their_defaults_and_one_that_lacks_none_is_left_alone() -> None:
+def test_missing_keys_get_their_defaults_and_a_complete_config_is_unchanged() -> None:
     cfg = get_cfg_default()
     cfg.OPTIM.LR = 0.5
     cfg.TRAINER.OWN = CN({"A": 1})
@@ -358,7 +358,7 @@ def test_a_config_that_lacks_keys_gets_their_defaults_and_one_that_lacks_none_is
     assert get_cfg_default().TEST.SPLIT == "test"
 
 
-def test_a_stored_configs_own_types_are_kept_for_trainers_only() -> None:
+def test_types_of_a_stored_config_are_kept_only_for_trainer_keys() -> None:
     cfg = get_cfg_default()
     cfg.TRAINER.COOP = CN({"CTX_INIT": "", "N_CTX": 4})
     merge_mapping(cfg, {"TRAINER": {"COOP": {"CTX_INIT": False, "N_CTX": 2}}}, "a run", own_types=True)
@@ -377,11 +377,11 @@ def test_a_stored_configs_own_types_are_kept_for_trainers_only() -> None:
         ),
     ],
 )
-def test_a_flag_among_the_config_keys_is_told(options: list[str], message: str) -> None:
+def test_a_flag_among_the_config_keys_is_an_error(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         merge_options(get_cfg_default(), options)
 
 
-def test_a_methods_own_rule_is_checked_before_anything_is_built() -> None:
+def test_the_range_checks_of_a_method_run_before_anything_is_built() -> None:
     with pytest.raises(UserError, match="unknown precision 'fp8'"):
         make_config(trainer="TaskRes", options=["TRAINER.TaskRes.PREC", "fp8"])

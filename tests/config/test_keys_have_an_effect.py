@@ -1,5 +1,5 @@
 """Every INPUT.* and OPTIM.* key changes the transform, the optimiser or the schedule somewhere; a user who sets a key
-that changes nothing in a run is told so."""
+that changes nothing in a run is warned."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dassl_lite.optim import (
 )
 from dassl_lite.tools import train
 
-# A second valid value of each key whose kind does not suggest one.
+# A second valid value for each key whose type does not imply one.
 OTHER = {
     "INPUT.SIZE": (16, 24),
     "INPUT.INTERPOLATION": "bicubic",
@@ -50,7 +50,7 @@ OTHER = {
     "OPTIM.WARMUP_EPOCH": 3,
     "OPTIM.WARMUP_TYPE": "constant",
 }
-# Declared keys that have no effect of their own, each with the reason. Empty: every key has one.
+# Declared keys without an effect, each with the reason. Empty, as every key has an effect.
 WITHOUT_EFFECT: dict[str, str] = {}
 
 KEYS = sorted(key for key in leaves(get_cfg_default()) if key.startswith(("INPUT.", "OPTIM.")))
@@ -78,7 +78,7 @@ def changed(cfg: CN, key: str) -> CN:
 
 
 def inputs() -> Iterator[CN]:
-    """A config for each transform, by itself, and for each way of resizing."""
+    """A config for each transform alone, and for each way of resizing."""
     for choice, mode in [*((choice, "") for choice in AVAI_CHOICES), *(("normalize", mode) for mode in RESIZE_MODES)]:
         cfg = get_cfg_default()
         cfg.INPUT.TRANSFORMS, cfg.INPUT.RESIZE_MODE = (choice,), mode
@@ -88,7 +88,7 @@ def inputs() -> Iterator[CN]:
 
 
 def optims() -> Iterator[CN]:
-    """A config for each optimiser, each schedule, each kind of warm-up and staged rates."""
+    """A config for each optimiser, schedule and kind of warm-up, and for staged learning rates."""
     names = OPTIMIZER_REGISTRY.registered_names()
     warmups = [(-1, "linear"), (2, "linear"), (2, "constant")]
     schedules = itertools.product(LR_SCHEDULER_REGISTRY.registered_names(), warmups)
@@ -108,7 +108,7 @@ def describe_transform(cfg: CN) -> str:
 
 
 def describe_training(cfg: CN) -> str:
-    """The optimiser's groups, and their learning rates over 12 epochs."""
+    """The parameter groups of the optimiser and their learning rates over 12 epochs."""
     cfg = cfg.clone()
     cfg.DATASET.NUM_SHOTS = 4
     set_epochs(cfg)
@@ -130,7 +130,7 @@ def describe_training(cfg: CN) -> str:
 @pytest.mark.slow_after(9)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptureFixture) -> None:
-    """In at least one setting; the warning is for a key that this setting ignores."""
+    """In at least one setting; a setting that ignores the key must warn."""
     torch.manual_seed(0)
     build, settings = (describe_transform, inputs) if key.startswith("INPUT.") else (describe_training, optims)
 
@@ -145,7 +145,7 @@ def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["INPUT", "OPTIM"])
-def test_a_key_that_is_said_to_have_no_effect_has_none(node: str) -> None:
+def test_a_key_reported_as_ineffective_has_no_effect(node: str) -> None:
     torch.manual_seed(0)
     build, settings = (describe_transform, inputs) if node == "INPUT" else (describe_training, optims)
     said = 0
@@ -168,8 +168,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def told(images: Path, tmp_path: Path, golden_backbone: Any, capsys: pytest.CaptureFixture) -> Callable[..., list[str]]:
-    """``told("CoOp", "OPTIM.LR", "1")``: the lines of that run that speak of keys without effect."""
+def warned(
+    images: Path, tmp_path: Path, golden_backbone: Any, capsys: pytest.CaptureFixture
+) -> Callable[..., list[str]]:
+    """``warned("CoOp", "OPTIM.LR", "1")``: the lines of that run about keys without effect."""
 
     def run(method: str, *options: str) -> list[str]:
         flags = ("--trainer", method, "--data", str(images), "--backbone", str(golden_backbone("vit0")), "--shots", "1")
@@ -211,32 +213,34 @@ ONE = "OPTIM.MAX_EPOCH 1 "
         ("CoOp", f"{ONE} TRAINER.COOP.CTX_INIT a_photo TRAINER.COOP.N_CTX 3", "COOP.N_CTX (CTX_INIT gives the number"),
     ],
 )
-def test_a_key_of_the_users_without_effect_is_told_once(
-    told: Callable[..., list[str]], method: str, options: str, expected: str
+def test_a_user_key_without_effect_is_reported_once(
+    warned: Callable[..., list[str]], method: str, options: str, expected: str
 ) -> None:
-    lines = told(method, *options.split())
+    lines = warned(method, *options.split())
     assert len(lines) == 1
     assert expected in lines[0]
 
 
-def test_a_yaml_of_the_users_counts_as_the_command_line_does(told: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_keys_in_a_user_yaml_are_checked_like_the_command_line(
+    warned: Callable[..., list[str]], tmp_path: Path
+) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("OPTIM: {LR: 0.5}\n")
-    assert "OPTIM.LR (ZeroshotCLIP trains" in told("ZeroshotCLIP", "--config-file", str(mine))[0]
+    assert "OPTIM.LR (ZeroshotCLIP trains" in warned("ZeroshotCLIP", "--config-file", str(mine))[0]
 
 
 @pytest.mark.slow
-def test_a_key_in_a_yaml_that_no_method_on_clip_reads_is_told(told: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_yaml_key_that_no_clip_method_reads_is_reported(warned: Callable[..., list[str]], tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("MODEL: {HEAD: {NAME: mlp}}\nTRAIN: {COUNT_ITER: train_x}\n")  # the second is the default
-    lines = told("ZeroshotCLIP", "--config-file", str(mine))
+    mine.write_text("MODEL: {HEAD: {NAME: mlp}}\nTRAIN: {COUNT_ITER: train_x}\n")  # the second equals the default
+    lines = warned("ZeroshotCLIP", "--config-file", str(mine))
     assert len(lines) == 1
     assert "MODEL.HEAD.NAME has no effect on a method on top of CLIP" in lines[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ZeroshotCLIP", "TipAdapter", "CLIPLoRA", "TaskRes", "LinearProbe", "CoOp"])
-def test_what_a_shipped_recipe_sets_is_not_told(told: Callable[..., list[str]], method: str) -> None:
+def test_keys_in_shipped_recipes_are_not_reported(warned: Callable[..., list[str]], method: str) -> None:
     options = () if method in ("ZeroshotCLIP", "TipAdapter") else ("OPTIM.MAX_EPOCH", "1")
     options = ("TRAINER.CLIPLoRA.STEPS_PER_SHOT", "1") if method == "CLIPLoRA" else options
-    assert told(method, *options) == []
+    assert warned(method, *options) == []

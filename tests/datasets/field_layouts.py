@@ -1,6 +1,6 @@
-"""Tiny datasets in their publishers' formats, and what the reference's rules make of them.
+"""Tiny datasets in their publishers' formats, and the splits that the reference's rules give for them.
 
-The rules are written down here a second time, from the reference's description, so that a test compares two of them.
+The rules are implemented here independently, from the reference's description, so that tests compare two versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rows = dict[str, list[Row]]
 
 
 def load(name: str, root: Path, **dataset: Any) -> Any:
-    """The dataset called ``name`` under ``root``; further keys of cfg.DATASET."""
+    """The dataset ``name`` under ``root``, with further keys of cfg.DATASET."""
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT = name, str(root)
     for key, value in dataset.items():
@@ -41,7 +41,7 @@ def found(dataset: Any) -> Rows:
 
 
 def touch(folder: Path, names: Iterable[str]) -> None:
-    """Empty files: a split is made of names alone."""
+    """Create empty files, as a split only depends on names."""
     paths = [folder / name for name in names]
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def shuffled_groups(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def take_fifth_for_val(trainval: Iterable[Row], test: list[Row]) -> Rows:
-    """Of each shuffled class the first round(n / 5) are val."""
+    """Take the first round(n / 5) items of each shuffled class for val."""
     groups = shuffled_groups(trainval)
     counts = [round(len(group) * 0.2) for group in groups]
     return {
@@ -76,7 +76,7 @@ def take_fifth_for_val(trainval: Iterable[Row], test: list[Row]) -> Rows:
 
 
 def take_half_for_train(rows: Iterable[Row]) -> Rows:
-    """Of each shuffled class round(n / 2) are train, the next round(n / 5) val, the rest test."""
+    """Take round(n / 2) items of each shuffled class for train, the next round(n / 5) for val and the rest for test."""
     parts: Rows = {"train": [], "val": [], "test": []}
     for group in shuffled_groups(rows):
         n_train, n_val = round(len(group) * 0.5), round(len(group) * 0.2)
@@ -86,7 +86,7 @@ def take_half_for_train(rows: Iterable[Row]) -> Rows:
     return parts
 
 
-# ---- One function per dataset: writes what the publisher gives; returns what the reference makes of it. ----
+# ---- One function per dataset: writes the publisher's files; returns the reference's split. ----
 
 
 def write_pets(root: Path, trainval: list[Row] | None = None, test: list[Row] | None = None) -> Callable[[], Rows]:
@@ -109,7 +109,7 @@ def write_cars(root: Path, trainval: list[Row] | None = None, test: list[Row] | 
     folder = root / "stanford_cars"
     touch(folder, [row[0] for row in (*trainval, *test)])
     names = [name for _, name in sorted({(label, name) for _, label, name in trainval})]
-    table = [" ".join(name.partition(" ")[::-2]) for name in names]  # the year stands last there
+    table = [" ".join(name.partition(" ")[::-2]) for name in names]  # with the year at the end
     (folder / "devkit").mkdir(exist_ok=True)
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array([table], dtype=object)})
     fields = [("bbox_x1", "O"), ("class", "O"), ("fname", "O")]
@@ -121,7 +121,7 @@ def write_cars(root: Path, trainval: list[Row] | None = None, test: list[Row] | 
 
 def write_flowers(root: Path, rows: list[Row] | None = None) -> Callable[[], Rows]:
     names = ["pink primrose", "hard-leaved pocket orchid", "canterbury bells"]
-    if rows is None:  # labels come in no order
+    if rows is None:  # labels are unordered
         rows = [(f"image_{i:05}.jpg", (i * 2 + 1) % 3, names[(i * 2 + 1) % 3]) for i in range(1, 31)]
     folder = root / "oxford_flowers"
     touch(folder / "jpg", [row[0] for row in rows])
@@ -169,7 +169,7 @@ def write_sun(root: Path) -> Callable[[], Rows]:
 
 
 def write_aircraft(root: Path) -> Callable[[], Rows]:
-    variants = ["F/A-18", "707-320", "Boeing 717"]  # in the file's order, which is not the alphabet's
+    variants = ["F/A-18", "707-320", "Boeing 717"]  # in file order, not alphabetical
     parts: Rows = {"train": [], "val": [], "test": []}
     for i in range(18):
         part = ("train", "val", "test")[i // 6]
@@ -184,7 +184,7 @@ def write_aircraft(root: Path) -> Callable[[], Rows]:
 
 
 def write_folders(folder: Path, classes: dict[str, str], sizes: Iterable[int] = (10, 23, 7)) -> Callable[[], Rows]:
-    """Folders of images; ``classes`` gives the class name of each."""
+    """Write folders of images; ``classes`` maps each folder to its class name."""
     rows = [
         (f"{name}/{name}_{i:02}.jpg", label, classes[name])
         for label, (name, size) in enumerate(zip(sorted(classes), sizes, strict=False))

@@ -28,7 +28,7 @@ def config(root: Path, **dataset: Any) -> Any:
 
 @pytest.fixture
 def root(shared: Path, tmp_path: Path) -> Path:
-    """The reduced copy under the field's names."""
+    """The reduced copy in the standard layout."""
     source = shared / "data" / "caltech101"
     folder = tmp_path / "caltech-101"
     folder.mkdir()
@@ -55,7 +55,7 @@ def test_base_and_new_are_the_two_halves_of_the_classes(root: Path) -> None:
     base, new = (build_dataset(config(root, SUBSAMPLE_CLASSES=which, NUM_SHOTS=4)) for which in ("base", "new"))
     assert (base.num_classes, len(base.train_x), len(base.test)) == (50, 200, 300)
     assert not set(base.classnames) & set(new.classnames)
-    assert new.fewshot_digest == base.fewshot_digest  # one draw
+    assert new.fewshot_digest == base.fewshot_digest  # both come from one draw
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_photos_become_batches(root: Path, caplog: pytest.LogCaptureFixture) -> 
 
 
 def lay_out_raw(root: Path) -> None:
-    """Folders as Caltech publishes them, without a split; the files need not be images to be split."""
+    """Lay out folders as published by Caltech, without a split; a split does not need real images."""
     for name in ("BACKGROUND_Google", "Faces", "Faces_easy", "ant", "airplanes"):
         folder = root / "caltech-101" / "101_ObjectCategories" / name
         folder.mkdir(parents=True)
@@ -84,10 +84,10 @@ def test_a_split_is_made_and_saved(tmp_path: Path) -> None:
     lay_out_raw(tmp_path)
     set_random_seed(1)
     dataset = build_dataset(config(tmp_path))
-    assert dataset.classnames == ["face", "airplane", "ant"]  # in the order of the folders
+    assert dataset.classnames == ["face", "airplane", "ant"]  # in folder order
     assert (len(dataset.train_x), len(dataset.val), len(dataset.test)) == (15, 6, 9)
     assert (tmp_path / "caltech-101" / "split_zhou_Caltech101.json").is_file()
-    assert build_dataset(config(tmp_path)).test == dataset.test  # from another random state
+    assert build_dataset(config(tmp_path)).test == dataset.test  # with a different random state
 
 
 def test_a_missing_dataset_is_explained(tmp_path: Path) -> None:

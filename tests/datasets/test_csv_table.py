@@ -54,7 +54,7 @@ def test_class_names_alone_make_a_dataset(folder: Path, header: str) -> None:
     table(folder, header, rows())
     dataset = load("CSV", folder)
     assert sizes(dataset) == (15, 6, 9)
-    assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid is called as ImageNet calls it
+    assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid gets its ImageNet name
     assert dataset.classes.ids == ("", "n01440764", "")
     assert all(Path(item.impath).is_file() for item in dataset.test)
 
@@ -102,7 +102,7 @@ def test_class_names_come_from_classnames_json(folder: Path, names: Any) -> None
     assert dataset.classes.ids[1] == ("i1" if isinstance(names, dict) else "")
 
 
-def test_the_tables_split_is_used(folder: Path) -> None:
+def test_the_split_column_of_the_table_is_used(folder: Path) -> None:
     parts = ["train"] * 15 + ["Valid"] * 6 + ["TEST"] * 9
     path = table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
     dataset = load("CSV", path)
@@ -112,7 +112,7 @@ def test_the_tables_split_is_used(folder: Path) -> None:
     assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv"]
     parts = ["train"] * 15 + ["val"] * 15
     table(folder, "path,classname,split", [[*row, part] for row, part in zip(rows(), parts, strict=True)])
-    assert sizes(load("CSV", path)) == (15, 0, 15)  # selection must not see what is tested
+    assert sizes(load("CSV", path)) == (15, 0, 15)  # model selection must not see test images
 
 
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
@@ -121,21 +121,21 @@ def test_each_separator_is_recognised(folder: Path, sign: str) -> None:
     assert load("CSV", path).num_classes == 3
 
 
-def test_a_spreadsheets_export_is_read(folder: Path) -> None:
+def test_a_table_exported_by_a_spreadsheet_program_is_read(folder: Path) -> None:
     text = "path,classname\r\n" + "".join(f'{a},"{b}, ""big"""\r\n' for a, b in rows(("ant", "bee"))) + ",\r\n"
     (folder / "mine.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert load("CSV", folder).classnames == ['ant, "big"', 'bee, "big"']
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
-def test_a_table_in_utf_16_is_read_by_its_mark(folder: Path, encoding: str) -> None:
+def test_a_utf_16_table_is_recognised_by_its_byte_order_mark(folder: Path, encoding: str) -> None:
     text = "\r\n".join(["path;classname", *(";".join(row) for row in rows(("Müll", "ant", "bee")))])
     data = text.encode(encoding)
     (folder / "mine.csv").write_bytes(data if encoding == "utf-16" else "\ufeff".encode(encoding) + data)
     assert load("CSV", folder).classnames == ["Müll", "ant", "bee"]
 
 
-def test_labels_that_pandas_wrote_as_floats_are_whole_numbers(folder: Path) -> None:
+def test_integer_labels_that_pandas_wrote_as_floats_are_read_as_integers(folder: Path) -> None:
     dataset = load("CSV", table(folder, "path,label", rows(("2.0", "0.0", "1"))))
     assert dataset.classnames == ["0", "1", "2"]
     (folder / "mine.csv").unlink()
@@ -144,10 +144,12 @@ def test_labels_that_pandas_wrote_as_floats_are_whole_numbers(folder: Path) -> N
     versions = load(
         "CSV", table(folder, "path,label", rows(("2.0", "0.5", "1.0")), "versions.csv").rename(folder / "v.csv")
     )
-    assert versions.classnames == ["0.5", "1.0", "2.0"]  # names, as one of them is no whole number
+    assert versions.classnames == ["0.5", "1.0", "2.0"]  # kept as names, as one is not an integer
 
 
-def test_a_class_of_the_test_images_alone_is_evaluated_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_only_in_the_test_split_is_evaluated_and_reported(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lines = [
         [*row, "test" if row[1] == "tench" or i < 6 else "train"] for i, row in enumerate(rows(("ant", "bee", "tench")))
     ]
@@ -183,7 +185,7 @@ def test_two_tables_in_a_folder_have_separate_files(folder: Path) -> None:
         load("CSV", folder)
 
 
-def test_changes_of_the_table_after_its_split_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_to_the_table_after_the_split_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = table(folder, "path,classname", rows())
     dataset = load("CSV", path)
     tested = next(i for i in range(30) if dataset.test[0].impath.endswith(f"{i:02}.png"))
@@ -248,27 +250,27 @@ def test_an_unused_column_is_logged(folder: Path, caplog: pytest.LogCaptureFixtu
     assert "did you mean 'split'?" in caplog.text
 
 
-def test_a_table_for_testing_alone_is_evaluated(folder: Path) -> None:
+def test_a_test_only_table_is_evaluated(folder: Path) -> None:
     lines = [[path, name, "Test"] for path, name in rows()]
     dataset = load("CSV", table(folder, "path,classname,split", lines))
     assert (len(dataset.test), dataset.test_only) == (30, True)
     assert dataset.classnames == ["ant", "tench", "white shark"]
 
 
-def test_labels_of_a_table_for_testing_may_have_gaps(folder: Path) -> None:
+def test_labels_of_a_test_only_table_may_have_gaps(folder: Path) -> None:
     lines = [[path, str(3 + 4 * int(label)), f"thing {label}", "test"] for path, label in rows((2, 0, 1))]
     dataset = load("CSV", table(folder, "path,label,classname,split", lines))
     assert dataset.classnames == ["thing 0", "thing 1", "thing 2"]
     assert {item.label for item in dataset.test} == {0, 1, 2}
 
 
-def test_evaluating_takes_all_rows_of_a_table_without_splits(folder: Path) -> None:
+def test_evaluation_uses_all_rows_of_a_table_without_splits(folder: Path) -> None:
     path = table(folder, "path,classname", rows())
     assert len(load("CSV", path, TEST_ONLY=True).test) == 30
     assert sorted(entry.name for entry in folder.iterdir()) == ["images", "mine.csv"]
 
 
-def test_labels_from_one_are_refused_before_a_split_is_saved(folder: Path) -> None:
+def test_one_based_labels_are_refused_before_a_split_is_saved(folder: Path) -> None:
     path = table(folder, "path,label", rows((1, 2, 3)))
     for _ in range(2):
         with pytest.raises(UserError, match=r"table '.*mine\.csv': .* no training image has label 0: .*subtract 1"):

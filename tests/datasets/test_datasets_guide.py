@@ -29,7 +29,7 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of someone who wrote the guide's two files and has three of the classes: noise of one colour each."""
+    """A folder with the guide's two files and three of its classes, each as noise of one colour."""
     (tmp_path / "resisc45.py").write_text(block("python"))
     (tmp_path / "resisc45.yaml").write_text(block("yaml"))
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(line: str) -> int:
-    """Run ``python tools/x.py ...`` in this process, for few epochs."""
+    """Run ``python tools/x.py ...`` in this process for a few epochs."""
     _, path, *arguments = shlex.split(line)
     tool = importlib.import_module(f"dassl_lite.tools.{Path(path).stem}")
     return run_tool(tool.main, [*arguments, *(QUICK if Path(path).stem == "train" else ())])
@@ -57,7 +57,7 @@ def test_the_guides_commands_check_train_on_and_evaluate_the_dataset(followed, c
     assert [command(line) for line in (train, evaluate, check)] == [0, 0, 0], capsys.readouterr().err
     kept = json.loads((followed / "output" / "resisc45" / "results.json").read_text())
     accuracy = kept["metrics"]["test"]["accuracy"]
-    assert accuracy > 90  # three colours
+    assert accuracy > 90  # three colours are easy to separate
     assert kept["split_sizes"]["train"] == 4 * len(COLOURS)
     out = capsys.readouterr().out
     assert re.search(rf"RESISC45 +{accuracy:.2f} .* 3 of 3", out)
@@ -83,5 +83,5 @@ def test_every_example_in_the_guide_exists(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+) = ", GUIDE)) | {"classes_file", "prepare"}))
-def test_everything_to_declare_in_the_guide_is_an_attribute(name):
+def test_every_declaration_in_the_guide_is_a_real_attribute(name):
     assert hasattr(FolderDataset, name)

@@ -1,4 +1,4 @@
-"""The class lists of the drawn suite: ids, subsets, and what their pictures show."""
+"""The class lists of the drawn suite: ids, subsets, and what their images show."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def class_list(name: str) -> ClassList:
     return ClassList(names, ids)
 
 
-def test_each_module_registers_one_dataset_in_lower_case() -> None:
+def test_each_module_registers_the_dataset_of_its_lowercase_name() -> None:
     assert {module.__name__.rpartition(".")[2] for module in MODULES} == {name.lower() for name in SUITE}
 
 
@@ -81,7 +81,7 @@ def test_source_ids_look_like_imagenets_and_are_unique() -> None:
 
 
 @pytest.mark.parametrize("subset", [SHAPESNET_A, SHAPESNET_R])
-def test_a_and_r_hold_source_classes_at_other_labels(subset: tuple) -> None:
+def test_variants_a_and_r_contain_source_classes_at_other_labels(subset: tuple) -> None:
     assert set(subset) < set(SHAPESNET)
     moved = [label for label, cls in enumerate(subset) if SHAPESNET.index(cls) != label]
     assert len(moved) > 0.9 * len(subset)
@@ -98,7 +98,7 @@ def test_every_variant_class_is_matched_to_the_source_by_id(variant: str) -> Non
 
 
 @pytest.mark.parametrize("classes", [SHAPESNET, SILHOUETTES, GADGETS, PAINTS])
-def test_pictures_show_what_their_class_says(classes: tuple) -> None:
+def test_images_show_the_attributes_of_their_class(classes: tuple) -> None:
     labels = np.repeat(np.arange(len(classes)), 20)
     shown = subjects_of(classes, labels, np.random.default_rng(0))
     for picture, label in enumerate(labels):
@@ -108,7 +108,7 @@ def test_pictures_show_what_their_class_says(classes: tuple) -> None:
         assert cls.colour in ("", COLOUR_NAMES[shown.colour[picture]])
 
 
-def test_what_a_class_does_not_fix_varies() -> None:
+def test_attributes_that_a_class_does_not_fix_vary() -> None:
     shown = subjects_of(GADGETS, np.zeros(200, np.int64), np.random.default_rng(0))
     assert len(set(shown.fill)) == len(FILL_NAMES)
     assert len(set(shown.colour)) == len(COLOUR_NAMES)

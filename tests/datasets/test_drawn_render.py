@@ -48,7 +48,7 @@ def picture(scene: Scene) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("look", [CLEAN, PHOTO, PHOTO_HARD, PENCIL, PAINTING])
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(look: Look) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_differs(look: Look) -> None:
     def drawn(seed: int) -> bytes:
         rng = np.random.default_rng(seed)
         return draw(compose(subjects("star", CHECKERED, "red", 5), look, rng), rng).tobytes()
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(look: Look) 
 
 
 @pytest.mark.slow
-def test_more_pictures_than_a_chunk_are_all_drawn() -> None:
+def test_more_images_than_a_chunk_are_all_drawn() -> None:
     rng = np.random.default_rng(0)
     pictures = draw(compose(subjects("heart", count=CHUNK + 3), CLEAN, rng), rng, pixels=32)
     assert pictures.shape == (CHUNK + 3, 32, 32, 3)
@@ -89,7 +89,7 @@ def test_objects_lean_anticlockwise() -> None:
     assert leaning == pytest.approx(np.rot90(upright), abs=0.15)
 
 
-def test_a_sketch_is_grey_and_its_paper_light() -> None:
+def test_a_sketch_is_grey_on_light_paper() -> None:
     rng = np.random.default_rng(3)
     look = replace(PENCIL, grain=(0, 0))
     pictures = draw(compose(subjects("flower", CHECKERED, "red", 8), look, rng), rng).astype(int)
@@ -97,7 +97,7 @@ def test_a_sketch_is_grey_and_its_paper_light() -> None:
     assert (pictures[:, 0, 0] > 200).all()
 
 
-def test_the_light_of_a_photo_dims_every_colour() -> None:
+def test_photo_lighting_dims_every_colour() -> None:
     bright, dark = (
         compose(subjects("star", colour="white", count=4), replace(EXACT, light=(k, k)), np.random.default_rng(0))
         for k in (1.0, 0.5)
@@ -114,7 +114,7 @@ def test_clutter_never_covers_the_centre() -> None:
         assert (np.hypot(layer.x, layer.y) > 0.8).all()
 
 
-def test_every_shape_is_a_figure_that_fits_its_table() -> None:
+def test_every_shape_fits_its_distance_table() -> None:
     table = shape_table()
     assert len(table) == len(SHAPE_NAMES) == len(SEEN) + len(UNSEEN)
     for name, field in zip(SHAPE_NAMES, table, strict=True):
@@ -144,7 +144,7 @@ def test_a_star_lies_between_its_two_radii() -> None:
     assert regular(6, 1.0, first=0)(np.array([(0.999, 0.0), (1.001, 0.0)])) == pytest.approx([0, 0], abs=2e-3)
 
 
-def test_polygon_takes_corners_in_either_direction() -> None:
+def test_a_polygon_accepts_corners_in_either_direction() -> None:
     corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
     points = np.random.default_rng(0).uniform(-1, 1, (50, 2))
     assert polygon(corners)(points) == pytest.approx(polygon(corners[::-1])(points))
@@ -156,14 +156,14 @@ def test_upsampling_keeps_the_corners_and_a_linear_ramp() -> None:
     assert enlarged[0, 3, :, 0] == pytest.approx(np.arange(7) / 2)
 
 
-def test_softening_keeps_the_sum_of_an_inner_spot() -> None:
+def test_softening_preserves_the_sum_of_an_inner_spot() -> None:
     image = np.zeros((1, 7, 7, 1))
     image[0, 3, 3] = 16
     assert soften(image)[0, 2:5, 2:5, 0].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 
 
 @pytest.mark.parametrize("painters", [TEXTURES, TILES])
-def test_every_field_is_drawn_in_full_and_by_its_seed(painters: dict) -> None:
+def test_every_background_is_drawn_completely_and_depends_on_its_seed(painters: dict) -> None:
     labels = np.arange(len(painters))
     pictures = paint(painters, labels, np.random.default_rng(4))
     assert pictures.shape == (len(painters), PIXELS, PIXELS, 3)

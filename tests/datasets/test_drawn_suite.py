@@ -1,4 +1,4 @@
-"""Drawn datasets on disk: complete or absent, and read like any other dataset."""
+"""Drawn datasets on disk are complete or absent, and are read like any other dataset."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_a_dataset_is_drawn_on_first_use_into_ordinary_folders(tmp_path: Path) -
         assert (image.size, image.mode) == ((64, 64), "RGB")
 
 
-def test_split_file_is_in_the_fields_format(tmp_path: Path) -> None:
+def test_the_split_file_has_coops_format(tmp_path: Path) -> None:
     Few(config(tmp_path))
     split = json.loads((tmp_path / "few" / "split.json").read_text())
     assert list(split) == ["train", "val", "test"]
     assert split["test"][-1] == ["test/solid_square/001.png", 3, "solid square"]
 
 
-def test_the_second_use_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_use_reads_the_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Few(config(tmp_path))
     drawn = content(tmp_path)
     monkeypatch.setattr(Few, "draw", lambda *_: pytest.fail("drawn again"))
@@ -78,25 +78,25 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_no_picture_is_in_two_splits(tmp_path: Path) -> None:
+def test_no_image_is_in_two_splits(tmp_path: Path) -> None:
     dataset = Few(config(tmp_path))
     items = [*dataset.train_x, *dataset.val, *dataset.test]
     assert len({Path(item.impath).read_bytes() for item in items}) == len(items)
 
 
-def test_without_a_root_it_goes_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_without_a_root_is_drawn_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
     assert Few(config()).dataset_dir == str(tmp_path / "cache" / "datasets" / "few")
 
 
-def test_few_shots_are_drawn_from_it(tmp_path: Path) -> None:
+def test_few_shots_are_drawn_from_a_drawn_dataset(tmp_path: Path) -> None:
     dataset = Few(config(tmp_path, NUM_SHOTS=2))
     assert [item.label for item in dataset.train_x] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert dataset.train_x[0].classid == SHAPESNET[0].id
 
 
 @pytest.mark.slow
-def test_the_config_may_replace_the_template(tmp_path: Path) -> None:
+def test_the_config_can_override_the_template(tmp_path: Path) -> None:
     cfg = config(tmp_path, NAME="Digits", TEMPLATE="the figure {}.")
     assert build_dataset(cfg).template == "the figure {}."
 
@@ -122,17 +122,17 @@ Few(cfg)
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-def test_an_interrupted_drawing_is_started_again(tmp_path: Path) -> None:
+def test_an_interrupted_drawing_is_restarted(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
     assert killed.returncode == -9, killed.stderr.decode()
     assert not (tmp_path / "few").exists()
-    assert list(tmp_path.glob(".few.*.drawing/images/train"))  # it had got so far
+    assert list(tmp_path.glob(".few.*.drawing/images/train"))  # it was killed while drawing
     Few(config(tmp_path))
     Few(config(tmp_path / "alone"))
     assert content(tmp_path / "few") == content(tmp_path / "alone" / "few")
 
 
-def test_folders_left_by_killed_processes_are_removed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, fresh = tmp_path / ".few.1.drawing", tmp_path / ".few.2.drawing"
     for folder in (old, fresh):
         folder.mkdir()
@@ -140,7 +140,7 @@ def test_folders_left_by_killed_processes_are_removed_in_time(tmp_path: Path, mo
     os.utime(old, (past, past))
     Few(config(tmp_path))
     assert not old.exists()
-    assert fresh.exists()  # another process may be at it
+    assert fresh.exists()  # another process may be drawing there
 
 
 def test_two_processes_that_draw_at_once_both_get_a_complete_dataset(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_older_edition_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outdated_edition_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Few(config(tmp_path))
     before = content(tmp_path / "few")
     monkeypatch.setattr(suite, "EDITION", suite.EDITION + 1)
@@ -190,7 +190,7 @@ def test_an_older_edition_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("stamp", [None, '{"drawn": "Other", "edition": 1}', "{", "[]"])
-def test_a_folder_of_another_origin_is_never_touched(tmp_path: Path, stamp: str | None) -> None:
+def test_a_folder_of_different_origin_is_never_touched(tmp_path: Path, stamp: str | None) -> None:
     mine = tmp_path / "few" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
@@ -208,7 +208,7 @@ def test_a_root_that_is_not_writable_is_explained_in_one_line(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_digits_are_scikit_learns_in_its_order(tmp_path: Path) -> None:
+def test_digits_equal_those_of_scikit_learn_in_order(tmp_path: Path) -> None:
     dataset = Digits(config(tmp_path))
     scans = load_digits()
     for items, rows in (
@@ -220,12 +220,12 @@ def test_digits_are_scikit_learns_in_its_order(tmp_path: Path) -> None:
     with Image.open(dataset.test[0].impath) as image:
         pixels = np.asarray(image)
     assert np.ptp(pixels, axis=-1).max() == 0
-    knots = pixels[::7, ::7, 0] / 255  # where the enlarged picture stands on the scan's own pixels
+    knots = pixels[::7, ::7, 0] / 255  # where the enlarged image coincides with the scan's pixels
     assert knots == pytest.approx(np.pad(scans.images[1000] / 16, 1), abs=0.003)
 
 
 @pytest.mark.slow
-def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test() -> None:
+def test_the_source_is_large_enough_for_16_shots_and_a_stable_test_accuracy() -> None:
     dataset = ShapesNet(config())
     for items, least in ((dataset.train_x, 16), (dataset.val, 4), (dataset.test, 20)):
         assert min(np.bincount([item.label for item in items])) >= least
@@ -237,7 +237,7 @@ def test_the_source_is_large_enough_for_sixteen_shots_and_a_steady_test() -> Non
 @pytest.mark.parametrize("name", ["ShapesNetA", "ShapesNetR", "Paints", "Textures", "Tiles", "Gadgets", "Silhouettes"])
 def test_every_dataset_of_the_suite_draws_and_loads(name: str) -> None:
     load_plugins()
-    dataset = build_dataset(config(NAME=name))  # in the cache, where other tests find it drawn
+    dataset = build_dataset(config(NAME=name))  # in the cache, shared with other tests
     assert isinstance(dataset, DATASET_REGISTRY.get(name))
     counts = np.bincount([item.label for item in dataset.train_x])
     assert len(counts) == dataset.num_classes

@@ -1,4 +1,4 @@
-"""The fifteen datasets of the field: short yaml files and modules with CoOp's names."""
+"""The fifteen standard datasets: short yaml files and modules with CoOp's names."""
 
 from __future__ import annotations
 

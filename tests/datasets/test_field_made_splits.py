@@ -38,7 +38,7 @@ def as_lists(rows: Rows) -> dict[str, list[list[Any]]]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_split_equals_the_references(tmp_path: Path, name: str) -> None:
+def test_the_split_equals_that_of_the_reference(tmp_path: Path, name: str) -> None:
     expected = WRITERS[name](tmp_path)
     random.seed(1)
     wanted = expected()
@@ -57,11 +57,11 @@ def test_the_split_is_saved_under_coops_name(tmp_path: Path, name: str) -> None:
     kept = [path for path in Path(first.dataset_dir).iterdir() if path.name.startswith("split_")]
     assert [path.name for path in kept] == [f"split_zhou_{name}.json"]
     assert json.loads(kept[0].read_text()) == as_lists(found(first))
-    assert found(load(name, tmp_path)) == found(first)  # from another random state
+    assert found(load(name, tmp_path)) == found(first)  # with a different random state
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_draw_is_the_same_in_every_run(tmp_path: Path, name: str) -> None:
+def test_the_draw_is_identical_in_every_run(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path)
     set_random_seed(1)
     first = load(name, tmp_path, NUM_SHOTS=1)
@@ -145,7 +145,7 @@ def test_lists_with_missing_images_are_refused(tmp_path: Path) -> None:
         load("SUN397", tmp_path)
 
 
-def test_files_that_are_no_images_are_not_listed(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_not_listed(tmp_path: Path) -> None:
     WRITERS["DescribableTextures"](tmp_path)
     for name in ("Thumbs.db", ".hidden.jpg", "banded_00.txt"):
         (tmp_path / "dtd" / "images" / "banded" / name).touch()

@@ -15,7 +15,7 @@ from field_layouts import Rows, found, load, touch, write_cars, write_flowers, w
 
 from dassl_lite.engine.plugins import load_plugins
 
-# Images per part, classes, first and last class; images of the first class per part.
+# Images per split, classes, first and last class; images of the first class per split.
 FACTS: dict[str, tuple[tuple[int, int, int], int, tuple[str, str], tuple[int, int, int]]] = {
     "Caltech101": ((4128, 1649, 2465), 100, ("face", "yin_yang"), (218, 87, 130)),
     "OxfordPets": ((2944, 736, 3669), 37, ("abyssinian", "yorkshire_terrier"), (80, 20, 98)),
@@ -103,7 +103,7 @@ SLOW = ("Caltech101", "EuroSAT", "StanfordCars")
 
 
 def published() -> list[Any]:
-    """Their names; those whose thousands of files must lie there to be listed are slow."""
+    """Dataset names; those that need thousands of files on disk to be listed are marked slow."""
     return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PUBLISHED]
 
 
@@ -121,7 +121,7 @@ def test_a_split_of_the_real_file_names_has_the_published_classes_and_sizes(
     assert class_sizes(made) == class_sizes(rows)
     assert Counter(chain(*made.values())) == Counter(chain(*rows.values()))
     if PUBLISHED[name] not in (write_as_folders, write_as_flowers):
-        assert made["test"] == rows["test"]  # the publisher's
+        assert made["test"] == rows["test"]  # published as is
 
 
 @pytest.mark.slow

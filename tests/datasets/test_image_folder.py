@@ -1,4 +1,4 @@
-"""ImageFolder: a user's own images, split or not, with other files among them."""
+"""ImageFolder: a user's own images, with or without a split, among other files."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def sizes(dataset: Any) -> tuple[int, int, int]:
     return len(dataset.train_x), len(dataset.val), len(dataset.test)
 
 
-def test_class_folders_are_split_by_class(root: Path) -> None:
+def test_class_folders_are_split_within_each_class(root: Path) -> None:
     dataset = load(root)
     assert sizes(dataset) == (15, 6, 9)
-    assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid is called as ImageNet calls it
+    assert dataset.classnames == ["ant", "tench", "white shark"]  # a wnid gets its ImageNet name
     assert dataset.classes.ids == ("", "n01440764", "")
 
 
@@ -57,7 +57,7 @@ def test_nothing_is_written_into_the_folder_unless_asked(root: Path) -> None:
     assert asked.test == load(root, NUM_SHOTS=2).test == first.test
 
 
-def test_files_that_lie_in_the_folder_are_used(root: Path) -> None:
+def test_split_files_in_the_folder_are_used(root: Path) -> None:
     kept = load(root, NUM_SHOTS=2, SPLITS_IN="dataset")
     assert (root / "split_ImageFolder.json").is_file()
     set_random_seed(9)
@@ -73,7 +73,7 @@ def test_the_split_does_not_depend_on_the_seed_of_the_first_run(root: Path) -> N
     assert splits[0] == splits[1]
 
 
-def test_files_saved_by_a_run_are_ignored_by_the_next(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_saved_by_a_run_are_not_taken_for_data_by_the_next(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         first = load(root, NUM_SHOTS=2)
         again = load(root, NUM_SHOTS=2)
@@ -111,10 +111,10 @@ def test_given_split_folders_are_used(tmp_path: Path, val: str) -> None:
     assert dataset.classnames == ["a", "b"]
     assert not (tmp_path / "split_ImageFolder.json").exists()
     assert sizes(load(tmp_path, NUM_SHOTS=1)) == (2, 2, 6)
-    assert sizes(load(tmp_path, NUM_SHOTS=1)) == (2, 2, 6)  # the draw's folder is no part
+    assert sizes(load(tmp_path, NUM_SHOTS=1)) == (2, 2, 6)  # the folder of draws is not a split
 
 
-def test_without_a_test_folder_val_is_the_test_set(tmp_path: Path) -> None:
+def test_val_is_the_test_set_if_there_is_no_test_folder(tmp_path: Path) -> None:
     for part in ("train", "val"):
         fill(tmp_path / part / "a", 3)
     assert sizes(load(tmp_path)) == (3, 0, 3)
@@ -136,7 +136,9 @@ def test_split_folders_with_unknown_classes_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_files_that_are_no_images_are_passed_over_by_kind(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_not_images_are_skipped_and_counted_by_kind(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db", "no_ending"):
         (root / "ant" / name).touch()
     (root / "ant" / "deeper").mkdir()
@@ -162,7 +164,7 @@ def test_class_names_come_from_classnames_json(root: Path, names: Any) -> None:
     assert dataset.classnames == ["garden ant", "tench", "white shark"]
     assert dataset.classes.ids == ("", "n01440764", "")
     (root / "classnames.json").write_text(json.dumps({"ant": "F-16A/B"}))
-    assert load(root).classnames[0] == "F-16A/B"  # the kept split does not hold the old name
+    assert load(root).classnames[0] == "F-16A/B"  # the saved split does not contain the old name
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_empty_and_tiny_classes_are_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_name_that_is_not_utf8_is_accepted(root: Path) -> None:
-    fill(root / "caf\udce9")  # a byte that is not UTF-8, as Python holds it
+    fill(root / "caf\udce9")  # a non-UTF-8 byte as a surrogate
     dataset = load(root, NUM_SHOTS=1)
     assert "caf\ufffd" in dataset.classnames
     assert load(root, NUM_SHOTS=1).train_x == dataset.train_x
@@ -233,7 +235,7 @@ LAYOUTS: dict[str, tuple[list[str], tuple[int, int, int], list[str]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_in_use_elsewhere_is_recognised(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_common_folder_layouts_are_recognised(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     folders, expected, classnames = LAYOUTS[layout]
     for folder in folders:
         if not (tmp_path / "mine" / folder).exists():
@@ -244,7 +246,7 @@ def test_a_layout_in_use_elsewhere_is_recognised(tmp_path: Path, layout: str, ca
     with caplog.at_level(logging.INFO):
         dataset = load(tmp_path / "mine")
     assert (sizes(dataset), dataset.classnames) == (expected, classnames)
-    assert "is read as <" in caplog.text  # what was taken for what
+    assert "is read as <" in caplog.text  # how folders were interpreted
     assert len({item.impath for part in (dataset.train_x, dataset.val, dataset.test) for item in part}) == sum(expected)
     assert sizes(load(tmp_path / "mine", NUM_SHOTS=1))[2] == expected[2]
 
@@ -259,14 +261,16 @@ def test_a_layout_in_use_elsewhere_is_recognised(tmp_path: Path, layout: str, ca
         (["Train/Cat", "Test/cat"], r"Test' has classes that '.*Train' lacks: cat; did you mean Cat\?"),
     ],
 )
-def test_folders_that_mean_two_things_are_refused(tmp_path: Path, folders: list[str], message: str) -> None:
+def test_ambiguous_folders_are_refused(tmp_path: Path, folders: list[str], message: str) -> None:
     for folder in folders:
         fill(tmp_path / "mine" / folder)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "mine")
 
 
-def test_images_beside_the_folders_are_not_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_beside_the_class_folders_are_reported_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for folder in ("mine/train/a", "mine/test/a", "mine/extra/a"):
         fill(tmp_path / folder)
     for place in ("mine", "mine/train"):
@@ -278,7 +282,7 @@ def test_images_beside_the_folders_are_not_used_and_told(tmp_path: Path, caplog:
     assert f"Not used: the folder '{tmp_path / 'mine' / 'extra'}'" in caplog.text
 
 
-def test_domains_that_are_taken_for_classes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_domains_that_look_like_classes_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder in ("photo/dog", "photo/horse", "sketch/dog", "sketch/horse"):
         fill(tmp_path / "mine" / folder)
     with caplog.at_level(logging.INFO):
@@ -286,7 +290,7 @@ def test_domains_that_are_taken_for_classes_are_told(tmp_path: Path, caplog: pyt
     assert f"(dog, horse ...): if those are the classes, name one: {tmp_path / 'mine' / 'photo'}" in caplog.text
 
 
-def test_links_that_lead_back_end(tmp_path: Path) -> None:
+def test_circular_links_do_not_repeat_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
         fill(tmp_path / "mine" / name)
         (tmp_path / "mine" / name / "up").symlink_to(tmp_path / "mine")
@@ -295,7 +299,7 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     assert sum(sizes(load(tmp_path / "mine"))) == 23
 
 
-def test_folders_without_end_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_endlessly_nested_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     deep = tmp_path / "mine"
     for _ in range(150):
         deep = deep / "x"
@@ -312,13 +316,13 @@ def test_classnames_json_beside_the_class_folders_is_found(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_json_is_read_in_the_encodings_of_editors(root: Path, encoding: str) -> None:
+def test_json_is_read_in_common_editor_encodings(root: Path, encoding: str) -> None:
     (root / "classnames.json").write_bytes('{"ant": "Ämter"}'.encode(encoding))
     assert load(root).classnames[0] == "Ämter"
 
 
 @pytest.mark.parametrize("names", [("Cat", "cat"), ("ice_cream", "ice cream")])
-def test_classes_that_prompts_cannot_tell_apart_are_told(
+def test_classes_with_identical_prompts_are_reported(
     tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (*names, "dog"):
@@ -329,10 +333,10 @@ def test_classes_that_prompts_cannot_tell_apart_are_told(
     assert "only predicts the first" in caplog.text
 
 
-# ---- kinds of files --------------------------------------------------------------------------------------------------
+# ---- file formats ----------------------------------------------------------------------------------------------------
 
 
-def test_kinds_that_are_not_read_are_passed_over_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_image_formats_are_skipped_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a.h5", "b.fits", "c.eps", "d.psd", "e.mp4", "f.mp4", "g.cr2"):
         (root / "ant" / name).write_bytes(b"x")
     (root / "ant" / "gone.png").symlink_to(root / "nowhere")
@@ -342,7 +346,7 @@ def test_kinds_that_are_not_read_are_passed_over_and_named(root: Path, caplog: p
 
 
 @pytest.mark.parametrize("ending", [".heic", ".heics", ".heif", ".heifs", ".hif"])
-def test_every_ending_of_heif_names_pillow_heif(root: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+def test_every_heif_extension_names_pillow_heif(root: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     monkeypatch.setattr(images, "reads_heif", lambda: False)
     (root / "phone").mkdir()
     (root / "phone" / f"photo{ending}").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
@@ -350,7 +354,7 @@ def test_every_ending_of_heif_names_pillow_heif(root: Path, monkeypatch: pytest.
         load(root)
 
 
-def test_without_pillow_heif_the_line_names_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_pillow_heif_if_it_is_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "reads_heif", lambda: False)
     (root / "phone").mkdir()
     for i in range(3):
@@ -362,7 +366,7 @@ def test_without_pillow_heif_the_line_names_it(root: Path, monkeypatch: pytest.M
         images.read_image(root / "phone" / "renamed.jpg")
 
 
-def test_heic_pictures_are_read_with_pillow_heif(root: Path) -> None:
+def test_heic_images_are_read_with_pillow_heif(root: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     (root / "phone").mkdir()
@@ -376,7 +380,7 @@ def test_heic_pictures_are_read_with_pillow_heif(root: Path) -> None:
 # ---- evaluating ------------------------------------------------------------------------------------------------------
 
 
-def test_evaluating_takes_all_images_and_writes_nothing(root: Path) -> None:
+def test_evaluation_uses_all_images_and_writes_nothing(root: Path) -> None:
     before = sorted(root.rglob("*"))
     dataset = load(root, TEST_ONLY=True, NUM_SHOTS=2)
     assert len(dataset.test) == 30
@@ -384,7 +388,7 @@ def test_evaluating_takes_all_images_and_writes_nothing(root: Path) -> None:
     assert sorted(root.rglob("*")) == before
 
 
-def test_evaluating_keeps_the_test_images_of_a_split(root: Path, tmp_path: Path) -> None:
+def test_evaluation_uses_only_the_test_images_of_a_split(root: Path, tmp_path: Path) -> None:
     tested = load(root).test
     assert load(root, TEST_ONLY=True).test == tested  # the others may have been trained on
     for part in ("train", "test"):
@@ -393,7 +397,7 @@ def test_evaluating_keeps_the_test_images_of_a_split(root: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("parts", [["test"], ["Test", "Val"]])
-def test_a_folder_with_test_images_alone_is_for_testing(tmp_path: Path, parts: list[str]) -> None:
+def test_a_folder_with_only_test_images_is_used_for_testing(tmp_path: Path, parts: list[str]) -> None:
     for part in parts:
         for name in ("a", "b"):
             fill(tmp_path / "mine" / part / name)

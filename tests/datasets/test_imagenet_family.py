@@ -1,4 +1,4 @@
-"""ImageNet and its variants in the field's layout, with a real photo per class or with empty files."""
+"""ImageNet and its variants in the standard layout, with one real photo per class or with empty files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def variant_wnids(variant: str) -> list[str]:
 
 
 def lay_out(folder: Path, classes: Iterable[tuple[str, Path | None]], per_class: int = 1) -> None:
-    """A folder per class with ``per_class`` images: links to a photograph, or empty files."""
+    """Create a folder per class with ``per_class`` images: links to a photo, or empty files."""
     for name, photograph in classes:
         (folder / name).mkdir(parents=True)
         for i in range(per_class):
@@ -84,7 +84,7 @@ def test_real_imagenet_has_the_published_classes(real: Path, shared: Path) -> No
     agree = sum(
         normalise_name(sample_names[i]) == normalise_name(n) for i, n in zip(*ids_and_names(dataset), strict=True)
     )
-    assert agree > 650  # CLIP's authors call the others otherwise: "crane bird", not "crane"
+    assert agree > 650  # CLIP's authors renamed the others, such as "crane" to "crane bird"
     assert dataset.classnames[:2] == ["tench", "goldfish"]
     assert [i for i, name in enumerate(dataset.classnames) if name == "missile"] == [657, 744]
     assert all(item.classid in item.impath for item in dataset.test)
@@ -172,7 +172,7 @@ def test_a_folder_without_a_class_name_is_refused(small: Path) -> None:
         load("ImageNet", small)
 
 
-def test_classes_of_val_that_train_lacks_are_refused(small: Path) -> None:
+def test_validation_classes_without_training_images_are_refused(small: Path) -> None:
     lay_out(small / "imagenet" / "images" / "val", [("n01443537", None)])
     with pytest.raises(UserError, match=r"images/val' has classes that '.*images/train' lacks: n01443537"):
         load("ImageNet", small)

@@ -1,4 +1,4 @@
-"""CSV tables whose images have several classes: every way to write them, the split, the draw, and what is refused."""
+"""CSV tables of images with several classes: every format, the split, the draw, and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _registered() -> None:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
-    """Drawn once: writing them is a tenth of the work."""
+    """Encoded images, drawn once, as drawing takes ten times as long as writing."""
     files = [io.BytesIO() for _ in range(COUNT)]
     for i, file in enumerate(files):
         Image.new("RGB", (40, 40), (i, 0, 0)).save(file, "png")
@@ -99,7 +99,7 @@ def marks(i: int) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_way_to_write_several_classes_is_read_and_told(
+def test_every_format_for_several_classes_is_read_and_logged(
     folder: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dassl_lite")
@@ -130,29 +130,27 @@ def test_numbers_are_also_separated_by_spaces(folder: Path, header: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("header", "line", "told"),
+    ("header", "line", "message"),
     [
         ("path,clas,flipped,indoor", "{i:02}.png,{name},0,1", r"a column 'clas' \(did you mean 'class'\?\) beside"),
         ("path,ant,bee,is_train", "{i:02}.png,1,{bit},{bit}", "in a column 'is_train', which is no class"),
         ("path,ant,bee,Test", "{i:02}.png,1,{bit},{bit}", "in a column 'Test', which is no class"),
     ],
 )
-def test_a_column_of_zeros_and_ones_that_is_no_class_is_refused(
-    folder: Path, header: str, line: str, told: str
-) -> None:
+def test_a_zero_one_column_that_is_not_a_class_is_refused(folder: Path, header: str, line: str, message: str) -> None:
     write(folder, header, lambda i: [line.format(i=i, name=CLASSES[i % 3], bit=i % 2)])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load("CSV", folder)
 
 
-def test_the_columns_that_are_taken_for_classes_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_columns_that_are_read_as_classes_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder, "path,caption,ant,bee", lambda i: [f"{i:02}.png,picture {i},{i % 2},1"])
     with caplog.at_level(logging.INFO):
         load("CSV", folder)
     assert "zeros and ones in 2 columns, each of a class: 'ant', 'bee'" in caplog.text
 
 
-def test_columns_of_zeros_and_ones_with_one_class_each_are_no_multi_label_table(folder: Path) -> None:
+def test_one_hot_columns_are_read_as_single_label(folder: Path) -> None:
     def line(i: int) -> list[str]:
         return [",".join([f"{i:02}.png", *("1" if k == i % 3 else "0" for k in range(3))])]
 
@@ -162,7 +160,7 @@ def test_columns_of_zeros_and_ones_with_one_class_each_are_no_multi_label_table(
 
 
 @pytest.mark.parametrize("name", ["Tench, Tinca tinca", "salt;pepper", "a b"])
-def test_a_name_with_a_separator_in_it_stays_one_class(folder: Path, name: str) -> None:
+def test_a_name_that_contains_a_separator_stays_one_class(folder: Path, name: str) -> None:
     names = [name, "bee"]
     dataset = load("CSV", write(folder, "path,classname", lambda i: [f"{i:02}.png,{csv_quoted(names[i % 2])}"]))
     assert not dataset.multi_label
@@ -206,14 +204,14 @@ def test_a_table_that_contradicts_itself_is_refused(folder: Path, header: str, l
         "('ant', 'bee')",
     ],
 )
-def test_one_malformed_list_is_refused_by_its_line(folder: Path, header: str, cell: str) -> None:
+def test_a_malformed_list_is_refused_naming_its_line(folder: Path, header: str, cell: str) -> None:
     cells = ['["ant", "bee"]', '["bee"]', cell, "['ant', 'cat']", "[]"]
     path = write(folder, header, lambda i: [f"{i:02}.png,{csv_quoted(cells[i])}"], range(len(cells)))
     with pytest.raises(UserError, match="line 4: .* is not a list of classes"):
         load("CSV", path)
 
 
-def test_names_beside_lists_are_one_class_each(folder: Path) -> None:
+def test_plain_names_among_lists_are_one_class_each(folder: Path) -> None:
     def line(i: int) -> list[str]:
         own = having(i)
         return [f"{i:02}.png,{csv_quoted(own[0] if len(own) == 1 else json.dumps(own))}"]
@@ -243,18 +241,16 @@ def test_separated_names_may_end_in_brackets(folder: Path) -> None:
         (['["ant", "bee"]', '["ant; bee"]', "[]"], "ant; bee"),
     ],
 )
-def test_a_class_named_by_others_with_a_separator_is_told_once(
+def test_a_class_name_that_looks_like_several_joined_names_is_reported_once(
     folder: Path, caplog: pytest.LogCaptureFixture, cells: list[str], joined: str
 ) -> None:
     load("CSV", write(folder, "path,label", lambda i: [f"{i:02}.png,{csv_quoted(cells[i % len(cells)])}"]))
-    (told,) = [record.getMessage() for record in caplog.records if "look like several others" in record.getMessage()]
-    assert f"'{joined}'" in told
+    (message,) = [record.getMessage() for record in caplog.records if "look like several others" in record.getMessage()]
+    assert f"'{joined}'" in message
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_table_with_one_separator_has_no_joined_names(
-    folder: Path, way: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_consistent_table_has_no_joined_names(folder: Path, way: str, caplog: pytest.LogCaptureFixture) -> None:
     load("CSV", write(folder, *WAYS[way]))
     assert "look like several others" not in caplog.text
 
@@ -278,7 +274,7 @@ def test_a_class_without_training_images_is_named(folder: Path, absent: str, mes
 
 
 def items_of(count: int = 200) -> list[Datum]:
-    """Class k is in about every 2 ** (k + 1)-th image."""
+    """Items in which class k occurs in about one of 2 ** (k + 1) images."""
     names = "abcde"
     return [
         Datum(f"/x/{i}.png", classes=[(k, names[k], "") for k in range(5) if (i * 2654435761 >> 7) % 2 ** (k + 1) == 0])
@@ -290,7 +286,7 @@ def counts(items: Sequence[Datum]) -> Counter[int]:
     return Counter(label for item in items for label in item.labels)
 
 
-def test_a_split_divides_every_class_as_the_fractions_say() -> None:
+def test_a_split_divides_every_class_by_the_fractions() -> None:
     items = items_of()
     split = split_multi_label(items, random.Random(1))
     assert sorted(item.impath for part in split for item in part) == sorted(item.impath for item in items)
@@ -302,7 +298,7 @@ def test_a_split_divides_every_class_as_the_fractions_say() -> None:
     assert split == split_multi_label(items, random.Random(1)) != split_multi_label(items, random.Random(2))
 
 
-def test_the_split_is_kept_and_read_again(folder: Path) -> None:
+def test_the_split_is_saved_and_read_again(folder: Path) -> None:
     path = write(folder, *WAYS["a bar"])
     first = load("CSV", path)
     kept = first.sidecar.find("split_mine.json")
@@ -334,7 +330,7 @@ def test_a_draw_gives_every_class_its_shots_and_counts_images_once(shots: int) -
 
 
 @pytest.mark.parametrize(("shots", "without"), [(1, 1), (4, 4), (16, 10)])
-def test_a_draw_has_as_many_images_without_a_class_as_of_one(shots: int, without: int) -> None:
+def test_a_draw_has_as_many_images_without_classes_as_shots_per_class(shots: int, without: int) -> None:
     items = [Datum(f"/x/{i}.png", classes=[(0, "yes", "")] if i % 3 else []) for i in range(30)]
 
     def drawn(seed: int) -> list[Datum]:
@@ -346,7 +342,7 @@ def test_a_draw_has_as_many_images_without_a_class_as_of_one(shots: int, without
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_a_yes_or_no_table_keeps_a_draw_with_both(folder: Path) -> None:
+def test_a_draw_from_a_binary_table_has_both_answers(folder: Path) -> None:
     path = write(folder, "path,labels", lambda i: [f"{i:02}.png,{'ant' if i % 2 else ''}"])
     first = load("CSV", path, NUM_SHOTS=3)
     assert Counter(bool(item.labels) for item in first.train_x) == {True: 3, False: 3}
@@ -354,10 +350,10 @@ def test_a_yes_or_no_table_keeps_a_draw_with_both(folder: Path) -> None:
     assert load("CSV", path, NUM_SHOTS=3).train_x == first.train_x
 
 
-def test_a_class_of_all_drawn_images_gets_images_without_it() -> None:
+def test_a_draw_contains_images_without_a_class_that_all_others_have() -> None:
     both, one = [(0, "a", ""), (1, "b", "")], [(1, "b", "")]
     items = [Datum(f"/x/{i}.png", classes=both if i < 3 else one if i > 15 else [(0, "a", "")]) for i in range(20)]
-    for seed in range(20):  # with some seeds, all that are drawn of b have a
+    for seed in range(20):  # with some seeds, all drawn images of b also have a
         set_random_seed(seed)
         drawn = draw_shots(items[:16] + items[16:], 2)
         assert any(0 not in item.labels for item in drawn)
@@ -365,7 +361,7 @@ def test_a_class_of_all_drawn_images_gets_images_without_it() -> None:
         assert len({item.impath for item in drawn}) == len(drawn)
 
 
-def test_drawing_with_repetition_fills_a_small_class() -> None:
+def test_drawing_with_replacement_fills_a_small_class() -> None:
     items = [
         Datum("/x/0.png", classes=[(0, "a", ""), (1, "b", "")]),
         *(Datum(f"/x/{i}.png", 1, classname="b") for i in range(1, 9)),
@@ -374,7 +370,7 @@ def test_drawing_with_repetition_fills_a_small_class() -> None:
     assert counts(draw_shots(items, 4))[0] == 1
 
 
-def test_a_kept_draw_is_used_again_and_one_of_other_labels_is_refused(folder: Path) -> None:
+def test_a_saved_draw_is_reused_and_one_with_other_labels_is_refused(folder: Path) -> None:
     path = write(folder, *WAYS["a bar"])
     first = load("CSV", path, NUM_SHOTS=2)
     assert first.fewshot_digest == load("CSV", path, NUM_SHOTS=2).fewshot_digest
@@ -397,22 +393,22 @@ def test_base_and_new_classes_share_images_but_no_classes(folder: Path) -> None:
     assert {item.label for item in new.test} == {0}
 
 
-def test_a_table_for_testing_alone_is_evaluated(folder: Path) -> None:
+def test_a_test_only_table_is_evaluated(folder: Path) -> None:
     dataset = load("CSV", write(folder, *WAYS["a bar"]), TEST_ONLY=True)
     assert (dataset.test_only, len(dataset.test)) == (True, COUNT)
 
 
-def test_the_check_says_what_a_multi_label_table_holds(folder: Path) -> None:
+def test_the_check_describes_a_multi_label_table(folder: Path) -> None:
     report = check_own_data(write(folder, *WAYS["a bar"]))
     assert report.taken == "a table of 40 images, not split, multi-label: 1.5 classes per image, 5 without"
     assert (report.images, report.counts) == ({"": 40}, {"": [20, 20, 20]})
     assert report.problems == report.warnings == []
 
 
-# ---- a Datum of several classes --------------------------------------------------------------------------------------
+# ---- a Datum with several classes ------------------------------------------------------------------------------------
 
 
-def test_dassls_names_give_the_first_class() -> None:
+def test_dassls_attributes_give_the_first_class() -> None:
     item = Datum("x.png", classes=[(2, "cat", "c"), (0, "ant", "")])
     assert (item.label, item.classname, item.classid, item.labels) == (0, "ant", "", (0, 2))
     assert (Datum("x.png", classes=[]).label, Datum("x.png", classes=[]).labels) == (-1, ())

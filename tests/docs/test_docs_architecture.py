@@ -1,4 +1,4 @@
-"""docs/architecture.md lists the calls that a batch crosses; the calls of a real training are those."""
+"""The calls that docs/architecture.md lists for a batch are the calls of a real training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = ["OPTIM.MAX_EPOCH", "1", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """(function, file) of this repository from ``run_tool`` to the head's product, in a training step."""
+    """(function, file) of each call in this repository from ``run_tool`` to the head's product, in a training step."""
     steps: list[list[tuple[str, str]]] = []
     forward = CosineHead.class_features
 
@@ -42,7 +42,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
 
 
 @pytest.mark.slow
-def test_the_path_of_a_batch_is_the_one_that_the_page_lists_at_most_eight_calls_in_five_files(
+def test_a_batch_takes_the_documented_path_of_at_most_eight_calls_in_five_files(
     calls: list[tuple[str, str]],
 ) -> None:
     listed = re.findall(r"^\| `(\w+)\([^)]*\)` \| `(\S+\.py)` \|", PAGE, re.MULTILINE)

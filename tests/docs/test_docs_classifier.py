@@ -25,7 +25,7 @@ def draw(path: Path, sides: int, number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def few_methods_in_two_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The method of all that names none; tests/trainers/test_trainers_auto.py runs it as it is."""
+    """Shorten Auto, the default method; tests/trainers/test_trainers_auto.py runs it in full."""
     short = {"METHODS": ["ZeroshotCLIP", "GDA", "TipAdapter"], "FOLDS": 2}
     keys = tuple(replace(key, default=short.get(key.name, key.default)) for key in Auto.keys)
     monkeypatch.setattr(Auto, "keys", keys)
@@ -59,7 +59,7 @@ def test_the_first_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_guide_run_one_after_the_other(
+def test_the_blocks_of_the_guide_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""README.md and docs/: commands, links and files that they name are there."""
+"""README.md and docs/: the commands, links and files that they name exist."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def test_every_flag_of_a_documented_command_exists(page: Path) -> None:
         assert flags - known - EVERYWHERE == set(), f"of {tool}"
 
 
-def test_the_check_of_flags_sees_the_commands_of_the_readme() -> None:
+def test_the_flag_check_finds_the_commands_of_the_readme() -> None:
     found = commands(REPOSITORY / "README.md")
     assert ("train", {"--data", "--backbone"}) in found
     assert ("eval", {"--model-dir", "--suite", "--root"}) in found
 
 
-def test_every_config_key_of_a_method_that_a_page_names_is_one() -> None:
+def test_every_method_key_that_a_page_names_exists() -> None:
     frozen = (REPOSITORY / "tests" / "public_surface" / "config_keys.txt").read_text(encoding="utf-8")
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert "TRAINER.<" not in text
     named = set(re.findall(r"\bTRAINER\.\w+\.[A-Z_]+\b", text))
     assert "TRAINER.COOP.PREC" in named
-    yours = {"TRAINER.BlendedProbe.ALPHA"}  # the reader of trainers/README.md makes it
+    yours = {"TRAINER.BlendedProbe.ALPHA"}  # created by the reader of trainers/README.md
     assert {key for key in named - yours if f"{key} = " not in frozen} == set()
 
 
 @pytest.mark.parametrize("page", ["docs/concepts/safety.md", "docs/tutorial.md"])
-def test_resuming_is_said_to_need_the_same_command(page: str) -> None:
+def test_pages_say_that_resuming_needs_the_same_command(page: str) -> None:
     lines = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
     said = [line for line in lines if "--resume DIR" in line and " alone " not in line]
     assert said
@@ -68,12 +68,12 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 def test_every_file_of_the_repository_that_a_page_names_exists() -> None:
     pattern = re.compile(r"`((?:dassl_lite|tools|tests|docs|examples|configs)/[\w/.\-]+\.\w+)`")
     named = {path for page in PAGES for path in pattern.findall(page.read_text(encoding="utf-8"))}
-    # What the readers of the two guides make.
+    # Files that readers of the two guides create.
     yours = {"configs/trainers/BlendedProbe/default.yaml", "configs/datasets/resisc45.yaml"}
     assert sorted(path for path in named - yours if not (REPOSITORY / path).exists()) == []
 
 
-def test_the_readme_is_short_and_its_two_commands_are_those_that_ci_runs() -> None:
+def test_the_readme_is_short_and_ci_runs_its_two_commands() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) < 200
     first, second = re.findall(r"\*\*(?:Try|Test) it\.\*\*.*?```bash\n(.*?)\n```", readme, re.DOTALL)

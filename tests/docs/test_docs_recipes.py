@@ -1,4 +1,4 @@
-"""configs/trainers: each recipe opens with what it is, the command that runs it and where it comes from."""
+"""configs/trainers: each recipe opens with a summary, the command that runs it and its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dassl_lite.tools.train import config_of, make_parser
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "trainers"
 RECIPES = [path for path in sorted(FOLDER.glob("*/*.yaml")) if not path.name.startswith("_")]
-NEVER_TRAINED = {"rn50_val"}  # for evaluation only, so another method's command names it
+NEVER_TRAINED = {"rn50_val"}  # evaluation only, so its command is for another method
 
 
 def name_of(path: Path) -> str:
@@ -28,7 +28,7 @@ def header(path: Path) -> dict[str, str]:
 
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_the_command_of_a_recipe_takes_that_recipe(path: Path) -> None:
+def test_the_command_of_a_recipe_uses_that_recipe(path: Path) -> None:
     found = header(path)
     program, script, *arguments = shlex.split(found["Run"])
     assert (program, script) == ("python", "tools/train.py")
@@ -40,15 +40,15 @@ def test_the_command_of_a_recipe_takes_that_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_a_recipe_says_what_it_is_in_one_line_and_names_its_source(path: Path) -> None:
+def test_a_recipe_has_a_one_line_summary_and_names_its_source(path: Path) -> None:
     found = header(path)
     assert found["what"].endswith(".")
-    assert len(found["what"]) <= 100  # what --help-trainer prints
+    assert len(found["what"]) <= 100  # printed by --help-trainer
     assert found["blank"] == ""
     assert re.search(r"https://|ours", found["Source"])
 
 
-def test_every_accuracy_to_expect_stands_in_the_results() -> None:
+def test_every_expected_accuracy_is_in_the_results() -> None:
     results = "".join(
         path.read_text(encoding="utf-8") for path in (FOLDER.parents[1] / "docs" / "results").glob("*.md")
     )

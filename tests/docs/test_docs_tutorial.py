@@ -1,4 +1,4 @@
-"""docs/tutorial.md: its commands run, one after the other, with fewer epochs."""
+"""docs/tutorial.md: its commands run in order, with fewer epochs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text(
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python tools/")]
 QUICK = ("OPTIM.MAX_EPOCH", "2", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WORKERS", "0")
-NEEDS_IMAGES = "mushrooms"  # the reader's own
+NEEDS_IMAGES = "mushrooms"  # the reader's own images
 
 
 @pytest.mark.slow
-def test_the_tutorials_commands_run_in_their_order(
+def test_the_commands_of_the_tutorial_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for line in COMMANDS:
-        # One shot count and seed, as tests/trainers/test_trainers_guide.py runs a whole sweep; one dataset of three.
+        # One number of shots, one seed and one dataset of three; tests/trainers/test_trainers_guide.py runs a sweep.
         short = line.replace("--shots 1 4 16 --seeds 1 2 3", "--shots 1 --seeds 1")
         _, path, *arguments = shlex.split(short.replace("shapesnetv2 shapesnetsketch shapesneta", "shapesnetv2"))
         if NEEDS_IMAGES in arguments:

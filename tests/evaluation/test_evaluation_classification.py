@@ -1,4 +1,4 @@
-"""The evaluator's numbers, log lines and files against the reference's and scikit-learn's."""
+"""The evaluator's numbers, log lines and files compared with the reference and scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path, per_class: bool = False, cmat: bool = False) -> CN:
 
 
 def case_of(golden: Any, name: str) -> tuple[dict[str, Any], torch.Tensor]:
-    """A case with its logits; the largest case has predictions only, from which logits are made."""
+    """A case with its logits; the largest case only has predictions, from which logits are constructed."""
     case, arrays = golden.json("dassl_protocol")["evaluator"][name], golden.npz("dassl_protocol")
     key = f"eval.{name}.logits"
     if key in arrays.files:
@@ -48,7 +48,7 @@ def evaluate(evaluator: Any, logits: torch.Tensor, labels: list[int], batch: int
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_results_are_the_references_in_its_order(golden: Any, tmp_path: Path, name: str) -> None:
+def test_results_equal_the_reference_in_order(golden: Any, tmp_path: Path, name: str) -> None:
     case, logits = case_of(golden, name)
     evaluator = Classification(config(tmp_path, per_class="perclass_accuracy" in case["order"]), NAMES)
     results = evaluate(evaluator, logits, case["labels"])
@@ -58,7 +58,9 @@ def test_results_are_the_references_in_its_order(golden: Any, tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_log_lines_are_the_references(golden: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+def test_evaluator_log_lines_equal_the_reference(
+    golden: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     case, logits = case_of(golden, name)
     cfg = config(tmp_path, per_class="perclass_accuracy" in case["order"], cmat="cmat" in case)
     with caplog.at_level(logging.INFO):
@@ -68,7 +70,9 @@ def test_log_lines_are_the_references(golden: Any, tmp_path: Path, caplog: pytes
 
 
 @pytest.mark.parametrize("name", ["perclass_cmat", "missing_class"])
-def test_the_confusion_matrix_file_is_the_references_and_loads_safely(golden: Any, tmp_path: Path, name: str) -> None:
+def test_the_confusion_matrix_file_equals_the_reference_and_loads_safely(
+    golden: Any, tmp_path: Path, name: str
+) -> None:
     case, logits = case_of(golden, name)
     evaluator = Classification(config(tmp_path, cmat=True), NAMES)
     evaluate(evaluator, logits, case["labels"])
@@ -79,14 +83,14 @@ def test_the_confusion_matrix_file_is_the_references_and_loads_safely(golden: An
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_predictions_are_the_references_for_ties_too(golden: Any, tmp_path: Path, name: str) -> None:
+def test_predictions_equal_the_reference_even_for_ties(golden: Any, tmp_path: Path, name: str) -> None:
     case, logits = case_of(golden, name)
     evaluator = Classification(config(tmp_path))
     evaluate(evaluator, logits, case["labels"])
     assert evaluator._y_pred == case["preds"]
 
 
-def test_random_results_are_scikit_learns(tmp_path: Path) -> None:
+def test_results_on_random_data_equal_scikit_learn(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(500, 20, generator=generator)
     labels = torch.randint(3, 17, (500,), generator=generator)  # labels 0-2 and 17-19 never occur
@@ -110,7 +114,7 @@ def test_the_per_class_table_is_always_available(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
-def test_results_are_independent_of_the_batch_size(golden: Any, tmp_path: Path, batch: int) -> None:
+def test_results_do_not_depend_on_the_batch_size(golden: Any, tmp_path: Path, batch: int) -> None:
     case, logits = case_of(golden, "plain")
     evaluator = Classification(config(tmp_path), NAMES)
     assert evaluate(evaluator, logits, case["labels"], batch) == evaluate(
@@ -118,7 +122,7 @@ def test_results_are_independent_of_the_batch_size(golden: Any, tmp_path: Path, 
     )
 
 
-def test_reset_forgets_the_former_split(tmp_path: Path) -> None:
+def test_reset_forgets_the_previous_split(tmp_path: Path) -> None:
     evaluator = Classification(config(tmp_path))
     evaluate(evaluator, torch.eye(3), [1, 2, 0])
     evaluator.reset()
@@ -136,27 +140,27 @@ def test_a_label_beyond_the_logits_counts_as_wrong(tmp_path: Path) -> None:
     assert results["accuracy"] == pytest.approx(200 / 3)
 
 
-def test_logits_that_are_not_finite_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_logits_that_are_not_finite_log_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logits = torch.eye(3)
     logits[1, 2] = float("nan")
     evaluate(Classification(config(tmp_path)), logits, [0, 1, 2])
     assert "1 of 3 rows of logits contain NaN or infinity" in caplog.text
 
 
-def test_evaluating_no_batch_is_refused(tmp_path: Path) -> None:
+def test_evaluating_without_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
         Classification(config(tmp_path)).evaluate()
 
 
-def test_calibration_error_by_hand() -> None:
-    """Bins of width 0.5: two right of two at 0.25 and 0.5, one right of two at 0.75 and 1.0."""
+def test_calibration_error_matches_a_hand_computed_example() -> None:
+    """Bins of width 0.5: two of two are right at 0.25 and 0.5, one of two at 0.75 and 1.0."""
     confidence = torch.tensor([0.25, 0.5, 0.75, 1.0])
     correct = torch.tensor([True, True, False, True])
     expected = 0.5 * abs(1.0 - 0.375) + 0.5 * abs(0.5 - 0.875)
     assert expected_calibration_error(confidence, correct, num_bins=2) == pytest.approx(expected)
 
 
-def test_a_calibrated_classifier_has_a_small_error_and_an_overconfident_one_its_gap() -> None:
+def test_calibration_error_is_small_if_calibrated_and_equals_the_gap_if_overconfident() -> None:
     generator = torch.Generator().manual_seed(0)
     confidence = torch.rand(100_000, generator=generator)
     correct = torch.rand(100_000, generator=generator) < confidence
@@ -174,7 +178,7 @@ def test_ece_is_computed_on_the_softmax_of_the_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_processing_a_batch_never_waits_for_the_gpu(golden: Any, tmp_path: Path) -> None:
+def test_processing_a_batch_does_not_synchronise_with_the_gpu(golden: Any, tmp_path: Path) -> None:
     case, logits = case_of(golden, "perclass_cmat")
     evaluator = Classification(config(tmp_path, cmat=True), NAMES)
     logits, labels = logits.cuda(), torch.tensor(case["labels"]).cuda()
@@ -186,7 +190,7 @@ def test_processing_a_batch_never_waits_for_the_gpu(golden: Any, tmp_path: Path)
     assert evaluator.evaluate()["accuracy"] == pytest.approx(case["results"]["accuracy"], rel=1e-12)
 
 
-def test_building_logs_the_name_and_lists_choices_for_a_wrong_one(
+def test_building_logs_the_name_and_an_unknown_name_lists_the_choices(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = config(tmp_path)
@@ -210,15 +214,15 @@ def test_a_plugin_registers_its_own_evaluator(tmp_path: Path, monkeypatch: pytes
     assert isinstance(build_evaluator(cfg), Own)
 
 
-def test_what_is_kept_of_batches_does_not_lie_among_their_logits() -> None:
-    """Or malloc could not use the memory of the logits again."""
+def test_stored_results_do_not_fragment_the_memory_of_the_logits() -> None:
+    """Otherwise, malloc could not reuse the memory of the logits."""
     evaluator = Classification(get_cfg_default())
     draw = torch.Generator().manual_seed(1)
     batches = [(torch.randn(size, 3, generator=draw), torch.arange(size) % 3) for size in (5, 1, 70_000, 7, 0, 9)]
     for logits, labels in batches:
         evaluator.process(logits, labels)
     pages = {part.untyped_storage().data_ptr() for batch in evaluator._waiting for part in batch}
-    assert len(pages) == 3 * 3  # labels, predictions and confidences, before, of and behind the large one
+    assert len(pages) == 3 * 3  # labels, predictions, confidences: before, in and after the large batch
     logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
     assert evaluator.evaluate()["accuracy"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert evaluator._y_true == labels.tolist()
@@ -226,5 +230,5 @@ def test_what_is_kept_of_batches_does_not_lie_among_their_logits() -> None:
     evaluator.reset()
     evaluator.process(*batches[0])
     assert evaluator._y_true == [0, 1, 2, 0, 1]
-    evaluator.process(*batches[1])  # fields were read in between
+    evaluator.process(*batches[1])  # after the fields were read
     assert evaluator._total == 6

@@ -1,4 +1,4 @@
-"""Evaluators that third parties have derived from Dassl's: they read its fields, or fill them themselves."""
+"""Third-party evaluators derived from Dassl's, which read its fields or fill them themselves."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dassl_lite.config import get_cfg_default
 from dassl_lite.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
-# Largest and second largest logit: right, right, wrong (2nd), right, wrong (neither).
+# Predictions: right, right, wrong (the second best is right), right, wrong (neither is right).
 LOGITS = torch.tensor([[3.0, 1, 0], [2, 0, 1], [3, 2, 0], [0, 1, 3], [3, 0, 2]])
 LABELS = torch.tensor([0, 0, 1, 2, 1])
 
 
 class Reading(Classification):
-    """Looks at the fields during the run and after it."""
+    """Reads the fields during the run and after it."""
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg, lab2cname=lab2cname, **kwargs)
@@ -37,12 +37,12 @@ class Reading(Classification):
         results = super().evaluate()
         table = {self._lab2cname[label]: list(found) for label, found in self._per_class_res.items()}
         pairs = list(zip(self._y_true, self._y_pred, strict=True))
-        self.told = {"table": table, "pairs": pairs, "kinds": {type(n) for pair in pairs for n in pair}}
+        self.fields = {"table": table, "pairs": pairs, "kinds": {type(n) for pair in pairs for n in pair}}
         return results
 
 
 class Counting(Classification):
-    """Counts the best two, and resets what it knows of."""
+    """Counts the top two predictions, and resets only the fields that Dassl has."""
 
     def reset(self):
         self._correct = 0
@@ -65,7 +65,7 @@ class Counting(Classification):
 
 
 class Resetting(Classification):
-    """Has a reset of its own over our process."""
+    """Overrides reset but not process."""
 
     reset = Counting.reset
 
@@ -80,7 +80,7 @@ def _registered() -> Iterator[None]:
 
 
 def run(name: str, per_class: bool = True) -> tuple[Any, Any]:
-    """The evaluator, built by name, and its results on its second split."""
+    """The evaluator, built by name, and its results on the second split that it sees."""
     cfg = get_cfg_default()
     cfg.TEST.EVALUATOR, cfg.TEST.PER_CLASS_RESULT = name, per_class
     evaluator = build_evaluator(cfg, lab2cname=NAMES)
@@ -92,28 +92,28 @@ def run(name: str, per_class: bool = True) -> tuple[Any, Any]:
     return evaluator, results
 
 
-def test_dassls_fields_hold_what_was_processed() -> None:
+def test_dassls_fields_contain_the_processed_batches() -> None:
     evaluator, results = run("Reading")
     assert evaluator.seen == [(2, 2), (3, 4), (3, 5)]
-    assert evaluator.told["table"] == {"cat": [1, 1], "dog": [0, 0], "owl": [1]}
-    assert evaluator.told["pairs"] == [(0, 0), (0, 0), (1, 0), (2, 2), (1, 0)]
-    assert evaluator.told["kinds"] == {int}
+    assert evaluator.fields["table"] == {"cat": [1, 1], "dog": [0, 0], "owl": [1]}
+    assert evaluator.fields["pairs"] == [(0, 0), (0, 0), (1, 0), (2, 2), (1, 0)]
+    assert evaluator.fields["kinds"] == {int}
     assert results["accuracy"] == pytest.approx(60.0)
 
 
 def test_the_per_class_field_is_none_unless_requested() -> None:
     evaluator, _ = run("Classification", per_class=False)
-    assert evaluator._per_class_res is None  # as Dassl's tests before it writes
+    assert evaluator._per_class_res is None  # Dassl's code checks this before writing
 
 
-def test_what_a_derived_evaluator_counts_is_evaluated() -> None:
+def test_counts_of_a_derived_evaluator_are_evaluated() -> None:
     evaluator, results = run("Counting")
-    assert results["accuracy"] == pytest.approx(80.0)  # the best two of each
-    assert results["macro_f1"] == pytest.approx(100 * (2 / 3 + 0 + 1) / 3)  # of the best one
+    assert results["accuracy"] == pytest.approx(80.0)  # from the top two predictions
+    assert results["macro_f1"] == pytest.approx(100 * (2 / 3 + 0 + 1) / 3)  # from the top prediction
     assert results["perclass_accuracy"] == pytest.approx(100 * (1 + 0.5 + 1) / 3)
     assert [(row["total"], row["correct"]) for row in evaluator.per_class] == [(2, 2), (2, 1), (1, 1)]
-    assert "ece" not in results  # its process says nothing of confidence
+    assert "ece" not in results  # its process records no confidences
 
 
-def test_a_derived_reset_forgets_the_former_split() -> None:
+def test_a_derived_reset_forgets_the_previous_split() -> None:
     assert run("Resetting")[1] == run("Classification")[1]

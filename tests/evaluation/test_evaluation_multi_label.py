@@ -1,4 +1,4 @@
-"""mAP and F1 of images with several classes, against scikit-learn, and the threshold that F1 takes."""
+"""mAP and F1 of images with several classes, compared with scikit-learn, and the threshold for F1."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluator(threshold: float | None = None, **test: Any) -> MultiLabelClassifi
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_average_precision_is_scikit_learns(ties: bool) -> None:
+def test_average_precision_equals_scikit_learn(ties: bool) -> None:
     logits, targets = made(ties=ties)
     found = average_precisions(logits, targets)
     for label in range(6):
@@ -51,14 +51,14 @@ def test_average_precision_is_scikit_learns(ties: bool) -> None:
     assert found[6].isnan()
 
 
-def test_classes_beyond_a_chunk_are_computed_too() -> None:
+def test_classes_beyond_the_first_chunk_are_computed() -> None:
     logits, targets = made(30, 150)
     parts = [average_precisions(logits[:, i : i + 1], targets[:, i : i + 1]) for i in range(150)]
     assert torch.allclose(average_precisions(logits, targets), torch.cat(parts), rtol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.7])
-def test_the_metrics_are_scikit_learns_over_the_classes_with_images(threshold: float) -> None:
+def test_metrics_equal_scikit_learn_over_classes_with_images(threshold: float) -> None:
     logits, targets = made()
     own = evaluator(threshold)
     for start in range(0, 80, 32):
@@ -83,7 +83,7 @@ def test_classes_without_images_are_left_out_and_reported(caplog: pytest.LogCapt
     assert own.per_class[0]["classname"] == "ant"
 
 
-def test_every_class_is_logged_if_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_class_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dassl_lite")
     own = evaluator(PER_CLASS_RESULT=True)
     own.process(*made())
@@ -98,7 +98,7 @@ def test_without_a_threshold_there_is_no_f1() -> None:
     assert list(own.evaluate()) == ["mAP"]
 
 
-def test_one_label_per_image_stands_for_its_class() -> None:
+def test_one_label_per_image_is_read_as_a_single_class() -> None:
     logits, labels = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 4
     one, several = evaluator(0.1), evaluator(0.1)
     one.process(logits, labels)
@@ -148,8 +148,8 @@ def test_no_other_threshold_has_a_higher_micro_f1(seed: int, ties: bool) -> None
 
 
 @pytest.mark.parametrize(("prior", "expected"), [(0.0, 0.0), (0.9, 0.9), (3.0, 0.25), (-2.0, 0.25)])
-def test_the_threshold_is_the_prior_where_that_lies_in_the_gap(prior: float, expected: float) -> None:
-    """Anything between -0.5 and 1.0 tells the classes apart."""
+def test_the_threshold_is_the_prior_if_it_lies_in_the_gap(prior: float, expected: float) -> None:
+    """Any threshold between -0.5 and 1.0 separates the classes."""
     scores, targets = torch.tensor([[2.0, 1.0], [-0.5, -1.0]]), torch.tensor([[True, True], [False, False]])
     assert best_threshold(scores, targets, prior) == expected
 

@@ -1,4 +1,4 @@
-"""Intervals, paired differences and rank tests, against scipy, published tables and worked examples."""
+"""Intervals, paired differences and rank tests, compared with scipy, published tables and worked examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(datasets: int = 9, methods: int = 4, seed: int = 0) -> np.ndarray:
     return rng.normal(70, 10, (datasets, 1)) + rng.normal(0, 2, (datasets, methods)) + np.arange(methods)
 
 
-def test_an_estimate_has_scipys_t_interval() -> None:
+def test_the_interval_of_an_estimate_equals_scipy() -> None:
     values = [61.2, 63.9, 60.1, 65.0]
     found = estimate(values)
     interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -38,20 +38,20 @@ def test_an_estimate_has_scipys_t_interval() -> None:
     assert estimate([60.0]).high == math.inf
 
 
-def test_a_function_of_means_has_the_jackknifes_interval() -> None:
+def test_a_function_of_means_has_a_jackknife_interval() -> None:
     rows = np.random.default_rng(1).normal([80.0, 60.0], [4.0, 9.0], (400, 2))
     one = estimate_of_means(rows[:, :1], lambda mean: mean)
     assert (one.mean, one.half) == pytest.approx((rows[:, 0].mean(), estimate(rows[:, 0]).half))
     found = estimate_of_means(rows, harmonic_mean)
     base, new = rows.mean(axis=0)
     assert found.mean == pytest.approx(2 * base * new / (base + new))
-    slopes = 2 * np.array([new, base]) ** 2 / (base + new) ** 2  # the delta method, which many rows come near
+    slopes = 2 * np.array([new, base]) ** 2 / (base + new) ** 2  # the delta method, a good approximation for many rows
     variance = slopes @ np.cov(rows.T) @ slopes / len(rows)
     assert found.half == pytest.approx(1.966 * variance**0.5, rel=0.01)
     assert estimate_of_means(rows[:1], harmonic_mean).half is None
 
 
-def test_a_paired_difference_is_that_of_the_shared_draws() -> None:
+def test_a_paired_difference_uses_only_shared_draws() -> None:
     first = {1: 70.0, 2: 75.0, 3: 71.0, 9: 0.0}
     second = {2: 74.0, 1: 68.0, 3: 70.5, 4: 100.0}
     found = paired(first, second)
@@ -65,7 +65,7 @@ def test_a_paired_difference_is_that_of_the_shared_draws() -> None:
     assert math.isnan(paired({1: 2.0, 2: 3.0}, {1: 1.0, 2: 2.0}).p)  # no spread, so no test
 
 
-def test_friedmans_test_is_scipys_with_and_without_ties() -> None:
+def test_friedmans_test_equals_scipy_with_and_without_ties() -> None:
     for scores in (table(), table(5, 3), np.round(table(12, 5) / 4)):
         found, expected = rank(scores), stats.friedmanchisquare(*scores.T)
         assert found.statistic == pytest.approx(expected.statistic)
@@ -88,7 +88,7 @@ NEMENYI = {
 
 
 @pytest.mark.parametrize("level", NEMENYI)
-def test_the_critical_difference_has_the_published_critical_values(level: float) -> None:
+def test_the_critical_difference_uses_the_published_critical_values(level: float) -> None:
     for methods, value in enumerate(NEMENYI[level], start=2):
         quantile = critical_difference(methods, 10, level) / math.sqrt(methods * (methods + 1) / 60)
         assert quantile == pytest.approx(value, abs=1.1e-3)
@@ -104,12 +104,12 @@ def test_the_worked_example_of_demsars_paper_is_reproduced() -> None:
     assert math.isnan(critical_difference(1, 5))
 
 
-def test_groups_of_methods_that_are_alike_contain_no_smaller_ones() -> None:
+def test_groups_of_similar_methods_are_maximal() -> None:
     assert alike((1.0, 1.2, 1.4, 3.0), 0.5) == [(0, 1, 2)]
     assert alike((1.0, 2.0, 3.0), 0.5) == []
 
 
-def test_wilcoxons_test_is_scipys_and_holm_corrects_for_the_number_of_methods() -> None:
+def test_wilcoxons_test_equals_scipy_with_holms_correction() -> None:
     scores = table()
     by_method = {f"m{k}": dict(enumerate(scores[:, k])) for k in range(4)}
     found = versus(by_method, "m0")
@@ -120,7 +120,7 @@ def test_wilcoxons_test_is_scipys_and_holm_corrects_for_the_number_of_methods() 
     assert found["m3"].wins + found["m3"].losses == 9
 
 
-def test_methods_are_compared_on_the_datasets_that_they_share() -> None:
+def test_methods_are_compared_on_shared_datasets() -> None:
     found = versus(
         {"a": {1: 5.0, 2: 6.0, 3: 7.0}, "b": {2: 7.0, 3: 8.0, 4: 1.0}, "c": {9: 1.0}, "d": {1: 5.0, 2: 6.0}}, "a"
     )
@@ -135,13 +135,13 @@ def test_holm_is_monotone_and_at_most_one() -> None:
     assert holm([]) == []
 
 
-def test_the_harmonic_mean_is_that_of_two_accuracies() -> None:
-    assert harmonic_mean(82.69, 63.22) == pytest.approx(71.66, abs=5e-3)  # CoOp over 11 datasets, as papers print it
+def test_the_harmonic_mean_matches_a_published_value() -> None:
+    assert harmonic_mean(82.69, 63.22) == pytest.approx(71.66, abs=5e-3)  # CoOp over 11 datasets, as published
     assert harmonic_mean(0.0, 0.0) == 0.0
 
 
 @pytest.mark.slow
-def test_the_permutation_test_of_a_rank_correlation_is_exact_for_few_pairs_and_near_it_for_many() -> None:
+def test_the_permutation_test_of_a_rank_correlation_is_exact_for_few_pairs_and_close_for_many() -> None:
     # Of the 24 pairings of four, two are monotone; with a tie in y, 4 of 24 are as far from zero as the one at hand.
     assert permutation_p([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(2 / 24)
     assert permutation_p([1, 2, 3, 4], [10, 20, 20, 40]) == pytest.approx(4 / 24)
@@ -153,7 +153,7 @@ def test_the_permutation_test_of_a_rank_correlation_is_exact_for_few_pairs_and_n
     assert permutation_p(x, y) == pytest.approx(exact.pvalue)
     x, y = rng.multivariate_normal([0, 0], [[1, 0.4], [0.4, 1]], 30).T
     assert permutation_p(x, y) == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.02)
-    assert permutation_p(range(12), range(12), draws=99) == 0.01  # drawn pairings leave room for doubt
+    assert permutation_p(range(12), range(12), draws=99) == 0.01  # the smallest p-value of 99 random pairings
     assert all(map(math.isnan, (permutation_p([1, 2], [1, 2]), permutation_p([1, 1, 1], [1, 2, 3]))))
 
 

@@ -1,4 +1,4 @@
-"""A page: one self-contained file that shows what it is given letter by letter."""
+"""A page: one self-contained file that shows its input verbatim."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def addresses(text: str) -> list[str]:
     return found
 
 
-def test_a_page_is_one_file_that_names_no_other(tmp_path: Path) -> None:
+def test_a_page_is_one_file_without_external_references(tmp_path: Path) -> None:
     base.write_page(a_page(), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
@@ -61,14 +61,14 @@ def test_a_page_is_one_file_that_names_no_other(tmp_path: Path) -> None:
     assert "<img src=x" not in text
 
 
-def test_a_page_holds_the_numbers_that_it_was_given() -> None:
+def test_a_page_contains_the_given_numbers() -> None:
     text = base.render(a_page())
     assert '<td class="n" data-v="60.04"><i style="width:60.0%"></i><span>60.0</span></td>' in text
     assert "<span>390</span>" in text
     assert "NaN" not in text.replace(str(base._plotly()), "")
 
 
-def test_arrays_are_compact_and_what_is_no_number_is_null() -> None:
+def test_arrays_are_compact_and_non_finite_numbers_are_null() -> None:
     read = json.loads(base.as_json({"a": np.array([[1, 2]], dtype=np.int64), "b": [float("inf"), np.float32(0.5)]}))
     assert read["b"] == [None, 0.5]
     assert (read["a"]["dtype"], read["a"]["shape"]) == ("i4", "1, 2")
@@ -89,7 +89,7 @@ def test_a_page_over_the_limit_is_refused_and_leaves_no_file(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_without_its_libraries_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_without_its_libraries_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     base._environment.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(UserError, match=r'--html needs jinja2: pip install "dassl-lite\[html\]"'):
@@ -98,7 +98,7 @@ def test_a_page_without_its_libraries_names_the_extra(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, tmp_path: Path) -> None:
+def test_a_browser_shows_a_page_without_errors_or_requests(browser: Any, tmp_path: Path) -> None:
     base.write_page(a_page(), path := tmp_path / "page.html")
     with opened(browser, path) as found:
         page = found.page
@@ -106,7 +106,7 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
         assert page.title() == HOSTILE
         assert HOSTILE in page.locator(".plot").first.inner_text()
 
-        # sorted by a click, filtered, leafed through
+        # sorting by a click, filtering, paging
         first = page.locator("tbody tr").first
         page.get_by_role("button", name="accuracy %").click()
         assert first.inner_text().startswith(HOSTILE)
@@ -114,11 +114,13 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
         assert first.inner_text().split("\t")[0] == "class 0"
         page.get_by_role("button", name="Next rows").click()
         assert page.locator(".count").inner_text() == "26 to 42 of 42"
-        assert page.locator("tbody tr").last.inner_text().startswith("nothing")  # without a number: last, either way
+        assert (
+            page.locator("tbody tr").last.inner_text().startswith("nothing")
+        )  # rows without a number come last in both directions
         page.get_by_label("Filter the rows").fill("CLASS 3")
         assert page.locator(".count").inner_text() == "11 of 42"
 
-        # a count under the mouse, and its card
+        # hovering shows a count, and its card
         plot = page.locator(".plot .nsewdrag").first
         box = plot.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
@@ -127,7 +129,7 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
         assert HOSTILE in page.locator("#_card").inner_text()
         assert page.evaluate("window.hit") is None
 
-        # no button that would send anything anywhere
+        # no button that would send data anywhere
         titles = "[...new Set([...document.querySelectorAll('.modebar-btn')].map(one => one.dataset.title))].length"
         assert page.evaluate(titles) == 6
         assert "Share" not in page.locator(".modebar-container").first.inner_html()
@@ -141,7 +143,7 @@ def test_a_browser_shows_a_page_without_a_complaint_or_a_request(browser: Any, t
 
 
 @pytest.mark.slow
-def test_a_page_fits_a_phone_and_follows_a_dark_system(browser: Any, tmp_path: Path) -> None:
+def test_a_page_fits_a_phone_and_follows_dark_mode(browser: Any, tmp_path: Path) -> None:
     base.write_page(a_page(), path := tmp_path / "page.html")
     with opened(browser, path, dark=True, size=PHONE) as found:
         assert found.page.evaluate("document.documentElement.dataset.theme") == "dark"

@@ -1,4 +1,4 @@
-"""report.py --html: the page of a run, and of two runs on the same images."""
+"""`report.py --html`: the page of a run, and of two runs on the same images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FEW = ("OPTIM.MAX_EPOCH", "3", "DATASET.FEATURES.VIEWS", "1", "DATALOADER.NUM_WO
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of TaskRes and one of ZeroshotCLIP on pictures whose classes and files have hostile names."""
+    """A folder with runs of TaskRes and ZeroshotCLIP on images whose classes and files have hostile names."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
@@ -69,7 +69,7 @@ def test_the_page_of_a_run_has_the_numbers_of_its_results(runs: Path) -> None:
     metrics = results["metrics"]["test"]
     assert f"<dd>{metrics['accuracy']:.2f} %</dd>" in text
     assert f"<dd>{metrics['ece']:.2f} %</dd>" in text
-    assert f"ECE is {metrics['ece']:.2f} %" in text  # of the diagram's own bins
+    assert f"ECE is {metrics['ece']:.2f} %" in text  # computed with the bins of the diagram
     assert f"<dd>{results['zero_shot_accuracy']:.2f} %</dd>" in text
     assert "Evaluated again" not in text
     table = text[text.index('id="per-class"') :]
@@ -83,7 +83,7 @@ def test_the_page_of_a_run_has_the_numbers_of_its_results(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_from_outside_are_text_on_a_page(runs: Path) -> None:
+def test_user_supplied_names_are_escaped_on_a_page(runs: Path) -> None:
     for name in ("run", "pair"):
         text = (runs / f"{name}.html").read_text(encoding="utf-8")
         assert "<script>window.hit" not in text
@@ -92,7 +92,7 @@ def test_names_from_outside_are_text_on_a_page(runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_on_a_page_makes_the_same_config(runs: Path) -> None:
+def test_the_command_on_a_page_gives_the_same_config(runs: Path) -> None:
     config = json.loads((runs / "TaskRes" / "results.json").read_text())["config"]
     words = shlex.split(command_of(config))
     assert words[:4] == ["dassl-lite", "train", "--trainer", "TaskRes"]
@@ -127,7 +127,7 @@ def test_a_browser_shows_the_page_of_a_run(browser: Any, runs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_pages_fit_a_phone_in_the_dark(browser: Any, runs: Path) -> None:
+def test_the_pages_fit_a_phone_in_dark_mode(browser: Any, runs: Path) -> None:
     for name in ("run", "pair"):
         with opened(browser, runs / f"{name}.html", dark=True, size=PHONE) as found:
             assert (found.complaints, found.requests, found.overflow()) == ([], [], 0), name
@@ -150,7 +150,7 @@ def test_the_page_of_two_runs_counts_what_changed(runs: Path) -> None:
 
 
 def answers(logits: Any, labels: Any, paths: list[str] | None = None, names: list[str] | None = None) -> RunOutputs:
-    """Outputs of a run of no method."""
+    """Outputs of a run, without a method."""
     logits = torch.as_tensor(logits, dtype=torch.float32)
     names = names or [f"class {label}" for label in range(logits.shape[1])]
     paths = [f"{n}.png" for n in range(len(logits))] if paths is None else paths
@@ -163,13 +163,13 @@ def answers(logits: Any, labels: Any, paths: list[str] | None = None, names: lis
 
 def test_changes_match_images_by_path_and_classes_by_name() -> None:
     first = answers([[1, 0], [1, 0], [0, 1], [0, 1]], [0, 1, 1, 0], ["a", "b", "c", "d"], ["cat", "dog"])
-    # The same images in another order, with the classes the other way round, and one more image.
+    # The same images in another order with the classes swapped, and one more image.
     second = answers(
         [[1, 0], [0, 1], [1, 0], [0, 1], [1, 0]], [1, 0, 0, 1, 0], ["d", "c", "b", "a", "e"], ["dog", "cat"]
     )
     found = changes(first, second)
-    assert found.gained.tolist() == [False, True, False, False]  # b: dog, taken for a cat before
-    assert found.lost.tolist() == [False, False, True, False]  # c: dog, now taken for a cat
+    assert found.gained.tolist() == [False, True, False, False]  # b: a dog, previously predicted as cat
+    assert found.lost.tolist() == [False, False, True, False]  # c: a dog, now predicted as cat
     assert verdict(found, ["A", "B"]) == (
         "B gets 1 image right that A gets wrong, and 1 wrong that the other gets right: +0.00 points of accuracy. By "
         "McNemar's exact test on these 2 images, the difference may be chance (p = 1.0000, level 0.05)."
@@ -190,7 +190,7 @@ def test_mcnemars_exact_test_is_twice_the_smaller_tail_of_a_binomial(lost: int, 
     assert mcnemar(lost, gained) == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_confused_classes_are_neighbours() -> None:
+def test_confused_classes_are_placed_next_to_each_other() -> None:
     counts = np.diag([8] * 8)
     pairs = [(0, 7), (1, 4), (2, 6)]
     for row, column in pairs:
@@ -200,13 +200,13 @@ def test_confused_classes_are_neighbours() -> None:
     assert [abs(order.index(row) - order.index(column)) for row, column in pairs] == [1, 1, 1]
 
 
-def test_a_long_curve_becomes_means_of_steps_side_by_side() -> None:
+def test_a_long_curve_is_thinned_to_means_of_adjacent_steps() -> None:
     steps, values = thinned(np.arange(1000), np.arange(1000.0), 100)
     assert len(steps) == 100
     assert values[:2].tolist() == [4.5, 14.5]
 
 
-def test_event_files_that_are_none_leave_a_page_without_curves(tmp_path: Path) -> None:
+def test_invalid_event_files_give_no_curves(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "missing") == {}
     (tmp_path / "events.out.tfevents.1").write_bytes(b"\x00" * 100 + b"not events")
     assert read_curves(tmp_path) == {}
@@ -228,7 +228,7 @@ def test_a_page_of_a_thousand_classes_stays_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_features_has_a_page_that_says_there_are_no_images(
+def test_the_page_of_a_run_on_features_says_that_there_are_no_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -250,7 +250,9 @@ def test_a_run_on_features_has_a_page_that_says_there_are_no_images(
     assert capsys.readouterr().err == 'Error: --html needs jinja2: pip install "dassl-lite[html]"\n'
 
 
-def test_a_page_of_what_is_no_run_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_of_a_folder_without_a_run_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = str(tmp_path / "page.html")
     assert run_tool(report.main, [str(tmp_path), str(tmp_path), "--html", page]) == 2
     assert f"'{tmp_path}' is not the folder of a run" in capsys.readouterr().err
@@ -258,13 +260,13 @@ def test_a_page_of_what_is_no_run_is_refused_in_a_line(tmp_path: Path, capsys: p
     assert "add --html FILE" in capsys.readouterr().err
 
 
-def test_a_page_of_multi_label_data_has_average_precisions_worst_first() -> None:
+def test_the_page_of_multi_label_data_lists_average_precisions_worst_first() -> None:
     found = answers([[3.0, -2, 1], [-1, 2, 0]], [[1, 0, 0], [0, 1, 1]], names=["cat", HOSTILE, "cow"])
     rows = [{"classname": "cat", "total": 1, "ap": 90.0}, {"classname": HOSTILE, "total": 0, "ap": None}]
     found.trainer.evaluator = SimpleNamespace(per_class=[*rows, {"classname": "cow", "total": 1, "ap": 12.5}])
     classes, pictures = multi_label_sections(found, Thumbnails(answers(found.logits, found.labels, [])))
     assert [row[0] for row in classes.parts[0].rows] == ["cow", "cat", HOSTILE]
     wrong, missed = (gallery.images[0] for gallery in pictures.parts)
-    assert (wrong.title, wrong.scores[1][0]) == ("cat", "cow")  # likely, and not there
+    assert (wrong.title, wrong.scores[1][0]) == ("cat", "cow")  # predicted as likely, but absent
     assert missed.title == f"{HOSTILE}, cow"
     assert HOSTILE not in base.render(base.Page("t", [classes, pictures]))

@@ -1,4 +1,4 @@
-"""`report.py SEARCH --html`: the page of a search shows its trials, and works in a browser."""
+"""`report.py SEARCH --html`: the page of a search shows its trials and works in a browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPACE = (
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve trials, of which the eighth is the best, one was broken off, and one failed."""
+    """Twelve trials: the eighth is the best, one was pruned, and one failed."""
     folder = tmp_path_factory.mktemp("search")
     shared: Any = {"dataset_file": "", "method_file": "", "flags": {}, "options": [], "allow_new_keys": False}
     study = commands.Study(Search("TaskRes", shared, SPACE, folder, trials=12))
@@ -64,7 +64,7 @@ def charts_in(text: str) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_page_has_the_numbers_of_the_search(search: Path, page: Path) -> None:
+def test_the_page_shows_the_numbers_of_the_search(search: Path, page: Path) -> None:
     found = read_search(search)
     assert found.space == SPACE
     assert found.best is not None
@@ -93,7 +93,7 @@ def test_the_page_has_the_numbers_of_the_search(search: Path, page: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_is_no_search_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_search_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(tmp_path), "--html", str(tmp_path / "page.html")]
     (tmp_path / commands.STORE).write_text("this is no database, though it has some length to it " * 9)
     assert run_tool(report.main, words) == 2

@@ -1,4 +1,4 @@
-"""`report.py --html`: the page of a sweep shows what the terminal says, and works in a browser."""
+"""`report.py --html`: the page of a sweep shows the tables of the terminal and works in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASE = {"TaskRes": 60.0, "CoOp": 57.0, HOSTILE: 8.0}
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods and zero-shot CLIP on two datasets with 1, 4 and 16 shots; one run has failed."""
+    """Three methods and zero-shot CLIP on two datasets with 1, 4 and 16 shots; one run failed."""
     root = tmp_path_factory.mktemp("page") / "sweep"
 
     def write(method: str, dataset: str, shots: int, seed: int, value: float) -> None:
@@ -58,7 +58,7 @@ def page(sweep: Path) -> Path:
     return path
 
 
-def test_a_text_with_a_number_is_sorted_by_it() -> None:
+def test_text_that_contains_a_number_is_sorted_by_it() -> None:
     table = Table(
         "", ["dataset", "4 shots", "p"], [["4 u", "61.50 ± 2.1", "< 0.001"], ["b", "-1,203.5", ""]], {(0, 1): BEST}
     )
@@ -71,7 +71,7 @@ def test_a_text_with_a_number_is_sorted_by_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_every_table_of_the_terminal_and_what_is_not_there(sweep: Path, page: Path) -> None:
+def test_the_page_has_every_table_of_the_terminal_and_the_missing_runs(sweep: Path, page: Path) -> None:
     made = make_report(sweep)
     text = page.read_text(encoding="utf-8")
     for table in made.tables:
@@ -90,7 +90,7 @@ def test_the_page_has_every_table_of_the_terminal_and_what_is_not_there(sweep: P
 
 
 @pytest.mark.slow
-def test_the_figures_of_the_page_have_the_numbers_of_the_report(sweep: Path) -> None:
+def test_the_figures_of_the_page_show_the_numbers_of_the_report(sweep: Path) -> None:
     made = make_report(sweep)
     shown = figures(made.cells)
     text = render(sweep_page(made, shown))
@@ -112,7 +112,7 @@ def test_a_browser_shows_the_page_of_a_sweep(browser: Any, page: Path) -> None:
         assert shown.evaluate("window.hit") is None
         assert HOSTILE in shown.locator(".plot").first.inner_text()
 
-        # what is hidden in the average is hidden in all panels, also after a change of colours
+        # hiding a method in the average hides it in all panels, even after switching between light and dark
         hidden = (
             "[...document.querySelectorAll('.plot')].slice(0, 3)"
             ".map(plot => plot.data.filter(trace => trace.visible === 'legendonly').length)"
