@@ -227,27 +227,30 @@ def _tar_info() -> type[tarfile.TarInfo]:
     """The members of one archive: their long names and attributes must be small, and no file sparse.
 
     tarfile reads both into memory whatever their size, follows a chain of them by recursion, and takes a damaged header
-    for the end of the archive.
+    for the end of the archive. Every version of Python calls the two methods overridden here for every header;
+    newer ones no longer call the public ``frombuf``.
     """
     chain = total = 0
 
     class SmallTarInfo(tarfile.TarInfo):
         @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> SmallTarInfo:
-            nonlocal chain, total
+        def fromtarfile(cls, archive: tarfile.TarFile) -> SmallTarInfo:
             try:
-                info = super().frombuf(buf, encoding, errors)
+                return super().fromtarfile(archive)
             except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
                 raise tarfile.ReadError(f"a damaged header ({error})") from error
-            is_header = info.type not in tarfile.SUPPORTED_TYPES or info.type in (
+
+        def _proc_member(self, archive: tarfile.TarFile) -> SmallTarInfo:
+            nonlocal chain, total
+            is_header = self.type not in tarfile.SUPPORTED_TYPES or self.type in (
                 tarfile.GNUTYPE_LONGNAME,
                 tarfile.GNUTYPE_LONGLINK,
             )
             chain = chain + 1 if is_header else 0
-            total += info.size if info.type == tarfile.XGLTYPE else 0
-            if is_header and (info.size > _MAX_HEADER or total > _MAX_GLOBALS or chain > _MAX_CHAIN):
-                raise tarfile.ReadError(f"a header of {info.size:,} bytes, {chain} in a row")
-            return info
+            total += self.size if self.type == tarfile.XGLTYPE else 0
+            if is_header and (self.size > _MAX_HEADER or total > _MAX_GLOBALS or chain > _MAX_CHAIN):
+                raise tarfile.ReadError(f"a header of {self.size:,} bytes, {chain} in a row")
+            return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
         def _refuse_sparse(self, *_: object) -> NoReturn:
             raise tarfile.ReadError("a sparse file, which no dataset needs")

@@ -84,6 +84,8 @@ def kept(parser: argparse.ArgumentParser) -> dict[str, Any]:
 def _kept(action: argparse.Action) -> dict[str, Any]:
     names = ("option_strings", "dest", "nargs", "default", "help", "metavar", "required")
     values = {name: getattr(action, name) for name in names}
+    if not action.option_strings and action.nargs in ("*", "?"):
+        values["required"] = False  # Python 3.13 says so, earlier versions do not
     if isinstance(action, argparse._SubParsersAction):
         return {**values, "parts": [_kept(part) for part in action._get_subactions()]}
     return {**values, "choices": None if action.choices is None else list(action.choices)}
