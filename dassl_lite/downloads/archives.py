@@ -250,7 +250,7 @@ def _tar_info() -> type[tarfile.TarInfo]:
             total += self.size if self.type == tarfile.XGLTYPE else 0
             if is_header and (self.size > _MAX_HEADER or total > _MAX_GLOBALS or chain > _MAX_CHAIN):
                 raise tarfile.ReadError(f"a header of {self.size:,} bytes, {chain} in a row")
-            return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+            return super()._proc_member(archive)  # type: ignore[misc]
 
         def _refuse_sparse(self, *_: object) -> NoReturn:
             raise tarfile.ReadError("a sparse file, which no dataset needs")
