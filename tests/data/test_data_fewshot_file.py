@@ -31,24 +31,24 @@ def toy(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def draw_file(tmp_path: Path) -> Path:
     return tmp_path / "toy" / "split_fewshot" / "shot_2-seed_1.json"
 
 
-def test_a_draw_is_saved_with_relative_paths_and_its_digest(toy: Any, kept: Path, tmp_path: Path) -> None:
+def test_a_draw_is_saved_with_relative_paths_and_its_digest(toy: Any, draw_file: Path, tmp_path: Path) -> None:
     dataset = toy()
-    content = json.loads(kept.read_text())
-    assert str(tmp_path) not in kept.read_text()
+    content = json.loads(draw_file.read_text())
+    assert str(tmp_path) not in draw_file.read_text()
     assert content["digest"] == dataset.fewshot_digest
     assert (content["dataset"], content["num_shots"], content["seed"]) == ("Toy", 2, 1)
     assert len(content["train"]) == 6
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]  # no partial file is left
+    assert [path.name for path in draw_file.parent.iterdir()] == [draw_file.name]  # no partial file is left
 
 
-def test_every_draw_has_its_own_digest(toy: Any, kept: Path) -> None:
+def test_every_draw_has_its_own_digest(toy: Any, draw_file: Path) -> None:
     first = toy().fewshot_digest
     assert toy().fewshot_digest == first
-    kept.unlink()
+    draw_file.unlink()
     random.seed(7)
     assert toy().fewshot_digest != first
     assert toy(NUM_SHOTS=-1).fewshot_digest == ""
@@ -74,30 +74,30 @@ def test_the_digest_does_not_depend_on_the_location_of_the_dataset(toy: Any, tmp
         ({"train": None}, "is corrupt"),
     ],
 )
-def test_a_foreign_or_modified_draw_is_refused(toy: Any, kept: Path, change: Any, message: str) -> None:
+def test_a_foreign_or_modified_draw_is_refused(toy: Any, draw_file: Path, change: Any, message: str) -> None:
     toy()
-    kept.write_text(json.dumps({**json.loads(kept.read_text()), **change}))
+    draw_file.write_text(json.dumps({**json.loads(draw_file.read_text()), **change}))
     with pytest.raises(UserError, match=f"{message}.*Delete it to draw again") as raised:
         toy()
-    assert str(kept) in str(raised.value)
+    assert str(draw_file) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_malformed_draw_is_refused(toy: Any, kept: Path) -> None:
+def test_a_malformed_draw_is_refused(toy: Any, draw_file: Path) -> None:
     toy()
-    kept.write_bytes(kept.read_bytes()[:100])
+    draw_file.write_bytes(draw_file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"cannot read .* as JSON.*Delete it to draw again"):
         toy()
 
 
-def test_a_given_draw_is_used(toy: Any, kept: Path, tmp_path: Path) -> None:
+def test_a_given_draw_is_used(toy: Any, draw_file: Path, tmp_path: Path) -> None:
     random.seed(5)
     expected = toy().train_x
     given = tmp_path / "mine.json"
-    kept.rename(given)
+    draw_file.rename(given)
     assert toy(FEWSHOT_FILE=str(given)).train_x == expected
     assert toy(FEWSHOT_FILE=str(given), NUM_SHOTS=-1).train_x == expected
-    assert not kept.exists()
+    assert not draw_file.exists()
     with pytest.raises(UserError, match=r"has num_shots 2, not 4\. Check DATASET\.FEWSHOT_FILE"):
         toy(FEWSHOT_FILE=str(given), NUM_SHOTS=4)
     with pytest.raises(UserError, match=r"cannot read .*none\.json.* Check DATASET\.FEWSHOT_FILE"):
@@ -121,7 +121,7 @@ LISTED = {  # images 0, 4 and 8 belong to classes 0, 1 and 2
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_a_published_list_of_images_is_a_draw(toy: Any, kept: Path, tmp_path: Path, name: str) -> None:
+def test_a_published_list_of_images_is_a_draw(toy: Any, draw_file: Path, tmp_path: Path, name: str) -> None:
     rows = [ROWS[0], ROWS[4], ROWS[8]]
     lines = [LISTED[name] % (tuple(row)[: LISTED[name].count("%")]) for row in rows]
     (tmp_path / name).write_text("\n\n".join(lines) + "\n")
@@ -131,7 +131,7 @@ def test_a_published_list_of_images_is_a_draw(toy: Any, kept: Path, tmp_path: Pa
     assert [item.label for item in dataset.train_x] == [0, 1, 2]
     assert dataset.fewshot_digest
     assert random.getstate() == before
-    assert not kept.parent.exists()
+    assert not draw_file.parent.exists()
 
 
 def test_classes_with_few_listed_images_are_named(toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +177,7 @@ def test_a_list_that_does_not_fit_the_split_is_refused(
 
 
 def test_a_draw_from_a_read_only_folder_is_saved_in_the_cache(
-    toy: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    toy: Any, draw_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write = splits.write_listing
 
@@ -188,9 +188,9 @@ def test_a_draw_from_a_read_only_folder_is_saved_in_the_cache(
 
     monkeypatch.setattr("dassl_lite.data.fewshot.write_listing", refuse)
     first = toy()
-    elsewhere = [path for path in cache_root().rglob(kept.name) if "Toy-" in str(path)]
+    elsewhere = [path for path in cache_root().rglob(draw_file.name) if "Toy-" in str(path)]
     assert elsewhere
-    assert not kept.exists()
+    assert not draw_file.exists()
     random.seed(99)
     assert toy().train_x == first.train_x  # found again in the cache
 
@@ -233,10 +233,10 @@ class PaperToy(DatasetBase):
     """Draws like the datasets of papers: from any global random generator, pickled for the next run."""
 
     def __init__(self, cfg: Any) -> None:
-        kept = Path(cfg.DATASET.ROOT) / "kept"
-        if not kept.exists():
+        pickled = Path(cfg.DATASET.ROOT) / "kept"
+        if not pickled.exists():
             random.random(), np.random.rand(), torch.rand(1)
-            kept.touch()
+            pickled.touch()
         super().__init__(train_x=[Datum("a.png", 0)], test=[Datum("b.png", 0)])
 
 

@@ -65,13 +65,13 @@ def pets(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def look(tmp_path: Path) -> Callable[..., Report]:
-    def look(name: str = "ToyPets", sources: dict[str, Source] = SOURCE) -> Report:
+def check(tmp_path: Path) -> Callable[..., Report]:
+    def check(name: str = "ToyPets", sources: dict[str, Source] = SOURCE) -> Report:
         cfg = get_cfg_default()
         cfg.DATASET.ROOT = str(tmp_path)
         return examine(name, cfg, sources)
 
-    return look
+    return check
 
 
 def counts(report: Report) -> dict[str, tuple]:
@@ -82,9 +82,9 @@ def everything(folder: Path) -> set[tuple[str, int]]:
     return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-def test_a_complete_dataset_passes_and_nothing_is_written(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_complete_dataset_passes_and_nothing_is_written(pets: Path, check: Callable[..., Report]) -> None:
     before = everything(pets)
-    report = look()
+    report = check()
     assert report.problems == []
     assert counts(report) == {"train": (12, 12, 0, 0), "val": (3, 3, 0, 0), "test": (6, 6, 0, 0)}
     assert (report.classes, report.split_file) == ("3 of 3", "present")
@@ -92,11 +92,11 @@ def test_a_complete_dataset_passes_and_nothing_is_written(pets: Path, look: Call
     assert [row[:4] for row in report.rows()][1:] == [["", "val", 3, 3], ["", "test", 6, 6]]
 
 
-def test_missing_images_are_counted_and_named(pets: Path, look: Callable[..., Report]) -> None:
+def test_missing_images_are_counted_and_named(pets: Path, check: Callable[..., Report]) -> None:
     for number in range(4):
         (pets / f"images/cat/train-{number}.jpg").unlink()
     (pets / "images/dog/test-1.jpg").unlink()
-    report = look()
+    report = check()
     assert counts(report)["train"] == (12, 8, 4, 0)
     assert counts(report)["test"] == (6, 5, 1, 0)
     assert len(report.problems) == 1
@@ -105,14 +105,14 @@ def test_missing_images_are_counted_and_named(pets: Path, look: Callable[..., Re
     assert "..." in report.problems[0]
 
 
-def test_a_class_without_images_is_named(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_class_without_images_is_named(pets: Path, check: Callable[..., Report]) -> None:
     shutil.rmtree(pets / "images/emu")
-    report = look()
+    report = check()
     assert report.classes == "2 of 3"
     assert "classes without images: 1 ('emu')" in report.problems
 
 
-def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, look: Callable[..., Report]) -> None:
+def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, check: Callable[..., Report]) -> None:
     (pets / "images/cat/train-0.jpg").write_bytes(b"")
     (pets / "images/cat/train-1.jpg").unlink()
     (pets / "images/cat/train-1.jpg").symlink_to("nowhere.jpg")
@@ -120,23 +120,23 @@ def test_empty_files_dangling_links_and_folders_are_not_images(pets: Path, look:
     (pets / "images/cat/train-2.jpg").mkdir()
     (pets / "images/cat/train-3.jpg").rename(pets / "real.jpg")
     (pets / "images/cat/train-3.jpg").symlink_to(pets / "real.jpg")
-    report = look()
+    report = check()
     assert counts(report)["train"] == (12, 9, 1, 2)
     assert sorted(problem.partition(":")[0] for problem in report.problems) == ["empty", "missing", "not a file"]
 
 
 def test_files_without_permission_are_unreadable(
-    pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    pets: Path, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Simulated, since root may read everything."""
     monkeypatch.setattr(os, "access", lambda path, mode: "cat/train" not in str(path))
-    report = look()
+    report = check()
     assert counts(report)["train"] == (12, 8, 0, 4)
     assert report.problems[0].startswith("no permission: 4 (")
 
 
 def test_folders_that_cannot_be_listed_are_unreadable_and_the_others_are_still_checked(
-    pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    pets: Path, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scandir = os.scandir
 
@@ -147,47 +147,47 @@ def test_folders_that_cannot_be_listed_are_unreadable_and_the_others_are_still_c
 
     next((pets / "images" / "dog").glob("train-*")).unlink()
     monkeypatch.setattr(os, "scandir", refusing)
-    report = look()
+    report = check()
     assert counts(report)["train"] == (12, 7, 1, 4)
     assert any(problem.startswith("no permission: ") for problem in report.problems)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_without_permission_is_unreadable(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_folder_without_permission_is_unreadable(pets: Path, check: Callable[..., Report]) -> None:
     (pets / "images/cat").chmod(0)
     try:
-        assert counts(look())["train"] == (12, 8, 0, 4)
+        assert counts(check())["train"] == (12, 8, 0, 4)
     finally:
         (pets / "images/cat").chmod(0o755)
 
 
-def test_a_split_that_differs_from_the_published_size_is_reported(pets: Path, look: Callable[..., Report]) -> None:
-    report = look(sources={"ToyPets": Source("pets", (), (13, 3, 6), 4)})
+def test_a_split_that_differs_from_the_published_size_is_reported(pets: Path, check: Callable[..., Report]) -> None:
+    report = check(sources={"ToyPets": Source("pets", (), (13, 3, 6), 4)})
     assert "train has 12 images, but should have 13" in report.problems
     assert "4 classes expected, found 3" in report.problems
 
 
-def test_a_missing_official_split_file_is_a_problem(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_missing_official_split_file_is_a_problem(pets: Path, check: Callable[..., Report]) -> None:
     (pets / "split.json").unlink()
-    report = look()
+    report = check()
     assert report.split_file == "missing"
     assert report.problems[0] == f"no split file '{pets / 'split.json'}'"
     assert counts(report)["train"] == (12, None, None, None)
 
 
-def test_a_malformed_split_file_is_reported(pets: Path, look: Callable[..., Report]) -> None:
+def test_a_malformed_split_file_is_reported(pets: Path, check: Callable[..., Report]) -> None:
     (pets / "split.json").write_text("{")
-    assert "as JSON" in look().problems[0]
+    assert "as JSON" in check().problems[0]
 
 
-def test_a_missing_dataset_is_reported(look: Callable[..., Report], tmp_path: Path) -> None:
-    report = look()
+def test_a_missing_dataset_is_reported(check: Callable[..., Report], tmp_path: Path) -> None:
+    report = check()
     assert report.problems == [f"there is no folder '{tmp_path / 'pets/images'}'"]
     assert counts(report)["train"] == (12, 0, 12, 0)
 
 
-def test_a_dataset_in_another_layout_is_also_checked(pets: Path, look: Callable[..., Report]) -> None:
-    report = look("Plain")
+def test_a_dataset_in_another_layout_is_also_checked(pets: Path, check: Callable[..., Report]) -> None:
+    report = check("Plain")
     assert counts(report) == {"train": (2, 1, 1, 0), "test": (2, 1, 1, 0)}
 
 
@@ -229,7 +229,7 @@ def test_a_real_dataset_in_the_real_layout_is_checked(shared: Path, tmp_path: Pa
 
 
 def test_each_folder_is_listed_once_and_no_file_is_opened(
-    pets: Path, look: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    pets: Path, check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So checking a hundred thousand files takes seconds, even on a network drive."""
     listed, opened = Counter[str](), []
@@ -246,7 +246,7 @@ def test_each_folder_is_listed_once_and_no_file_is_opened(
     monkeypatch.setattr(os, "scandir", counting_scandir)
     monkeypatch.setattr(io, "open", recording_open)  # called by pathlib
     monkeypatch.setattr("builtins.open", recording_open)
-    report = look()
+    report = check()
     assert report.problems == []
     assert listed == {str(pets / "images" / name): 1 for name in CLASSES}
     assert [path for path in opened if "images" in path] == []

@@ -22,13 +22,13 @@ def nonsense(meta: dict[str, Any]) -> dict[str, bytes]:
     rows = meta["rows"]
     changed = {
         "width 0": {**meta, "rows": {**rows, "width": 0}},
-        "width text": {**meta, "rows": {**rows, "width": "4"}},
-        "unknown type": {**meta, "rows": {**rows, "dtype": "float31"}},
+        "width as string": {**meta, "rows": {**rows, "width": "4"}},
+        "unknown dtype": {**meta, "rows": {**rows, "dtype": "float31"}},
         "no rows": {key: value for key, value in meta.items() if key != "rows"},
         "list": [meta],
     }
     whole = json.dumps(meta).encode()
-    cut = {"empty": b"", "cut": whole[: len(whole) // 2], "zeros": bytes(len(whole)), "no text": b"\xff\xfe"}
+    cut = {"empty": b"", "cut": whole[: len(whole) // 2], "zeros": bytes(len(whole)), "not text": b"\xff\xfe"}
     return {**cut, **{name: json.dumps(value).encode() for name, value in changed.items()}}
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_store_that_another_process_replaces_during_reading_is_used(
     assert encoder.seen == []
 
 
-@pytest.mark.parametrize("how", ["shorter", "gone", "closed"])
+@pytest.mark.parametrize("how", ["truncated", "deleted", "unreadable"])
 def test_rows_that_become_unreadable_are_extracted_again(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,9 +152,9 @@ def test_rows_that_become_unreadable_are_extracted_again(
     real = shards.np.memmap
 
     def memmap(path: Path, *given: Any, **named: Any) -> Any:  # between reading the index and reading the rows
-        if how == "closed":
+        if how == "unreadable":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        if how == "gone":
+        if how == "deleted":
             rows.unlink()
         else:
             os.truncate(rows, 20)

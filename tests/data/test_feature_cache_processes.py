@@ -42,13 +42,13 @@ def together(size: int, work: Callable[[ProcessGroup], Any]) -> list[Any]:
     """The result or exception of ``work`` in each of ``size`` threads."""
     meeting, found = Meeting(size), [None] * size
 
-    def one(rank: int) -> None:
+    def run_rank(rank: int) -> None:
         try:
             found[rank] = work(Thread(rank, meeting))
         except Exception as error:  # noqa: BLE001
             found[rank] = error
 
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:

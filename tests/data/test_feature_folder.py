@@ -47,7 +47,7 @@ def content(views: int = 2, train: int = 40, test: int = 35) -> FeatureFile:
 
 
 @pytest.fixture
-def both(tmp_path: Path) -> tuple[Path, Path]:
+def file_and_folder(tmp_path: Path) -> tuple[Path, Path]:
     write_feature_file(content(), tmp_path / "one.npz")
     write_feature_folder(content(), tmp_path / "many", rows=7)
     return tmp_path / "one.npz", tmp_path / "many"
@@ -65,19 +65,19 @@ def outcome(file: Path, output: Path, trainer: str, *options: str) -> dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["TaskRes", "LinearProbe", "TipAdapter", "ZeroshotCLIP"])
 def test_a_method_gives_the_same_results_on_shards_as_on_a_file(
-    both: tuple[Path, Path], tmp_path: Path, trainer: str
+    file_and_folder: tuple[Path, Path], tmp_path: Path, trainer: str
 ) -> None:
     few = () if trainer == "ZeroshotCLIP" else ("--shots", "4")
     few += ("OPTIM.MAX_EPOCH", "2") if trainer in ("TaskRes", "LinearProbe") else ()
-    one, many = (outcome(file, tmp_path / f"run-{n}", trainer, *few) for n, file in enumerate(both))
+    one, many = (outcome(file, tmp_path / f"run-{n}", trainer, *few) for n, file in enumerate(file_and_folder))
     assert one == many
     assert one
-    for n, file in enumerate(both):  # also when evaluated again
+    for n, file in enumerate(file_and_folder):  # also when evaluated again
         assert evaluate(["--model-dir", str(tmp_path / f"run-{n}"), "--data", str(file)]) == 0
 
 
-def test_a_folder_has_the_same_content_as_the_file(both: tuple[Path, Path]) -> None:
-    one, many = map(read_feature_file, both)
+def test_a_folder_has_the_same_content_as_the_file(file_and_folder: tuple[Path, Path]) -> None:
+    one, many = map(read_feature_file, file_and_folder)
     for name, part in one.parts.items():
         shards = many.parts[name]
         assert np.array_equal(part.views, np.asarray(shards.views))
@@ -144,10 +144,10 @@ def test_a_row_of_nan_is_named_when_it_is_read(tmp_path: Path) -> None:
         views.take(np.arange(35))
 
 
-def test_items_of_a_folder_are_created_lazily(both: tuple[Path, Path]) -> None:
+def test_items_of_a_folder_are_created_lazily(file_and_folder: tuple[Path, Path]) -> None:
     load_plugins()
     found = []
-    for file in both:
+    for file in file_and_folder:
         cfg = get_cfg_default()
         cfg.DATASET.NAME, cfg.DATASET.FILE = "Features", str(file)
         found.append(build_dataset(cfg))

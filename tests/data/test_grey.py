@@ -31,8 +31,8 @@ KINDS: dict[str, tuple[str, Any]] = {
     "0 to 255": ("tif", STEPS.astype(np.float32)),
     "0 to 65535": ("tif", (STEPS * 257).astype(np.float32)),
     "-1 to 1": ("tif", (STEPS / 127.5 - 1).astype(np.float32)),
-    "negative whole numbers": ("tif", (STEPS * 10 - 1000).astype(np.int32)),
-    "a range of its own": ("tif", (STEPS * 20.0 - 1000).astype(np.float32)),
+    "negative integers": ("tif", (STEPS * 10 - 1000).astype(np.int32)),
+    "an unusual range": ("tif", (STEPS * 20.0 - 1000).astype(np.float32)),
 }
 
 

@@ -34,23 +34,23 @@ def described(descr: object, shape: object) -> str:
 
 MEMBERS = {
     "a shape of terabytes": npy(described("<f4", (10**6, 10**6)), b"\0" * 64),
-    "a shape beyond all numbers": npy(described("<f4", (2**62, 2**62))),
-    "a shape below zero": npy(described("<f4", (-1, 4)), b"\0" * 64),
-    "a shape of texts": npy(described("<f4", ("a",))),
-    "a shape that is none": npy(described("<f4", None)),
+    "an overflowing shape": npy(described("<f4", (2**62, 2**62))),
+    "a negative shape": npy(described("<f4", (-1, 4)), b"\0" * 64),
+    "a shape of strings": npy(described("<f4", ("a",))),
+    "an invalid shape": npy(described("<f4", None)),
     "too much content": npy(described("<f4", (1, 4)), b"\0" * 64),
     "too little content": npy(described("<f4", (9, 4)), b"\0" * 16),
-    "a type that is none": npy(described("<q9", (1, 4))),
+    "an invalid dtype": npy(described("<q9", (1, 4))),
     "objects": npy(described("|O", (1,)), b"\x80\x02N."),
     "fields": npy(described([("a", "<f4")], (1,)), b"\0" * 4),
-    "an enormous type": npy(described("|S2147483647", (10,)), b"\0"),
+    "an enormous dtype": npy(described("|S2147483647", (10,)), b"\0"),
     "code in the header": npy("__import__('os').system('true')"),
     "a deep header": npy("(" * 5000),
     "a header of a megabyte": npy(" " * 1_000_000, version=b"\2\0"),
-    "a header cut short": b"\x93NUMPY\1\0\xff\xff{",
-    "a version that is none": npy(described("<f4", (1, 4)), b"\0" * 16, b"\7\0"),
+    "a truncated header": b"\x93NUMPY\1\0\xff\xff{",
+    "an invalid version": npy(described("<f4", (1, 4)), b"\0" * 16, b"\7\0"),
     "text": b"hello",
-    "nothing": b"",
+    "empty": b"",
 }
 
 
@@ -104,18 +104,18 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
 
 
 TEXTS: dict[str, Any] = {
-    "half a character": np.array(["cat", "\ud800", "dog"]),
-    "no character": np.array([0x63, 0x7FFFFFFF, 0x64], dtype="<u4").view("<U1"),
+    "a lone surrogate": np.array(["cat", "\ud800", "dog"]),
+    "an invalid code point": np.array([0x63, 0x7FFFFFFF, 0x64], dtype="<u4").view("<U1"),
     "bytes": np.array([b"a", b"b", b"c"]),
     "numbers": np.array([1, 2, 3]),
     "a table": np.array([["a", "b", "c"]]),
-    "one text": np.array("abc"),
-    "nothing": np.array([], dtype="<U3"),
-    "texts without length": np.array(["", "", ""], dtype="<U0"),
+    "a single string": np.array("abc"),
+    "empty": np.array([], dtype="<U3"),
+    "strings of zero length": np.array(["", "", ""], dtype="<U0"),
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TEXTS if kind != "texts without length"])
+@pytest.mark.parametrize("kind", [kind for kind in TEXTS if kind != "strings of zero length"])
 def test_classnames_that_are_not_strings_are_refused(tmp_path: Path, kind: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays(classnames=TEXTS[kind]))
     refused(tmp_path / "x.npz", "the array classnames|classnames")
@@ -141,7 +141,7 @@ def test_labels_without_a_class_are_refused(tmp_path: Path, labels: Any) -> None
     refused(tmp_path / "x.npz", "test_labels")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "an .npy", "nothing", "a half"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "an .npy", "empty", "truncated"])
 def test_a_path_that_is_not_an_array_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.npz"
     if kind == "pipe":
@@ -151,7 +151,7 @@ def test_a_path_that_is_not_an_array_file_is_refused(tmp_path: Path, kind: str) 
     elif kind.startswith("/"):
         path.symlink_to(kind)
     else:
-        path.write_bytes({"an .npy": MEMBERS["a shape of terabytes"], "nothing": b""}.get(kind, stored()[:2000]))
+        path.write_bytes({"an .npy": MEMBERS["a shape of terabytes"], "empty": b""}.get(kind, stored()[:2000]))
     refused(path)
 
 

@@ -48,14 +48,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
 
 
-def picture(number: int) -> bytes:
+def png_bytes(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (number % 256, number // 256, 9)).save(file, "PNG")
     return file.getvalue()
 
 
 def sample(number: int, label: bytes | None = None) -> Sample:
-    return f"{number:04}", {"png": picture(number), "cls": label or str(number % 3).encode()}
+    return f"{number:04}", {"png": png_bytes(number), "cls": label or str(number % 3).encode()}
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_of_shards_is_recognised_unless_it_also_contains_images(tmp_pat
     assert (dataset_at(folder), dataset_at(folder / "test-000.tar")) == ("WebDataset", "WebDataset")
     assert own_data(str(folder)) == {"DATASET.NAME": "WebDataset", "DATASET.ROOT": str(folder)}
     (folder / "images" / "ant").mkdir(parents=True)
-    (folder / "images" / "ant" / "0.PNG").write_bytes(picture(0))
+    (folder / "images" / "ant" / "0.PNG").write_bytes(png_bytes(0))
     assert (dataset_at(folder), own_data(str(folder))["DATASET.NAME"]) == ("", "ImageFolder")
     (table := tmp_path / "tables" / "train").mkdir(parents=True)
     (table / "0.parquet").touch()
@@ -166,7 +166,7 @@ def test_brace_ranges_and_keys_name_the_shards_of_each_split(tmp_path: Path) -> 
 
 def test_labels_may_be_names_and_stored_in_json(tmp_path: Path) -> None:
     def named(n: int) -> Sample:
-        return f"{n:03}", {"png": picture(n), "json": json.dumps({"classname": NAMES[n % 3], "label": n}).encode()}
+        return f"{n:03}", {"png": png_bytes(n), "json": json.dumps({"classname": NAMES[n % 3], "label": n}).encode()}
 
     shard(tmp_path / "train.tar", map(named, range(9)))
     shard(tmp_path / "test.tar", map(named, range(9)))
@@ -243,31 +243,31 @@ def link(archive: tarfile.TarFile) -> None:
 
 
 WRONG: dict[str, tuple[Spoil, str]] = {
-    "no label": (lambda one: add(one, "0900.png", picture(1)), "sample '0900' has no label"),
-    "empty label": (lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b" "))[0], "has no label"),
+    "no label": (lambda one: add(one, "0900.png", png_bytes(1)), "sample '0900' has no label"),
+    "empty label": (lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b" "))[0], "has no label"),
     "no image": (lambda one: add(one, "0900.cls", b"1"), "sample '0900' has a label and no image"),
-    "twice": (lambda one: add(one, "0003.png", picture(3)), "has the key '0003.png' twice"),
-    "escapes": (lambda one: add(one, "../0900.png", picture(3)), "has a path that leaves the shard"),
-    "absolute": (lambda one: add(one, "/tmp/0900.png", picture(3)), "has a path that leaves the shard"),
-    "inner": (lambda one: add(one, "a/../../0900.png", picture(3)), "has a path that leaves the shard"),
-    "drive": (lambda one: add(one, "C:0900.png", picture(3)), "has a path that leaves the shard"),
+    "twice": (lambda one: add(one, "0003.png", png_bytes(3)), "has the key '0003.png' twice"),
+    "escapes": (lambda one: add(one, "../0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "absolute": (lambda one: add(one, "/tmp/0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "inner": (lambda one: add(one, "a/../../0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "drive": (lambda one: add(one, "C:0900.png", png_bytes(3)), "has a path that leaves the shard"),
     "link": (link, "member '0900.png' is a link"),
     "hard link": (lambda one: add(one, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
     "device": (lambda one: add(one, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
     "class": (
-        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b"7"))[0],
+        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b"7"))[0],
         "sample '0900' has the label 7, which is none of the 3 classes",
     ),
     "json": (
-        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.json", b"[" * 100_000))[0],
+        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.json", b"[" * 100_000))[0],
         "sample '0900' has a damaged .json",
     ),
     "negative": (
-        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.cls", b"-1"))[0],
+        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b"-1"))[0],
         "sample '0900' has the label -1",
     ),
     "images": (
-        lambda one: (add(one, "0900.png", picture(1)), add(one, "0900.mask.png", picture(1)))[0],
+        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.mask.png", png_bytes(1)))[0],
         "has several images (mask.png, png); DATASET.SHARDS.IMAGE",
     ),
 }
@@ -348,7 +348,7 @@ def test_shards_with_only_training_data_are_split(tmp_path: Path) -> None:
 
 def test_labels_and_extensions_of_other_programs_are_read(tmp_path: Path) -> None:
     def odd(n: int) -> Sample:
-        return f"{n:04}", {"PNG": picture(n), "jpg": picture(n), "cls": b"\xef\xbb\xbf%d\r\n" % (n % 3)}
+        return f"{n:04}", {"PNG": png_bytes(n), "jpg": png_bytes(n), "cls": b"\xef\xbb\xbf%d\r\n" % (n % 3)}
 
     for name, numbers in (("train", range(12)), ("test", range(100, 106))):
         shard(tmp_path / f"data/{name}.tar", map(odd, numbers))
@@ -472,7 +472,7 @@ def parquet(path: Path, numbers: Iterable[int], **columns: Any) -> Path:
     from pyarrow import parquet as files
 
     numbers = list(numbers)
-    table = {"image": [{"bytes": picture(n), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
+    table = {"image": [{"bytes": png_bytes(n), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_table(arrow.table({**table, **columns}), path, row_group_size=5)
     return path
@@ -505,7 +505,7 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
     before = sys.modules.get("datasets")
     with hugging_face() as library:
         features = library.Features({"kind": library.ClassLabel(names=list(NAMES)), "photo": library.Image()})
-        rows = {"kind": [n % 3 for n in range(12)], "photo": [{"bytes": picture(n), "path": None} for n in range(12)]}
+        rows = {"kind": [n % 3 for n in range(12)], "photo": [{"bytes": png_bytes(n), "path": None} for n in range(12)]}
         table = library.Dataset.from_dict(rows, features=features)
         library.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "saved"))
     assert sys.modules.get("datasets") in (before, library)
@@ -521,7 +521,7 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
         load(tmp_path / "own", "HFDataset", SHARDS__LABEL="nothing")
     for part in ("train", "test"):
         arrow = pytest.importorskip("pyarrow")
-        table = {"image": [{"bytes": picture(n), "path": None} for n in range(3)], "shade": [0, 1, 2]}
+        table = {"image": [{"bytes": png_bytes(n), "path": None} for n in range(3)], "shade": [0, 1, 2]}
         (tmp_path / "other").mkdir(exist_ok=True)
         pytest.importorskip("pyarrow.parquet").write_table(arrow.table(table), tmp_path / f"other/{part}.parquet")
     with pytest.raises(UserError, match=r"no column of labels found; DATASET.SHARDS.LABEL names it: image, shade"):
@@ -530,7 +530,7 @@ def test_class_names_and_columns_come_from_the_table_or_the_user(tmp_path: Path)
 
 @pytest.mark.slow
 def test_invalid_rows_and_files_are_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    images = [{"bytes": picture(n), "path": None} for n in (0, 1, 2, 2)] + [{"bytes": None, "path": "/etc/hostname"}]
+    images = [{"bytes": png_bytes(n), "path": None} for n in (0, 1, 2, 2)] + [{"bytes": None, "path": "/etc/hostname"}]
     parquet(tmp_path / "a/train.parquet", range(5), image=images, label=[0, 1, None, 2, 0])
     parquet(tmp_path / "a/test.parquet", range(6))
     with pytest.raises(UserError, match=r"row 2: column 'label' has no label.* \(and 1 more\)"):
@@ -567,7 +567,7 @@ def test_class_names_that_are_not_a_list_of_names_are_refused(tmp_path: Path, na
 def test_a_key_is_a_file_name_only_if_it_is_plain(key: str, plain: bool) -> None:
     from dassl_lite.data.sharded import hugging_face
 
-    rows = [{"image": {"bytes": picture(1)}, "label": 1, "key": key}]
+    rows = [{"image": {"bytes": png_bytes(1)}, "label": 1, "key": key}]
     file, problems = io.BytesIO(), []
     (record,) = hugging_face._records(rows, "image", "label", "key", file, "mine", problems, [])
     name = record.name.rpartition("/")[2]

@@ -28,7 +28,7 @@ def block(language: str) -> str:
 
 
 @pytest.fixture
-def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def guide_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the guide's two files and three of its classes, each as noise of one colour."""
     (tmp_path / "resisc45.py").write_text(block("python"))
     (tmp_path / "resisc45.yaml").write_text(block("yaml"))
@@ -52,23 +52,23 @@ def command(line: str) -> int:
 
 
 @pytest.mark.slow
-def test_the_guides_commands_check_train_on_and_evaluate_the_dataset(followed, capsys):
+def test_the_guides_commands_check_train_on_and_evaluate_the_dataset(guide_folder, capsys):
     check, train, evaluate = block("bash").splitlines()
     assert [command(line) for line in (train, evaluate, check)] == [0, 0, 0], capsys.readouterr().err
-    kept = json.loads((followed / "output" / "resisc45" / "results.json").read_text())
+    kept = json.loads((guide_folder / "output" / "resisc45" / "results.json").read_text())
     accuracy = kept["metrics"]["test"]["accuracy"]
     assert accuracy > 90  # three colours are easy to separate
     assert kept["split_sizes"]["train"] == 4 * len(COLOURS)
     out = capsys.readouterr().out
     assert re.search(rf"RESISC45 +{accuracy:.2f} .* 3 of 3", out)
     assert "1 of 1 in order" in out
-    split = json.loads((followed / "DATA" / "resisc45" / "split_RESISC45.json").read_text())
+    split = json.loads((guide_folder / "DATA" / "resisc45" / "split_RESISC45.json").read_text())
     assert {name for _, _, name in split["train"]} == {"airplane", "baseball diamond", "sea ice"}
     assert [len(split[part]) for part in ("train", "val", "test")] == [30, 12, 18]
-    assert (followed / "DATA" / "resisc45" / "split_fewshot" / "shot_4-seed_1.json").is_file()
+    assert (guide_folder / "DATA" / "resisc45" / "split_fewshot" / "shot_4-seed_1.json").is_file()
 
 
-def test_the_check_works_before_the_first_run(followed, capsys):
+def test_the_check_works_before_the_first_run(guide_folder, capsys):
     assert command(block("bash").splitlines()[0]) == 0, capsys.readouterr().out
     assert "1 of 1 in order" in capsys.readouterr().out
 

@@ -216,21 +216,21 @@ def test_the_users_template_is_used(root: Path) -> None:
 
 # Folders, each with 10 images -> (training, validation, test) images and class names.
 LAYOUTS: dict[str, tuple[list[str], tuple[int, int, int], list[str]]] = {
-    "sub-folders of a class": (["ant/2019", "ant/2020/spring", "bee"], (15, 6, 9), ["ant", "bee"]),
-    "images at two depths of a class": (["ant", "ant/more", "bee"], (15, 6, 9), ["ant", "bee"]),
-    "capital splits": (["Train/a", "Train/b", "Val/a", "Test/a", "Test/b"], (20, 10, 20), ["a", "b"]),
-    "other names of splits": (["training/a", "VALIDATION/a", "testing/a"], (10, 10, 10), ["a"]),
+    "subfolders of a class": (["ant/2019", "ant/2020/spring", "bee"], (15, 6, 9), ["ant", "bee"]),
+    "images at two depths in a class": (["ant", "ant/more", "bee"], (15, 6, 9), ["ant", "bee"]),
+    "capitalised splits": (["Train/a", "Train/b", "Val/a", "Test/a", "Test/b"], (20, 10, 20), ["a", "b"]),
+    "other split names": (["training/a", "VALIDATION/a", "testing/a"], (10, 10, 10), ["a"]),
     "names with a suffix": (["train_set/a", "Test Data/a"], (10, 0, 10), ["a"]),
     "train and val": (["TRAIN/a", "dev/a"], (10, 0, 10), ["a"]),
-    "splits with depth": (["train/a/x/y", "test/a/z"], (10, 0, 10), ["a"]),
+    "nested splits": (["train/a/x/y", "test/a/z"], (10, 0, 10), ["a"]),
     "splits in classes": (["a/train", "a/test", "b/Train", "b/Test"], (20, 0, 20), ["a", "b"]),
     "a folder around the classes": (["unpacked/data/a", "unpacked/data/b"], (10, 4, 6), ["a", "b"]),
     "a folder around the splits": (["unpacked/Train/a", "unpacked/Test/a"], (10, 0, 10), ["a"]),
-    "training images alone": (["train/a", "train/b"], (10, 4, 6), ["a", "b"]),
+    "only training images": (["train/a", "train/b"], (10, 4, 6), ["a", "b"]),
     "one class": (["a"], (5, 2, 3), ["a"]),
-    "splits and a folder that is none": (["train/a", "test/a", "extra/a"], (10, 0, 10), ["a"]),
-    "classes that are called like splits": (["train", "test", "bus"], (15, 6, 9), ["bus", "test", "train"]),
-    "folders of the system": (["a", "b", "__MACOSX/a", "@eaDir", ".git/x"], (10, 4, 6), ["a", "b"]),
+    "splits and an unrelated folder": (["train/a", "test/a", "extra/a"], (10, 0, 10), ["a"]),
+    "classes named like splits": (["train", "test", "bus"], (15, 6, 9), ["bus", "test", "train"]),
+    "system folders": (["a", "b", "__MACOSX/a", "@eaDir", ".git/x"], (10, 4, 6), ["a", "b"]),
 }
 
 

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, pictures: list[bytes]) -> Path:
     return place
 
 
-def having(i: int) -> list[str]:
+def classes_of(i: int) -> list[str]:
     """The classes of image i; every eighth image has none."""
     return [name for bit, name in enumerate(CLASSES) if i % 8 >> bit & 1]
 
@@ -71,19 +71,19 @@ def found(dataset: Any) -> dict[int, tuple[str, ...]]:
     return {int(Path(item.impath).stem): tuple(name for _, name, _ in item.classes) for item in items}
 
 
-EXPECTED = {i: tuple(having(i)) for i in range(COUNT)}
+EXPECTED = {i: tuple(classes_of(i)) for i in range(COUNT)}
 WAYS: dict[str, tuple[str, Line]] = {
-    "a bar": ("path,label", lambda i: [f"{i:02}.png,{'|'.join(having(i))}"]),
-    "a bar with spaces": ("path,classname", lambda i: [f"{i:02}.png,{' | '.join(having(i))}"]),
-    "a semicolon": ("path,classname", lambda i: [f"{i:02}.png,{';'.join(having(i))}"]),
-    "a semicolon between columns": ("path;labels", lambda i: [f'{i:02}.png;"{";".join(having(i))}"']),
-    "a comma, called labels": ("path,labels", lambda i: [f'{i:02}.png,"{", ".join(having(i))}"']),
-    "called tags": ("filename,tags", lambda i: [f"{i:02}.png,{';'.join(having(i))}"]),
-    "JSON's lists": ("path,label", lambda i: [f"{i:02}.png,{csv_quoted(json.dumps(having(i)))}"]),
-    "Python's lists": ("path,classes", lambda i: [f"{i:02}.png,{csv_quoted(repr(having(i)))}"]),
-    "a row for each": ("path,labels", lambda i: [f"{i:02}.png,{name}" for name in having(i) or [""]]),
+    "a bar": ("path,label", lambda i: [f"{i:02}.png,{'|'.join(classes_of(i))}"]),
+    "a bar with spaces": ("path,classname", lambda i: [f"{i:02}.png,{' | '.join(classes_of(i))}"]),
+    "a semicolon": ("path,classname", lambda i: [f"{i:02}.png,{';'.join(classes_of(i))}"]),
+    "a semicolon beside other separators": ("path;labels", lambda i: [f'{i:02}.png;"{";".join(classes_of(i))}"']),
+    "commas in a column labels": ("path,labels", lambda i: [f'{i:02}.png,"{", ".join(classes_of(i))}"']),
+    "a column tags": ("filename,tags", lambda i: [f"{i:02}.png,{';'.join(classes_of(i))}"]),
+    "JSON lists": ("path,label", lambda i: [f"{i:02}.png,{csv_quoted(json.dumps(classes_of(i)))}"]),
+    "Python lists": ("path,classes", lambda i: [f"{i:02}.png,{csv_quoted(repr(classes_of(i)))}"]),
+    "one row per class": ("path,labels", lambda i: [f"{i:02}.png,{name}" for name in classes_of(i) or [""]]),
     "zeros and ones": ("path,ant,bee,cat", lambda i: [",".join([f"{i:02}.png", *marks(i)])]),
-    "truths beside others": (
+    "booleans beside other columns": (
         "path,age,cat,ant,bee",
         lambda i: [",".join([f"{i:02}.png", str(i), *(("False", "True")[int(marks(i)[k])] for k in (2, 0, 1))])],
     ),
@@ -95,7 +95,7 @@ def csv_quoted(text: str) -> str:
 
 
 def marks(i: int) -> list[str]:
-    return [str(int(name in having(i))) for name in CLASSES]
+    return [str(int(name in classes_of(i))) for name in CLASSES]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -113,7 +113,7 @@ def test_every_format_for_several_classes_is_read_and_logged(
 
 def test_labels_may_be_numbers_with_names_and_ids_beside_them(folder: Path) -> None:
     def line(i: int) -> list[str]:
-        own = having(i) or ["ant"]
+        own = classes_of(i) or ["ant"]
         cells = [str(CLASSES.index(name)) for name in own], own, [f"id{name}" for name in own]
         return [",".join([f"{i:02}.png", *("|".join(cell) for cell in cells)])]
 
@@ -125,7 +125,7 @@ def test_labels_may_be_numbers_with_names_and_ids_beside_them(folder: Path) -> N
 @pytest.mark.parametrize("header", ["path,label", "path,labels"])
 def test_numbers_are_also_separated_by_spaces(folder: Path, header: str) -> None:
     (folder / "classnames.json").write_text(json.dumps(CLASSES))
-    path = write(folder, header, lambda i: [f"{i:02}.png,{' '.join(str(CLASSES.index(n)) for n in having(i))}"])
+    path = write(folder, header, lambda i: [f"{i:02}.png,{' '.join(str(CLASSES.index(n)) for n in classes_of(i))}"])
     assert found(load("CSV", path)) == EXPECTED
 
 
@@ -213,7 +213,7 @@ def test_a_malformed_list_is_refused_naming_its_line(folder: Path, header: str, 
 
 def test_plain_names_among_lists_are_one_class_each(folder: Path) -> None:
     def line(i: int) -> list[str]:
-        own = having(i)
+        own = classes_of(i)
         return [f"{i:02}.png,{csv_quoted(own[0] if len(own) == 1 else json.dumps(own))}"]
 
     assert found(load("CSV", write(folder, "path,label", line))) == EXPECTED
@@ -228,8 +228,8 @@ def test_a_name_with_brackets_stays_a_name(folder: Path, name: str) -> None:
 
 
 def test_separated_names_may_end_in_brackets(folder: Path) -> None:
-    path = write(folder, "path,label", lambda i: [f"{i:02}.png,{'|'.join(f'{name} [x]' for name in having(i))}"])
-    assert found(load("CSV", path)) == {i: tuple(f"{name} [x]" for name in having(i)) for i in range(COUNT)}
+    path = write(folder, "path,label", lambda i: [f"{i:02}.png,{'|'.join(f'{name} [x]' for name in classes_of(i))}"])
+    assert found(load("CSV", path)) == {i: tuple(f"{name} [x]" for name in classes_of(i)) for i in range(COUNT)}
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_consistent_table_has_no_joined_names(folder: Path, way: str, caplog: 
 )
 def test_a_class_without_training_images_is_named(folder: Path, absent: str, message: str) -> None:
     def line(i: int) -> list[str]:
-        return [f"{i:02}.png,{'|'.join(having(i))},{'test' if absent in having(i) else 'train'}"]
+        return [f"{i:02}.png,{'|'.join(classes_of(i))},{'test' if absent in classes_of(i) else 'train'}"]
 
     with pytest.raises(UserError, match=message):
         load("CSV", write(folder, "path,labels,split", line))

@@ -22,7 +22,7 @@ from dassl_lite.evaluation import (
 from dassl_lite.utils.errors import UserError
 
 
-def made(n: int = 80, k: int = 7, *, ties: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
+def random_case(n: int = 80, k: int = 7, *, ties: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and classes (N, K); the last class has no image."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.rand(n, k, generator=generator) < torch.linspace(0.5, 0.05, k)
@@ -43,7 +43,7 @@ def evaluator(threshold: float | None = None, **test: Any) -> MultiLabelClassifi
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_average_precision_equals_scikit_learn(ties: bool) -> None:
-    logits, targets = made(ties=ties)
+    logits, targets = random_case(ties=ties)
     found = average_precisions(logits, targets)
     for label in range(6):
         expected = average_precision_score(targets[:, label].numpy(), logits[:, label].numpy())
@@ -52,14 +52,14 @@ def test_average_precision_equals_scikit_learn(ties: bool) -> None:
 
 
 def test_classes_beyond_the_first_chunk_are_computed() -> None:
-    logits, targets = made(30, 150)
+    logits, targets = random_case(30, 150)
     parts = [average_precisions(logits[:, i : i + 1], targets[:, i : i + 1]) for i in range(150)]
     assert torch.allclose(average_precisions(logits, targets), torch.cat(parts), rtol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.7])
 def test_metrics_equal_scikit_learn_over_classes_with_images(threshold: float) -> None:
-    logits, targets = made()
+    logits, targets = random_case()
     own = evaluator(threshold)
     for start in range(0, 80, 32):
         own.process(logits[start : start + 32], targets[start : start + 32])
@@ -76,7 +76,7 @@ def test_metrics_equal_scikit_learn_over_classes_with_images(threshold: float) -
 
 def test_classes_without_images_are_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     own = evaluator()
-    own.process(*made())
+    own.process(*random_case())
     own.evaluate()
     assert "leave out the classes that no image here has: 1 (yak)" in caplog.text
     assert own.per_class[6] == {"label": 6, "classname": "yak", "total": 0, "ap": None}
@@ -86,7 +86,7 @@ def test_classes_without_images_are_left_out_and_reported(caplog: pytest.LogCapt
 def test_every_class_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dassl_lite")
     own = evaluator(PER_CLASS_RESULT=True)
-    own.process(*made())
+    own.process(*random_case())
     own.evaluate()
     assert f"* class: 0 (ant)\ttotal: {own.per_class[0]['total']}\tAP: {own.per_class[0]['ap']:.1f}%" in caplog.text
     assert "* class: 6 (yak)\ttotal: 0\tAP: none" in caplog.text
@@ -94,7 +94,7 @@ def test_every_class_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> N
 
 def test_without_a_threshold_there_is_no_f1() -> None:
     own = evaluator()
-    own.process(*made())
+    own.process(*random_case())
     assert list(own.evaluate()) == ["mAP"]
 
 
@@ -117,7 +117,7 @@ def test_nothing_to_evaluate_is_an_error() -> None:
 
 def test_bad_logits_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     own = evaluator()
-    logits, targets = made()
+    logits, targets = random_case()
     logits[3, 2] = float("nan")
     own.process(logits, targets)
     own.evaluate()
@@ -137,7 +137,7 @@ def test_a_configured_evaluator_replaces_the_default() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ties", [False, True])
 def test_no_other_threshold_has_a_higher_micro_f1(seed: int, ties: bool) -> None:
-    logits, targets = made(40, 5, ties=ties, seed=seed)
+    logits, targets = random_case(40, 5, ties=ties, seed=seed)
 
     def f1(threshold: float) -> float:
         predicted = logits > threshold

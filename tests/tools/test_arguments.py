@@ -29,7 +29,7 @@ KINDS = ["folder", "table", "features"]
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> dict[str, Path]:
+def data_paths(tmp_path: Path) -> dict[str, Path]:
     """Map each kind of user data to its path."""
     (tmp_path / "photos" / "red").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "photos" / "red" / "1.png")
@@ -60,8 +60,8 @@ TOOLS = {"train": ("--trainer", "TaskRes"), "eval": (), "extract": (), "sweep": 
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_selects_the_same_dataset_in_every_tool(places: dict[str, Path], tool: str, kind: str) -> None:
-    place = str(places[kind])
+def test_data_selects_the_same_dataset_in_every_tool(data_paths: dict[str, Path], tool: str, kind: str) -> None:
+    place = str(data_paths[kind])
     dataset = config(tool, *TOOLS[tool], "--root", "elsewhere", "--data", place).DATASET
     expected = {
         "folder": ("ImageFolder", place, ""),
@@ -109,8 +109,8 @@ def test_resume_with_a_folder_sets_its_key() -> None:
 
 
 @pytest.mark.slow
-def test_eval_only_tests_on_all_of_the_users_own_data(places: dict[str, Path]) -> None:
-    data = ("--data", str(places["folder"]))
+def test_eval_only_tests_on_all_of_the_users_own_data(data_paths: dict[str, Path]) -> None:
+    data = ("--data", str(data_paths["folder"]))
     assert config("train", *TOOLS["train"], "--eval-only", *data).DATASET.TEST_ONLY
     assert not config("train", *TOOLS["train"], *data).DATASET.TEST_ONLY
     assert not config("train", *TOOLS["train"], "--eval-only").DATASET.TEST_ONLY

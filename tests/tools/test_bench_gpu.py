@@ -88,14 +88,14 @@ def test_photographs_come_from_the_users_folder_if_given(tmp_path: Path) -> None
 WARM = ("TaskRes", "LinearProbe", "ProLIP")  # one stage each; ProLIP uses different features
 
 
-def rehearsed(file: str) -> int:
+def rehearse(file: str) -> int:
     with mock.patch.object(gpu, "feature_methods", return_value=list(WARM)):
         return bench.main(["gpu", "--size", "small", "--limit", "500", "--json", file])
 
 
 @pytest.mark.slow
 def test_every_stage_runs_on_the_gpu_stand_in(on_cuda: Any, tmp_path: Path) -> None:
-    assert on_cuda(rehearsed, str(tmp_path / "gpu.json")) == 0
+    assert on_cuda(rehearse, str(tmp_path / "gpu.json")) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["failures"] == []
     assert report["left_out"] == []

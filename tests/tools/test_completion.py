@@ -51,14 +51,14 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos.csv").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def need(shell: str) -> str:
+def require(shell: str) -> str:
     path = shutil.which(shell)
     if path is None:
         pytest.skip(f"{shell} is not installed")
@@ -72,16 +72,16 @@ def output_of(*command: str) -> str:
 
 
 @pytest.mark.slow
-def test_bash_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
+def test_bash_finds_the_candidates(scripts: dict[str, Path], workdir: Path) -> None:
     lines = [f"source {scripts['bash']}"]
     for line in CASES:
         words = ["dassl-lite", *line.split(" ")]
         lines += [f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}", '_dassl_lite; echo "${COMPREPLY[*]}"']
-    found = output_of(need("bash"), "--norc", "-c", "\n".join(lines)).split("\n")
+    found = output_of(require("bash"), "--norc", "-c", "\n".join(lines)).split("\n")
     assert dict(zip(CASES, (set(line.split()) for line in found), strict=False)) == CASES
 
 
-def test_zsh_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
+def test_zsh_finds_the_candidates(scripts: dict[str, Path], workdir: Path) -> None:
     # zsh's completion builtins only work in an interactive shell; these stand-ins do the same for this folder.
     lines = [
         "compdef() { }",
@@ -92,13 +92,13 @@ def test_zsh_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None
     for line in CASES:
         words = ["dassl-lite", *line.split(" ")]
         lines += [f"words=({' '.join(words)}); CURRENT={len(words)}; _dassl-lite; print"]
-    found = output_of(need("zsh"), "-f", "-c", "\n".join(lines)).split("\n")
+    found = output_of(require("zsh"), "-f", "-c", "\n".join(lines)).split("\n")
     assert dict(zip(CASES, (set(line.split()) for line in found), strict=False)) == CASES
 
 
 @pytest.mark.slow
-def test_fish_finds_the_candidates(scripts: dict[str, Path], place: Path) -> None:
-    fish, several = need("fish"), {"sweep --trainers TaskRes CoO"}  # fish only completes a flag's first value
+def test_fish_finds_the_candidates(scripts: dict[str, Path], workdir: Path) -> None:
+    fish, several = require("fish"), {"sweep --trainers TaskRes CoO"}  # fish only completes a flag's first value
     for line in CASES.keys() - several:
         out = output_of(fish, "--no-config", "-c", f"source {scripts['fish']}; complete -C 'dassl-lite {line}'")
         assert {row.split("\t")[0].rstrip("/") for row in out.splitlines()} == CASES[line], line
@@ -127,7 +127,7 @@ def typed(keys: str, shell: list[str], until: Callable[[str], bool], seconds: fl
 def test_the_tab_key_completes_in_an_interactive_bash(scripts: dict[str, Path]) -> None:
     keys = f'dassl-lite() {{ echo "<$*>"; }}; source {scripts["bash"]}\ndassl-lite trai\t--trainer TaskRe\tEnh\t\n'
     expected = "<train --trainer TaskResEnhance>"
-    assert expected in typed(keys, [need("bash"), "--norc", "--noprofile", "-i"], lambda shown: expected in shown)
+    assert expected in typed(keys, [require("bash"), "--norc", "--noprofile", "-i"], lambda shown: expected in shown)
 
 
 def test_an_unknown_shell_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ IN_PIECES = ("--views", "2", "--shard-rows", "6", "DATASET.FEATURES.BATCH_SIZE",
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache without features; the split of the images is drawn once and then reused."""
     monkeypatch.setenv("DASSL_LITE_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -181,10 +181,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_several_processes_write_the_bytes_of_one_even_if_one_is_killed(own_cache, images, capsys):
-    one, two, plugin = own_cache / "one", own_cache / "two", own_cache / "killer.py"
+def test_several_processes_write_the_bytes_of_one_even_if_one_is_killed(empty_cache, images, capsys):
+    one, two, plugin = empty_cache / "one", empty_cache / "two", empty_cache / "killer.py"
     assert run_extract("--data", str(images), "--output", str(one), *IN_PIECES) == 0
-    plugin.write_text(KILLER.format(mark=str(own_cache / "killed")))
+    plugin.write_text(KILLER.format(mark=str(empty_cache / "killed")))
     line = ("--data", str(images), "--output", str(two), "--jobs", "2", "--plugin", str(plugin), *IN_PIECES)
     capsys.readouterr()
     assert run_extract(*line) == 2
@@ -193,19 +193,19 @@ def test_several_processes_write_the_bytes_of_one_even_if_one_is_killed(own_cach
     ]
     assert len(errors) == 1
     assert errors[0].startswith("Error: a process was killed")
-    assert (own_cache / "killed").exists()
+    assert (empty_cache / "killed").exists()
     assert run_extract(*line) == 0
     assert content(two) == content(one)
     # Extraction through memory and the cache writes the same bytes.
-    whole, joined = own_cache / "whole.npz", own_cache / "joined.npz"
+    whole, joined = empty_cache / "whole.npz", empty_cache / "joined.npz"
     assert run_extract("--data", str(images), "--output", str(whole), *IN_PIECES[:2], *IN_PIECES[4:]) == 0
     write_feature_file(read_feature_file(two), joined)
     assert whole.read_bytes() == joined.read_bytes()
 
 
 @pytest.mark.slow
-def test_every_split_is_sharded_and_methods_train_on_the_shards(own_cache, images):
-    folder, run = own_cache / "folder", own_cache / "run"
+def test_every_split_is_sharded_and_methods_train_on_the_shards(empty_cache, images):
+    folder, run = empty_cache / "folder", empty_cache / "run"
     flags = ("--data", str(images), "--output", str(folder), "--half")
     assert run_extract(*flags, *IN_PIECES) == 0
     file = read_feature_file(folder)
@@ -223,8 +223,8 @@ def test_every_split_is_sharded_and_methods_train_on_the_shards(own_cache, image
 
 
 @pytest.mark.slow
-def test_a_folder_is_replaced_or_resumed_only_on_request(own_cache, images, capsys):
-    folder = own_cache / "folder"
+def test_a_folder_is_replaced_or_resumed_only_on_request(empty_cache, images, capsys):
+    folder = empty_cache / "folder"
     flags = ("--data", str(images), "--output", str(folder))
     assert run_extract(*flags, *IN_PIECES) == 0
     before = content(folder)
@@ -238,7 +238,7 @@ def test_a_folder_is_replaced_or_resumed_only_on_request(own_cache, images, caps
     assert "holds another unfinished extraction" in capsys.readouterr().err
     assert run_extract(*flags, "--overwrite", *IN_PIECES) == 0
     assert content(folder) == before
-    other = own_cache / "other"
+    other = empty_cache / "other"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
     assert run_extract("--data", str(images), "--output", str(other), "--overwrite", *IN_PIECES) == 2
@@ -249,9 +249,9 @@ def test_a_folder_is_replaced_or_resumed_only_on_request(own_cache, images, caps
 
 
 @pytest.mark.slow
-def test_a_bad_shard_prints_one_line_and_the_rest_is_extracted(own_cache, capsys):
+def test_a_bad_shard_prints_one_line_and_the_rest_is_extracted(empty_cache, capsys):
     def tar(name: str, samples: list[tuple[str, bytes]], cut: int = 0) -> None:
-        path = own_cache / "tars" / name
+        path = empty_cache / "tars" / name
         path.parent.mkdir(exist_ok=True)
         with tarfile.open(path, "w") as archive:
             for key, data in samples:
@@ -261,21 +261,21 @@ def test_a_bad_shard_prints_one_line_and_the_rest_is_extracted(own_cache, capsys
         if cut:
             path.write_bytes(path.read_bytes()[:cut])
 
-    def picture(red: int) -> bytes:
+    def png_bytes(red: int) -> bytes:
         file = io.BytesIO()
         Image.new("RGB", (8, 8), (red, 0, 0)).save(file, "PNG")
         return file.getvalue()
 
-    sound = [(f"{n}.{end}", data) for n in range(6) for end, data in (("png", picture(n)), ("cls", b"%d" % (n % 2)))]
+    sound = [(f"{n}.{end}", data) for n in range(6) for end, data in (("png", png_bytes(n)), ("cls", b"%d" % (n % 2)))]
     tar("train-0.tar", sound)
     tar("test-0.tar", sound)
     bad = {
-        "no label": [("7.png", picture(7)), ("8.png", picture(8)), ("8.cls", b"0")],
-        "twice": [("7.png", picture(7)), ("7.cls", b"0"), ("7.png", picture(9))],
-        "truncated": [("7.png", picture(7)), ("7.cls", b"0"), ("8.png", picture(8) * 40)],
+        "no label": [("7.png", png_bytes(7)), ("8.png", png_bytes(8)), ("8.cls", b"0")],
+        "twice": [("7.png", png_bytes(7)), ("7.cls", b"0"), ("7.png", png_bytes(9))],
+        "truncated": [("7.png", png_bytes(7)), ("7.cls", b"0"), ("8.png", png_bytes(8) * 40)],
     }
-    flags = ("--views", "0", "--output", str(own_cache / "out"), "DATASET.NAME", "WebDataset")
-    flags += ("DATASET.ROOT", str(own_cache / "tars"), *FEW)
+    flags = ("--views", "0", "--output", str(empty_cache / "out"), "DATASET.NAME", "WebDataset")
+    flags += ("DATASET.ROOT", str(empty_cache / "tars"), *FEW)
     for kind, message in {"no label": "has no label", "twice": "twice", "truncated": "truncated"}.items():
         tar("train-1.tar", bad[kind], 2600 if kind == "truncated" else 0)
         capsys.readouterr()
@@ -284,7 +284,7 @@ def test_a_bad_shard_prints_one_line_and_the_rest_is_extracted(own_cache, capsys
         assert message in error.splitlines()[-1]
         assert error.count("Error") == 1
     assert run_extract(*flags, "DATASET.ON_ERROR", "skip") == 0
-    assert read_feature_file(own_cache / "out").parts["train"].views.shape == (1, 7, 128)
+    assert read_feature_file(empty_cache / "out").parts["train"].views.shape == (1, 7, 128)
 
 
 def extracted(*argv: str) -> int:

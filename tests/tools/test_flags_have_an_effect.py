@@ -110,7 +110,7 @@ def test_a_flag_without_effect_in_a_mode_is_an_error(tool: str, mode: str) -> No
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a folder of photographs, a table and a (broken) file of features."""
     for name in ("red", "blue"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -180,13 +180,13 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_with_an_ineffective_flag_prints_one_line(
-    places: Path, command: str, capsys: pytest.CaptureFixture[str]
+    workdir: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool, *argv = command.split()
     assert run_tool(importlib.import_module(f"dassl_lite.tools.{tool}").main, argv) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert COMMANDS[command] in error
-    assert not (places / "output").exists()
+    assert not (workdir / "output").exists()
 
 
 def arguments_of(tool: str, *argv: str) -> argparse.Namespace:
@@ -204,7 +204,7 @@ def arguments_of(tool: str, *argv: str) -> argparse.Namespace:
     ],
 )
 def test_flags_that_agree_or_have_an_effect_are_accepted(
-    places: Path, argv: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    workdir: Path, argv: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     args = arguments_of("train", "--trainer", "TaskRes", *argv)
     refuse_without_effect(args, [TaskRes], make_config(dataset_file="gadgets"))

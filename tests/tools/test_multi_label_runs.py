@@ -28,7 +28,7 @@ COLOURS = {"red": (210, 30, 30), "green": (30, 160, 50), "blue": (40, 60, 210), 
 FEW = ("DATALOADER.NUM_WORKERS", "0", "DATASET.FEATURES.VIEWS", "2")
 
 
-def picture(names: tuple[str, ...], seed: int) -> Image.Image:
+def striped_image(names: tuple[str, ...], seed: int) -> Image.Image:
     """Noisy stripes, one per colour; plain grey without colours."""
     rng = np.random.default_rng(seed)
     stripes = [COLOURS[name] for name in names] or [(128, 128, 128)]
@@ -46,7 +46,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, count in (("train", 60), ("val", 24), ("test", 48)):
         for i in range(count):
             own = kinds[(5 * i + len(part)) % len(kinds)]
-            picture(own, len(lines)).save(folder / f"{part}{i}.png")
+            striped_image(own, len(lines)).save(folder / f"{part}{i}.png")
             lines.append(f"{part}{i}.png,{'|'.join(own)},{part}")
     (folder / "colours.csv").write_text("\n".join(lines) + "\n")
     return folder / "colours.csv"

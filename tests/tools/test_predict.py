@@ -19,7 +19,7 @@ from dassl_lite.tools import predict
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images, one of them named like a config key, and a broken one."""
     folder = tmp_path_factory.mktemp("predict") / "pictures"
     (folder / "below").mkdir(parents=True)
@@ -48,17 +48,17 @@ def expected(saved: Path, paths: list[Path]) -> Any:
 
 @pytest.mark.slow
 def test_every_way_to_name_images_finds_them(
-    pictures: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "found.csv"
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n\nc.jpg\n"))
     assert run(saved, "below", "*.png", "TEST.JPG", "-", "--output", out, "--top-k", 2) == 0
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
     names = [row["image"] for row in rows]
     assert names == ["below/<e>.png", "below/d.png", "a.png", "b.png", "TEST.JPG", "a.png", "c.jpg"]
-    proba = np.sort(expected(saved, [pictures / name for name in names]), axis=1)[:, ::-1]
+    proba = np.sort(expected(saved, [images / name for name in names]), axis=1)[:, ::-1]
     found = [[float(row["probability"]), float(row["probability_2"])] for row in rows]
     np.testing.assert_allclose(found, proba[:, :2], rtol=1e-4)
 
@@ -87,12 +87,12 @@ def test_a_list_has_one_path_per_line_or_nul_separators(given: bytes, paths: lis
 
 
 def test_an_unreadable_image_is_reported_and_the_rest_is_predicted(
-    pictures: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     out = tmp_path / "found.json"
-    assert run(saved, pictures / "a.png", broken, pictures / "b.png", "--output", out) == 0
+    assert run(saved, images / "a.png", broken, images / "b.png", "--output", out) == 0
     shown = capsys.readouterr()
     assert "Warning: 1 image could not be read: " in shown.err
     assert "broken.png  (unreadable)" in shown.out
@@ -103,19 +103,17 @@ def test_an_unreadable_image_is_reported_and_the_rest_is_predicted(
     assert "broken.png" in capsys.readouterr().err
 
 
-def test_the_terminal_shows_bars_and_counts(pictures: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(saved, pictures, "--top-k", 3, "--unknown-below", 0.99) == 0
+def test_the_terminal_shows_bars_and_counts(images: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(saved, images, "--top-k", 3, "--unknown-below", 0.99) == 0
     shown = capsys.readouterr().out
     assert shown.count("█") > 5
     assert "6 pictures:" in shown
     assert "(unknown)" in shown
 
 
-def test_the_page_sorts_images_by_confidence_and_escapes_their_names(
-    pictures: Path, saved: Path, tmp_path: Path
-) -> None:
+def test_the_page_sorts_images_by_confidence_and_escapes_their_names(images: Path, saved: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    assert run(saved, pictures, "--thumbnails", page) == 0
+    assert run(saved, images, "--thumbnails", page) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("<img") == 6
     assert "<e>" not in text
@@ -144,16 +142,16 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "text"), WRONG)
 def test_a_user_error_prints_one_line(
-    pictures: Path,
+    images: Path,
     saved: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
     text: str,
 ) -> None:
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     for name in ("folder.html", "folder.csv"):
-        (pictures / name).mkdir(exist_ok=True)
+        (images / name).mkdir(exist_ok=True)
     assert run(saved, *words) == 2
     shown = capsys.readouterr()
     *before, last = shown.err.splitlines()
@@ -164,17 +162,17 @@ def test_a_user_error_prints_one_line(
 
 @pytest.mark.parametrize(("folder", "text"), [("", "--model-dir is missing"), ("no-such", "no folder 'no-such'")])
 def test_predicting_without_a_model_is_an_error(
-    pictures: Path, capsys: pytest.CaptureFixture[str], folder: str, text: str
+    images: Path, capsys: pytest.CaptureFixture[str], folder: str, text: str
 ) -> None:
-    assert run_tool(predict.main, ["--model-dir", folder, str(pictures)]) == 2
+    assert run_tool(predict.main, ["--model-dir", folder, str(images)]) == 2
     assert text in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) -> None:
+def test_parquet_has_the_same_rows(images: Path, saved: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert run(saved, pictures, "--output", tmp_path / "x.parquet") == 0
-    assert run(saved, pictures, "--output", tmp_path / "x.json") == 0
+    assert run(saved, images, "--output", tmp_path / "x.parquet") == 0
+    assert run(saved, images, "--output", tmp_path / "x.json") == 0
     rows = parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["class"] for row in rows] == [row["class"] for row in json.loads((tmp_path / "x.json").read_text())]
 
@@ -182,10 +180,10 @@ def test_parquet_has_the_same_rows(pictures: Path, saved: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "results.json", "../clf/config.json"])
 def test_predictions_do_not_replace_a_file_of_the_classifier(
-    pictures: Path, saved: Path, name: str, capsys: pytest.CaptureFixture[str]
+    images: Path, saved: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(saved.iterdir()), (saved / "config.json").read_bytes()
-    assert run(saved, pictures, "--output", saved / name) == 2
+    assert run(saved, images, "--output", saved / name) == 2
     assert "is a file of the classifier itself; name another" in capsys.readouterr().err
     assert (sorted(saved.iterdir()), (saved / "config.json").read_bytes()) == before
 

@@ -55,12 +55,12 @@ def write_run(
     return folder
 
 
-def of(classes: int, magnitude: float) -> torch.Tensor:
+def residual_of(classes: int, magnitude: float) -> torch.Tensor:
     """(K, 8) with this mean absolute value; signs alternate."""
     return magnitude * torch.tensor([1.0, -1.0]).repeat(classes, 4)
 
 
-def only(root: Path) -> Residuals:
+def gather_one(root: Path) -> Residuals:
     (found,), _ = gather_residuals(root, by_class=False)
     return found
 
@@ -70,12 +70,12 @@ def runs(tmp_path: Path) -> Path:
     load_plugins()
     for dataset, classes, zero_shot, magnitude in (("a", 10, 80.0, 0.1), ("b", 20, 40.0, 0.1), ("c", 5, 50.0, 0.3)):
         for seed in (1, 2):
-            write_run(tmp_path, dataset, zero_shot, of(classes, magnitude + 0.01 * (2 * seed - 3)), seed)
+            write_run(tmp_path, dataset, zero_shot, residual_of(classes, magnitude + 0.01 * (2 * seed - 3)), seed)
     return tmp_path
 
 
 def test_difficulty_and_magnitude_follow_the_paper(runs: Path) -> None:
-    found = only(runs)
+    found = gather_one(runs)
     # 0.1 / 0.8, 0.05 / 0.4 and 0.2 / 0.5: two are tied in difficulty, and in magnitude.
     assert [(row.dataset, row.difficulty) for row in found.rows] == [("a", 0.125), ("b", 0.125), ("c", 0.4)]
     assert [row.magnitude.mean for row in found.rows] == pytest.approx([0.1, 0.1, 0.3])
@@ -89,8 +89,8 @@ def test_the_rank_correlation_over_datasets_equals_scipys(tmp_path: Path) -> Non
     rng = np.random.default_rng(3)
     classes, zero_shot, magnitude = rng.integers(5, 40, 9), rng.uniform(10, 90, 9), rng.uniform(0.1, 0.9, 9)
     for i in range(9):
-        write_run(tmp_path, f"set{i}", zero_shot[i], of(int(classes[i]), float(magnitude[i])))
-    found = only(tmp_path).over_datasets
+        write_run(tmp_path, f"set{i}", zero_shot[i], residual_of(int(classes[i]), float(magnitude[i])))
+    found = gather_one(tmp_path).over_datasets
     wanted = stats.spearmanr(1 / classes / (zero_shot / 100), magnitude)
     assert found.r == pytest.approx(wanted.statistic)
     assert found.p == pytest.approx(wanted.pvalue, abs=0.03)
@@ -99,8 +99,8 @@ def test_the_rank_correlation_over_datasets_equals_scipys(tmp_path: Path) -> Non
 
 def test_a_single_dataset_has_a_row_but_no_correlation(tmp_path: Path) -> None:
     load_plugins()
-    write_run(tmp_path, "a", 80.0, of(10, 0.1))
-    found = only(tmp_path)
+    write_run(tmp_path, "a", 80.0, residual_of(10, 0.1))
+    found = gather_one(tmp_path)
     (table,), notes = residual_tables([found])
     assert table.rows == [["a", "10", "80.00", "0.1250", "0.10000", "0.5", "1"]]
     assert notes[0] == "TaskRes with 16 shots, RN50: one dataset (a), so no rank correlation over datasets"
@@ -109,13 +109,13 @@ def test_a_single_dataset_has_a_row_but_no_correlation(tmp_path: Path) -> None:
 
 
 def test_excluded_runs_are_named_with_the_reason(runs: Path) -> None:
-    write_run(runs, "image", 50.0, of(1, 0.1))
+    write_run(runs, "image", 50.0, residual_of(1, 0.1))
     state = torch.load(path := runs / "image/TaskRes/16shots-seed1/prompt_learner/model.pth.tar-1", weights_only=True)
     torch.save({**state, "meta": {"classnames": ["x", "y"]}}, path)
-    write_run(runs, "unknown", None, of(3, 0.1))
-    write_run(runs, "never", 0.0, of(3, 0.1))
-    write_run(runs, "endless", 10.0, of(3, math.inf))
-    (write_run(runs, "gone", 50.0, of(3, 0.1)) / "prompt_learner" / "model.pth.tar-1").unlink()
+    write_run(runs, "unknown", None, residual_of(3, 0.1))
+    write_run(runs, "never", 0.0, residual_of(3, 0.1))
+    write_run(runs, "endless", 10.0, residual_of(3, math.inf))
+    (write_run(runs, "gone", 50.0, residual_of(3, 0.1)) / "prompt_learner" / "model.pth.tar-1").unlink()
     (found,), notes = gather_residuals(runs, by_class=False)
     assert [row.dataset for row in found.rows] == ["a", "b", "c"]
     reasons = dict(note.split(" is left out: ") for note in notes)

@@ -40,7 +40,7 @@ WAIT = 120_000  # milliseconds; generous for a busy machine
 CLASSES = ("striped heart", "checkered heart", "solid drop")
 
 
-def picture(path: Path, seed: int = 0) -> Path:
+def draw_image(path: Path, seed: int = 0) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -70,7 +70,7 @@ def uploaded(tmp_path: Path, *names: str) -> list[str]:
     for number, name in enumerate(names):
         folder = tmp_path / "uploads" / str(number)
         folder.mkdir(parents=True)
-        files.append(str(picture(folder / name, number)))
+        files.append(str(draw_image(folder / name, number)))
     return files
 
 
@@ -320,13 +320,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(way_to_end: signal.Signals, *words: str) -> Iterator[Server]:
+def serving(end_signal: signal.Signals, *words: str) -> Iterator[Server]:
     """Start a server; on exit, check that it left nothing on disk."""
     with tempfile.TemporaryDirectory() as temporary:
         process, address = started(Path(temporary), *words)
         try:
             yield Server(address, Path(temporary))
-            process.send_signal(way_to_end)
+            process.send_signal(end_signal)
             assert process.wait(60) == 130
             assert os.listdir(temporary) == []
         finally:
@@ -335,7 +335,7 @@ def serving(way_to_end: signal.Signals, *words: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
+def classifier_server(browser: Any, saved: Path) -> Iterator[Server]:
     """A server for a fitted classifier."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
     with serving(signal.SIGTERM, "--model-dir", str(saved)) as server:
@@ -343,7 +343,7 @@ def of_a_run(browser: Any, saved: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def teaching(browser: Any) -> Iterator[Server]:
+def teaching_server(browser: Any) -> Iterator[Server]:
     """A server without a classifier, for teaching."""
     pytest.importorskip("gradio", reason="needs gradio: the extra serve")
     with serving(signal.SIGINT) as server:
@@ -390,11 +390,11 @@ def printed_by_the_script(script: Path, pictures: list[Path]) -> list[str]:
 
 @pytest.mark.slow
 def test_dropped_images_are_classified_and_the_table_is_downloaded(
-    of_a_run: Server, open_tab: Callable[..., Any], tmp_path: Path
+    classifier_server: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
-    page = open_tab(of_a_run)
+    page = open_tab(classifier_server)
     (wrong := tmp_path / "notes.txt").write_text("no picture")
-    upload(page, "#try", picture(tmp_path / "a.png", 1), wrong, picture(tmp_path / "b.png", 2))
+    upload(page, "#try", draw_image(tmp_path / "a.png", 1), wrong, draw_image(tmp_path / "b.png", 2))
     page.wait_for_selector(".dl-card")
     assert set(labels_of(page)) <= set(CLASSES)
     assert "notes.txt: not an image" in page.inner_text("body")
@@ -410,9 +410,9 @@ def test_dropped_images_are_classified_and_the_table_is_downloaded(
 
 @pytest.mark.slow
 def test_three_classes_are_taught_tried_extended_and_downloaded(
-    teaching: Server, open_tab: Callable[..., Any], tmp_path: Path
+    teaching_server: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
-    page, drawn, new = open_tab(teaching), sessions.drawn_example(), []
+    page, drawn, new = open_tab(teaching_server), sessions.drawn_example(), []
     (wrong := tmp_path / "notes.txt").write_text("no picture")
     page.click("#name input, #name textarea")
     for number, (name, images) in enumerate(drawn.items()):
@@ -448,7 +448,7 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
         archive.extractall(tmp_path)
     assert printed_by_the_script(tmp_path / "onnx" / "classify.py", new) == found
     address = page.get_attribute("text=Download ONNX", "href")
-    assert page.request.get(f"{teaching.address}/{address[:-1]}").status == 404
+    assert page.request.get(f"{teaching_server.address}/{address[:-1]}").status == 404
     page.click("#name input, #name textarea")
     page.keyboard.type("solid drop")
     page.click("text=Add class")
@@ -456,16 +456,16 @@ def test_three_classes_are_taught_tried_extended_and_downloaded(
     page.wait_for_selector(".dl-lesson", state="detached")
     page.wait_for_selector("text=Make ONNX", state="hidden")
     assert page.locator("text=Download ONNX").count() == 0
-    assert page.request.get(f"{teaching.address}/{address}").status == 404
+    assert page.request.get(f"{teaching_server.address}/{address}").status == 404
     page.click("button:text-is('Train')")
     page.wait_for_selector("text=solid drop needs two pictures or more.")
 
 
 @pytest.mark.slow
 def test_a_visitor_never_sees_anothers_images_and_a_reload_starts_over(
-    teaching: Server, open_tab: Callable[..., Any], tmp_path: Path
+    teaching_server: Server, open_tab: Callable[..., Any], tmp_path: Path
 ) -> None:
-    first, second = open_tab(teaching), open_tab(teaching)
+    first, second = open_tab(teaching_server), open_tab(teaching_server)
     first.click("text=Load example")
     first.wait_for_selector(".dl-thumbs >> nth=2")
     second.click("#name input, #name textarea")
@@ -483,12 +483,12 @@ def test_a_visitor_never_sees_anothers_images_and_a_reload_starts_over(
     assert [first.locator(one).count() for one in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
     for page in (first, second):
         page.close()
-    teaching.wait_for_visitors(0)  # their files are gone while the server keeps running
+    teaching_server.wait_for_visitors(0)  # their files are gone while the server keeps running
 
 
 @pytest.mark.slow
-def test_the_example_is_taught_on_a_phone_in_dark_mode(teaching: Server, open_tab: Callable[..., Any]) -> None:
-    page = open_tab(teaching, PHONE, color_scheme="dark")
+def test_the_example_is_taught_on_a_phone_in_dark_mode(teaching_server: Server, open_tab: Callable[..., Any]) -> None:
+    page = open_tab(teaching_server, PHONE, color_scheme="dark")
     page.click("text=Load example")
     page.wait_for_selector(".dl-thumbs >> nth=2")
     page.click("button:text-is('Train')")

@@ -49,8 +49,8 @@ def default_handlers() -> Iterator[None]:
 
 
 @pytest.fixture
-def sends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """``sends(kind, method, sent)``: send this process a signal at the first call of a method, and count its calls."""
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """``signal_at(kind, method, sent)``: signal this process at the first call of a method, and count the calls."""
 
     def patch(kind: type, method: str, sent: int, before: Callable[[Any], bool] = lambda self: True) -> list[int]:
         real, calls = getattr(kind, method), []
@@ -75,9 +75,9 @@ def sends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
 def test_a_signal_during_an_epoch_stops_the_run_after_that_epoch_with_a_checkpoint(
-    tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int
+    tmp_path: Path, signal_at: Any, capsys: pytest.CaptureFixture[str], sent: int
 ) -> None:
-    sends(TaskRes, "forward_backward", sent)
+    signal_at(TaskRes, "forward_backward", sent)
     assert gadgets(tmp_path) == 130
     assert "Interrupted: stopped after epoch 1; resume with --resume" in capsys.readouterr().err
     assert (tmp_path / "prompt_learner" / "model.pth.tar-1").exists()
@@ -85,9 +85,9 @@ def test_a_signal_during_an_epoch_stops_the_run_after_that_epoch_with_a_checkpoi
 
 
 @pytest.mark.slow
-def test_a_run_under_nohup_survives_closing_the_terminal(tmp_path: Path, sends: Any) -> None:
+def test_a_run_under_nohup_survives_closing_the_terminal(tmp_path: Path, signal_at: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sends(TaskRes, "forward_backward", signal.SIGHUP)
+    signal_at(TaskRes, "forward_backward", signal.SIGHUP)
     assert gadgets(tmp_path) == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
@@ -95,9 +95,9 @@ def test_a_run_under_nohup_survives_closing_the_terminal(tmp_path: Path, sends: 
 @pytest.mark.parametrize("sent", EACH)
 @pytest.mark.parametrize("method", ["build_data_loader", "build_model"])
 def test_a_signal_while_a_run_is_built_stops_it_with_one_line(
-    tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int, method: str
+    tmp_path: Path, signal_at: Any, capsys: pytest.CaptureFixture[str], sent: int, method: str
 ) -> None:
-    sends(TaskRes, method, sent)
+    signal_at(TaskRes, method, sent)
     assert gadgets(tmp_path) == 130
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == "Interrupted: stopped" + ("" if sent == signal.SIGINT else f" by {signal.Signals(sent).name}")
@@ -107,9 +107,9 @@ def test_a_signal_while_a_run_is_built_stops_it_with_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
 def test_a_signal_during_extraction_in_an_epoch_stops_the_run_at_once(
-    tmp_path: Path, sends: Any, capsys: pytest.CaptureFixture[str], sent: int
+    tmp_path: Path, signal_at: Any, capsys: pytest.CaptureFixture[str], sent: int
 ) -> None:
-    calls = sends(FeatureTrainer, "encode_image", sent, lambda self: "time_start" in vars(self))
+    calls = signal_at(FeatureTrainer, "encode_image", sent, lambda self: "time_start" in vars(self))
     small = ("DATASET.FEATURES.BATCH_SIZE", "4", "DATASET.FEATURES.DIR", str(tmp_path / "cache"))  # six batches
     assert gadgets(tmp_path / "run", options=small) == 130
     assert len(calls) <= 2
@@ -119,8 +119,8 @@ def test_a_signal_during_extraction_in_an_epoch_stops_the_run_at_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", EACH)
-def test_a_signal_during_the_final_evaluation_stops_the_run_at_once(tmp_path: Path, sends: Any, sent: int) -> None:
-    sends(TaskRes, "evaluate_split", sent)
+def test_a_signal_during_the_final_evaluation_stops_the_run_at_once(tmp_path: Path, signal_at: Any, sent: int) -> None:
+    signal_at(TaskRes, "evaluate_split", sent)
     assert gadgets(tmp_path) == 130
     assert (tmp_path / "prompt_learner" / "model.pth.tar-4").exists()
     assert not (tmp_path / "results.json").exists()

@@ -338,7 +338,7 @@ def test_a_sweep_loads_its_backbone_once_per_process_and_its_runs_equal_separate
     trainers = ("CLIPLoRA", "CoOp", "TaskRes")  # the first changes the encoders
     flags = ["--datasets", "gadgets", "--shots", "1", "--seeds", "1", "--plugin", str(tmp_path / "counting.py")]
 
-    def swept(folder: str, jobs: str, *groups: tuple[str, ...]) -> dict[Path, dict]:
+    def run_sweep(folder: str, jobs: str, *groups: tuple[str, ...]) -> dict[Path, dict]:
         monkeypatch.setenv("LOADED", str(tmp_path / f"{folder}-loaded"))
         for group in groups:
             words = ["--trainers", *group, *flags, "--jobs", jobs, "--output-dir", str(tmp_path / folder)]
@@ -346,9 +346,9 @@ def test_a_sweep_loads_its_backbone_once_per_process_and_its_runs_equal_separate
         paths = (tmp_path / folder).rglob("results.json")
         return {path.parent.relative_to(tmp_path / folder): read_results(path.parent) for path in paths}
 
-    alone = swept("alone", "1", *((one,) for one in trainers))
+    alone = run_sweep("alone", "1", *((one,) for one in trainers))
     for jobs in ("1", "2"):
-        together = swept(jobs, jobs, trainers)
+        together = run_sweep(jobs, jobs, trainers)
         processes = (tmp_path / f"{jobs}-loaded").read_text().split()
         assert 1 <= len(processes) == len(set(processes)) <= int(jobs)
         assert len(together) == 3

@@ -139,11 +139,11 @@ def test_the_demo_backbone_warns_that_it_only_knows_drawn_shapes(tmp_path, capsy
 
 @pytest.mark.slow
 def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
-    def mine(number: int, frame: object) -> None:
+    def custom_handler(number: int, frame: object) -> None:
         """A handler of the program that calls the tool."""
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, mine) for number in numbers]
+    before = [signal.signal(number, custom_handler) for number in numbers]
     try:
         during: list[object] = []
         after_epoch = TaskRes.after_epoch
@@ -151,10 +151,10 @@ def test_signal_handlers_are_restored_after_a_run(tmp_path, monkeypatch):
             TaskRes, "after_epoch", lambda self: (during.append(signal.getsignal(signal.SIGINT)), after_epoch(self))
         )
         assert taskres(tmp_path / "ends") == 0
-        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+        assert [signal.getsignal(number) for number in numbers] == [custom_handler, custom_handler]
         assert taskres(tmp_path / "fails", options=("OPTIM.LR", "1e38", "OPTIM.NAME", "sgd")) == 2
-        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
-        assert mine not in during
+        assert [signal.getsignal(number) for number in numbers] == [custom_handler, custom_handler]
+        assert custom_handler not in during
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
@@ -195,7 +195,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         "alpha infinite": ((*base, "TRAINER.TaskRes.RESIDUAL_SCALE", "1e999"), "must be a finite number"),
         "no enhanced base": ((*base, "--enhanced-base", str(tmp_path / "no.tar")), "no.tar"),
         "option without value": ((*base, "OPTIM.LR"), "'OPTIM.LR' has no value"),
-        "missing plug-in": ((*base, "--plugin", "no.py"), "plug-in no.py does not exist"),
+        "missing plugin": ((*base, "--plugin", "no.py"), "plug-in no.py does not exist"),
         "no model dir": ((*base, "--eval-only"), "--eval-only needs --model-dir"),
         "empty model dir": ((*base, "--eval-only", "--model-dir", str(tmp_path)), "no checkpoint at"),
         "resume nothing": (("--trainer", "TaskRes", *QUICK, "--resume"), "--resume needs the run's folder"),
