@@ -230,7 +230,7 @@ def test_an_improbable_prediction_is_none(fitted: Any, unseen: Pictures) -> None
     proba = fitted.predict_proba(unseen.paths).max(axis=1)
     limit = float(np.median(proba))
     found = fitted.predict(unseen.paths, unknown_below=limit)
-    np.testing.assert_array_equal([one is None for one in found], proba < limit)
+    np.testing.assert_array_equal([label is None for label in found], proba < limit)
 
 
 def test_features_are_predicted_like_their_images(fitted: Any, unseen: Pictures) -> None:
@@ -243,7 +243,7 @@ def test_features_that_are_not_finite_are_predicted_as_none(fitted: Any, unseen:
     features = fitted.transform(unseen.paths[:3])
     features[1, 0] = np.nan
     with pytest.warns(UserWarning, match="image 1: the features are not finite"):
-        assert [one is None for one in fitted.predict(features)] == [False, True, False]
+        assert [label is None for label in fitted.predict(features)] == [False, True, False]
 
 
 def test_an_evaluation_agrees_with_its_predictions(fitted: Any, unseen: Pictures) -> None:

@@ -45,11 +45,11 @@ METHODS = [
 @pytest.mark.slow
 def test_a_stream_predicts_each_image_in_order(fitted: Any, unseen: Pictures) -> None:
     found = list(fitted.stream((path for path in unseen.paths), top_k=2))
-    assert [one.image for one in found] == unseen.paths
+    assert [prediction.image for prediction in found] == unseen.paths
     expected = fitted.predict(unseen.paths, top_k=2)
-    np.testing.assert_array_equal([one.labels for one in found], expected)
+    np.testing.assert_array_equal([prediction.labels for prediction in found], expected)
     proba = np.sort(fitted.predict_proba(unseen.paths), axis=1)[:, ::-1][:, :2]
-    np.testing.assert_allclose([one.probabilities for one in found], proba, rtol=1e-4)
+    np.testing.assert_allclose([prediction.probabilities for prediction in found], proba, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_an_unreadable_image_is_predicted_as_none_with_a_warning(
         found = fitted.predict(paths)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the warning points to the caller
-    assert [one is None for one in found] == [False, True, True, False]
+    assert [prediction is None for prediction in found] == [False, True, True, False]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert np.isnan(fitted.predict_proba(paths)[1:3]).all()
@@ -106,13 +106,13 @@ def test_items_that_are_not_images_are_reported_and_the_rest_is_predicted(fitted
     given = [drawn("circle", 1), np.zeros((4, 4)), None, np.zeros((8, 8), np.uint8), drawn("square", 2).convert("LA")]
     with pytest.warns(UserWarning, match="image 1: an array of float64"):
         found = fitted.predict(given)
-    assert [one is None for one in found] == [False, True, True, False, False]
+    assert [prediction is None for prediction in found] == [False, True, True, False, False]
 
 
 def test_an_invalid_path_is_reported_and_the_rest_is_predicted(fitted: Any, unseen: Pictures) -> None:
     with pytest.warns(UserWarning, match=r"a\\x00b.png': .*embedded null") as caught:
         found = fitted.predict([unseen.paths[0], "a\0b.png", "a" * 5000])
-    assert [one is None for one in found] == [False, True, True]
+    assert [prediction is None for prediction in found] == [False, True, True]
     assert str(caught[0].message).count("b.png") == 1  # the path is named once
 
 

@@ -235,8 +235,8 @@ def test_no_class_is_lost_when_threads_add_classes(unseen: Pictures) -> None:
         thread.join()
     assert sorted(clf.classes_) == sorted([*SHAPES, "star", "heart", "moon", "arrow"])
     assert clf.predict_proba(unseen.paths).shape == (12, 7)
-    for one in [first, *stream]:  # with the classes at the start of the stream
-        assert sorted(one.labels) == sorted(SHAPES)
+    for prediction in [first, *stream]:  # with the classes at the start of the stream
+        assert sorted(prediction.labels) == sorted(SHAPES)
 
 
 @pytest.mark.slow

@@ -47,11 +47,11 @@ def lay_out_folders(root: Path, size: int = 10) -> None:
     (root / "toy" / "split_Toy.json").unlink()
 
 
-@pytest.mark.parametrize("place", ["toy/images", "toy/images/bee"])
-def test_a_folder_without_permission_is_reported_as_such(tmp_path: Path, forbid: Forbid, place: str) -> None:
+@pytest.mark.parametrize("folder", ["toy/images", "toy/images/bee"])
+def test_a_folder_without_permission_is_reported_as_such(tmp_path: Path, forbid: Forbid, folder: str) -> None:
     lay_out(tmp_path)
-    forbid(tmp_path / place)
-    with pytest.raises(UserError, match=f"cannot read the folder '.*{place}': Permission denied") as raised:
+    forbid(tmp_path / folder)
+    with pytest.raises(UserError, match=f"cannot read the folder '.*{folder}': Permission denied") as raised:
         Toy(config(tmp_path))
     assert "\n" not in str(raised.value)
 

@@ -46,9 +46,9 @@ def saved(folder: Path, **changes: Any) -> Path:
     return folder / "x.npz"
 
 
-def with_nan(name: str, place: tuple[int, ...], value: float = np.nan) -> np.ndarray:
+def with_nan(name: str, index: tuple[int, ...], value: float = np.nan) -> np.ndarray:
     values = arrays()[name].copy()
-    values[place] = value
+    values[index] = value
     return values
 
 

@@ -102,23 +102,26 @@ def saved(folder: Path, name: str, array: Any) -> None:
 
 SHARD = "test_features-00001.npy"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (lambda one: (one / SHARD).write_bytes((one / SHARD).read_bytes()[:-3]), "damaged shard"),
-    "missing": (lambda one: (one / SHARD).unlink(), "cannot be read"),
-    "no array": (lambda one: (one / SHARD).write_bytes(b"x" * 999), "damaged shard"),
+    "truncated": (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-3]), "damaged shard"),
+    "missing": (lambda folder: (folder / SHARD).unlink(), "cannot be read"),
+    "no array": (lambda folder: (folder / SHARD).write_bytes(b"x" * 999), "damaged shard"),
     "objects": (
-        lambda one: np.save(one / SHARD, np.array([[{}] * 8] * 7, object), allow_pickle=True),
+        lambda folder: np.save(folder / SHARD, np.array([[{}] * 8] * 7, object), allow_pickle=True),
         "holds no numbers",
     ),
-    "width": (lambda one: saved(one, SHARD, np.zeros((7, 9), np.float16)), "different widths"),
-    "type": (lambda one: saved(one, SHARD, np.zeros((7, 8), np.float32)), "different widths, views or types"),
-    "columns": (lambda one: saved(one, SHARD, np.zeros((8, 7), np.float16).T), "no numbers in rows"),
-    "rows": (lambda one: saved(one, SHARD, np.zeros((6, 8), np.float16)), "entries, but test_features has"),
-    "whole": (lambda one: saved(one, SHARD, np.zeros((7, 8), np.int16)), "floating-point"),
-    "escape": (lambda one: edited(one, lambda m: m["arrays"]["test_features"].append("../x.npy")), "no names of files"),
-    "format": (lambda one: edited(one, lambda m: m.update(version=9)), "another format or version"),
-    "classes": (lambda one: (one / CLASSES).unlink(), "No such file"),
-    "json": (lambda one: (one / MANIFEST).write_text("["), "cannot be read"),
-    "label": (lambda one: saved(one, "test_labels-00000.npy", np.full(7, 9)), "contains the label 9"),
+    "width": (lambda folder: saved(folder, SHARD, np.zeros((7, 9), np.float16)), "different widths"),
+    "type": (lambda folder: saved(folder, SHARD, np.zeros((7, 8), np.float32)), "different widths, views or types"),
+    "columns": (lambda folder: saved(folder, SHARD, np.zeros((8, 7), np.float16).T), "no numbers in rows"),
+    "rows": (lambda folder: saved(folder, SHARD, np.zeros((6, 8), np.float16)), "entries, but test_features has"),
+    "whole": (lambda folder: saved(folder, SHARD, np.zeros((7, 8), np.int16)), "floating-point"),
+    "escape": (
+        lambda folder: edited(folder, lambda m: m["arrays"]["test_features"].append("../x.npy")),
+        "no names of files",
+    ),
+    "format": (lambda folder: edited(folder, lambda m: m.update(version=9)), "another format or version"),
+    "classes": (lambda folder: (folder / CLASSES).unlink(), "No such file"),
+    "json": (lambda folder: (folder / MANIFEST).write_text("["), "cannot be read"),
+    "label": (lambda folder: saved(folder, "test_labels-00000.npy", np.full(7, 9)), "contains the label 9"),
 }
 
 

@@ -154,12 +154,12 @@ def test_rows_lost_by_the_disk_are_encoded_again(tmp_path: Path, spoil: str) -> 
     (piece,) = cut(paths, 12)
     done(piece, tmp_path / "one")
     killed_at(tmp_path, lambda: done(piece, tmp_path / "two"), 6, "before")
-    place = tmp_path / "two" / UNDER_WAY
+    folder = tmp_path / "two" / UNDER_WAY
     if spoil == "log":
-        path = place / "test_features-00000.log"
+        path = folder / "test_features-00000.log"
         path.write_bytes(path.read_bytes().replace(b'"done":8', b'"done":9'))
     else:
-        os.truncate(place / "test_features-00000.rows-0", 5)
+        os.truncate(folder / "test_features-00000.rows-0", 5)
     assert done(piece, tmp_path / "two").encoded == (8 if spoil == "log" else 12)
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
 

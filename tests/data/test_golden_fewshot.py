@@ -97,8 +97,8 @@ def test_base_and_new_classes_equal_the_reference(protocol: Any, pets: Any, whic
     assert positions(dataset.train_x, split["train"]) == expected["train"]
     assert positions(dataset.val, split["val"]) == expected["val"]
     assert [item.label for item in dataset.train_x] == expected["train_labels"]
-    places = positions(dataset.test, split["test"])
-    assert [[place, item.label, item.classname] for place, item in zip(places, dataset.test, strict=True)] == (
+    found = positions(dataset.test, split["test"])
+    assert [[position, item.label, item.classname] for position, item in zip(found, dataset.test, strict=True)] == (
         expected["test"]
     )
     assert dataset.classnames == expected["classnames"]

@@ -89,11 +89,11 @@ def load(root: Path | str, name: str = "WebDataset", *, seed: int = 1, **keys: A
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = name, str(root), seed
     for key, value in keys.items():
-        node, _, last = f"DATASET.{key.replace('__', '.')}".rpartition(".")
-        place = cfg
-        for part in node.split("."):
-            place = place[part]
-        place[last] = value
+        path, _, last = f"DATASET.{key.replace('__', '.')}".rpartition(".")
+        node = cfg
+        for part in path.split("."):
+            node = node[part]
+        node[last] = value
     random.seed(seed)
     return build_dataset(cfg)
 
@@ -119,7 +119,7 @@ def test_a_folder_of_shards_is_recognised_unless_it_also_contains_images(tmp_pat
     (table / "0.parquet").touch()
     assert (dataset_at(table.parent), dataset_at(table / "0.parquet")) == ("HFDataset", "HFDataset")
     (table / "0.tar").touch()
-    assert [dataset_at(place) for place in (table, tmp_path / "none", tmp_path)] == ["", "", ""]
+    assert [dataset_at(path) for path in (table, tmp_path / "none", tmp_path)] == ["", "", ""]
 
 
 def test_prepare_checks_a_folder_of_shards_given_by_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,13 +187,13 @@ def test_a_draw_does_not_depend_on_order_or_sharding(tmp_path: Path) -> None:
 
 
 def test_unsplit_shards_are_split_once_regardless_of_sharding(tmp_path: Path) -> None:
-    place = tmp_path / "data"
-    shard(place / "x.tar", map(sample, range(30)))
-    first = load(place)
-    (place / "x.tar").unlink()
-    shard(place / "y.tar", map(sample, range(29, 14, -1)))
-    shard(place / "z.tar", map(sample, range(15)))
-    second = load(place)
+    root = tmp_path / "data"
+    shard(root / "x.tar", map(sample, range(30)))
+    first = load(root)
+    (root / "x.tar").unlink()
+    shard(root / "y.tar", map(sample, range(29, 14, -1)))
+    shard(root / "z.tar", map(sample, range(15)))
+    second = load(root)
     assert (
         [colours(part) for part in (first.train_x, first.val, first.test)]
         == [colours(part) for part in (second.train_x, second.val, second.test)]
@@ -243,31 +243,34 @@ def link(archive: tarfile.TarFile) -> None:
 
 
 WRONG: dict[str, tuple[Spoil, str]] = {
-    "no label": (lambda one: add(one, "0900.png", png_bytes(1)), "sample '0900' has no label"),
-    "empty label": (lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b" "))[0], "has no label"),
-    "no image": (lambda one: add(one, "0900.cls", b"1"), "sample '0900' has a label and no image"),
-    "twice": (lambda one: add(one, "0003.png", png_bytes(3)), "has the key '0003.png' twice"),
-    "escapes": (lambda one: add(one, "../0900.png", png_bytes(3)), "has a path that leaves the shard"),
-    "absolute": (lambda one: add(one, "/tmp/0900.png", png_bytes(3)), "has a path that leaves the shard"),
-    "inner": (lambda one: add(one, "a/../../0900.png", png_bytes(3)), "has a path that leaves the shard"),
-    "drive": (lambda one: add(one, "C:0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "no label": (lambda archive: add(archive, "0900.png", png_bytes(1)), "sample '0900' has no label"),
+    "empty label": (
+        lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.cls", b" "))[0],
+        "has no label",
+    ),
+    "no image": (lambda archive: add(archive, "0900.cls", b"1"), "sample '0900' has a label and no image"),
+    "twice": (lambda archive: add(archive, "0003.png", png_bytes(3)), "has the key '0003.png' twice"),
+    "escapes": (lambda archive: add(archive, "../0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "absolute": (lambda archive: add(archive, "/tmp/0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "inner": (lambda archive: add(archive, "a/../../0900.png", png_bytes(3)), "has a path that leaves the shard"),
+    "drive": (lambda archive: add(archive, "C:0900.png", png_bytes(3)), "has a path that leaves the shard"),
     "link": (link, "member '0900.png' is a link"),
-    "hard link": (lambda one: add(one, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
-    "device": (lambda one: add(one, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
+    "hard link": (lambda archive: add(archive, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
+    "device": (lambda archive: add(archive, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
     "class": (
-        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b"7"))[0],
+        lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.cls", b"7"))[0],
         "sample '0900' has the label 7, which is none of the 3 classes",
     ),
     "json": (
-        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.json", b"[" * 100_000))[0],
+        lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.json", b"[" * 100_000))[0],
         "sample '0900' has a damaged .json",
     ),
     "negative": (
-        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.cls", b"-1"))[0],
+        lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.cls", b"-1"))[0],
         "sample '0900' has the label -1",
     ),
     "images": (
-        lambda one: (add(one, "0900.png", png_bytes(1)), add(one, "0900.mask.png", png_bytes(1)))[0],
+        lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.mask.png", png_bytes(1)))[0],
         "has several images (mask.png, png); DATASET.SHARDS.IMAGE",
     ),
 }
@@ -483,7 +486,7 @@ def test_a_folder_of_parquet_files_gives_the_same_dataset_for_any_row_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = Path(__file__).resolve().parents[2]  # whose folder ``datasets`` would shadow Hugging Face's package
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place or ".").resolve() != repository])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry or ".").resolve() != repository])
     drawn = []
     for name, numbers, cut in (("a", range(24), 12), ("b", range(23, -1, -1), 7)):
         parquet(tmp_path / name / "data/train-00000-of-00002.parquet", list(numbers)[:cut])

@@ -25,11 +25,11 @@ def _registered() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Thirty images, ten of each of three classes."""
-    place = tmp_path / "mine"
-    (place / "images").mkdir(parents=True)
+    root = tmp_path / "mine"
+    (root / "images").mkdir(parents=True)
     for i in range(30):
-        Image.new("RGB", (4, 4), (i, 0, 0)).save(place / "images" / f"{i:02}.png")
-    return place
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(root / "images" / f"{i:02}.png")
+    return root
 
 
 CLASSES = ("white shark", "ant", "n01440764")

@@ -273,8 +273,8 @@ def test_images_beside_the_class_folders_are_reported_and_not_used(
 ) -> None:
     for folder in ("mine/train/a", "mine/test/a", "mine/extra/a"):
         fill(tmp_path / folder)
-    for place in ("mine", "mine/train"):
-        Image.new("RGB", (4, 4)).save(tmp_path / place / "loose.png")
+    for folder in ("mine", "mine/train"):
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "loose.png")
     with caplog.at_level(logging.INFO):
         assert sizes(load(tmp_path / "mine")) == (10, 0, 10)
     assert f"Not used: 1 image beside the class folders in '{tmp_path / 'mine'}'" in caplog.text

@@ -60,9 +60,9 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbered = ((str(label), path) for label, path in enumerate(photographs.values()))
     lay_out(root / IMAGE_DIRS["ImageNetV2"], numbered)
     for variant in ("a", "r"):
-        place = root / IMAGE_DIRS[f"ImageNet{variant.upper()}"]
-        lay_out(place, ((wnid, photographs[wnid]) for wnid in variant_wnids(variant)))
-        (place / "README.txt").touch()
+        folder = root / IMAGE_DIRS[f"ImageNet{variant.upper()}"]
+        lay_out(folder, ((wnid, photographs[wnid]) for wnid in variant_wnids(variant)))
+        (folder / "README.txt").touch()
     return root
 
 
@@ -191,17 +191,17 @@ def test_an_empty_or_missing_folder_is_named(small: Path) -> None:
 
 
 def test_v2_without_one_of_its_folders_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / IMAGE_DIRS["ImageNetV2"]
+    folder = tmp_path / IMAGE_DIRS["ImageNetV2"]
     (tmp_path / "imagenetv2").mkdir()
     wnids = [f"n{number:08}" for number in range(12)]
     lines = "".join(f"{wnid} thing {int(wnid[1:])}\n" for wnid in reversed(wnids))
     (tmp_path / "imagenetv2" / "classnames.txt").write_text(lines)
-    lay_out(place, ((str(label), None) for label in range(12)))
+    lay_out(folder, ((str(label), None) for label in range(12)))
     dataset = load("ImageNetV2", tmp_path)
     assert [Path(item.impath).parent.name for item in dataset.test] == [str(label) for label in range(12)]
     assert dataset.classes.ids == tuple(wnids)
     assert dataset.classnames[10] == "thing 10"
-    (place / "7" / "7_0.JPEG").unlink()
-    (place / "7").rmdir()
+    (folder / "7" / "7_0.JPEG").unlink()
+    (folder / "7").rmdir()
     with pytest.raises(UserError, match=r"class folder '.*/7' is missing"):
         load("ImageNetV2", tmp_path)

@@ -43,11 +43,11 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path, pictures: list[bytes]) -> Path:
-    place = tmp_path / "mine"
-    place.mkdir()
+    root = tmp_path / "mine"
+    root.mkdir()
     for i, picture in enumerate(pictures):
-        (place / f"{i:02}.png").write_bytes(picture)
-    return place
+        (root / f"{i:02}.png").write_bytes(picture)
+    return root
 
 
 def classes_of(i: int) -> list[str]:

@@ -45,9 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
-        for place, (name, colour) in enumerate(COLOURS.items()):
+        for index, (name, colour) in enumerate(COLOURS.items()):
             for number in range(14):
-                path = f"<img src=x onerror=alert(1)> {place}-{number}.png"
+                path = f"<img src=x onerror=alert(1)> {index}-{number}.png"
                 pixels = np.array(colour) + rng.normal(0, 90, (64, 64, 3))
                 Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / path)
                 writer.writerow([path, name, "train" if number < 4 else "test"])
@@ -141,7 +141,7 @@ def test_the_page_of_two_runs_counts_what_changed(runs: Path) -> None:
     right = {}
     for method in ("ZeroshotCLIP", "TaskRes"):
         results = json.loads((runs / method / "results.json").read_text())
-        right[method] = sum(one["correct"] for one in results["per_class"])
+        right[method] = sum(row["correct"] for row in results["per_class"])
     gained, lost = (sum(int(row[column]) for row in rows) for column in (-2, -1))
     assert gained - lost == right["TaskRes"] - right["ZeroshotCLIP"]
     assert f"<dd>{gained}</dd>" in text

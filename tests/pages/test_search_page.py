@@ -60,7 +60,7 @@ def page(search: Path) -> Path:
 
 
 def charts_in(text: str) -> list[Any]:
-    return [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    return [json.loads(chart) for chart in re.findall(r'<script type="application/json">(.*?)</script>', text)]
 
 
 @pytest.mark.slow

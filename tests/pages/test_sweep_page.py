@@ -94,7 +94,7 @@ def test_the_figures_of_the_page_show_the_numbers_of_the_report(sweep: Path) -> 
     made = make_report(sweep)
     shown = figures(made.cells)
     text = render(sweep_page(made, shown))
-    charts = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    charts = [json.loads(chart) for chart in re.findall(r'<script type="application/json">(.*?)</script>', text)]
     first = charts[0]["data"]
     line = next(trace for trace in first if trace["name"] == "TaskRes" and trace["mode"] == "lines+markers")
     assert line["x"] == [0.0, 2.0, 4.0]

@@ -61,12 +61,12 @@ TOOLS = {"train": ("--trainer", "TaskRes"), "eval": (), "extract": (), "sweep": 
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_data_selects_the_same_dataset_in_every_tool(data_paths: dict[str, Path], tool: str, kind: str) -> None:
-    place = str(data_paths[kind])
-    dataset = config(tool, *TOOLS[tool], "--root", "elsewhere", "--data", place).DATASET
+    path = str(data_paths[kind])
+    dataset = config(tool, *TOOLS[tool], "--root", "elsewhere", "--data", path).DATASET
     expected = {
-        "folder": ("ImageFolder", place, ""),
-        "table": ("CSV", place, ""),
-        "features": ("Features", "elsewhere", place),
+        "folder": ("ImageFolder", path, ""),
+        "table": ("CSV", path, ""),
+        "features": ("Features", "elsewhere", path),
     }
     assert (dataset.NAME, dataset.ROOT, dataset.FILE) == expected[kind]
 

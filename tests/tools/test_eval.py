@@ -83,14 +83,14 @@ def test_the_average_covers_only_evaluated_datasets():
 
 @pytest.mark.slow
 def test_rows_for_the_users_own_data_are_named_after_it(source, tmp_path):
-    for place in ("photos", "elsewhere/photos"):
+    for folder in ("photos", "elsewhere/photos"):
         for name, colour in (("red circle", "red"), ("blue", "blue")):
-            (tmp_path / place / name).mkdir(parents=True)
+            (tmp_path / folder / name).mkdir(parents=True)
             for number in range(4):
-                Image.new("RGB", (16, 16), colour).save(tmp_path / place / name / f"{number}.png")
+                Image.new("RGB", (16, 16), colour).save(tmp_path / folder / name / f"{number}.png")
     table = tmp_path / "listed.csv"
     table.write_text("path,classname\n" + "".join(f"photos/blue/{number}.png,blue\n" for number in range(4)))
-    paths = [str(tmp_path / place) for place in ("photos", "elsewhere/photos", "listed.csv")]
+    paths = [str(tmp_path / folder) for folder in ("photos", "elsewhere/photos", "listed.csv")]
     out = tmp_path / "table.json"
     assert evaluate(source, "--data", *paths, "--dataset-config-file", "gadgets", "--output", str(out), *FEW[-2:]) == 0
     rows = rows_of(out)

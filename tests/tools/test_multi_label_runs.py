@@ -115,7 +115,9 @@ def test_an_export_gives_the_probability_of_each_class(
     features, head = classifier.transform(paths), classifier._trainer.head
     factor, bias = head.calibration.exp()[0].item(), head.calibration[1].item()
     prototypes = head.class_prototypes().detach().numpy()
-    cosines = features @ prototypes.T / np.outer(*(np.linalg.norm(one, axis=1) for one in (features, prototypes)))
+    cosines = (
+        features @ prototypes.T / np.outer(*(np.linalg.norm(vectors, axis=1) for vectors in (features, prototypes)))
+    )
     wanted = 1 / (1 + np.exp(-(factor * head.scale.item() * cosines + bias)))
     np.testing.assert_allclose(classifier.predict_proba(paths), wanted, atol=1e-4)
 

@@ -70,13 +70,13 @@ class Doomed(TaskRes):
 def cluster() -> Iterator[Any]:
     """A local Ray cluster of two nodes with one core each."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    place = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths are limited in length
-    (Path(place) / "ray").mkdir()
-    with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": place}):
-        yield from _cluster(place)
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # socket paths are limited in length
+    (Path(folder) / "ray").mkdir()
+    with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}):
+        yield from _cluster(folder)
 
 
-def _cluster(place: str) -> Iterator[Any]:
+def _cluster(folder: str) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
@@ -87,7 +87,7 @@ def _cluster(place: str) -> Iterator[Any]:
         yield found
     finally:
         found.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _added(cluster: Any, node: dict[str, Any]) -> Any:

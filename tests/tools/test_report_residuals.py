@@ -186,10 +186,10 @@ def test_classes_are_compared_with_zero_shot_clip_on_them(real: Path, capsys: An
         assert row["zero_shot"] == pytest.approx(100 * right.mean())
         assert row["difficulty"] == pytest.approx(1 / 6 / right.mean())
         assert row["magnitudes"] == pytest.approx([np.abs(x).mean() for x in residuals])
-        assert [one["zero_shot"] for one in row["by_class"]] == pytest.approx(100 * right.mean(axis=1))
+        assert [entry["zero_shot"] for entry in row["by_class"]] == pytest.approx(100 * right.mean(axis=1))
         norms = np.mean([np.linalg.norm(x, axis=1) for x in residuals], axis=0)
-        assert [one["norm"] for one in row["by_class"]] == pytest.approx(norms)
-        assert [one["images"] for one in row["by_class"]] == [12] * 6
+        assert [entry["norm"] for entry in row["by_class"]] == pytest.approx(norms)
+        assert [entry["images"] for entry in row["by_class"]] == [12] * 6
         wanted = stats.spearmanr(right.mean(axis=1), norms).statistic
         assert row["within"]["r"] == pytest.approx(wanted) or math.isnan(wanted)
     assert "Residual against relative transfer difficulty, TaskRes with 4 shots, unnamed" in out

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_an_image_is_named_and_the_rest_is_classified(
     monkeypatch.setattr(sessions, "MOST_PIXELS", 60_000)
     monkeypatch.setattr(sessions, "MOST_AT_ONCE", 5)
     found = session.predict([*files[:4], files[0].replace("a.png", "gone.png"), files[4]])
-    assert [one.name for one in found.pictures] == ["a.png"]
+    assert [picture.name for picture in found.pictures] == ["a.png"]
     assert [line.partition(":")[0] for line in found.refused] == [
         *("notes.png", "large.png", "wide.png", "gone.png", "b.jpg")
     ]
@@ -96,8 +96,8 @@ def test_a_session_answers_like_the_classifier_and_leaves_nothing_on_disk(sessio
     files = uploaded(tmp_path, "a.png", "b.png")
     expected = FewShotClassifier.predict_proba(session.classifier, [np.array(Image.open(file)) for file in files])
     found = session.predict(files)
-    for row, one in zip(expected, found.found, strict=True):
-        np.testing.assert_allclose(one.probabilities, np.sort(row)[::-1], rtol=1e-5)
+    for row, prediction in zip(expected, found.found, strict=True):
+        np.testing.assert_allclose(prediction.probabilities, np.sort(row)[::-1], rtol=1e-5)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert list((tmp_path / "uploads").iterdir()) == []
 
@@ -107,7 +107,7 @@ def test_a_class_below_the_threshold_is_unknown_but_keeps_its_bars(session: Sess
     assert found.rows(0)[0][1].labels[0] in CLASSES
     (_, unknown), *_ = rows = found.rows(1.0)
     assert set(unknown.labels) == {None}
-    page = look.answers(rows, [one.labels for one in found.found], [])
+    page = look.answers(rows, [prediction.labels for prediction in found.found], [])
     assert "(unknown)" in page
     assert page.count("dl-track") == 3
     assert "<b>" not in page
@@ -147,7 +147,7 @@ def test_teaching_is_evaluated_on_held_out_images_and_leaves_no_trace(lesson: Te
     lesson.load_example()
     found = lesson.train()
     assert lesson.classifier is not None
-    paths = [str(one.path) for pictures in lesson.classes.values() for one in pictures]
+    paths = [str(picture.path) for pictures in lesson.classes.values() for picture in pictures]
     labels = [name for name, pictures in lesson.classes.items() for _ in pictures]
     assert found.zero_shot < found.trained <= 100
     assert (found.pictures, found.singly) == (24, True)
@@ -222,23 +222,23 @@ def test_onnx_is_exported_from_the_latest_training_and_served_only_with_its_toke
 
     monkeypatch.setattr(FewShotClassifier, "export", export)
     with contextlib.closing(Visitors(lambda: Teaching(None, None, tmp_path))) as visitors:
-        one, other = visitors.of("one"), visitors.of("other")
-        assert isinstance(one, Teaching)
+        session, other = visitors.of("one"), visitors.of("other")
+        assert isinstance(session, Teaching)
         with pytest.raises(UserError, match="nothing has been taught yet"):
-            one.export()
-        one.classifier = FewShotClassifier(classes=list(CLASSES))
-        made = one.export()
-        page = look.exported(made)
-        assert f'href="exported/{made.token}"' in page
+            session.export()
+        session.classifier = FewShotClassifier(classes=list(CLASSES))
+        exported = session.export()
+        page = look.exported(exported)
+        assert f'href="exported/{exported.token}"' in page
         assert "1.2 MB. Compared on 24 pictures: the likeliest class is the same on 100 %" in page
-        with zipfile.ZipFile(made.path) as archive:
+        with zipfile.ZipFile(exported.path) as archive:
             assert archive.read("onnx/model.onnx") == b"onnx"
-        assert visitors.export(made.token) == made.path
-        assert [visitors.export(token) for token in ("", "None", "one", made.token[:-1])] == [None] * 4
-        again = one.export()
-        assert (visitors.export(made.token), visitors.export(again.token)) == (None, again.path)
-        one.add_class("new")  # the export so far has other classes
-        assert (visitors.export(again.token), list(one.folder.iterdir()), list(other.folder.iterdir())) == (
+        assert visitors.export(exported.token) == exported.path
+        assert [visitors.export(token) for token in ("", "None", "one", exported.token[:-1])] == [None] * 4
+        again = session.export()
+        assert (visitors.export(exported.token), visitors.export(again.token)) == (None, again.path)
+        session.add_class("new")  # the export so far has other classes
+        assert (visitors.export(again.token), list(session.folder.iterdir()), list(other.folder.iterdir())) == (
             None,
             [],
             [],
@@ -359,9 +359,11 @@ def open_tab(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         context.set_default_timeout(WAIT)
         tab, ours = Opened(context.new_page()), (server.address, "data:", "blob:")
-        tab.page.on("console", lambda one: tab.complaints.append(one.text) if one.type == "error" else None)
+        tab.page.on("console", lambda message: tab.complaints.append(message.text) if message.type == "error" else None)
         tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        tab.page.on("request", lambda one: None if one.url.startswith(ours) else tab.requests.append(one.url))
+        tab.page.on(
+            "request", lambda request: None if request.url.startswith(ours) else tab.requests.append(request.url)
+        )
         tabs.append((context, tab))
         tab.page.goto(server.address)
         tab.page.wait_for_selector(DROP, state="attached")
@@ -480,7 +482,7 @@ def test_a_visitor_never_sees_anothers_images_and_a_reload_starts_over(
     first.keyboard.type("again")
     first.click("text=Add class")
     first.wait_for_selector(".dl-class")
-    assert [first.locator(one).count() for one in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
+    assert [first.locator(selector).count() for selector in (".dl-class", ".dl-thumbs", ".dl-lesson")] == [1, 0, 0]
     for page in (first, second):
         page.close()
     teaching_server.wait_for_visitors(0)  # their files are gone while the server keeps running

@@ -346,7 +346,7 @@ def test_a_sweep_loads_its_backbone_once_per_process_and_its_runs_equal_separate
         paths = (tmp_path / folder).rglob("results.json")
         return {path.parent.relative_to(tmp_path / folder): read_results(path.parent) for path in paths}
 
-    alone = run_sweep("alone", "1", *((one,) for one in trainers))
+    alone = run_sweep("alone", "1", *((trainer,) for trainer in trainers))
     for jobs in ("1", "2"):
         together = run_sweep(jobs, jobs, trainers)
         processes = (tmp_path / f"{jobs}-loaded").read_text().split()

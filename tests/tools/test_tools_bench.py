@@ -27,15 +27,15 @@ def test_every_subject_has_a_name_a_parser_and_a_run_function() -> None:
 
 
 def test_listing_finds_the_files_that_it_created(tmp_path: Path) -> None:
-    file, place = tmp_path / "rows.json", tmp_path / "place"
-    place.mkdir()
-    flags = ["--classes", "2", "--images", "3", "--folder", str(place), "--json", str(file)]
+    file, folder = tmp_path / "rows.json", tmp_path / "folder"
+    folder.mkdir()
+    flags = ["--classes", "2", "--images", "3", "--folder", str(folder), "--json", str(file)]
     assert bench.main(["listing", *flags]) == 0
     rows = json.loads(file.read_text())
     assert [(row["dataset"], row["images"], row["round"]) for row in rows] == [
         (dataset, 106, number) for dataset in ("ImageNet", "ImageFolder") for number in ("first", "again")
     ]
-    assert list(place.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_ranges_and_choices_are_parsed_and_integer_keys_are_searched_in_integers
         Dimension("A.L", ("[1, 2]", "[3]")),
     )
     assert found[1].ends == (2, 9)
-    assert [one.text for one in found[1:4]] == ["A.N=2:9:int", "A.M=1:8:int:log", "A.C=a,b"]
+    assert [parameter.text for parameter in found[1:4]] == ["A.N=2:9:int", "A.M=1:8:int:log", "A.C=a,b"]
 
 
 @pytest.mark.parametrize(
