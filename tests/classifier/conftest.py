@@ -1,1 +1,1 @@
-from pictures import fitted, photos, unseen  # noqa: F401
+from toy_images import fitted, photos, unseen  # noqa: F401

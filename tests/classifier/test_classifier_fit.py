@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from toy_images import QUICK, SHAPES, TASKRES, ImageSet, drawn
 
 from dassl_lite import FewShotClassifier
 from dassl_lite.classifier.folder import card
@@ -59,7 +59,7 @@ def test_errors_about_descriptions_passed_as_a_dict_name_no_file() -> None:
 
 
 @pytest.mark.slow
-def test_auto_is_the_default_and_learns_from_the_shots(photos: Pictures, unseen: Pictures) -> None:
+def test_auto_is_the_default_and_learns_from_the_shots(photos: ImageSet, unseen: ImageSet) -> None:
     clf = FewShotClassifier(shots=2, **QUICK)
     assert clf.get_params()["method"] == "Auto"
     assert clf.fit(photos.paths, photos.labels).score(unseen.paths, unseen.labels) > 1 / len(SHAPES)
@@ -67,7 +67,7 @@ def test_auto_is_the_default_and_learns_from_the_shots(photos: Pictures, unseen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["TaskRes", "TipAdapterF"])
-def test_a_fit_on_a_folder_equals_a_run_of_train_exactly(photos: Pictures, tmp_path: Path, method: str) -> None:
+def test_a_fit_on_a_folder_equals_a_run_of_train_exactly(photos: ImageSet, tmp_path: Path, method: str) -> None:
     results, state = trained(photos.folder, tmp_path / "run", method, "--shots", "3", "--seed", "2")
     clf = FewShotClassifier(method=method, shots=3, seed=2, **QUICK).fit(photos.folder)
     assert_equal(weights(clf), state)
@@ -78,7 +78,7 @@ def test_a_fit_on_a_folder_equals_a_run_of_train_exactly(photos: Pictures, tmp_p
 
 
 @pytest.mark.slow
-def test_a_fit_on_lists_equals_a_run_on_a_table_exactly(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
+def test_a_fit_on_lists_equals_a_run_on_a_table_exactly(photos: ImageSet, unseen: ImageSet, tmp_path: Path) -> None:
     with open(tmp_path / "table.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "classname", "split"])
@@ -93,7 +93,7 @@ def test_a_fit_on_lists_equals_a_run_on_a_table_exactly(photos: Pictures, unseen
 
 
 @pytest.mark.slow
-def test_images_in_memory_are_learned_like_their_files(photos: Pictures, unseen: Pictures, fitted: Any) -> None:
+def test_images_in_memory_are_learned_like_their_files(photos: ImageSet, unseen: ImageSet, fitted: Any) -> None:
     images = [Image.open(path) for path in photos.paths]
     arrays = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
     few = {"METHODS": ["ZeroshotCLIP", "GDA", "TaskRes"], "FOLDS": 2}
@@ -109,7 +109,7 @@ def test_images_in_memory_are_learned_like_their_files(photos: Pictures, unseen:
 
 
 @pytest.mark.slow
-def test_a_private_spool_keeps_in_memory_images_until_it_is_closed(photos: Pictures) -> None:
+def test_a_private_spool_keeps_in_memory_images_until_it_is_closed(photos: ImageSet) -> None:
     own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
     with spooled_in(own):
         clf = FewShotClassifier(**TASKRES).fit(images, photos.labels[::5])
@@ -138,7 +138,7 @@ class Tiny(TrainerX):
 
 @pytest.mark.slow
 def test_a_third_party_trainer_can_be_a_method(
-    photos: Pictures, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: ImageSet, unseen: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRAINER_REGISTRY._table, "Tiny", Tiny)
     options = {"INPUT.SIZE": (16, 16), "DATALOADER.NUM_WORKERS": 0, "INPUT.TRANSFORMS": ("normalize",)}
@@ -169,7 +169,7 @@ class HuggingFace:
 
 
 @pytest.mark.slow
-def test_labels_are_taken_from_a_hugging_face_dataset(photos: Pictures) -> None:
+def test_labels_are_taken_from_a_hugging_face_dataset(photos: ImageSet) -> None:
     images = [Image.open(path) for path in photos.paths]
     data = HuggingFace(images, [SHAPES.index(label) for label in photos.labels], list(SHAPES))
     clf = FewShotClassifier(**TASKRES).fit(data)
@@ -179,7 +179,7 @@ def test_labels_are_taken_from_a_hugging_face_dataset(photos: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_predicted_labels_have_the_type_of_the_given_ones(photos: Pictures) -> None:
+def test_predicted_labels_have_the_type_of_the_given_ones(photos: ImageSet) -> None:
     numbers = [7 * SHAPES.index(label) for label in photos.labels]
     clf = FewShotClassifier(classes={7 * n: name for n, name in enumerate(SHAPES)}, **QUICK)
     clf.fit(photos.paths, numbers)
@@ -202,7 +202,7 @@ def test_labels_without_a_numpy_type_are_kept_unchanged() -> None:
 
 
 @pytest.mark.slow
-def test_class_names_without_a_fit_give_zero_shot_clip(photos: Pictures) -> None:
+def test_class_names_without_a_fit_give_zero_shot_clip(photos: ImageSet) -> None:
     clf = FewShotClassifier(classes=list(SHAPES), options={"DATALOADER.NUM_WORKERS": 0})
     found = clf.predict(photos.paths)
     assert (found == photos.labels).mean() > 0.4
@@ -210,7 +210,7 @@ def test_class_names_without_a_fit_give_zero_shot_clip(photos: Pictures) -> None
 
 
 @pytest.mark.slow
-def test_predictions_have_the_documented_shapes_and_types(fitted: Any, unseen: Pictures) -> None:
+def test_predictions_have_the_documented_shapes_and_types(fitted: Any, unseen: ImageSet) -> None:
     paths = unseen.paths[:5]
     proba, logits = fitted.predict_proba(paths), fitted.decision_function(paths)
     assert proba.shape == logits.shape == (5, 3)
@@ -226,27 +226,27 @@ def test_predictions_have_the_documented_shapes_and_types(fitted: Any, unseen: P
 
 
 @pytest.mark.slow
-def test_an_improbable_prediction_is_none(fitted: Any, unseen: Pictures) -> None:
+def test_an_improbable_prediction_is_none(fitted: Any, unseen: ImageSet) -> None:
     proba = fitted.predict_proba(unseen.paths).max(axis=1)
     limit = float(np.median(proba))
     found = fitted.predict(unseen.paths, unknown_below=limit)
     np.testing.assert_array_equal([label is None for label in found], proba < limit)
 
 
-def test_features_are_predicted_like_their_images(fitted: Any, unseen: Pictures) -> None:
+def test_features_are_predicted_like_their_images(fitted: Any, unseen: ImageSet) -> None:
     features = fitted.transform(unseen.paths)
     np.testing.assert_allclose(fitted.predict_proba(features), fitted.predict_proba(unseen.paths), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_features_that_are_not_finite_are_predicted_as_none(fitted: Any, unseen: Pictures) -> None:
+def test_features_that_are_not_finite_are_predicted_as_none(fitted: Any, unseen: ImageSet) -> None:
     features = fitted.transform(unseen.paths[:3])
     features[1, 0] = np.nan
     with pytest.warns(UserWarning, match="image 1: the features are not finite"):
         assert [label is None for label in fitted.predict(features)] == [False, True, False]
 
 
-def test_an_evaluation_agrees_with_its_predictions(fitted: Any, unseen: Pictures) -> None:
+def test_an_evaluation_agrees_with_its_predictions(fitted: Any, unseen: ImageSet) -> None:
     found = fitted.evaluate(unseen.folder)
     right = fitted.predict(unseen.paths) == np.array(unseen.labels)
     assert found["accuracy"] == pytest.approx(100 * right.mean())
@@ -259,7 +259,7 @@ def test_an_evaluation_agrees_with_its_predictions(fitted: Any, unseen: Pictures
 
 
 @pytest.mark.slow
-def test_a_repeated_fit_is_identical_and_another_seed_differs(photos: Pictures, unseen: Pictures) -> None:
+def test_a_repeated_fit_is_identical_and_another_seed_differs(photos: ImageSet, unseen: ImageSet) -> None:
     one, same, other = (
         FewShotClassifier(shots=2, seed=seed, **TASKRES).fit(photos.paths, photos.labels).predict_proba(unseen.paths)
         for seed in (1, 1, 2)
@@ -269,7 +269,7 @@ def test_a_repeated_fit_is_identical_and_another_seed_differs(photos: Pictures, 
 
 
 @pytest.mark.slow
-def test_calibration_matches_probabilities_to_accuracy(photos: Pictures, unseen: Pictures) -> None:
+def test_calibration_matches_probabilities_to_accuracy(photos: ImageSet, unseen: ImageSet) -> None:
     clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 3
@@ -288,7 +288,7 @@ def test_calibration_matches_probabilities_to_accuracy(photos: Pictures, unseen:
 
 
 @pytest.mark.slow
-def test_a_fit_on_a_folder_calibrates_on_its_validation_images(photos: Pictures) -> None:
+def test_a_fit_on_a_folder_calibrates_on_its_validation_images(photos: ImageSet) -> None:
     clf = FewShotClassifier(**TASKRES).fit(photos.folder).calibrate()
     assert clf.calibration_.images == len(clf._trainer.dm.dataset.val) > 0
     assert clf.calibration_.measured_on == "test images of the fit"
@@ -355,7 +355,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), WRONG)
-def test_a_user_error_prints_one_line(photos: Pictures, call: Any, kind: type[Exception], text: str) -> None:
+def test_a_user_error_prints_one_line(photos: ImageSet, call: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind) as caught:
         call(photos)
     assert isinstance(caught.value, UserError)
@@ -403,7 +403,7 @@ WRONG_QUESTIONS = [
 
 
 @pytest.mark.slow
-def test_features_keep_their_width_if_images_are_unreadable(fitted: Any, photos: Pictures) -> None:
+def test_features_keep_their_width_if_images_are_unreadable(fitted: Any, photos: ImageSet) -> None:
     width = fitted._trainer.input_width
     assert fitted.transform([]).shape == (0, width)
     with pytest.warns(UserWarning, match="300 images could not be read"):
@@ -416,7 +416,7 @@ def test_features_keep_their_width_if_images_are_unreadable(fitted: Any, photos:
 
 
 @pytest.mark.slow
-def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classes(photos: Pictures) -> None:
+def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classes(photos: ImageSet) -> None:
     names = {0: "circle", 1: "square", 2: "star"}
     clf = FewShotClassifier(method="ZeroshotCLIP", classes=names).fit(photos.paths[:2], [0, 1])
     with pytest.raises(UserError, match="'star' cannot be a label beside those of the fit, which are of type int"):
@@ -429,7 +429,7 @@ def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("call", "text"), WRONG_QUESTIONS)
-def test_an_invalid_call_is_refused_in_one_line(fitted: Any, photos: Pictures, call: Any, text: str) -> None:
+def test_an_invalid_call_is_refused_in_one_line(fitted: Any, photos: ImageSet, call: Any, text: str) -> None:
     with pytest.raises(UserError) as caught:
         call(fitted, photos)
     assert text in str(caught.value)
@@ -440,7 +440,7 @@ def test_an_invalid_call_is_refused_in_one_line(fitted: Any, photos: Pictures, c
 
 
 @pytest.mark.slow
-def test_cross_validation_equals_fits_to_the_remaining_images(photos: Pictures, tmp_path: Path) -> None:
+def test_cross_validation_equals_fits_to_the_remaining_images(photos: ImageSet, tmp_path: Path) -> None:
     rows = [row for row in range(30) if row % 10 < 3]  # three images of each class
     paths, labels = [photos.paths[row] for row in rows], [photos.labels[row] for row in rows]
     clf = FewShotClassifier(method="ProKeR", shots=-1, **{**QUICK, "epochs": None}).fit(paths, labels)
@@ -460,7 +460,7 @@ def test_cross_validation_equals_fits_to_the_remaining_images(photos: Pictures, 
 
 
 @pytest.mark.slow
-def test_cross_validation_encodes_no_image_again_and_does_not_change_the_classifier(photos: Pictures) -> None:
+def test_cross_validation_encodes_no_image_again_and_does_not_change_the_classifier(photos: ImageSet) -> None:
     clf = FewShotClassifier(**TASKRES, shots=-1).fit(photos.paths[:20], photos.labels[:20])
     before = clf.predict_proba(photos.paths[:20])  # encodes the images unless an earlier test has
     with mock.patch.object(store, "extract", side_effect=AssertionError("an image is encoded")):
@@ -470,7 +470,7 @@ def test_cross_validation_encodes_no_image_again_and_does_not_change_the_classif
 
 @pytest.mark.slow
 def test_cross_validation_that_is_impossible_is_refused(
-    photos: Pictures, fitted: FewShotClassifier, tmp_path: Path
+    photos: ImageSet, fitted: FewShotClassifier, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="folds is 1; it is 2 or more"):
         fitted.cross_validate(folds=1)

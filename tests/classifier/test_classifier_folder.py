@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import QUICK, SHAPES, TASKRES, Pictures, drawn
 from safetensors.numpy import load_file, save_file
+from toy_images import QUICK, SHAPES, TASKRES, ImageSet, drawn
 
 from dassl_lite import FewShotClassifier
 from dassl_lite.classifier import predicting
@@ -43,7 +43,7 @@ METHODS = [
 
 
 @pytest.mark.slow
-def test_a_stream_predicts_each_image_in_order(fitted: Any, unseen: Pictures) -> None:
+def test_a_stream_predicts_each_image_in_order(fitted: Any, unseen: ImageSet) -> None:
     found = list(fitted.stream((path for path in unseen.paths), top_k=2))
     assert [prediction.image for prediction in found] == unseen.paths
     expected = fitted.predict(unseen.paths, top_k=2)
@@ -74,7 +74,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(fitted: Any, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 def test_an_unreadable_image_is_predicted_as_none_with_a_warning(
-    fitted: Any, unseen: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
+    fitted: Any, unseen: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool
 ) -> None:
     if many:
         monkeypatch.setattr(predicting, "CACHED", 0)
@@ -109,7 +109,7 @@ def test_items_that_are_not_images_are_reported_and_the_rest_is_predicted(fitted
     assert [prediction is None for prediction in found] == [False, True, True, False, False]
 
 
-def test_an_invalid_path_is_reported_and_the_rest_is_predicted(fitted: Any, unseen: Pictures) -> None:
+def test_an_invalid_path_is_reported_and_the_rest_is_predicted(fitted: Any, unseen: ImageSet) -> None:
     with pytest.warns(UserWarning, match=r"a\\x00b.png': .*embedded null") as caught:
         found = fitted.predict([unseen.paths[0], "a\0b.png", "a" * 5000])
     assert [prediction is None for prediction in found] == [False, True, True]
@@ -117,7 +117,7 @@ def test_an_invalid_path_is_reported_and_the_rest_is_predicted(fitted: Any, unse
 
 
 @pytest.mark.slow
-def test_circular_links_are_not_images(fitted: Any, unseen: Pictures, tmp_path: Path) -> None:
+def test_circular_links_are_not_images(fitted: Any, unseen: ImageSet, tmp_path: Path) -> None:
     shutil.copytree(unseen.folder, tmp_path / "photos")
     for shape in ("circle", "square"):
         (tmp_path / "photos" / shape / "a.png").symlink_to("b.png")
@@ -127,7 +127,7 @@ def test_circular_links_are_not_images(fitted: Any, unseen: Pictures, tmp_path: 
     assert fitted.score(tmp_path / "photos") == fitted.score(unseen.folder)
 
 
-def test_a_folder_is_read_as_all_images_below_it(fitted: Any, unseen: Pictures) -> None:
+def test_a_folder_is_read_as_all_images_below_it(fitted: Any, unseen: ImageSet) -> None:
     np.testing.assert_array_equal(fitted.predict(unseen.folder), fitted.predict(sorted(unseen.paths)))
     empty = unseen.folder.parent / "empty"
     empty.mkdir()
@@ -139,7 +139,7 @@ def test_a_folder_is_read_as_all_images_below_it(fitted: Any, unseen: Pictures) 
 
 
 @pytest.mark.slow
-def test_removing_a_class_does_not_change_the_others(photos: Pictures, unseen: Pictures) -> None:
+def test_removing_a_class_does_not_change_the_others(photos: ImageSet, unseen: ImageSet) -> None:
     clf = FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
     before = clf.decision_function(unseen.paths)
     clf.add_class("star")
@@ -157,7 +157,7 @@ def test_removing_a_class_does_not_change_the_others(photos: Pictures, unseen: P
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["TipAdapter", "GDA"])
 def test_a_closed_form_method_learns_a_new_class_from_its_images(
-    photos: Pictures, unseen: Pictures, method: str
+    photos: ImageSet, unseen: ImageSet, method: str
 ) -> None:
     first = [n for n, label in enumerate(photos.labels) if label != "triangle"]
     new = [path for path, label in zip(photos.paths, photos.labels, strict=True) if label == "triangle"]
@@ -168,7 +168,7 @@ def test_a_closed_form_method_learns_a_new_class_from_its_images(
 
 
 @pytest.mark.slow
-def test_a_method_without_per_class_parameters_warns_that_images_are_not_used(photos: Pictures) -> None:
+def test_a_method_without_per_class_parameters_warns_that_images_are_not_used(photos: ImageSet) -> None:
     clf = FewShotClassifier(method="CLIP_Adapter", **QUICK).fit(photos.paths, photos.labels)
     with pytest.warns(UserWarning, match="by its name"):
         clf.add_class("star", [drawn("circle", 1)])
@@ -179,7 +179,7 @@ def test_a_method_without_per_class_parameters_warns_that_images_are_not_used(ph
 
 
 @pytest.fixture(scope="module")
-def saved(fitted: Any, unseen: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(fitted: Any, unseen: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "shapes"
     fitted.evaluate(unseen.paths, unseen.labels)
     fitted.save(folder)
@@ -187,7 +187,7 @@ def saved(fitted: Any, unseen: Pictures, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-def test_a_loaded_classifier_equals_the_saved_one(fitted: Any, saved: Path, unseen: Pictures) -> None:
+def test_a_loaded_classifier_equals_the_saved_one(fitted: Any, saved: Path, unseen: ImageSet) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (saved / "model.safetensors").stat().st_size < 100_000
     for loaded in (FewShotClassifier.load(saved), FewShotClassifier.from_pretrained(saved)):
@@ -212,7 +212,7 @@ SAVED_AGAIN = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", SAVED_AGAIN)
-def test_a_loaded_classifier_is_saved_to_the_same_bytes(photos: Pictures, tmp_path: Path, make: Any) -> None:
+def test_a_loaded_classifier_is_saved_to_the_same_bytes(photos: ImageSet, tmp_path: Path, make: Any) -> None:
     folders = tmp_path / "once", tmp_path / "twice"
     FewShotClassifier.load(make(photos).save(folders[0]) and folders[0]).save(folders[1])
     first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
@@ -220,7 +220,7 @@ def test_a_loaded_classifier_is_saved_to_the_same_bytes(photos: Pictures, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_saved_parameters_contain_no_paths(photos: Pictures, tmp_path: Path) -> None:
+def test_the_saved_parameters_contain_no_paths(photos: ImageSet, tmp_path: Path) -> None:
     write_json({name: [f"a {name}.", f"one {name}."] for name in SHAPES}, tmp_path / "texts.json")
     options = {**QUICK["options"], "DATASET.FEATURES.DIR": str(tmp_path / "cache"), "OPTIM.LR": np.float32(0.5)}
     clf = FewShotClassifier(method="TaskRes", epochs=1, options=options, descriptions=tmp_path / "texts.json")
@@ -236,7 +236,7 @@ def test_the_saved_parameters_contain_no_paths(photos: Pictures, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_saved_and_loaded(
-    photos: Pictures, unseen: Pictures, tmp_path: Path, golden_backbone: Any, method: str
+    photos: ImageSet, unseen: ImageSet, tmp_path: Path, golden_backbone: Any, method: str
 ) -> None:
     quick = {**QUICK, "epochs": 1, "shots": 2}
     if method in ("MaPLe", "VPT"):  # these need a ViT
@@ -276,7 +276,7 @@ def test_a_save_keeps_files_that_are_not_part_of_a_classifier(fitted: Any, tmp_p
 
 
 @pytest.mark.slow
-def test_a_classifier_and_a_run_cannot_share_a_folder(fitted: Any, photos: Pictures, tmp_path: Path) -> None:
+def test_a_classifier_and_a_run_cannot_share_a_folder(fitted: Any, photos: ImageSet, tmp_path: Path) -> None:
     run, clf = tmp_path / "run", tmp_path / "clf"
     run.mkdir()
     write_json({"metrics": {}}, run / "results.json")
@@ -392,7 +392,7 @@ def test_a_head_with_nan_is_refused(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_model_card_counts_the_images_of_the_last_fit_even_after_a_copy(
-    saved: Path, unseen: Pictures, tmp_path: Path
+    saved: Path, unseen: ImageSet, tmp_path: Path
 ) -> None:
     clf = FewShotClassifier.load(saved).set_params(method="ZeroshotCLIP", shots=1, epochs=None, options=None)
     clf.fit(unseen.paths, unseen.labels)
@@ -433,7 +433,7 @@ def test_an_unreachable_repository_is_reported_in_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_train_can_be_loaded_as_a_classifier(photos: Pictures, unseen: Pictures, tmp_path: Path) -> None:
+def test_a_run_of_train_can_be_loaded_as_a_classifier(photos: ImageSet, unseen: ImageSet, tmp_path: Path) -> None:
     for method in ("TaskRes", "ZeroshotCLIP"):
         run, options = tmp_path / method, ["DATASET.FEATURES.VIEWS", "2", "OPTIM.MAX_EPOCH", "3"]
         argv = ["--trainer", method, "--data", str(photos.folder), "--output-dir", str(run)]
@@ -447,7 +447,7 @@ def test_a_run_of_train_can_be_loaded_as_a_classifier(photos: Pictures, unseen: 
 
 @pytest.mark.slow
 def test_a_classifier_fitted_on_a_feature_file_predicts_images(
-    photos: Pictures, unseen: Pictures, tmp_path: Path
+    photos: ImageSet, unseen: ImageSet, tmp_path: Path
 ) -> None:
     file = tmp_path / "features.npz"
     argv = ["--data", str(photos.folder), "--output", str(file), "--views", "2", "DATALOADER.NUM_WORKERS", "0"]
@@ -461,7 +461,7 @@ def test_a_classifier_fitted_on_a_feature_file_predicts_images(
     np.testing.assert_allclose(loaded.decision_function(unseen.paths), clf.decision_function(unseen.paths), rtol=1e-4)
 
 
-def test_a_prediction_has_plain_types(fitted: Any, unseen: Pictures) -> None:
+def test_a_prediction_has_plain_types(fitted: Any, unseen: ImageSet) -> None:
     found = next(fitted.stream(unseen.paths))
     assert isinstance(found, Prediction)
     assert type(found.labels[0]) is str

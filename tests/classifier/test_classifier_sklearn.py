@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import QUICK, SHAPES, TASKRES, Pictures
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
@@ -22,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.utils import estimator_checks
+from toy_images import QUICK, SHAPES, TASKRES, ImageSet
 
 import dassl_lite
 from dassl_lite import FewShotClassifier
@@ -40,7 +40,7 @@ def test_parameters_are_stored_as_given() -> None:
 
 
 @pytest.mark.slow
-def test_set_params_takes_effect_on_zero_shot_clip(unseen: Pictures) -> None:
+def test_set_params_takes_effect_on_zero_shot_clip(unseen: ImageSet) -> None:
     clf = FewShotClassifier(classes=["circle", "square"])
     assert clf.classes_.tolist() == ["circle", "square"]  # before any prediction
     clf.calibrate(unseen.paths[:8], unseen.labels[:8])
@@ -62,7 +62,7 @@ def test_set_params_takes_effect_on_zero_shot_clip(unseen: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_set_params_does_not_change_a_fitted_classifier(photos: Pictures, unseen: Pictures, tmp_path: Any) -> None:
+def test_set_params_does_not_change_a_fitted_classifier(photos: ImageSet, unseen: ImageSet, tmp_path: Any) -> None:
     first = [n for n, label in enumerate(photos.labels) if label != "triangle"]
     clf = FewShotClassifier(method="GDA", **QUICK, seed=3)
     clf.fit([photos.paths[n] for n in first], [photos.labels[n] for n in first])
@@ -102,7 +102,7 @@ def test_the_checks_of_scikit_learn_that_take_any_input_pass(check: str) -> None
 
 
 @pytest.mark.slow
-def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_validation_encodes_each_image_once(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     original = store.extract
 
@@ -122,7 +122,7 @@ def test_cross_validation_encodes_each_image_once(photos: Pictures, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_grid_search_selects_methods_and_shots(photos: Pictures) -> None:
+def test_a_grid_search_selects_methods_and_shots(photos: ImageSet) -> None:
     grid = {"method": ["TaskRes", "ZeroshotCLIP"], "shots": np.array([1, 4])}
     search = GridSearchCV(FewShotClassifier(**TASKRES), grid, cv=2).fit(photos.paths, photos.labels)
     assert len(search.cv_results_["mean_test_score"]) == 4
@@ -132,7 +132,7 @@ def test_a_grid_search_selects_methods_and_shots(photos: Pictures) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
-def test_scikit_learn_calibration_uses_the_logits(photos: Pictures, classes: int) -> None:
+def test_scikit_learn_calibration_uses_the_logits(photos: ImageSet, classes: int) -> None:
     paths, labels = photos.paths[: 10 * classes], photos.labels[: 10 * classes]
     found = CalibratedClassifierCV(FewShotClassifier(**TASKRES), cv=2).fit(paths, labels).predict_proba(paths)
     assert found.shape == (10 * classes, classes)
@@ -140,7 +140,7 @@ def test_scikit_learn_calibration_uses_the_logits(photos: Pictures, classes: int
 
 
 @pytest.mark.slow
-def test_it_is_a_classifier_or_a_transformer_in_a_pipeline(photos: Pictures) -> None:
+def test_it_is_a_classifier_or_a_transformer_in_a_pipeline(photos: ImageSet) -> None:
     last = Pipeline([("clf", FewShotClassifier(**TASKRES))]).fit(photos.paths, photos.labels)
     assert last.score(photos.paths, photos.labels) > 0.4
     first = Pipeline([("clip", FewShotClassifier(method="ZeroshotCLIP")), ("lr", LogisticRegression(max_iter=200))])
@@ -151,7 +151,7 @@ def test_it_is_a_classifier_or_a_transformer_in_a_pipeline(photos: Pictures) -> 
 
 
 @pytest.mark.slow
-def test_copies_and_pickles_predict_the_same(fitted: Any, unseen: Pictures) -> None:
+def test_copies_and_pickles_predict_the_same(fitted: Any, unseen: ImageSet) -> None:
     expected = fitted.predict_proba(unseen.paths)
     for twin in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):  # noqa: S301
         np.testing.assert_array_equal(twin.predict_proba(unseen.paths), expected)
@@ -181,7 +181,7 @@ def state_of_the_process() -> tuple[Any, ...]:
 
 @pytest.mark.slow
 def test_nothing_global_changes_and_nothing_is_printed(
-    photos: Pictures, unseen: Pictures, tmp_path: Any, capfd: pytest.CaptureFixture[str]
+    photos: ImageSet, unseen: ImageSet, tmp_path: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(2)
     torch.set_float32_matmul_precision("medium")
@@ -205,7 +205,7 @@ def test_nothing_global_changes_and_nothing_is_printed(
 
 
 @pytest.mark.slow
-def test_classifiers_in_threads_give_the_same_results_as_alone(photos: Pictures, unseen: Pictures) -> None:
+def test_classifiers_in_threads_give_the_same_results_as_alone(photos: ImageSet, unseen: ImageSet) -> None:
     def work(seed: int, found: dict[int, Any]) -> None:
         clf = FewShotClassifier(**TASKRES, shots=2, seed=seed).fit(photos.paths, photos.labels)
         found[seed] = [clf.predict_proba(unseen.paths) for _ in range(3)][-1]
@@ -224,7 +224,7 @@ def test_classifiers_in_threads_give_the_same_results_as_alone(photos: Pictures,
 
 
 @pytest.mark.slow
-def test_no_class_is_lost_when_threads_add_classes(unseen: Pictures) -> None:
+def test_no_class_is_lost_when_threads_add_classes(unseen: ImageSet) -> None:
     clf = FewShotClassifier(classes=list(SHAPES))
     stream = clf.stream([*unseen.paths, *unseen.paths], top_k=3)
     first = next(stream)
@@ -240,7 +240,7 @@ def test_no_class_is_lost_when_threads_add_classes(unseen: Pictures) -> None:
 
 
 @pytest.mark.slow
-def test_a_stream_does_not_change_the_random_state_of_its_consumer(fitted: Any, unseen: Pictures) -> None:
+def test_a_stream_does_not_change_the_random_state_of_its_consumer(fitted: Any, unseen: ImageSet) -> None:
     random.seed(5)
     torch.manual_seed(5)
     expected = [(random.random(), torch.rand(()).item()) for _ in unseen.paths]

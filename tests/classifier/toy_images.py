@@ -32,7 +32,7 @@ def drawn(shape: str, number: int) -> Image.Image:
     return image
 
 
-class Pictures(NamedTuple):
+class ImageSet(NamedTuple):
     """Images in one folder per class, and the same as lists."""
 
     folder: Path
@@ -40,7 +40,7 @@ class Pictures(NamedTuple):
     labels: list[str]
 
 
-def written(folder: Path, per_class: int, start: int = 0) -> Pictures:
+def written(folder: Path, per_class: int, start: int = 0) -> ImageSet:
     paths, labels = [], []
     for shape in SHAPES:
         (folder / shape).mkdir(parents=True)
@@ -49,22 +49,22 @@ def written(folder: Path, per_class: int, start: int = 0) -> Pictures:
             drawn(shape, start + number).save(path)
             paths.append(str(path))
             labels.append(shape)
-    return Pictures(folder, paths, labels)
+    return ImageSet(folder, paths, labels)
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Ten images of each of three classes."""
     return written(tmp_path_factory.mktemp("pictures") / "photos", 10)
 
 
 @pytest.fixture(scope="session")
-def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     """Four other images of each class."""
     return written(tmp_path_factory.mktemp("pictures") / "unseen", 4, start=100)
 
 
 @pytest.fixture(scope="session")
-def fitted(photos: Pictures) -> Any:
+def fitted(photos: ImageSet) -> Any:
     """A classifier fitted on the lists; tests must not modify it."""
     return FewShotClassifier(**TASKRES).fit(photos.paths, photos.labels)
