@@ -70,14 +70,14 @@ def test_the_protocols_use_the_standard_datasets() -> None:
 
 @pytest.mark.slow
 def test_few_shot_covers_every_dataset_and_number_of_shots() -> None:
-    made = planned(FEW_SHOT, trainers=("TaskRes", "ZeroshotCLIP"))
-    assert len(made.runs) == 7 * (5 * 3 + 1)
-    assert not any(made.evaluations.values())
+    protocol_plan = planned(FEW_SHOT, trainers=("TaskRes", "ZeroshotCLIP"))
+    assert len(protocol_plan.runs) == 7 * (5 * 3 + 1)
+    assert not any(protocol_plan.evaluations.values())
 
 
 def test_base_to_new_trains_on_base_classes_with_16_shots() -> None:
-    made = planned(BASE_TO_NEW, trainers=("TaskRes",), seeds=(1,), only=("gadgets",))
-    [(task, keys)] = made.evaluations.items()
+    protocol_plan = planned(BASE_TO_NEW, trainers=("TaskRes",), seeds=(1,), only=("gadgets",))
+    [(task, keys)] = protocol_plan.evaluations.items()
     cfg = task.config(shared(), Path("x"))
     assert (cfg.DATASET.SUBSAMPLE_CLASSES, cfg.DATASET.NUM_SHOTS, cfg.DATASET.NAME) == ("base", 16, "Gadgets")
     assert keys == ("new", "all")
@@ -111,8 +111,8 @@ def test_long_recipes_run_a_tenth_of_their_epochs_on_embedded_datasets_and_the_t
     names = ("CLIPLoRA", "CoOp", "CrossModalProbe", "MMA", "TaskRes")
     full, short = (planned(BASE_TO_NEW, trainers=names, seeds=(1,), only=("gadgets",), short=s) for s in (False, True))
 
-    def lengths(made: Plan, words: tuple[str, ...] = ()) -> list[int]:
-        configs = [run.config({**shared(), "options": list(words)}, Path("x")) for run in made.runs]
+    def lengths(protocol_plan: Plan, words: tuple[str, ...] = ()) -> list[int]:
+        configs = [run.config({**shared(), "options": list(words)}, Path("x")) for run in protocol_plan.runs]
         lora, coop, probe, mma, taskres = configs
         own = (lora.TRAINER.CLIPLoRA.STEPS_PER_SHOT, probe.TRAINER.CrossModalProbe.ITERATIONS)
         return [*own, *(cfg.OPTIM.MAX_EPOCH for cfg in (coop, mma, taskres))]
@@ -120,9 +120,9 @@ def test_long_recipes_run_a_tenth_of_their_epochs_on_embedded_datasets_and_the_t
     before = lengths(full)
     assert lengths(short) == [before[0] // 10, before[1] // 10, before[2] // 10, 3, before[4]]
     assert lengths(short, ("OPTIM.MAX_EPOCH", "7"))[2] == 7  # a length set by the user is kept
-    said = "trained for 1/10 of their recipe's epochs or steps (--full-length: all): CoOp"
+    note = "trained for 1/10 of their recipe's epochs or steps (--full-length: all): CoOp"
     assert start(tmp_path, "base-to-new", "--trainers", "CoOp", "TaskRes", "--datasets", "gadgets") == 0
-    assert said in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert note in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert start(tmp_path, "few-shot", "--root", "x", "--full-length") == 2
     assert "--full-length has no effect with --root" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_missing_datasets_are_listed_and_skipped(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("cross-dataset --shots 4", "--shots has no effect on cross-dataset"),
         ("few-shot --datasets gadget", "unknown dataset 'gadget'"),
@@ -153,13 +153,13 @@ def test_missing_datasets_are_listed_and_skipped(tmp_path: Path, capsys: pytest.
     ],
 )
 def test_an_invalid_benchmark_command_prints_one_line(
-    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_tool(benchmark.main, words.split()) == 2
     assert not list(tmp_path.iterdir())
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
 
 
 # ---- resuming ------------------------------------------------------------------------------------------------------
@@ -168,10 +168,10 @@ def test_an_invalid_benchmark_command_prints_one_line(
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace runs and evaluations with instant fakes; returns what has been done, in order."""
-    said: list[str] = []
+    log: list[str] = []
 
     def train(cfg: CfgNode) -> Path:
-        said.append(f"train {cfg.TRAINER.NAME} {cfg.DATASET.NAME}")
+        log.append(f"train {cfg.TRAINER.NAME} {cfg.DATASET.NAME}")
         results = {
             **{"trainer": cfg.TRAINER.NAME, "dataset": cfg.DATASET.NAME, "backbone": "demo", "num_shots": 16},
             **{"metrics": {"test": {"accuracy": 60.0}}, "seconds": {"train": 600.0}, "seed": cfg.SEED},
@@ -180,14 +180,14 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return write_results(results, cfg.OUTPUT_DIR)
 
     def evaluate_row(cfg: CfgNode, model_dir: Path, name: str) -> Evaluation:
-        said.append(f"test {cfg.TRAINER.NAME} {cfg.DATASET.NAME} {cfg.DATASET.SUBSAMPLE_CLASSES}")
+        log.append(f"test {cfg.TRAINER.NAME} {cfg.DATASET.NAME} {cfg.DATASET.SUBSAMPLE_CLASSES}")
         if cfg.TRAINER.NAME == "LinearProbe":
             return Evaluation(name, missing="it lacks pine", status="lacks classes")
         return Evaluation(name, accuracy=40.0 if name == "new" else 45.0, seconds=1.0)
 
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(evaluate, "evaluate_row", evaluate_row)
-    return said
+    return log
 
 
 def start(output: Path, protocol: str, *words: str) -> int:
@@ -399,10 +399,10 @@ def test_published_numbers_of_the_same_protocol_are_shown_beside_transfers(tmp_p
     assert other_shots is not None
     assert list(other_shots.headers) == ["dataset", "method", "base", "new", "H", "all"]
 
-    whole = [run(dataset, 82.0, new=60.0) for dataset in sorted(FIELD)]
-    average = base_to_new_average(whole, published())
+    transfers = [run(dataset, 82.0, new=60.0) for dataset in sorted(FIELD)]
+    average = base_to_new_average(transfers, published())
     assert row_of(average, "TaskRes (ViT-B/16)")[1:4] == ["82.00 ± 0.00", "80.00 [A paper]", "+2.00"]
-    part = base_to_new_average(whole[1:], published())  # over other datasets than the published one
+    part = base_to_new_average(transfers[1:], published())  # over other datasets than the published one
     assert part is not None
     assert "published, base" not in part.headers
 
@@ -449,6 +449,6 @@ def test_the_table_of_a_plan_counts_runs_and_evaluations() -> None:
     counts = {tuple(row[:2]): tuple(row[3:]) for row in table.rows}
     runs = planned(FEW_SHOT, CROSS, trainers=("TaskRes", "ZeroshotCLIP")).evaluations
     for (group, trainer), (number, evaluations) in counts.items():
-        own = [keys for run, keys in runs.items() if (run.group, run.trainer) == (group, trainer)]
-        assert (int(number), int(evaluations)) == (len(own), sum(map(len, own)))
+        evaluations_of_row = [keys for run, keys in runs.items() if (run.group, run.trainer) == (group, trainer)]
+        assert (int(number), int(evaluations)) == (len(evaluations_of_row), sum(map(len, evaluations_of_row)))
     assert sum(int(number) for number, _ in counts.values()) == len(runs)

@@ -105,8 +105,8 @@ def test_the_file_records_its_provenance(tmp_path, images):
     assert train_part.views.dtype == test_part.views.dtype == file.text_weights.dtype == np.float16
     assert train_part.plain is not None
     assert not np.array_equal(train_part.plain, train_part.views[0])
-    (made,) = map(json.loads, file.provenance)
-    assert (made["dataset"], made["views"], made["half"]) == ("ImageFolder", 2, True)
+    (entry,) = map(json.loads, file.provenance)
+    assert (entry["dataset"], entry["views"], entry["half"]) == ("ImageFolder", 2, True)
     assert str(images) not in "".join(file.provenance)  # the file contains no local path
 
 

@@ -39,8 +39,8 @@ def test_mutated_input_succeeds_or_prints_one_line(stage: fuzz.Stage, kind: str)
     @FIXED
     @given(RANDOM)
     def ends_well(rng: random.Random) -> None:
-        words, _, said, wrong = fuzz.run_case(stage, kind, rng)
-        assert not wrong, f"{wrong}: {words}\n{said}"
+        words, _, output, wrong = fuzz.run_case(stage, kind, rng)
+        assert not wrong, f"{wrong}: {words}\n{output}"
 
     ends_well()
 
@@ -63,7 +63,7 @@ def test_any_value_of_any_key_gives_a_config_or_a_user_error(rng: random.Random)
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "wrong"),
+    ("code", "output", "wrong"),
     [
         (0, "", ""),
         (2, "Warning: some\nError: one line\n", ""),
@@ -74,5 +74,5 @@ def test_any_value_of_any_key_gives_a_config_or_a_user_error(rng: random.Random)
         (-1, "took too long", "exit code -1"),
     ],
 )
-def test_the_verdict_names_what_went_wrong(code: int, said: str, wrong: str) -> None:
-    assert fuzz.verdict(code, said) == wrong
+def test_the_verdict_names_what_went_wrong(code: int, output: str, wrong: str) -> None:
+    assert fuzz.verdict(code, output) == wrong

@@ -41,13 +41,13 @@ def striped_image(names: tuple[str, ...], seed: int) -> Image.Image:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``colours.csv``: images with zero to three colours, with splits."""
     folder = tmp_path_factory.mktemp("colours")
-    kinds = [own for count in (1, 2, 2, 3, 0) for own in itertools.combinations(COLOURS, count)]
+    kinds = [colours for count in (1, 2, 2, 3, 0) for colours in itertools.combinations(COLOURS, count)]
     lines = ["path,labels,split"]
     for part, count in (("train", 60), ("val", 24), ("test", 48)):
         for i in range(count):
-            own = kinds[(5 * i + len(part)) % len(kinds)]
-            striped_image(own, len(lines)).save(folder / f"{part}{i}.png")
-            lines.append(f"{part}{i}.png,{'|'.join(own)},{part}")
+            colours = kinds[(5 * i + len(part)) % len(kinds)]
+            striped_image(colours, len(lines)).save(folder / f"{part}{i}.png")
+            lines.append(f"{part}{i}.png,{'|'.join(colours)},{part}")
     (folder / "colours.csv").write_text("\n".join(lines) + "\n")
     return folder / "colours.csv"
 
