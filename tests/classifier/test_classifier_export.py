@@ -268,22 +268,22 @@ CHANGED = {
 def test_every_exported_method_keeps_its_predictions(
     trained: Any, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, pictures = trained(method)
-    assert made.trainer.changes_images == (method in CHANGED)
+    source, pictures = trained(method)
+    assert source.trainer.changes_images == (method in CHANGED)
     with torch.no_grad():
-        shown = exporting._Pictures(made.trainer, pictures, tmp_path)
-        wanted, model = shown.probabilities(made), exporting.Exportable(made)
+        shown = exporting._Pictures(source.trainer, pictures, tmp_path)
+        wanted, model = shown.probabilities(source), exporting.Exportable(source)
         assert model.form == ("traced" if method in TRACED else "linear")
-        merged = merge_lora(made.trainer.clip.model)
+        merged = merge_lora(source.trainer.clip.model)
         assert bool(merged) == (method == "CLIPLoRA")
         ask: Any = model
         if method in TRACED - CHANGED:  # the encoder's graph equals zero-shot CLIP's
-            model._encode = lambda images: images.flatten(1)[:, : made.trainer.input_width].contiguous()
+            model._encode = lambda images: images.flatten(1)[:, : source.trainer.input_width].contiguous()
             monkeypatch.setattr(exporting, "encoder_of", lambda trainer: model._encode)
-            wanted = shown.probabilities(made)
+            wanted = shown.probabilities(source)
         if method in (TRACED | CHANGED) - {*ALIKE, *IN_ONNX}:
-            with exporting._tracing(made):
-                ask = exporting._traced(model, made).module()
+            with exporting._tracing(source):
+                ask = exporting._traced(model, source).module()
         found = shown.answers(lambda pictures: ask(pictures).numpy())
     assert wanted.std(axis=1).min() > 1e-3, "the logits are nearly constant"
     np.testing.assert_allclose(found, wanted, atol=2e-5)
@@ -292,8 +292,8 @@ def test_every_exported_method_keeps_its_predictions(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", IN_ONNX)
 def test_onnx_predicts_like_the_method(trained: Any, method: str, tmp_path: Path) -> None:
-    made, pictures = trained(method)
-    found = exporting.export(tmp_path / "out", "onnx", lambda: made, lambda: pictures)
+    source, pictures = trained(method)
+    found = exporting.export(tmp_path / "out", "onnx", lambda: source, lambda: pictures)
     assert found.pictures == len(pictures)
     assert found.difference < 2e-5
     assert found.agreement == 100

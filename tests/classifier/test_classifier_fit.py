@@ -110,13 +110,13 @@ def test_images_in_memory_are_learned_like_their_files(photos: ImageSet, unseen:
 
 @pytest.mark.slow
 def test_a_private_spool_keeps_in_memory_images_until_it_is_closed(photos: ImageSet) -> None:
-    own, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
-    with spooled_in(own):
+    spool, images = Spool(), [Image.open(path) for path in photos.paths[::5]]
+    with spooled_in(spool):
         clf = FewShotClassifier(**TASKRES).fit(images, photos.labels[::5])
-    folder = own.folder
+    folder = spool.folder
     assert len(list(folder.glob("images/*.png"))) == 6
     assert list(folder.glob("features/*/meta.json"))
-    own.close()
+    spool.close()
     assert not folder.exists()
     assert clf.predict(images).shape == (6,)
 

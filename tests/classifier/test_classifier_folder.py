@@ -163,8 +163,8 @@ def test_a_closed_form_method_learns_a_new_class_from_its_images(
     new = [path for path, label in zip(photos.paths, photos.labels, strict=True) if label == "triangle"]
     clf = FewShotClassifier(method=method, **QUICK)
     clf.fit([photos.paths[n] for n in first], [photos.labels[n] for n in first]).add_class("triangle", new)
-    whole = FewShotClassifier(method=method, **QUICK).fit(photos.paths, photos.labels)
-    np.testing.assert_allclose(clf.predict_proba(unseen.paths), whole.predict_proba(unseen.paths), atol=1e-5)
+    refitted = FewShotClassifier(method=method, **QUICK).fit(photos.paths, photos.labels)
+    np.testing.assert_allclose(clf.predict_proba(unseen.paths), refitted.predict_proba(unseen.paths), atol=1e-5)
 
 
 @pytest.mark.slow

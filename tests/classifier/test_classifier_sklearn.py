@@ -161,7 +161,7 @@ def test_copies_and_pickles_predict_the_same(fitted: Any, unseen: ImageSet) -> N
 
 
 def state_of_the_process() -> tuple[Any, ...]:
-    root, own = logging.getLogger(), logging.getLogger("dassl_lite")
+    root, logger = logging.getLogger(), logging.getLogger("dassl_lite")
     return (
         random.getstate(),
         np.random.get_state()[1].tolist(),  # type: ignore[union-attr,index]
@@ -173,9 +173,9 @@ def state_of_the_process() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         [*root.handlers],
         root.level,
-        [*own.handlers],
-        own.level,
-        own.propagate,
+        [*logger.handlers],
+        logger.level,
+        logger.propagate,
     )
 
 

@@ -142,8 +142,8 @@ def test_a_config_round_trips_through_a_plain_dict() -> None:
 
 def test_optimiser_defaults_equal_the_reference(golden) -> None:
     reference = golden.json("dassl_protocol")["optim"]["default_cfg"]
-    own = to_dict(get_cfg_default().OPTIM)
-    assert {key: own[key] for key in reference} == reference
+    ours = to_dict(get_cfg_default().OPTIM)
+    assert {key: ours[key] for key in reference} == reference
 
 
 # ---- hostile input: reading gives a config or a one-line error ------------------------------------------------------

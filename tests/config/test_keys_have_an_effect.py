@@ -148,13 +148,13 @@ def test_a_key_changes_what_is_built_or_warns(key: str, caplog: pytest.LogCaptur
 def test_a_key_reported_as_ineffective_has_no_effect(node: str) -> None:
     torch.manual_seed(0)
     build, settings = (describe_transform, inputs) if node == "INPUT" else (describe_training, optims)
-    said = 0
+    count = 0
     for cfg in settings():
         in_optim = optimizer.idle_keys(cfg.OPTIM) | lr_scheduler.idle_keys(cfg.OPTIM)
         for key in transforms.idle_keys(cfg) if node == "INPUT" else in_optim:
-            said += 1
+            count += 1
             assert build(cfg) == build(changed(cfg, f"{node}.{key}")), key
-    assert said > 50
+    assert count > 50
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,8 @@ def warned(
         flags = (*flags, "--output-dir", str(tmp_path / "run"))
         cheap = ("DATALOADER.NUM_WORKERS", "0", "DATASET.FEATURES.VIEWS", "1", "VERBOSE", "False")
         assert run_tool(train.main, [*flags, *options, *cheap]) == 0
-        said = capsys.readouterr()
-        return [line for line in (said.out + said.err).splitlines() if "no effect" in line and "Trainable" not in line]
+        text = capsys.readouterr()
+        return [line for line in (text.out + text.err).splitlines() if "no effect" in line and "Trainable" not in line]
 
     return run
 

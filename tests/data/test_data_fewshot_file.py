@@ -144,11 +144,11 @@ def test_classes_with_few_listed_images_are_named(toy: Any, tmp_path: Path, capl
 
 def test_listed_validation_images_become_validation_shots(toy: Any, tmp_path: Path) -> None:
     lay_out(tmp_path, train=ROWS[1:], val=ROWS[:1])
-    whole = toy(NUM_SHOTS=-1)
-    listed = [*whole.val, *whole.train_x]
+    full = toy(NUM_SHOTS=-1)
+    listed = [*full.val, *full.train_x]
     (tmp_path / "list.txt").write_text("\n".join(item.impath for item in listed))
     dataset = toy(FEWSHOT_FILE=str(tmp_path / "list.txt"), NUM_SHOTS=-1)
-    assert (dataset.train_x, dataset.val) == (whole.train_x, whole.val)
+    assert (dataset.train_x, dataset.val) == (full.train_x, full.val)
 
 
 @pytest.mark.parametrize(

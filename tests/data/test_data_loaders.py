@@ -36,12 +36,12 @@ SIZE = 8
 @pytest.fixture
 def items(tmp_path: Path) -> list[Datum]:
     rng = np.random.RandomState(0)
-    made = []
+    items = []
     for i in range(10):
         path = tmp_path / f"{i}.png"
         Image.fromarray(rng.randint(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
-        made.append(Datum(str(path), label=i % 2, domain=1, classname="ab"[i % 2]))
-    return made
+        items.append(Datum(str(path), label=i % 2, domain=1, classname="ab"[i % 2]))
+    return items
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_there_are_as_many_workers_as_cores_unless_a_number_is_given(
 
 
 def test_two_interleaved_loaders_draw_like_torch_loaders(cfg: Any, items: list[Datum]) -> None:
-    def orders(made: list[Any]) -> list[list[int]]:
+    def orders(pair: list[Any]) -> list[list[int]]:
         set_random_seed(1)
-        iterators = [iter(loader) for loader in made]
+        iterators = [iter(loader) for loader in pair]
         return [next(iterator)["index"].tolist() for iterator in iterators]
 
     ours = [train_loader(cfg, items, tfm=None) for _ in range(2)]
@@ -278,8 +278,8 @@ def test_images_are_sent_as_bytes_and_equal_the_transforms_output(cfg: Any, item
     set_random_seed(1)
     found = epochs(loader)
     set_random_seed(1)
-    whole = DataLoader(DatasetWrapper(cfg, items, transform), batch_size=4, shuffle=True, drop_last=True)
-    assert equal(found, epochs(whole))  # type: ignore[arg-type]
+    reference = DataLoader(DatasetWrapper(cfg, items, transform), batch_size=4, shuffle=True, drop_last=True)
+    assert equal(found, epochs(reference))  # type: ignore[arg-type]
     assert epochs(loader.with_batches([[1, 2]]), 1)[0][1].dtype == torch.float32
 
 

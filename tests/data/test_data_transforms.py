@@ -168,17 +168,17 @@ def test_every_second_image_is_translated_by_default(image: Image.Image) -> None
 
 def test_cutout_zeroes_one_square() -> None:
     np.random.seed(0)
-    whole = torch.ones(3, 20, 20)
-    cut = Cutout(1, 6)(whole)
+    image = torch.ones(3, 20, 20)
+    cut = Cutout(1, 6)(image)
     assert 0 < int((cut[0] == 0).sum()) <= 36
-    assert whole.min() == 1  # the input is unchanged
+    assert image.min() == 1  # the input is unchanged
 
 
 def test_cutout_cuts_one_square_by_default() -> None:
     np.random.seed(0)
-    whole = torch.ones(3, 400, 400)  # so that two squares hardly overlap
+    image = torch.ones(3, 400, 400)  # so that two squares hardly overlap
     for cutout, holes in ((Cutout(), 1), (Cutout(2), 2)):
-        assert int((cutout(whole)[0] == 0).sum()) == holes * 16 * 16
+        assert int((cutout(image)[0] == 0).sum()) == holes * 16 * 16
 
 
 @pytest.mark.parametrize("shear", [shear_x, shear_y])

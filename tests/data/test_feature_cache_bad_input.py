@@ -64,11 +64,11 @@ def test_corrupt_and_missing_images_can_be_skipped_on_request(tmp_path: Path, ca
 
 def test_a_repaired_image_is_used(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 3)
-    whole = Path(paths[1]).read_bytes()
-    Path(paths[1]).write_bytes(whole[:40])
+    intact = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(intact[:40])
     run = store(tmp_path / "cache")
     run.fetch(paths, CountingEncoder(), on_error="skip")
-    Path(paths[1]).write_bytes(whole)
+    Path(paths[1]).write_bytes(intact)
     features = run.fetch(paths, CountingEncoder())
     assert features.kept.all()
     assert torch.equal(features.tensor, expected(paths))

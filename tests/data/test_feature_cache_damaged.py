@@ -27,8 +27,8 @@ def nonsense(meta: dict[str, Any]) -> dict[str, bytes]:
         "no rows": {key: value for key, value in meta.items() if key != "rows"},
         "list": [meta],
     }
-    whole = json.dumps(meta).encode()
-    cut = {"empty": b"", "cut": whole[: len(whole) // 2], "zeros": bytes(len(whole)), "not text": b"\xff\xfe"}
+    intact = json.dumps(meta).encode()
+    cut = {"empty": b"", "cut": intact[: len(intact) // 2], "zeros": bytes(len(intact)), "not text": b"\xff\xfe"}
     return {**cut, **{name: json.dumps(value).encode() for name, value in changed.items()}}
 
 

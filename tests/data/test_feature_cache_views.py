@@ -23,11 +23,11 @@ from dassl_lite.data.feature_cache import extract
 
 def test_views_do_not_depend_on_order_or_batch_size(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "a", 6)
-    whole = store(None, transform=noisy, views=3).fetch(paths, CountingEncoder(), batch_size=100).tensor
+    expected = store(None, transform=noisy, views=3).fetch(paths, CountingEncoder(), batch_size=100).tensor
     backwards = store(None, transform=noisy, views=3).fetch(paths[::-1], CountingEncoder(), batch_size=4).tensor
     alone = store(None, transform=noisy, views=3).fetch(paths[4:5], CountingEncoder()).tensor
-    assert torch.equal(backwards.flip(1), whole)
-    assert torch.equal(alone[:, 0], whole[:, 4])
+    assert torch.equal(backwards.flip(1), expected)
+    assert torch.equal(alone[:, 0], expected[:, 4])
 
 
 def test_views_do_not_depend_on_their_number(tmp_path: Path) -> None:

@@ -209,9 +209,9 @@ def test_files_of_other_formats_are_refused_in_one_line(tmp_path):
     np.save(tmp_path / "single.npy", np.zeros(3))
     with pytest.raises(UserError, match="contains a single array"):
         read_feature_file(tmp_path / "single.npy")
-    whole = saved(tmp_path).read_bytes()
-    for cut in (10, len(whole) // 2, len(whole) - 30):
-        (tmp_path / "cut.npz").write_bytes(whole[:cut])
+    intact = saved(tmp_path).read_bytes()
+    for cut in (10, len(intact) // 2, len(intact) - 30):
+        (tmp_path / "cut.npz").write_bytes(intact[:cut])
         with pytest.raises(UserError, match=r"cut\.npz"):
             read_feature_file(tmp_path / "cut.npz")
 

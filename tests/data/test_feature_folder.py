@@ -175,10 +175,10 @@ def test_running_sums_give_the_same_metrics_as_all_predictions(
         monkeypatch.setattr(evaluation, "_BLOCK", 100)
         cfg = get_cfg_default()
         cfg.TEST.PER_CLASS_RESULT, cfg.TEST.COMPUTE_CMAT, cfg.OUTPUT_DIR = True, True, str(tmp_path)
-        own: Any = build_evaluator(cfg, {label: f"thing {label}" for label in range(8)})
+        evaluator: Any = build_evaluator(cfg, {label: f"thing {label}" for label in range(8)})
         for part, truth in zip(logits.split(batch), labels.split(batch), strict=True):
-            own.process(part, truth)
-        found.append((own.evaluate(), own.per_class, own.confusion.tolist()))
+            evaluator.process(part, truth)
+        found.append((evaluator.evaluate(), evaluator.per_class, evaluator.confusion.tolist()))
     assert found[0] == found[1]
 
 

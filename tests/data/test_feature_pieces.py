@@ -77,14 +77,14 @@ def killed_at(folder: Path, work: Callable[[], object], moment: int, how: str) -
 def test_pieces_together_equal_the_feature_cache(tmp_path: Path) -> None:
     paths = draw_images(tmp_path / "images", 11)
     for views in (1, 2):
-        whole = FeatureStore(spec(transform=noisy, views=views), None).fetch(paths, Crowded(), batch_size=BATCH)
+        expected = FeatureStore(spec(transform=noisy, views=views), None).fetch(paths, Crowded(), batch_size=BATCH)
         step = rows_of_a_piece(11, views, BATCH, wanted=3)
         assert step == 4
         folder = tmp_path / str(views)
         for piece in reversed(cut(paths, step, views)):
             assert done(piece, folder).encoded == len(piece.paths)
         found = np.concatenate([np.load(folder / name) for name in shards(folder)], axis=-2)
-        assert np.array_equal(found, whole.tensor.numpy()[0] if views == 1 else whole.tensor.numpy())
+        assert np.array_equal(found, expected.tensor.numpy()[0] if views == 1 else expected.tensor.numpy())
 
 
 @forks

@@ -46,8 +46,8 @@ def test_the_check_writes_nothing(root: Path) -> None:
 
 
 def test_unreadable_images_are_problems_grouped_by_reason(root: Path) -> None:
-    whole = (root / "Train/ant/0.png").read_bytes()
-    (root / "Train/ant/0.png").write_bytes(whole[:-20])
+    intact = (root / "Train/ant/0.png").read_bytes()
+    (root / "Train/ant/0.png").write_bytes(intact[:-20])
     (root / "Train/ant/1.png").write_bytes(b"")
     (root / "Train/ant/2.png").write_bytes(b"<html>")
     problems = check_own_data(root).problems

@@ -230,8 +230,8 @@ def test_the_doctor_counts_shards_and_reports_problems(tmp_path: Path) -> None:
     report = examine("WebDataset", cfg)
     assert not report.problems
     assert [(part.found, part.missing) for part in report.parts.values()] == [(24, 0), (12, 0)]
-    whole = (tmp_path / "data/train-000.tar").read_bytes()
-    (tmp_path / "data/train-000.tar").write_bytes(whole[:3000])
+    intact = (tmp_path / "data/train-000.tar").read_bytes()
+    (tmp_path / "data/train-000.tar").write_bytes(intact[:3000])
     assert "train-000.tar' is truncated" in examine("WebDataset", cfg).problems[0]
 
 
@@ -301,9 +301,9 @@ def test_a_truncated_shard_is_reported_in_one_line_and_its_complete_samples_are_
     folder = shards(tmp_path / "data")
     with tarfile.open(folder / "train-000.tar") as archive:
         last = archive.getmembers()[-1]
-    whole = (folder / "train-000.tar").read_bytes()
+    intact = (folder / "train-000.tar").read_bytes()
     size = last.offset_data + 512 if end == -10240 else last.offset if end == -10752 else end
-    (folder / "train-000.tar").write_bytes(whole[:size])
+    (folder / "train-000.tar").write_bytes(intact[:size])
     with pytest.raises(UserError, match=r"train-000\.tar' is truncated"):
         load(folder)
     found = dict(pairs(load(folder, ON_ERROR="skip").train_x))
@@ -334,9 +334,9 @@ def test_a_file_that_is_not_a_shard_is_refused_in_one_line(tmp_path: Path, conte
 
 def test_a_compressed_shard_among_others_is_reported(tmp_path: Path) -> None:
     folder = shards(tmp_path / "data")
-    whole = (folder / "train-001.tar").read_bytes()
+    intact = (folder / "train-001.tar").read_bytes()
     (folder / "train-001.tar").unlink()
-    (folder / "train-001.tar.gz").write_bytes(gzip.compress(whole))
+    (folder / "train-001.tar.gz").write_bytes(gzip.compress(intact))
     with pytest.raises(UserError, match=r"train-001\.tar\.gz'.*it is compressed"):
         load(folder)
 
@@ -540,10 +540,10 @@ def test_invalid_rows_and_files_are_refused_in_one_line(tmp_path: Path, capfd: p
         load(tmp_path / "a", "HFDataset")
     assert sorted(pairs(load(tmp_path / "a", "HFDataset", ON_ERROR="skip").train_x)) == [(0, 0), (1, 1), (2, 2)]
     parquet(tmp_path / "b/train.parquet", [0, 1, 2, 1])
-    whole = parquet(tmp_path / "b/test.parquet", range(6)).read_bytes()
+    intact = parquet(tmp_path / "b/test.parquet", range(6)).read_bytes()
     with pytest.raises(UserError, match=r"b, train', row 3: the image '.*' is there twice"):
         load(tmp_path / "b", "HFDataset")
-    (tmp_path / "b/test.parquet").write_bytes(whole[:-50])
+    (tmp_path / "b/test.parquet").write_bytes(intact[:-50])
     capfd.readouterr()
     with pytest.raises(UserError, match="cannot read 'b, test'") as error:
         load(tmp_path / "b", "HFDataset", ON_ERROR="skip")

@@ -117,11 +117,11 @@ def test_a_split_of_the_real_file_names_has_the_published_classes_and_sizes(
         monkeypatch.setattr("dassl_lite.data.splits.find_missing", lambda _: [])
     rows = real_rows(shared, name)
     PUBLISHED[name](tmp_path, name, rows)
-    made = found(load(name, tmp_path))
-    assert class_sizes(made) == class_sizes(rows)
-    assert Counter(chain(*made.values())) == Counter(chain(*rows.values()))
+    split = found(load(name, tmp_path))
+    assert class_sizes(split) == class_sizes(rows)
+    assert Counter(chain(*split.values())) == Counter(chain(*rows.values()))
     if PUBLISHED[name] not in (write_as_folders, write_as_flowers):
-        assert made["test"] == rows["test"]  # published as is
+        assert split["test"] == rows["test"]  # published as is
 
 
 @pytest.mark.slow

@@ -84,12 +84,12 @@ def test_files_saved_by_a_run_are_not_taken_for_data_by_the_next(root: Path, cap
 
 
 def test_images_added_or_removed_after_the_split_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    gone = load(root).test[0].impath
+    removed = load(root).test[0].impath
     Image.new("RGB", (4, 4)).save(root / "ant" / "new.png")
     with caplog.at_level(logging.WARNING):
         assert sizes(load(root)) == (15, 6, 9)
     assert "Ignored 1 image added after the split" in caplog.text
-    Path(gone).unlink()
+    Path(removed).unlink()
     with pytest.raises(UserError, match=r"missing 1 of 30 images: .* or delete .*_ImageFolder\.json to split again"):
         load(root)
 

@@ -113,8 +113,8 @@ def test_every_format_for_several_classes_is_read_and_logged(
 
 def test_labels_may_be_numbers_with_names_and_ids_beside_them(folder: Path) -> None:
     def line(i: int) -> list[str]:
-        own = classes_of(i) or ["ant"]
-        cells = [str(CLASSES.index(name)) for name in own], own, [f"id{name}" for name in own]
+        names = classes_of(i) or ["ant"]
+        cells = [str(CLASSES.index(name)) for name in names], names, [f"id{name}" for name in names]
         return [",".join([f"{i:02}.png", *("|".join(cell) for cell in cells)])]
 
     dataset = load("CSV", write(folder, "path,label,classname,classid", line))
@@ -213,8 +213,8 @@ def test_a_malformed_list_is_refused_naming_its_line(folder: Path, header: str, 
 
 def test_plain_names_among_lists_are_one_class_each(folder: Path) -> None:
     def line(i: int) -> list[str]:
-        own = classes_of(i)
-        return [f"{i:02}.png,{csv_quoted(own[0] if len(own) == 1 else json.dumps(own))}"]
+        names = classes_of(i)
+        return [f"{i:02}.png,{csv_quoted(names[0] if len(names) == 1 else json.dumps(names))}"]
 
     assert found(load("CSV", write(folder, "path,label", line))) == EXPECTED
 
@@ -290,11 +290,11 @@ def test_a_split_divides_every_class_by_the_fractions() -> None:
     items = items_of()
     split = split_multi_label(items, random.Random(1))
     assert sorted(item.impath for part in split for item in part) == sorted(item.impath for item in items)
-    whole = counts(items)
+    total = counts(items)
     for part, fraction in zip(split, (0.5, 0.2, 0.3), strict=True):
         assert len(part) == pytest.approx(fraction * len(items), abs=3)
         for label, count in counts(part).items():
-            assert count == pytest.approx(fraction * whole[label], abs=1.5)
+            assert count == pytest.approx(fraction * total[label], abs=1.5)
     assert split == split_multi_label(items, random.Random(1)) != split_multi_label(items, random.Random(2))
 
 
@@ -315,12 +315,12 @@ def test_a_draw_gives_every_class_its_shots_and_counts_images_once(shots: int) -
     set_random_seed(1)
     drawn = draw_shots(items, shots)
     assert len({item.impath for item in drawn}) == len(drawn)
-    whole, own = counts(items), counts(drawn)
-    assert all(own[label] >= min(shots, whole[label]) for label in whole)
-    rarest = min(whole, key=whole.__getitem__)
-    assert own[rarest] == min(shots, whole[rarest])
+    available, shots_of = counts(items), counts(drawn)
+    assert all(shots_of[label] >= min(shots, available[label]) for label in available)
+    rarest = min(available, key=available.__getitem__)
+    assert shots_of[rarest] == min(shots, available[rarest])
     assert sum(not item.labels for item in drawn) == min(shots, sum(not item.labels for item in items))
-    assert sum(bool(item.labels) for item in drawn) < shots * len(whole), (
+    assert sum(bool(item.labels) for item in drawn) < shots * len(available), (
         "images with several classes serve all of them"
     )
     set_random_seed(1)
@@ -387,7 +387,7 @@ def test_base_and_new_classes_share_images_but_no_classes(folder: Path) -> None:
     path = write(folder, *WAYS["a bar"])
     base, new = (load("CSV", path, SUBSAMPLE_CLASSES=which) for which in ("base", "new"))
     assert (base.classnames, new.classnames) == (["ant", "bee"], ["cat"])
-    assert found(base) == {i: own for i in EXPECTED if (own := tuple(n for n in EXPECTED[i] if n != "cat"))}
+    assert found(base) == {i: kept for i in EXPECTED if (kept := tuple(n for n in EXPECTED[i] if n != "cat"))}
     assert found(new) == {i: ("cat",) for i in EXPECTED if "cat" in EXPECTED[i]}
     assert new.multi_label
     assert {item.label for item in new.test} == {0}

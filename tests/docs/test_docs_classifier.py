@@ -68,7 +68,7 @@ def test_the_blocks_of_the_guide_run_in_order(
     assert len(blocks) > 8
     for block in blocks:
         exec(compile(block, "docs/classifier.md", "exec"), names)
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.splitlines()[0].startswith("[")
-    assert said.out.splitlines()[-1] == "True"
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.splitlines()[0].startswith("[")
+    assert output.out.splitlines()[-1] == "True"

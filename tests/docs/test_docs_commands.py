@@ -54,9 +54,9 @@ def test_every_method_key_that_a_page_names_exists() -> None:
 @pytest.mark.parametrize("page", ["docs/concepts/safety.md", "docs/tutorial.md"])
 def test_pages_say_that_resuming_needs_the_same_command(page: str) -> None:
     lines = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()
-    said = [line for line in lines if "--resume DIR" in line and " alone " not in line]
-    assert said
-    assert all("command" in line and "add" in line for line in said)
+    sentences = [line for line in lines if "--resume DIR" in line and " alone " not in line]
+    assert sentences
+    assert all("command" in line and "add" in line for line in sentences)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -60,10 +60,10 @@ def test_classes_beyond_the_first_chunk_are_computed() -> None:
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.7])
 def test_metrics_equal_scikit_learn_over_classes_with_images(threshold: float) -> None:
     logits, targets = random_case()
-    own = evaluator(threshold)
+    evaluation = evaluator(threshold)
     for start in range(0, 80, 32):
-        own.process(logits[start : start + 32], targets[start : start + 32])
-    results = own.evaluate()
+        evaluation.process(logits[start : start + 32], targets[start : start + 32])
+    results = evaluation.evaluate()
     true, predicted = targets.numpy(), (logits > threshold).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,27 +75,28 @@ def test_metrics_equal_scikit_learn_over_classes_with_images(threshold: float) -
 
 
 def test_classes_without_images_are_left_out_and_reported(caplog: pytest.LogCaptureFixture) -> None:
-    own = evaluator()
-    own.process(*random_case())
-    own.evaluate()
+    evaluation = evaluator()
+    evaluation.process(*random_case())
+    evaluation.evaluate()
     assert "leave out the classes that no image here has: 1 (yak)" in caplog.text
-    assert own.per_class[6] == {"label": 6, "classname": "yak", "total": 0, "ap": None}
-    assert own.per_class[0]["classname"] == "ant"
+    assert evaluation.per_class[6] == {"label": 6, "classname": "yak", "total": 0, "ap": None}
+    assert evaluation.per_class[0]["classname"] == "ant"
 
 
 def test_every_class_is_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dassl_lite")
-    own = evaluator(PER_CLASS_RESULT=True)
-    own.process(*random_case())
-    own.evaluate()
-    assert f"* class: 0 (ant)\ttotal: {own.per_class[0]['total']}\tAP: {own.per_class[0]['ap']:.1f}%" in caplog.text
+    evaluation = evaluator(PER_CLASS_RESULT=True)
+    evaluation.process(*random_case())
+    evaluation.evaluate()
+    ant = evaluation.per_class[0]
+    assert f"* class: 0 (ant)\ttotal: {ant['total']}\tAP: {ant['ap']:.1f}%" in caplog.text
     assert "* class: 6 (yak)\ttotal: 0\tAP: none" in caplog.text
 
 
 def test_without_a_threshold_there_is_no_f1() -> None:
-    own = evaluator()
-    own.process(*random_case())
-    assert list(own.evaluate()) == ["mAP"]
+    evaluation = evaluator()
+    evaluation.process(*random_case())
+    assert list(evaluation.evaluate()) == ["mAP"]
 
 
 def test_one_label_per_image_is_read_as_a_single_class() -> None:
@@ -109,18 +110,18 @@ def test_one_label_per_image_is_read_as_a_single_class() -> None:
 def test_nothing_to_evaluate_is_an_error() -> None:
     with pytest.raises(UserError, match="no images"):
         evaluator().evaluate()
-    own = evaluator()
-    own.process(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    evaluation = evaluator()
+    evaluation.process(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
     with pytest.raises(UserError, match="no image of the split has a class"):
-        own.evaluate()
+        evaluation.evaluate()
 
 
 def test_bad_logits_are_reported(caplog: pytest.LogCaptureFixture) -> None:
-    own = evaluator()
+    evaluation = evaluator()
     logits, targets = random_case()
     logits[3, 2] = float("nan")
-    own.process(logits, targets)
-    own.evaluate()
+    evaluation.process(logits, targets)
+    evaluation.evaluate()
     assert "1 of 80 rows of logits contain NaN or infinity" in caplog.text
 
 

@@ -87,8 +87,8 @@ def test_the_page_shows_the_numbers_of_the_search(search: Path, page: Path) -> N
         for row in csv.DictReader(file):
             assert row["state"] in text
     counts, source = "10 complete, 1 pruned, 1 failed", "python tools/tune.py --trainer TaskRes</pre>"
-    for said in (counts, source, "seed 1", "LR: 0.1"):
-        assert said in text
+    for expected in (counts, source, "seed 1", "LR: 0.1"):
+        assert expected in text
     assert "window.hit=1'>" not in text
 
 

@@ -62,19 +62,19 @@ def test_text_that_contains_a_number_is_sorted_by_it() -> None:
     table = Table(
         "", ["dataset", "4 shots", "p"], [["4 u", "61.50 ± 2.1", "< 0.001"], ["b", "-1,203.5", ""]], {(0, 1): BEST}
     )
-    made = _table(table, "By dataset")
-    assert made.caption == "By dataset"
-    assert made.rows[0][:2] == ["4 u", Number("61.50 ± 2.1", 61.5, "best")]
-    assert made.rows[0][2].value < 0.001
-    assert made.rows[1][1:] == [Number("-1,203.5", -1203.5), None]
+    formatted = _table(table, "By dataset")
+    assert formatted.caption == "By dataset"
+    assert formatted.rows[0][:2] == ["4 u", Number("61.50 ± 2.1", 61.5, "best")]
+    assert formatted.rows[0][2].value < 0.001
+    assert formatted.rows[1][1:] == [Number("-1,203.5", -1203.5), None]
     assert _cell("+1.17 ± 0.72", "minus B", "").value == 1.17
 
 
 @pytest.mark.slow
 def test_the_page_has_every_table_of_the_terminal_and_the_missing_runs(sweep: Path, page: Path) -> None:
-    made = make_report(sweep)
+    report = make_report(sweep)
     text = page.read_text(encoding="utf-8")
-    for table in made.tables:
+    for table in report.tables:
         for row in table.rows:
             for cell in row:
                 assert (
@@ -82,8 +82,8 @@ def test_the_page_has_every_table_of_the_terminal_and_the_missing_runs(sweep: Pa
                 )
     assert "Missing: not finished (failed, stopped or still running): two/method1/16shots-seed2" in text
     assert "Missing: no result: CoOp on two, 16 shots (seed 2)" in text
-    for said in ("seed 1 one041ff", "Tables", "backbone RN50", "runs by dassl-lite 0.1.0"):
-        assert said in text
+    for expected in ("seed 1 one041ff", "Tables", "backbone RN50", "runs by dassl-lite 0.1.0"):
+        assert expected in text
     assert 'class="n best"' in text
     assert 'class="n second"' in text
     assert "window.hit=1'>" not in text
@@ -91,9 +91,9 @@ def test_the_page_has_every_table_of_the_terminal_and_the_missing_runs(sweep: Pa
 
 @pytest.mark.slow
 def test_the_figures_of_the_page_show_the_numbers_of_the_report(sweep: Path) -> None:
-    made = make_report(sweep)
-    shown = figures(made.cells)
-    text = render(sweep_page(made, shown))
+    report = make_report(sweep)
+    shown = figures(report.cells)
+    text = render(sweep_page(report, shown))
     charts = [json.loads(chart) for chart in re.findall(r'<script type="application/json">(.*?)</script>', text)]
     first = charts[0]["data"]
     line = next(trace for trace in first if trace["name"] == "TaskRes" and trace["mode"] == "lines+markers")
