@@ -352,7 +352,7 @@ def teaching_server(browser: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def open_tab(browser: Any) -> Iterator[Callable[..., Any]]:
-    """``open_tab(server)``: a tab in its own browser; checks on exit that no tab had errors or contacted others."""
+    """``open_tab(server)``: a tab in its own browser; on exit, checks that no tab failed or contacted other hosts."""
     tabs: list[tuple[Any, Opened]] = []
 
     def open_one(server: Server, size: tuple[int, int] = (1280, 900), **options: Any) -> Any:
