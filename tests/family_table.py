@@ -95,7 +95,7 @@ def run_cell(method: str, backbone: str, pictures: Path, output: Path) -> str:
         before = copy.deepcopy(dict(trainer.head.named_parameters()))
         trainer.train()
     except UserError as error:
-        return "no ViT" if "is no ViT of open_clip's" in str(error) else str(error)
+        return "no ViT" if "is not a ViT of open_clip" in str(error) else str(error)
     assert math.isfinite(trainer.results["test"]["accuracy"])
     for name, parameter in trainer.head.named_parameters():
         assert torch.isfinite(parameter).all(), name

@@ -269,7 +269,7 @@ def check(args: argparse.Namespace, path: Path, *, is_file: bool) -> None:
     if args.shard_rows < 0:
         raise UserError(f"--shard-rows is {args.shard_rows}; it must be 1 or more")
     if distributed.world_size() > 1 and (args.jobs > 1 or args.ray):
-        raise UserError("--jobs and --ray start processes of their own; leave them out, or torchrun")
+        raise UserError("--jobs and --ray start their own processes; use either them or torchrun")
     if args.overwrite:
         return
     there = path.exists() if is_file else is_folder(path) and not (path / UNDER_WAY).is_dir()

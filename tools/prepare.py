@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not own and not given:
         raise UserError(f"nothing to {'check' if args.check else 'prepare'}: name datasets, {ALL} or your own data")
     if own and not args.check:
-        raise UserError(f"{own[0]} is your own data, which needs no preparation; --check looks at it")
+        raise UserError(f"{own[0]} is your own data, which needs no preparation; use --check to examine it")
     if args.root and not given:
         raise UserError("--root has no effect on your own data, whose path says where it is")
     wrong = [check_shards(path) if dataset_at(path) else bool(check_own(path).problems) for path in own]

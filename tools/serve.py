@@ -70,7 +70,8 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
-        raise UserError(f"--host '{host}' is no address; 127.0.0.1 is this machine, 0.0.0.0 the network") from None
+        remedy = "use 127.0.0.1 for this machine, 0.0.0.0 for the network"
+        raise UserError(f"--host '{host}' is not an address; {remedy}") from None
     found = socket.socket(family, kind, protocol)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -74,17 +74,17 @@ def room_for(channels: Tensor, text_features: Tensor, path: Path) -> Tensor:
     """Where a checkpoint's channels (C,) are loaded to, on the device of the text features (K, D).
 
     Raises:
-        UserError: they are no channels of these features.
+        UserError: they are not channels of these features.
     """
     width = text_features.shape[1]
     whole = channels.dim() == 1 and channels.dtype == torch.int64
     if not whole or not len(channels) or not 0 <= int(channels.min()) <= int(channels.max()) < width:
-        raise UserError(f"{path} holds no channels of features of width {width}")
+        raise UserError(f"{path} does not contain channels of features of width {width}")
     return torch.zeros_like(channels, device=text_features.device)
 
 
 class ChannelCache(KeyValueCache):
-    """APE's cache: affinities on chosen channels, and votes that count the more the less CLIP expects them.
+    """APE's cache: affinities on chosen channels, and votes weighted by how little CLIP expects them.
 
     Args:
         text_features, scale: as for a `KeyValueCache`.
@@ -177,7 +177,7 @@ class ResidualCache(KeyValueCache):
 
 
 def _of_ape(idle: Callable[[Any], str]) -> Callable[[Any], str]:
-    """``idle`` of a key that APE-T has not."""
+    """``idle`` of a key that APE-T does not have."""
     return lambda run: "APE-T has no gamma" if run.trains else idle(run)
 
 
@@ -196,12 +196,12 @@ class APE(FeatureTrainer):
     cache: type[KeyValueCache] = ChannelCache
     head: Any
     keys: ClassVar[Sequence[Key]] = (
-        _amount("ALPHA", 1.0, "weight of the cache while -T trains, and if there is no search", is_searched),
+        _amount("ALPHA", 1.0, "weight of the cache during training of -T, and without a search", is_searched),
         _amount("BETA", 1.0, "sharpness of the cache, likewise", is_searched),
         _amount(
             "GAMMA",
             0.1,
-            "how much surprise counts, if there is no search",
+            "weight of surprise, without a search",
             _of_ape(is_searched),
         ),
         key(
@@ -239,7 +239,7 @@ class APE(FeatureTrainer):
             self.search()
 
     def reset(self) -> None:
-        """The configured values, with which -T trains."""
+        """Reset to the configured values, which -T trains with."""
         node = self.method_cfg
         self.head.set_alpha_beta(node.ALPHA, node.BETA)
         if hasattr(self.head, "gamma"):
@@ -279,7 +279,7 @@ class APET(APE):
     )
 
     def run_epoch(self) -> None:
-        """Train with the configured values; search where the result is going to be tested."""
+        """Train with the configured values; search if the result is going to be tested."""
         self.reset()
         super().run_epoch()
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":

@@ -2,22 +2,22 @@
 
     p(k | f) = sum over methods i of w_i * softmax(tau_i * logits_i(f))_k
 
-Every method is fitted to all training images but one fold, and asked about that fold; in turn for up to FOLDS folds.
-What the methods say of images that they were not fitted to chooses
+Every method is fitted to all training images but one fold and predicts that fold, in turn for up to FOLDS folds. These
+held-out predictions determine
 
-1. of a method with several settings, the one with the lowest log loss,
-2. of each method, the temperature tau with the lowest log loss,
-3. the weights w that make the labels most likely (stacking), each method being credited with its share of as many
-   images again (CREDIT 1): so weights are halfway between equal ones and the most likely ones, which is safer than
-   either if images are few.
+1. for a method with several settings, the setting with the lowest log loss,
+2. for each method, the temperature tau with the lowest log loss,
+3. the weights w with the highest likelihood (stacking). Each method is also credited with an equal share of CREDIT
+   times as many images: with CREDIT 1, the weights are halfway between equal and maximum-likelihood weights, which is
+   safer than either if there are few images.
 
-Then the methods are fitted to all training images. A class's only image is never left out: without it, no method could
-learn that class. So with one shot nothing is measured but zero-shot CLIP, which learns nothing: it weighs (right + 1) /
-(wrong + 1) times as much as each other method, by how many of the shots it gets right; tau is 1, settings are the first
-ones. No validation or test image is looked at.
+Then the methods are fitted to all training images. A class's only image is never held out: without it, no method could
+learn that class. With one shot, only zero-shot CLIP can be evaluated, since it learns nothing: it gets (right + 1) /
+(wrong + 1) times the weight of each other method, counted on the shots; tau is 1, and the first settings are used.
+Validation and test images are never used.
 
-The rule is ours; it follows no paper. Methods run by their own trainers and default recipes, with their own closed-form
-leave-one-out (GDA, ProKeR); a key of a method's own node that you set counts (TRAINER.TaskRes.RESIDUAL_SCALE 1).
+The rule is ours and does not follow a paper. Methods run with their own trainers and default recipes, with their own
+closed-form leave-one-out (GDA, ProKeR). Keys that you set in a method's node apply (TRAINER.TaskRes.RESIDUAL_SCALE 1).
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ SETTINGS = {"TipAdapter": [{"ALPHA": alpha, "BETA": beta, "SEARCH": False} for a
 
 @dataclass
 class Candidate:
-    """A method with settings, and what was found of it.
+    """A method with settings, and its results.
 
     Attributes:
-        name, settings, cfg: of its runs.
-        held_out: logits (N, K) of images that it was not fitted to.
+        name, settings, cfg: for its runs.
+        held_out: logits (N, K) of the images, each from a fit without it.
         accuracy, log_loss: on those, in percent and with the temperature; NaN if there are none.
     """
 
@@ -107,7 +107,7 @@ def _value(cfg: CfgNode, key: str) -> Any:
 
 @contextmanager
 def _silent(least: int = logging.WARNING) -> Iterator[None]:
-    """A context in which nothing below this level is logged: runs beside this one repeat each other."""
+    """A context that only logs this level and above, because side runs repeat each other's messages."""
     root = logging.getLogger(ROOT_NAME)
     before = root.level
     root.setLevel(max(before, least))
@@ -139,12 +139,12 @@ class Auto(FeatureTrainer):
     )
 
     def build_head(self) -> nn.Module:
-        self.zero_shot_weights()  # what is wrong with the texts is told before any method runs
+        self.zero_shot_weights()  # errors in the texts are raised before any method runs
         self._recipes: dict[str, tuple[CfgNode, dict[str, Any]]] = {}
         return Blend()
 
     def side_cfg(self, name: str, values: Mapping[str, Any], folder: str | Path) -> CfgNode:
-        """The config of a method's run beside this one, on this run's data: its default recipe with these values of its
+        """The config of a method's side run on this run's data: its default recipe with these values of its
         own keys, and those that the user has set."""
         node = METHODS[name].node_name()
         recipe, users = self._recipe(name, node)
@@ -170,7 +170,7 @@ class Auto(FeatureTrainer):
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Compare the methods on folds of the training images, then fit those that count to all."""
+        """Compare the methods on folds of the training images, then fit those with a weight to all of them."""
         node, cfg = self.method_cfg, self.cfg
         data = self.training_set(augmented=True, views=node.AUGMENT_EPOCH)
         fold = folds_of(data.labels, node.FOLDS, max(cfg.SEED, 0))
@@ -200,18 +200,18 @@ class Auto(FeatureTrainer):
         return head.requires_grad_(False)
 
     def _says(self, head: nn.Module, features: Tensor) -> Tensor:
-        """Logits (N, K), as a test would have them."""
+        """Logits (N, K), as in a test."""
         with self.autocast():
             logits: Tensor = head(features)
         return logits.float()
 
     @staticmethod
     def queries(data: FeatureSet) -> Tensor:
-        """Features (N, D) that methods are asked about: the means over views."""
+        """Features (N, D) that methods predict on: the means over views."""
         return F.normalize(data.views, dim=-1).mean(dim=0)
 
     def _leave_out(self, data: FeatureSet, fold: Tensor) -> None:
-        """Fill in what each candidate says of the images of each fold after a fit to the others."""
+        """Set each candidate's held-out logits, fold by fold, from a fit to the other folds."""
         queries, folds, start = self.queries(data), int(fold.max()) + 1, time.perf_counter()
         for one in self.choice:
             one.held_out = queries.new_zeros(len(queries), self.num_classes)
@@ -234,7 +234,7 @@ class Auto(FeatureTrainer):
         for one in self.choice if len(labels) else ():
             one.temperature, one.log_loss = calibrate(one.held_out, labels)
             one.accuracy = 100 * (one.held_out.argmax(dim=1) == labels).double().mean().item()
-        best: dict[str, Candidate] = {}  # the first of equals
+        best: dict[str, Candidate] = {}  # the first one on a tie
         for one in self.choice:
             if one.name not in best or one.log_loss < best[one.name].log_loss:
                 best[one.name] = one
@@ -289,7 +289,7 @@ class Auto(FeatureTrainer):
             run = side_run_class(METHODS[member["method"]])(self, self.side_cfg(member["method"], member["keys"], ""))
             prefix = f"members.{row}."
             own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-            with _silent(logging.ERROR if self.class_match else logging.INFO):  # what the first one has told
+            with _silent(logging.ERROR if self.class_match else logging.INFO):  # already reported by the first one
                 own = run.adapt_state_dict(run.head, own, meta, path)
             self.class_match = run.class_match or self.class_match
             picked |= {prefix + key: value for key, value in own.items()}

@@ -41,7 +41,7 @@ CONSTRAINTS = (
 
 
 class Prototypes(CosineHead):
-    """Cosine logits against learned prototypes that remember where they started and how strongly they are held.
+    """Cosine logits against learned prototypes that are held to their starting point.
 
     Args:
         base: t (K, D), not normalised.
@@ -79,7 +79,7 @@ class Rows:
 
     Args:
         features, labels: (M, D), not normalised, and (M,).
-        size: B, of a batch.
+        size: batch size B.
         batches: number of batches.
         half: draw half of the rows, with replacement.
     """
@@ -135,7 +135,7 @@ class ZSLP(FeatureTrainer):
         self.hold(features, labels)
 
     def hold(self, features: Tensor, labels: Tensor) -> None:
-        """Set how strongly the classes are held, from the rows (M, D) and their labels (M,); here not at all."""
+        """Set how strongly the classes are held, from rows (M, D) and labels (M,); ZSLP does not hold them."""
 
 
 @TRAINER_REGISTRY.register()

@@ -51,7 +51,7 @@ class LoRAHead(CosineHead):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint says of its weights."""
+        """What a checkpoint stores about its weights."""
         return {"lora": self.settings}
 
     def class_prototypes(self) -> torch.Tensor:

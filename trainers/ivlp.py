@@ -43,12 +43,12 @@ def prompt_keys(tokens: int, depth: int) -> tuple[Key, ...]:
             "tokens of a block of the image encoder; 0: none",
             lambda run: unprompted(run) if run.method_cfg.N_CTX_VISION else "",
         ),
-        depth_key("PROMPT_DEPTH_TEXT", depth, "blocks of the text encoder with tokens of their own"),
+        depth_key("PROMPT_DEPTH_TEXT", depth, "blocks of the text encoder with their own tokens"),
         replace(
             depth_key(
                 "PROMPT_DEPTH_VISION",
                 -1,
-                "blocks of the image encoder with tokens; 0: none; -1: PROMPT_DEPTH_TEXT, or none if it is no ViT",
+                "blocks of the image encoder with tokens; 0: none; -1: PROMPT_DEPTH_TEXT, or none if it is not a ViT",
                 at_least=-1,
             ),
             idle=idle_if("N_CTX_VISION", 0),
@@ -79,7 +79,7 @@ class IVLP(FeatureTrainer):
         depth = node.PROMPT_DEPTH_VISION
         if depth < 0 and not takes_prompts(clip.model):
             logger.info(
-                f"The image encoder of backbone {clip.name} is no ViT that takes prompts: the text alone has some"
+                f"The image encoder of backbone {clip.name} is not a ViT that takes prompts: only the text has prompts"
             )
             return None
         depth = node.PROMPT_DEPTH_TEXT if depth < 0 else depth

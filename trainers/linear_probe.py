@@ -41,7 +41,7 @@ class LinearLayer(nn.Linear):
 
 
 def samples(data: FeatureSet) -> logistic.Samples:
-    """The same in float64, for scikit-learn."""
+    """Features and labels as NumPy arrays, in float64 for scikit-learn."""
     return logistic.Samples(data.features.double().cpu().numpy(), data.labels.cpu().numpy())
 
 
@@ -77,7 +77,7 @@ class LinearProbe(FeatureTrainer):
             "C",
             0.316,
             number(above=0, at_most=1e12),
-            "inverse regularisation of logistic regression, if there is no val set",
+            "inverse regularisation of logistic regression, without a validation set",
             lambda run: _fits(run) or ("C is chosen on the validation set" if run.has_selection_set else ""),
         ),
         dataclasses.replace(LOSS_KEYS[0], idle=idle_if("FIT", "logistic_regression")),

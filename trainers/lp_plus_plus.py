@@ -85,7 +85,7 @@ class Descent:
         head.alpha.fill_(ALPHA_SCALE * of_class.nanmean())
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the loss, with respect to weight (K, D), bias (K,) and alpha (K,)."""
+        """Gradients of the loss with respect to weight (K, D), bias (K,) and alpha (K,)."""
         wrong = (self.head(self.features).softmax(dim=1) - self.targets) / len(self.labels)
         return wrong.t() @ self.features, wrong.sum(dim=0), (wrong * self.cosines).sum(dim=0)
 

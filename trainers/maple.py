@@ -64,7 +64,7 @@ class MaPLe(FeatureTrainer):
     needs_vit = True
     keys = (
         *text_prompt_keys(2),
-        depth_key("PROMPT_DEPTH", 9, "J, blocks of each encoder with tokens of their own"),
+        depth_key("PROMPT_DEPTH", 9, "J, blocks of each encoder with their own tokens"),
     )
 
     def build_head(self) -> nn.Module:

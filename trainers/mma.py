@@ -57,7 +57,7 @@ class MMAHead(CosineHead):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint says of its weights."""
+        """What a checkpoint stores about its weights."""
         return {"mma": self.settings}
 
     def class_prototypes(self) -> torch.Tensor:

@@ -37,7 +37,7 @@ LAMBDAS = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001, 0.0)
 
 
 class ProjectedHead(nn.Module):
-    """Cosine logits of states that a trained projection makes features of.
+    """Cosine logits of states, which a trained projection maps to features.
 
     Args:
         projection: where it starts.
@@ -77,7 +77,7 @@ class WholeViews:
     Args:
         views: states (V, N, W).
         labels: (N,).
-        epoch: tells the current epoch.
+        epoch: returns the current epoch.
     """
 
     gives_features = True
@@ -176,7 +176,7 @@ class ProLIP(FeatureTrainer):
         head.requires_grad_(True)
 
     def restart(self, start: Tensor, rate: float, penalty: float) -> None:
-        """Back to where training starts, with another learning rate and penalty."""
+        """Restart training with another learning rate and penalty."""
         optim_cfg = self.cfg.OPTIM.clone()
         optim_cfg.defrost()
         optim_cfg.LR = rate

@@ -97,7 +97,7 @@ class PromptSRC(IVLP):
 
     @contextmanager
     def deployed(self) -> Iterator[None]:
-        """The average so far is what an epoch is selected by, and what is kept of it."""
+        """Use the average so far to select and save an epoch."""
         before = self._learned()
         if self.total > 0:
             self._put({name: tensor / self.total for name, tensor in self.sums.items()})

@@ -1,4 +1,5 @@
-"""TCP: prompts that also carry what a hand-written prompt says of their class, put into the text encoder half-way.
+"""TCP: prompts that also carry information from a hand-written prompt of their class, inserted half-way through the
+text encoder.
 
 Paper: TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model, https://arxiv.org/abs/2311.18231
 
@@ -10,8 +11,8 @@ in the input of block LAYER (from 0) of the text encoder the n vectors c_k take 
 the logits are CLIP's with them. c_k follow from the class name, so new classes have theirs.
 
 Recipe (the authors' repository): Adam, lr 2e-3, batch 32, 50 epochs (ImageNet, SUN397: 25), n 4, W 8, random context,
-which stands for the first four words of the dataset's template: what that has between them and the name, and behind the
-name, stays in the prompt (", a type of pet.").
+which replaces the first four words of the dataset's template; the rest of the template stays in the prompt
+(", a type of pet.").
 
 Deviations: N_CTX and W count; in their code they are always 4 and 8. In a text encoder of fewer than nine blocks c_k
 enter the last one, and the run says so; in their code such an encoder never sees them.
@@ -33,7 +34,7 @@ from dassl_lite.utils import UserError, get_logger
 logger = get_logger(__name__)
 
 PAPERS_LAYER = 8  # of 12
-PLACES = 4  # words of a template for which the context stands, as in "a photo of a"
+PLACES = 4  # words of a template that the context replaces, as in "a photo of a"
 
 
 class ClassAwarePrompts(PromptLearner):
@@ -81,7 +82,7 @@ class TCP(KnowledgeGuided):
     )
 
     def layout(self) -> PromptLayout:
-        """The prompts of the classes at hand: the context stands for the first words of a template."""
+        """The prompts of the current classes: the context replaces the first words of a template."""
         node, tail = self.method_cfg, self.template_by("TCP input")
         if not tail:
             before, _, behind = self.template.partition("{}")

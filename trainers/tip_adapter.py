@@ -44,7 +44,7 @@ class TipAdapter(FeatureTrainer):
             "ALPHA",
             1.17,
             number(at_least=0, at_most=1e6),
-            "weight of the cache while -F trains, and if there is no search",
+            "weight of the cache during training of -F, and without a search",
             is_searched,
         ),
         key("BETA", 1.0, number(at_least=0, at_most=1e6), "sharpness of the cache, likewise", is_searched),
@@ -90,7 +90,7 @@ class TipAdapterF(TipAdapter):
     model_name = "tip_adapter_f"
 
     def run_epoch(self) -> None:
-        """Train the keys with the configured alpha and beta; search both where the result is going to be tested."""
+        """Train the keys with the configured alpha and beta; search both if the result is going to be tested."""
         self.head.set_alpha_beta(self.method_cfg.ALPHA, self.method_cfg.BETA)
         super().run_epoch()
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":

@@ -55,7 +55,7 @@ class ClassNamesAndShots(FixedPrototypes):
         self.register_buffer("gamma", torch.tensor(0.0))
 
     def prepare_to_load(self, weights: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:
-        """Make room for as many images as a checkpoint has; they say nothing of classes that it lacks."""
+        """Allocate room for the checkpoint's images; they carry no information about classes that it lacks."""
         count = len(weights["support"]) if "support" in weights else 0
         self.keep(
             self.support.new_zeros(count, self.support.shape[1]), self.targets.new_zeros(count, self.targets.shape[1])

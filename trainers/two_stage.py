@@ -6,9 +6,9 @@ Paper: Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, h
     stage 1: w_k is the text feature of class k; the norms of both encoders are trained
     stage 2: w_k is learned, from the text features that stage 1 has led to; the encoders are frozen
 
-Each stage has its own optimiser and schedule, and starts with an epoch's first batch. A class that training did not
-have gets the text feature that the adapted encoder gives its name. STAGE1_SHARE 1 tunes the norms (or the biases: PEFT
-bitfit) and no classifier.
+Each stage has its own optimiser and schedule, and starts with an epoch's first batch. A class that was not trained gets
+the text feature of its name from the adapted encoder. STAGE1_SHARE 1 tunes the norms (or the biases: PEFT bitfit), and
+no classifier.
 
 Recipe (the authors' repository): 300 steps per shot, 60 % of them in stage 1; AdamW, lr 2e-4, weight decay 1e-2, batch
 32, cosine down to 1e-6 after every step. Trained are the norms inside of the blocks, as in their code, which freezes
@@ -73,14 +73,14 @@ class TwoStageHead(CosineHead):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint says of its weights."""
+        """What a checkpoint stores about its weights."""
         return {"two_stage": self.settings}
 
     def prepare_to_load(self, weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any], path: Path) -> None:
         require_same_settings(meta.get("two_stage"), self.settings, path, "TRAINER.TwoStage")
 
     def enter(self, stage: int) -> None:
-        """Train from now on what the stage trains."""
+        """Enter a stage: train its parameters from now on."""
         self.stage.fill_(stage)
         self.classifies = stage > 1 and self.classifier is not None
         self.tuned.requires_grad_(not self.classifies)
@@ -145,13 +145,13 @@ class TwoStage(FeatureTrainer):
     # ---- length ---------------------------------------------------------------------------------------------------
 
     def stage_steps(self) -> tuple[int, int]:
-        """Steps of each stage."""
+        """Number of steps of each stage."""
         total = self.steps_to_train()
         first = int(total * self.method_cfg.STAGE1_SHARE)
         return first, total - first
 
     def stage_epochs(self) -> tuple[int, int]:
-        """Epochs of each stage, of which the last one may be cut."""
+        """Number of epochs of each stage; the last one may be incomplete."""
         first, second = (math.ceil(steps / self.epoch_steps) for steps in self.stage_steps())
         return first, second
 
@@ -184,7 +184,7 @@ class TwoStage(FeatureTrainer):
         return head
 
     def _places(self) -> dict[str, list[Place]]:
-        """What stage 1 trains of each encoder."""
+        """The parameters of each encoder that stage 1 trains."""
         node = self.method_cfg
         what = {"ln": "layer norms", "bitfit": "biases"}[node.PEFT]
         found = places(self.clip.model, node.PEFT)
@@ -214,8 +214,8 @@ class TwoStage(FeatureTrainer):
         self.head.enter(1 if self.stage_steps()[0] else 2)
 
     def _use_features(self) -> None:
-        """In stage 2 images are encoded once for each view, as for any method with a frozen encoder; but only this run
-        has this encoder, so nothing is kept on disk."""
+        """In stage 2, images are encoded once per view, as for any method with a frozen encoder. Only this run has this
+        encoder, so nothing is stored on disk."""
         if self.tunes_images:
             self.features.folder = None
         loaders = self.train_loader_x, self.val_loader, self.test_loader
@@ -236,7 +236,7 @@ class TwoStage(FeatureTrainer):
         return {"stage": 2 if self.head.classifies else 1}
 
     def restore_method_state(self, state: Mapping[str, Any]) -> None:
-        self._encoders_changed()  # they are the resumed run's now
+        self._encoders_changed()  # restored from the resumed run
 
     def enter_epoch(self) -> None:
         if self.epoch == self.stage_epochs()[0] and not self.head.classifies:
@@ -247,7 +247,7 @@ class TwoStage(FeatureTrainer):
         with self.autocast():
             self.head.start_classifier()
         self.head.enter(2)
-        for group in self.optim.param_groups:  # which has no state of the classifier yet
+        for group in self.optim.param_groups:  # it has no state for the classifier yet
             group["lr"] = group["initial_lr"]
         self.sched = self._scheds[self.model_name] = self.build_schedule()
         self._encoders_changed()

@@ -38,7 +38,7 @@ class VPT(FeatureTrainer):
     needs_vit = True
     keys = (
         key("N_CTX_VISION", 8, number(at_least=1, at_most=1000), "tokens of a block"),
-        depth_key("PROMPT_DEPTH_VISION", 12, "blocks of the image encoder with tokens of their own"),
+        depth_key("PROMPT_DEPTH_VISION", 12, "blocks of the image encoder with their own tokens"),
         key(
             "CTX_INIT",
             "a photo of a",

@@ -77,7 +77,7 @@ def require_vision(clip: CLIPBackbone, remedy: str = "") -> None:
     """Raise a UserError if the image encoder takes no prompts."""
     if not takes_prompts(clip.model):
         raise UserError(
-            f"the image encoder of backbone {clip.name} is no ViT of open_clip's with a class token, so it takes no "
+            f"the image encoder of backbone {clip.name} is not a ViT of open_clip with a class token, so it takes no "
             f"prompts; use a ViT such as ViT-B/16{remedy}"
         )
 
@@ -94,7 +94,7 @@ class DeepPromptLearner(PromptLearner):
 
     Args:
         clip, layout, options: as `PromptLearner` takes them.
-        depth: blocks with tokens of their own, the first one included. Those that the encoder does not have get no
+        depth: blocks with their own tokens, including the first one. Those that the encoder does not have get no
             gradient.
         vision: the image encoder's tokens, if they are learned too.
     """

@@ -123,7 +123,11 @@ def test_many_classes_are_shown_from_both_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["photos"], "needs no preparation; --check looks at it"), ([], "nothing to prepare"), (["nowhere"], "unknown")],
+    [
+        (["photos"], "needs no preparation; use --check to examine it"),
+        ([], "nothing to prepare"),
+        (["nowhere"], "unknown"),
+    ],
 )
 def test_data_that_cannot_be_prepared_prints_one_line(
     photos: Path,

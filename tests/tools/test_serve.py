@@ -260,7 +260,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--model-dir", "no-such"], "no folder 'no-such'"),
         (["--model-dir", ""], "--model-dir is empty"),
         (["--port", "70000"], "0 to 65535"),
-        (["--host", "no host"], "--host 'no host' is no address"),
+        (["--host", "no host"], "--host 'no host' is not an address"),
         (["--host", "192.0.2.1"], "not an address of this machine"),
         (["--device", "tpu"], "tpu"),
     ],

@@ -111,7 +111,7 @@ def test_images_are_encoded_once_if_the_text_alone_has_prompts(make: Any, method
 def test_on_a_resnet_the_text_alone_has_prompts(make: Any, method: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         trainer = make(method, backbone="rn0")
-    assert "is no ViT that takes prompts: the text alone has some" in caplog.text
+    assert "is not a ViT that takes prompts: only the text has prompts" in caplog.text
     assert trainer.head.vision is None
 
 
@@ -119,7 +119,7 @@ def test_on_a_resnet_the_text_alone_has_prompts(make: Any, method: str, caplog: 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("VPT", (), "is no ViT of open_clip's with a class token, so it takes no prompts; use a ViT such as ViT-B/16"),
+        ("VPT", (), "is not a ViT of open_clip with a class token, so it takes no prompts; use a ViT such as ViT-B/16"),
         ("MaPLe", (), "so it takes no prompts; use a ViT such as ViT-B/16"),
         ("IVLP", ("PROMPT_DEPTH_VISION", "2"), "such as ViT-B/16, or TRAINER.IVLP.PROMPT_DEPTH_VISION 0"),
         (

@@ -71,6 +71,6 @@ def test_lp_plus_plus_and_apes_criterion_are_finite_where_a_class_has_no_images(
 def test_a_checkpoint_without_proper_channels_is_refused(cache, channels):
     head = cache(torch.eye(3, 8), 100.0, 4)
     weights = {**head.state_dict(), "channels": torch.tensor(channels)}
-    with pytest.raises(UserError, match="x.pth holds no channels of features of width 8"):
+    with pytest.raises(UserError, match="x.pth does not contain channels of features of width 8"):
         head.prepare_to_load(weights, {}, Path("x.pth"))
     assert len(head.channels) == 4

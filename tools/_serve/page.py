@@ -204,7 +204,7 @@ class Page:
         self, file: str | None, name: str | None, count: int, request: gr.Request
     ) -> tuple[None, int, str]:
         if not file or not name:
-            gr.Warning("Name a class first." if file else "There is no picture.")
+            gr.Warning("Name a class first." if file else "There are no images.")
             return None, count, ""
         return None, *self.add_pictures(name, [file], count, request)
 
