@@ -151,7 +151,8 @@ def flush_log() -> None:
 
 def say(text: str) -> None:
     """Print a tool's result, which may have several lines; names from outside in it cannot act on the terminal."""
-    print(printable(text, keep="\n\t"))  # noqa: T201 (the one place that prints)
+    # Flushed, or a line of a tool that keeps running would not get through a pipe.
+    print(printable(text, keep="\n\t"), flush=True)  # noqa: T201 (the one place that prints)
 
 
 class Logger:

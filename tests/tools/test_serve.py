@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -296,9 +297,13 @@ def test_without_gradio_the_extra_is_named(
 def started(temporary: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
     """A process of tools/serve.py, and its address."""
     environment = {**os.environ, "TMPDIR": str(temporary)}
+    environment.pop("PYTHONUNBUFFERED", None)  # a pipe is buffered, as for most users
     command = [sys.executable, str(REPOSITORY / "tools" / "serve.py"), "--port", "0", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    if not select.select([process.stdout], [], [], WAIT / 1000)[0]:
+        process.kill()
+        pytest.fail("the server does not print its address")
     line = process.stdout.readline()
     address = re.search(r"http://\S+", line)
     assert address, line
