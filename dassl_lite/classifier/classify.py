@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def pixels(path: str, about: dict[str, str]) -> Any:
-    """A picture as the model takes it, bytes (height, width, 3): resized, and its centre cut out or put on a ground."""
+    """A picture as the model takes it, bytes (height, width, 3): resized, then centre-cropped or padded."""
     opened, size, mode = Image.open(path), json.loads(about["size"])[::-1], about["resize"]
     if opened.mode[0] in "IF":
         raise ValueError("more than 8 bits per pixel; convert it to 8 bits first")
@@ -28,7 +28,7 @@ def pixels(path: str, about: dict[str, str]) -> Any:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports its use to its makers otherwise
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it sends usage data to its makers otherwise
     import onnxruntime
 
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     for path in sys.argv[1:] or sys.exit(__doc__):
         try:
             image = pixels(path, about)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # the others are answered
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # go on with the others
             print(f"{path}: {error}", file=sys.stderr)
             failed = True
             continue

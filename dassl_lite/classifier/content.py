@@ -1,8 +1,8 @@
-"""A fitted classifier as plain values and tensors, and back: what is saved, pickled, and changed when classes change.
+"""A fitted classifier as plain values and tensors, and back: for saving, pickling, and changing classes.
 
-The tensors are those of the trainer's registered models, which without its backbone is the head. A classifier is made
-of them as a run is evaluated: a trainer is built on the classes alone, and loads them as a checkpoint; so whatever a
-method can load onto other classes, a classifier can change to.
+The tensors are the head: the trainer's registered models without its backbone. A classifier is rebuilt from them the
+way a run is evaluated: a trainer is built on the classes alone and loads them as a checkpoint. So a classifier can
+change to any classes that its method can load a checkpoint onto.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-# Config keys that say where things lie on this machine, or how its run was made, not what the classifier is.
+# Config keys for places on this machine or for how the run was made; they don't define the classifier.
 LOCAL = {
     **dict.fromkeys(("ROOT", "FILE", "FEWSHOT_FILE", "DESCRIPTIONS"), ""),
     **{"TEST_ONLY": False, "SPLITS_IN": "auto"},
@@ -54,13 +54,13 @@ class Content:
     """A fitted classifier, without its backbone.
 
     Attributes:
-        config: of its run, nested plain values, without paths of this machine.
+        config: the config of its run as nested plain values, without this machine's paths.
         classes: names and ids of the classes, in label order.
         template: prompt template of the class names.
-        ensemble_templates: of the dataset that the classes come from.
-        descriptions: sentences of each class; empty without.
-        meta: what its checkpoint says of itself, beside config and classes.
-        tensors: by model and name, such as ``prompt_learner/text_feature_residuals``.
+        ensemble_templates: ensemble templates of the dataset that the classes come from.
+        descriptions: sentences that describe each class; empty if there are none.
+        meta: the checkpoint's metadata other than config and classes.
+        tensors: tensors by model and name, such as ``prompt_learner/text_feature_residuals``.
         dataset: registered name of the dataset that it was fitted on.
     """
 
@@ -78,7 +78,7 @@ class Content:
         return str(self.config["TRAINER"]["NAME"])
 
     def plain(self) -> dict[str, Any]:
-        """All but the tensors, for JSON."""
+        """Everything but the tensors, for JSON."""
         return {
             "method": self.method,
             "backbone": self.meta.get("backbone", self.config["MODEL"]["BACKBONE"]["NAME"]),
@@ -98,7 +98,7 @@ class Content:
         """The inverse of `plain`.
 
         Raises:
-            UserError: they are not what `plain` gives.
+            UserError: the values are not what `plain` returns.
         """
         names, ids = values.get("class_names"), values.get("class_ids")
         lists = (names, ids, values.get("ensemble_templates"), values.get("descriptions"))
@@ -122,7 +122,7 @@ class Content:
         )
 
     def with_classes(self, classes: ClassList) -> Content:
-        """The same, to be rebuilt for other classes; those that it lacks have no description."""
+        """The same content, to be rebuilt for other classes; new ones have no description."""
         known = dict(zip(self.classes.names, self.descriptions, strict=True)) if self.descriptions else {}
         if known and (missing := [name for name in classes.names if name not in known]):
             raise UserError(f"the classes have descriptions, but '{missing[0]}' has none; fit again with one for it")
@@ -133,7 +133,7 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
     """The content of a built trainer.
 
     Args:
-        source: what the trainer was built of, if it was; it has the config and the dataset of the run.
+        source: content that the trainer was rebuilt from, if any; provides the run's config and dataset.
     """
     data = trainer.dm.dataset
     meta = dict(trainer.checkpoint_meta())
@@ -141,7 +141,7 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
     config = source.config if source else _without_paths(stored)
     if getattr(trainer, "is_multi_label", False):
         meta[MULTI_LABEL] = True
-    if meta.get("backbone"):  # that of a feature file, in place of the config's
+    if meta.get("backbone"):  # a feature file names its backbone, which replaces the config's
         if not source:
             config["MODEL"]["BACKBONE"]["NAME"] = meta["backbone"]
     elif isinstance(data, FeatureDataset):
@@ -168,7 +168,7 @@ def content_of(trainer: Any, source: Content | None = None) -> Content:
 
 
 def _without_paths(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what belongs to this machine; the backbone's name stays, as it may be a file."""
+    """A config without this machine's paths; the backbone's name stays, even if it is a file."""
     config = copy.deepcopy(dict(given))
     config["DATASET"] |= {**LOCAL, "NAME": GIVEN, "FEATURES": {**config["DATASET"]["FEATURES"], "DIR": ""}}
     config["MODEL"]["INIT_WEIGHTS"] = ""
@@ -183,7 +183,7 @@ def _without_paths(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_float32(content: Content) -> Content:
-    """The same, to be rebuilt in float32."""
+    """The same content, to be rebuilt in float32."""
     config, kind = copy.deepcopy(content.config), TRAINER_REGISTRY.get(content.method)
     node = config["TRAINER"].get(kind.node_name() if hasattr(kind, "node_name") else content.method, {})
     if "PREC" in node:
@@ -197,14 +197,14 @@ def rebuilt(
     """A trainer, ready to predict, that has classes but no images.
 
     Args:
-        classes: in place of the content's own; rows of those that it knows are picked by id or name.
-        where: what the content comes from, for messages.
+        classes: classes to use instead of the content's; rows of classes that it knows are picked by id or name.
+        where: where the content comes from, for messages.
 
     Raises:
-        UserError: it does not fit: the method, the backbone, the classes.
+        UserError: the method, the backbone or the classes do not fit.
     """
     load_plugins()
-    TRAINER_REGISTRY.get(content.method)  # reports one that is not installed
+    TRAINER_REGISTRY.get(content.method)  # raises if it is not installed
     target = content.with_classes(classes or content.classes)
     given = Training(
         target.classes,
@@ -223,7 +223,7 @@ def rebuilt(
 
 
 def refuse_transductive(trainer: Any) -> None:
-    """Raise a UserError for a method whose answer for an image depends on the other images."""
+    """Raise a UserError for a method whose prediction for an image depends on the other images."""
     if getattr(trainer, "is_transductive", False):
         raise UserError(
             f"{trainer.cfg.TRAINER.NAME} classifies all test images together (transductive), and a classifier answers "
@@ -244,7 +244,7 @@ def _config(content: Content, folder: str, use_accelerator: bool, verbose: bool)
 
 
 def _load(trainer: Any, content: Content, folder: Path, where: str) -> None:
-    """Load the tensors as a checkpoint; its classes are those of the content."""
+    """Load the tensors as a checkpoint with the content's classes."""
     meta = {**content.meta, "classnames": list(content.classes.names), "classids": list(content.classes.ids)}
     by_model: dict[str, dict[str, Tensor]] = {}
     for key, tensor in content.tensors.items():
@@ -280,7 +280,7 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
     """The content of a run of tools/train.py.
 
     Args:
-        epoch: checkpoint to load; None for the best, else the last.
+        epoch: epoch of the checkpoint to load; None for the best one if there is one, else the last.
 
     Raises:
         UserError: there is no run.
@@ -294,7 +294,7 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
     kind = DATASET_REGISTRY.get(config["DATASET"]["NAME"]) if config["DATASET"]["NAME"] in DATASET_REGISTRY else None
     classes = ClassList(tuple(meta.pop("classnames", ())), tuple(meta.pop("classids", ())))
     template = meta.pop("template", "") or config["DATASET"].get("TEMPLATE", "") or getattr(kind, "template", "")
-    if not len(classes):  # a method without weights, whose run does not say
+    if not len(classes):  # a method without weights: its run does not store them
         data = build_dataset(config_for(config, None, {"VERBOSE": False}))
         classes, template = data.classes, data.template
     weights = {
@@ -322,7 +322,7 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
 
 
 def pictures_of_run(folder: Path) -> list[str]:
-    """The files of a run's test images; none if it had features, or if its dataset is not on this machine."""
+    """The files of a run's test images; empty if it used features, or if its dataset is not on this machine."""
     try:
         stored = stored_config(folder)
         stored["DATASET"] |= {"NUM_SHOTS": -1, "FEWSHOT_FILE": ""}  # no training images are drawn
@@ -334,7 +334,7 @@ def pictures_of_run(folder: Path) -> list[str]:
 
 
 def _is_multi_label(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether the images of a run may have several classes: its results say so or, before it ends, its loss."""
+    """Whether a run's images may have several classes: according to its results or, before it ends, its loss."""
     metrics = results_of_run(folder).get("metrics")
     found = list(metrics.values()) if isinstance(metrics, dict) else []
     if found:

@@ -1,4 +1,4 @@
-"""`FewShotClassifier`, in scikit-learn's manner: parameters are stored as given, and the work is done in `fit`.
+"""`FewShotClassifier`, a scikit-learn style estimator: parameters are stored as given, and `fit` does the work.
 
 Shapes: N images, K classes, D feature width.
 """
@@ -47,40 +47,40 @@ DEFAULT_METHOD = "Auto"
 
 
 class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
-    """A classifier of pictures from a few examples per class, on a frozen CLIP.
+    """A picture classifier on a frozen CLIP, trained on a few examples per class.
 
         clf = FewShotClassifier(backbone="ViT-B/16").fit("photos")  # a folder per class
         clf.predict(["new.jpg"])
 
-    A fit does what tools/train.py does: with the same settings it finds the same numbers. Without one, a classifier
-    with ``classes`` is zero-shot CLIP, and follows the parameters that are set; after a fit, those that are set are of
-    the next one.
+    A fit does what tools/train.py does: the same settings give the same numbers. Without a fit, a classifier with
+    ``classes`` is zero-shot CLIP, and changing a parameter takes effect at once; after a fit, it takes effect at the
+    next one.
 
     Args:
-        method: a registered method, a plug-in's too.
-        backbone: of ``--backbone``; None for the method's default, which is the small CLIP that ships with the package:
-            it knows drawn shapes only.
+        method: a registered method, built in or from a plug-in.
+        backbone: a name or file as for ``--backbone``; None for the method's default, the small CLIP that ships with
+            the package, which knows drawn shapes only.
         template: prompt with {} for the class name; None for the usual one.
         descriptions: sentences in place of prompts: a JSON file, or a dict from class name to list.
-        shots: training images per class that are drawn; None for the method's default, -1 for all.
-        seed: of the draw and of training.
-        epochs: of training; None as the method's recipe says.
+        shots: training images to draw per class; None for the method's default, -1 for all.
+        seed: seed of the draw and of training.
+        epochs: number of training epochs; None for the method's recipe.
         device: "cpu", "cuda" ...; None for an accelerator if there is one.
-        precision: "auto", "fp32", "amp", "fp16" or "bf16"; None as the recipe says.
+        precision: "auto", "fp32", "amp", "fp16" or "bf16"; None for the recipe's.
         options: config keys: the method's own by name (``{"RESIDUAL_SCALE": 0.5}``), others dotted (``"OPTIM.LR"``).
         classes: names of the classes. Without `fit`, those to distinguish; in `fit`, the name used in prompts for each
             label: by position for labels from 0, or a dict from label to name.
-        verbose: show what is logged, and progress.
+        verbose: show log messages and progress.
 
     Attributes:
-        classes_: (K,) labels, in the order of columns.
-        temperature_: logits are divided by it; 1 until `calibrate`.
-        report_: what the run found on its test images, or `evaluate` on others; None if nothing was evaluated.
-        calibration_: what `calibrate` found, or None.
-        messages_: what the engine warned of.
+        classes_: (K,) labels, in column order.
+        temperature_: divides the logits; 1 until `calibrate`.
+        report_: the metrics of the run on its test images, or of `evaluate`; None if nothing was evaluated.
+        calibration_: the result of `calibrate`, or None.
+        messages_: the engine's warnings.
 
     Raises:
-        UserError: a ValueError of one line, of whatever is wrong.
+        UserError: a ValueError whose one-line message says what is wrong.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
 
         Args:
             X: a folder with a sub-folder per class, a table, or a feature file, as ``--data`` takes them, split into
-                training, validation and test images as there; a Hugging Face dataset; or images, with ``y``: paths, PIL
-                images or uint8 arrays, which all are for training.
+                training, validation and test images in the same way; a Hugging Face dataset; or, with ``y``, images
+                that are all for training: paths, PIL images or uint8 arrays.
             y: N labels: text, integers or booleans.
 
         Raises:
-            UserError: whatever is wrong with images, labels or parameters.
+            UserError: images, labels or parameters are invalid.
         """
         messages: list[str] = []
         with alone(messages, verbose=bool(self.verbose)):
@@ -138,7 +138,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         return self
 
     def _start(self, head: Head, messages: list[str], report: dict[str, Any] | None = None) -> None:
-        """Attributes after a fit, a load, or the first question without a fit."""
+        """Set the attributes after a fit, a load, or the first prediction without a fit."""
         self._head, self.messages_, self.report_ = head, messages, report
         self.temperature_ = 1.0
         self.calibration_: Calibration | None = None
@@ -150,7 +150,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
 
     @property
     def classes_(self) -> NDArray[Any]:
-        """(K,) labels, in the order of columns."""
+        """(K,) labels, in column order."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("a FewShotClassifier has classes_ after fit, or with classes for zero-shot CLIP")
         return self._distinguished()[0] if self._is_outdated() else self._head.labels
@@ -164,7 +164,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         return tags
 
     def _fitted(self) -> Any:
-        """The trainer; without a fit, that of zero-shot CLIP. Within `alone`."""
+        """The trainer; without a fit, zero-shot CLIP's. Call it within `alone`."""
         if self._is_outdated():
             self._check_fitted()
             labels, names = self._distinguished()
@@ -174,7 +174,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         return self._head.built(self.device, verbose=bool(self.verbose))
 
     def _is_outdated(self) -> bool:
-        """Whether there is no fit, and none of zero-shot CLIP with these parameters."""
+        """Whether there is no fit, and no zero-shot head for the current parameters."""
         head = vars(self).get("_head")
         return head is None or (head.without_fit and not same_without_fit(head.params, self.get_params(deep=False)))
 
@@ -187,7 +187,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
 
     @property
     def _trainer(self) -> Any:
-        """The trainer of a fit, or after a question to what was loaded or copied."""
+        """The trainer after a fit, or after the first prediction of a loaded or copied classifier."""
         return self._head.trainer
 
     def _check_fitted(self) -> None:
@@ -211,14 +211,14 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         unknown_below: float | None = None,
         on_error: str = "warn",
     ) -> NDArray[Any]:
-        """The label of each image (N,), or with ``top_k`` those of the likeliest classes (N, top_k).
+        """The label of each image (N,), or with ``top_k`` the labels of its likeliest classes (N, top_k).
 
         Args:
-            X: images, as in `fit`; a folder is all images below it, a feature file its test images, and an iterator may
-                be endless in `stream`.
-            top_k: 1 to K.
-            unknown_below: None is answered where the probability is lower; `calibrate` makes that mean something.
-            on_error: "warn" answers None for an image that cannot be read; "raise" raises.
+            X: images, as in `fit`; a folder means all images below it, a feature file its test images, and an iterator
+                may be endless in `stream`.
+            top_k: number of classes per image, 1 to K.
+            unknown_below: return None where the probability is lower; call `calibrate` first to make it meaningful.
+            on_error: "warn" returns None for an image that cannot be read; "raise" raises.
         """
         k = self._checked(top_k, unknown_below, on_error)
         ask, given = self._asking(X, on_error)
@@ -226,18 +226,18 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
             chosen_labels(part.rows, part.ok, ask.labels, k, unknown_below)
             for part in ask.parts(given, ask.probabilities)
         ]
-        found = np.concatenate(kept) if kept else np.empty((0, k), ask.labels.dtype)
-        if not any(one.dtype == object for one in kept):
-            found = found.astype(ask.labels.dtype)
-        return found if top_k is not None else found[:, 0]
+        chosen = np.concatenate(kept) if kept else np.empty((0, k), ask.labels.dtype)
+        if not any(part_labels.dtype == object for part_labels in kept):
+            chosen = chosen.astype(ask.labels.dtype)
+        return chosen if top_k is not None else chosen[:, 0]
 
     def predict_proba(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
-        """Probabilities (N, K) float32, of logits divided by ``temperature_``; NaN for an image that cannot be read."""
+        """Probabilities (N, K) float32, with logits divided by ``temperature_``; NaN for unreadable images."""
         ask, given = self._asking(X, on_error)
         return ask.rows(given, ask.probabilities)[0]
 
     def decision_function(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
-        """Logits (N, K) float32; of two classes, as scikit-learn has it, their difference (N,)."""
+        """Logits (N, K) float32; for two classes their difference (N,), as in scikit-learn."""
         ask, given = self._asking(X, on_error)
         logits, _ = ask.rows(given, ask.logits)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
@@ -245,14 +245,14 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
     def transform(self, X: Any, on_error: str = "warn") -> NDArray[Any]:
         """Image features (N, D) float32, not normalised."""
         ask, given = self._asking(X, on_error)
-        found, ok = ask.rows(given, lambda features: features)
+        rows, ok = ask.rows(given, lambda features: features)
         if ok.any():
-            return found
-        return np.full((len(found), self._n_features_out), np.nan, np.float32)  # no image says how wide features are
+            return rows
+        return np.full((len(rows), self._n_features_out), np.nan, np.float32)  # no image gives the width
 
     @property
     def _n_features_out(self) -> int:
-        """Columns of `transform`, of which scikit-learn makes names."""
+        """Number of columns of `transform`, for which scikit-learn makes names."""
         with alone(verbose=bool(self.verbose)):
             trainer = self._fitted()
         return trainer.input_width if isinstance(trainer, FeatureTrainer) else len(self.classes_)
@@ -264,7 +264,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         unknown_below: float | None = None,
         on_error: str = "warn",
     ) -> Iterator[Prediction]:
-        """A `Prediction` for each image, in order, as they are made, in constant memory.
+        """Yield a `Prediction` for each image, in order, as it becomes available, in constant memory.
 
         Args: as in `predict`.
         """
@@ -290,7 +290,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         return float(np.average(right, weights=weights))
 
     def evaluate(self, X: Any, y: Any = None, on_error: str = "warn") -> dict[str, Any]:
-        """All metrics on labelled images, in percent; they become ``report_``, which `save` writes into the card.
+        """All metrics on labelled images, in percent; also stored as ``report_``, which `save` writes into the card.
 
         Returns:
             ``accuracy`` with its 95 % ``interval``, ``error_rate``, ``macro_f1``, ``ece``, ``images``, ``unreadable``
@@ -299,27 +299,26 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         logits, truth, ok = self._tested(X, y, on_error)
         if not ok.any():
             raise UserError("there are no images to evaluate on")
-        found = self._measured(logits[ok], truth[ok])
-        self.report_ = {**found, "unreadable": int((~ok).sum()), "on": "images given to evaluate"}
+        metrics = self._measured(logits[ok], truth[ok])
+        self.report_ = {**metrics, "unreadable": int((~ok).sum()), "on": "images given to evaluate"}
         return dict(self.report_)
 
     def cross_validate(self, folds: int | None = None) -> dict[str, Any]:
-        """All metrics on the training images, each of which is left out of a fit in turn; they become ``report_``.
+        """All metrics on the training images, each left out of a fit in turn; also stored as ``report_``.
 
-        The method is fitted to the others each time, with the same settings; what it chooses for itself it chooses
-        without the image left out. An image is encoded once, not once for each fit. A class's only image is not left
-        out.
+        The method is fitted to the other images each time, with the same settings; anything it tunes, it tunes without
+        the images left out. Each image is encoded only once. A class's only image is not left out.
 
         Args:
             folds: number of fits, each of which leaves out its share of every class; None leaves out one image at a
                 time.
 
         Returns:
-            As `evaluate`, and ``zero_shot_accuracy`` on the same images.
+            The same keys as `evaluate`, and ``zero_shot_accuracy`` on the same images.
 
         Raises:
-            UserError: the method trains the image encoder or its projection, the training images are not at hand, as
-                after `load`, or no class has two.
+            UserError: the method trains the image encoder or its projection, the training images are not available
+                (as after `load`), or no class has two.
         """
         if folds is not None and (isinstance(folds, bool) or not isinstance(folds, int | np.integer) or folds < 2):
             raise UserError(f"folds is {shown(folds)}; it is 2 or more, or None to leave out one image at a time")
@@ -334,9 +333,9 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
                 logits, zero_shot, truth = left_out(trainer, folds, folder)
         if not len(truth):
             raise UserError("no class has two training images, so none can be left out")
-        found = self._measured(logits, truth)
+        metrics = self._measured(logits, truth)
         how = "each left out of the fit in turn" if folds is None else f"left out of the fit in {folds} parts"
-        self.report_ = {**found, "unreadable": 0, "on": f"training images, {how}"}
+        self.report_ = {**metrics, "unreadable": 0, "on": f"training images, {how}"}
         self.report_["zero_shot_accuracy"] = 100.0 * float((zero_shot.argmax(axis=1) == truth).mean())
         return dict(self.report_)
 
@@ -346,25 +345,25 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
             return report_of_logits(self._fitted(), logits, truth, self.classes_, self.temperature_)
 
     def calibrate(self, X: Any = None, y: Any = None) -> FewShotClassifier:
-        """Set ``temperature_``, so that probabilities say how often they are right.
+        """Set ``temperature_`` so that probabilities match how often predictions are right.
 
         Args:
             X, y: labelled images that the classifier was not fitted on; by default the validation images of the fit.
 
         Raises:
-            UserError: there are none.
+            UserError: there are no such images.
         """
         with alone(verbose=bool(self.verbose)):
             trainer = self._fitted()
         if X is None:
             with alone(self.messages_, verbose=bool(self.verbose)):
-                own = getattr(trainer, "val_loader", None)
-                if own is None or not trainer.dm.dataset.val or validates_on_test(trainer.dm.dataset):
+                val_loader = getattr(trainer, "val_loader", None)
+                if val_loader is None or not trainer.dm.dataset.val or validates_on_test(trainer.dm.dataset):
                     raise UserError(
                         "there are no validation images: pass calibrate(X, y) images that the fit has not seen, or fit "
                         "a folder or a table, of which some are kept for that"
                     )
-                chosen_on = split_logits(trainer, own)
+                chosen_on = split_logits(trainer, val_loader)
                 test = None if trainer.test_loader is None else split_logits(trainer, trainer.test_loader)
             source = "validation images of the fit"
         else:
@@ -379,20 +378,20 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
     # ---- classes that come and go ---------------------------------------------------------------------------------
 
     def add_class(self, name: Any, images: Any = None) -> FewShotClassifier:
-        """Add a class without training anew, where the method allows it.
+        """Add a class without retraining, where the method allows it.
 
-        Methods that learn nothing per class know it by its name, and need no images. Those in closed form are computed
-        again from the images of the fit and ``images``. Those that train a row for each class start the new one as
-        zero-shot, without images; with images they have to be fitted again.
+        Methods that learn nothing per class need only its name, no images. Closed-form methods are recomputed from the
+        images of the fit and ``images``. Methods that train a row per class start the new row at zero-shot and take no
+        images; to use images, fit again.
 
         Args:
-            name: its label, of the type of the others; prompts take its name in ``classes``, if that has one.
-            images: of the class, as in `fit`.
+            name: its label, of the same type as the others; if ``classes`` names it, prompts use that name.
+            images: images of the class, as in `fit`.
 
         Raises:
             UserError: the method does not allow it; nothing has changed.
         """
-        with alone(verbose=bool(self.verbose)):  # in one go, as another thread may change the classes too
+        with alone(verbose=bool(self.verbose)):  # one block: another thread may change the classes too
             self._fitted()
             classes, labels = self._with_label(name)
             if self._head.learns_from(images, name):
@@ -405,7 +404,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         return self
 
     def _with_label(self, name: Any) -> tuple[ClassList, NDArray[Any]]:
-        """The classes and their labels (K + 1,), with a new one."""
+        """The classes and their labels (K + 1,), including the new one."""
         name = name.item() if isinstance(name, np.generic) else name
         known, before = self.classes_.tolist(), self._head.classes
         if name in known:
@@ -413,14 +412,14 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         if isinstance(name, str) and not name.strip():
             raise UserError(f"{shown(name)} is no name of a class")
         kinds = {type(label) for label in known}
-        if type(name) not in kinds:  # NumPy would turn the labels that there are into text
+        if type(name) not in kinds:  # NumPy would turn the existing labels into text
             listed = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {listed}")
-        own = names_by_label(self.classes, as_text=isinstance(name, str)).get(name, name)
-        return ClassList((*before.names, str(own)), (*before.ids, "")), label_array([*known, name])
+        prompt_name = names_by_label(self.classes, as_text=isinstance(name, str)).get(name, name)
+        return ClassList((*before.names, str(prompt_name)), (*before.ids, "")), label_array([*known, name])
 
     def remove_class(self, name: Any) -> FewShotClassifier:
-        """Remove a class; the others stay as they are.
+        """Remove a class; the others keep their weights.
 
         Raises:
             UserError: there is no such class, or it is the last.
@@ -441,7 +440,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         """Rebuild the trainer for other classes."""
         with alone(self.messages_, verbose=bool(self.verbose)):
             self._head = self._head.with_classes(classes, labels, self.device, verbose=bool(self.verbose))
-        self.report_ = self.calibration_ = None  # were of other classes
+        self.report_ = self.calibration_ = None  # they were about the old classes
 
     # ---- saving ---------------------------------------------------------------------------------------------------
 
@@ -449,7 +448,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         """Write ``model.safetensors`` (the head), ``config.json`` and ``README.md`` (a model card) into a folder.
 
         Raises:
-            UserError: the folder has other files of these names or a run, or cannot be written.
+            UserError: the folder holds a run or unrelated files of these names, or cannot be written.
         """
         self._check_fitted()
         place, current = folders.place_of(folder), self._current()
@@ -467,16 +466,17 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         )
 
     def export(self, folder: str | os.PathLike[str], format: str = "onnx", images: Any = None) -> exporting.Agreement:
-        """Write the classifier for other programs, as tools/export.py does, and compare it with this one.
+        """Export the classifier for other programs, as tools/export.py does, and compare the result with this one.
 
         Args:
-            folder: new, or empty.
-            format: "onnx" (pictures in, probabilities out, and a script that uses it), "torch" (the same as an
-                ExportedProgram) or "npz" (weights (K, D), for features of your own).
-            images: to compare on; by default the test images of the fit or the run, else those of training, else noise.
+            folder: a new or empty folder.
+            format: "onnx" (pictures in, probabilities out, with a script that uses it), "torch" (the same as an
+                ExportedProgram) or "npz" (weights (K, D), for your own features).
+            images: images to compare on; by default the test images of the fit or the run, else the training images,
+                else noise.
 
         Raises:
-            UserError: the method cannot be exported so, or the result would give other answers.
+            UserError: the method cannot be exported to this format, or the export's predictions would differ.
         """
         with alone(getattr(self, "messages_", None), verbose=bool(self.verbose)):
             return exporting.export(
@@ -487,7 +487,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
             )
 
     def _exported(self) -> exporting.Source:
-        """A trainer of its own, in float32 on the CPU."""
+        """A separate copy of the trainer, in float32 on the CPU."""
         self._check_fitted()
         self._fitted()
         current = self._head.current()
@@ -499,12 +499,12 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
     def load(
         cls, folder: str | os.PathLike[str], *, device: str | None = None, verbose: bool = False
     ) -> FewShotClassifier:
-        """A classifier from a folder of `save`, or from that of a run of tools/train.py.
+        """Load a classifier from a folder written by `save`, or from a run of tools/train.py.
 
-        The backbone is found or fetched as for training, and its weights have to be the same.
+        The backbone is found or downloaded as for training; its weights must be the same.
 
         Raises:
-            UserError: it does not exist, was modified, or does not fit.
+            UserError: the folder does not exist, was modified, or does not fit.
         """
         place = folders.place_of(folder)
         if not os.path.isdir(place):
@@ -512,49 +512,51 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         messages: list[str] = []
         with alone(messages, verbose=verbose):
             if folders.holds_classifier(place):
-                current, said = folders.read(place)
+                current, stored = folders.read(place)
             else:
-                current, said = contents.content_of_run(place), None
+                current, stored = contents.content_of_run(place), None
             names = list(current.classes.names)
-            params = {name: value for name, value in (said.params if said else {}).items() if name in _PARAMETERS}
-            if said is None:
+            params = {name: value for name, value in (stored.params if stored else {}).items() if name in _PARAMETERS}
+            if stored is None:
                 params["backbone"] = current.config["MODEL"]["BACKBONE"]["NAME"]
-            elif params.get("classes") is None and list(map(str, said.labels)) != names:  # numbers are no keys of JSON
-                params["classes"] = dict(zip(said.labels, names, strict=True))
+            elif params.get("classes") is None and list(map(str, stored.labels)) != names:  # JSON keys are text
+                params["classes"] = dict(zip(stored.labels, names, strict=True))
             params |= {"device": device, "verbose": verbose, "method": current.method}
-            made = cls(**params)
+            classifier = cls(**params)
             head = Head(
-                label_array(said.labels if said else names),
-                made.get_params(deep=False),
-                without_fit=current.method == ZERO_SHOT and made.classes is not None and not (said and said.shots),
+                label_array(stored.labels if stored else names),
+                classifier.get_params(deep=False),
+                without_fit=current.method == ZERO_SHOT
+                and classifier.classes is not None
+                and not (stored and stored.shots),
                 content=current,
                 where=str(place),
-                known_shots=said.shots if said else None,
+                known_shots=stored.shots if stored else None,
             )
-            made._start(head, messages)
-            made._fitted()
-        if said:
-            made.temperature_, made.report_ = said.temperature, said.report
-            made.calibration_ = Calibration(**said.calibration) if said.calibration else None
-        return made
+            classifier._start(head, messages)
+            classifier._fitted()
+        if stored:
+            classifier.temperature_, classifier.report_ = stored.temperature, stored.report
+            classifier.calibration_ = Calibration(**stored.calibration) if stored.calibration else None
+        return classifier
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> FewShotClassifier:
-        """A classifier from a repository of the Hugging Face Hub, ``org/name``, or from a folder.
+        """Load a classifier from a Hugging Face Hub repository, ``org/name``, or from a folder.
 
         Args:
-            **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download`` of
-                huggingface_hub, and ``device`` and ``verbose`` of `load`.
+            **options: huggingface_hub's ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
+                ``force_download``, and ``device`` and ``verbose`` as for `load`.
         """
-        own = {key: options.pop(key) for key in ("device", "verbose") if key in options}
+        params = {key: options.pop(key) for key in ("device", "verbose") if key in options}
         folders.place_of(name)
-        return cls.load(folders.fetched(os.fspath(name), **options), **own)
+        return cls.load(folders.fetched(os.fspath(name), **options), **params)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
-        """Save to a repository of the Hugging Face Hub, ``org/name``; returns the address of the commit.
+        """Save to a Hugging Face Hub repository, ``org/name``; returns the URL of the commit.
 
         Args:
-            **options: of ``ModelHubMixin.push_to_hub``, such as ``private``, ``token`` or ``commit_message``.
+            **options: options of ``ModelHubMixin.push_to_hub``, such as ``private``, ``token`` or ``commit_message``.
         """
         self._check_fitted()
         return folders.pushed(self.save, name, **options)
@@ -568,11 +570,11 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
             raise unknown("on_error", on_error, ON_ERROR)
         self._check_fitted()
         with alone(verbose=bool(self.verbose)):
-            self._fitted()  # without a fit, what the classes are is known then
+            self._fitted()  # without a fit, the classes are only known afterwards
         return checked_top_k(top_k, len(self.classes_))
 
     def _asking(self, X: Any, on_error: str) -> tuple[Answering, Given]:
-        """The classifier as it is now, and the images that it is asked of."""
+        """The classifier as it is now, and the images to predict."""
         if on_error not in ON_ERROR:
             raise unknown("on_error", on_error, ON_ERROR)
         self._check_fitted()
@@ -584,7 +586,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
             return Answering(trainer, head.labels, self.temperature_, on_error, self.messages_, verbose), given
 
     def _tested(self, X: Any, y: Any, on_error: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Logits (N, K), labels as numbers (N,), and which images could be read (N,)."""
+        """Logits (N, K), class numbers (N,), and a mask of the images that could be read (N,)."""
         with alone(verbose=bool(self.verbose)):
             self._check_fitted()
             trainer = self._fitted()
@@ -604,7 +606,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
 
 
 def _listed(images: Any) -> list[Any]:
-    """Images, as `FewShotClassifier.predict` takes them, in a list."""
+    """A list of images, from whatever `FewShotClassifier.predict` takes."""
     given = read_images(images)
     if given.features is not None:
         raise UserError("an export is compared on pictures, not on features")

@@ -1,8 +1,8 @@
-"""A fitted classifier as a file that other programs run: ONNX, torch's ExportedProgram, or plain weights.
+"""Export a fitted classifier to a file that other programs run: ONNX, torch's ExportedProgram, or plain weights.
 
-The file takes pictures as bytes, resized and cropped already, and gives probabilities. It computes what the trainer's
-own code computes, which is traced; only a head that is linear in the features becomes its matrix, and LoRA is merged
-into the weights. All is float32, on a CPU, and compared with the trainer before it is kept.
+The file takes pictures as bytes, already resized and cropped, and gives probabilities. The trainer's own code is
+traced, except that a head that is linear in the features becomes a matrix, and LoRA is merged into the weights.
+Everything is float32 on the CPU. The file is kept only if its probabilities match the trainer's.
 
 Shapes: B pictures of H x W pixels, K classes, D feature width.
 """
@@ -41,27 +41,27 @@ from dassl_lite.utils.errors import NO_ROOM, UserError, unknown
 from dassl_lite.utils.files import can_be_path
 from dassl_lite.utils.lazy import optional_module
 
-FILES = {"onnx": "model.onnx", "torch": "model.pt2", "npz": "classifier.npz"}  # by format
+FILES = {"onnx": "model.onnx", "torch": "model.pt2", "npz": "classifier.npz"}  # format -> file name
 FORMATS = tuple(FILES)
 SCRIPT = "classify.py"
-METADATA = "metadata.json"  # within an ExportedProgram
+METADATA = "metadata.json"  # inside an ExportedProgram
 FORMAT_VERSION = 1
-MOST_PICTURES = 128  # that an export is compared on
-MOST_DIFFERENCE = 1e-3  # of a probability
+MOST_PICTURES = 128  # to compare an export on
+MOST_DIFFERENCE = 1e-3  # of any probability
 _BATCH = 32
-_DRAWN = 16  # pictures of noise, where there are no others
+_DRAWN = 16  # pictures of noise, used if there are no others
 
 Answers = Callable[[Tensor], NDArray[Any]]  # pictures (B, H, W, 3), uint8, to probabilities (B, K)
 
 
 class Agreement(NamedTuple):
-    """How an exported file compares with the classifier that it was made of.
+    """How an exported file compares with the original classifier.
 
     Attributes:
-        form: "linear" where the head is one matrix, else "traced".
-        pictures: how many were compared; 0: only noise was.
-        difference: the largest, of a probability.
-        agreement: percent of the pictures with the same top class, of classes that are equally likely either.
+        form: "linear" if the head is one matrix, else "traced".
+        pictures: number of pictures compared; 0 if only noise was.
+        difference: largest difference of a probability.
+        agreement: percent of the pictures with the same top class; ties count as the same.
         megabytes: size of the export.
     """
 
@@ -77,9 +77,9 @@ class Source:
     """What is exported.
 
     Attributes:
-        trainer: in float32 on the CPU, ready to predict. LoRA is merged into it, so it is of no other use.
-        labels: of the K classes.
-        temperature: that logits are divided by.
+        trainer: a trainer in float32 on the CPU, ready to predict. LoRA gets merged into it: don't use it afterwards.
+        labels: labels of the K classes.
+        temperature: divides the logits.
         template: prompt template of the class names.
     """
 
@@ -93,15 +93,15 @@ class Source:
         return str(self.trainer.cfg.TRAINER.NAME)
 
     def linear(self) -> LinearForm | None:
-        """The head as a matrix, if it is one; logits are divided by the temperature."""
-        found = self.trainer.linear_head() if isinstance(self.trainer, FeatureTrainer) else None
-        if found is None:
+        """The head as a matrix, if it is one, with the temperature folded in."""
+        head = self.trainer.linear_head() if isinstance(self.trainer, FeatureTrainer) else None
+        if head is None:
             return None
-        bias = None if found.bias is None else found.bias / self.temperature
-        return found._replace(scale=found.scale / self.temperature, bias=bias)
+        bias = None if head.bias is None else head.bias / self.temperature
+        return head._replace(scale=head.scale / self.temperature, bias=bias)
 
     def about(self, form: str) -> dict[str, str]:
-        """What the file says of itself; lists and numbers as JSON."""
+        """The file's metadata; lists and numbers as JSON."""
         node, meta = self.trainer.cfg.INPUT, self.trainer.checkpoint_meta()
         return {
             "format_version": json.dumps(FORMAT_VERSION),
@@ -121,16 +121,17 @@ class Source:
 
 
 def export(folder: Path, kind: str, source: Callable[[], Source], pictures: Callable[[], Sequence[Any]]) -> Agreement:
-    """Write a folder with the file, and for ONNX a script that uses it; it is there once the file is proved right.
+    """Write a folder with the file and, for ONNX, a script that uses it; it appears only once the file is verified.
 
     Args:
-        folder: new, or empty.
+        folder: a new or empty folder.
         kind: one of `FORMATS`.
-        source: gives what to export, once the other arguments are known to be possible.
-        pictures: gives paths, PIL images or arrays to compare on; noise stands in for none.
+        source: returns what to export; called after the other arguments have been checked.
+        pictures: returns paths, PIL images or arrays to compare on; if none, noise is used.
 
     Raises:
-        UserError: the folder cannot be written, the method cannot be exported so, or the file gives other answers.
+        UserError: the folder cannot be written, the method cannot be exported to this format, or the file's
+            predictions differ.
     """
     require(folder, kind)
     folder, made = Path(os.path.abspath(folder.expanduser())), source()
@@ -168,11 +169,11 @@ def require(folder: Path, kind: str) -> None:
     try:
         place = folder.expanduser()
         taken = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
-        above = next(one for one in Path(os.path.abspath(place)).parents if one.exists())
+        above = next(parent for parent in Path(os.path.abspath(place)).parents if parent.exists())
         reason = "" if above.is_dir() else f"'{above}' is not a folder"
         if not reason and not os.access(above, os.W_OK | os.X_OK):
             reason = f"no permission to write to '{above}'"
-    except (OSError, RuntimeError) as error:  # a path that the system does not take, or an unknown ~user
+    except (OSError, RuntimeError) as error:  # an invalid path, or an unknown ~user
         taken, reason = False, getattr(error, "strerror", None) or str(error)
     if taken:
         raise UserError(f"'{folder}' exists already; name a new folder, or remove it")
@@ -182,7 +183,7 @@ def require(folder: Path, kind: str) -> None:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside it, which takes its place at the end, or goes if anything fails."""
+    """A temporary folder beside ``folder``, renamed to it at the end, or removed if anything fails."""
     place = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         place.mkdir(parents=True)
@@ -235,10 +236,10 @@ class Exportable(nn.Module):
 
 
 def _normalisation(trainer: Any) -> tuple[Any, Any]:
-    """Mean and standard deviation of the trainer's pictures, whose other steps are those of INPUT.
+    """Mean and standard deviation with which the trainer normalises pictures.
 
     Raises:
-        UserError: pictures go another way.
+        UserError: its preprocessing is not the one that INPUT describes.
     """
     cfg, transform = trainer.cfg, trainer.dm.tfm_test
     parts = split(transform)
@@ -259,28 +260,28 @@ class _Pictures:
     """Pictures as the file takes them.
 
     Args:
-        trainer: whose transform they go through.
-        items: to choose `MOST_PICTURES` from, evenly spread; those that cannot be read are left out.
-        scratch: folder for what is not in a file.
+        trainer: its transform is applied to them.
+        items: images, of which up to `MOST_PICTURES` are chosen, evenly spread; unreadable ones are left out.
+        scratch: folder for images that are in memory.
 
     Attributes:
-        count: how many there are; 0: noise stands in.
+        count: number of pictures; 0 if noise is used.
     """
 
     def __init__(self, trainer: Any, items: Sequence[Any], scratch: Path) -> None:
         self.trainer = trainer
         step = -(-len(items) // MOST_PICTURES) or 1
-        kept = [one for item in items[::step] if (one := self._read(item, scratch)) is not None]
+        kept = [picture for item in items[::step] if (picture := self._read(item, scratch)) is not None]
         self.count = len(kept)
         if not kept:
             height, width = trainer.cfg.INPUT.SIZE
             draw = np.random.default_rng(0)
             noise = [draw.integers(0, 256, (height + n, width + 7 * n, 3), np.uint8) for n in range(_DRAWN)]
-            kept = [one for array in noise if (one := self._read(array, scratch)) is not None]
+            kept = [picture for array in noise if (picture := self._read(array, scratch)) is not None]
         self.paths, self.images, self.bytes = zip(*kept, strict=True)
 
     def _read(self, item: Any, scratch: Path) -> tuple[str, Image.Image, Tensor] | None:
-        """Its file, itself, and its bytes (H, W, 3); None if it cannot be read."""
+        """The picture's file, the picture, and its bytes (H, W, 3); None if it cannot be read."""
         try:
             image = decoded(item)
         except UserError:
@@ -292,33 +293,33 @@ class _Pictures:
         return None if parts is None else (path, image, parts[0](image))
 
     def probabilities(self, made: Source) -> NDArray[Any]:
-        """What the trainer itself says (N, K)."""
+        """The trainer's probabilities (N, K)."""
         encode, transform = encoder_of(self.trainer), self.trainer.dm.tfm_test
-        found = []
+        batches = []
         for start in range(0, len(self.images), _BATCH):
             features = encode(torch.stack([transform(image) for image in self.images[start : start + _BATCH]]))
             logits = logits_of(self.trainer, features.float(), len(made.labels))
-            found.append(probabilities_of(self.trainer, logits, made.temperature).numpy())
-        return np.concatenate(found)
+            batches.append(probabilities_of(self.trainer, logits, made.temperature).numpy())
+        return np.concatenate(batches)
 
     def answers(self, ask: Answers) -> NDArray[Any]:
-        """What the file says (N, K); it is asked about one picture first, and then about several at once."""
+        """The file's probabilities (N, K); the first picture alone, then several at once, to test both batch sizes."""
         stacked = torch.stack(self.bytes)
         return np.concatenate([ask(part) for part in (stacked[:1], *stacked[1:].split(_BATCH)) if len(part)])
 
     def check_script(self, about: dict[str, str]) -> None:
-        """Raise a UserError if the script makes other bytes of a picture than the trainer's transform."""
-        for path, own in zip(self.paths, self.bytes, strict=True):
+        """Raise a UserError if the script's preprocessing gives different bytes than the trainer's transform."""
+        for path, expected in zip(self.paths, self.bytes, strict=True):
             try:
-                same = np.array_equal(classify.pixels(path, about), own.numpy())
-            except (ValueError, OSError):  # which it does not read, and says so
+                same = np.array_equal(classify.pixels(path, about), expected.numpy())
+            except (ValueError, OSError):  # a picture that the script reports as unreadable
                 continue
             if not same:
                 raise UserError(f"the export is not kept: {SCRIPT} makes other pixels of '{path}' than the classifier")
 
 
 def _compared(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
-    """The largest difference, and the percentage of rows with the same top class, or one as likely."""
+    """The largest difference, and the percentage of rows with the same or an equally likely top class."""
     rows = np.arange(len(wanted))
     behind = wanted.max(axis=1) - wanted[rows, found.argmax(axis=1)]
     return float(np.abs(wanted - found).max()), 100.0 * float((behind <= 1e-6).mean())
@@ -329,10 +330,10 @@ def _compared(wanted: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def _tracing(made: Source) -> Iterator[None]:
-    """Quietly, and whatever torch raises becomes one line."""
+    """A context that silences torch, and turns its errors into one line."""
     fast, level = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # it has no counterpart elsewhere
+        torch.backends.mha.set_fastpath_enabled(False)  # its operators cannot be exported
         logging.disable(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -378,7 +379,7 @@ def _write_onnx(path: Path, model: Exportable, made: Source) -> Answers:
 
 
 def _write_npz(path: Path, model: Exportable, made: Source) -> Answers:
-    """Weights (K, D), for features that are made elsewhere."""
+    """Write weights (K, D), for features that are computed elsewhere."""
     trainer, form, method = made.trainer, made.linear(), made.method
     if form is None:
         raise UserError(
@@ -409,7 +410,7 @@ def _write_npz(path: Path, model: Exportable, made: Source) -> Answers:
 
 
 def from_weights(path: Path, features: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities (N, K) by an exported ``classifier.npz``, of image features (N, D)."""
+    """Probabilities (N, K) of image features (N, D), from an exported ``classifier.npz``."""
     with np.load(path) as file:
         if file["normalise"]:
             features = features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""From the parameters of `FewShotClassifier` to the config of a run, and to the trainer that the run leaves."""
+"""Turn the parameters of `FewShotClassifier` into the config of a run, and run it to get a trainer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from dassl_lite.utils.devices import accelerator
 from dassl_lite.utils.errors import UserError, shown, unknown
 from dassl_lite.utils.files import write_json
 
-ZERO_SHOT = "ZeroshotCLIP"  # the method without fit
-DESCRIPTIONS = "descriptions.json"  # in the folder of a run: those that a program passes
+ZERO_SHOT = "ZeroshotCLIP"  # the method used without a fit
+DESCRIPTIONS = "descriptions.json"  # in the run's folder, for descriptions passed as a dict
 
-# Options that say where things lie on this machine.
+# Options for places on this machine.
 _PLACES = {f"DATASET.{key}" for key, value in LOCAL.items() if value == ""} | {
     "DATASET.FEATURES.DIR",
     "MODEL.INIT_WEIGHTS",
@@ -34,18 +34,18 @@ _PLACES = {f"DATASET.{key}" for key, value in LOCAL.items() if value == ""} | {
     "RESUME",
 }
 
-Parameters = Mapping[str, Any]  # of FewShotClassifier, by name, as they were given
+Parameters = Mapping[str, Any]  # FewShotClassifier's, by name, as given
 
 
 def trained(params: Parameters, flags: Mapping[str, Any], training: Training | None) -> tuple[Any, float | None]:
-    """A trainer that has been trained, as a run of tools/train.py; and the zero-shot accuracy before.
+    """A trainer, trained as by tools/train.py, and the zero-shot accuracy before training.
 
     Args:
-        flags: config keys that say what it learns from.
-        training: the images, where they are not on disk as the engine reads them.
+        flags: config keys for the training data.
+        training: the images, if they are not on disk in a form that the engine reads.
 
     Raises:
-        UserError: whatever is wrong with the parameters or the images.
+        UserError: the parameters or the images are invalid.
     """
     with _run_folder() as folder, training_on(training):
         trainer = run.seeded(_config(params, {**flags, "OUTPUT_DIR": folder}, Path(folder)))
@@ -66,12 +66,12 @@ _WITHOUT_FIT = ("classes", "backbone", "template", "descriptions", "precision", 
 
 
 def same_without_fit(one: Parameters, other: Parameters) -> bool:
-    """Whether zero-shot CLIP is the same with these parameters."""
+    """Whether both sets of parameters give the same zero-shot CLIP."""
     return all(is_same(one[name], other[name]) for name in _WITHOUT_FIT)
 
 
 def untrained(params: Parameters, names: list[str]) -> Any:
-    """The trainer of zero-shot CLIP on classes of these names."""
+    """A zero-shot CLIP trainer for classes with these names."""
     with _run_folder() as folder, training_on(Training(ClassList(tuple(names)))):
         flags = {"DATASET.NAME": GIVEN, "DATASET.NUM_SHOTS": -1, "OUTPUT_DIR": folder}
         trainer = run.seeded(_config(params, flags, Path(folder), ZERO_SHOT))
@@ -80,44 +80,44 @@ def untrained(params: Parameters, names: list[str]) -> Any:
 
 
 def portable(params: Parameters, content: Content) -> dict[str, Any]:
-    """The parameters as plain values for another machine: without paths of this one, except a backbone's file.
+    """The parameters as plain values for another machine: without this machine's paths, except a backbone file.
 
     Args:
-        content: of the classifier, which has the sentences of a file of descriptions.
+        content: the classifier's content; provides the sentences of a descriptions file.
     """
-    found = {**plain_deep(params), "method": content.method}  # which without a fit is zero-shot CLIP
-    if isinstance(found["descriptions"], str):
-        found["descriptions"] = dict(zip(content.classes.names, content.descriptions, strict=False)) or None
-    if isinstance(found["options"], dict):
-        found["options"] = {
+    values = {**plain_deep(params), "method": content.method}  # zero-shot CLIP if there was no fit
+    if isinstance(values["descriptions"], str):
+        values["descriptions"] = dict(zip(content.classes.names, content.descriptions, strict=False)) or None
+    if isinstance(values["options"], dict):
+        values["options"] = {
             key: value
-            for key, value in found["options"].items()
+            for key, value in values["options"].items()
             if str(key) not in _PLACES
             and not (isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value)))
         }
-    return {name: value for name, value in found.items() if is_plain(value)}
+    return {name: value for name, value in values.items() if is_plain(value)}
 
 
 def uses_accelerator(device: str | None) -> bool:
-    """Whether the parameter ``device`` asks for an accelerator, or leaves it open.
+    """Whether the parameter ``device`` allows an accelerator: it asks for one, or is None.
 
     Raises:
         UserError: this machine has no such device.
     """
     if device is None:
         return True
-    wanted, own = str(device).partition(":")[0], accelerator()
-    if wanted not in ("cpu", own):
-        raise UserError(f"device {shown(device)} is not on this machine; it has cpu{f', {own}' if own else ''}")
-    return wanted != "cpu"
+    kind, present = str(device).partition(":")[0], accelerator()
+    if kind not in ("cpu", present):
+        raise UserError(f"device {shown(device)} is not on this machine; it has cpu{f', {present}' if present else ''}")
+    return kind != "cpu"
 
 
 def _config(params: Parameters, flags: Mapping[str, Any], folder: Path, method: str = "") -> CfgNode:
-    """The config of a run with these parameters, and with these config keys.
+    """The config of a run with these parameters and config keys.
 
     Args:
-        folder: of the run, where descriptions are written that a program passes.
-        method: in place of that of the parameters, whose own options it does not take.
+        folder: the run's folder, to which descriptions passed as a dict are written.
+        method: replaces the parameters' method; that method's own options are then dropped.
     """
     method = method or params["method"]
     kind = TRAINER_REGISTRY.get(method)
@@ -146,21 +146,21 @@ def _config(params: Parameters, flags: Mapping[str, Any], folder: Path, method: 
 
 
 def _options(options: Any, method: str, node: str, *, only_shared: bool) -> dict[str, Any]:
-    """The parameter ``options`` by dotted config key; with ``only_shared`` without those of a method."""
+    """The parameter ``options`` by dotted config key; ``only_shared`` drops those of a method."""
     if not isinstance(options or {}, Mapping):
         raise UserError(f"options is {shown(options)}; it is a dict from config key to value")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     known = method_keys(method)
     for key, value in (options or {}).items():
         if "." in str(key):
-            found |= {str(key): value} if not only_shared or not str(key).startswith("TRAINER.") else {}
+            values |= {str(key): value} if not only_shared or not str(key).startswith("TRAINER.") else {}
         elif only_shared:
             continue
         elif key in known:
-            found[f"TRAINER.{node}.{key}"] = value
+            values[f"TRAINER.{node}.{key}"] = value
         else:
             raise unknown(f"option of {method}", key, known, hint='Others are dotted, such as "OPTIM.LR".')
-    return found
+    return values
 
 
 def _descriptions_file(descriptions: Any, folder: Path) -> str | None:
@@ -173,7 +173,7 @@ def _descriptions_file(descriptions: Any, folder: Path) -> str | None:
 
 @contextmanager
 def _run_folder() -> Iterator[str]:
-    """A folder for a run, which is removed; an error does not name the file of descriptions in it."""
+    """A temporary folder for a run; errors do not mention the descriptions file in it."""
     with tempfile.TemporaryDirectory(prefix="dassl-lite-") as folder:
         try:
             yield folder

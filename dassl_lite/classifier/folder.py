@@ -4,7 +4,7 @@
     config.json         everything else, with a digest of both
     README.md           the card; may be edited
 
-Nothing in it is executed: tensors and plain values are read, and checked before they are used.
+Nothing in it is executed: only tensors and plain values are read, and checked before use.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from dassl_lite.utils.files import atomic_path, can_be_path, digest_of, open_fil
 
 CONFIG, WEIGHTS, CARD = SAVED_CONFIG, "model.safetensors", "README.md"
 FORMAT = SAVED_FORMAT
-VERSION = 1  # of the format
-MOST_BYTES = 2 << 30  # of the head's tensors
+VERSION = 1  # format version
+MOST_BYTES = 2 << 30  # largest total size of the head's tensors
 
 
 @dataclass
 class Described:
-    """What a classifier's folder says beside its content, as plain values.
+    """What a classifier's folder stores besides its content, as plain values.
 
     Attributes:
         params: the parameters of `FewShotClassifier`.
-        labels: (K,) of the classes.
-        temperature: of its probabilities.
-        report: what was found on labelled images; None if nothing was.
-        calibration: what `calibrate` found, or None.
-        shots: training images of each class; empty if not known.
+        labels: (K,) labels of the classes.
+        temperature: divides the logits for probabilities.
+        report: metrics on labelled images, or None.
+        calibration: the result of `calibrate`, or None.
+        shots: number of training images of each class; empty if unknown.
     """
 
     params: dict[str, Any]
@@ -61,7 +61,7 @@ def place_of(folder: Any) -> Path:
     """The path of a classifier's folder.
 
     Raises:
-        UserError: it is no path.
+        UserError: it is not a path.
     """
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder) or not can_be_path(os.fspath(folder)):
         raise UserError(f"{shown(folder)} is no path of a folder")
@@ -69,7 +69,7 @@ def place_of(folder: Any) -> Path:
 
 
 def holds_classifier(folder: Path) -> bool:
-    """Whether a folder is one of `write`, and not that of a run."""
+    """Whether a folder was written by `write`, rather than by a run."""
     return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
 
 
@@ -77,7 +77,7 @@ def write(folder: Path, content: Content, described: Described) -> None:
     """Write the folder.
 
     Raises:
-        UserError: it has files of these names that are not a classifier's or a run, or cannot be written.
+        UserError: it holds a run or unrelated files of these names, or cannot be written.
     """
     if holds_run(folder):
         raise UserError(f"'{folder}' contains a run of tools/train.py; choose another folder")
@@ -111,7 +111,7 @@ def read(folder: Path) -> tuple[Content, Described]:
     """Read the folder.
 
     Raises:
-        UserError: a file is missing or of another version, was changed since it was written, or does not fit.
+        UserError: a file is missing, has another format version, was modified, or does not fit.
     """
     path = folder / CONFIG
     try:
@@ -148,7 +148,7 @@ def read(folder: Path) -> tuple[Content, Described]:
 
 
 def _check(described: Described, content: Content, path: Path) -> None:
-    """Raise a UserError, or one of `MISFITS`, for values that `write` does not write."""
+    """Raise a UserError, or one of `MISFITS`, for values that `write` would never write."""
     labels = described.labels
     if len(labels) != len(content.classes):
         raise UserError(f"'{path}' has {len(labels)} labels for {len(content.classes)} classes")
@@ -161,7 +161,7 @@ def _check(described: Described, content: Content, path: Path) -> None:
         raise UserError(f"'{path}' does not say how the classifier was made")
     if described.calibration is not None:
         Calibration(**described.calibration)
-    card(content, described)  # of the rest nothing else is made
+    card(content, described)  # only the card uses the rest, so rendering it is the check
 
 
 def _digest(values: Mapping[str, Any], weights: bytes) -> str:
@@ -187,17 +187,17 @@ def fetched(name: str, **options: Any) -> Path:
 
 
 def pushed(save: Callable[[Path], Any], name: str, **options: Any) -> str:
-    """Save to a repository of the hub; returns the address of the commit.
+    """Save to a hub repository; returns the URL of the commit.
 
     Args:
-        save: writes the folder.
+        save: function that writes the folder.
     """
     with _telling(name):
         return str(_hub_model(save)().push_to_hub(name, **options))
 
 
 def _hub_model(save: Callable[[Path], Any] | None) -> Any:
-    """A class of huggingface_hub's mixin that reads and writes our folder."""
+    """A subclass of huggingface_hub's mixin that reads and writes our folder."""
     from huggingface_hub import ModelHubMixin, snapshot_download
 
     class HubClassifier(ModelHubMixin, library_name="dassl-lite"):
@@ -211,22 +211,22 @@ def _hub_model(save: Callable[[Path], Any] | None) -> Any:
         @classmethod
         def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
             known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            found = cls()
-            found.folder = Path(
+            classifier = cls()
+            classifier.folder = Path(
                 snapshot_download(
                     model_id,
                     allow_patterns=[CONFIG, WEIGHTS, CARD],
                     **{key: options[key] for key in known if key in options},
                 )
             )
-            return found
+            return classifier
 
     return HubClassifier
 
 
 @contextlib.contextmanager
 def _telling(name: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line."""
+    """Turn huggingface_hub's exceptions into one-line errors."""
     try:
         yield
     except UserError:

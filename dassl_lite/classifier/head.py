@@ -1,4 +1,4 @@
-"""The fitted head of a classifier with its classes, and what it becomes when a class is added or removed.
+"""The fitted head of a classifier with its classes, and how it changes when a class is added or removed.
 
 Shapes: K classes.
 """
@@ -30,17 +30,17 @@ THE_CLASSIFIER = "the classifier"  # where a head comes from, for messages
 
 @dataclass
 class Head:
-    """A fitted trainer, or the content of which one is built when it is first asked for; copies have the content.
+    """A fitted trainer, or the content to build one from on first use; copies have the content.
 
     Attributes:
-        labels: (K,) of the classes.
-        params: of `FewShotClassifier`, as they were when it was made; later ones are those of the next fit.
-        without_fit: whether it is zero-shot CLIP, which follows the parameters.
-        trainer: ready to predict.
-        content: what it was built of; None after a fit.
-        training: the images of the fit, where a program passed them.
-        where: folder that it was loaded from.
-        known_shots: training images of each class, where the trainer has none itself.
+        labels: (K,) labels of the classes.
+        params: parameters of `FewShotClassifier` when the head was made; later changes apply to the next fit.
+        without_fit: whether it is zero-shot CLIP, which is rebuilt when a parameter changes.
+        trainer: a trainer that is ready to predict.
+        content: what the trainer is built from; None after a fit.
+        training: the images of the fit, if a program passed them.
+        where: folder that the head was loaded from.
+        known_shots: number of training images of each class, for a trainer that has no images itself.
     """
 
     labels: NDArray[Any]
@@ -57,16 +57,16 @@ class Head:
         self.params = copy.deepcopy(dict(self.params))
 
     def built(self, device: str | None, *, verbose: bool) -> Any:
-        """The trainer. Within `alone`, as all that builds one.
+        """The trainer, built if necessary. Call it within `alone`.
 
         Args:
-            device: as `FewShotClassifier` takes it, where a trainer has to be built.
-            verbose: show what it logs.
+            device: device to build the trainer on, as `FewShotClassifier` takes it.
+            verbose: show its log messages.
         """
         if self.trainer is None:
-            own = uses_accelerator(device)
+            use_accelerator = uses_accelerator(device)
             self.trainer = rebuilt(
-                self.current(), use_accelerator=own, verbose=verbose, where=self.where or THE_CLASSIFIER
+                self.current(), use_accelerator=use_accelerator, verbose=verbose, where=self.where or THE_CLASSIFIER
             )
         return self.trainer
 
@@ -78,7 +78,7 @@ class Head:
         return content_of(self.trainer, self.content)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickles and copies: without the trainer, which holds the backbone, and without the images."""
+        """State for pickles and copies, without the trainer (it holds the backbone) and without the images."""
         state = {**vars(self), "trainer": None, "training": None, "_encoding": None}
         if self.trainer is not None:
             with alone():
@@ -101,8 +101,8 @@ class Head:
         return [counts[label] for label in range(len(self.labels))]
 
     def pictures(self) -> list[str]:
-        """The files of the test images of the fit, or of the run that was loaded, else those of training; it may have
-        none, or only features."""
+        """The files of the test images of the fit or the loaded run, else of the training images; empty if there are
+        only features."""
         data, where = self.trainer.dm.dataset, Path(self.where or "")
         if getattr(data, "test_only", False) and self.where is not None and not holds_classifier(where):
             return pictures_of_run(where)
@@ -111,43 +111,45 @@ class Head:
         return [item.impath for item in data.test or data.train_x]
 
     def with_encoder(self, device: str | None, *, verbose: bool) -> Any:
-        """The trainer; after a fit on a feature file, the same head on the backbone that made the features, which has
-        an encoder."""
+        """The trainer; after a fit on a feature file, which needs no encoder, the same head on the backbone that made
+        the features."""
         if not isinstance(self.trainer, FeatureTrainer) or not self.trainer.features.is_file:
             return self.trainer
         if self._encoding is None:
-            own = uses_accelerator(device)
-            self._encoding = rebuilt(self.current(), use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
+            use_accelerator = uses_accelerator(device)
+            self._encoding = rebuilt(
+                self.current(), use_accelerator=use_accelerator, verbose=verbose, where=THE_CLASSIFIER
+            )
         return self._encoding
 
     # ---- other classes ----------------------------------------------------------------------------------------------
 
     def with_classes(self, classes: ClassList, labels: NDArray[Any], device: str | None, *, verbose: bool) -> Head:
-        """The head for other classes; rows of those that it knows are picked by id or name.
+        """The head for other classes; rows of classes that it knows are picked by id or name.
 
         Raises:
-            UserError: the method cannot.
+            UserError: the method cannot change its classes.
         """
-        current, own = self.current(), uses_accelerator(device)
-        made = rebuilt(current, classes, use_accelerator=own, verbose=verbose, where=THE_CLASSIFIER)
+        current, use_accelerator = self.current(), uses_accelerator(device)
+        trainer = rebuilt(current, classes, use_accelerator=use_accelerator, verbose=verbose, where=THE_CLASSIFIER)
         return replace(
-            self, labels=labels, trainer=made, content=content_of(made, current), training=None, known_shots=None
+            self, labels=labels, trainer=trainer, content=content_of(trainer, current), training=None, known_shots=None
         )
 
     def learns_from(self, images: Any, label: Any) -> bool:
-        """Whether the images of a new class change the head, which is then computed anew.
+        """Whether the images of a new class change the head, so that it has to be recomputed.
 
         Args:
-            images: None for none.
-            label: of the class, for messages.
+            images: images of the class, or None.
+            label: label of the class, for messages.
 
         Raises:
-            UserError: the method would have to train anew.
+            UserError: the method would have to be retrained.
         """
         if images is None:
             return False
         trainer, method = self.trainer, self.trainer.cfg.TRAINER.NAME
-        if not any(ClassRows.of(trainer._models[one]).dims for one in trainer.get_model_names()):
+        if not any(ClassRows.of(trainer._models[name]).dims for name in trainer.get_model_names()):
             warnings.warn(f"{method} knows a class by its name: its images are not used", stacklevel=3)
             return False
         if isinstance(trainer, FeatureTrainer) and trainer.uses_shots and not trainer.has_epochs():
@@ -155,7 +157,7 @@ class Head:
         raise UserError(f"{method} trains a row for each class: fit again with the images of {shown(label)}")
 
     def fitted_with(self, classes: ClassList, labels: NDArray[Any], images: Any) -> Head:
-        """The head that a method in closed form finds with the images of a new class, the last, and its parameters."""
+        """The head of a closed-form method, recomputed with the same parameters and the images of a new, last class."""
         trainer = self.trainer
         data, given = trainer.dm.dataset, read_images(images)
         if getattr(data, "test_only", False) or not data.train_x or trainer.features.is_file:

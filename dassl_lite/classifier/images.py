@@ -31,9 +31,9 @@ from dassl_lite.data.fewshot import group_by_label, warn_of_small_classes
 from dassl_lite.data.images import UnreadableImageError, as_rgb, is_folder, kind_of
 from dassl_lite.utils.errors import MissingFileError, UserError, shown
 
-GIVEN = "GivenImages"  # registered name of the dataset of images that a program passes
-BLOCK = 4096  # images of a stream that are looked at together
-IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")  # of a Hugging Face dataset, unless a feature says which
+GIVEN = "GivenImages"  # registered name of the dataset of passed images
+BLOCK = 4096  # images of a stream that are processed together
+IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")  # names to try if no column has an image type
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label")
 KINDS = "paths, PIL images or uint8 arrays (H, W, 3)"
 
@@ -47,8 +47,8 @@ class Given:
 
     Attributes:
         items: paths, PIL images or arrays; may be an endless iterator.
-        total: their number; None for an iterator.
-        features: (N, D) float32 in place of images.
+        total: number of images; None for an iterator.
+        features: (N, D) float32, given instead of images.
     """
 
     items: Iterable[Any] = ()
@@ -57,7 +57,7 @@ class Given:
 
     @property
     def are_paths(self) -> bool:
-        """Whether all are paths, of a known number."""
+        """Whether all images are paths, and their number is known."""
         return self.total is not None and all(map(is_path, self.items))
 
 
@@ -66,10 +66,10 @@ def is_path(item: object) -> bool:
 
 
 def read_images(source: Any) -> Given:
-    """What ``source`` passes: a path of an image, a folder or a feature file (its test images); or several of `KINDS`.
+    """The images in ``source``: the path of an image, a folder or a feature file (its test images); or several `KINDS`.
 
     Raises:
-        UserError: it is nothing of that.
+        UserError: it is none of these.
     """
     if is_path(source):
         require(os.path.expanduser(source))
@@ -87,7 +87,7 @@ def read_images(source: Any) -> Given:
         source = source.detach().cpu().numpy()
     if isinstance(source, list | tuple):
         return Given(source, len(source))
-    array = np.asarray(source)  # a column of a table too
+    array = np.asarray(source)  # also for a table's column
     if not array.ndim:
         raise UserError(f"{shown(source)[:80]} is no list of images; pass {KINDS}")
     if array.ndim == 2 and np.issubdtype(array.dtype, np.floating):
@@ -111,33 +111,33 @@ def _at_path(path: Path) -> Given:
         return Given(total=views.shape[1], features=torch.from_numpy(views[0]).float())
     if not path.is_dir():
         return Given([str(path)], 1)
-    found = images_below(path)
-    if not found:
+    paths = images_below(path)
+    if not paths:
         raise UserError(f"'{path}' contains no images")
-    return Given(found, len(found))
+    return Given(paths, len(paths))
 
 
 def require(path: str | os.PathLike[str]) -> None:
-    """Raise a UserError, which is a FileNotFoundError too, if there is nothing at ``path``."""
+    """Raise a UserError, which is also a FileNotFoundError, if ``path`` does not exist."""
     if not os.path.exists(path):
         raise MissingFileError(f"there is no file or folder '{os.fspath(path)}'")
 
 
 def images_below(folder: Path) -> list[str]:
     """The image files in a folder, at any depth, sorted; hidden ones and hidden folders are left out."""
-    found = []
+    paths = []
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         with os.scandir(place) as entries:
-            found += sorted(entry.path for entry in entries if not is_folder(entry) and not kind_of(entry))
-    return found
+            paths += sorted(entry.path for entry in entries if not is_folder(entry) and not kind_of(entry))
+    return paths
 
 
 # ---- Hugging Face datasets, by what they look like ------------------------------------------------------------------
 
 
 def is_hugging_face(source: Any) -> bool:
-    """Whether it looks like a Hugging Face ``Dataset``."""
+    """Whether an object looks like a Hugging Face ``Dataset``."""
     return (
         hasattr(source, "column_names")
         and hasattr(source, "features")
@@ -147,7 +147,7 @@ def is_hugging_face(source: Any) -> bool:
 
 
 class _Rows(Sequence[Any]):
-    """One column of a Hugging Face dataset, whose images are decoded as they are asked for."""
+    """One column of a Hugging Face dataset, whose images are decoded on access."""
 
     def __init__(self, dataset: Any, column: str) -> None:
         self.dataset, self.column = dataset, column
@@ -157,7 +157,7 @@ class _Rows(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            return [self[row] for row in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
         return self.dataset[int(number)][self.column]
@@ -173,21 +173,21 @@ def _columns(dataset: Any) -> list[str]:
 def _image_column(dataset: Any) -> str:
     names, features = _columns(dataset), dataset.features or {}
     typed = [name for name in names if type(features.get(name)).__name__ == "Image"]
-    found = typed or [name for name in IMAGE_COLUMNS if name in names]
-    if not found:
+    columns = typed or [name for name in IMAGE_COLUMNS if name in names]
+    if not columns:
         raise UserError(f"the dataset has no column of images; it has {', '.join(names)}")
-    return found[0]
+    return columns[0]
 
 
 def hugging_face_labels(dataset: Any) -> list[Any]:
-    """The labels of a Hugging Face dataset, as names where it has names."""
+    """The labels of a Hugging Face dataset, as class names if it has them."""
     names, features = _columns(dataset), dataset.features or {}
     typed = [name for name in names if type(features.get(name)).__name__ == "ClassLabel"]
-    found = typed or [name for name in LABEL_COLUMNS if name in names]
-    if not found:
+    columns = typed or [name for name in LABEL_COLUMNS if name in names]
+    if not columns:
         raise UserError(f"the dataset has no column of labels; it has {', '.join(names)}; pass y")
-    classes = getattr(features.get(found[0]), "names", None)
-    labels = list(dataset[found[0]])
+    classes = getattr(features.get(columns[0]), "names", None)
+    labels = list(dataset[columns[0]])
     return [classes[label] for label in labels] if classes else labels
 
 
@@ -202,7 +202,7 @@ def decoded(item: Any) -> Image.Image:
     """
     if is_path(item):
         return read_image(os.path.expanduser(item))
-    if isinstance(item, Mapping) and {"bytes", "path"} >= set(item):  # of a Hugging Face dataset that decodes nothing
+    if isinstance(item, Mapping) and {"bytes", "path"} >= set(item):  # a Hugging Face dataset without decoding
         if item.get("bytes") is None:
             return read_image(item.get("path") or "")
         with tempfile.NamedTemporaryFile() as file:
@@ -221,17 +221,17 @@ def decoded(item: Any) -> Image.Image:
     name = getattr(item, "filename", "") or "an image in memory"
     try:
         return as_rgb(item, name)
-    except Exception as error:  # PIL's decoders raise almost anything on broken files, which it reads only now
+    except Exception as error:  # PIL decodes only now, and raises almost anything
         raise UnreadableImageError(str(name), " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def named(item: Any, number: int) -> str:
-    """What to call an image in a message."""
+    """The name of an image in messages."""
     return os.fspath(item) if is_path(item) else f"image {number}"
 
 
 class _Views(ViewDataset):
-    """Images of any kind, each decoded once, with a transform that draws nothing."""
+    """Images of any kind, each decoded once, with a deterministic transform."""
 
     def _decode(self, number: int) -> Decoded:
         item = self.images[number]
@@ -242,7 +242,7 @@ class _Views(ViewDataset):
 
 
 class Encoded(NamedTuple):
-    """Images that follow each other, with features (n, D) of those in ``kept``, n numbers from 0, in order."""
+    """Consecutive images, with features (n, D) of those at the positions ``kept`` (n numbers from 0, in order)."""
 
     items: list[Any]
     kept: list[int]
@@ -257,8 +257,8 @@ def encode_stream(
 
     Args:
         items: paths, PIL images or arrays.
-        encode: images (B, 3, H, W) to features (B, D).
-        transform: from a PIL image to a tensor (3, H, W).
+        encode: maps images (B, 3, H, W) to features (B, D).
+        transform: maps a PIL image to a tensor (3, H, W).
     """
     rest = iter(items)
     while block := list(islice(rest, BLOCK)):
@@ -276,9 +276,9 @@ def encode_stream(
 
 
 class Spool:
-    """PNG files of training images that a program has in memory, and their features, in a temporary folder.
+    """A temporary folder for in-memory training images, as PNG files, and their features.
 
-    Equal images share a file. It is removed by `close`, and at the end of the program.
+    Equal images share a file. The folder is removed by `close`, or at the end of the program.
     """
 
     def __init__(self) -> None:
@@ -298,7 +298,7 @@ class Spool:
         self._folder = None
 
     def path(self, item: Any, number: int) -> str:
-        """The file of an image; its own if it has one."""
+        """The file of an image: its own if it has one, else one in the folder."""
         if is_path(item):
             require(item)
             return os.path.abspath(os.path.expanduser(item))
@@ -321,13 +321,13 @@ _spool: ContextVar[Spool | None] = ContextVar("spool", default=None)
 
 
 def spool() -> Spool:
-    """Where images in memory are kept: in the spool of `spooled_in`, else in that of the process."""
+    """The spool for in-memory images: the one of `spooled_in`, else the process's."""
     return _spool.get() or _of_the_process
 
 
 @contextmanager
 def spooled_in(own: Spool) -> Iterator[None]:
-    """A context, of this thread, that keeps images in memory in a spool of its own, such as one for each user."""
+    """A context that gives this thread its own spool, such as one per user."""
     token = _spool.set(own)
     try:
         yield
@@ -337,16 +337,16 @@ def spooled_in(own: Spool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Training:
-    """What the dataset `GivenImages` consists of; without images it has the classes only.
+    """The content of the dataset `GivenImages`; without images it has only the classes.
 
     Attributes:
         classes: names and ids, in label order.
         items, labels: N training images and their labels.
-        val, val_labels: validation images.
-        ensemble_templates: of the dataset that the classes come from.
+        val, val_labels: validation images and their labels.
+        ensemble_templates: ensemble templates of the dataset that the classes come from.
         template: its prompt template; "" for the usual one.
-        drawn: whether its pictures are drawn, as those that the demo backbone knows.
-        multi_label: whether images of it may have several classes.
+        drawn: whether its pictures are drawings, like those that the demo backbone knows.
+        multi_label: whether an image may have several classes.
     """
 
     classes: ClassList
@@ -360,12 +360,12 @@ class Training:
     multi_label: bool = False
 
 
-_training: Training | None = None  # of the dataset that is being built; within `quiet.alone`
+_training: Training | None = None  # for the dataset being built; guarded by `quiet.alone`
 
 
 @contextmanager
 def training_on(training: Training | None) -> Iterator[None]:
-    """A context in which the dataset `GivenImages` consists of this."""
+    """A context in which the dataset `GivenImages` has this content."""
     global _training
     before, _training = _training, training
     try:
@@ -376,10 +376,10 @@ def training_on(training: Training | None) -> Iterator[None]:
 
 @DATASET_REGISTRY.register(name=GIVEN)
 class GivenImages(DatasetBase):
-    """Images that a program passes, in the order of a table of them: by class, classes as they first occur.
+    """Images passed by a program, ordered as for a table: by class, with classes in order of first occurrence.
 
     Attributes:
-        test_only: there are no training images; one placeholder of each class, which nothing reads, stands for them.
+        test_only: there are no training images, only one placeholder per class, which nothing reads.
     """
 
     test_only = False
@@ -408,7 +408,7 @@ class GivenImages(DatasetBase):
         warn_of_equal_names(self.classnames)
 
     def _draw(self, given: Training, num_shots: int) -> list[tuple[int, int]]:
-        """Number and label of the images that are drawn; no other is looked at."""
+        """Number and label of each image in the draw; no other image is opened."""
         numbered = [Datum(str(number), label) for number, label in enumerate(given.labels)]
         source = [item for group in group_by_label(numbered).values() for item in group]
         if num_shots > 0:

@@ -1,4 +1,4 @@
-"""Labels that a program passes with images, or that a folder, a table or a dataset brings: which classes there are.
+"""Labels, passed with images or taken from a folder, a table or a dataset, and the classes that they define.
 
 Shapes: N images, K classes.
 """
@@ -42,9 +42,9 @@ class Labelled:
     """Images to learn from.
 
     Attributes:
-        flags: config keys that say where they are.
-        labels: (K,) of the classes, sorted; None: the names of the classes that the dataset turns out to have.
-        training: the images, where they are not on disk as the engine reads them.
+        flags: config keys that say where the images are.
+        labels: (K,) sorted labels of the classes; None for the names of the dataset's classes, once it is built.
+        training: the images, if they are not on disk in a form that the engine reads.
     """
 
     flags: dict[str, Any]
@@ -53,13 +53,13 @@ class Labelled:
 
 
 def to_learn(X: Any, y: Any, classes: Any) -> Labelled:
-    """What `FewShotClassifier.fit` is given.
+    """The training images and labels passed to `FewShotClassifier.fit`.
 
     Args:
-        classes: the parameter, which names the labels for prompts; None: they are their own names.
+        classes: the parameter, which names the labels for prompts; None if labels are names already.
 
     Raises:
-        UserError: images and labels are not what a fit takes.
+        UserError: a fit does not take such images and labels.
     """
     if y is None and is_path(X):
         require(os.path.expanduser(X))
@@ -87,22 +87,22 @@ def to_learn(X: Any, y: Any, classes: Any) -> Labelled:
 
 
 def flags_of(keeps_features: bool) -> dict[str, Any]:
-    """Config keys of training images that a program passes.
+    """Config keys for training images passed by a program.
 
     Args:
-        keeps_features: in the feature cache, not in the temporary folder of images in memory.
+        keeps_features: keep features in the feature cache, not in the temporary folder of in-memory images.
     """
     flags = {"DATASET.NAME": GIVEN, "TEST.NO_TEST": True}
     return flags if keeps_features else {**flags, "DATASET.FEATURES.DIR": str(spool().folder / "features")}
 
 
 def _classes_of(listed: list[Any], classes: Any) -> tuple[NDArray[Any], list[str]]:
-    """The labels that occur, sorted, and the name that prompts take for each."""
-    if wrong := [one for one in listed if not isinstance(one, str | int | bool)]:
+    """The distinct labels, sorted, and the name that prompts use for each."""
+    if wrong := [entry for entry in listed if not isinstance(entry, str | int | bool)]:
         raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text, integers or booleans")
-    if any(isinstance(one, str) and not one.strip() for one in listed):
+    if any(isinstance(entry, str) and not entry.strip() for entry in listed):
         raise UserError("y has an empty label; a class needs a name")
-    label_array(listed)  # refuses several types, of which no order is
+    label_array(listed)  # refuses mixed types, which cannot be sorted
     labels = label_array(sorted(set(listed)))
     if classes is None:
         if labels.dtype.kind != "U":
@@ -123,7 +123,7 @@ def _classes_of(listed: list[Any], classes: Any) -> tuple[NDArray[Any], list[str
 
 
 def names_by_label(classes: Any, *, as_text: bool) -> dict[Any, Any]:
-    """The parameter ``classes`` as a dict from label, which is text or a number, to name."""
+    """The parameter ``classes`` as a dict from label (text or number) to name."""
     if classes is None:
         return {}
     if isinstance(classes, Mapping):
@@ -139,7 +139,7 @@ def to_tell_apart(classes: Any) -> tuple[NDArray[Any], list[str]]:
         classes: the parameter, which is not None.
 
     Raises:
-        UserError: it is empty, or has a name twice.
+        UserError: it is empty, or a name occurs twice.
     """
     names = texts(list(classes.values()) if isinstance(classes, Mapping) else classes)
     if not names:
@@ -152,17 +152,17 @@ def to_tell_apart(classes: Any) -> tuple[NDArray[Any], list[str]]:
 def to_test(
     X: Any, y: Any, labels: NDArray[Any], classes: ClassList, messages: list[str] | None, *, verbose: bool
 ) -> tuple[Any, NDArray[Any]]:
-    """Images of which a classifier is asked, and the numbers of their classes (N,), int64.
+    """Labelled test images for a classifier, and their class numbers (N,), int64.
 
     Args:
         X, y: as `FewShotClassifier.score` takes them.
-        labels: (K,) of the classifier.
-        classes: its names, which a folder's are matched to.
-        messages: gets what the engine warns of.
-        verbose: show what it logs.
+        labels: (K,) labels of the classifier.
+        classes: its class names, to which a folder's classes are matched.
+        messages: list to which the engine's warnings are appended.
+        verbose: show the engine's log messages.
 
     Raises:
-        UserError: there are no labels, or one that is no class of the classifier.
+        UserError: there are no labels, or one is not a class of the classifier.
     """
     if y is None and is_path(X):
         with alone(messages, verbose=verbose):
@@ -173,19 +173,19 @@ def to_test(
         y = hugging_face_labels(X)
     if not hasattr(X, "__len__") and isinstance(X, Iterator):
         X = list(X)
-    known = {label: number for number, label in enumerate(labels.tolist())}
+    numbers = {label: number for number, label in enumerate(labels.tolist())}
     listed = listed_values(y)
-    if missing := [label for label in listed if not isinstance(label, Hashable) or label not in known]:
-        likely = nearest(str(missing[0]), map(str, known))
+    if missing := [label for label in listed if not isinstance(label, Hashable) or label not in numbers]:
+        likely = nearest(str(missing[0]), map(str, numbers))
         raise UserError(
             f"label {shown(missing[0])} is not a class of this classifier"
-            + (f"; did you mean {shown(likely)}?" if likely else f"; it has {shown(list(known))}")
+            + (f"; did you mean {shown(likely)}?" if likely else f"; it has {shown(list(numbers))}")
         )
-    return X, np.array([known[label] for label in listed], dtype=np.int64)
+    return X, np.array([numbers[label] for label in listed], dtype=np.int64)
 
 
 def _at_path(path: str, own: ClassList) -> tuple[Any, NDArray[Any]]:
-    """The test images in a folder, a table or a feature file: all of them, if they are not split."""
+    """The test images in a folder, a table or a feature file; all images if there are no splits."""
     require(path)
     flags = {**own_data(path), "DATASET.TEST_ONLY": True, "DATASET.NUM_SHOTS": -1, "VERBOSE": False}
     data: Any = build_dataset(make_config(flags=nested(flags), source="FewShotClassifier"))

@@ -1,6 +1,6 @@
-"""From images to rows of numbers, and from these to labels: what every question to a classifier has in common.
+"""From images to rows of numbers, and from these to labels: the code that all predictions share.
 
-Shapes: N images, n of a part, K classes.
+Shapes: N images, n images in a part, K classes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from dassl_lite.engine.methods.feature_trainer import FeatureTrainer
 from dassl_lite.engine.methods.side_run import side_run_class
 from dassl_lite.utils.errors import MissingFileError, UserError, printable, shown
 
-CACHED = 20_000  # most images whose features predictions keep in the feature cache; larger numbers are streams
+CACHED = 20_000  # most images whose features predictions cache; beyond that they are streamed
 ON_ERROR = ("warn", "raise")
 _MOST_NAMED = 5  # unreadable images named in a warning
 
 
 class Prediction(NamedTuple):
-    """What `FewShotClassifier.stream` says of an image.
+    """The prediction of `FewShotClassifier.stream` for an image.
 
     Attributes:
-        image: as it was given.
-        labels: of the ``top_k`` classes, the likeliest first; None where ``unknown_below`` says so, or the image cannot
-            be read.
-        probabilities: of these classes.
+        image: the image as it was passed.
+        labels: labels of the ``top_k`` classes, the likeliest first; None where the probability is below
+            ``unknown_below``, or if the image cannot be read.
+        probabilities: probabilities of these classes.
         error: why the image cannot be read, or "".
     """
 
@@ -52,13 +52,13 @@ class Prediction(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images that follow each other.
+    """A part of the images: consecutive ones.
 
     Attributes:
-        items: n of them.
-        errors: of those that cannot be read, by number from 0.
-        rows: (n, W) float32; NaN for these.
-        ok: (n,), which can be read.
+        items: the n images.
+        errors: errors of unreadable images, by position from 0.
+        rows: (n, W) float32; NaN for unreadable images.
+        ok: (n,) bool, whether each image can be read.
     """
 
     items: list[Any]
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
-    """Items, numbers of those that could be read, their features, and errors, one part of the images at a time."""
+    """Yield images part by part: items, positions of the readable ones, their features, and errors."""
     if given.features is not None:
         if not isinstance(trainer, FeatureTrainer):
             raise UserError(f"{trainer.cfg.TRAINER.NAME} takes images, not features")
@@ -103,15 +103,15 @@ def parts_of(trainer: Any, given: Given) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Answering:
-    """A classifier as it is when a question is asked, whatever becomes of it before the last image is answered.
+    """A snapshot of a classifier for one prediction call: later changes to the classifier do not affect it.
 
     Attributes:
-        trainer: ready to predict.
-        labels: (K,) of its classes.
-        temperature: that logits are divided by for probabilities.
+        trainer: a trainer that is ready to predict.
+        labels: (K,) labels of its classes.
+        temperature: divides the logits for probabilities.
         on_error: "warn" reports unreadable images at the end; "raise" raises an error.
-        messages: gets what the engine warns of.
-        verbose: show what it logs, and progress.
+        messages: list to which the engine's warnings are appended.
+        verbose: show log messages and progress.
     """
 
     trainer: Any
@@ -130,11 +130,11 @@ class Answering:
         return probabilities_of(self.trainer, self.logits(features), self.temperature)
 
     def parts(self, given: Given, function: Callable[[Tensor], Tensor]) -> Iterator[Part]:
-        """What ``function`` makes of the images' features (n, D), on the CPU, in constant memory."""
+        """Apply ``function`` to the images' features (n, D) part by part; on the CPU, in constant memory."""
         bad, steps, done = Unreadable(self.on_error), parts_of(self.trainer, given), 0
         with tqdm(total=given.total, unit="image", disable=not self.verbose, file=sys.stderr, leave=False) as bar:
             while True:
-                with alone(self.messages, verbose=self.verbose):  # not while the caller has its turn
+                with alone(self.messages, verbose=self.verbose):  # released while the caller handles a part
                     part = next(steps, None)
                     if part is None:
                         break
@@ -148,8 +148,8 @@ class Answering:
         bad.warn()
 
     def rows(self, given: Given, function: Callable[[Tensor], Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The same of all images, (N, W), and which could be read (N,); rows of a part without one are as wide as the
-        others'."""
+        """The results of `parts` for all images, (N, W), and a mask of the readable ones (N,); a part without a
+        readable image gets the width of the others."""
         found = list(self.parts(given, function))
         width = next((part.rows.shape[1] for part in found if part.ok.any()), len(self.labels))
         rows = [part.rows if part.ok.any() else np.full((len(part.ok), width), np.nan, np.float32) for part in found]
@@ -158,7 +158,7 @@ class Answering:
         return np.concatenate(rows), np.concatenate([part.ok for part in found])
 
     def predictions(self, given: Given, top_k: int, unknown_below: float | None) -> Iterator[Prediction]:
-        """A `Prediction` for each image."""
+        """Yield a `Prediction` for each image."""
         for items, errors, rows, ok in self.parts(given, self.probabilities):
             chosen = chosen_labels(rows, ok, self.labels, top_k, unknown_below)
             best = np.sort(rows, axis=1)[:, ::-1][:, :top_k]
@@ -169,7 +169,7 @@ class Answering:
 
 
 def encoder_of(trainer: Any) -> Any:
-    """Images (B, 3, H, W) to features; of a third party's trainer, to logits."""
+    """The function from images (B, 3, H, W) to features or, for a third party's trainer, to logits."""
     if isinstance(trainer, FeatureTrainer):
         return trainer.encode_inputs
 
@@ -182,9 +182,9 @@ def encoder_of(trainer: Any) -> Any:
 
 
 def logits_of(trainer: Any, features: Tensor, classes: int) -> Tensor:
-    """Logits (n, K) on the CPU, in the batches in which a run tests, of what `encoder_of` gives (n, ...)."""
+    """Logits (n, K) on the CPU from the output of `encoder_of` (n, ...), in the test batches of a run."""
     if not isinstance(trainer, FeatureTrainer):
-        return features  # they are logits
+        return features  # already logits
     head, size = trainer.head, trainer.cfg.DATALOADER.TEST.BATCH_SIZE
     with torch.no_grad(), head.evaluating() if hasattr(head, "evaluating") else nullcontext():
         parts = [trainer.model_inference(part.float().to(trainer.device)) for part in features.split(size)]
@@ -192,10 +192,10 @@ def logits_of(trainer: Any, features: Tensor, classes: int) -> Tensor:
 
 
 def probabilities_of(trainer: Any, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Probabilities (n, K) of logits (n, K): of one class per image, or of each class where images have several.
+    """Probabilities (n, K) of logits (n, K): a softmax, or one probability per class if images have several classes.
 
     Raises:
-        UserError: images have several classes, and nothing says at which logit a class is as likely as not.
+        UserError: images have several classes, and the logit that means a probability of 0.5 is unknown.
     """
     if not getattr(trainer, "is_multi_label", False):
         return torch.softmax(logits / temperature, dim=1)
@@ -209,11 +209,11 @@ def probabilities_of(trainer: Any, logits: Tensor, temperature: float = 1.0) -> 
 
 
 def rows_of(values: Any, count: int, kept: list[int], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows (count, W) with NaN where there are none, and which there are (count,).
+    """Rows (count, W), NaN for missing images, and a mask of those present (count,).
 
     Args:
-        values: (n, W) of the images ``kept``; None if there are none.
-        width: W in that case.
+        values: (n, W) rows of the images ``kept``; None if there are none.
+        width: W if there are none.
     """
     ok = np.zeros(count, dtype=bool)
     ok[kept] = True
@@ -235,14 +235,14 @@ def split_logits(trainer: Any, loader: Any) -> tuple[NDArray[Any], NDArray[Any]]
 
 
 def left_out(trainer: Any, folds: int | None, folder: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """What the trainer's method says of training images that it was not fitted to.
+    """Cross-validated logits: predictions for training images left out of a fit of the trainer's method.
 
     A class's only image is not left out: without it no method could learn that class.
 
     Args:
-        trainer: built, on frozen features.
-        folds: fits; each leaves out its share of every class. None leaves out one image at a time.
-        folder: for files that a method writes.
+        trainer: a built trainer on frozen features.
+        folds: number of fits; each leaves out its share of every class. None leaves out one image at a time.
+        folder: folder for files that a method writes.
 
     Returns:
         Logits (n, K) of the images left out; logits of zero-shot CLIP for them, up to a factor; and their labels (n,).
@@ -263,29 +263,29 @@ def left_out(trainer: Any, folds: int | None, folder: str) -> tuple[NDArray[Any]
             out = fold == number
             run = kind(trainer, cfg, FeatureSet(views.views[:, ~out], labels[~out])).fitted()
             logits[out.cpu()] = logits_of(run, queries[out], trainer.num_classes)
-    asked = (fold >= 0).cpu()
+    tested = (fold >= 0).cpu()
     zero_shot = torch.nn.functional.normalize(queries, dim=-1) @ trainer.zero_shot_weights().t()
-    return logits[asked].numpy(), zero_shot.float().cpu()[asked].numpy(), labels.cpu()[asked].numpy()
+    return logits[tested].numpy(), zero_shot.float().cpu()[tested].numpy(), labels.cpu()[tested].numpy()
 
 
 def chosen_labels(
     probabilities: NDArray[Any], ok: NDArray[Any], labels: NDArray[Any], top_k: int, unknown_below: float | None
 ) -> NDArray[Any]:
-    """Labels (n, top_k) of the likeliest classes, of equal ones the first; object where some are None."""
+    """Labels (n, top_k) of the likeliest classes, the first of equal ones; of dtype object if some are None."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    found = labels[order]
+    chosen = labels[order]
     unsure = np.zeros(order.shape, dtype=bool)
     if unknown_below is not None:
         unsure = np.take_along_axis(probabilities, order, axis=1) < unknown_below
     unsure |= ~ok[:, None]
     if unsure.any():
-        found = found.astype(object)
-        found[unsure] = None
-    return found
+        chosen = chosen.astype(object)
+        chosen[unsure] = None
+    return chosen
 
 
 def check_threshold(unknown_below: Any) -> None:
-    """Raise a UserError unless it is None or a probability."""
+    """Raise a UserError unless the threshold is None or a probability."""
     number = isinstance(unknown_below, int | float | np.integer | np.floating) and not isinstance(unknown_below, bool)
     if unknown_below is not None and not (number and 0 <= unknown_below <= 1):
         raise UserError(f"unknown_below is {shown(unknown_below)}; it is a probability, 0 to 1")
@@ -301,13 +301,13 @@ def checked_top_k(top_k: int | None, classes: int) -> int:
 
 
 def _named(item: Any, number: int, error: str) -> str:
-    """An error of an image, which names it once."""
-    whole = is_path(item) and f"{os.path.basename(printable(os.fspath(item)))}'" in error
-    return error if whole else f"{named(item, number)}: {error}"
+    """The error for an image, with the image named once."""
+    says_name = is_path(item) and f"{os.path.basename(printable(os.fspath(item)))}'" in error
+    return error if says_name else f"{named(item, number)}: {error}"
 
 
 class Unreadable:
-    """The images that could not be read: raises at the first, or warns of all at the end."""
+    """Handles unreadable images: raises at the first one, or warns about all of them at the end."""
 
     def __init__(self, on_error: str) -> None:
         self.on_error, self.count, self.first = on_error, 0, list[str]()
@@ -330,8 +330,8 @@ class Unreadable:
 
 
 def _level_of_caller() -> int:
-    """The ``stacklevel`` with which the function that calls this warns of the user's line, not of the package's."""
-    own, frame, level = os.path.dirname(dassl_lite.__file__) + os.sep, sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
+    """The ``stacklevel`` with which the calling function's warning points at the user's code, not at this package."""
+    package, frame, level = os.path.dirname(dassl_lite.__file__) + os.sep, sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame, level = frame.f_back, level + 1
     return level

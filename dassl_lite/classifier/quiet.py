@@ -1,8 +1,8 @@
-"""Running the engine inside a program that is not ours: nothing else in the process changes.
+"""Run the engine inside someone else's program without changing anything else in the process.
 
-The engine draws from the global random streams, sets the number of threads and how float32 is multiplied, and logs.
-Within `alone` it may; afterwards all is as it was. One thread at a time is inside, so classifiers in several threads do
-not disturb each other: what they do takes all cores as it is.
+The engine draws from the global random streams, sets the number of threads and the float32 precision, and logs. `alone`
+restores all of this afterwards. It admits one thread at a time, so classifiers in several threads do not disturb each
+other; the engine's work uses all cores anyway.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dassl_lite.utils.logger import ROOT_NAME
 from dassl_lite.utils.seeding import random_states, random_streams_kept, restore_random_states
 
 _lock = threading.RLock()
-_backbone: Any = {}  # the last one loaded: classifiers that follow each other share it
+_backbone: Any = {}  # the last one loaded, shared by successive classifiers
 
 
 class _Collected(logging.Handler):
-    """Appends what this thread's work warns of to a list; as it handles them, logging prints them nowhere else."""
+    """Collects this thread's warnings in a list; since they have a handler, logging does not print them to stderr."""
 
     def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -39,11 +39,11 @@ class _Collected(logging.Handler):
 
 @contextmanager
 def alone(messages: list[str] | None = None, *, verbose: bool = False) -> Iterator[None]:
-    """A context for the engine's work, which one thread at a time enters.
+    """A context for the engine's work, which only one thread at a time can enter.
 
     Args:
-        messages: gets what the engine warns of, each line once.
-        verbose: show on the console what the engine logs.
+        messages: list to which the engine's warnings are appended, each once.
+        verbose: show the engine's log messages on the console.
     """
     messages = [] if messages is None else messages
     with _lock, _streams_kept(), _arithmetic_kept(), _logging(messages, verbose), shared_backbone(_backbone):
@@ -52,7 +52,7 @@ def alone(messages: list[str] | None = None, *, verbose: bool = False) -> Iterat
 
 @contextmanager
 def _streams_kept() -> Iterator[None]:
-    """Every random stream as it was, those of accelerators too."""
+    """Restore every random stream at the end, including those of accelerators."""
     if not accelerator():
         with random_streams_kept():
             yield
@@ -66,7 +66,7 @@ def _streams_kept() -> Iterator[None]:
 
 @contextmanager
 def _arithmetic_kept() -> Iterator[None]:
-    """What `devices.set_arithmetic` sets, and the number of threads, as they were."""
+    """Restore the settings of `devices.set_arithmetic` and the number of threads at the end."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     tf32, benchmark = cudnn.allow_tf32, cudnn.benchmark

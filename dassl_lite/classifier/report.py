@@ -1,4 +1,4 @@
-"""What a classifier finds on labelled images, and the temperature that makes its probabilities honest.
+"""A classifier's metrics on labelled images, and the temperature that calibrates its probabilities.
 
 Shapes: N images, K classes.
 """
@@ -18,17 +18,17 @@ from scipy.special import log_softmax
 
 from dassl_lite.evaluation import build_evaluator, expected_calibration_error
 
-HOTTEST = 20.0  # temperatures are found between 1 / HOTTEST and this
+HOTTEST = 20.0  # temperatures are searched between 1 / HOTTEST and HOTTEST
 _Z = 1.959963984540054  # of a 95 % interval
 
 
 class Calibration(NamedTuple):
-    """What `FewShotClassifier.calibrate` found; calibration errors in percent.
+    """The result of `FewShotClassifier.calibrate`; calibration errors in percent.
 
     Attributes:
-        temperature: that logits are divided by.
-        images: that it was chosen on.
-        chosen_on, measured_on: where these, and those of the errors, come from.
+        temperature: divides the logits.
+        images: number of images that it was chosen on.
+        chosen_on, measured_on: where the images come from that it was chosen on, and that the errors were measured on.
         ece_before, ece_after: expected calibration error at temperature 1, and at this one.
     """
 
@@ -41,11 +41,11 @@ class Calibration(NamedTuple):
 
 
 def best_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """The temperature of the least cross-entropy, https://arxiv.org/abs/1706.04599, held near 1 where images are few.
+    """The temperature with the lowest cross-entropy, https://arxiv.org/abs/1706.04599, kept near 1 if images are few.
 
         T = argmin  sum_n CE(logits_n / T, label_n) + log(T)^2 / 2
 
-    Without the last term a few images that are all right would make every answer certain.
+    Without the last term, a few images that are all classified correctly would make every prediction certain.
 
     Args:
         logits: (N, K).
@@ -61,14 +61,14 @@ def best_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     return math.exp(minimize_scalar(cost, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6}).x)
 
 
-Asked = tuple[NDArray[Any], NDArray[Any]]  # logits (N, K), and numbers of the classes (N,)
+Asked = tuple[NDArray[Any], NDArray[Any]]  # logits (N, K) and class numbers (N,)
 
 
 def calibrated(chosen_on: Asked, source: str, test: Asked | None = None) -> Calibration:
-    """The best temperature on some images, and the errors on test images, or else on the same.
+    """The best temperature on some images, and the calibration errors on test images or, without any, on the same ones.
 
     Args:
-        source: where the images come from that it is chosen on.
+        source: where the images come from that the temperature is chosen on.
     """
     temperature = best_temperature(*chosen_on)
     seen = chosen_on if test is None else test
@@ -100,16 +100,16 @@ def interval(correct: int, total: int) -> tuple[float, float]:
 def report(
     results: Mapping[str, float], truth: Sequence[int], predicted: Sequence[int], labels: Sequence[Any]
 ) -> dict[str, Any]:
-    """Metrics, and how each class was classified, as plain values.
+    """Overall metrics and per-class results, as plain values.
 
     Args:
-        results: an evaluator's, in percent.
-        truth, predicted: (N,) numbers of classes.
-        labels: (K,) of the classes.
+        results: an evaluator's results, in percent.
+        truth, predicted: (N,) class numbers.
+        labels: (K,) labels of the classes.
 
     Returns:
-        ``results``, and ``interval`` of the accuracy, ``images``, ``per_class`` (label, images, correct, accuracy) and
-        ``confusion``, K lists of K numbers of images, true by predicted class.
+        ``results``, plus the ``interval`` of the accuracy, ``images``, ``per_class`` (label, images, correct,
+        accuracy) and ``confusion``, K lists of K image counts by true and predicted class.
     """
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(confusion, (np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)), 1)
@@ -128,10 +128,10 @@ def report(
 
 
 def report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) -> dict[str, Any] | None:
-    """What a run found on its test images; None if it did not look.
+    """The report of a run on its test images; None if it was not evaluated.
 
     Args:
-        labels: (K,) of the classes.
+        labels: (K,) labels of the classes.
         zero_shot: accuracy before training, in percent.
     """
     evaluator, split = trainer.evaluator, trainer.cfg.TEST.SPLIT
@@ -148,19 +148,19 @@ def report_of_run(trainer: Any, labels: NDArray[Any], zero_shot: float | None) -
 def report_of_logits(
     trainer: Any, logits: NDArray[Any], truth: NDArray[Any], labels: NDArray[Any], temperature: float
 ) -> dict[str, Any]:
-    """The report on logits (N, K) of images of classes ``truth`` (N,)."""
+    """The report for logits (N, K) of images whose classes are ``truth`` (N,)."""
     cfg = trainer.cfg.clone()
     cfg.defrost()
     cfg.TEST.COMPUTE_CMAT, cfg.TEST.PER_CLASS_RESULT, cfg.TEST.EVALUATOR = False, False, "Classification"
     evaluator: Any = build_evaluator(cfg, lab2cname=dict(enumerate(map(str, labels.tolist()))))
-    evaluator.most_kept = sys.maxsize  # the report is of every image
+    evaluator.most_kept = sys.maxsize  # the report covers every image
     evaluator.process(torch.from_numpy(logits / temperature), torch.from_numpy(truth))
     results = evaluator.evaluate()
     return report(results, evaluator._y_true, evaluator._y_pred, labels.tolist())
 
 
 def most_confused(report: Mapping[str, Any], labels: Sequence[Any], most: int = 10) -> list[tuple[Any, Any, int]]:
-    """The pairs of true and predicted class that are mixed up most often, with the number of images."""
+    """The most frequent pairs of true and wrongly predicted class, each with its number of images."""
     confusion = report["confusion"]
     pairs = [
         (labels[row], labels[column], count)

@@ -1,4 +1,4 @@
-"""What a program passes as parameters and labels, as plain values."""
+"""Convert parameters and labels passed by a program to plain values."""
 
 from __future__ import annotations
 
@@ -27,57 +27,57 @@ def listed_values(y: Any) -> list[Any]:
 
 
 def label_array(labels: Sequence[Any]) -> NDArray[Any]:
-    """Labels (K,) of one type as an array that gives each of them back as it is.
+    """Labels (K,) of one type as an array whose elements equal the labels.
 
     Raises:
-        UserError: they are of several types, which NumPy would turn into one.
+        UserError: they have several types, which NumPy would convert to one.
     """
     if len(kinds := sorted({type(label).__name__ for label in labels})) > 1:
         raise UserError(f"y mixes labels of several types: {', '.join(kinds)}")
-    found = np.array(labels)
-    if found.ndim != 1 or found.tolist() != list(labels):  # such as integers of more than 64 bits
-        found = np.empty(len(labels), dtype=object)
-        found[:] = labels
-    return found
+    array = np.array(labels)
+    if array.ndim != 1 or array.tolist() != list(labels):  # such as integers of more than 64 bits
+        array = np.empty(len(labels), dtype=object)
+        array[:] = labels
+    return array
 
 
 def texts(names: Any) -> list[str]:
-    """Names of classes as a list.
+    """Class names as a list.
 
     Raises:
-        UserError: it is none, or one of them is empty.
+        UserError: the argument is not a list of names, or one of them is empty.
     """
     ordered = hasattr(names, "__len__") and not isinstance(names, str | bytes | set | frozenset)
     if not ordered or not hasattr(names, "__iter__"):
         raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
-    found = [name.item() if isinstance(name, np.generic) else name for name in names]
-    if wrong := [name for name in found if not isinstance(name, str) or not name.strip()]:
+    plain_names = [name.item() if isinstance(name, np.generic) else name for name in names]
+    if wrong := [name for name in plain_names if not isinstance(name, str) or not name.strip()]:
         raise UserError(f"classes has {shown(wrong[0])}, which is no name")
-    return found
+    return plain_names
 
 
 def plain(value: Any) -> Any:
-    """What a config can hold, of what a program or a grid of NumPy's passes."""
+    """A value as a config can hold it, from what a program or a NumPy parameter grid passes."""
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def plain_list(value: Any) -> Any:
-    """The same, of each element of a list or an array."""
-    return [plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else plain(value)
+    """`plain` for each element of a list or an array."""
+    return [plain(element) for element in value] if isinstance(value, list | tuple | np.ndarray) else plain(value)
 
 
 def plain_deep(value: Any) -> Any:
-    """The same, of each element at any depth: dicts, lists and plain values."""
+    """`plain` for each element at any depth: dicts, lists and plain values."""
     if isinstance(value, Mapping):
-        return {plain(key): plain_deep(one) for key, one in value.items()}
+        return {plain(key): plain_deep(element) for key, element in value.items()}
     listed = value.tolist() if hasattr(value, "tolist") else value  # arrays, columns of a table, NumPy's scalars
-    return [plain_deep(one) for one in listed] if isinstance(listed, list | tuple) else plain(listed)
+    return [plain_deep(element) for element in listed] if isinstance(listed, list | tuple) else plain(listed)
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two parameters say the same; the order of a dict is part of it, as ``classes`` has one."""
+    """Whether two parameters are equal; the order of a dict matters, as it does for ``classes``."""
     one, other = plain_deep(one), plain_deep(other)
     if isinstance(one, dict) and isinstance(other, dict):
         one, other = list(one.items()), list(other.items())
@@ -85,7 +85,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON gives a parameter back as it is."""
+    """Whether a parameter survives a round trip through JSON unchanged."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(one) for key, one in value.items())
     if isinstance(value, list):
