@@ -279,8 +279,12 @@ def test_a_file_of_every_kind_of_model_equals_open_clips_own_loader(
     name = family_clip(family).name.removeprefix("random:")
     torch.manual_seed(3)
     model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-    torch.save({"state_dict": model.state_dict(), "epoch": 1}, tmp_path / "x.pt")
-    clip, theirs = load_clip(f"{name}:{tmp_path / 'x.pt'}"), model.state_dict()
+    theirs = model.state_dict()
+    for tensor in theirs.values():  # CoCa's second text projection is uninitialised memory, which may be NaN
+        if tensor.is_floating_point():
+            tensor.nan_to_num_()
+    torch.save({"state_dict": theirs, "epoch": 1}, tmp_path / "x.pt")
+    clip = load_clip(f"{name}:{tmp_path / 'x.pt'}")
     assert all(torch.equal(value, theirs[key]) for key, value in clip.model.state_dict().items())
 
 
