@@ -33,8 +33,7 @@ logger = get_logger(__name__)
 
 THEIRS, OURS = "dassl", "dassl_lite"
 
-# Modules of ours that were lent the names of a module of Dassl's, that module, and what they had under the names that
-# this changed.
+# (our module, the Dassl module whose names were added to it, the attributes that this replaced).
 _lent: list[tuple[ModuleType, str, dict[str, Any]]] = []
 
 
@@ -93,8 +92,8 @@ def _load_shadowed(rest: str, package: ModuleType) -> None:
 
 
 def _lend(place: str, module: ModuleType) -> None:
-    """Let ``module`` also give the names that Dassl's module ``dassl.<place>`` imports, and its submodules; each is
-    looked up on use."""
+    """Let ``module`` also provide the names that ``dassl.<place>`` imports, and its submodules; each is looked up on
+    use."""
     lent, own = imports_of(place), module.__dict__
     names = {**submodules_of(place), **lent}
     if not names:
@@ -136,7 +135,7 @@ def _exists(name: str) -> bool:
 
 
 def _gathered(name: str, modules: Sequence[ModuleType]) -> ModuleType:
-    """A module with the names of several modules."""
+    """A module that combines the names of several modules."""
     gathered = ModuleType(name, f"Names of {', '.join(module.__name__ for module in modules)}.")
 
     def find(attribute: str) -> Any:

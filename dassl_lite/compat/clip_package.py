@@ -1,8 +1,8 @@
-"""Weights for the ``clip`` package that papers' repositories bring along: OpenAI's, or a copy of it.
+"""Weights for the ``clip`` package that papers' repositories contain: OpenAI's, or a copy of it.
 
-Its ``_MODELS`` maps names to addresses, and ``_download(url)`` gives a file. After its import both are replaced: a
-published file is looked up in our folders of weights first, and ``demo``, ``random:ARCHITECTURE`` and files of weights
-are models, too. So a repository runs without a network and without an edit.
+Its ``_MODELS`` maps names to URLs, and ``_download(url)`` returns a file. Both are replaced after its import: published
+files are first looked up in our weight folders, and ``demo``, ``random:ARCHITECTURE`` and weight files become model
+names, too. So a repository runs offline and unedited.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dassl_lite.utils.files import atomic_path, cache_root, digest_of
 
 
 class ClipFinder(MetaPathFinder):
-    """Finds a module called like ``clip`` where Python would, and adapts it once it is executed."""
+    """Finds a module with a name like ``clip`` where Python would, and adapts it after it is executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -53,31 +53,31 @@ class ClipFinder(MetaPathFinder):
 
 @contextlib.contextmanager
 def _packaging_for(module: ModuleType) -> Iterator[None]:
-    """Make ``from pkg_resources import packaging`` work while a module that has it is executed, as copies of CLIP from
-    2022 do: newer setuptools lacks it."""
+    """Make ``from pkg_resources import packaging`` work while a module that contains it is executed: copies of CLIP
+    from 2022 do, and newer setuptools lacks it."""
     file = Path(module.__dict__.get("__file__") or "")
     if not file.is_file() or "pkg_resources" not in file.read_text(encoding="utf-8", errors="replace"):
         yield
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated
+        warnings.simplefilter("ignore")  # pkg_resources is deprecated
         try:
-            own: ModuleType | None = importlib.import_module("pkg_resources")
+            installed: ModuleType | None = importlib.import_module("pkg_resources")
         except ModuleNotFoundError:
-            own = None
-    resources = own or sys.modules.setdefault("pkg_resources", ModuleType("pkg_resources"))
+            installed = None
+    resources = installed or sys.modules.setdefault("pkg_resources", ModuleType("pkg_resources"))
     if not hasattr(resources, "packaging"):
         resources.__dict__["packaging"] = importlib.import_module("packaging")
         importlib.import_module("packaging.version")
     try:
         yield
     finally:
-        if own is None:
+        if installed is None:
             del sys.modules["pkg_resources"]
 
 
 def adapt(module: ModuleType) -> None:
-    """Replace ``_MODELS`` and ``_download`` of a module that has both; another module is left alone."""
+    """Replace ``_MODELS`` and ``_download`` in a module that has both; leave other modules alone."""
     models, download = getattr(module, "_MODELS", None), getattr(module, "_download", None)
     if isinstance(models, dict) and not isinstance(models, Models) and callable(download):
         module.__dict__["_MODELS"] = Models(models)
@@ -85,14 +85,14 @@ def adapt(module: ModuleType) -> None:
 
 
 class Models(dict[str, str]):
-    """``clip._MODELS``, name -> address, with more names: for those the address is a local file.
+    """``clip._MODELS``, name -> URL, with more names, which map to local files.
 
     Raises:
-        UserError: from a look-up of a name that is neither theirs nor ours.
+        UserError: on looking up a name that is neither theirs nor ours.
     """
 
     def __contains__(self, name: object) -> bool:
-        # a look-up reports "", which names no backbone
+        # the look-up of "" raises: no backbone is named
         return super().__contains__(name) or (isinstance(name, str) and (not name or names.is_local(name)))
 
     def __missing__(self, name: str) -> str:
@@ -114,7 +114,7 @@ class Models(dict[str, str]):
 
 
 def _readable(backbone: names.BackboneName) -> Path:
-    """The weights in a file that their ``load`` reads: an archive of TorchScript, or a plain state dict."""
+    """A file of the weights that their ``load`` reads: a TorchScript archive, or a plain state dict."""
     if backbone.kind == "random":
         described: tuple[Any, ...] = (backbone.architecture, backbone.seed)
     elif _is_torchscript(backbone.file):
@@ -143,11 +143,11 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _looking_here_first(download: Callable[..., Any]) -> Callable[..., Any]:
-    """``_download(url, root)``: a local file, a file of that name in our folders or in ``root``, else downloaded."""
+    """Their ``_download(url, root)``, after looking for a local file, or that name in our folders or ``root``."""
 
     def found(url: str, *args: Any, **more: Any) -> str:
         if "://" not in url:
-            return url  # of Models
+            return url  # a path from Models
         given = inspect.signature(download).bind(url, *args, **more)
         given.apply_defaults()
         roots = [value for name, value in given.arguments.items() if "root" in name and isinstance(value, str)]

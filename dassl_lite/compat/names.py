@@ -1,4 +1,4 @@
-"""Dassl's namespace: which of our modules stands for which of its modules, and the names that its modules only import.
+"""Dassl's namespace: which of our modules stands for each of its modules, and the names that its modules only import.
 
 Code written for Dassl also imports what a module of Dassl only uses, such as ``AverageMeter`` or ``SummaryWriter``
 from ``dassl.engine.trainer``. ``IMPORTS`` lists those names for each module, ``SOURCES`` says where they come from.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# Dassl's modules of a single family of backbones; networks.backbone has them all.
+# Dassl's modules for single backbone families; our networks.backbone has them all.
 _BACKBONE_FILES = ("alexnet", "cnn_digitsdg", "efficientnet", "mobilenetv2", "shufflenetv2", "vgg")
 # Our module of layers or losses -> the modules of Dassl whose names it defines.
 _OPS = {
@@ -203,16 +203,16 @@ def imports_of(place: str) -> dict[str, str]:
 
 
 def submodules_of(place: str) -> dict[str, str]:
-    """The submodules of ``dassl.<place>`` that ours has elsewhere, for ``from dassl.engine import trainer``."""
+    """The submodules of ``dassl.<place>`` that we have elsewhere, for ``from dassl.engine import trainer``."""
     parents = ((name.rpartition("."), name) for name in PLACES)
     return {child: f"dassl.{name}" for (parent, _, child), name in parents if parent == place}
 
 
 def resolve(source: str) -> Any:
-    """What "module" or "module:attribute" names."""
+    """The object named by "module" or "module:attribute"."""
     module, _, attribute = source.partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, attribute) if attribute else found
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
 
 
 # Config keys of Dassl's own trainers, which Dassl declares in its defaults and papers build on.

@@ -87,7 +87,7 @@ def _as_main(script: Path, arguments: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dassls_default() -> Iterator[None]:
-    """No backbone by default, as in Dassl: scripts that name none should not get one that they do not know."""
+    """No backbone by default, as in Dassl: a script that names none should not get ours."""
     node = cfg_default.MODEL.BACKBONE
     ours, node.NAME = node.NAME, ""
     try:
@@ -101,9 +101,9 @@ def _dassls_default() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _results() -> Iterator[Callable[[], None]]:
-    """While this lasts, each trainer that is built is noticed; calling what it yields writes the last one's results.
+    """A context that tracks each trainer that is built; it yields a function that writes the last one's results.
 
-    Those of an earlier trainer are written when the next one is built.
+    An earlier trainer's results are written when the next one is built.
     """
     initialise, last = TrainerBase.__init__, [None]
 
@@ -127,7 +127,7 @@ def _results() -> Iterator[Callable[[], None]]:
 
 
 def _keep_what_test_returns(trainer: Any) -> None:
-    """An overridden ``test`` may keep nothing; what it returns becomes the accuracy."""
+    """Store the return value of ``test`` as the accuracy: an overridden one may store no results."""
     test = trainer.test
 
     @functools.wraps(test)
@@ -182,7 +182,7 @@ def _import_failed(error: ImportError, script: Path) -> UserError:
 
 
 def _lacking(script: Path) -> set[str]:
-    """Top-level packages that a script and the files that it imports need and that are not installed."""
+    """Top-level packages that a script and its local imports need, but that are not installed."""
     root = script.resolve().parent
     todo, seen, lacking = [script.resolve()], set(), set()
     while todo:
@@ -201,7 +201,7 @@ def _lacking(script: Path) -> set[str]:
 
 
 def _imports(file: Path, root: Path) -> Iterator[str]:
-    """Dotted names of the modules that a file imports when it is imported, but for those it tries to import."""
+    """Dotted names of the modules that a file imports at import time, except inside a ``try``."""
     try:
         todo: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8", errors="replace"))]
     except (OSError, SyntaxError, ValueError):
@@ -227,7 +227,7 @@ def _imports(file: Path, root: Path) -> Iterator[str]:
 
 
 def _local_file(name: str, root: Path, *, whole: bool = True) -> Path | None:
-    """The file of a module in the script's folder; of its top-level package if not ``whole``."""
+    """The file of a module in the script's folder; if not ``whole``, that of its top-level package."""
     place = root.joinpath(*(name if whole else name.partition(".")[0]).split("."))
     for path in (place.with_suffix(".py"), place / "__init__.py"):
         if path.is_file():

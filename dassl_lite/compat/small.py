@@ -1,4 +1,4 @@
-"""Small things of Dassl's that nothing else here needs, for code that imports them from where Dassl has them.
+"""Small parts of Dassl that nothing else here needs, for code that imports them from Dassl's modules.
 
 Shapes: C channels, H x W pixels.
 """
@@ -44,8 +44,8 @@ def adjust_learning_rate(
 ) -> None:
     """Set the learning rate of ``epoch``: linear from ``base_lr`` to ``final_lr``, or times ``gamma`` every
     ``stepsize`` epochs."""
-    done = epoch / max_epoch
-    rate = done * final_lr + (1 - done) * base_lr if linear_decay else base_lr * gamma ** (epoch // stepsize)
+    progress = epoch / max_epoch
+    rate = progress * final_lr + (1 - progress) * base_lr if linear_decay else base_lr * gamma ** (epoch // stepsize)
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -57,12 +57,12 @@ def set_bn_to_eval(m: nn.Module) -> None:
 
 
 def init_pretrained_weights(model: nn.Module, model_url: str) -> None:
-    """Load the weights at a URL, as far as their names are the model's."""
+    """Load the weights at a URL whose names are in the model."""
     model.load_state_dict(load_state_dict_from_url(model_url), strict=False)
 
 
 def reverse_grad(input: Tensor, grad_scaling: float) -> Tensor:
-    """``input`` as it is; its gradient is reversed and scaled."""
+    """Return ``input`` unchanged; its gradient is reversed and scaled."""
     return ReverseGrad()(input, grad_scaling)
 
 

@@ -1,7 +1,7 @@
-"""What a config key may be: rules, the rules of the engine's keys, and the check before any data or model is loaded.
+"""Rules for the values of config keys, and the check of all keys before any data or model is loaded.
 
 A rule is a function of a key's name and value that raises a UserError. A method states its keys' rules beside the keys
-(`dassl_lite.engine.key`). A key that neither we nor a method of ours declares has none: its value is its owner's.
+(`dassl_lite.engine.key`). A key that neither we nor a method of ours declares has no rule.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def each(rule: Rule, *, lengths: Sequence[int] = (), of: str = "") -> Rule:
 
 
 def text(name: str, value: Any) -> None:
-    """Rule of names and paths: text that the system takes, of at most 4,096 characters."""
+    """Rule for names and paths: text that the system accepts, of at most 4,096 characters."""
     if not isinstance(value, str):
         raise UserError(f"{name} is {shown(value)}; it must be text")
     if not can_be_path(value) or len(value) > LONGEST_TEXT:
@@ -108,7 +108,7 @@ def text(name: str, value: Any) -> None:
 
 
 def sane(name: str, value: Any) -> None:
-    """Rule of every declared key, besides its own: finite numbers that tensors can hold, text that files can hold."""
+    """Rule for every declared key, besides its own: finite numbers that fit tensors, text that fits files."""
     if isinstance(value, str):
         text(name, value)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -274,7 +274,7 @@ ENGINE_RULES: dict[str, Rule] = {
 }
 
 
-# What Dassl takes for its own keys, for code that was written for it.
+# Values that Dassl accepts for its own keys, for code that was written for it.
 _DASSLS: dict[str, Rule] = {
     "DATASET.NUM_SHOTS": _whole(-MOST_SHOTS, MOST_SHOTS),  # below 1: all images
     "DATALOADER.TRAIN_U.BATCH_SIZE": _whole(-MOST_IMAGES, MOST_IMAGES),  # unused without unlabelled images
@@ -307,10 +307,10 @@ def check_ranges(cfg: CN) -> None:
 
 def leaves(node: CN, prefix: str = "") -> dict[str, Any]:
     """All values of a config by dotted key."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in node.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else {f"{prefix}{key}": value}
-    return found
+        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else {f"{prefix}{key}": value}
+    return values
 
 
 ENGINE_KEYS = frozenset(leaves(get_cfg_default()))

@@ -1,10 +1,10 @@
 """Merge yaml files and command-line options into a config.
 
-On top of yacs: ``_BASE_``, by which a yaml file inherits from others, and ``_FOR_``, what it sets for one dataset only;
-errors that name the file and suggest the closest key; integers for keys whose default is a float; and text for keys
-whose default is text, as it was typed.
+On top of yacs: ``_BASE_``, with which a yaml file inherits from others, and ``_FOR_``, with settings for one dataset;
+errors that name the file and suggest the closest key; integers are accepted for keys whose default is a float; and keys
+whose default is text get the text as it was typed.
 
-What is read is untrusted: its size, its depth, what its aliases expand to and the types of its values are limited.
+Files are untrusted: their size, depth, expanded aliases and types of values are limited.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dassl_lite.utils.files import can_be_path
 
 BASE_KEY = "_BASE_"
 FOR_KEY = "_FOR_"
-_SOURCES = "__sources__"  # attribute of a config, beside yacs' own, which its copies have too
+_SOURCES = "__sources__"  # attribute of a config beside yacs' own; copies have it too
 MOST_BYTES = 2**18  # of a yaml file
 MOST_VALUES = 20_000  # of a yaml file, with its aliases expanded
 MOST_BASES = 64  # files that a yaml file inherits from
@@ -56,13 +56,13 @@ def add_keys(cfg: CN, declare: Callable[[CN], None]) -> None:
 
 
 def completed(cfg: CN, defaults: CN = _C) -> CN:
-    """``cfg`` with every key of ``defaults``: those that it lacks have their values.
+    """``cfg`` with every key of ``defaults``; missing keys get their default values.
 
-    A fork's copy of Dassl's ``defaults.py`` lacks our keys. A config that lacks nothing is returned as it is.
+    A fork's copy of Dassl's ``defaults.py`` lacks our keys. A complete config is returned unchanged.
 
     Args:
         cfg: a config, or one of its nodes.
-        defaults: the engine's, or the same node of them. Of the trainers' nodes none is added.
+        defaults: the engine's defaults, or the same node of them. Nodes of trainers are never added.
     """
     if not _lacks(cfg, defaults):
         return cfg
@@ -91,7 +91,7 @@ def _fill(node: CN, defaults: CN) -> None:
 
 
 def clean_cfg(cfg: CN, trainer: str) -> None:
-    """Drop the keys of all trainers but ``trainer``, whose node may be in capitals, as in Dassl."""
+    """Drop the keys of all trainers except ``trainer``, whose node may be in capitals, as in Dassl."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer, trainer.upper()):
             del cfg.TRAINER[key]
@@ -103,7 +103,7 @@ def merge_file(cfg: CN, path: str | Path, *, dataset: str = "", allow_new_keys: 
     Args:
         cfg: changed in place.
         path: the yaml file.
-        dataset: what a file has for this dataset, ``_FOR_: {<dataset>: {<keys>}}``, is merged after the file.
+        dataset: a file's settings for this dataset, ``_FOR_: {<dataset>: {<keys>}}``, are merged after the file.
         allow_new_keys: accept keys that nothing declares.
 
     Raises:
@@ -147,7 +147,7 @@ def merge_mapping(
     """Merge nested ``values`` into ``cfg`` in place; errors name ``source``.
 
     Args:
-        own_types: trainers' keys may have another type than here. A fork may declare ``CTX_INIT`` as False.
+        own_types: trainers' keys may have other types than ours. A fork may declare ``CTX_INIT`` as False.
 
     Raises:
         ConfigKeyError: a key is unknown, or a value has the wrong type.
@@ -159,7 +159,7 @@ def merge_mapping(
 
 
 def sources_of(cfg: CN) -> dict[str, str]:
-    """Which file, or "the command line", set a key last, by dotted key; keys at their defaults are not there."""
+    """What set each key last, a file or "the command line", by dotted key; keys at their defaults are left out."""
     return dict(cfg.__dict__.get(_SOURCES, {}))
 
 
@@ -177,7 +177,7 @@ def to_dict(cfg: CN) -> dict[str, Any]:
 
 
 def _with_bases(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files that ``path`` inherits from, then ``path``, with their content; ``chain``: the files that led to it."""
+    """The files that ``path`` inherits from, then ``path``, with their content; ``chain``: the files that led here."""
     if not can_be_path(str(path)):
         raise UserError(
             f"config file {shown(str(path))} cannot exist: it has a NUL character or half of a surrogate pair"
@@ -202,7 +202,7 @@ def _with_bases(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[Path, dic
 
 @dataclass(frozen=True)
 class _Scalar:
-    """A number or a yes or no in a yaml file, and how it was typed: a text key keeps that."""
+    """A number or boolean in a yaml file, and its text as typed, which a text key keeps."""
 
     value: Any
     text: str
@@ -212,7 +212,7 @@ class _Scalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml without dates, with numbers that know how they were typed, and with an end."""
+    """yaml without dates, with limits, and with numbers and booleans that keep their text."""
 
     values = depth = 0
 
@@ -232,7 +232,7 @@ class _Loader(yaml.SafeLoader):
         return _Scalar(value, node.value) if typed else value
 
 
-# A date is text; a key that is one would otherwise be refused.
+# Dates are text; otherwise a date as a key would be refused.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -245,10 +245,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a yaml file; its numbers and its yes or no are `_Scalar`.
+    """The content of a yaml file; numbers and booleans are `_Scalar`.
 
     Raises:
-        UserError: it cannot be read, is not valid, or is larger or deeper than a config.
+        UserError: it cannot be read, is not valid, or is larger or deeper than a config may be.
     """
     try:
         content = _content(path)
@@ -268,7 +268,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not valid yaml{where}: {reason}") from None
     except UserError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # yaml's own constructors
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # from yaml's constructors
         raise UserError(f"config file {path} is not valid yaml: {error}") from None
     if values is None:
         return {}
@@ -289,13 +289,13 @@ def _content(path: Path) -> str:
 
 
 def _shown_path(path: Path) -> str:
-    """A path for a message, shortened if no file system could have it."""
+    """A path for a message, shortened if it is too long to exist."""
     text = str(path)
     return text if len(text) <= 1000 else f"{text[:100]}...{text[-100:]}"
 
 
 def _check_size(root: Any) -> None:
-    """Refuse a yaml document that is deep, contains itself, or whose aliases expand to more than a config holds."""
+    """Refuse a yaml document that is too deep, contains itself, or whose aliases expand to too many values."""
     sizes: dict[int, int] = {}  # node -> values in it, with aliases expanded
 
     def measure(node: Any, depth: int) -> int:
@@ -344,7 +344,7 @@ def _merge(
 
 
 def _require_plain(value: Any, name: str, source: str, depth: int = 0) -> None:
-    """Refuse what a config cannot hold: other types than text, numbers, lists and groups, and depths without end."""
+    """Refuse what a config cannot hold: anything but text, numbers, lists and groups, and excessive depth."""
     if depth > DEEPEST:
         raise UserError(f"{source}: {name} is nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
@@ -364,7 +364,7 @@ def _require_plain(value: Any, name: str, source: str, depth: int = 0) -> None:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The same without `_Scalar`."""
+    """The value with each `_Scalar` replaced by its value."""
     if isinstance(value, _Scalar):
         return value.value
     if isinstance(value, Mapping):
@@ -373,26 +373,26 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    """The value of a string that is a plain Python literal, such as "(224, 224)", "1e-5" or "True"; others stay."""
+    """The value of a string if it is a Python literal, such as "(224, 224)", "1e-5" or "True"; else the string."""
     if not isinstance(value, str):
         return _unwrapped(value)
     if len(value) > LONGEST_LITERAL:
         return value
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes, in a string that may be no literal at all
-            found = ast.literal_eval(value)
-        _require_plain(found, "", "")
+            warnings.simplefilter("ignore")  # about invalid escapes: the string may not be a literal at all
+            decoded = ast.literal_eval(value)
+        _require_plain(decoded, "", "")
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return value
-    return found
+    return decoded
 
 
 def _unquoted(value: str) -> str:
-    """The text of a quoted string, as scripts written for yacs give an empty one: ``KEY "''"``."""
+    """The text of a quoted string; scripts for yacs pass an empty one this way: ``KEY "''"``."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    found = _decode(value) if quoted else value
-    return found if isinstance(found, str) else value
+    decoded = _decode(value) if quoted else value
+    return decoded if isinstance(decoded, str) else value
 
 
 def _cast(given: Any, default: object, name: str, source: str) -> object:
@@ -418,7 +418,7 @@ def _cast(given: Any, default: object, name: str, source: str) -> object:
 
 
 def _as_text(given: Any, name: str, source: str, default: str) -> str:
-    """Text as it was typed: a folder may be called 007, 1e5 or 2024-01-01."""
+    """The text as typed: a folder may be called 007, 1e5 or 2024-01-01."""
     if isinstance(given, str):
         return given
     if isinstance(given, _Scalar) and not isinstance(given.value, bool):

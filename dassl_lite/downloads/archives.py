@@ -34,10 +34,10 @@ logger = get_logger(__name__)
 GIB = 1 << 30
 _MAX_HEADER = 1 << 20  # bytes of a member's name and attributes
 _MAX_GLOBALS = 1 << 20  # bytes of attributes of all members, which tarfile keeps
-_MAX_CHAIN = 8  # headers of one member
+_MAX_CHAIN = 8  # header blocks of one member
 _MAX_LINK = 4096
 _MAX_NAME = 255  # bytes of a file's name
-_MAX_FOLDERS = 100  # within each other
+_MAX_FOLDERS = 100  # nested folders
 _BLOCK = 1 << 20
 _ALLOWANCE = 64 << 20  # bytes that any archive may unpack to
 _BAD_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP}
@@ -214,12 +214,12 @@ def check_link(path: PurePosixPath, target: str, *, from_root: bool) -> None:
         ArchiveError: it leads out.
     """
     depth = 0 if from_root else len(path.parts) - 1
-    wanted = PurePosixPath(target.replace("\\", "/"))
-    for part in wanted.parts:
+    destination = PurePosixPath(target.replace("\\", "/"))
+    for part in destination.parts:
         depth += -1 if part == ".." else 1
         if depth < 0:
             break
-    if depth < 0 or wanted.is_absolute() or ntpath.splitdrive(target)[0]:
+    if depth < 0 or destination.is_absolute() or ntpath.splitdrive(target)[0]:
         raise ArchiveError(f"contains a link that points outside the folder: '{path}' -> '{target}'")
 
 
@@ -301,10 +301,10 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
 
 def _relative_to(path: PurePosixPath, take: str) -> PurePosixPath | None:
     """``path`` relative to ``take``; None if it is not under it."""
-    wanted = PurePosixPath(take).parts
-    if path.parts[: len(wanted)] != wanted:
+    folder = PurePosixPath(take).parts
+    if path.parts[: len(folder)] != folder:
         return None
-    return PurePosixPath(*path.parts[len(wanted) :]) if len(path.parts) > len(wanted) else PurePosixPath(path.name)
+    return PurePosixPath(*path.parts[len(folder) :]) if len(path.parts) > len(folder) else PurePosixPath(path.name)
 
 
 def _is_litter(path: PurePosixPath) -> bool:

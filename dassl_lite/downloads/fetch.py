@@ -32,9 +32,9 @@ logger = get_logger(__name__)
 
 DRIVE = "drive:"  # prefix of a Google Drive id that serves as a URL
 _BLOCK = 1 << 18
-_CHECKED = 1 << 26  # bytes after which the free space is looked at, if the size is unknown
+_CHECKED = 1 << 26  # bytes between checks of the free space, if the size is unknown
 _SLOW_TO_HASH = 256 << 20  # bytes; hashing fewer takes no noticeable time
-_PROGRESS = 1 << 20  # bytes; an attempt that received as many does not count as a failure
+_PROGRESS = 1 << 20  # bytes; an attempt that received this many does not count as a failure
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth another attempt
 _UNDECLARED = 32 << 30  # bytes of a file whose size neither we nor the server state
 _SPARE = 1 << 30  # bytes of the disk that such a file leaves free
@@ -114,7 +114,7 @@ class Part:
             self.path.unlink(missing_ok=True)
             origin = {}
         total = origin.get("total")
-        self.total = total if isinstance(total, int) else None  # bytes of the whole file, as a first answer said
+        self.total = total if isinstance(total, int) else None  # bytes of the whole file, from an earlier response
         self.version = str(origin.get("version", ""))  # the ETag: the server's name for this version of the file
 
     @property
@@ -255,7 +255,7 @@ def _receive(response: requests.Response, part: Part, total: int | None, ceiling
     """Append the body, undecoded: some servers declare a .tgz as a tar that was compressed for the transfer.
 
     Args:
-        ceiling: the most bytes that the file may have; a server that sends more is given up.
+        ceiling: the most bytes that the file may have; if the server sends more, give up.
     """
     received = part.size
     bar = tqdm(
@@ -292,7 +292,7 @@ def _check_space(part: Part, total: int) -> None:
 
 
 def lock_for(path: Path) -> filelock.FileLock:
-    """A lock between the processes that would download to ``path``; dropped when its holder dies."""
+    """A lock between processes that download to ``path``; released when its holder dies."""
     folder = cache_root() / "locks"  # not beside the path, so that its folder stays clean
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f"download-{digest_of(os.path.realpath(path))[:16]}.lock")
@@ -302,7 +302,7 @@ def check_reachable(url: str, patience: Patience) -> None:
     """Ask for a file's head once, to fail fast where a client's own retries would take long.
 
     Raises:
-        DownloadError: no response, or not with the file.
+        DownloadError: there is no response, or an error.
     """
     try:
         with requests.head(url, timeout=(patience.connect, patience.read)) as response:  # a redirect is fine
@@ -380,11 +380,11 @@ def check_file(path: Path, *, size: int = 0, digest: str = "") -> None:
     """
     if looks_like_page(path):
         raise WrongFileError(f"{path.name} is a web page")
-    found = path.stat().st_size
-    if found == 0:
+    actual = path.stat().st_size
+    if actual == 0:
         raise WrongFileError(f"{path.name} is empty")
-    if size and found != size:
-        raise WrongFileError(f"{path.name} has {found:,} bytes, not {size:,}")
+    if size and actual != size:
+        raise WrongFileError(f"{path.name} has {actual:,} bytes, not {size:,}")
     check_digest(path, digest)
     if path.suffix == ".json":
         try:
@@ -421,12 +421,12 @@ def check_digest(path: Path, digest: str, name: str = "") -> None:
 
 
 def hasher_of(digest: str) -> Any:
-    """An object of hashlib that makes digests of this kind."""
+    """A hashlib object for this kind of digest."""
     return hashlib.new(digest.partition(":")[0], usedforsecurity=False)
 
 
 def compare_digest(hasher: Any, digest: str, name: str) -> None:
-    """`check_digest` of a file that was hashed while it was read."""
+    """`check_digest` for a file that was hashed while it was read."""
     kind, _, expected = digest.partition(":")
     if not expected or not hasher.hexdigest().startswith(expected):
         raise WrongFileError(f"{name} has the {kind} digest {hasher.hexdigest()}, not {expected}")

@@ -40,10 +40,10 @@ def download_and_unpack(url: str, dst: PathLike, from_gdrive: bool = True) -> No
     """
     target = Path(dst)
     if from_gdrive:
-        found = _DRIVE_ID.search(url)
-        if found is None:
+        match = _DRIVE_ID.search(url)
+        if match is None:
             raise UserError(f"{url} contains no Google Drive file id, as in ...?id=1a2B3c")
-        url = f"{DRIVE}{found[1]}"
+        url = f"{DRIVE}{match[1]}"
     download_url(url, target)
     logger.info(f"Extracting {target}")
     staging = target.with_name(f"{target.name}.unpacking")

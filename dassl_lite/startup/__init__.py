@@ -1,6 +1,6 @@
-"""How a command-line tool begins, before torch and the rest of the package are loaded, which takes seconds.
+"""Start-up of a command-line tool, before the slow import of torch and the rest of the package.
 
-It does nothing in other programs: a library leaves signals and streams alone.
+Does nothing in other programs: a library leaves signals and streams alone.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
-# What asks a run to end: Ctrl-C, a scheduler, a terminal that closes.
+# Sent by Ctrl-C, by a scheduler, and by a terminal that closes.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-_is_ours = False  # whether this process is a tool's, which loads the package for itself
-_in_tool = False  # that, or one that a tool has started
+_is_ours = False  # whether the package may tune this process's garbage collection
+_in_tool = False  # whether this is a tool's process, or one that a tool has started
 
 
 def prepare_tool() -> None:
-    """If this program is one of our tools, or a process that one has started: open streams, ready to be stopped.
+    """Prepare streams and signals if this program is one of our tools, or a process that one has started.
 
-    A signal ends it with one line and exit code 130 until `run_tool` takes over, which ends it in an orderly way. If it
-    is only asked for its help, that is printed here.
+    A signal ends the process with one line and exit code 130, until `run_tool` takes over and shuts down in an orderly
+    way. If only the help is requested, it is printed here.
     """
     if not _is_tool() or threading.current_thread() is not threading.main_thread():
         return
-    for descriptor in (0, 1, 2):  # closed ones would be taken by the next files, which a library's prints would damage
+    for descriptor in (0, 1, 2):  # else the next files get these numbers, and prints damage them
         try:
             os.fstat(descriptor)
         except OSError:
@@ -47,16 +47,16 @@ def prepare_tool() -> None:
         from dassl_lite.startup.tool_help import print_if_asked
 
         print_if_asked(tool, words)
-    if not _is_child():  # nothing would notify it that its imports are done
+    if not _is_child():  # a child could not tell when its imports are done
         global _is_ours
         _is_ours = True
         gc.disable()
 
 
 class _NoWandbForTimm:
-    """timm, which open_clip loads, imports wandb wherever it is installed, for a log that nothing here writes.
+    """Hides wandb from timm, which open_clip loads, to save a second: timm imports it for a log that is not used here.
 
-    That takes a second. Others that import wandb get it.
+    Other modules can import wandb.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
@@ -66,15 +66,15 @@ class _NoWandbForTimm:
 
 
 def in_tool() -> bool:
-    """Whether this process is a tool's, or one that a tool has started, so that torch is ours to change."""
+    """Whether this process is a tool's, or was started by one, so that we may change torch's global settings."""
     return _in_tool
 
 
 def keep_for_good() -> None:
-    """In a tool: what is loaded now stays to the end, so the garbage collector need not look at it any more.
+    """In a tool: exempt everything loaded so far from garbage collection, as it stays to the end.
 
-    Loading the package makes a million objects. The collector would go through them several times meanwhile, and once
-    more at the end of the process, which takes a quarter of a short run's time.
+    Loading the package makes a million objects. The collector would traverse them several times during loading, and
+    again at the end of the process, which takes a quarter of a short run's time.
     """
     if _is_ours:
         gc.freeze()
@@ -82,8 +82,8 @@ def keep_for_good() -> None:
 
 
 def keep_in_worker() -> None:
-    """`keep_for_good` in a process that a tool has started, now that it has loaded the package: after each run of a
-    sweep garbage is collected, which otherwise goes through all that is loaded, in half a second."""
+    """`keep_for_good` for a worker process, once it has loaded the package: garbage is collected after each run of a
+    sweep, and traversing all loaded objects would take half a second."""
     global _is_ours
     _is_ours = True
     keep_for_good()
@@ -91,7 +91,7 @@ def keep_in_worker() -> None:
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """In a tool: a context in which modules are loaded; see `keep_for_good`."""
+    """In a tool: a context for loading modules; see `keep_for_good`."""
     if _is_ours:
         gc.disable()
     try:
@@ -101,7 +101,7 @@ def loading() -> Iterator[None]:
 
 
 def _tool_and_words() -> tuple[str, list[str]]:
-    """The tool that this program is, and its arguments; "" for the command whose first argument names it."""
+    """Name and arguments of the running tool; "" for the installed command without arguments."""
     program, words = sys.argv[0], sys.argv[1:]
     name = sys.orig_argv[2].rpartition(".")[2] if program == "-m" and len(sys.orig_argv) > 2 else Path(program).stem
     if name in ("dassl-lite", "cli"):
@@ -110,13 +110,13 @@ def _tool_and_words() -> tuple[str, list[str]]:
 
 
 def stopped_by(number: int) -> str:
-    """Why a run ends, for its last line."""
+    """Why a run ended, for its last line."""
     return "stopped" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 
 def _is_tool() -> bool:
     program, package = sys.argv[0] if sys.argv else "", Path(__file__).resolve().parent.parent
-    if program == "-m":  # until the module is found
+    if program == "-m":  # while Python is still looking for the module
         return any(word.startswith("dassl_lite.") for word in sys.orig_argv[1:3])
     if Path(program).stem == "dassl-lite":
         return True

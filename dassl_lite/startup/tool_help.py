@@ -1,8 +1,8 @@
-"""What a tool's ``--help`` prints, without importing torch and the rest of the package, which takes seconds.
+"""Print a tool's ``--help`` without the slow import of torch and the rest of the package.
 
-The flags of all tools are kept in ``tools/help.json``, which ``python tests/public_surface.py --write`` writes, with a
-digest of the files that declare them. If those have changed since, or plug-ins may declare flags, the tool itself
-prints its help.
+``tools/help.json`` holds the flags of all tools, with a digest of the files that declare them;
+``python tests/public_surface.py --write`` writes it. If those files have changed since, or plug-ins may declare flags,
+the tool itself prints its help.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_installed_command() -> bool:
 
 
 def program(tool: str) -> str:
-    """What a tool calls itself: it may be run as a script or through the installed command."""
+    """The name of a tool in its help: it may be run as a script or through the installed command."""
     return f"dassl-lite {tool}" if is_installed_command() else f"{tool}.py"
 
 
@@ -50,22 +50,22 @@ def program(tool: str) -> str:
 
 
 def folder_of(name: str) -> Path:
-    """``tools`` or ``trainers``: in a checkout they lie beside the package, installed within it."""
+    """The folder ``tools`` or ``trainers``: beside the package in a checkout, inside it when installed."""
     return next((place for place in (PACKAGE / name, PACKAGE.parent / name) if place.is_dir()), PACKAGE / name)
 
 
 def digest(tool: str) -> str:
-    """Of the files that declare a tool's flags."""
+    """Digest of the files that declare a tool's flags."""
     tools, common = folder_of("tools"), (PACKAGE / "engine" / "commands" / "arguments.py", Path(__file__))
     texts = [file.read_bytes() for file in (tools / f"{tool}.py", *common, *sorted(tools.glob(f"_{tool}/*.py")))]
-    if tool == "train":  # trainers may declare flags of it
+    if tool == "train":  # trainers may declare flags for it
         sources = (file.read_bytes() for file in sorted(folder_of("trainers").glob("*.py")))
         texts += [source for source in sources if b"cli_flags" in source]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
 def kept(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """What a parser's help is made of, as plain values."""
+    """The parts of a parser's help, as plain values."""
     parser.format_help()  # sorts the groups
     assert not parser._mutually_exclusive_groups
     order = {id(action): number for number, action in enumerate(parser._actions)}
@@ -85,16 +85,16 @@ def _kept(action: argparse.Action) -> dict[str, Any]:
     names = ("option_strings", "dest", "nargs", "default", "help", "metavar", "required")
     values = {name: getattr(action, name) for name in names}
     if not action.option_strings and action.nargs in ("*", "?"):
-        values["required"] = False  # Python 3.13 says so, earlier versions do not
+        values["required"] = False  # as Python 3.13 has it; earlier versions have True
     if isinstance(action, argparse._SubParsersAction):
         return {**values, "parts": [_kept(part) for part in action._get_subactions()]}
     return {**values, "choices": None if action.choices is None else list(action.choices)}
 
 
 def content(parsers: Mapping[str, argparse.ArgumentParser]) -> str:
-    """Of the file, for the parsers of all tools by name."""
-    found = {tool: {"digest": digest(tool), **kept(parser)} for tool, parser in parsers.items()}
-    return json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n"
+    """Content of the file, from the parsers of all tools by name."""
+    helps = {tool: {"digest": digest(tool), **kept(parser)} for tool, parser in parsers.items()}
+    return json.dumps(helps, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
 # ---- printing ---------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class _Shown(argparse.Action):
     def __init__(self, parts: Iterable[Mapping[str, Any]] = (), **settings: Any) -> None:
         for name, value in settings.items():
             if value == argparse.SUPPRESS:
-                settings[name] = argparse.SUPPRESS  # which argparse knows by identity
+                settings[name] = argparse.SUPPRESS  # argparse compares it by identity
         super().__init__(**settings)
         self.parts = [_Shown(**part) for part in parts]
 
@@ -114,11 +114,11 @@ class _Shown(argparse.Action):
         return list(self.parts)
 
     def __call__(self, *_: Any) -> None:
-        """Nothing is parsed."""
+        """Do nothing: no arguments are parsed."""
 
 
 def text(tool: str) -> str | None:
-    """The help of a tool; None if only the tool itself can tell."""
+    """The help of a tool; None if the tool itself has to print it."""
     try:
         spec = json.loads((folder_of("tools") / FILE).read_text(encoding="utf-8"))[tool]
         if spec["digest"] != digest(tool):
@@ -132,9 +132,9 @@ def text(tool: str) -> str | None:
     parser._action_groups.clear()
     actions: dict[int, argparse.Action] = {}
     for group in spec["groups"]:
-        made = parser.add_argument_group(group["title"], group["description"])
+        shown_group = parser.add_argument_group(group["title"], group["description"])
         shown = {int(number): _Shown(**action) for number, action in group["actions"].items()}
-        made._group_actions.extend(shown.values())
+        shown_group._group_actions.extend(shown.values())
         actions |= shown
     parser._actions.extend(actions[number] for number in sorted(actions))
     return parser.format_help()
@@ -147,7 +147,7 @@ def _plugins_may_declare_flags() -> bool:
 
 
 def print_if_asked(tool: str, words: list[str]) -> None:
-    """End the process with a tool's help if that is all it was asked for."""
+    """Print a tool's help and end the process, if only the help is requested."""
     if words not in (["--help"], ["-h"]) or (shown := text(tool)) is None or sys.stdout is None:
         return
     try:
@@ -155,7 +155,7 @@ def print_if_asked(tool: str, words: list[str]) -> None:
         sys.stdout.write(shown)
         sys.stdout.flush()
     except (AttributeError, ValueError):
-        return  # the tool itself knows what to do with such a stream
+        return  # the tool itself handles such a stream
     except BrokenPipeError:
         os._exit(141)
     except OSError:

@@ -1,7 +1,7 @@
 """Devices: which one a run uses, how it computes there, and what to do when its memory is full or it has failed.
 
-Whoever asks what kind of device there is asks here. torch names CUDA's functions (`torch.cuda`), Apple's (`torch.mps`)
-and Intel's (`torch.xpu`) apart, and `torch.accelerator`, which unites them, came with 2.6.
+All questions about the kind of device are answered here. torch has separate functions for CUDA (`torch.cuda`), Apple
+(`torch.mps`) and Intel (`torch.xpu`); `torch.accelerator`, which unites them, needs torch 2.6.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-KINDS = ("cuda", "mps", "xpu")  # of accelerators that are used
+KINDS = ("cuda", "mps", "xpu")  # supported kinds of accelerators
 _told: set[str] = set()
 
 
@@ -31,13 +31,13 @@ _told: set[str] = set()
 
 
 def accelerator() -> str:
-    """Kind of this machine's accelerator, one of `KINDS`; "" if there is none that can be used."""
+    """Kind of this machine's accelerator, one of `KINDS`; "" if there is no usable one."""
     if torch.cuda.is_available():
         return "cuda"
     union = getattr(torch, "accelerator", None)  # torch 2.6
     if union is not None:
-        found = union.current_accelerator() if union.is_available() else None
-        kind = "" if found is None else found.type
+        device = union.current_accelerator() if union.is_available() else None
+        kind = "" if device is None else device.type
     elif torch.backends.mps.is_available():
         kind = "mps"
     else:
@@ -49,12 +49,12 @@ def accelerator() -> str:
 
 
 def pick(wanted: bool) -> torch.device:
-    """The device of a run, the one place where it is chosen.
+    """The device of a run; this is the only place where it is chosen.
+
+    Apple's GPU lacks some operations: torch runs these on the CPU, with a warning, if PYTORCH_ENABLE_MPS_FALLBACK is 1.
 
     Args:
         wanted: USE_CUDA, which stands for any accelerator.
-
-    Apple's GPU lacks some operations: torch runs these on the CPU, and warns, if PYTORCH_ENABLE_MPS_FALLBACK is 1.
     """
     kind = accelerator() if wanted else ""
     if kind == "mps" and os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
@@ -69,7 +69,7 @@ def pick(wanted: bool) -> torch.device:
 
 
 def join_gpu(local_rank: int, local_size: int) -> None:
-    """Give this process, one of several on this machine, a GPU of its own.
+    """Assign a separate GPU to this process, one of several on this machine.
 
     Raises:
         UserError: there are fewer GPUs than processes.
@@ -93,11 +93,11 @@ def _tell_once(message: str) -> None:
 
 
 def set_arithmetic() -> None:
-    """Make torch compute as we decided, whatever it does by default, and the same in every run.
+    """Make torch's arithmetic the same in every run, independent of its defaults.
 
-    float32 is float32: no TF32, which torch uses for convolutions unless it is told not to (10 bits of mantissa, as
-    float16, which is faster). The convolution kernel is not chosen by timing (``cudnn.benchmark``), which may choose
-    another in every process, and numbers with it. Images lie in memory channel by channel.
+    float32 stays float32: TF32 is off, which torch uses for convolutions by default (faster, but with 10 bits of
+    mantissa, like float16). Convolution kernels are not chosen by timing (``cudnn.benchmark``), because different
+    processes may choose different ones, which changes the numbers. Images are stored channel by channel.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -105,37 +105,37 @@ def set_arithmetic() -> None:
 
 
 def describe_arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
-    """What the numbers of a run depend on beside its config, as plain values, for ``results.json``."""
-    found: dict[str, Any] = {"device": device.type, "precision": precision, "memory_format": "contiguous"}
-    found["autocast"] = str(autocast_type(device)).removeprefix("torch.") if precision == "amp" else None
-    found["matmul_precision"] = torch.get_float32_matmul_precision()
+    """What a run's numbers depend on besides its config, as plain values, for ``results.json``."""
+    settings: dict[str, Any] = {"device": device.type, "precision": precision, "memory_format": "contiguous"}
+    settings["autocast"] = str(autocast_type(device)).removeprefix("torch.") if precision == "amp" else None
+    settings["matmul_precision"] = torch.get_float32_matmul_precision()
     if device.type == "cuda":
-        found["tf32"] = {
+        settings["tf32"] = {
             "matmul": torch.backends.cuda.matmul.allow_tf32,
             "convolution": torch.backends.cudnn.allow_tf32,
         }
-        found["cudnn_benchmark"] = torch.backends.cudnn.benchmark
-    return found
+        settings["cudnn_benchmark"] = torch.backends.cudnn.benchmark
+    return settings
 
 
 def autocast_type(device: torch.device) -> torch.dtype:
-    """What PREC amp computes in: float16 on CUDA, as the field does, bfloat16 elsewhere."""
+    """The type that PREC amp computes in: float16 on CUDA, as is usual in the field, else bfloat16."""
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def has_fast_float16(device: torch.device) -> bool:
-    """Whether products of matrices in float16 are several times as fast as in float32 there.
+    """Whether a device multiplies matrices several times as fast in float16 as in float32.
 
-    CUDA devices since Volta have units for them. Others are taken to be no faster: none has been measured.
+    CUDA devices since Volta have units for that. Others are assumed to be no faster: none has been measured.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def cache_text(device: torch.device, precision: str) -> str:
-    """What a feature's value depends on beside weights and image, for the key of a cache.
+    """What a feature's value depends on besides weights and image, for the key of a cache.
 
-    A CPU's is the name of the precision. A GPU's differs from it where its numbers do: amp computes in another type,
-    and with TF32 allowed, fp32 is not float32.
+    For a CPU this is the name of the precision. For a GPU it differs wherever the numbers do: amp computes in another
+    type, and with TF32 allowed, fp32 is not float32.
     """
     text = precision
     if precision == "amp" and autocast_type(device) != torch.bfloat16:
@@ -150,7 +150,7 @@ def cache_text(device: torch.device, precision: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory, or the host's, has no room for a tensor."""
+    """Whether an error means that the memory of a device, or of the host, has no room for a tensor."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     words = ("out of memory", "can't allocate memory")
@@ -158,15 +158,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Halving:
-    """Calls a function on parts of a batch, half as large each time that memory is full.
+    """Calls a function on parts of a batch, and halves the parts each time that memory is full.
 
         encode = Halving("encoding images")
         features = torch.cat(encode(model, images, 256))
 
-    The size that fitted is kept for later calls. An error of one row alone is raised as it is.
+    The size that fitted is kept for later calls. If a single row does not fit, its error is raised unchanged.
 
     Args:
-        what: is done, for the line in the log.
+        what: what the function does, for the log line.
     """
 
     def __init__(self, what: str) -> None:
@@ -177,37 +177,37 @@ class Halving:
 
         Args:
             batch: a tensor, or a dict of tensors and lists with a row, or an item, for each image.
-            size: rows at a time; 0: all.
+            size: rows per part; 0 for all.
         """
-        found: list[T] = []
+        results: list[T] = []
         rows, done = _length(batch), 0
-        while done < rows or not found:
+        while done < rows or not results:
             limit = min(size or rows, self.size or rows)
             part = batch if limit >= rows else _rows(batch, rows, done, done + limit)
             try:
-                found.append(function(part))
+                results.append(function(part))
                 done += limit
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or min(limit, rows - done) <= 1:
                     raise
-            # Outside of the handler, which holds on to the tensors of the failed call.
+            # Outside the handler, which keeps the failed call's tensors alive.
             self.size = max(1, min(limit, rows - done) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning(f"Out of memory while {self.what}: continuing with {self.size} at a time")
-        return found
+        return results
 
 
 def _length(batch: Any) -> int:
-    """Rows of a batch; 1 if it is of a kind that cannot be cut."""
+    """Number of rows of a batch; 1 if it cannot be split."""
     if isinstance(batch, Mapping):
         return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 1)
     return len(batch) if isinstance(batch, Tensor) and batch.ndim else 1
 
 
 def _rows(batch: Any, rows: int, start: int, end: int) -> Any:
-    """These of the rows of everything in a batch that has so many."""
+    """Rows ``start`` to ``end`` of each item in a batch that has ``rows`` rows."""
     if isinstance(batch, Mapping):
         return {name: _rows(value, rows, start, end) for name, value in batch.items()}
     if isinstance(batch, list) and batch and isinstance(batch[0], Tensor):  # several versions of every image
@@ -220,7 +220,7 @@ def _rows(batch: Any, rows: int, start: int, end: int) -> Any:
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, leaves the process without its GPU: every later call fails as well."""
+    """Whether an error, or one of its causes, means that the GPU is lost: every later call fails as well."""
     words = (
         "CUDA error",
         "CUBLAS_STATUS",
@@ -242,12 +242,12 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def give_back_memory() -> None:
-    """Let go of what earlier runs of this process have left: unreachable objects, and memory that malloc keeps.
+    """Free what earlier runs in this process have left: unreachable objects, and memory that malloc keeps.
 
-    glibc returns little by itself: one small block that is still in use holds all below it. After hundreds of runs in
-    one process that came to gigabytes.
+    glibc returns little by itself: one small block in use keeps everything below it allocated. Over hundreds of runs in
+    one process, this added up to gigabytes.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:  # glibc's alone
+    if trim is not None:  # only glibc has it
         trim(0)

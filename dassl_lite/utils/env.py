@@ -27,16 +27,16 @@ def environment() -> dict[str, str | int | list[str] | None]:
     }
 
 
-_CPU_QUOTAS = (  # files with a container's share of the CPUs: version 2 of Linux' control groups, then version 1
+_CPU_QUOTAS = (  # files with a container's CPU quota: cgroups version 2, then version 1
     ("/sys/fs/cgroup/cpu.max",),
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
 
 
 def usable_cores() -> int:
-    """Number of CPUs that this process may keep busy: of the machine, its affinity and its container's quota.
+    """Number of CPUs that this process may use, within its affinity and its container's quota.
 
-    The processes that torchrun starts on a machine share them.
+    Processes that torchrun starts on one machine share them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in _CPU_QUOTAS:
@@ -56,11 +56,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-SHARED_MEMORY = "/dev/shm"  # where Linux keeps what processes hand each other
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps memory that processes share
 
 
 def free_shared_memory() -> int | None:
-    """Bytes; None where shared memory is no file system of limited size (not Linux)."""
+    """Free shared memory in bytes; None if it is not a file system of limited size (outside Linux)."""
     try:
         return shutil.disk_usage(SHARED_MEMORY).free
     except OSError:

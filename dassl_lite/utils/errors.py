@@ -12,7 +12,7 @@ from contextlib import contextmanager
 # errno of an OSError that means a full disk, or a full quota.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-# errno of an OSError that means a path that cannot be used as it is used: its name, its kind, its permissions.
+# errno of an OSError that means a wrong path: its name, its kind or its permissions.
 NOT_USABLE = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
@@ -25,26 +25,26 @@ NOT_USABLE = {
 }
 
 
-# Control characters (which move the cursor, ring, or rewrite what is shown), lone surrogates, Unicode's line breaks,
+# Control characters (they move the cursor, ring the bell, or overwrite text), lone surrogates, Unicode's line breaks,
 # and marks that reverse the order of the characters after them.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Text from outside (names of classes and files, a server's words) as it may be shown on a terminal.
+    r"""Make text from outside (names of classes and files, a server's reply) safe to print on a terminal.
 
-    A character that is not shown but acts becomes its escape, such as ``\x1b``; all others, of any script, stay. Lines
-    of the log, user errors and what the tools print pass through here; call it yourself for a name in a row of a
-    table, which must not break the line, and for a progress bar. Files of results keep the raw text.
+    Control characters become escapes, such as ``\x1b``; all others, of any script, stay. Log lines, user errors and the
+    tools' output pass through here; call it yourself for names in a table, which must not break the line, and in a
+    progress bar. Result files keep the raw text.
 
     Args:
-        keep: characters that stay as they are, such as "\n" where the text has several lines of its own.
+        keep: characters that stay unchanged, such as "\n" if the text has several lines.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], str(text))
 
 
 _LINE_BREAK = re.compile(r"\s*\n\s*")
-_LONGEST = 8000  # characters of a message: two paths of the greatest length that Linux allows
+_LONGEST = 8000  # characters of a message: room for two paths of the greatest length in Linux
 
 
 def _cut(text: str) -> str:
@@ -55,7 +55,7 @@ class UserError(ValueError):
     """A mistake by the user; the command line prints its message in one line and exits with code 2.
 
     Args:
-        message: made printable and one line here, and cut if a file's content makes it very long.
+        message: is made printable here, put on one line, and cut if a file's content makes it very long.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -63,15 +63,15 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """What a program names is not there; a FileNotFoundError too, since that is what Python raises."""
+    """A file or folder does not exist; also a FileNotFoundError, since that is what Python raises."""
 
 
 class MissingDatasetError(UserError):
-    """The dataset is not on this machine; a suite of datasets skips it."""
+    """The dataset is not on this machine; an evaluation on several datasets skips it."""
 
 
 class LackingClassesError(UserError):
-    """A dataset has a class that the run was not trained on and cannot handle; a suite of datasets skips it."""
+    """A dataset has a class that the run cannot handle without training; an evaluation on several datasets skips it."""
 
 
 class MultiLabelError(UserError):
@@ -79,14 +79,14 @@ class MultiLabelError(UserError):
 
 
 class MissingCheckpointError(UserError, FileNotFoundError):
-    """There is no such checkpoint; a FileNotFoundError too, since that is what Dassl raises."""
+    """The checkpoint does not exist; also a FileNotFoundError, since that is what Dassl raises."""
 
 
 class NotFiniteError(UserError, FloatingPointError):
-    """The loss is infinite or NaN; a FloatingPointError too, since that is what Dassl raises."""
+    """The loss is infinite or NaN; also a FloatingPointError, since that is what Dassl raises."""
 
 
-# What Python, torch and others raise for values, shapes or kinds that do not fit each other.
+# What Python, torch and others raise for values, shapes or types that do not fit.
 MISFITS = (
     ArithmeticError,
     AssertionError,
@@ -101,9 +101,9 @@ MISFITS = (
 
 @contextmanager
 def refusing_misfits(problem: str) -> Iterator[None]:
-    """Turn what the content of a file raises where it is used, whatever it is, into a UserError.
+    """Turn errors from using a file's content into a UserError, for faults that only show on use.
 
-    For what only shows there; ``problem`` names the file. A UserError passes unchanged.
+    ``problem`` starts the message and names the file. A UserError passes unchanged.
     """
     try:
         yield
@@ -121,11 +121,11 @@ _brief.maxlist = _brief.maxtuple = _brief.maxdict = 12
 
 
 def shown(value: object) -> str:
-    """A value for a message, as Python writes it; what is long or deep is shortened."""
+    """A value for a message, as Python writes it; long or deeply nested values are shortened."""
     if isinstance(value, str):
-        value = str(value)  # NumPy's writes its type
-    whole = isinstance(value, str) and len(value) <= _brief.maxstring
-    return repr(value) if whole else _brief.repr(value)
+        value = str(value)  # NumPy's repr includes the type
+    is_short = isinstance(value, str) and len(value) <= _brief.maxstring
+    return repr(value) if is_short else _brief.repr(value)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -133,15 +133,15 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     if len(str(word)) > _brief.maxstring:
         return None
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
-    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
+    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], hint: str = "") -> UserError:
     """Make the error for a ``name`` that is not among ``choices``; it lists them and suggests the closest.
 
     Args:
-        kind: what the name names, such as "trainer".
+        kind: the kind of thing, such as "trainer".
         name: what the user gave.
         choices: the valid names.
         hint: a sentence to end the message with.

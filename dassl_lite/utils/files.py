@@ -1,4 +1,4 @@
-"""Files: reading what others wrote, atomic writes, JSON, and the cache folder."""
+"""Files: reading untrusted ones, atomic writes, JSON, and the cache folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PathLike = str | os.PathLike[str]
 
 
 def can_be_path(text: str) -> bool:
-    """Whether the system takes this text as a path: it has no NUL, and can be encoded."""
+    """Whether the system accepts this text as a path: it has no NUL, and can be encoded."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:  # a lone surrogate
@@ -43,20 +43,20 @@ def listdir_nohidden(path: PathLike, sort: bool = False) -> list[str]:
 
 def check_isfile(fpath: PathLike) -> bool:
     """Whether ``fpath`` is a file; warns if not (Dassl's contract)."""
-    found = Path(fpath).is_file()
-    if not found:
+    exists = Path(fpath).is_file()
+    if not exists:
         warnings.warn(f'No file found at "{printable(fpath)}"', stacklevel=2)
-    return found
+    return exists
 
 
 _HASH_BLOCK = 1 << 20
-MAX_TEXT = 1 << 30  # bytes of a table, split or list; ImageNet's split has 150 MB
+MAX_TEXT = 1 << 30  # bytes of a table, split or list; ImageNet's split file has 150 MB
 
 
 def open_file(path: PathLike, limit: int | None = None) -> BinaryIO:
-    """Open a file for reading bytes, and only a file: a pipe would hang, and a device may never end.
+    """Open a regular file for reading bytes; anything else is refused: a pipe would hang, and a device may never end.
 
-    Every reader of a file that we did not write begins here.
+    Use it for every file that we did not write.
 
     Args:
         limit: the most bytes that it may have.
@@ -73,18 +73,18 @@ def open_file(path: PathLike, limit: int | None = None) -> BinaryIO:
 
 
 class HashingFile:
-    """A file that is hashed while it is read, so that its digest takes no second reading.
+    """A file that is hashed while it is read, so that its digest needs no second pass.
 
-    What is read in its order is hashed as it comes; `hash_to` reads and hashes what was left out.
+    Sequential reads are hashed as they happen; `hash_to` reads and hashes the parts that were skipped.
 
     Args:
-        file: opened by `open_file`.
-        hasher: of hashlib.
+        file: a file from `open_file`.
+        hasher: a hashlib object.
     """
 
     def __init__(self, file: BinaryIO, hasher: Any) -> None:
         self._file, self._hasher = file, hasher
-        self._hashed = 0  # bytes from the beginning
+        self._hashed = 0  # bytes hashed, from the beginning
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
@@ -103,20 +103,20 @@ class HashingFile:
 
 
 def open_text(path: PathLike, encoding: str = "utf-8-sig", **options: Any) -> TextIO:
-    """Open a text file of at most ``MAX_TEXT`` bytes; see :func:`open_file`. The options are those of ``open``.
+    """Open a text file of at most ``MAX_TEXT`` bytes; see :func:`open_file`. Options are passed to ``TextIOWrapper``.
 
-    A file that begins with UTF-16's byte order mark, as spreadsheets write it, is read as that.
+    A file that begins with a UTF-16 byte order mark, as spreadsheets write it, is read as UTF-16.
     """
     file = open_file(path, MAX_TEXT)
     return io.TextIOWrapper(file, encoding=_marked(file.peek(2), encoding), **options)  # type: ignore[attr-defined]
 
 
 def read_text(path: PathLike, limit: int = MAX_TEXT) -> str:
-    """The text of a file of at most ``limit`` bytes: in UTF-8, a byte order mark is skipped, or in UTF-16 with one.
+    """The text of a file of at most ``limit`` bytes, in UTF-8 (a byte order mark is skipped) or UTF-16 with a mark.
 
     Raises:
-        OSError: it cannot be read, is too large, or not a file.
-        ValueError: it is neither.
+        OSError: it cannot be read, is too large, or is not a file.
+        ValueError: it is in neither encoding.
     """
     with open_file(path, limit) as file:
         data = file.read()
@@ -124,12 +124,12 @@ def read_text(path: PathLike, limit: int = MAX_TEXT) -> str:
 
 
 def _marked(data: bytes, encoding: str) -> str:
-    """The encoding that the first bytes of a text say, or else this one."""
+    """The encoding that the byte order mark of a text indicates, or else ``encoding``."""
     return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else encoding
 
 
 def _open_regular(path: str, flags: int) -> int:
-    _check_regular(os.stat(path).st_mode, path)  # before opening, because opening some devices has effects
+    _check_regular(os.stat(path).st_mode, path)  # before opening: opening some devices has side effects
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         _check_regular(os.fstat(descriptor).st_mode, path)

@@ -1,11 +1,11 @@
-"""Modules that are slow to load and that most runs never use: loaded when something is first taken from them.
+"""Modules that are slow to import and that most runs never use: imported on first use.
 
 if TYPE_CHECKING:
     from torchvision import transforms as T
 else:
     T = lazy_module("torchvision.transforms")
 
-And modules of optional libraries, which a user may not have: ``optional_module``.
+``optional_module`` imports modules of optional libraries, which a user may not have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from dassl_lite.startup import loading
 from dassl_lite.utils.errors import UserError
 
-# Libraries that report their use over the network from when they are loaded, unless this variable is set by then.
+# Libraries that send usage data from the moment they are imported, unless this variable is set.
 REPORTING = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
 
 
@@ -29,31 +29,31 @@ class _LazyModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         module = sys.modules.get(self.__name__)
         if module is None:
-            with loading():  # once: whatever is garbage at its end is kept for good
+            with loading():  # only once: objects that are garbage when it ends are never freed
                 module = importlib.import_module(self.__name__)
         return getattr(module, name)
 
 
 def lazy_module(name: str) -> ModuleType:
-    """A stand-in for the module ``name``, which is loaded with the first attribute that is asked for."""
+    """A proxy for the module ``name``, which is imported on first attribute access."""
     return _LazyModule(name)
 
 
 def is_loaded(name: str) -> bool:
-    """Whether a module is loaded: if not, nothing can be an instance of its classes."""
+    """Whether a module has been imported; if not, nothing can be an instance of its classes."""
     return name in sys.modules
 
 
 def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
-    """Import ``name``, of a library that only an extra of this package installs; one of `REPORTING` reports nothing.
+    """Import ``name`` from a library that an extra of this package installs; those in `REPORTING` send no usage data.
 
     Args:
         name: the module, such as "pyarrow.parquet".
         extra: the extra in pyproject.toml, such as "parquet".
-        purpose: what needs it, to start the message with: "--output .parquet".
+        purpose: what needs it, such as "--output .parquet"; starts the message.
 
     Raises:
-        UserError: the library is not installed, or another that it needs; the message names the extra.
+        UserError: the library, or another that it needs, is not installed; the message names the extra.
     """
     try:
         with _unreported(name.split(".")[0]):
@@ -65,7 +65,7 @@ def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
 
 @contextmanager
 def _unreported(library: str) -> Iterator[None]:
-    """A context in which the variable of a library of `REPORTING` is set, unless the user has set it."""
+    """A context in which a library's variable in `REPORTING` is set, unless the user has set it."""
     name = REPORTING.get(library, "")
     if not name or name in os.environ:
         yield

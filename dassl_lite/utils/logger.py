@@ -1,4 +1,4 @@
-"""Logging: bare messages to the console and to ``log.txt``, on rank 0 only; what tools print."""
+"""Logging: bare messages to the console and to ``log.txt``, on rank 0 only; printing for tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dassl_lite.utils.errors import printable
 ROOT_NAME = "dassl_lite"
 # logger.info(text, extra=FILE_ONLY) writes to log.txt but not to the console.
 FILE_ONLY = {"file_only": True}
-_HELD_SECONDS = 0.5  # how long the lines of `log_step` wait for others
+_HELD_SECONDS = 0.5  # how long `log_step` collects lines before writing them
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript before Python 3.11
@@ -25,11 +25,11 @@ class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no su
             return
         out = getattr(sys.stdout, "console", sys.stdout)  # bypass Logger, which would write the line to log.txt twice
         self.stream = sys.stderr if record.levelno >= logging.WARNING else out
-        if self.stream is not None:  # closed
+        if self.stream is not None:  # None: closed
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        if not isinstance(sys.exc_info()[1], OSError):  # a console that has gone must not end a run, nor fill another
+        if not isinstance(sys.exc_info()[1], OSError):  # a lost console must not end a run, or flood another stream
             super().handleError(record)
 
 
@@ -49,7 +49,7 @@ class _FileHandler(logging.FileHandler):
             super().emit(record)
 
     def hold(self, line: str) -> None:
-        """Write a line with the next message, or within half a second if others follow."""
+        """Hold a line back and write it with the next message, or within half a second if more lines follow."""
         with self.lock or contextlib.nullcontext():
             self._held.append(line)
             if time.monotonic() - self._written_at > _HELD_SECONDS:
@@ -130,11 +130,11 @@ def setup_logger(output: str | os.PathLike[str] | None = None, *, console: bool 
 def log_step(line: str) -> None:
     """Write a line to ``log.txt`` but not to the console, as with FILE_ONLY; for lines that come every millisecond.
 
-    It is written together with those that follow, before the next message, or by `flush_log`.
+    Lines are collected, and written before the next message or by `flush_log`.
     """
     root = logging.getLogger(ROOT_NAME)
     others = [handler for handler in root.handlers if not isinstance(handler, _ConsoleHandler | _FileHandler)]
-    if others or root.propagate:  # someone else wants to see each record
+    if others or root.propagate:  # other handlers need each record
         root.info(line, extra=FILE_ONLY)
     elif root.isEnabledFor(logging.INFO):
         for handler in root.handlers:
@@ -143,15 +143,15 @@ def log_step(line: str) -> None:
 
 
 def flush_log() -> None:
-    """Write what is logged and not yet in ``log.txt``."""
+    """Write the collected lines to ``log.txt``."""
     for handler in logging.getLogger(ROOT_NAME).handlers:
         if isinstance(handler, _FileHandler):
             handler.flush()
 
 
 def say(text: str) -> None:
-    """Print a tool's result, which may have several lines; names from outside in it cannot act on the terminal."""
-    # Flushed, or a line of a tool that keeps running would not get through a pipe.
+    """Print a tool's result, which may have several lines; control characters in it become escapes."""
+    # Flushed, because a tool that keeps running may write to a pipe.
     print(printable(text, keep="\n\t"), flush=True)  # noqa: T201 (the one place that prints)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# Scalars on an accelerator are read in groups of this size, or when someone asks: every read waits for the device.
+# Scalars on an accelerator are read in groups of this size, or on access: every read waits for the device.
 _GROUP_SIZE = 128
 
 
@@ -95,10 +95,10 @@ class MetricMeter:
 
     @staticmethod
     def checked(input_dict: Mapping[str, float | Tensor] | None) -> Mapping[str, float | Tensor]:
-        """What ``update`` takes; None is nothing.
+        """The argument of ``update`` as a dict; None becomes an empty one.
 
         Raises:
-            TypeError: it is no dict.
+            TypeError: it is not a dict.
         """
         if input_dict is not None and not isinstance(input_dict, Mapping):
             raise TypeError(

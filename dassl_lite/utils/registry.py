@@ -1,4 +1,4 @@
-"""Tables of classes by name, in which a config's trainer, dataset or evaluator is looked up."""
+"""Tables of classes by name, for looking up a config's trainer, dataset or evaluator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Registry:
     """
 
     # Set by dassl_lite.compat, for code written for Dassl: classes of other packages replace ours of the same name
-    # (every fork has its CoOp), and values that Dassl takes are taken.
+    # (every fork has its CoOp), and values that Dassl accepts are accepted.
     others_win = False
 
     def __init__(self, kind: str) -> None:
@@ -47,7 +47,7 @@ class Registry:
         Args:
             obj: a class or function; left out in ``@register()``.
             name: defaults to the object's own name.
-            force: replace whatever has that name.
+            force: replace an object that has that name.
 
         Raises:
             KeyError: another module has registered that name, and ``force`` is not set.
@@ -68,7 +68,7 @@ class Registry:
         return obj
 
     def _let_others_win(self, key: str, held: T, obj: T) -> T:
-        """Of two definitions keep the one from another package, whichever came first; returns ``obj``."""
+        """Keep the definition from another package, whichever came first; returns ``obj``."""
         ours, theirs = (held, obj) if is_ours(held) else (obj, held)
         self._table[key], self.replaced[key] = theirs, ours
         logger.info(f"{self.kind} '{key}' of {theirs.__module__} replaces the built-in one")

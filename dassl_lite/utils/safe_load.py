@@ -8,8 +8,8 @@ imported. Names on a short list (tensor rebuilding, OrderedDict, dtypes) map to 
 data. Any other class becomes an `Inert` object, which stores the arguments and the state meant for the real one and
 does nothing else. A file that calls a function, such as `os.system`, is refused as a whole: no honest checkpoint does.
 
-A pickle can also be a bomb: `scan` and `check_graph` keep its bytes, steps, depth and sharing within budgets, before
-memory is taken for them.
+A pickle can also be a bomb: `scan` and `check_graph` limit its bytes, steps, depth and sharing before memory is
+allocated for them.
 
 The public checkpoints of the CoOp family contain a pickled scheduler beside the weights: it loads as an `Inert`, and
 the weights load normally.
@@ -157,7 +157,7 @@ MAX_REPEATED = 1 << 24  # elements of a tensor that repeats a smaller storage, s
 
 
 class _Builder:
-    """A function of this file that a pickle may call, and only call: BUILD, which would set attributes, is refused."""
+    """A function of this file that a pickle may call, but not modify: BUILD, which would set attributes, is refused."""
 
     __slots__ = ("_function", "_spend")
 
@@ -177,7 +177,7 @@ def _rebuild_tensor(
 ) -> torch.Tensor:
     """A view of a one-dimensional `flat`; raises RuntimeError if it would reach out of bounds.
 
-    With strides of 0 a view can have more elements than its storage; what copies it then needs them all.
+    With strides of 0, a view can have more elements than its storage; a copy of it needs memory for all of them.
     """
     if not isinstance(flat, torch.Tensor):
         raise pickle.UnpicklingError("a tensor has no storage")
@@ -288,7 +288,7 @@ class InertUnpickler(pickle.Unpickler):
         return type("Inert", (Inert,), {"name": qualified})
 
     def _spend(self, args: Iterable[object]) -> None:
-        """Count what builders copy: a pickle may have one long text copied a million times."""
+        """Count what builders copy: a pickle may copy one long text a million times."""
         self._left -= sum(len(arg) for arg in args if isinstance(arg, Sized) and not isinstance(arg, torch.Tensor))
         if self._left < 0:
             raise pickle.UnpicklingError("it copies more than it contains")
@@ -305,7 +305,7 @@ class InertUnpickler(pickle.Unpickler):
 
 # ---- budgets: checked before a pickle is read ------------------------------------------------------------------------
 
-MAX_PICKLE = 256 << 20  # bytes of a pickle without its tensors; those of checkpoints have less than 1 MB
+MAX_PICKLE = 256 << 20  # bytes of a pickle without its tensors; a checkpoint's has less than 1 MB
 MAX_STEPS = 3_000_000  # instructions; a checkpoint has about 50 per tensor
 MAX_GLOBALS = 10_000  # classes that a pickle names
 MAX_DEPTH = 500  # containers within containers
@@ -313,8 +313,8 @@ MAX_LONGS = 10_000  # numbers of more than 64 bits
 MAX_DIGITS = 1000  # of a number written as text
 MAX_EXPANDED = 10_000_000  # values in a graph if each is counted as often as it is reached
 
-# What an instruction does, by its code. ``_ARGUMENTS``: bytes of its argument; negative: pickletools' codes for lengths
-# that vary. ``_TAKES``: values taken from the stack; ``_PUTS``: whether one is put there.
+# What each instruction does, by its code. ``_ARGUMENTS``: bytes of its argument; if negative, pickletools' code for a
+# variable length. ``_TAKES``: values taken from the stack; ``_PUTS``: whether one is put there.
 _ARGUMENTS, _NAMES, _KINDS, _TAKES, _PUTS = [0] * 256, [""] * 256, [0] * 256, [0] * 256, [False] * 256
 _PUSH, _UNKNOWN, _EXTENSION, _STOP, _MARK, _PUT, _GET, _DUP, _POP, _PLAIN, _TO_MARK = range(11)
 _PREFIXES = {
@@ -360,16 +360,18 @@ _learn_instructions()
 def scan(data: bytes, start: int = 0) -> int:
     """Check a pickle without reading it; returns the position after its STOP.
 
-    Refused are EXT instructions (they look an object up by number in a table of the process, and can bypass
-    `find_class`), more than ``MAX_STEPS`` instructions, a place in the memo beyond what was put there
-    (the memo is an array: one instruction could make it gigabytes long), tuples nested deeper than ``MAX_DEPTH``
-    (hashing one takes the stack of the process), and more than ``MAX_LONGS`` enormous numbers (whose hashes, unlike
-    those of texts, can be made to collide).
+    Refused are:
+
+    - EXT instructions: they look an object up by number in a table of the process, and can bypass `find_class`;
+    - more than ``MAX_STEPS`` instructions;
+    - a memo index that is too large: the memo is an array, which one instruction could make gigabytes long;
+    - tuples nested deeper than ``MAX_DEPTH``: hashing one could overflow the stack;
+    - more than ``MAX_LONGS`` enormous numbers: unlike text, they can be chosen so that their hashes collide.
 
     Raises:
         UnpicklingError: it is refused, or not a pickle.
     """
-    depths: list[int] = []  # of the tuples on the stack
+    depths: list[int] = []  # nesting depth of each value on the stack
     marks: list[int] = []
     memo: dict[int, int] = {}
     position, longs = start, 0
@@ -388,7 +390,7 @@ def scan(data: bytes, start: int = 0) -> int:
                 depths.append(0)
             elif kind == _PUT:
                 index = _index(data, begin, position, code) if argument else len(memo)
-                if index > position - start:  # honest ones are counted
+                if index > position - start:  # honest pickles number their entries from 0
                     raise pickle.UnpicklingError(f"it keeps something at place {index:,}")
                 memo[index] = depths[-1]
             elif kind == _GET:
@@ -418,7 +420,7 @@ def scan(data: bytes, start: int = 0) -> int:
 
 
 def _take(depths: list[int], below: int, code: int) -> None:
-    """Replace what is above ``below`` by what the instruction makes of it."""
+    """Replace the stack's values above ``below`` by the instruction's result."""
     if below < 0:
         raise pickle.UnpicklingError("it takes more than there is")
     depth = 0
@@ -447,7 +449,7 @@ def _end_of_argument(data: bytes, begin: int, kind: int, name: str) -> int:
 
 
 def _index(data: bytes, begin: int, end: int, code: int) -> int:
-    """The place in the memo that an instruction names: in binary, or in digits and a line end."""
+    """The memo index in an instruction: in binary, or in digits with a line end."""
     if end - begin == 1 and _ARGUMENTS[code] == 1:
         return data[begin]
     argument = data[begin:end]
@@ -460,12 +462,12 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 def check_graph(root: object) -> None:
     """Refuse values that would take forever to traverse: cycles, deep nesting, and values shared again and again.
 
-    What an `Inert` holds is not followed: the schedulers in public checkpoints refer to each other.
+    The contents of an `Inert` are not followed: the schedulers in public checkpoints refer to each other.
 
     Raises:
         UnpicklingError: it is refused.
     """
-    sizes: dict[int, int] = {}  # of finished containers, expanded
+    sizes: dict[int, int] = {}  # expanded sizes of finished containers
     path: dict[int, tuple[object, Iterator[object]]] = {}
 
     def enter(node: object) -> None:
@@ -530,8 +532,9 @@ def load_file(path: str | Path, strict: bool = False, *, hasher: Any = None, lar
     Args:
         path: the file.
         strict: refuse a file with anything but tensors and plain values in it.
-        hasher: an object of hashlib, which gets all bytes of the file, each of which is read once.
-        largest: bytes of a storage that is read; tensors of a larger one are on the device "meta", without values.
+        hasher: a hashlib object, which gets all bytes of the file; each is read only once.
+        largest: the most bytes of a storage that is read; tensors of larger ones are on the device "meta", without
+            values.
 
     Returns:
         The saved object, or the root module of a TorchScript archive as an `Inert`.
@@ -574,7 +577,7 @@ def _load_zip(file: Any, strict: bool, largest: float) -> Any:
         nonlocal left
         if key not in storages:
             info = archive.getinfo(f"{root}data/{key}")
-            if info.compress_type != zipfile.ZIP_STORED:  # a tiny file could fill the memory; torch never compresses
+            if info.compress_type != zipfile.ZIP_STORED:  # a tiny file could fill memory; torch never compresses
                 raise pickle.UnpicklingError("a storage is compressed")
             left -= info.file_size
             if info.file_size != info.compress_size or left < 0:  # or records that overlap
@@ -594,12 +597,12 @@ def _load_zip(file: Any, strict: bool, largest: float) -> Any:
 
 
 def _empty(numel: int, dtype: torch.dtype, largest: float) -> torch.Tensor:
-    """A storage, to be filled unless it has more bytes than ``largest``."""
+    """An empty storage; on the device "meta" if it has more bytes than ``largest``."""
     return torch.empty(numel, dtype=dtype, device="meta" if numel * dtype.itemsize > largest else None)
 
 
 def _fill(flat: torch.Tensor, record: IO[bytes]) -> None:
-    """Fill a storage with as many bytes."""
+    """Fill a storage with bytes from the file."""
     left = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
     while left:
         block = record.read(min(len(left), _BLOCK))
@@ -687,9 +690,9 @@ def tensors_of(loaded: object) -> dict[str, torch.Tensor]:
     """The tensors of a TorchScript module loaded by `load_file`, under the keys that its `state_dict()` would have.
 
     Raises:
-        UserError: its modules contain themselves or each other, so that there is no end of keys.
+        UserError: its modules contain themselves or each other, so that there would be infinitely many keys.
     """
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     waiting: list[tuple[str, int, object]] = [("", 0, loaded)]
     visited = 0
     while waiting:
@@ -698,8 +701,8 @@ def tensors_of(loaded: object) -> dict[str, torch.Tensor]:
         if depth > MAX_MODULE_DEPTH or visited > MAX_MODULE_PARTS:
             raise UserError("a TorchScript archive is refused: its modules contain themselves or each other")
         if isinstance(node, torch.Tensor):
-            found[path] = node
+            tensors[path] = node
         elif isinstance(node, Inert) and isinstance(node.state, dict):
             inner = [(f"{path}.{name}" if path else str(name), depth + 1, child) for name, child in node.state.items()]
             waiting += reversed(inner)
-    return found
+    return tensors

@@ -54,7 +54,7 @@ def restore_random_states(states: dict[str, Any], own_gpu: int | None = None) ->
     If this machine has fewer GPUs, the states of the missing ones are dropped.
 
     Args:
-        own_gpu: where the states of several processes' GPUs are, one of each, which of them is this process's.
+        own_gpu: index of this process's GPU, if the states come from several processes with one GPU each.
     """
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal.tolist()), gauss_next))

@@ -1,11 +1,11 @@
-"""What runs of one process share: read or computed once, as long as what it came from is the same.
+"""Values that runs in one process share: read or computed once, as long as their source is the same.
 
     with sharing():
         for cfg in configs:
             run.train(cfg)
 
-Of each kind the last value alone is kept, so memory holds those of one dataset. Nobody changes what is shared; where
-that is not sure, a copy is handed out, or a change is found and the value made again.
+Only the last value of each kind is kept, so memory holds the values for one dataset. Shared values must not be changed;
+where that is not certain, runs get a copy, or a change is detected and the value is computed again.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ BACKBONE = "backbone"  # a kind of which each run gets a copy
 Kept = dict[str, tuple[Hashable, object]]  # kind -> what the value came from, and the value
 
 _kept: Kept | None = None
-_kinds: tuple[str, ...] | None = None  # that are kept; None: all
+_kinds: tuple[str, ...] | None = None  # the kinds that are shared; None: all
 
 
 @contextmanager
 def sharing(kept: Kept | None = None, kinds: tuple[str, ...] | None = None) -> Iterator[None]:
-    """A context whose runs share.
+    """A context in which runs share values.
 
     Args:
-        kept: where values are, for contexts that share them; by default a context has its own.
-        kinds: that are shared; None: all.
+        kept: the store of values, for contexts that share one; by default, each context has its own.
+        kinds: the kinds of values that are shared; None for all.
     """
     global _kept, _kinds
     before, (_kept, _kinds) = (_kept, _kinds), ({} if kept is None else kept, kinds)
@@ -45,7 +45,7 @@ def sharing(kept: Kept | None = None, kinds: tuple[str, ...] | None = None) -> I
 
 @contextmanager
 def sharing_only(*kinds: str) -> Iterator[None]:
-    """A context within `sharing` in which runs share what is of these kinds alone."""
+    """A context within `sharing` in which runs share only values of these kinds."""
     global _kinds
     before, _kinds = _kinds, kinds
     try:
@@ -55,31 +55,31 @@ def sharing_only(*kinds: str) -> Iterator[None]:
 
 
 def is_shared(kind: str) -> bool:
-    """Whether runs share what is of this kind now."""
+    """Whether runs currently share values of this kind."""
     return _kept is not None and (_kinds is None or kind in _kinds)
 
 
 def shared(kind: str, source: Hashable, make: Callable[[], T], is_intact: Callable[[T], bool] | None = None) -> T:
-    """The value that ``make`` gives, or the one kept.
+    """The stored value or, if there is none from the same source, a new one from ``make``.
 
     Args:
-        kind: of the value; the next value of a kind takes the place of the last one.
-        source: what the value comes from, such as `stamp` of a file: equal ones give equal values.
-        make: called if none is kept, or one of another source.
-        is_intact: False for a kept value that somebody has changed.
+        kind: kind of the value; a new value replaces the last one of its kind.
+        source: what the value comes from, such as `stamp` of a file: equal sources give equal values.
+        make: makes the value.
+        is_intact: returns False for a stored value that has been changed since, which is then made again.
     """
     if _kept is None or not is_shared(kind):
         return make()
     before, value = _kept.get(kind, (None, None))
     if kind not in _kept or before != source or (is_intact is not None and not is_intact(value)):  # type: ignore[arg-type]
         _kept.pop(kind, None)
-        del value  # room for the next
+        del value  # frees memory for the next one
         _kept[kind] = source, make()
     return _kept[kind][1]  # type: ignore[return-value]
 
 
 def stamp(path: PathLike) -> tuple[int, ...] | None:
-    """What changes if a file is changed or replaced; None if there is none."""
+    """A fingerprint that changes if a file is changed or replaced; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -88,5 +88,5 @@ def stamp(path: PathLike) -> tuple[int, ...] | None:
 
 
 def is_unwritten(tensor: Tensor) -> bool:
-    """Whether nothing was done in place to a tensor, or to a view of it, since it was made, as far as torch knows."""
+    """Whether a tensor has had no in-place operation, on itself or a view of it, as far as torch knows."""
     return not tensor.is_inference() and tensor._version == 0

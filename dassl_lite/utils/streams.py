@@ -1,4 +1,4 @@
-"""Standard output and error that cannot be written to: a closed one, a reader that has gone, a terminal that has."""
+"""Standard streams that cannot be written to: closed, or with a reader or terminal that is gone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class LenientStream:
     """A text stream that drops what cannot be written.
 
     Args:
-        stream: where to write; None, as Python has it for a closed descriptor, drops everything.
+        stream: where to write; None, which Python uses for a closed descriptor, drops everything.
 
     Attributes:
         lost: whether something was dropped.
@@ -49,11 +49,11 @@ class LenientStream:
             if isinstance(error, UnicodeError):
                 raise
             self.lost = True  # ValueError: the stream was closed
-        except OSError:  # such as EIO of a terminal that was closed
+        except OSError:  # such as EIO from a closed terminal
             self.lost = True
 
     def settle(self) -> None:
-        """Empty the stream's buffer, to nowhere if it must be, so that Python's own flush at exit does not fail."""
+        """Flush the stream, to the null device if necessary, so that Python's own flush at exit does not fail."""
         self.flush()
         if self.lost and not self._nowhere:
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
@@ -62,7 +62,7 @@ class LenientStream:
 
 @contextlib.contextmanager
 def lenient_streams() -> Iterator[LenientStream]:
-    """Within it, a standard output or error that cannot be written to ends nothing; gives the standard output."""
+    """A context in which unwritable standard streams cause no errors; yields standard output."""
     before = sys.stdout, sys.stderr
     out, errors = make_streams_lenient()
     try:

@@ -181,7 +181,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], source: PathLi
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
-    """Load those weights of a file that match the model by name and shape; the rest is logged and discarded.
+    """Load the weights in a file that match the model by name and shape; log and discard the rest.
 
     Raises:
         UserError: no weight matches.
@@ -191,12 +191,14 @@ def load_pretrained_weights(model: nn.Module, weight_path: PathLike) -> None:
     if not isinstance(weights, Mapping):
         raise UserError(f'"{weight_path}" holds no weights: its state_dict is a {type(weights).__name__}')
     weights = strip_module_prefix(weights)
-    own = unwrap(model).state_dict()
-    matched = {name: value for name, value in weights.items() if name in own and _same_shape(own[name], value)}
+    model_state = unwrap(model).state_dict()
+    matched = {
+        name: value for name, value in weights.items() if name in model_state and _same_shape(model_state[name], value)
+    }
     discarded = [name for name in weights if name not in matched]
     if not matched:
         raise UserError(f'no weight in "{weight_path}" matches the model; its first names are {discarded[:3]}')
-    unwrap(model).load_state_dict({**own, **matched})
+    unwrap(model).load_state_dict({**model_state, **matched})
     logger.info(f'Successfully loaded pretrained weights from "{weight_path}"')
     if discarded:
         logger.info(f"Layers discarded due to unmatched keys or size: {discarded}")

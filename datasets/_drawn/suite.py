@@ -169,12 +169,12 @@ def _has_stamp(folder: Path, stamp: Mapping[str, object]) -> bool:
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     try:
-        found = read_json(folder / STAMP_FILE)
+        stored = read_json(folder / STAMP_FILE)
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("drawn") != stamp["drawn"]:
+        stored = None
+    if not isinstance(stored, dict) or stored.get("drawn") != stamp["drawn"]:
         raise UserError(f"'{folder}' contains files of another origin; move it away, or set another --root")
-    return found == dict(stamp)
+    return stored == dict(stamp)
 
 
 def _new_sibling(folder: Path) -> Path:
@@ -200,10 +200,10 @@ def _move_into_place(drawing: Path, folder: Path, stamp: Mapping[str, object]) -
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove the temporary folders of killed processes beside `folder`."""
-    for left in folder.parent.glob(f".{folder.name}.*.drawing"):
+    for drawing in folder.parent.glob(f".{folder.name}.*.drawing"):
         try:
-            idle = time.time() - max(path.stat().st_mtime for path in [left, *left.rglob("*")])
+            idle = time.time() - max(path.stat().st_mtime for path in [drawing, *drawing.rglob("*")])
         except FileNotFoundError:
             continue  # its process has just finished with it
         if idle > ABANDONED_AFTER:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(drawing, ignore_errors=True)
