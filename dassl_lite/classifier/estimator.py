@@ -410,11 +410,11 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         if name in known:
             raise UserError(f"there is a class {shown(name)} already")
         if isinstance(name, str) and not name.strip():
-            raise UserError(f"{shown(name)} is no name of a class")
+            raise UserError(f"{shown(name)} is not the name of a class")
         kinds = {type(label) for label in known}
         if type(name) not in kinds:  # NumPy would turn the existing labels into text
             listed = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise UserError(f"{shown(name)} cannot be a label beside those of the fit, which are of type {listed}")
+            raise UserError(f"{shown(name)} cannot be a label: those of the fit are of type {listed}")
         prompt_name = names_by_label(self.classes, as_text=isinstance(name, str)).get(name, name)
         return ClassList((*before.names, str(prompt_name)), (*before.ids, "")), label_array([*known, name])
 

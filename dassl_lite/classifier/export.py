@@ -165,7 +165,7 @@ def require(folder: Path, kind: str) -> None:
         for name in ("onnxruntime", "onnx", "onnxscript"):
             optional_module(name, "onnx", "ONNX export")
     if not can_be_path(str(folder)):
-        raise UserError(f"'{folder}' cannot be written: it is no path")
+        raise UserError(f"'{folder}' cannot be written: it is not a path")
     try:
         place = folder.expanduser()
         taken = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))

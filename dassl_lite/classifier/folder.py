@@ -64,7 +64,7 @@ def place_of(folder: Any) -> Path:
         UserError: it is not a path.
     """
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder) or not can_be_path(os.fspath(folder)):
-        raise UserError(f"{shown(folder)} is no path of a folder")
+        raise UserError(f"{shown(folder)} is not the path of a folder")
     return Path(os.path.expanduser(folder))
 
 
@@ -234,7 +234,7 @@ def _telling(name: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"'{name}' is no folder, and the Hugging Face Hub does not give or take it: {reason}"
+            f"'{name}' is not a folder, and the Hugging Face Hub does not provide or accept it: {reason}"
         ) from error
 
 

@@ -80,7 +80,7 @@ def read_images(source: Any) -> Given:
         column = _image_column(source)
         return Given(_Rows(source, column), len(source))
     if isinstance(source, Mapping | bytes) or source is None:
-        raise UserError(f"{shown(source)[:80]} is no list of images; pass {KINDS}")
+        raise UserError(f"{shown(source)[:80]} is not a list of images; pass {KINDS}")
     if isinstance(source, Iterator):
         return Given(source)
     if hasattr(source, "detach"):
@@ -89,7 +89,7 @@ def read_images(source: Any) -> Given:
         return Given(source, len(source))
     array = np.asarray(source)  # also for a table's column
     if not array.ndim:
-        raise UserError(f"{shown(source)[:80]} is no list of images; pass {KINDS}")
+        raise UserError(f"{shown(source)[:80]} is not a list of images; pass {KINDS}")
     if array.ndim == 2 and np.issubdtype(array.dtype, np.floating):
         return Given(total=len(array), features=torch.from_numpy(np.ascontiguousarray(array, np.float32)))
     if array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind in "OU":
@@ -99,8 +99,8 @@ def read_images(source: Any) -> Given:
     if array.dtype == np.uint8 and array.ndim == 4:
         return Given(array, len(array))
     raise UserError(
-        f"an array of {array.dtype} {array.shape} is no list of images; pass {KINDS}, uint8 (N, H, W, 3), or features "
-        "as float (N, D)"
+        f"an array of {array.dtype} {array.shape} is not a list of images; pass {KINDS}, uint8 (N, H, W, 3), or "
+        "features as float (N, D)"
     )
 
 
@@ -212,12 +212,12 @@ def decoded(item: Any) -> Image.Image:
     if isinstance(item, np.ndarray):
         form = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
         if item.dtype != np.uint8 or not (form.ndim == 2 or (form.ndim == 3 and form.shape[2] in (3, 4))):
-            raise UserError(f"an array of {item.dtype} {item.shape} is no image; uint8 (H, W, 3) is one")
+            raise UserError(f"an array of {item.dtype} {item.shape} is not an image; pass uint8 (H, W, 3)")
         if not form.size:
             raise UserError(f"an array of {item.shape} has no pixels")
         item = Image.fromarray(np.ascontiguousarray(form))
     if not isinstance(item, Image.Image):
-        raise UserError(f"{shown(item)[:80]} is no image; pass {KINDS}")
+        raise UserError(f"{shown(item)[:80]} is not an image; pass {KINDS}")
     name = getattr(item, "filename", "") or "an image in memory"
     try:
         return as_rgb(item, name)

@@ -99,7 +99,7 @@ def flags_of(keeps_features: bool) -> dict[str, Any]:
 def _classes_of(listed: list[Any], classes: Any) -> tuple[NDArray[Any], list[str]]:
     """The distinct labels, sorted, and the name that prompts use for each."""
     if wrong := [entry for entry in listed if not isinstance(entry, str | int | bool)]:
-        raise UserError(f"y has {shown(wrong[0])}, which is no label; labels are text, integers or booleans")
+        raise UserError(f"y has {shown(wrong[0])}, which is not a label; labels are text, integers or booleans")
     if any(isinstance(entry, str) and not entry.strip() for entry in listed):
         raise UserError("y has an empty label; a class needs a name")
     label_array(listed)  # refuses mixed types, which cannot be sorted

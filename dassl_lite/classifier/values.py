@@ -52,7 +52,7 @@ def texts(names: Any) -> list[str]:
         raise UserError(f"classes is {shown(names)}; it is a list of names, or a dict from label to name")
     plain_names = [name.item() if isinstance(name, np.generic) else name for name in names]
     if wrong := [name for name in plain_names if not isinstance(name, str) or not name.strip()]:
-        raise UserError(f"classes has {shown(wrong[0])}, which is no name")
+        raise UserError(f"classes has {shown(wrong[0])}, which is not a name")
     return plain_names
 
 

@@ -40,7 +40,7 @@ class OwnDataset(FolderDataset):
     def load(self) -> Split:
         groups = self.list_groups()
         if set(groups) == {"train"}:
-            logger.info(f"{self.called} has train alone: it is split here")
+            logger.info(f"{self.called} only has a train split, which is split here")
             groups = {UNSPLIT: groups["train"]}
         if UNSPLIT not in groups:
             return self._given({part: _joined(groups[part]) for part in groups})

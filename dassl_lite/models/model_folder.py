@@ -105,7 +105,7 @@ class ModelFolder:
 
     def _find_parts(self, index: Path) -> None:
         """Have the parts that an index names downloaded."""
-        with refusing_misfits(f"{index} is no index of weights"):
+        with refusing_misfits(f"{index} is not an index of weights"):
             names = {str(name) for name in read_json(index)["weight_map"].values()}
         for name in sorted(names):
             if self.find(name) is None:

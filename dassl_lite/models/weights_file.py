@@ -113,7 +113,7 @@ def _read_parts(index: Path, largest: float) -> dict[str, Tensor]:
     """The tensors of the files beside an index that it names."""
     if not index.is_file():
         raise UserError(f"no weights file {index}")
-    with refusing_misfits(f"{index} is no index of weights"):
+    with refusing_misfits(f"{index} is not an index of weights"):
         names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     tensors: dict[str, Tensor] = {}
     for name in names:

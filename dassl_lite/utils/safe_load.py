@@ -416,7 +416,7 @@ def scan(data: bytes, start: int = 0) -> int:
             raise pickle.UnpicklingError(f"it has more than {MAX_STEPS:,} instructions")
     except IndexError:
         pass
-    raise pickle.UnpicklingError("it ends in the middle, or is no pickle")
+    raise pickle.UnpicklingError("it is truncated or not a pickle")
 
 
 def _take(depths: list[int], below: int, code: int) -> None:

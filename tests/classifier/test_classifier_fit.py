@@ -319,7 +319,7 @@ WRONG = [
     (lambda p: fit(p.paths, None), ValueError, "needs labels"),
     (lambda p: fit(p.paths[0], None), ValueError, "is a single image; give a folder"),
     (lambda p: fit(p.paths, p.labels[:-1]), ValueError, "30 images, but y has 29"),
-    (lambda p: fit(p.paths, [None, *p.labels[1:]]), ValueError, "None, which is no label"),
+    (lambda p: fit(p.paths, [None, *p.labels[1:]]), ValueError, "None, which is not a label"),
     (lambda p: fit(p.paths, p.labels, method="TaskRs"), ValueError, "Did you mean 'TaskRes'"),
     (lambda p: fit(p.paths, p.labels, backbone="no/such"), ValueError, "no/such"),
     (lambda p: fit(p.paths, p.labels, options={"RESIDUAL_SCAL": 1}), ValueError, "Did you mean 'RESIDUAL_SCALE'"),
@@ -332,12 +332,12 @@ WRONG = [
     (lambda p: fit(p.paths, p.labels, template="a photo"), ValueError, "a photo"),
     (lambda p: fit(p.paths, p.labels, classes=["circle"]), ValueError, "no name for label 'square'"),
     (lambda p: fit(p.paths[:2], [0, 3], classes=["a", "b"]), ValueError, "label 3 of y; a list names text, or labels"),
-    (lambda p: fit(p.paths[:1], [0.0]), ValueError, "0.0, which is no label; labels are text, integers or booleans"),
-    (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is no image"),
+    (lambda p: fit(p.paths[:1], [0.0]), ValueError, "0.0, which is not a label; labels are text, integers or booleans"),
+    (lambda p: fit([3.5], ["cat"]), ValueError, "3.5 is not an image"),
     (lambda p: fit(p.paths, [True, *[0] * 29]), ValueError, "y mixes labels of several types: bool, int"),
     (lambda p: fit(p.paths, "circle"), ValueError, "y is 'circle'; it is a list of labels"),
-    (lambda p: fit(p.paths[:1], [0], classes={0: None}), ValueError, "classes has None, which is no name"),
-    (lambda p: fit(p.paths[:1], [0], classes={0: " "}), ValueError, "classes has ' ', which is no name"),
+    (lambda p: fit(p.paths[:1], [0], classes={0: None}), ValueError, "classes has None, which is not a name"),
+    (lambda p: fit(p.paths[:1], [0], classes={0: " "}), ValueError, "classes has ' ', which is not a name"),
     (lambda p: FewShotClassifier(classes={1: None}).predict(p.paths), ValueError, "classes has None"),
     (lambda p: FewShotClassifier(classes={1: "cat", "x": "dog"}).predict(p.paths), ValueError, "several types"),
     (lambda p: FewShotClassifier(classes={"cat", "dog"}).predict(p.paths), ValueError, "list of names"),
@@ -374,12 +374,12 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.predict("no-such-folder"), "no file or folder 'no-such-folder'"),
     (lambda c, p: c.predict(""), "no file or folder ''"),
     (lambda c, p: c.predict("a\0b"), "no file or folder"),
-    (lambda c, p: c.predict(3), "3 is no list of images"),
-    (lambda c, p: c.predict({"a.png"}), "{'a.png'} is no list of images"),
-    (lambda c, p: c.save(""), "'' is no path"),
-    (lambda c, p: c.save(None), "None is no path"),
-    (lambda c, p: c.save("a\0b"), "is no path"),
-    (lambda c, p: type(c).load(""), "'' is no path"),
+    (lambda c, p: c.predict(3), "3 is not a list of images"),
+    (lambda c, p: c.predict({"a.png"}), "{'a.png'} is not a list of images"),
+    (lambda c, p: c.save(""), "'' is not the path"),
+    (lambda c, p: c.save(None), "None is not the path"),
+    (lambda c, p: c.save("a\0b"), "is not the path"),
+    (lambda c, p: type(c).load(""), "'' is not the path"),
     (lambda c, p: type(c).load("a" * 5000), "there is no folder"),
     (lambda c, p: type(c).from_pretrained("typo"), "there is no folder 'typo'"),
     (lambda c, p: type(c).from_pretrained("./a/b"), "there is no folder './a/b'"),
@@ -396,7 +396,7 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.remove_class("dog"), "unknown class 'dog'"),
     (lambda c, p: c.add_class("circle"), "already"),
     (lambda c, p: c.add_class(np.str_("circle")), "a class 'circle' already"),
-    (lambda c, p: c.add_class(" "), "' ' is no name of a class"),
+    (lambda c, p: c.add_class(" "), "' ' is not the name of a class"),
     (lambda c, p: c.add_class(3), "3 cannot be a label beside"),
     (lambda c, p: c.add_class("star", [drawn("circle", 1)]), "fit again"),
 ]
@@ -419,7 +419,7 @@ def test_features_keep_their_width_if_images_are_unreadable(fitted: Any, photos:
 def test_a_new_class_keeps_the_type_of_the_labels_and_takes_its_name_from_classes(photos: ImageSet) -> None:
     names = {0: "circle", 1: "square", 2: "star"}
     clf = FewShotClassifier(method="ZeroshotCLIP", classes=names).fit(photos.paths[:2], [0, 1])
-    with pytest.raises(UserError, match="'star' cannot be a label beside those of the fit, which are of type int"):
+    with pytest.raises(UserError, match="'star' cannot be a label: those of the fit are of type int"):
         clf.add_class("star")
     clf.add_class(2)
     assert clf.classes_.tolist() == [0, 1, 2]

@@ -427,7 +427,7 @@ def test_push_to_hub_uploads_the_folder(fitted: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_an_unreachable_repository_is_reported_in_one_line() -> None:
-    with pytest.raises(UserError, match="'org/no-such' is no folder") as caught:
+    with pytest.raises(UserError, match="'org/no-such' is not a folder") as caught:
         FewShotClassifier.from_pretrained("org/no-such", local_files_only=True)
     assert "\n" not in str(caught.value)
 

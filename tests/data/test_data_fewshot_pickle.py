@@ -104,7 +104,7 @@ class _Bomb:
         ("bomb", r"would call posix.mkdir. None of its code was run"),
         ("other", "no image c0/nowhere.png with label 0"),
         ("text", "contains a str, not a Datum"),
-        ("empty", "ends in the middle, or is no pickle"),
+        ("empty", "is truncated or not a pickle"),
     ],
 )
 def test_a_pickle_that_does_not_fit_the_split_is_refused(

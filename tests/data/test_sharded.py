@@ -256,7 +256,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "drive": (lambda archive: add(archive, "C:0900.png", png_bytes(3)), "has a path that leaves the shard"),
     "link": (link, "member '0900.png' is a link"),
     "hard link": (lambda archive: add(archive, "0900.png", type=tarfile.LNKTYPE, linkname="0003.png"), "is a link"),
-    "device": (lambda archive: add(archive, "0900.png", type=tarfile.CHRTYPE), "is no plain file"),
+    "device": (lambda archive: add(archive, "0900.png", type=tarfile.CHRTYPE), "is not a plain file"),
     "class": (
         lambda archive: (add(archive, "0900.png", png_bytes(1)), add(archive, "0900.cls", b"7"))[0],
         "sample '0900' has the label 7, which is none of the 3 classes",
@@ -313,9 +313,9 @@ def test_a_truncated_shard_is_reported_in_one_line_and_its_complete_samples_are_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no tar file"),
+        (b"", "not a tar file"),
         (b"\x1f\x8b" + b"x" * 2000, "it is compressed"),
-        (b"x" * 5000, "no tar file"),
+        (b"x" * 5000, "not a tar file"),
         (None, "No such file"),
         ("folder", "Is a directory"),
     ],
@@ -439,7 +439,7 @@ def test_a_shard_that_a_server_lacks_or_refuses_is_reported_in_one_line(tmp_path
 def test_a_server_response_that_is_not_a_shard_is_not_cached(tmp_path: Path, server: Server) -> None:
     folder = shards(tmp_path / "data")
     server.add("train-000.tar", b"<html>log in</html>")
-    with pytest.raises(UserError, match="no tar file"):
+    with pytest.raises(UserError, match="not a tar file"):
         load(server.url("train-000.tar"))
     server.add("train-000.tar", (folder / "train-000.tar").read_bytes())
     assert len(load(server.url("train-000.tar")).train_x) > 0

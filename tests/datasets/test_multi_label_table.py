@@ -133,8 +133,8 @@ def test_numbers_are_also_separated_by_spaces(folder: Path, header: str) -> None
     ("header", "line", "message"),
     [
         ("path,clas,flipped,indoor", "{i:02}.png,{name},0,1", r"a column 'clas' \(did you mean 'class'\?\) beside"),
-        ("path,ant,bee,is_train", "{i:02}.png,1,{bit},{bit}", "in a column 'is_train', which is no class"),
-        ("path,ant,bee,Test", "{i:02}.png,1,{bit},{bit}", "in a column 'Test', which is no class"),
+        ("path,ant,bee,is_train", "{i:02}.png,1,{bit},{bit}", "in a column 'is_train', which is not a class"),
+        ("path,ant,bee,Test", "{i:02}.png,1,{bit},{bit}", "in a column 'Test', which is not a class"),
     ],
 )
 def test_a_zero_one_column_that_is_not_a_class_is_refused(folder: Path, header: str, line: str, message: str) -> None:

@@ -158,7 +158,7 @@ class Arrays:
         try:
             return tuple(check_name(text) for text in array.tolist())
         except (ValueError, SystemError) as error:  # code points that are no characters
-            self.refuse(name, f"holds what is no text ({error})")
+            self.refuse(name, f"contains something that is not text ({error})")
 
     def text(self, name: str) -> str:
         """A single text; "" if there is no such array."""
@@ -170,7 +170,7 @@ class Arrays:
         try:
             return check_name(str(array))
         except (ValueError, SystemError) as error:
-            self.refuse(name, f"holds what is no text ({error})")
+            self.refuse(name, f"contains something that is not text ({error})")
 
     def positive(self, name: str, default: float) -> float:
         """A single number above 0; ``default`` if there is no such array."""

@@ -232,7 +232,7 @@ def open_folder(path: PathLike) -> Iterator[FolderArrays]:
         shards = content["arrays"]
         for files in shards.values():
             if not files or not all(isinstance(file, str) and os.path.basename(file) == file for file in files):
-                raise ValueError(f"{shown(files)} are no names of files in the folder")
+                raise ValueError(f"{shown(files)} are not names of files in the folder")
         with open_file(os.path.join(path, CLASSES)) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             yield FolderArrays(name, archive, members, shards)

@@ -236,7 +236,7 @@ def _splits_first(base: Folder) -> OwnFolder | None:
             f"'{filled[flat[0]].path}' contains images but no class folders; images should be in "
             f"{filled[flat[0]].path}/<class>/"
         )
-    notes = [f"Not used: the folder '{base.folders[name].path}', which is no split" for name in others]
+    notes = [f"Not used: the folder '{base.folders[name].path}', which is not a split" for name in others]
     for name in called.values():
         if filled[name].files:
             count = count_images(len(filled[name].files))

@@ -256,8 +256,8 @@ def _refuse_split(path: Path, name: str) -> None:
     """Raise a UserError if a column of zeros and ones says which split a row is of."""
     if split_called(re.sub(r"^is[_ -]?", "", name, flags=re.IGNORECASE)):
         raise UserError(
-            f"the table '{path}' has zeros and ones in a column '{name}', which is no class; name each row's split in "
-            "a column 'split'"
+            f"the table '{path}' has zeros and ones in a column '{name}', which is not a class; name each row's split "
+            "in a column 'split'"
         )
 
 

@@ -76,7 +76,7 @@ def index_shard(path: str, source: str, columns: Columns) -> tuple[Shard, list[s
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         if isinstance(error, tarfile.TarError):
-            reason = f"it is no tar file ({reason})"
+            reason = f"it is not a tar file ({reason})"
             if source != path and Path(path).is_relative_to(shards_root()):
                 os.unlink(path)  # the server sent something else; the next call downloads it again
         raise UserError(f"cannot read shard '{printable(source)}': {reason}") from error
@@ -169,7 +169,7 @@ def _why_refused(entry: tarfile.TarInfo, name: str) -> str:
     if entry.issym() or entry.islnk():
         return "is a link"
     if not entry.isreg() or entry.issparse():
-        return "is no plain file"
+        return "is not a plain file"
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or ".." in parts or "" in parts or not can_be_path(name) or ":" in parts[0]:
         return "has a path that leaves the shard"
