@@ -1,4 +1,4 @@
-"""What ImageNet and its variants have in common: a folder per class, called by wnid, and a ``classnames.txt``."""
+"""The shared layout of ImageNet and its variants: a folder per class, named by wnid, and a ``classnames.txt``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = get_logger(__name__)
 
 
 class ByWnid(FolderDataset):
-    """Test images in folders called by wnid; labels follow the sorted wnids."""
+    """Test images in folders named by wnid; labels follow the sorted wnids."""
 
     test_only = True
     lists_files = True

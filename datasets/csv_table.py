@@ -6,7 +6,7 @@ An image may have several classes: cells like ``cat|dog``, a column ``labels`` o
 ``classes``, or a column of zeros and ones for each class (dassl_lite/data/layouts/table.py has the rules).
 Without splits, 50 % of each class are for training, 20 % for validation and 30 % for testing, as is usual in the field;
 the split is kept as ``split_<table>.json``, in the cache unless DATASET.SPLITS_IN says otherwise. A table whose rows
-all are for testing is for evaluation.
+are all for testing is for evaluation.
 
 (The module is not called csv so that it cannot shadow Python's.)
 """

@@ -8,4 +8,4 @@ from dassl_lite.data.sharded.dataset import HuggingFaceDataset
 
 @DATASET_REGISTRY.register()
 class HFDataset(HuggingFaceDataset):
-    """``cfg.DATASET.ROOT`` is a folder of .parquet or .arrow files, or an id of the hub."""
+    """``cfg.DATASET.ROOT`` is a folder of .parquet or .arrow files, or a hub id."""

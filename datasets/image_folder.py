@@ -3,9 +3,9 @@
 Images may lie at any depth below the folder of their class. ``<root>/<class>/`` is split as is usual in the field, into
 50 % training, 20 % validation and 30 % test images of each class, and the split is kept as ``split_ImageFolder.json``,
 in the cache unless DATASET.SPLITS_IN says otherwise.
-``<root>/{train,val,test}/<class>/`` and ``<root>/<class>/{train,val,test}/`` keep their splits; a folder with ``test``
-alone is for evaluation. A class is called by its folder, by ImageNet's name if the folder is a wnid, or as
-``<root>/classnames.json`` says.
+``<root>/{train,val,test}/<class>/`` and ``<root>/<class>/{train,val,test}/`` keep their splits; a folder with only
+``test`` is for evaluation. A class is named after its folder, after ImageNet's class if the folder is a wnid, or as in
+``<root>/classnames.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ImageFolder(OwnDataset):
         for remark in folder.remarks():
             logger.info(remark)
         classes, has_train = folder.named(in_any_split=self.evaluating), "train" in folder.parts
-        self.lists_files = UNSPLIT not in folder.parts  # a split that was kept may name files that are gone
+        self.lists_files = UNSPLIT not in folder.parts  # a stored split may list files that are gone
         return {
             part: folder.groups(part, classes, allow_empty=has_train and (part != "train" or self.evaluating))
             for part in folder.parts

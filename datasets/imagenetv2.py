@@ -16,7 +16,6 @@ class ImageNetV2(ByWnid):
     homepage = "https://github.com/modestyachts/ImageNetV2"
 
     def class_folders(self, parent: str) -> list[ClassFolder]:
-        # A folder is called by its label, the position of its wnid among the sorted ones; sorted as text, 10 precedes
-        # 2.
+        # A folder's name is its label, the position of its wnid among the sorted ones. As text, 10 would precede 2.
         names, _ = self.names()
         return [ClassFolder(str(label), names[wnid], wnid) for label, wnid in enumerate(sorted(names))]

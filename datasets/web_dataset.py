@@ -8,4 +8,4 @@ from dassl_lite.data.sharded.dataset import TarDataset
 
 @DATASET_REGISTRY.register()
 class WebDataset(TarDataset):
-    """``cfg.DATASET.ROOT`` is a folder of .tar files or a pattern; ``DATASET.SHARDS`` may name those of each split."""
+    """``cfg.DATASET.ROOT`` is a folder of .tar files or a pattern; ``DATASET.SHARDS`` may list each split's files."""

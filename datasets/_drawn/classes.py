@@ -40,7 +40,7 @@ def subjects_of(classes: Sequence[ObjectClass], labels: Ints, rng: np.random.Gen
 
 
 def _fixed(classes: Sequence[ObjectClass], labels: Ints, key: str, names: Sequence[str], drawn: Ints) -> Ints:
-    """The position in `names` of the value that each picture's class fixes for `key`, or what was drawn for it."""
+    """The position in `names` of each picture's value of `key`: fixed by its class, else drawn."""
     fixed = np.array([names.index(value) if (value := getattr(cls, key)) else -1 for cls in classes])[labels]
     return np.where(fixed >= 0, fixed, drawn)
 

@@ -27,7 +27,7 @@ from dassl_lite.datasets._drawn.scene import (
 
 Range = tuple[float, float]
 
-TILT = 30.0  # degrees, of PHOTO
+TILT = 30.0  # degrees, in PHOTO
 CLUTTER_SLOTS = 3
 CLUTTER_SHAPES = 16
 

@@ -1,8 +1,8 @@
 """The base class of the drawn datasets, which are drawn into ordinary folders on first use, then read like any other.
 
 A dataset is `<root>/<dataset_dir>/images/<split>/<class>/<number>.png`, `split.json` and `classes.json`; without
-`DATASET.ROOT` the root is the folder `datasets` in the cache. It is drawn in a temporary folder that is renamed when it
-is complete. So an interrupted drawing is never used, and of two processes that draw at once one wins, with the same
+`DATASET.ROOT` the root is the folder `datasets` in the cache. It is drawn in a temporary folder, which is renamed when
+it is complete. So an interrupted drawing is never used, and if two processes draw at once, one wins, with the same
 bytes.
 """
 
@@ -35,7 +35,7 @@ from dassl_lite.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-EDITION = 1  # of the pictures; a dataset of another edition is drawn again
+EDITION = 1  # edition of the pictures; a dataset of another edition is drawn again
 SPLITS = ("train", "val", "test")
 STAMP_FILE = "drawing.json"
 ABANDONED_AFTER = 3600.0  # seconds without a change after which an unfinished drawing is removed
@@ -132,7 +132,7 @@ class FieldDataset(DrawnDataset):
 
 
 def split_rng(dataset: str, split: str) -> np.random.Generator:
-    """The generator of a split: each has its own, so that it does not depend on the number of pictures in another."""
+    """The generator of a split; each has its own, so that no split depends on another's number of pictures."""
     return np.random.default_rng([EDITION, zlib.crc32(f"{dataset}/{split}".encode())])
 
 

@@ -1,5 +1,5 @@
-"""The subjects of ``bench.py``, one per module: ``NAME``, ``add_parser(subparsers)`` and ``run(args)``. Shared here:
-drawn photographs, the clock and the JSON file."""
+"""The benchmarks of ``bench.py``, one per module, each with ``NAME``, ``add_parser(subparsers)`` and ``run(args)``; and
+what they share: drawn photographs, the clock and the JSON file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL import Image
 
 from dassl_lite.utils.errors import UserError
 
-Row = dict[str, float | str | bool]  # of a table and of the JSON file
+Row = dict[str, float | str | bool]  # a row of a table and of the JSON file
 
 
 def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
     """Draw JPEG files of 500 x 375 pixels with about as much detail as photographs.
 
     Args:
-        folder: is created.
+        folder: folder for the files; it is created.
         count: number of files.
-        seed: of the drawing.
+        seed: seed of the drawing.
 
     Returns:
         Their paths.
@@ -42,7 +42,7 @@ def draw_photos(folder: Path, count: int, seed: int = 0) -> list[str]:
 
 
 def photographs(folder: Path, count: int, source: str | None = None) -> list[str]:
-    """JPEG files: those below ``source``, at most ``count``, or as many drawn ones in ``folder``, which is created.
+    """Up to ``count`` JPEG files below ``source`` or, without it, as many drawn ones in ``folder``, which is created.
 
     Raises:
         UserError: there are none below ``source``.
@@ -62,7 +62,7 @@ def photographs(folder: Path, count: int, source: str | None = None) -> list[str
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that ``work`` takes, on a GPU including what it started there."""
+    """Seconds that ``work`` takes, including what it has started on a GPU."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     synchronize()
     start = clock()
@@ -72,6 +72,6 @@ def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.per
 
 
 def write_rows(path: str | None, rows: object) -> None:
-    """Write what was measured to the file of ``--json``, if one is given."""
+    """Write the measured rows to the file of ``--json``, if one is given."""
     if path:
         Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

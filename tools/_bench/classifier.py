@@ -34,7 +34,7 @@ from dassl_lite.tools._bench.startup import cpu_seconds
 from dassl_lite.utils.errors import UserError
 
 NAME = "classifier"
-BROKEN = 100  # of --files, one in so many is broken
+BROKEN = 100  # of --files, one in this many is broken
 TENTH = 10
 _IMPORT = "import torch"
 _PREDICT = """
@@ -107,8 +107,8 @@ class _Subject:
 
 
 def _exhaust(steps: Iterator[Prediction], most: int | None = None) -> int:
-    """Take so many steps; how many of them have an error."""
-    return sum(bool(one.error) for one in itertools.islice(steps, most))
+    """Take up to ``most`` steps; returns how many of them have an error."""
+    return sum(bool(step.error) for step in itertools.islice(steps, most))
 
 
 def _stream(args: argparse.Namespace, photos: Sequence[str]) -> list[Row]:
@@ -129,7 +129,7 @@ def _stream(args: argparse.Namespace, photos: Sequence[str]) -> list[Row]:
 
 
 def linked(folder: Path, photos: Sequence[str], count: int) -> list[str]:
-    """So many links to files, in folders of a thousand; one in `BROKEN` is a part of one, which cannot be read."""
+    """Make ``count`` links to photos, in folders of a thousand; one in `BROKEN` is a truncated, unreadable file."""
     paths = [folder / str(number // 1000) / f"{number}.jpg" for number in range(count)]
     start = Path(photos[0]).read_bytes()[:100]
     for number, path in enumerate(paths):
@@ -142,7 +142,7 @@ def linked(folder: Path, photos: Sequence[str], count: int) -> list[str]:
 
 
 def _files(args: argparse.Namespace, paths: Sequence[str]) -> list[Row]:
-    """A row for each tenth of a stream, with what has been found until then."""
+    """A row for each tenth of a stream, with the totals so far."""
     import resource  # not on every system
 
     subject, rows, part = _Subject(args, paths[0]), list[Row](), -(-len(paths) // TENTH)
@@ -153,13 +153,13 @@ def _files(args: argparse.Namespace, paths: Sequence[str]) -> list[Row]:
         unreadable += _exhaust(stream, part)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of those that cannot be read
+        warnings.simplefilter("ignore")  # about unreadable files
         for start in range(0, len(paths), part):
-            whole = paths[start : start + part]
-            few = whole[::TENTH]
-            extraction += subject.extract(few) * len(whole) / len(few)
+            batch = paths[start : start + part]
+            sample = batch[::TENTH]
+            extraction += subject.extract(sample) * len(batch) / len(sample)
             answers += seconds_of(step, subject.clock)
-            done = start + len(whole)
+            done = start + len(batch)
             row: Row = {
                 "files": done,
                 "unreadable": unreadable,
@@ -173,13 +173,13 @@ def _files(args: argparse.Namespace, paths: Sequence[str]) -> list[Row]:
 
 
 def _peak(work: Callable[[], object], images: int) -> int:
-    """Bytes that Python holds at most meanwhile, with blocks so small that there are several."""
+    """Peak of the bytes that Python holds during ``work``, with blocks so small that there are several."""
     with mock.patch("dassl_lite.classifier.images.BLOCK", max(1, images // 4)):
         tracemalloc.start()
         work()
-        found = tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    return found
+    return peak
 
 
 def _start(rounds: int, folder: Path) -> list[Row]:
@@ -195,8 +195,8 @@ def _start(rounds: int, folder: Path) -> list[Row]:
     return [
         {
             "import to prediction": name,
-            "CPU s": statistics.median(found),
-            "over import torch": statistics.median(a / b for a, b in zip(found, seconds[_IMPORT], strict=True)),
+            "CPU s": statistics.median(values),
+            "over import torch": statistics.median(a / b for a, b in zip(values, seconds[_IMPORT], strict=True)),
         }
-        for name, found in seconds.items()
+        for name, values in seconds.items()
     ]

@@ -39,7 +39,7 @@ _SIZES = {
     "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
 }
-# Keys of a method that set how long it trains, in place of epochs.
+# Keys that set how long a method trains, for methods without epochs.
 _SHORT = {"STEPS_PER_SHOT": 2, "ITERATIONS": 100, "EPOCHS": 10}
 
 
@@ -102,7 +102,7 @@ def _pictures(items: Sequence[Any]) -> tuple[list[str], list[str]]:
 
 @contextlib.contextmanager
 def _small_vit() -> Iterator[None]:
-    """The architecture `SMALL` is known to open_clip."""
+    """A context in which open_clip knows the architecture `SMALL`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{SMALL}.json"
         path.write_text(json.dumps(_SIZES))

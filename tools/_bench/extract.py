@@ -37,7 +37,7 @@ PLAIN = "reference's way, from image files"
 BARE, LOADER, FILES = "bare encoder", "loader alone", "store, from image files"
 READY, CACHED = "store, tensors ready", "store, cached"
 
-_MOST = 65536  # a mark has two bytes for its number
+_MOST = 65536  # a mark encodes its number in two bytes
 
 
 def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def table(seconds: Mapping[str, Sequence[float]], inputs: int, *, on_cpu: bool) -> list[Row]:
-    """The medians of some rounds as rows.
+    """The medians over the rounds, as rows.
 
-    ``of_reachable`` compares with the slower of encoder and loader, on a CPU with one after the other.
+    ``of_reachable`` compares with the slower of encoder and loader or, on a CPU, with one after the other.
     """
     medians = {what: statistics.median(values) for what, values in seconds.items()}
     halves = medians[BARE], medians[LOADER]
@@ -117,7 +117,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     finish = dataset.finish
     assert finish is not None, "its transform ends in ToTensor and Normalize"
     views = [dataset[number].views for number in range(args.images)]
-    inputs = torch.stack([view for one in views for view in one]).to(args.device)
+    inputs = torch.stack([view for image_views in views for view in image_views]).to(args.device)
 
     def ready(mark: Image.Image) -> Tensor:
         red, green, _ = mark.getpixel((0, 0))  # type: ignore[misc]
@@ -169,7 +169,7 @@ def _opened(photo: str) -> Image.Image:
 
 
 def _photos(folder: Path, args: argparse.Namespace) -> list[str]:
-    """As many JPEG files as there are images; a few files have many names."""
+    """As many JPEG files as there are images; a few real files have many names."""
     files = photographs(folder / "photos", args.images, args.photos)
     names = [str(folder / f"{number}.jpg") for number in range(args.images)]
     for number, name in enumerate(names):

@@ -48,9 +48,9 @@ from dassl_lite.utils.env import environment, usable_cores
 NAME = "gpu"
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 POINTS = {"fp32": 0.3, "amp": 1.5, "fp16": 1.5, "bf16": 1.5}  # of accuracy that a GPU may differ from the CPU in fp32
-ERRORS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}  # of features, relative
+ERRORS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}  # relative errors of features
 ON_IMAGES = ("CoOp", "CoCoOp", "CLIPLoRA")  # methods whose steps run an encoder
-SHORT = {  # what makes a method short in the comparison with the CPU
+SHORT = {  # settings for short runs in the comparison with the CPU
     "TipAdapter": ["TRAINER.TipAdapter.ALPHA_STEPS", "5", "TRAINER.TipAdapter.BETA_STEPS", "5"],
     "TipAdapterF": ["TRAINER.TipAdapter.ALPHA_STEPS", "5", "TRAINER.TipAdapter.BETA_STEPS", "5"],
     "CoCoOp": ["DATALOADER.TRAIN_X.BATCH_SIZE", "8"],
@@ -67,13 +67,13 @@ class Size:
     """How large the check is.
 
     Attributes:
-        methods: that are compared with the CPU; empty for all.
-        precisions: in which they are.
-        photos: different JPEG files; runs see each of them under many names.
-        images: of the extraction.
-        classes, shots, views, test_images: of the runs of ImageNet's size; test images are per class.
-        backbone: of the extraction and of those runs.
-        tests: arguments of pytest, from the root of the repository.
+        methods: methods to compare with the CPU; empty for all.
+        precisions: precisions to compare them in.
+        photos: number of different JPEG files; runs see each of them under many names.
+        images: number of images in the extraction.
+        classes, shots, views, test_images: size of the ImageNet-like runs; test images are per class.
+        backbone: backbone of the extraction and of those runs.
+        tests: pytest arguments, relative to the root of the repository.
     """
 
     methods: tuple[str, ...] = ()
@@ -119,12 +119,12 @@ class Check:
     """A check in progress.
 
     Attributes:
-        size: of it.
-        folder: for files.
-        limit: seconds for all of it.
-        found: what the stages returned, by name.
-        seconds: what they took.
-        failures, left_out: one line each.
+        size: size of the check.
+        folder: folder for its files.
+        limit: seconds for the whole check.
+        found: results of the stages, by name.
+        seconds: seconds that the stages took, by name.
+        failures, left_out: one line for each stage that failed, or that there was no time for.
     """
 
     size: Size
@@ -144,7 +144,7 @@ class Check:
         return self.limit - (time.monotonic() - self.start)
 
     def stage(self, name: str, work: Callable[[], Any], share: float = 1.0) -> None:
-        """Do ``work`` in that share of the time that is left; what it raises is noted."""
+        """Run ``work`` within ``share`` of the time left; errors are recorded."""
         if self.left < 1:
             self.left_out.append(name)
             return
@@ -155,7 +155,7 @@ class Check:
                 self.found[name] = work()
         except TooLongError:
             self.left_out.append(f"{name} (stopped after {time.monotonic() - start:.0f} s)")
-        except Exception as error:  # whatever it is, the other stages run  # noqa: BLE001
+        except Exception as error:  # the other stages run in any case  # noqa: BLE001
             self.failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
             traceback.print_exc()
         finally:
@@ -169,7 +169,7 @@ class TooLongError(Exception):
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise TooLongError in the block when it has taken so long; without effect where there is no such signal."""
+    """Raise TooLongError inside the block after this many seconds; no effect on systems without such a signal."""
 
     def stop(*_: Any) -> None:
         raise TooLongError
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(check: Check) -> None:
-    """All stages, what matters most first."""
+    """All stages, the most important first."""
     check.stage("photos", lambda: _draw(check))
     check.stage("extract", lambda: _extract(check), 0.3)
     check.stage("cold TaskRes", lambda: _imagenet(check, "TaskRes", cold=True), 0.6)
@@ -247,7 +247,7 @@ def _stages(check: Check) -> None:
 
 
 def feature_methods() -> list[str]:
-    """The methods that only run encoders, so that a second run has all features in the cache; the best known first."""
+    """The methods with frozen encoders, whose second run finds all features in the cache; the best known first."""
     first = ["TaskRes", "TipAdapterF", "CLIP_Adapter", "LinearProbe"]
     found = [name for name in all_methods() if not TRAINER_REGISTRY.get(name).through_encoder]
     return first + [name for name in found if name not in first]
@@ -291,7 +291,7 @@ def _extract(check: Check) -> list[Any]:
 
 
 def _imagenet(check: Check, method: str, *, cold: bool = False, epochs: int = 0) -> dict[str, Any]:
-    """A run of ImageNet's size on the JPEG files or, once these are cached, on their features."""
+    """A run of ImageNet's size on the JPEG files or, once they are cached, on their features."""
     size, node = check.size, TRAINER_REGISTRY.get(method).node_name()
     flags = {
         "DATASET": {"ROOT": str(check.folder / "imagenet"), "NUM_SHOTS": size.shots, "FEATURES": {"VIEWS": size.views}},
@@ -306,7 +306,7 @@ def _imagenet(check: Check, method: str, *, cold: bool = False, epochs: int = 0)
 
 
 def _warm(check: Check, method: str) -> dict[str, Any]:
-    """A run on cached features: the second one, if the first had to extract some that only this method uses."""
+    """A run on cached features; repeated if the first one had to extract features that only this method uses."""
     found = _imagenet(check, method)
     if found["phases"].get("features", 0.0) < 0.2 * found["seconds"]:
         return found
@@ -340,13 +340,13 @@ def _encoders(check: Check) -> dict[str, float]:
     texts = [f"a photo of a {name}." for name in open_clip.IMAGENET_CLASSNAMES[:32]]
     cpu = load_clip(check.size.backbone)
     images = torch.randn(8, 3, *cpu.image_size, generator=torch.Generator().manual_seed(0))
-    wanted = {"text": cpu.encode_text(cpu.tokenize(texts)), "image": cpu.encode_image(images)}
+    expected = {"text": cpu.encode_text(cpu.tokenize(texts)), "image": cpu.encode_image(images)}
     rows = {}
     for precision, bound in ERRORS.items():
         gpu = load_clip(check.size.backbone, precision=precision, device="cuda")
-        found = {"text": gpu.encode_text(gpu.tokenize(texts)), "image": gpu.encode_image(images)}
-        for what, features in found.items():
-            error = (features.float().cpu() - wanted[what]).norm(dim=-1) / wanted[what].norm(dim=-1)
+        outputs = {"text": gpu.encode_text(gpu.tokenize(texts)), "image": gpu.encode_image(images)}
+        for what, features in outputs.items():
+            error = (features.float().cpu() - expected[what]).norm(dim=-1) / expected[what].norm(dim=-1)
             rows[f"{what} {precision}"] = float(error.max())
             if not rows[f"{what} {precision}"] <= bound:
                 check.failures.append(
@@ -356,11 +356,11 @@ def _encoders(check: Check) -> dict[str, float]:
 
 
 def _parity(check: Check) -> dict[str, Any]:
-    """Accuracy of every method in every precision, and that of the CPU in fp32, on the demo."""
+    """Accuracy of every method in every precision, and on the CPU in fp32, on the demo dataset."""
     ours = [name for name in TRAINER_REGISTRY if TRAINER_REGISTRY.get(name).__module__.startswith("dassl_lite.")]
     rows: dict[str, Any] = {}
     on_cpu: dict[str, float] = {}
-    deadline = time.monotonic() + 0.55 * check.left  # before the stage is stopped, so that its rows are kept
+    deadline = time.monotonic() + 0.55 * check.left  # earlier than the stage's limit, so that its rows are kept
     for precision in check.size.precisions:
         for method in check.size.methods or ours:
             if time.monotonic() > deadline:
@@ -369,22 +369,22 @@ def _parity(check: Check) -> dict[str, Any]:
             try:
                 if method not in on_cpu:
                     on_cpu[method] = _short_run(check, method, "fp32", cuda=False)
-                found = _short_run(check, method, precision, cuda=True)
+                on_gpu = _short_run(check, method, precision, cuda=True)
             except TooLongError:
                 raise
-            except Exception as error:  # the other methods are compared nevertheless  # noqa: BLE001
+            except Exception as error:  # the other methods run in any case  # noqa: BLE001
                 check.failures.append(f"parity {method} {precision}: {type(error).__name__}: {error}")
                 continue
-            rows[f"{method} {precision}"] = {"cuda": found, "cpu": on_cpu[method]}
-            if abs(found - on_cpu[method]) > POINTS[precision]:
+            rows[f"{method} {precision}"] = {"cuda": on_gpu, "cpu": on_cpu[method]}
+            if abs(on_gpu - on_cpu[method]) > POINTS[precision]:
                 check.failures.append(
-                    f"parity {method} {precision}: {found:.2f} % on the GPU, {on_cpu[method]:.2f} % on the CPU in fp32"
+                    f"parity {method} {precision}: {on_gpu:.2f} % on the GPU, {on_cpu[method]:.2f} % on the CPU in fp32"
                 )
     return rows
 
 
 def _short_run(check: Check, method: str, precision: str, *, cuda: bool) -> float:
-    """Test accuracy in percent of a run of ten epochs on the demo; small: of one, on the photographs."""
+    """Test accuracy in percent after ten epochs on the demo; if small, after one on the photographs."""
     node = TRAINER_REGISTRY.get(method).node_name()
     small = check.size is SIZES["small"]
     flags: dict[str, Any] = {"DATASET": {"NUM_SHOTS": 2, "FEATURES": {"VIEWS": 4}}, "USE_CUDA": cuda}
@@ -398,19 +398,19 @@ def _short_run(check: Check, method: str, precision: str, *, cuda: bool) -> floa
 
 
 def _tests(check: Check) -> dict[str, Any]:
-    """The tests that ask for a GPU, in a process of their own."""
+    """The tests that ask for a GPU, in a separate process."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "tests").is_dir():
         return {"skipped": "the package is installed without its tests"}
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *check.size.tests]
     with mock.patch.dict(os.environ):
         del os.environ["DASSL_LITE_CACHE"]
-        os.environ["DASSL_LITE_TEST_GPU"] = "1"  # they see none otherwise
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(5, check.left))
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    if done.returncode not in (0, 5):  # 5: there are none
+        os.environ["DASSL_LITE_TEST_GPU"] = "1"  # otherwise the tests see no GPU
+        process = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(5, check.left))
+    last = (process.stdout.strip().splitlines() or [""])[-1]
+    if process.returncode not in (0, 5):  # 5: no tests collected
         check.failures.append(f"tests: {last}")
-        sys.stderr.write(done.stdout[-4000:])
+        sys.stderr.write(process.stdout[-4000:])
     return {"summary": last}
 
 
@@ -418,7 +418,7 @@ def _tests(check: Check) -> dict[str, Any]:
 
 
 def goals_of(check: Check) -> list[dict[str, Any]]:
-    """The goals that the stages measured, each with what was measured and its bound."""
+    """The goals of the stages that ran, each with its measured value and bound."""
     found, goals = check.found, []
 
     def goal(name: str, measured: float, bound: float, *, at_least: bool = False) -> None:

@@ -23,7 +23,7 @@ from dassl_lite.tools._bench import Row, write_rows
 from dassl_lite.utils import UserError
 
 NAME = "listing"
-DATASETS = {"ImageNet": "", "ImageFolder": "imagenet/images"}  # and what of the folder is its root
+DATASETS = {"ImageNet": "", "ImageFolder": "imagenet/images"}  # dataset -> its root within the folder
 _ROUNDS = ("first", "again")
 
 
@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    """Measure, print a table, and give its rows: dataset, images, round, CPU s, s."""
+    """Measure and print a table; returns its rows: dataset, images, round, CPU s, s."""
     check_at_least(args, 2, ("classes",), at_most=1000)
     check_at_least(args, 1, ("images",), at_most=1_000_000)
     rows: list[Row] = []
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def make_files(folder: Path, classes: int, images: int) -> None:
-    """ImageNet's folders, of empty files."""
+    """Make ImageNet's folders with empty files."""
     wnids = imagenet_classes().ids[:classes]
     for part, count in (("train", images), ("val", 50)):
         for wnid in wnids:

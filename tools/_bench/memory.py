@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[ToolParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure, print a table, and give its rows."""
+    """Measure and print a table; returns its rows."""
     check_at_least(args, 2, ("rows", "classes"))
     check_at_least(args, 1, ("width", "batch"))
     rows = []
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def make_features(folder: Path, parts: dict[str, int], classes: int, width: int, rows_of_shard: int = 1 << 20) -> None:
-    """A folder of feature shards: ``parts`` says how many rows each split has."""
+    """Make a folder of feature shards; ``parts``: the number of rows of each split."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     manifest: dict[str, list[str]] = {}

@@ -112,7 +112,7 @@ def _config(args: argparse.Namespace, file: Path, output: Path) -> CfgNode:
 
 
 def _bare(cfg: CfgNode) -> float:
-    """The accuracies' sum of a plain script that does what the run does."""
+    """The sum of the accuracies of a plain script that does the same as the run."""
     with np.load(cfg.DATASET.FILE) as arrays:
         names = ("train_features", "train_labels", "test_features", "test_labels", "text_weights")
         features, labels, *test, base = (torch.from_numpy(arrays[name]) for name in names)

@@ -74,18 +74,18 @@ def run(args: argparse.Namespace) -> dict[str, list[Row]]:
 
 @torch.no_grad()
 def _errors(name: str, photos: list[str]) -> list[Row]:
-    """Relative errors of the features of a backbone: the mean and the largest of all images, and of all texts."""
-    device, wanted, rows = devices.pick(True), {}, []
+    """Relative errors of a backbone's features: the mean and the maximum, for images and for texts."""
+    device, expected, rows = devices.pick(True), {}, []
     for precision in ("fp32", *HALVES):
         clip = load_clip(name, precision, device)
         features = {"images": clip.encode_image(_inputs(clip, photos)), "texts": clip.encode_text(_tokens(clip))}
         found = {what: part.float().cpu() for what, part in features.items()}
         if precision == "fp32":
-            wanted = found
+            expected = found
             continue
         row: Row = {"backbone": name, "precision": precision}
         for what, part in found.items():
-            error = (part - wanted[what]).norm(dim=-1) / wanted[what].norm(dim=-1)
+            error = (part - expected[what]).norm(dim=-1) / expected[what].norm(dim=-1)
             row |= {f"{what}, mean": error.mean().item(), f"{what}, most": error.max().item()}
         rows.append(row)
     return rows
@@ -109,20 +109,20 @@ def _tokens(clip: CLIPBackbone) -> Tensor:
 
 @contextmanager
 def _half_everywhere() -> Iterator[None]:
-    """Runs compute in float16 on a CPU, too."""
+    """A context in which runs compute in float16 on a CPU, too."""
     with mock.patch.object(backbone, "precision_on", lambda device, wanted, **_: wanted):
         yield
 
 
 def _accuracies(args: argparse.Namespace, method: str, folder: Path) -> Row:
-    """Mean accuracy in each precision, and the largest difference of a run from the same in fp32, in points."""
-    found = {
+    """Mean accuracy in each precision, and the largest difference from the same run in fp32, in points."""
+    accuracies = {
         precision: [_accuracy(args, method, precision, seed, folder) for seed in range(1, args.seeds + 1)]
         for precision in ("fp32", *HALVES)
     }
-    row: Row = {"method": method, **{precision: statistics.fmean(values) for precision, values in found.items()}}
+    row: Row = {"method": method, **{precision: statistics.fmean(values) for precision, values in accuracies.items()}}
     for half in HALVES:
-        row[f"{half}, most"] = max(abs(a - b) for a, b in zip(found[half], found["fp32"], strict=True))
+        row[f"{half}, most"] = max(abs(a - b) for a, b in zip(accuracies[half], accuracies["fp32"], strict=True))
     return row
 
 

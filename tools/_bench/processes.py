@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 
 def _measure(args: argparse.Namespace, place: Path) -> dict[int, list[float]]:
-    """Wall seconds per round, by the number of processes."""
+    """Wall-clock seconds per round, by number of processes."""
     clip = load_clip(args.backbone, "fp32", "cpu")
     photos = photographs(place / "photos", args.images, args.photos)
     paths = [str(photos[number % len(photos)]) for number in range(args.images)]
@@ -83,10 +83,10 @@ def _measure(args: argparse.Namespace, place: Path) -> dict[int, list[float]]:
         return time.perf_counter() - start
 
     found: dict[int, list[float]] = {1: [], args.jobs: []}
-    with local_workers(1, threads=1) as one, local_workers(args.jobs, threads=1) as several:
-        clocked(one, pieces[:1])
+    with local_workers(1, threads=1) as single, local_workers(args.jobs, threads=1) as several:
+        clocked(single, pieces[:1])
         clocked(several, pieces)  # each of them loads the backbone
         for _ in range(args.rounds):
-            found[1].append(clocked(one, pieces))
+            found[1].append(clocked(single, pieces))
             found[args.jobs].append(clocked(several, pieces))
     return found

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def cpu_seconds(command: list[str], folder: str | Path) -> float:
-    """User and system time of a process and of those that it waits for."""
+    """User and system time of a process and of its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

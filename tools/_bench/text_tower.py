@@ -41,10 +41,10 @@ class Prompts:
     """K prompts ``[start] context name. [end]`` with a learned context, as in CoOp.
 
     Attributes:
-        model: open_clip's, frozen; only its text encoder is used.
+        model: open_clip's model, frozen; only its text encoder is used.
         context: (C, W), or (B, C, W) with one per image as in CoCoOp; a leaf with gradient.
-        tokens: (K, 77); those at the positions of the context are ignored.
-        target: (K, D), the gradient on the features, the same for both ways.
+        tokens: (K, 77); tokens at the positions of the context are ignored.
+        target: (K, D), the gradient of the loss with respect to the features, the same for both ways.
         deep: block number -> (C, W) or (K, C, W), leaves with gradient that replace the context in that block's input.
     """
 
@@ -111,7 +111,7 @@ def make_prompts(classes: int, context: int, images: int = 0, architecture: str 
 
 
 def with_deep(prompts: Prompts, per_class: bool) -> Prompts:
-    """The same prompts, with rows for every block after the first, or with rows of each class for one block."""
+    """The same prompts, with deep rows for every block after the first, or with rows per class for a single block."""
     depth, shape = len(prompts.model.transformer.resblocks), prompts.context.shape
     classes = (len(prompts.tokens),) if per_class else ()
     blocks = [depth * 2 // 3] if per_class else range(1, depth)
@@ -172,7 +172,7 @@ def _deep(args: argparse.Namespace, per_class: bool) -> Row:
 
 
 def _cocoop(args: argparse.Namespace) -> Row:
-    """A batch of images, each with its own context: seconds per image; the plain way runs one image at a time."""
+    """Seconds per image for a batch in which each image has its own context; the plain way runs one at a time."""
     classes, context, images = min(100, max(args.classes)), 4, args.cocoop_batch
     one, all_images = (make_prompts(classes, context, number, args.architecture) for number in (1, images))
     plain, tower = [], []
@@ -246,7 +246,7 @@ def print_peak(way: str, architecture: str, classes: str, context: str) -> None:
 
 
 def _peak_mb() -> float:
-    """Peak memory of this process. Linux' own count does not include that of the parent before the fork."""
+    """Peak memory of this process in MB, on Linux without that of the parent before the fork."""
     status = Path("/proc/self/status")
     if status.exists():
         return _kilobytes(status, "VmHWM") / 1024

@@ -100,7 +100,7 @@ PARTS = {
 
 
 def check_parts(args: argparse.Namespace) -> None:
-    """Raise a UserError for a flag of a part that is skipped."""
+    """Raise a UserError if a flag belongs to a part that is skipped."""
     if not args.seeds and not args.real_backbone:
         raise UserError("both parts are skipped: there is nothing to measure")
     for attribute, flags in PARTS.items():
@@ -114,7 +114,7 @@ def check_parts(args: argparse.Namespace) -> None:
 
 
 def _compare_ways(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs of both ways, alternating, for every seed; ``speedup`` is the ratio of their total seconds."""
+    """Run both ways, alternating, for every seed; ``speedup`` is the ratio of their total seconds."""
     if args.data and {"dataset_config_file", "root"} & args.given.keys():
         raise UserError("--data takes the place of --dataset-config-file and --root; leave them out")
     runs, dataset = [], args.dataset_config_file
@@ -164,7 +164,7 @@ def _config(args: argparse.Namespace, folder: Path, views: int, seed: int, backb
 
 
 def _timed_run(cfg: CfgNode) -> tuple[float, dict[str, Any]]:
-    """Seconds of a run, from its config to its results, and its results."""
+    """Seconds of a run, from config to results, and the results."""
     start = time.perf_counter()
     engine.train(cfg)
     seconds = time.perf_counter() - start
@@ -177,7 +177,7 @@ def _timed_run(cfg: CfgNode) -> tuple[float, dict[str, Any]]:
 
 
 def _measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a cached run, divided by those of its bare encoder passes and the head's bare steps."""
+    """Seconds of a cached run, divided by the seconds of its bare encoder passes and bare steps of the head."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part, count in (("train", args.shots), ("test", 1)):
@@ -215,7 +215,7 @@ def _device(cfg: CfgNode) -> str:
 
 @torch.no_grad()
 def _bare_encoder(clip: CLIPBackbone, cfg: CfgNode, count: int) -> list[float]:
-    """Seconds per input of each batch, ``count`` inputs in batches of the feature store's size."""
+    """Seconds per input, for each batch of ``count`` inputs in batches of the feature store's size."""
     batch = torch.randn(min(cfg.DATASET.FEATURES.BATCH_SIZE, max(count, 1)), 3, *clip.image_size, device=clip.device)
     clip.encode_image(batch[:8])  # warm-up
     batches = max(1, count // len(batch))
@@ -229,7 +229,7 @@ def _bare_text(clip: CLIPBackbone, classes: int) -> float:
 
 
 def _bare_head(cfg: CfgNode) -> float:
-    """Seconds of the head's steps on tensors in memory: as many steps as the run takes, with as many threads."""
+    """Seconds of the head's steps on tensors in memory, with the run's number of steps and threads."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}-bare"

@@ -38,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def caption(content: Ints, rng: np.random.Generator) -> tuple[str, tuple[int, int, int, int]]:
-    """A caption for ``content`` (kind, shape or character, fill, colour), and the content as far as it names it."""
+    """A caption for ``content`` (kind, shape or character, fill, colour), and the part of the content that it names."""
     kind, which, fill, colour = (int(value) for value in content)
     if kind != SHAPE:
         return _glyph_caption(kind, which, colour, rng)

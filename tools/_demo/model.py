@@ -2,7 +2,7 @@
 
 The file is safetensors with OpenAI's keys in half precision. ``token_embedding.weight`` has only the rows whose ids
 ``token_embedding.rows`` lists: those of the words in captions. The other rows were never trained; they are numpy's
-``default_rng(2021)``, normal, times 0.02. The metadata has what the shapes of the tensors do not tell, such as head
+``default_rng(2021)``, normal, times 0.02. The metadata has what cannot be read from the tensors' shapes, such as head
 widths.
 
 Shapes:
@@ -46,7 +46,7 @@ class Vocabulary:
     """The tokens that occur in captions, numbered from 0 in the order of their ids.
 
     Attributes:
-        rows: (V,) their ids.
+        rows: (V,) ids of the tokens.
         end: id of the end token.
     """
 
@@ -127,10 +127,10 @@ def export(model: CLIP, vocabulary: Vocabulary, recipe: str, path: Path) -> None
     """Write the model to a file.
 
     Args:
-        model: to write.
-        vocabulary: whose rows the token embedding has.
-        recipe: of the training, as JSON, for the metadata.
-        path: of the file; its folder is created.
+        model: the model to write.
+        vocabulary: the tokens whose rows the token embedding has.
+        recipe: the training recipe as JSON, for the metadata.
+        path: path of the file; its folder is created.
     """
     tensors = {name: _halved(value) for name, value in model.state_dict().items() if name != "attn_mask"}
     tensors["token_embedding.rows"] = vocabulary.rows.int()

@@ -78,7 +78,7 @@ class Pictures:
 
 
 def pretraining_pictures(count: int, rng: np.random.Generator, shares: dict[str, float] | None = None) -> Pictures:
-    """About ``count`` pictures in random order; ``shares`` are those of the five kinds in SHARES."""
+    """About ``count`` pictures in random order; ``shares``: the fractions of the five kinds in SHARES."""
     counts = {name: round(count * share) for name, share in (shares or SHARES).items()}
     table = np.concatenate([shape_table(), glyph_table(DIGITS + LETTERS)])
     makers = {

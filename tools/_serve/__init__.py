@@ -1,1 +1,1 @@
-"""The page of ``serve.py``: a visitor's work is in ``session``, HTML of it in ``look``, the widgets in ``page``."""
+"""The page of ``serve.py``: ``session`` holds a visitor's work, ``look`` makes HTML of it, ``page`` has the widgets."""

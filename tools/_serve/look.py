@@ -1,4 +1,4 @@
-"""HTML of pictures and answers, and the page's style; Gradio's own colours, so it is right in light and in dark."""
+"""HTML for pictures and answers, and the page's style, in Gradio's own colours, so that it works in light and dark."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dassl_lite.tools._serve.session import Exported, Lesson, Picture, csv_of, d
 from dassl_lite.tools.predict import UNKNOWN
 from dassl_lite.utils.errors import printable
 
-# Whatever a page or a library tries, the browser asks this server only.
+# The browser only contacts this server, whatever a page or a library tries.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "connect-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'"
 )
 
-EXPORTS = "exported"  # where the page asks for files that are too large to be in it
+EXPORTS = "exported"  # path for files that are too large to be embedded in the page
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -75,7 +75,7 @@ a.dl-button:hover {background: var(--button-secondary-background-fill-hover);}
 
 
 def text(value: object) -> str:
-    """As text between tags, or as an attribute."""
+    """Escape a value for use between tags or in an attribute."""
     return html.escape(printable(value), quote=True)
 
 
@@ -87,7 +87,7 @@ def refusals(lines: Sequence[str]) -> str:
 
 
 def link(label: str, name: str, address: str) -> str:
-    """A button that saves what is at an address, which may be the content itself, as a file."""
+    """A button that saves the content at a URL, which may be a data URI, as a file."""
     return f'<a class="dl-button" download="{text(name)}" href="{text(address)}">{text(label)}</a>'
 
 
@@ -95,7 +95,7 @@ def card(picture: Picture, found: Prediction, names: Sequence[object]) -> str:
     """A picture with a bar per class.
 
     Args:
-        names: of the classes of ``found``, also where its labels are None.
+        names: names of the classes in ``found``, also where its labels are None.
     """
     first = found.labels[0]
     unknown = " dl-unknown" if first is None else ""
@@ -116,12 +116,12 @@ def thumbnails(pictures: Sequence[Picture]) -> str:
     """The pictures of a class."""
     if not pictures:
         return '<p class="dl-note">No pictures yet.</p>'
-    images = "".join(f'<img src="{one.thumbnail}" alt="" title="{text(one.name)}">' for one in pictures)
+    images = "".join(f'<img src="{picture.thumbnail}" alt="" title="{text(picture.name)}">' for picture in pictures)
     return f'<div class="dl-thumbs">{images}</div>'
 
 
 def lesson(found: Lesson, content: bytes) -> str:
-    """What training found, and a button that saves the classifier."""
+    """The result of training, and a button that saves the classifier."""
     how = "each left out in turn" if found.singly else "left out a few at a time"
     low, high = found.interval
     bars = "".join(
@@ -139,24 +139,26 @@ def lesson(found: Lesson, content: bytes) -> str:
 
 def exported(found: Exported) -> str:
     """How the ONNX file compares with the classifier, and a button that saves it."""
-    alike = found.agreement
+    result = found.agreement
     save = link("Download ONNX", "classifier-onnx.zip", f"{EXPORTS}/{found.token}")
     return (
-        f'<div class="dl-head"><p class="dl-note">{alike.megabytes:.1f} MB. Compared on {alike.pictures} pictures: the '
-        f"likeliest class is the same on {alike.agreement:.0f} %, and probabilities differ by at most "
-        f"{alike.difference:.1e}.</p>{save}</div>"
+        f'<div class="dl-head"><p class="dl-note">{result.megabytes:.1f} MB. Compared on {result.pictures} pictures: '
+        f"the likeliest class is the same on {result.agreement:.0f} %, and probabilities differ by at most "
+        f"{result.difference:.1e}.</p>{save}</div>"
     )
 
 
 def answers(
     rows: Sequence[tuple[Picture, Prediction]], names: Sequence[Sequence[object]], refused: Sequence[str]
 ) -> str:
-    """All pictures with what they show, and a button for the table."""
+    """All pictures with their predictions, and a button that saves the table."""
     if not rows:
         return refusals(refused)
     unknown = sum(found.labels[0] is None for _, found in rows)
-    told = f"{len(rows)} picture{'s' if len(rows) > 1 else ''}" + (f", {unknown} unknown" if unknown else "")
+    summary = f"{len(rows)} picture{'s' if len(rows) > 1 else ''}" + (f", {unknown} unknown" if unknown else "")
     table = csv_of(rows).encode("utf-8", "surrogateescape")
     save = link("Download CSV", "predictions.csv", data_uri(table, "text/csv"))
-    cards = "".join(card(*row, own) for row, own in zip(rows, names, strict=True))
-    return f'{refusals(refused)}<div class="dl-head"><span>{told}</span>{save}</div><div class="dl-grid">{cards}</div>'
+    cards = "".join(card(*row, class_names) for row, class_names in zip(rows, names, strict=True))
+    return (
+        f'{refusals(refused)}<div class="dl-head"><span>{summary}</span>{save}</div><div class="dl-grid">{cards}</div>'
+    )

@@ -1,4 +1,4 @@
-"""The widgets of the page, in Gradio; every one of them asks the visitor's `Session`."""
+"""The page's Gradio widgets; each of them calls the visitor's `Session`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dassl_lite.utils import UserError
 from dassl_lite.utils.errors import printable
 
 TITLE = "dassl-lite"
-FORGOTTEN = (60, 600)  # how often, and after how many seconds, uploads that no session took are removed
+FORGOTTEN = (60, 600)  # every how many seconds, and from what age, Gradio removes uploads
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
@@ -23,9 +23,9 @@ class Page:
 
     Args:
         visitors: the sessions.
-        about: a line on the classifier, or on the backbone.
-        teaches: whether visitors teach a classifier of their own.
-        has_example: whether there are pictures to try that with.
+        about: a line about the classifier or the backbone.
+        teaches: whether visitors teach their own classifier.
+        has_example: whether there are example pictures for teaching.
     """
 
     def __init__(self, visitors: Visitors, about: str, *, teaches: bool = False, has_example: bool = False) -> None:
@@ -69,7 +69,7 @@ class Page:
             max_file_size=MOST_UPLOAD,
             footer_links=[],
             run_history=False,
-            show_error=False,  # an unforeseen error may quote paths; those of visitors are told as warnings
+            show_error=False,  # unforeseen errors may quote paths; user errors are shown as warnings
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
@@ -113,13 +113,13 @@ class Page:
             return self._answers(session, below)
 
     def _answers(self, session: Session, below: float) -> str:
-        found = session.answers
-        return look.answers(found.rows(below), [one.labels for one in found.found], found.refused)
+        current = session.answers
+        return look.answers(current.rows(below), [prediction.labels for prediction in current.found], current.refused)
 
     # ---- teaching -------------------------------------------------------------------------------------------------
 
     def _teach(self, has_example: bool) -> None:
-        changes = gr.State(0)  # of the classes: they are drawn anew at each
+        changes = gr.State(0)  # counts changes to the classes, each of which renders them again
         gr.Markdown(f"## 1. Classes\nA few pictures of each are enough; at most {MOST_TAUGHT} in all.")
         with gr.Row(equal_height=True):
             name = gr.Textbox(
@@ -132,8 +132,8 @@ class Page:
         def classes(_: int, request: gr.Request) -> None:
             session = self.session(request)
             with gr.Row(elem_classes="dl-classes"):
-                for one in list(session.classes):
-                    self._card(session, one, changes, refused)
+                for class_name in list(session.classes):
+                    self._card(session, class_name, changes, refused)
 
         gr.render(inputs=changes, triggers=[changes.change])(classes)
 
@@ -142,19 +142,19 @@ class Page:
             camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=260)
         gr.Markdown("## 2. Train")
         train = gr.Button("Train", variant="primary")
-        found = gr.HTML(elem_id="lesson", elem_classes="dl-html", padding=False)
+        lesson = gr.HTML(elem_id="lesson", elem_classes="dl-html", padding=False)
         onnx = gr.Button("Make ONNX", size="sm", visible=False, elem_id="make-onnx")
-        made = gr.HTML(elem_id="onnx", elem_classes="dl-html", padding=False)
+        export = gr.HTML(elem_id="onnx", elem_classes="dl-html", padding=False)
 
         gr.on([add.click, name.submit], self.add_class, [name, changes], [name, changes], **PRIVATE)
         example.click(self.load_example, changes, changes, **PRIVATE)
         camera.input(self.take_picture, [camera, target, changes], [camera, changes, refused], **PRIVATE)
-        changes.change(self.choices, target, [target, found, onnx, made], **PRIVATE)
-        train.click(self.train, None, [found, onnx, made], **PRIVATE)
-        onnx.click(self.export, None, made, **PRIVATE)
+        changes.change(self.choices, target, [target, lesson, onnx, export], **PRIVATE)
+        train.click(self.train, None, [lesson, onnx, export], **PRIVATE)
+        onnx.click(self.export, None, export, **PRIVATE)
 
     def _card(self, session: Teaching, name: str, changes: Any, refused: Any) -> None:
-        """A class: its pictures, where to drop more, and a button to remove it."""
+        """The card of a class: its pictures, a drop area for more, and a button to remove it."""
 
         def add(files: list[str] | None, count: int, request: gr.Request) -> tuple[int, str]:
             return self.add_pictures(name, files or [], count, request)
@@ -209,7 +209,7 @@ class Page:
         return None, *self.add_pictures(name, [file], count, request)
 
     def choices(self, chosen: str | None, request: gr.Request) -> tuple[Any, str, Any, str]:
-        """The classes that the camera can take pictures of; what training found is of other classes."""
+        """Update the camera's classes, and clear the results of training, which were for the old classes."""
         names = list(self.session(request).classes)
         chosen = chosen if chosen in names else next(iter(names), None)
         return gr.Dropdown([(printable(name), name) for name in names], value=chosen), "", gr.Button(visible=False), ""
@@ -235,5 +235,5 @@ class Page:
 
 def sentence(error: UserError) -> str:
     """An error as a sentence, without markup."""
-    told = printable(error)
-    return look.text(told[:1].upper() + told[1:] + ("" if told.endswith(".") else "."))
+    message = printable(error)
+    return look.text(message[:1].upper() + message[1:] + ("" if message.endswith(".") else "."))

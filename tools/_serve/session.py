@@ -1,6 +1,6 @@
-"""What one visitor of the page has: pictures and what they show, until the page is closed.
+"""A visitor's session: pictures and predictions, kept until the page is closed.
 
-Nothing here knows the page's widgets. Pictures lie in a folder of the session's own, which `Session.close` removes.
+Nothing here knows the page's widgets. Pictures are in the session's own folder, which `Session.close` removes.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from dassl_lite.tools import predict
 from dassl_lite.utils.errors import UserError, printable
 
 MOST_BYTES = 10 << 20  # of a picture's file
-MOST_UPLOAD = 5 * MOST_BYTES  # of a file that is taken at all, to be named and left out
+MOST_UPLOAD = 5 * MOST_BYTES  # larger uploads fail; up to this, a file is named and left out
 MOST_PIXELS = 50_000_000  # of a picture
-MOST_AT_ONCE = 100  # pictures that are dropped together
+MOST_AT_ONCE = 100  # pictures that are uploaded together
 MOST_CLASSES = 20  # to teach
 MOST_TAUGHT = 400  # pictures to teach with
-LONGEST_NAME = 60  # characters of a class
-LEFT_OUT_SINGLY = 60  # pictures up to which one is left out at a time; of more, a share in each of FOLDS fits
+LONGEST_NAME = 60  # characters of a class name
+LEFT_OUT_SINGLY = 60  # up to this many pictures, one is left out at a time; beyond, FOLDS fits leave out a share
 FOLDS = 20
-METHOD = "ProKeR"  # in closed form: taught, and measured by leaving pictures out, in seconds
+METHOD = "ProKeR"  # closed form, so training and cross-validation take seconds
 EXAMPLE = ("hollow arrow", "hollow bolt", "hollow flower")
 EXAMPLE_PICTURES = 8  # of each class
-MOST_SESSIONS = 100  # at a time; of more, the one that was idle longest ends
+MOST_SESSIONS = 100  # at a time; beyond that, the one that was idle longest ends
 SHOWN_CLASSES = 3  # bars of a picture
 THUMBNAIL = 160  # pixels
 LIMITS = f"Pictures of up to {MOST_BYTES >> 20} MB, at most {MOST_AT_ONCE} at a time."
@@ -54,8 +54,8 @@ class Picture:
     """A picture that can be read.
 
     Attributes:
-        name: of its file, as its owner calls it.
-        path: of the session's own copy.
+        name: name of the uploaded file.
+        path: the session's own copy.
         thumbnail: a small JPEG, as a data URI.
     """
 
@@ -66,17 +66,22 @@ class Picture:
 
 @dataclass
 class Answers:
-    """Pictures with what they show, and lines about files that were left out."""
+    """Pictures with their predictions, and lines about files that were left out."""
 
     pictures: list[Picture] = field(default_factory=list)
     found: list[Prediction] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def rows(self, unknown_below: float) -> list[tuple[Picture, Prediction]]:
-        """The pictures in order; a class that is less likely than this is None."""
+        """The pictures in order, with None for a class whose probability is below ``unknown_below``."""
         return [
-            (picture, one._replace(labels=tuple(None if p < unknown_below else label for label, p in _pairs(one))))
-            for picture, one in zip(self.pictures, self.found, strict=True)
+            (
+                picture,
+                prediction._replace(
+                    labels=tuple(None if p < unknown_below else label for label, p in _pairs(prediction))
+                ),
+            )
+            for picture, prediction in zip(self.pictures, self.found, strict=True)
         ]
 
 
@@ -88,12 +93,12 @@ class Session:
     """A visitor's pictures and answers.
 
     Args:
-        classifier: that answers; None until one has been taught.
-        root: where the session's folder is made.
+        classifier: the classifier; None until one has been taught.
+        root: folder in which the session's folder is made.
 
     Attributes:
-        answers: to the last question.
-        lock: for whoever asks.
+        answers: the last predictions.
+        lock: for callers to hold while they use the session.
     """
 
     def __init__(self, classifier: FewShotClassifier | None, root: Path) -> None:
@@ -108,14 +113,15 @@ class Session:
         return Path(self._folder.name)
 
     def close(self) -> None:
-        """Remove all that the session keeps on disk, once what is being done is done."""
+        """Remove everything that the session keeps on disk, after waiting for work in progress."""
         with self.lock:
             self._folder.cleanup()
 
     def take(self, files: Sequence[str]) -> tuple[list[Picture], list[str]]:
-        """Take over uploaded files: the pictures, and a line for each file that is none.
+        """Copy uploaded pictures into the session and remove the uploads.
 
-        The uploaded files are removed.
+        Returns:
+            The pictures, and a line for each file that was refused.
         """
         pictures, refused = [], []
         for number, file in enumerate(map(Path, files)):
@@ -129,14 +135,14 @@ class Session:
             finally:
                 with contextlib.suppress(OSError):
                     file.unlink()
-                    file.parent.rmdir()  # Gradio makes one for each file
+                    file.parent.rmdir()  # Gradio makes a folder for each file
         return pictures, refused
 
     def _copy(self, file: Path) -> Picture:
-        """The session's own copy of a picture's file.
+        """Copy a picture's file into the session.
 
         Raises:
-            UserError: it is none, or too large.
+            UserError: it is not a picture, or too large.
         """
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"larger than {MOST_BYTES >> 20} MB")
@@ -149,39 +155,39 @@ class Session:
         return Picture(file.name, copy, thumbnail_of(small))
 
     def _new_path(self, suffix: str) -> Path:
-        """Where a picture of the session's own goes."""
+        """A path for a new picture in the session's folder."""
         self._count += 1
         path = self.folder / "pictures" / f"{self._count}{suffix}"
         path.parent.mkdir(exist_ok=True)
         return path
 
     def predict(self, files: Sequence[str]) -> Answers:
-        """Say what uploaded pictures show; they take the place of those before, and are not kept."""
+        """Predict uploaded pictures; the answers replace the previous ones, and the files are removed."""
         if self.classifier is None:
             raise UserError("nothing has been taught yet: train first")
         pictures, refused = self.take(files)
-        paths = (str(picture.path) for picture in pictures)  # an iterator: features of it are not cached
+        paths = (str(picture.path) for picture in pictures)  # an iterator, so that features are not cached
         top_k = min(SHOWN_CLASSES, len(self.classifier.classes_))
         try:
-            found = list(self.classifier.stream(paths, top_k=top_k))
+            predictions = list(self.classifier.stream(paths, top_k=top_k))
         finally:
             for picture in pictures:
                 picture.path.unlink(missing_ok=True)
-        self.answers = Answers(pictures, found, refused)
+        self.answers = Answers(pictures, predictions, refused)
         return self.answers
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What training found; accuracies in percent.
+    """The result of training; accuracies in percent.
 
     Attributes:
-        pictures: that were left out in turn.
-        singly: whether each by itself.
-        zero_shot: accuracy of the class names alone.
+        pictures: number of pictures that were left out in turn.
+        singly: whether they were left out one at a time.
+        zero_shot: accuracy with the class names alone.
         trained: accuracy of the method.
         interval: its 95 % interval.
-        notes: what the engine warned of.
+        notes: the engine's warnings.
     """
 
     pictures: int
@@ -197,8 +203,8 @@ class Exported:
     """The taught classifier as ONNX.
 
     Attributes:
-        path: of a zip file in the session's folder.
-        token: the secret by which the browser asks for it.
+        path: a zip file in the session's folder.
+        token: the secret with which the browser requests it.
         agreement: how it compares with the classifier.
     """
 
@@ -208,17 +214,17 @@ class Exported:
 
 
 class Teaching(Session):
-    """A session in which a classifier is taught.
+    """A session in which a visitor teaches a classifier.
 
     Args:
         backbone: name of the CLIP.
         device: as `FewShotClassifier` takes it.
-        root: where the session's folder is made.
+        root: folder in which the session's folder is made.
 
     Attributes:
-        classes: their pictures.
-        lesson: what the last training found; None before, and after a change of the classes.
-        exported: what `export` made of that; None before.
+        classes: the pictures of each class.
+        lesson: the result of the last training; None before it, and after the classes change.
+        exported: the export of that classifier, or None.
     """
 
     def __init__(self, backbone: str | None, device: str | None, root: Path) -> None:
@@ -229,10 +235,10 @@ class Teaching(Session):
         self.exported: Exported | None = None
 
     def add_class(self, name: str) -> None:
-        """A new class without pictures.
+        """Add a class without pictures.
 
         Raises:
-            UserError: the name will not do, or there are too many.
+            UserError: the name is invalid, or there are too many classes.
         """
         name = " ".join(name.split())
         if not name:
@@ -247,13 +253,13 @@ class Teaching(Session):
         self._forget()
 
     def remove_class(self, name: str) -> None:
-        """Remove a class and its pictures, if there is one."""
+        """Remove a class and its pictures, if it exists."""
         for picture in self.classes.pop(name, []):
             picture.path.unlink(missing_ok=True)
         self._forget()
 
     def add_pictures(self, name: str, files: Sequence[str]) -> list[str]:
-        """Give uploaded pictures to a class; a line for each file that was left out."""
+        """Add uploaded pictures to a class; returns a line for each file that was left out."""
         if name not in self.classes:
             raise UserError(f"there is no class {printable(name)} any more")
         pictures, refused = self.take(files)
@@ -266,7 +272,7 @@ class Teaching(Session):
         return refused
 
     def _forget(self) -> None:
-        """What has been taught was of other classes or pictures."""
+        """Drop the classifier, because its classes or pictures have changed."""
         self.classifier = self.lesson = None
         self._drop_export()
 
@@ -276,7 +282,7 @@ class Teaching(Session):
         self.exported = None
 
     def load_example(self) -> None:
-        """Three classes of drawn pictures, which the demo backbone knows, in place of what there is."""
+        """Replace all classes by three of drawn pictures, which the demo backbone knows."""
         for name in list(self.classes):
             self.remove_class(name)
         for name, images in drawn_example().items():
@@ -287,7 +293,7 @@ class Teaching(Session):
                 self.classes[name].append(Picture(f"{name} {number}.png", path, thumbnail_of(image)))
 
     def rehearse(self) -> None:
-        """Train on pictures without meaning, which loads whatever training needs."""
+        """Train on dummy pictures, to load everything that training needs."""
         for name, colour in (("dark", 64), ("light", 192)):
             self.add_class(name)
             for _ in range(2):
@@ -300,7 +306,7 @@ class Teaching(Session):
         """Fit a classifier to all pictures, and measure it on pictures left out.
 
         Raises:
-            UserError: there are too few.
+            UserError: there are too few classes or pictures.
         """
         if len(self.classes) < 2:
             raise UserError("name two classes or more")
@@ -313,13 +319,19 @@ class Teaching(Session):
         )
         classifier.fit([path for path, _ in pairs], [name for _, name in pairs])
         singly = len(pairs) <= LEFT_OUT_SINGLY
-        found = classifier.cross_validate(None if singly else FOLDS)
-        classifier.set_params(options=None)  # they name the session's folder
+        metrics = classifier.cross_validate(None if singly else FOLDS)
+        classifier.set_params(options=None)  # they contain the session's folder
         self._forget()
         self.classifier = classifier
         self.lesson = Lesson(
-            *(found["images"], singly, found["zero_shot_accuracy"], found["accuracy"], tuple(found["interval"])),
-            tuple(one for one in classifier.messages_ if one != KNOWS_SHAPES),  # the page says so
+            *(
+                metrics["images"],
+                singly,
+                metrics["zero_shot_accuracy"],
+                metrics["accuracy"],
+                tuple(metrics["interval"]),
+            ),
+            tuple(message for message in classifier.messages_ if message != KNOWS_SHAPES),  # the page says so
         )
         return self.lesson
 
@@ -336,10 +348,10 @@ class Teaching(Session):
         return file.getvalue()
 
     def export(self) -> Exported:
-        """The taught classifier as tools/export.py writes it in ONNX, compared on the pictures that it was taught with.
+        """Export the classifier to ONNX, as tools/export.py does, and compare it on the training pictures.
 
         Raises:
-            UserError: nothing has been taught, a library is missing, or the export is not kept.
+            UserError: nothing has been taught, a library is missing, or the export was rejected.
         """
         if self.classifier is None:
             raise UserError("nothing has been taught yet: train first")
@@ -348,7 +360,7 @@ class Teaching(Session):
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             place = Path(scratch) / "onnx"
             agreement = self.classifier.export(place, "onnx")
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights hardly become smaller
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # weights hardly compress
                 for file in sorted(place.iterdir()):
                     archive.write(file, f"onnx/{file.name}")
         self.exported = Exported(path, secrets.token_urlsafe(), agreement)
@@ -356,8 +368,8 @@ class Teaching(Session):
 
 
 def drawn_example() -> dict[str, list[Image.Image]]:
-    """Pictures of the classes of the example, the same each time."""
-    kinds = [one for one in SHAPESNET if one.name in EXAMPLE]
+    """The example's pictures by class, the same each time."""
+    kinds = [object_class for object_class in SHAPESNET if object_class.name in EXAMPLE]
     labels, rng = np.repeat(np.arange(len(kinds)), EXAMPLE_PICTURES), np.random.default_rng(1)
     images = draw(compose(subjects_of(kinds, labels, rng), PHOTO, rng), rng)
     return {
@@ -384,20 +396,20 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def csv_of(rows: Sequence[tuple[Picture, Prediction]]) -> str:
     """The table that tools/predict.py writes."""
-    found = [one._replace(image=picture.name) for picture, one in rows]
-    top_k = max((len(one.labels) for one in found), default=1)
+    predictions = [prediction._replace(image=picture.name) for picture, prediction in rows]
+    top_k = max((len(prediction.labels) for prediction in predictions), default=1)
     file = io.StringIO(newline="")
     write = predict.csv_writer(file, top_k)
-    for one in found:
-        write(one)
+    for prediction in predictions:
+        write(prediction)
     return file.getvalue()
 
 
 class Visitors:
-    """The sessions, each by the secret that its browser tab was given.
+    """All sessions, by the secret of their browser tab.
 
     Args:
-        start: makes the session of a new visitor.
+        start: makes a session for a new visitor.
     """
 
     def __init__(self, start: Callable[[], Session]) -> None:
@@ -409,24 +421,31 @@ class Visitors:
         return len(self._sessions)
 
     def of(self, secret: str) -> Session:
-        """The session of a browser tab; a new one at its first question."""
+        """The session of a browser tab; it is made on first use."""
         idle = None
         with self._lock:
             if secret not in self._sessions:
                 self._sessions[secret] = self._start()
             self._sessions.move_to_end(secret)
-            found = self._sessions[secret]
+            session = self._sessions[secret]
             if len(self._sessions) > MOST_SESSIONS:
                 idle = self._sessions.popitem(last=False)[1]
         if idle is not None:
             idle.close()
-        return found
+        return session
 
     def export(self, token: str) -> Path | None:
-        """The file that a session gave this token for, as long as it has it."""
+        """The exported file with this token, while its session keeps it."""
         with self._lock:
-            found = [one.exported for one in self._sessions.values() if isinstance(one, Teaching)]
-        return next((one.path for one in found if one is not None and one.token == token and one.path.is_file()), None)
+            exports = [session.exported for session in self._sessions.values() if isinstance(session, Teaching)]
+        return next(
+            (
+                session.path
+                for session in exports
+                if session is not None and session.token == token and session.path.is_file()
+            ),
+            None,
+        )
 
     def forget(self, secret: str) -> None:
         """End the session of a browser tab, if it has one."""
@@ -436,6 +455,6 @@ class Visitors:
             session.close()
 
     def close(self) -> None:
-        """End all."""
+        """End all sessions."""
         for secret in list(self._sessions):
             self.forget(secret)
