@@ -13,7 +13,7 @@ import pytest
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.data import DatasetBase, Datum, FolderDataset, Split, split_folders, split_trainval
-from dassl_lite.data.splits import rows_from_items
+from dassl_lite.data.splits import MAX_LABEL, read_label, rows_from_items
 from dassl_lite.utils.errors import UserError
 from dassl_lite.utils.seeding import set_random_seed
 
@@ -187,3 +187,18 @@ def test_a_class_too_small_for_the_validation_share_is_refused() -> None:
     items = [Datum(f"{k}-{i}.jpg", label=k, classname=f"c{k}") for k, n in enumerate((10, 4)) for i in range(n)]
     with pytest.raises(UserError, match="class 'c1' has 4 images, too few to take 10% for validation"):
         split_trainval(items, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(7, 7), ("7", 7), ("-1", -1), (3.0, 3), (MAX_LABEL, MAX_LABEL), ("1_0", 10)]
+)
+def test_a_whole_number_is_a_label(value: object, label: int) -> None:
+    assert read_label(value) == label
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, None, 2.5, float("inf"), [1], "x", MAX_LABEL + 1, -MAX_LABEL - 1, "9" * 5000]
+)
+def test_anything_else_is_not_a_label(value: object) -> None:
+    with pytest.raises(ValueError, match=r"whole number up to 1,000,000,000|invalid literal"):
+        read_label(value)

@@ -403,3 +403,21 @@ def test_a_folder_with_only_test_images_is_used_for_testing(tmp_path: Path, part
             fill(tmp_path / "mine" / part / name)
     dataset = load(tmp_path / "mine")
     assert (len(dataset.test), dataset.classnames, dataset.test_only) == (20, ["a", "b"], True)
+
+
+def test_a_note_on_folders_that_look_like_domains_names_three_of_them(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for domain in ("photo", "sketch"):
+        for name in ("ant", "bee", "cat", "dog"):
+            folder = root / "domains" / domain / name
+            folder.mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    with caplog.at_level(logging.INFO):
+        load(root / "domains")
+    assert f"(ant, bee, cat ...): if those are the classes, name one: {root / 'domains' / 'photo'}" in caplog.text
+
+
+def test_images_of_a_folder_have_no_domain(root: Path) -> None:
+    assert {item.domain for item in load(root).train_x} == {0}

@@ -8,7 +8,7 @@ import pytest
 
 from dassl_lite.config import get_cfg_default
 from dassl_lite.engine import Key, key, number, one_of, satisfying, some_of
-from dassl_lite.engine.contract.keys import check_keys, declare_keys, keys_of
+from dassl_lite.engine.contract.keys import _matches_type, check_keys, declare_keys, keys_of
 from dassl_lite.utils import UserError
 
 
@@ -75,3 +75,14 @@ def test_a_custom_rule_says_what_it_expects() -> None:
 def test_an_error_about_a_number_states_its_bounds(bounds: dict[str, float], wanted: str) -> None:
     with pytest.raises(UserError, match=rf"X is inf; it must be {wanted}$"):
         number(**bounds)("X", float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "matches"),
+    [
+        *((True, False, True), (1, True, False), (True, 1, False), (1, 1.0, True), (1.0, 1, False), ("a", "b", True)),
+        *(((1,), [2], True), ([1], (2,), True), (1, (2,), False), ("a", 1, False), ("anything", None, True)),
+    ],
+)
+def test_a_value_must_have_the_type_of_its_default(value: Any, default: Any, matches: bool) -> None:
+    assert _matches_type(value, default) == matches

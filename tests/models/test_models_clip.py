@@ -324,3 +324,13 @@ def test_a_file_of_weights_is_known_by_its_ending(suffix: str, tmp_path: Path) -
     assert names.parse(str(tmp_path / f"weights{suffix}")).kind == "file"
     with pytest.raises(UserError, match=f"weights2{suffix}"):
         names.parse(f"weights2{suffix}")
+
+
+def test_openais_names_are_those_of_its_releases() -> None:
+    published = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
+    published |= {"ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"}
+    assert set(names.OPENAI_NAMES) == published
+    assert all(open_clip.get_model_config(name) for name in names.OPENAI_NAMES.values())
+    assert {name.replace("/", "-").replace("@", "-").removesuffix("px") for name in published} == set(
+        names.OPENAI_NAMES.values()
+    )
