@@ -102,9 +102,9 @@ class Content:
         """
         names, ids = values.get("class_names"), values.get("class_ids")
         lists = (names, ids, values.get("ensemble_templates"), values.get("descriptions"))
-        if not all(isinstance(one, list) for one in lists) or not names or len(names) != len(ids):  # type: ignore[arg-type]
+        if not all(isinstance(part, list) for part in lists) or not names or len(names) != len(ids):  # type: ignore[arg-type]
             raise UserError("it does not list its classes")
-        sentences = [one for part in values["descriptions"] for one in (part if isinstance(part, list) else [None])]
+        sentences = [text for part in values["descriptions"] for text in (part if isinstance(part, list) else [None])]
         texts = [*names, *ids, *values["ensemble_templates"], *sentences, values.get("template")]  # type: ignore[misc]
         if not all(isinstance(text, str) for text in texts) or len(values["descriptions"]) not in (0, len(names)):
             raise UserError("its classes, templates and descriptions are not text")
@@ -122,11 +122,17 @@ class Content:
         )
 
     def with_classes(self, classes: ClassList) -> Content:
-        """The same content, to be rebuilt for other classes; new ones have no description."""
-        known = dict(zip(self.classes.names, self.descriptions, strict=True)) if self.descriptions else {}
-        if known and (missing := [name for name in classes.names if name not in known]):
+        """The same content, to be rebuilt for other classes.
+
+        Raises:
+            UserError: there are descriptions, but one of the classes has none.
+        """
+        sentences = dict(zip(self.classes.names, self.descriptions, strict=True)) if self.descriptions else {}
+        if sentences and (missing := [name for name in classes.names if name not in sentences]):
             raise UserError(f"the classes have descriptions, but '{missing[0]}' has none; fit again with one for it")
-        return replace(self, classes=classes, descriptions=[known[name] for name in classes.names] if known else [])
+        return replace(
+            self, classes=classes, descriptions=[sentences[name] for name in classes.names] if sentences else []
+        )
 
 
 def content_of(trainer: Any, source: Content | None = None) -> Content:
@@ -283,7 +289,7 @@ def content_of_run(folder: Path, epoch: int | None = None) -> Content:
         epoch: epoch of the checkpoint to load; None for the best one if there is one, else the last.
 
     Raises:
-        UserError: there is no run.
+        UserError: the folder holds no run.
     """
     names = sorted({path.parent.name for path in folder.glob("*/model*.pth.tar*")})
     if not names and read_results(folder) is None:
@@ -336,9 +342,9 @@ def pictures_of_run(folder: Path) -> list[str]:
 def _is_multi_label(folder: Path, meta: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a run's images may have several classes: according to its results or, before it ends, its loss."""
     metrics = results_of_run(folder).get("metrics")
-    found = list(metrics.values()) if isinstance(metrics, dict) else []
-    if found:
-        return any(isinstance(one, dict) and "mAP" in one for one in found)
+    entries = list(metrics.values()) if isinstance(metrics, dict) else []
+    if entries:
+        return any(isinstance(entry, dict) and "mAP" in entry for entry in entries)
     nodes = [node for node in config["TRAINER"].values() if isinstance(node, dict)]
     return meta.get("loss") == "sigmoid" and not any(node.get("LOSS") == "sigmoid" for node in nodes)
 

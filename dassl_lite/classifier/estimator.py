@@ -61,7 +61,7 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
         backbone: a name or file as for ``--backbone``; None for the method's default, the small CLIP that ships with
             the package, which knows drawn shapes only.
         template: prompt with {} for the class name; None for the usual one.
-        descriptions: sentences in place of prompts: a JSON file, or a dict from class name to list.
+        descriptions: sentences that replace prompts: a JSON file, or a dict from class name to list.
         shots: training images to draw per class; None for the method's default, -1 for all.
         seed: seed of the draw and of training.
         epochs: number of training epochs; None for the method's recipe.
@@ -406,23 +406,23 @@ class FewShotClassifier(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Transf
     def _with_label(self, name: Any) -> tuple[ClassList, NDArray[Any]]:
         """The classes and their labels (K + 1,), including the new one."""
         name = name.item() if isinstance(name, np.generic) else name
-        known, before = self.classes_.tolist(), self._head.classes
-        if name in known:
+        labels, before = self.classes_.tolist(), self._head.classes
+        if name in labels:
             raise UserError(f"there is a class {shown(name)} already")
         if isinstance(name, str) and not name.strip():
             raise UserError(f"{shown(name)} is not the name of a class")
-        kinds = {type(label) for label in known}
+        kinds = {type(label) for label in labels}
         if type(name) not in kinds:  # NumPy would turn the existing labels into text
             listed = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise UserError(f"{shown(name)} cannot be a label: those of the fit are of type {listed}")
         prompt_name = names_by_label(self.classes, as_text=isinstance(name, str)).get(name, name)
-        return ClassList((*before.names, str(prompt_name)), (*before.ids, "")), label_array([*known, name])
+        return ClassList((*before.names, str(prompt_name)), (*before.ids, "")), label_array([*labels, name])
 
     def remove_class(self, name: Any) -> FewShotClassifier:
         """Remove a class; the others keep their weights.
 
         Raises:
-            UserError: there is no such class, or it is the last.
+            UserError: there is no such class, or it is the only one.
         """
         with alone(verbose=bool(self.verbose)):
             self._fitted()

@@ -328,22 +328,22 @@ def _data(content: Content, described: Described, names: list[str]) -> list[str]
 
 def _results(described: Described) -> list[str]:
     lines: list[str] = []
-    found = described.report
-    if not found:
+    report = described.report
+    if not report:
         lines.append("Not evaluated; `evaluate` on labelled images, then `save` again, fills this in.")
     else:
-        low, high = found["interval"]
-        lines += [f"On {found['images']:,} {found['on']}:", "", "| metric | % |", "|---|---|"]
-        lines.append(f"| accuracy (95 % interval) | {found['accuracy']:.2f} ({low:.2f} to {high:.2f}) |")
-        if "zero_shot_accuracy" in found:
-            lines.append(f"| accuracy of zero-shot CLIP | {found['zero_shot_accuracy']:.2f} |")
+        low, high = report["interval"]
+        lines += [f"On {report['images']:,} {report['on']}:", "", "| metric | % |", "|---|---|"]
+        lines.append(f"| accuracy (95 % interval) | {report['accuracy']:.2f} ({low:.2f} to {high:.2f}) |")
+        if "zero_shot_accuracy" in report:
+            lines.append(f"| accuracy of zero-shot CLIP | {report['zero_shot_accuracy']:.2f} |")
         for name, text in (("macro_f1", "macro F1"), ("ece", "calibration error (ECE)")):
-            if name in found:
-                lines.append(f"| {text} | {found[name]:.2f} |")
-        worst = sorted(found["per_class"], key=lambda row: row["accuracy"])[:10]
+            if name in report:
+                lines.append(f"| {text} | {report[name]:.2f} |")
+        worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:10]
         lines += ["", "The classes with the lowest accuracy:", "", "| class | images | accuracy % |", "|---|---|---|"]
         lines += [f"| {_cell(row['label'])} | {row['images']} | {row['accuracy']:.1f} |" for row in worst]
-        if pairs := most_confused(found, described.labels):
+        if pairs := most_confused(report, described.labels):
             lines += ["", "What is mixed up most often:", "", "| true class | predicted | images |", "|---|---|---|"]
             lines += [f"| {_cell(true)} | {_cell(predicted)} | {count} |" for true, predicted, count in pairs]
     lines.append("")

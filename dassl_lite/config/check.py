@@ -295,7 +295,7 @@ def check_ranges(cfg: CN) -> None:
     rules = ENGINE_RULES | _DASSLS if Registry.others_win else ENGINE_RULES
     if Registry.others_win and values.get("OPTIM.WARMUP_EPOCH", 0) <= 0:
         rules = {key: rule for key, rule in rules.items() if key != "OPTIM.WARMUP_TYPE"}  # without effect
-    for key, value in values.items():  # a plug-in may bring nodes of its own, without some of our keys
+    for key, value in values.items():  # a plug-in's nodes may lack some of our keys
         if key in ENGINE_KEYS:
             sane(key, value)
         if key in rules:

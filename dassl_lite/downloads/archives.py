@@ -77,7 +77,7 @@ class Member(NamedTuple):
 
     Args:
         path: relative, without ``..``.
-        size: in bytes, as the archive declares it.
+        size: declared size in bytes.
         content: readable until the next member is requested.
         link: the link's target.
     """
@@ -336,7 +336,7 @@ class _Budget:
 
     Args:
         limits: the ceilings.
-        size: of the archive, in bytes.
+        size: size of the archive in bytes.
     """
 
     def __init__(self, limits: Limits, size: int) -> None:

@@ -76,7 +76,7 @@ class DownloadError(UserError):
 
 
 class WebPageError(DownloadError):
-    """A web page in place of the file, such as a login form or a notice that a quota is exceeded."""
+    """A web page instead of the file, such as a login form or a notice that a quota is exceeded."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what, "the server sent a web page instead of the file")
@@ -146,7 +146,7 @@ def fetch(url: str, target: Path, *, size: int = 0, digest: str = "", patience: 
         url: ``http(s)://...``, or ``drive:ID`` for Google Drive.
         size: expected bytes, 0 if unknown.
         digest: expected digest as `check_digest` takes it, "" if unknown. A file with another one is deleted.
-        patience: with the server.
+        patience: how long to wait for the server.
 
     Raises:
         WebPageError: the server sent a web page.
@@ -360,7 +360,7 @@ def _fetch_from_drive(identity: str, target: Path, patience: Patience) -> None:
     except (*_NETWORK_ERRORS, failed) as error:
         raise DownloadError(source, reason_of(error), "check the network, then run this again") from error
     else:
-        if received is None:  # how older versions fail
+        if received is None:  # older versions return None on failure
             raise WebPageError(source)
         os.replace(folder / target.name, target)
     finally:
@@ -404,7 +404,7 @@ def check_digest(path: Path, digest: str, name: str = "") -> None:
     """Compare a file's digest with the published one.
 
     Args:
-        digest: ``md5:...`` or ``sha256:...`` in hex, as many leading digits as are published; "" for none.
+        digest: ``md5:...`` or ``sha256:...`` in hex, or only the leading digits if no more are published; "" for none.
         name: for messages, if it is not the path's.
 
     Raises:

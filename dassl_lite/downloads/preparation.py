@@ -45,7 +45,7 @@ def prepare(
     Args:
         name: registered name of the dataset.
         keep_archives: leave downloaded archives in the dataset's folder instead of removing them once unpacked.
-        patience: with servers.
+        patience: how long to wait for servers.
         sources: where each dataset's files come from.
 
     Raises:

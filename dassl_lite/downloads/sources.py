@@ -1,7 +1,7 @@
 """Where the files of the field's fifteen datasets come from: publishers' URLs, sizes and digests, and the layout.
 
-Layout, split files and their URLs are those of CoOp's DATASETS.md; sizes and digests are those that torchvision and
-TensorFlow Datasets publish. No digests of the split files are published: the doctor counts their entries instead.
+Layout, split files and their URLs follow CoOp's DATASETS.md; sizes and digests come from torchvision and TensorFlow
+Datasets. No digests of the split files are published: the doctor counts their entries instead.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def _check_regular(mode: int, path: str) -> None:
 def read_json(fpath: PathLike, **options: Any) -> Any:
     """Read a JSON file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
 
-    The options are those of ``json.loads``.
+    Options are passed to ``json.loads``.
 
     Raises:
         OSError: it cannot be read, has more than ``MAX_TEXT`` bytes, or is not a file.

@@ -45,7 +45,7 @@ def photographs(folder: Path, count: int, source: str | None = None) -> list[str
     """Up to ``count`` JPEG files below ``source`` or, without it, as many drawn ones in ``folder``, which is created.
 
     Raises:
-        UserError: there are none below ``source``.
+        UserError: there are no JPEG files below ``source``.
     """
     if source is None:
         return draw_photos(folder, count)

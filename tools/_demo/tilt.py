@@ -54,7 +54,7 @@ def try_tilt(weights: str, tilt: float) -> Trial:
 
     Args:
         weights: ``demo`` or a file of weights.
-        tilt: in degrees.
+        tilt: the angle in degrees.
     """
     cfg = with_backbone_inputs(make_config(dataset_file="shapesnet", flags={"MODEL": {"BACKBONE": {"NAME": weights}}}))
     clip = load_clip(weights).eval()
