@@ -1,6 +1,6 @@
 """Evaluators: batches of logits and labels in, a dict of numbers out.
 
-Shapes: B images of a batch, N images, K classes.
+Shapes: B images per batch, N images in total, K classes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 EVALUATOR_REGISTRY = Registry("evaluator")
-MOST_KEPT = 1_000_000  # images of which the evaluator keeps labels and predictions; of more, sums alone
-_BLOCK = 65_536  # images that are counted together
-MULTI_LABEL = "MultiLabelClassification"  # in the place of Classification, where images have several classes
+MOST_KEPT = 1_000_000  # the evaluator keeps labels and predictions of up to this many images; beyond that, only sums
+_BLOCK = 65_536  # images counted at a time
+MULTI_LABEL = "MultiLabelClassification"  # replaces Classification where images have several classes
 
 
 def build_evaluator(
@@ -39,7 +39,7 @@ def build_evaluator(
     Args:
         cfg: the full config.
         lab2cname: class name of each label.
-        multi_label: whether images have several classes; then Classification, the default, gives way to mAP and F1.
+        multi_label: whether images have several classes; if so, mAP and F1 replace the default, Classification.
         **kwargs: passed on to the evaluator.
 
     Raises:
@@ -64,7 +64,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add a batch: model output (B, K) and ground truth (B,); of a multi-label dataset bool (B, K)."""
+        """Add a batch: model output (B, K) and ground truth, (B,) or, for a multi-label dataset, bool (B, K)."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
@@ -117,8 +117,8 @@ class PredictionRecord:
 
     _fields: dict[str, Any]
     _waiting: list[tuple[Tensor, Tensor, Tensor]]
-    _page: tuple[Tensor, Tensor, Tensor] | None = None  # where the last of the waiting is written
-    _filled = 0  # rows of it
+    _page: tuple[Tensor, Tensor, Tensor] | None = None  # page that the next batch is written to
+    _filled = 0  # rows of it in use
 
     def _start_record(self, per_class: bool) -> None:
         """Forget all batches; ``per_class``: whether to keep ``_per_class_res``."""
@@ -129,8 +129,8 @@ class PredictionRecord:
     def _add_batch(self, labels: Tensor, predicted: Tensor, confidence: Tensor) -> None:
         """Add a batch, (B,) each and all on one device.
 
-        It is copied to a page of many batches. Small tensors that stayed where they were made, among logits that are
-        gone, would keep malloc from using that memory again: as much as all logits, in the end.
+        It is copied to a page of many batches. Small tensors left between freed logits would keep malloc from reusing
+        that memory, which would add up to the size of all logits.
         """
         batch, size = (labels, predicted, confidence), len(labels)
         page = self._page
@@ -189,7 +189,7 @@ class Classification(PredictionRecord, EvaluatorBase):
         lab2cname: class name of each label.
 
     Attributes:
-        most_kept: images of which labels and predictions are kept, None for ``MOST_KEPT``; of more, sums alone.
+        most_kept: images up to which labels and predictions are kept, beyond that only sums; None: ``MOST_KEPT``.
         per_class: after ``evaluate``, one entry per class that occurs.
         confusion: after ``evaluate`` with TEST.COMPUTE_CMAT, (K, K) float64: rows are true labels, columns predicted
             ones, each row divided by its sum; the row of a label that does not occur is all zeros.
@@ -213,7 +213,7 @@ class Classification(PredictionRecord, EvaluatorBase):
         self.confusion = None
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Add logits (B, K) and integer labels (B,); of equal logits the first is the prediction."""
+        """Add logits (B, K) and integer labels (B,); on a tie, the first class is predicted."""
         logits = mo.detach()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         highest, predicted = logits.max(dim=1)
@@ -228,7 +228,7 @@ class Classification(PredictionRecord, EvaluatorBase):
                 self._sum_up()
 
     def _sum_up(self) -> None:
-        """Count what is recorded, and forget it: a derived evaluator may look at each image, this one does not."""
+        """Replace the records by their sums. Only derived evaluators may need the single images; this one does not."""
         counts, calibration = self._sums = self._sums or (ClassCounts(self.cfg.TEST.COMPUTE_CMAT), Calibration())
         fields, waiting = self._fields, self._waiting
         self._waiting, self._page = [], None
@@ -256,7 +256,7 @@ class Classification(PredictionRecord, EvaluatorBase):
             counts, calibration = self._sums
             total, correct = int(counts.num_true.sum()), int(counts.num_correct.sum())
         else:
-            unread = self._unread()  # faster than lists of Python's numbers, which nobody may ask for
+            unread = self._unread()  # faster than building lists of Python numbers that may never be read
             if unread is not None:
                 labels, predicted, confidence = unread
                 total, correct = len(labels), int((labels == predicted).sum())
@@ -289,7 +289,7 @@ class Classification(PredictionRecord, EvaluatorBase):
         return results
 
     def _results_by_class(self, counts: ClassCounts) -> list[ClassResult]:
-        # A derived evaluator's idea of a match may be wider than equal labels.
+        # A derived evaluator may count more than equal labels as a match.
         own = None if self._fields["_per_class_res"] is None else self._per_class_res
         found = {k: (len(own[k]), sum(own[k])) for k in sorted(own)} if own else counts.by_label()
         return [

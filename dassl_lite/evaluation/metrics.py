@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ClassCounts:
-    """How often each label occurs, is predicted, and is predicted correctly: sums, whatever the number of images.
+    """How often each label occurs, is predicted, and is predicted correctly. Memory does not grow with the images.
 
     Args:
         pairs: whether to count each pair of labels, for `confusion`.
@@ -93,7 +93,7 @@ class Calibration:
 
 
 def expected_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
-    """`Calibration` of images that are all there: (N,) confidences, and whether each prediction is right."""
+    """`Calibration` in one call: (N,) confidences, and whether each prediction is right."""
     return Calibration(num_bins).add(confidence.cpu(), correct.cpu()).error()
 
 
@@ -102,7 +102,7 @@ def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
 
         AP = sum_n (R_n - R_{n-1}) P_n,   P_n and R_n with the images that score at least as much as the n-th
 
-    Images with equal scores have one rank, the last of theirs, as in scikit-learn.
+    Images with equal scores share the last of their ranks, as in scikit-learn.
 
     Args:
         scores: (N, K), any increasing function of the logits.
@@ -116,12 +116,12 @@ def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
-    """The same of few classes; it takes some twenty times the memory of the scores."""
+    """`average_precisions` for a few classes at a time: it takes about twenty times the memory of the scores."""
     ranked, order = scores.sort(dim=0, descending=True)
     hits = targets.gather(0, order).double()
     ranks = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.float64)[:, None]
     precision = hits.cumsum(0) / ranks
-    # Of equal scores, the rank of the last one: the least rank from here on at which the score falls.
+    # Equal scores get the rank of the last: the lowest rank from here on after which the score falls.
     last = torch.full_like(ranked, len(scores) - 1, dtype=torch.int64)
     falls = ranked[:-1] != ranked[1:]
     last[:-1] = torch.where(falls, (ranks[:-1] - 1).long(), last[:-1])

@@ -1,6 +1,6 @@
 """The evaluator of multi-label datasets: mean average precision, and F1 at a threshold.
 
-Shapes: B images of a batch, N images, K classes.
+Shapes: B images per batch, N images in total, K classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MultiLabelClassification(EvaluatorBase):
         lab2cname: class name of each label.
 
     Attributes:
-        threshold: of the logits; a trainer sets it before ``evaluate``, never from test images.
+        threshold: logit above which a class is predicted; a trainer sets it before ``evaluate``, not from test images.
         per_class: after ``evaluate``, one entry per class.
     """
 

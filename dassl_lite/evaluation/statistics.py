@@ -1,4 +1,4 @@
-"""What the accuracies of several methods, over draws and over datasets, allow one to say.
+"""Compare the accuracies of several methods over draws and over datasets.
 
 Two questions have two units. Whether method A beats B *on this dataset* is asked over draws: both were trained on the
 same few images in each, so the differences per draw are compared, not the two means (`paired`). Whether A beats B *in
@@ -53,8 +53,8 @@ class Difference:
     """How much one method is better than another, over units that both have.
 
     Attributes:
-        estimate: of the differences.
-        p: of the two-sided test that there is none; NaN where there is nothing to test.
+        estimate: mean difference.
+        p: p-value of the two-sided test of no difference; NaN where there is nothing to test.
         p_adjusted: ``p`` after Holm's correction for the number of methods compared; NaN if there was none.
         wins, losses: units in which the method is better and worse.
     """
@@ -72,8 +72,8 @@ class Ranking:
 
     Attributes:
         mean_ranks: K numbers.
-        p: of Friedman's test that all methods are alike; NaN for fewer than three methods or two datasets.
-        critical_difference: Nemenyi's; two methods whose mean ranks differ by less are not told apart.
+        p: p-value of Friedman's test that all methods are alike; NaN for fewer than three methods or two datasets.
+        critical_difference: Nemenyi's; methods whose mean ranks differ by less cannot be distinguished.
         datasets: N.
     """
 
@@ -97,12 +97,12 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
 def estimate_of_means(rows: Sequence[Sequence[float]], combine: Callable[..., float], level: float = 0.95) -> Estimate:
     """A function of the means of several columns, with Tukey's jackknife interval over rows.
 
-    Such as the harmonic mean of mean base and mean new accuracy, with a row per dataset. Of a single column and the
+    An example is the harmonic mean of mean base and mean new accuracy, with one row per dataset. For one column and the
     identity it is `estimate`.
 
     Args:
         rows: (N, C).
-        combine: of the C means.
+        combine: the function of the C means.
     """
     table = np.asarray(rows, dtype=np.float64)
     count, whole = len(table), float(combine(*table.mean(axis=0)))
@@ -220,14 +220,14 @@ def alike(mean_ranks: Sequence[float], difference: float) -> list[tuple[int, ...
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """H of the accuracies on base and on new classes; 0 if one of them is 0. Of an average, the averages come first."""
+    """H of the accuracies on base and on new classes; 0 if one of them is 0. Average over datasets first."""
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Spearman's correlation with the ends of its confidence interval; NaN where it has none.
+    """Spearman's correlation and the ends of its confidence interval; NaN if undefined.
 
-    The interval is that of Fisher's z with variance (1 + r^2 / 2) / (n - 3).
+    The interval uses Fisher's z with variance (1 + r^2 / 2) / (n - 3).
     """
     from scipy.stats import norm, spearmanr
 
@@ -244,7 +244,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], level: float = 0.95
 
 
 def permutation_p(x: Sequence[float], y: Sequence[float], draws: int = 9999, seed: int = 0) -> float:
-    """p of the two-sided permutation test that Spearman's correlation is zero; NaN where there is none.
+    """p-value of the two-sided permutation test that Spearman's correlation is zero; NaN if it is undefined.
 
     It is the share of pairings of ``x`` with ``y`` whose correlation is at least as large: of all of them for up to
     eight pairs, else of ``draws`` random ones and the pairing at hand.

@@ -15,7 +15,7 @@ def compute_accuracy(output: Tensor | Sequence[Tensor], target: Tensor, topk: Se
     """Percentage of the batch whose label, or one of whose labels, is among the k highest logits, for each k.
 
     Args:
-        output: logits (B, K); of a sequence of outputs the first is used.
+        output: logits (B, K), or a sequence of outputs whose first entry is used.
         target: integer labels (B,), or bool (B, K), true for each class of an image.
         topk: the values of k.
 

@@ -2,8 +2,8 @@
 
     p(k | f) = sum over members i of w_i * softmax(tau_i * logits_i(f))_k
 
-Weights are those that make labels most likely that no member was fitted to ("stacking"). Before that each member is
-credited with images that it alone explains, which holds the weights near the credits.
+The weights maximise the likelihood of labels that no member was fitted to ("stacking"). Each member is first
+credited with images that it alone explains, which keeps the weights near the credits.
 
 Shapes: B images, N held-out images, K classes, M members.
 """
@@ -25,7 +25,7 @@ class Blend(nn.Module):
     """The mean of several heads; empty until `fill`.
 
     Attributes:
-        meta: what a checkpoint needs to make the members again, as plain values.
+        meta: what a checkpoint needs to rebuild the members, as plain values.
         weights, temperatures: w and tau (M,).
     """
 
@@ -62,11 +62,11 @@ def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def stack(own: Tensor, credits: Tensor) -> Tensor:
-    """Weights (M,), with the sum 1, of the most likely mean of the members.
+    """Weights (M,) that sum to 1 and give the mean of the members with the highest likelihood.
 
     Args:
         own: probability (M, N) that each member gives to each image's label, of images that it was not fitted to.
-        credits: how many images each member is taken to have explained alone beforehand (M,), above 0.
+        credits: number of images (M,), above 0, that each member is assumed to have explained alone beforehand.
     """
     own, credits = own.double(), credits.double()
     weights = credits / credits.sum()

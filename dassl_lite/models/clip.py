@@ -49,7 +49,7 @@ logger = get_logger(__name__)
 PRECISIONS = {"fp32": torch.float32, "amp": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _HEAD_WIDTH = 64  # of nearly all models
 _OPEN_CLIP_PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# What open_clip and the loaders that it calls raise for an unusable file or repository.
+# Raised by open_clip and the loaders that it calls for an unusable file or repository.
 _OPEN_CLIP_ERRORS = (*MISFITS, OSError, EOFError, ImportError)
 
 
@@ -69,7 +69,7 @@ class CLIPBackbone(nn.Module):
         tokenizer: texts to token ids.
         images: the image encoder, an `ImageTower`.
         text: the text encoder, a `TextTower`; it reads the modules of `model`, so replacing one there takes effect.
-        dtype: of the weights.
+        dtype: dtype of the weights.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ def load_clip(name: str, precision: str = "fp32", device: str | torch.device = "
 
 @functools.cache
 def _import_open_clip() -> None:
-    """At once, so that a tool's garbage collector skips what it leaves."""
+    """Import open_clip early, so that a tool's garbage collector can skip its objects."""
     with loading():
         importlib.import_module("open_clip")
 
@@ -209,7 +209,7 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def preprocessing_of(backbone: BackboneName) -> Preprocessing:
-    """How a backbone expects its images. Of a local file its content may be read."""
+    """How a backbone expects its images. May read a local file's content."""
     backbone = _with_description(backbone)
     if backbone.kind in ("folder", "hub"):
         return model_folder.of(backbone).preprocessing
@@ -224,24 +224,24 @@ def preprocessing_of(backbone: BackboneName) -> Preprocessing:
 
 @functools.lru_cache(maxsize=8)
 def _preprocessing_of_file(backbone: BackboneName, status: tuple[int, int] | None) -> Preprocessing:
-    """Of a file in OpenAI's layout: asked for by the config and by the model.
+    """`preprocessing_of` for a file in OpenAI's layout. Both the config and the model ask for it.
 
     Args:
-        status: size and time of the file, so that another one in its place is read again.
+        status: size and time of the file, so that a changed file is read again.
     """
     architecture, said = _described(backbone, weights_file.outline(backbone.file))
     return described_by_open_clip(said, architecture["vision_cfg"]["image_size"], backbone.text)
 
 
 def _with_description(backbone: BackboneName) -> BackboneName:
-    """A file of weights with a description of the model beside it is that model."""
+    """The name of the folder's model, for a file of weights with a description beside it; else the name as it is."""
     if backbone.kind == "file" and not backbone.tag and model_folder.is_described(backbone.file):
         return replace(backbone, kind="folder")
     return backbone
 
 
 def _settings(backbone: BackboneName) -> settings.Settings:
-    """What the weights do not show, for an architecture of open_clip's."""
+    """The settings that the weights do not show, for one of open_clip's architectures."""
     if backbone.kind == "checkpoint":
         return settings.of_checkpoint(backbone)
     if backbone.kind == "random":
@@ -252,7 +252,7 @@ def _settings(backbone: BackboneName) -> settings.Settings:
 def digest_of_weights(model: nn.Module) -> str:
     """Hex sha256 of a model: every tensor of its state (name, dtype, shape, bytes) and what the tensors do not show.
 
-    That is the types of its modules (activations) and the numbers of attention heads.
+    The latter are the types of its modules (activations) and the numbers of attention heads.
     """
     state = sorted(model.state_dict().items())
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
@@ -267,7 +267,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def _unusual(module: nn.Module) -> str:
-    """What a module computes otherwise than its type says: a description may set it, and no tensor shows it."""
+    """Settings that change what a module computes and that neither its type nor its tensors show."""
     if getattr(module, "approximate", "none") != "none":
         return f"{type(module).__name__} {module.approximate}"
     if isinstance(getattr(module, "num_heads", None), int) and getattr(module, "head_dim", _HEAD_WIDTH) != _HEAD_WIDTH:
@@ -320,7 +320,7 @@ def assemble(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module, Tok
 
 
 def _in_open_clips_layout(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Tensors of transformers converted, and others as they are."""
+    """Tensors in open_clip's layout: those of transformers converted, others unchanged."""
     if openai_format.TRANSFORMERS_KEY not in tensors:
         return tensors
     kind = "siglip" if "logit_bias" in tensors else "clip"
@@ -329,7 +329,7 @@ def _in_open_clips_layout(tensors: dict[str, Tensor], source: str) -> dict[str, 
 
 
 def _described(backbone: BackboneName, content: WeightsFile) -> tuple[dict[str, Any], settings.Settings]:
-    """Architecture of a file in OpenAI's layout, and what its tensors do not show."""
+    """Architecture of a file in OpenAI's layout, and the settings that its tensors do not show."""
     source = str(backbone.file)
     openai_format.require_layout(content.tensors, source)
     said = settings.of_openais_layout(backbone, content)
@@ -365,7 +365,7 @@ def _load_folder(backbone: BackboneName, dtype: torch.dtype) -> tuple[nn.Module,
 
 
 def _create(architecture: str, backbone: BackboneName, dtype: torch.dtype, known: settings.Settings) -> nn.Module:
-    """With open_clip's own factory, and random weights."""
+    """Create the model with open_clip's own factory and random weights."""
     import open_clip
 
     try:
@@ -382,7 +382,7 @@ def _create(architecture: str, backbone: BackboneName, dtype: torch.dtype, known
 
 
 def _in_one_precision(model: Any, dtype: torch.dtype) -> nn.Module:
-    """Convert what open_clip forgets, and then multiplies with matrices in `dtype`: Hugging Face text encoders, CoCa's
+    """Convert what open_clip forgets, although it meets matrices in `dtype`: Hugging Face text encoders, CoCa's
     class token, and the queries of an attentional pooling."""
     from open_clip.transformer import AttentionalPooler
 
@@ -404,7 +404,7 @@ def _one_line(error: BaseException) -> str:
 def _quiet_root_logger() -> Iterator[None]:
     """Keep open_clip from configuring the root logger.
 
-    It logs there, and the first such call would add a handler for good, which then prints all our lines twice.
+    It logs there, and the first such call adds a permanent handler, which would print all our lines twice.
     """
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)

@@ -23,13 +23,13 @@ class CLIPModel(nn.Module):
     Args:
         name: backbone, as `dassl_lite.models.clip.load_clip` takes it.
         num_classes: K, outputs of the layer.
-        precision, device: of the encoder, as `load_clip` takes them; the layer is in float32.
+        precision, device: for the encoder, as `load_clip` takes them; the layer is in float32.
 
     Attributes:
         visual: the image encoder, (B, 3, H, W) -> (B, D).
         fc: the layer, D -> K.
         preprocessing: size, mean, std and interpolation of the images that it takes.
-        dtype: of the encoder.
+        dtype: dtype of the encoder.
     """
 
     def __init__(self, name: str, num_classes: int = 1, precision: str = "fp32", device: str = "cpu") -> None:

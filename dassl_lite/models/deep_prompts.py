@@ -1,13 +1,13 @@
-"""Deep prompts: learned tokens in the inputs of several of an encoder's blocks, not of its first alone.
+"""Deep prompts: learned tokens in the inputs of several of an encoder's blocks, not only the first.
 
 Papers: VPT, https://arxiv.org/abs/2203.12119; MaPLe, https://arxiv.org/abs/2210.03117 (text, and both encoders)
 
-    text     block 0: [start] [ctx] [name] [.] [end]          then the n rows behind the start are replaced
+    text     block 0: [start] [ctx] [name] [.] [end]          then the n rows after the start are replaced
     vision   block 0: [class] [patches] ln_pre([tokens])      then the n rows at the end are replaced
 
 Block i of the first ``depth`` replaces them in its input, before its own norm, by tokens of its own; later blocks keep
 what comes. Tokens have no position in the image encoder; the context has its positions in the text encoder's first
-block, and no others. Images are read at the class token, so their tokens act through the attention alone.
+block, and no others. Images are read at the class token, so their tokens act only through attention.
 
 Shapes: B images, n tokens, W width of an encoder.
 """
@@ -33,7 +33,7 @@ Prompts = TypeVar("Prompts", bound=nn.Module)
 
 
 def drawn(n: int, width: int) -> nn.Parameter:
-    """n tokens (n, W) that start from random numbers."""
+    """n randomly initialised tokens (n, W)."""
     return nn.Parameter(torch.empty(n, width).normal_(std=STD))
 
 
@@ -42,7 +42,7 @@ def within(depth: int, blocks: int, encoder: str, setting: str) -> int:
 
     Args:
         encoder: "text" or "image".
-        setting: the key that says ``depth``.
+        setting: the config key that sets ``depth``.
     """
     if depth > blocks:
         logger.info(f"{setting} is {depth}, but the {encoder} encoder has {blocks} blocks: all of them are prompted")
@@ -54,11 +54,11 @@ class VisionPrompts(nn.Module):
 
     Args:
         visual: the image encoder.
-        n: tokens of a block.
+        n: tokens per block.
         depth: at most the number of its blocks.
 
     Attributes:
-        active: False: the encoder is the original one.
+        active: if False, the encoder runs without prompts.
     """
 
     active = True
@@ -83,7 +83,7 @@ def require_vision(clip: CLIPBackbone, remedy: str = "") -> None:
 
 
 def prompt_vision(clip: CLIPBackbone, prompts: Prompts) -> Prompts:
-    """Have the image encoder take ``prompts``, from now on; returns them."""
+    """Have the image encoder use ``prompts`` from now on; returns them."""
     require_vision(clip)
     clip.visual.vision_prompts = prompts
     return prompts
@@ -94,7 +94,7 @@ class DeepPromptLearner(PromptLearner):
 
     Args:
         clip, layout, options: as `PromptLearner` takes them.
-        depth: blocks with their own tokens, including the first one. Those that the encoder does not have get no
+        depth: blocks with their own tokens, including the first one. Blocks that the encoder does not have get no
             gradient.
         vision: the image encoder's tokens, if they are learned too.
     """

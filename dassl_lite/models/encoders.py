@@ -20,13 +20,13 @@ Part = TypeVar("Part")
 
 
 def text_encoder(model: Any) -> Any:
-    """The module with the text encoder's layers: open_clip's older class is its own."""
+    """The module with the text encoder's layers: in open_clip's older class, the model itself."""
     own = getattr(model, "text", None)
     return model if own is None else own
 
 
 def transformer_blocks(model: Any) -> dict[str, list[nn.Module]]:
-    """The blocks of CLIP's kind (with a norm ``ln_1`` in front) of each encoder; none of encoders without such."""
+    """The blocks of CLIP's kind (with a norm ``ln_1`` in front) of each encoder; an empty list for other encoders."""
     found = {}
     for encoder, root in (("text", text_encoder(model)), ("vision", model.visual)):
         blocks = list(getattr(getattr(root, "transformer", None), "resblocks", ()))
@@ -39,11 +39,11 @@ def transformer_blocks(model: Any) -> dict[str, list[nn.Module]]:
 def choose_encoders(
     found: Mapping[str, Sequence[Part]], wanted: str, backbone: str, *, method: str, needs: str, key: str
 ) -> dict[str, Sequence[Part]]:
-    """What a method adapts of each encoder, text before vision.
+    """The parts of each encoder that a method adapts, text before vision.
 
     Args:
-        found: "text" and "vision" -> what there is to adapt.
-        wanted: "both", "text", "vision", or "auto": those in which there is something.
+        found: "text" and "vision" -> the parts that can be adapted.
+        wanted: "both", "text", "vision", or "auto": those with such parts.
         backbone, method: names, for messages.
         needs: what the method adapts, in words.
         key: config key that chooses the encoders.
@@ -78,8 +78,8 @@ def require_same_settings(saved: Any, own: Mapping[str, Any], path: Path, node: 
 
     Args:
         saved: config key -> value, of the checkpoint at ``path``; anything else if it does not say.
-        own: of this run.
-        node: of the keys, such as TRAINER.MMA.
+        own: config key -> value, of this run.
+        node: config node of the keys, such as TRAINER.MMA.
 
     Raises:
         UserError: names the key and both values.

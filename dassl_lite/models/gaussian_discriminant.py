@@ -1,4 +1,4 @@
-"""Gaussian discriminant analysis in closed form: classes with means of their own and one shared covariance.
+"""Gaussian discriminant analysis in closed form: one mean per class and a shared covariance.
 
     score_k(q) = q . P mu_k - log K - mu_k . P mu_k / 2
 
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows near a class name, and copies of the name's own feature, that describe a class without images (the authors').
+# A class without images is described by rows near its name and copies of the name's feature: how many (the authors').
 NEIGHBOURS, COPIES = 64, 16
-_CHUNK = 2**24  # numbers of the means of all classes, once for each image left out at a time
-_RTOL = torch.finfo(torch.float32).eps  # the authors invert in float32: what is zero there counts as zero
+_CHUNK = 2**24  # numbers in the means of all classes, for all images left out at a time
+_RTOL = torch.finfo(torch.float32).eps  # the authors invert in float32: what vanishes there counts as zero
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit(rows: Tensor, labels: Tensor, text: Tensor, *, per_class: bool = False) 
 
 
 def class_means(rows: Tensor, labels: Tensor, text: Tensor) -> Tensor:
-    """Means (K, D) of the classes' rows; a class without rows has that of the rows around its name."""
+    """Means (K, D) of the classes' rows; for a class without rows, the mean of the rows around its name."""
     rows, text = rows.double(), text.double()
     counts = labels.bincount(minlength=len(text))
     means = rows.new_zeros(len(text), rows.shape[1]).index_add(0, labels, rows) / counts.clamp(min=1)[:, None]
@@ -79,7 +79,7 @@ def fit_names(text: Tensor, rows: Tensor) -> Discriminant:
 
 
 def leave_one_out(views: Tensor, labels: Tensor, text: Tensor) -> Tensor:
-    """Scores (N, K) of every image by `fit` to all the others, without fitting N times.
+    """Scores (N, K) of every image under a `fit` to all the others, without fitting N times.
 
     Leaving an image out changes the pooled scatter by a matrix of rank V + 1 and the shrinkage by a number, so each
     inverse follows from one eigendecomposition. A class's only image leaves it without a mean: its row is NaN.

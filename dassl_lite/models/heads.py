@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PROBES = 64  # features that a head is asked about
-_ROUNDING = 1e-4  # of a logit, relative to the largest
+_PROBES = 64  # number of features that a head is probed with
+_ROUNDING = 1e-4  # tolerated error of a logit, relative to the largest
 
-MOST = 5.0  # magnitude of the logarithm of the factor that Platt scaling finds
+MOST = 5.0  # limit on the magnitude of the log factor in Platt scaling
 
 
 class CosineHead(nn.Module):
@@ -68,7 +68,7 @@ class CosineHead(nn.Module):
         return logits if self.calibration is None else self.calibration[0].exp() * logits + self.calibration[1]
 
     def calibrate(self, log_factor: float = 0.0, bias: float = 0.0) -> None:
-        """Have logits of a sigmoid from now on, with a factor and a bias that are learned from these on."""
+        """Switch to sigmoid logits, with a learned factor and bias that start from these values."""
         self.calibration = nn.Parameter(torch.tensor([log_factor, bias], device=self.scale.device))
 
     def class_features(self) -> Tensor:
@@ -77,7 +77,7 @@ class CosineHead(nn.Module):
             return self._kept
         features = self.class_prototypes().float()
         if self._evaluating:
-            object.__setattr__(self, "_kept", features)  # a module takes no second name for a parameter of its own
+            object.__setattr__(self, "_kept", features)  # a module would register a parameter again
         return features
 
     @property
@@ -115,7 +115,7 @@ class FixedPrototypes(CosineHead):
 
 
 class LinearForm(NamedTuple):
-    """What a linear head computes, as plain numbers.
+    """A linear head's function as plain tensors.
 
         logits = scale * f @ weight.T + bias,   f: image features (B, D), of length 1 if `normalises`
 
@@ -140,7 +140,7 @@ class LinearForm(NamedTuple):
 
 @torch.no_grad()
 def linear_form(head: nn.Module, width: int) -> LinearForm | None:
-    """A head as a matrix, which is read off its answers; None if it is not linear, or does not say so by ``is_linear``.
+    """A head as a matrix, computed from its outputs; None if it is not linear or its ``is_linear`` is not true.
 
     Args:
         head: in eval mode; takes features (B, D).
@@ -155,7 +155,7 @@ def linear_form(head: nn.Module, width: int) -> LinearForm | None:
         ahead, behind = head(axes).float(), head(-axes).float()
         weight, bias = (ahead - behind).t() / 2, ((ahead + behind) / 2).mean(dim=0)
         noise = torch.randn(_PROBES, width, generator=drawn).to(device) / width**0.5
-        near_classes = F.normalize(weight, dim=-1)[torch.arange(_PROBES) % len(weight)]  # where image features are
+        near_classes = F.normalize(weight, dim=-1)[torch.arange(_PROBES) % len(weight)]  # where image features lie
         probes = torch.cat([noise, near_classes + noise])
         wanted, doubled = head(probes).float(), head(2 * probes).float()
     most = _ROUNDING * max(1.0, wanted.abs().max().item())
@@ -170,7 +170,7 @@ def linear_form(head: nn.Module, width: int) -> LinearForm | None:
 
 
 def class_targets(labels: Tensor, classes: int) -> Tensor:
-    """Bool (B, K), true for the classes of each image: of labels (B,), or as given."""
+    """Bool (B, K), true for the classes of each image, from labels (B,) or already in this form."""
     return labels.bool() if labels.dim() == 2 else F.one_hot(labels, classes).bool()
 
 
@@ -186,7 +186,7 @@ def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def platt_scaling(logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Logarithm of the factor, and the bias, with which logits have the least sigmoid loss.
+    """Logarithm of the factor, and the bias, that minimise the sigmoid loss of the logits.
 
     Args:
         logits: (N, K).
@@ -199,7 +199,7 @@ def platt_scaling(logits: Tensor, targets: Tensor) -> tuple[float, float]:
 
     def closure() -> Tensor:
         optim.zero_grad()
-        # In a bounded range: logits that say nothing would be given a factor of 0, and never learn to say something.
+        # In a bounded range: uninformative logits would get a factor of 0, which lets no gradient through.
         log_factor = MOST * (found[0] / MOST).tanh()
         loss = F.binary_cross_entropy_with_logits(log_factor.exp() * (logits - mean) + found[1], targets)
         loss.backward()

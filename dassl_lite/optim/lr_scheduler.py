@@ -43,8 +43,8 @@ class MultiStepLR(lr_scheduler.MultiStepLR):
 class WarmupScheduler(LRScheduler):
     """Warms up for ``warmup_epoch`` epochs, then hands over to ``successor``.
 
-    Its state contains the successor's state. Dassl pickles the successor itself; the unpickled copy then steps an
-    optimiser of its own, so a resumed run continues at a constant rate.
+    Its state contains the successor's state. Dassl pickles the successor itself; the unpickled copy then steps its own
+    copy of the optimiser, so a resumed run continues at a constant rate.
 
     Args:
         optimizer: its groups' rates are set.
@@ -67,7 +67,7 @@ class WarmupScheduler(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def warmup_lr(self, base_lr: float | Tensor) -> float | Tensor:
-        """Rate in epoch ``self.last_epoch`` of the warm-up, of a group with the full rate ``base_lr``."""
+        """Warm-up rate in epoch ``self.last_epoch`` for a group with the full rate ``base_lr``."""
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:

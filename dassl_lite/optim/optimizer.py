@@ -26,7 +26,7 @@ logger = get_logger(__name__)
 
 OPTIMIZER_REGISTRY = Registry("optimizer")
 
-_MANY = 8  # parameters, from which on one call for all of them is cheaper on a CPU
+_MANY = 8  # number of parameters from which one call for all is cheaper on a CPU
 _SAME_TOGETHER = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)  # not RAdam
 
 Param = Tensor | tuple[str, Tensor] | dict[str, Any]  # a parameter, a named parameter, or a param group
@@ -88,7 +88,7 @@ _READ_BY = {
 def idle_keys(optim_cfg: CN) -> dict[str, str]:
     """Keys of OPTIM that `build_optimizer` does not read with these values, each with the reason."""
     idle = {}
-    if optim_cfg.NAME in AVAI_OPTIMS:  # a plug-in's may read any
+    if optim_cfg.NAME in AVAI_OPTIMS:  # a plug-in's optimiser may read any key
         idle = {key: f"{optim_cfg.NAME} has none" for key, names in _READ_BY.items() if optim_cfg.NAME not in names}
     if not optim_cfg.STAGED_LR:
         idle |= dict.fromkeys(("NEW_LAYERS", "BASE_LR_MULT"), "STAGED_LR is False")
@@ -129,7 +129,7 @@ def build_optimizer(
 
 
 def _faster_on_a_cpu(optimizer: Optimizer) -> Optimizer:
-    """Have torch update many small parameters by one call per operation.
+    """Have torch update many small parameters with one call per operation.
 
     On a CPU it would update them one by one, from Python, which takes up to twice as long. The bits are the same in
     single and double precision, but not in half precision. (Its fused CPU kernels are faster still, but SGD's is wrong
@@ -196,8 +196,8 @@ _COMPILER = "torch._dynamo"
 def leave_out_compiler() -> None:
     """Keep torch's optimisers from importing its compiler as long as nothing else does.
 
-    They import it to say where it may not trace them, which takes about as long as importing torch. While it is not
-    loaded nothing is traced; once it is, they say so as ever. Called in our own processes only, for it changes torch.
+    They import it to say where it may not trace them, which takes about as long as importing torch. Until it is
+    loaded, nothing is traced; once it is, they say so as usual. Called only in our own processes: it changes torch.
     """
     if _COMPILER in sys.modules:
         return
@@ -216,7 +216,7 @@ def _wrapped(method: Any, name: str) -> bool:
 
 
 def _step_without_compiler(step: Any) -> Callable[..., Any]:
-    """What torch's ``_use_grad_for_differentiable`` makes of the step that it wraps."""
+    """Do what torch's ``_use_grad_for_differentiable`` does around a step, without the compiler."""
 
     @functools.wraps(step)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +229,7 @@ def _step_without_compiler(step: Any) -> Callable[..., Any]:
 
 
 def _call_without_compiler(method: Any) -> None:
-    """``method`` is wrapped by torch's ``_disable_dynamo``, which keeps what it calls as an attribute."""
+    """Have ``method`` call the function that torch's ``_disable_dynamo`` wrapped and keeps as an attribute."""
     plain = method.__wrapped__
 
     def call(*args: Any, **kwargs: Any) -> Any:

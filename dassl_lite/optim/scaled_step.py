@@ -1,4 +1,4 @@
-"""Steps of an optimizer whose gradients are in float16: none is left out."""
+"""Optimizer steps with float16 gradients, none of which is skipped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SCALES_TRIED = 32  # from 2 ** 16 down to 2 ** -15
 
 
 def scaled_step(scaler: torch.amp.GradScaler, optimizer: Any, loss: Tensor, backward: Callable[[Tensor], None]) -> int:
-    """One step of an optimizer with a scaled loss, repeated with half the scale as long as gradients overflow.
+    """Take one optimizer step with a scaled loss; while gradients overflow, halve the scale and retry.
 
-    A ``GradScaler`` leaves such a step out instead, while the learning-rate schedule moves on.
+    A ``GradScaler`` would skip such a step, while the learning-rate schedule moves on.
 
     Args:
-        scaler: of the gradients; its scale is updated.
+        scaler: scales the loss; its scale is updated.
         loss: unscaled, a scalar or what ``backward`` takes.
         backward: sets the gradients anew from the scaled loss, and keeps its graph.
 

@@ -1,4 +1,4 @@
-"""The network of `resnet`, apart from it, so that the names of backbones are known without torchvision.
+"""The network of `resnet`, in its own module so that backbones can be listed without torchvision.
 
 Shapes: B images, H x W pixels.
 """

@@ -73,7 +73,7 @@ def _mean_off_diagonal(square: Tensor) -> Tensor:
 _DISTANCES = {
     "cosine": cosine_distance,
     "euclidean": euclidean_squared_distance,
-    "fast_euclidean": euclidean_squared_distance,  # in Dassl, another implementation of the same
+    "fast_euclidean": euclidean_squared_distance,  # in Dassl, another implementation of the same kernel
 }
 
 
