@@ -1,4 +1,4 @@
-"""CLIP's image encoder, as it runs where it is frozen: the same features for less work.
+"""A faster forward pass for CLIP's frozen image encoder, with the same features.
 
 A few savings, with the model's own modules and the same result up to rounding (1e-6 of a feature):
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-_CPU_BYTES = 20 << 20  # of the largest tensor in a layer: the C library keeps the memory of up to 32 MB for reuse
-_CPU_IMAGES = 32  # at a time, of encoders whose tensors are not known here
+_CPU_BYTES = 20 << 20  # size of the largest tensor in a layer: the C library keeps up to 32 MB for reuse
+_CPU_IMAGES = 32  # images at a time, for encoders whose tensors are not known here
 _QUICK = 1.702
 
 
@@ -59,7 +59,7 @@ class Projection(NamedTuple):
 class ImageTower:
     """The image encoder of an open_clip model.
 
-    Not a module: it reads the model's modules, so one that was replaced there takes effect at once.
+    Not a module: it reads the model's modules, so replacing one there takes effect at once.
 
     Args:
         model: open_clip's `CLIP`, `CustomTextCLIP` or another one with `encode_image`.
@@ -70,7 +70,7 @@ class ImageTower:
 
     @property
     def projection(self) -> Projection | None:
-        """The last linear step, where features are nothing else than states times this; else None."""
+        """The last linear step, if features are exactly the states times this; else None."""
         from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
         from open_clip.transformer import VisionTransformer
 
@@ -116,7 +116,7 @@ class ImageTower:
             encode = functools.partial(_encode_prompted, visual, tokens=prompts())
         elif is_plain(visual):
             encode = functools.partial(_encode if isinstance(visual, VisionTransformer) else _encode_resnet, visual)
-        if images.device.type != "cpu" or torch.compiler.is_exporting():  # a graph takes any number of images
+        if images.device.type != "cpu" or torch.compiler.is_exporting():  # an exported graph takes any number of images
             return encode(images)
         if isinstance(visual, ModifiedResNet):
             images = images.contiguous(memory_format=torch.channels_last)
@@ -124,13 +124,13 @@ class ImageTower:
         return encode(images) if len(parts) == 1 else torch.cat([encode(part) for part in parts])
 
     def _prompts(self) -> Any:
-        """The encoder's `VisionPrompts`, if it has any that are active."""
+        """The encoder's `VisionPrompts`, if it has active ones."""
         prompts = getattr(self.model.visual, "vision_prompts", None)
         return prompts if prompts is not None and prompts.active else None
 
     @contextmanager
     def unprompted(self) -> Iterator[None]:
-        """A context in which the encoder has no prompts."""
+        """A context in which the encoder runs without prompts."""
         prompts = self._prompts()
         if prompts is None:
             yield
@@ -151,7 +151,7 @@ def encodes_by_visual(model: Any) -> bool:
 
 
 def takes_prompts(model: Any) -> bool:
-    """Whether the image encoder is open_clip's ViT that is read at the class token, so that prompts have a place."""
+    """Whether the image encoder is open_clip's ViT that is read at the class token, so that prompts fit in."""
     from open_clip.transformer import VisionTransformer
 
     visual = model.visual
@@ -164,7 +164,7 @@ def takes_prompts(model: Any) -> bool:
 
 def _encode_prompted(visual: VisionTransformer, images: Tensor, tokens: Sequence[Tensor]) -> Tensor:
     """Features (B, D) of images, with ``tokens`` (n, W) at the end of the inputs of the first blocks."""
-    x, n = visual._embeds(images), len(tokens[0])  # x.shape[0] below: len(x) would fix the number in a graph
+    x, n = visual._embeds(images), len(tokens[0])  # x.shape[0] below: len(x) would be a constant in an exported graph
     x = torch.cat([x, visual.ln_pre(tokens[0].to(x.dtype)).expand(x.shape[0], -1, -1)], dim=1)
     plain, last = is_plain(visual), len(visual.transformer.resblocks) - 1
     for number, block in enumerate(visual.transformer.resblocks):
@@ -237,7 +237,7 @@ def _encode_resnet(visual: ModifiedResNet, images: Tensor) -> Tensor:
 
 
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
-    """What `mlp` gives for states (..., W)."""
+    """The output of `mlp` for states (..., W)."""
     from open_clip.transformer import QuickGELU
 
     parts: list[Any] = list(mlp.children()) if type(mlp) is nn.Sequential else []

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from dassl_lite.utils.errors import UserError
 
-_CHUNK = 256  # images at a time in a search
-_IN_CACHE = 2**18  # numbers that stay in a core's cache between two operations
+_CHUNK = 256  # images processed at a time in a search
+_IN_CACHE = 2**18  # numbers that fit in a core's cache between two operations
 _MOST_TURNS = 64
-_FEW = 64  # logits whose highest is found as fast by argmax
+_FEW = 64  # number of logits up to which argmax is as fast
 
 
 class KeyValueCache(nn.Module):
@@ -125,15 +125,15 @@ class KeyValueCache(nn.Module):
 
 @contextmanager
 def _one_thread_each(device: torch.device) -> Iterator[Callable[..., Iterator[Tensor]]]:
-    """``map`` in as many threads as torch has, each of which does its operations alone.
+    """``map`` in as many threads as torch has, with each operation in a single thread.
 
-    Threads that share every one of many small operations spend most of their time waiting for each other.
+    Threads that split many small operations between them mostly wait for each other.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         yield map
         return
-    torch.set_num_threads(1)  # also of the threads that start below
+    torch.set_num_threads(1)  # also applies to the threads started below
     try:
         with ThreadPoolExecutor(threads) as pool:
             yield pool.map
@@ -145,15 +145,15 @@ class _SumsByClass:
     """``x @ values`` for one-hot values (N, K), as sums over the entries of each class.
 
     Entries are taken in turns: the first of every class, then the second of every class that has one, and so on. So the
-    entries of a turn lie next to each other, and a turn is added to the one before without any index. A class of more
+    entries of a turn are contiguous, and a turn is added to the one before without indexing. A class of more
     than ``_MOST_TURNS`` entries counts as several.
 
     Args:
-        labels: (N,), the column of the one in each row; -1 for a row of zeros.
+        labels: (N,), the column of the 1 in each row; -1 for a row of zeros.
         classes: K.
 
     Attributes:
-        order: (M,), the entries, in turns, without those of no class.
+        order: (M,), the entries that have a class, in turns.
     """
 
     def __init__(self, labels: Tensor, classes: int) -> None:
@@ -197,9 +197,9 @@ class _SumsByClass:
 
 
 def _is_highest(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the label's logit is the highest, of equal ones the first: (A, B) for logits (A, B, K) and labels (B,).
+    """Whether the label's logit is the first of the highest: (A, B) for logits (A, B, K) and labels (B,).
 
-    On a CPU, argmax of many takes ten times as long as a maximum; there it decides between equal ones only.
+    On a CPU, argmax of many takes ten times as long as a maximum, so it is used only to break ties.
     """
     if logits.is_cuda or logits.shape[-1] < _FEW:
         return logits.argmax(dim=-1) == labels

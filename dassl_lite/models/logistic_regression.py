@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 FIRST_C = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 MAX_ITERATIONS = 1000
-SWEEP_TOLERANCE, SMOOTH_TOLERANCE = 1e-4, 1e-6  # of the gradient; the first is scikit-learn's default
+SWEEP_TOLERANCE, SMOOTH_TOLERANCE = 1e-4, 1e-6  # tolerances of the gradient; the first is scikit-learn's default
 
-_SMALL = 2**21  # numbers: below that, several threads only wait for each other
+_SMALL = 2**21  # number of elements below which several threads only wait for each other
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Round:
         return max(self.left_accuracy, self.right_accuracy)
 
     def next_range(self) -> tuple[float, float]:
-        """The half of the range, on a log scale, next to the better end."""
+        """The half of the range (on a log scale) next to the better end."""
         left, right = np.log10(self.left), np.log10(self.right)
         middle = 0.5 * (right + left)
         ends = (middle, right) if self.c == self.right else (left, middle)
@@ -105,7 +105,7 @@ def smooth_c(train: Samples, val: Samples) -> tuple[float, float]:
     """C with the lowest mean log loss on ``val``, and that loss in nats.
 
     The best of ``FIRST_C`` is refined by Brent's method on a log scale, up to its neighbours. Fits converge further
-    (``SMOOTH_TOLERANCE``) than in the sweep, where a large C is cut short. Of the validation images those whose class
+    (``SMOOTH_TOLERANCE``) than in the sweep, where a large C is cut short. Only validation images whose class
     has training images count.
 
     Raises:
@@ -149,7 +149,7 @@ def fit(train: Samples, c: float, tolerance: float = SWEEP_TOLERANCE) -> Logisti
         raise UserError("logistic regression needs training images of at least two classes")
     classifier = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=tolerance)
     with threadpool_limits(1 if train.features.size < _SMALL else None), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # expected of the largest C
+        warnings.simplefilter("ignore", ConvergenceWarning)  # expected for the largest C
         return classifier.fit(train.features, train.labels)
 
 

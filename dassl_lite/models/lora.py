@@ -13,7 +13,7 @@ timm's ``qkv``, which is three of them side by side.
 
 Why not a library: peft 0.21 supports torch's ``nn.MultiheadAttention``, but adapts the three input projections with one
 joint pair, always adapts the output projection, and adds B A to W before the layer runs, so dropout cannot act on the
-branch's input. A ``qkv``, too, it adapts with one pair, whose A the three projections share. loralib scales by
+branch's input. It also adapts a ``qkv`` with one pair, whose A the three projections share. loralib scales by
 alpha / r and has no layer for a pre-trained model. Neither reproduces the reference's parameter counts or gradients,
 and with peft the choice among q, k and v would mean another method on each backbone.
 
@@ -40,8 +40,8 @@ from dassl_lite.utils.errors import UserError, unknown
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 # Positions as ranges of an encoder's blocks, in sixths of its depth.
 POSITIONS = {"all": (0, 6), "bottom": (0, 2), "mid": (2, 4), "up": (4, 6), "half-bottom": (0, 3), "half-up": (3, 6)}
-# Where attention layers of timm and Hugging Face keep their projections: all of one row are linear layers. Three
-# projections in one layer stand in it one after another.
+# Names of the projections in attention layers of timm and Hugging Face; all in a row are linear layers. Three
+# projections in one layer follow each other in its output.
 _LINEARS = (
     {"q": "qkv", "k": "qkv", "v": "qkv", "o": "proj"},  # timm
     {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"},  # timm: EVA02
@@ -152,7 +152,7 @@ class LoRAAttention(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """Replaces a frozen linear layer of an attention layer. It has no ``weight``: who reads that would miss the pairs.
+    """Replaces a frozen linear layer of an attention layer. It has no ``weight``: reading that would miss the pairs.
 
     Args:
         base: the layer, unchanged.
@@ -204,7 +204,7 @@ def add_lora(
     """Adapt the attention of the numbered blocks; returns the pairs: block number -> projection -> pair.
 
     Args:
-        blocks: of `adaptable_blocks`.
+        blocks: numbered blocks, from `adaptable_blocks`.
     """
     adapters = nn.ModuleDict()
     for number in numbers:
@@ -225,7 +225,7 @@ def add_lora(
 def _places(attention: nn.Module) -> Mapping[str, str] | None:
     """Where an attention layer made of linear layers keeps its projections, as in `_LINEARS`; None for other modules.
 
-    Where timm's attention adds biases of its own to ``qkv``, it must be able to add them behind the layer.
+    If timm's attention adds its own biases to ``qkv``, it must be able to add them after the layer.
     """
     if getattr(attention, "q_bias", None) is not None and not hasattr(attention, "qkv_bias_separate"):
         return None
@@ -263,7 +263,7 @@ def _replace_linears(attention: Any, places: Mapping[str, str], pairs: Mapping[s
         inside = [pairs.get(projection) for projection in _side_by_side(places, place)]
         setattr(module, name, LoRALinear(getattr(module, name), inside, first=place == adapted[0]))
     if getattr(attention, "q_bias", None) is not None:
-        attention.qkv_bias_separate = True  # else it multiplies with the weight itself
+        attention.qkv_bias_separate = True  # else it multiplies by the weight directly
 
 
 def merge_lora(model: nn.Module) -> int:
@@ -297,10 +297,10 @@ def without_lora(adapters: nn.Module) -> Iterator[None]:
 
 
 def adaptable_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """Where LoRA can adapt an encoder's attention, in order; none for a convolutional network.
+    """The modules whose attention LoRA can adapt, in order; empty for a convolutional network.
 
     Returns:
-        open_clip's transformer blocks; of timm's trunks and Hugging Face's text encoders the attention layers.
+        open_clip's transformer blocks, or the attention layers of timm's trunks and Hugging Face's text encoders.
     """
     inner = getattr(encoder, "trunk", getattr(encoder, "transformer", None))
     blocks = getattr(inner, "resblocks", None)
@@ -321,7 +321,7 @@ def blocks_by_encoder(model: Any, wanted: str, name: str) -> dict[str, Sequence[
     Args:
         model: open_clip's model.
         wanted: "both", "text", "vision", or "auto": those that have attention layers.
-        name: of the backbone, for messages.
+        name: name of the backbone, for messages.
 
     Raises:
         UserError: a requested encoder has no such blocks.

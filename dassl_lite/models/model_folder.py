@@ -28,12 +28,12 @@ _OPEN_CLIP_WEIGHTS = tuple(f"{name}{end}" for end in (".safetensors", ".bin") fo
 _TRANSFORMERS_WEIGHTS = tuple(
     name for stem in ("model.safetensors", "pytorch_model.bin") for name in (stem, stem + weights_file.INDEX_SUFFIX)
 )
-# What a description may hand to the tokenizer. Others could have code run: trust_remote_code.
+# Options that a description may pass to the tokenizer. Others could run code (trust_remote_code).
 _TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}
 
 
 class Find(Protocol):
-    """Finds a file by name, or gives None if there is no such file."""
+    """Finds a file by name; returns None if there is none."""
 
     def __call__(self, name: str) -> Path | None: ...
 
@@ -47,9 +47,9 @@ class ModelFolder:
         preprocessing: how it expects its images.
         open_clip: its description for open_clip's factory; None for one of transformers'.
         transformers: its description for `transformers_format`; None for one of open_clip's.
-        find: finds its files.
+        find: function that finds its files.
         repository: the folder, or ORG/REPO on the hub.
-        given: the file of weights that was named, if one was.
+        given: the file of weights, if one was named.
     """
 
     name: str
@@ -74,11 +74,11 @@ class ModelFolder:
         raise UserError(f"backbone '{self.name}' has no weights: none of {', '.join(known)} is there")
 
     def tokenizer(self) -> Tokenizer:
-        """Raises UserError if it has none, or if it needs transformers and that is not installed."""
+        """The model's tokenizer. Raises UserError if it has none, or needs transformers without having it."""
         if self.transformers is None:
             assert self.open_clip is not None
             text = self.open_clip["text_cfg"]
-            # as open_clip does: a local folder's own tokenizer, and for a repository the one that it names
+            # as open_clip does: a local folder's own tokenizer, but for a repository the one that it names
             is_local = Path(self.repository).is_dir() and bool(text.get("hf_tokenizer_name")) and self._has_tokenizer()
             local = self.repository if is_local else ""
             return tokenizer_of(text, "", self.name, local)
@@ -95,7 +95,7 @@ class ModelFolder:
         return any(self.find(name) is not None for name in ("tokenizer_config.json", "tokenizer.json"))
 
     def _has_clips_words(self, count: int) -> bool:
-        """Whether the tokenizer is OpenAI's; a model of as many words without a tokenizer's files has that."""
+        """Whether the tokenizer is OpenAI's; a model with the same vocabulary size and no tokenizer files uses it."""
         with refusing_misfits(f"backbone '{self.name}': its tokenizer cannot be read"):
             if (plain := self.find("vocab.json")) is not None:
                 return is_clips_own(read_json(plain))
@@ -104,7 +104,7 @@ class ModelFolder:
         return count == openai_format.VOCABULARY
 
     def _find_parts(self, index: Path) -> None:
-        """Have the parts that an index names downloaded."""
+        """Download the parts that an index names."""
         with refusing_misfits(f"{index} is not an index of weights"):
             names = {str(name) for name in read_json(index)["weight_map"].values()}
         for name in sorted(names):
@@ -116,7 +116,7 @@ def of(backbone: BackboneName) -> ModelFolder:
     """The model in a backbone's folder or repository; only the descriptions are read.
 
     Raises:
-        UserError: it is unreachable, has no description, or one that no model here has.
+        UserError: it is unreachable, has no description, or one of an unsupported model.
     """
     if backbone.kind == "hub":
         repository = backbone.architecture.removeprefix("hf-hub:")
@@ -138,7 +138,7 @@ def _is_transformers(config: Path) -> bool:
     try:
         return config.is_file() and read_json(config).get("model_type") in transformers_format.KINDS
     except (OSError, ValueError, AttributeError):
-        return False  # somebody else's
+        return False  # a description of something else
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:
@@ -193,5 +193,5 @@ def _of_transformers(name: str, config: Path, find: Find, repository: str, given
 
 
 def _given(images: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the mean and standard deviation that are null, for which image processors take their own."""
+    """Drop a mean and standard deviation that are null: image processors then use their defaults."""
     return {key: value for key, value in images.items() if value is not None or key not in ("image_mean", "image_std")}

@@ -1,14 +1,14 @@
-"""Adapters beside the blocks of both encoders, with a layer between that the two share, as MMA has them.
+"""Adapters beside the blocks of both encoders, with a shared layer between the two, as in MMA.
 
 Paper: MMA: Multi-Modal Adapter for Vision-Language Models, CVPR 2024
 
     block_i(x)  ->  block_i(x) + s * up_i(relu(shared_i(relu(down_i(ln_1(x))))))        i from 1
-    0: the input of the first block, with what stands before it in place of x:
+    Adapter 0 changes the input of the first block; x is what comes before it:
        x = ln_pre(patches), x + s * up_0(...)   and   x = token embeddings, before positions are added
 
-down and up are an encoder's own; shared_i (r x r) is one layer for both, where both have an adapter i. Behind an
+Each encoder has its own down and up; shared_i (r x r) is one layer for both, where both have an adapter i. Behind an
 adapter gradients are divided by s, and in front of it multiplied again: what it learns from has the size that it would
-have with s = 1, and what passes on is the true gradient. Not so for 0, whose gradients are the true ones.
+have with s = 1, and what passes on is the true gradient. Adapter 0 is an exception: its gradients are the true ones.
 
 Shapes: W width of an encoder, r width of the layer between.
 """
@@ -79,7 +79,7 @@ class MultiModalAdapters(nn.Module):
         return _ScaledGradient.apply(y, 1 / self.scale) if number else y
 
     def attach(self, model: Any) -> None:
-        """Have the model's encoders add what the adapters give. Its own weights stay as they are."""
+        """Have the model's encoders add the adapters' outputs. Its own weights stay unchanged."""
         for encoder, blocks in transformer_blocks(model).items():
             for number in map(int, getattr(self, encoder)):
                 if number:
@@ -90,7 +90,7 @@ class MultiModalAdapters(nn.Module):
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """A context in which the model is the original one."""
+        """A context in which the model runs without the adapters."""
         self.active = False
         try:
             yield
@@ -127,7 +127,7 @@ def adapter_widths(blocks: Mapping[str, Sequence[Any]], first: int, last: int) -
     """Encoder -> number -> W of adapters ``first`` to ``last``, as far as each encoder has blocks.
 
     Args:
-        blocks: of the encoders to adapt.
+        blocks: blocks of the encoders to adapt.
     """
     return {
         encoder: {i: own[max(i, 1) - 1].ln_1.normalized_shape[-1] for i in range(first, min(last, len(own)) + 1)}

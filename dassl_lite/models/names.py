@@ -27,7 +27,7 @@ _HINT = (
     "Or an open_clip name with a tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/REPO, random:ARCHITECTURE, or a file or "
     "folder of weights."
 )
-SCRATCH = "scratch"  # in place of a tag: what open_clip takes for a training of one's own that started from nothing
+SCRATCH = "scratch"  # in place of a tag: open_clip's defaults, for a model trained from scratch
 
 Kind = Literal["file", "tag", "checkpoint", "folder", "hub", "random"]
 
@@ -45,7 +45,7 @@ class BackboneName:
         architecture: open_clip's name for it, or the repository for "hub"; "" for "file" and "folder".
         tag: name of the published weights, for "tag"; for a file, of those whose preprocessing and activation it has.
         path: the file, for "file" and "checkpoint"; the folder.
-        seed: of the weights, for "random".
+        seed: seed of the weights, for "random".
     """
 
     text: str
@@ -62,7 +62,7 @@ class BackboneName:
         return self.path
 
     def at(self, path: Path) -> BackboneName:
-        """The same name, with the file where its weights were found."""
+        """The same name, with the path at which its weights were found."""
         return replace(self, path=path)
 
 
@@ -107,7 +107,7 @@ def _cleaned(tag: str) -> str:
 
 
 def is_local(text: str) -> bool:
-    """Whether a name is of a CLIP that is made or lies on this machine, unknown elsewhere: a file, demo, random:..."""
+    """Whether a name refers to a CLIP on this machine and means nothing elsewhere: a file, demo, random:..."""
     try:
         return parse(text).kind in ("file", "random")
     except UserError:

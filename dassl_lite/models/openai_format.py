@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Last parts of the names of entries that are not weights: descriptions of the model, and a buffer that is not state.
 _DESCRIPTIONS = (*weights_file.DESCRIPTIONS, "attn_mask")
-TRANSFORMERS_KEY = "text_model.embeddings.token_embedding.weight"  # of every CLIP and SigLIP of transformers
+TRANSFORMERS_KEY = "text_model.embeddings.token_embedding.weight"  # in every CLIP and SigLIP of transformers
 _REQUIRED = (
     "visual.conv1.weight",
     "positional_embedding",
@@ -33,7 +33,7 @@ _REQUIRED = (
 )
 VOCABULARY = 49408  # tokens of CLIP's own tokenizer
 _HEAD_WIDTH = 64  # of all of OpenAI's models, in both encoders
-# Sizes beyond those of any CLIP: a file of a few bytes can name any. Image sizes in pixels.
+# Limits above the sizes of any CLIP: a file of a few bytes can claim any size. Image sizes are in pixels.
 _LARGEST = {"embed_dim": 16384, "layers": 256, "width": 16384, "patch_size": 1024, "image_size": 4096}
 _LARGEST |= {"head_width": 16384, "context_length": 8192, "vocab_size": 4_000_000, "heads": 1024}
 _LARGEST |= {"mlp_ratio": 64}
@@ -74,7 +74,7 @@ def architecture_of(
     """Arguments for `open_clip.CLIP`, inferred from the shapes; `metadata` adds what shapes do not determine.
 
     Raises:
-        UserError: they make no model, or one beyond ``_LARGEST``; `source` is named.
+        UserError: they do not form a model, or form one beyond ``_LARGEST``; `source` is named.
     """
     with refusing_misfits(f"{source}: its shapes and metadata make no CLIP"):
         architecture = _architecture_of(tensors, metadata or {})
@@ -83,7 +83,7 @@ def architecture_of(
 
 
 def check_sizes(sizes: Mapping[str, Any], prefix: str) -> None:
-    """Refuse sizes that no CLIP has, before anything is made of them."""
+    """Refuse sizes that no CLIP has, before anything is allocated."""
     for name, value in sizes.items():
         if isinstance(value, Mapping):
             check_sizes(value, f"{name}.")
@@ -127,7 +127,7 @@ def _architecture_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def named(architecture: Mapping[str, Any]) -> str:
-    """The architecture of open_clip's with these sizes, OpenAI's names first; "" if there is none."""
+    """open_clip's architecture with these sizes, OpenAI's names first; "" if there is none."""
     import open_clip
 
     known = sorted(open_clip.list_models(), key=lambda name: (name not in OPENAI_NAMES.values(), len(name)))
@@ -220,7 +220,7 @@ def build(
         # Initialising weights to overwrite them would take seconds and consume random numbers.
         with torch.device("meta"):
             model = open_clip.CLIP(**architecture, cast_dtype=None if dtype == torch.float32 else dtype)
-        check_fit(model, state, source)  # before memory is taken for what the shapes promise
+        check_fit(model, state, source)  # before memory is allocated for these shapes
         model.to_empty(device="cpu")
         length = architecture["text_cfg"]["context_length"]
         model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)  # the only state that no file contains

@@ -1,8 +1,8 @@
-"""Text encoders that are not of CLIP's kind, by their own forward: from ids, or with embeddings in place of the ids'.
+"""Text encoders unlike CLIP's, run by their own forward: from ids, or with given embeddings.
 
-An encoder that is not causal sees a prompt's padding; others are read at the last token, at a token of their own, or
-averaged. So a learned prompt goes through the whole encoder as a row of L embeddings with its padding. The ids of the
-row go along: by them the encoder finds padding and end, for its masks, positions and pooling.
+An encoder that is not causal sees a prompt's padding; others read the last token or a special one, or average
+all. So a learned prompt goes through the whole encoder as a row of L embeddings with its padding. The ids of the
+row are passed too: the encoder needs them to find padding and end, for its masks, positions and pooling.
 
 Shapes: B images, K classes, N texts, L tokens, P and S tokens of prefix and suffix, W width of the encoder, D width of
 the features.
@@ -33,8 +33,8 @@ class RowsOfPrompts:
         suffix: (K, S, W), those that follow.
         lengths: K numbers: embeddings of each suffix up to and including its end token.
         tokens: (K, L) ids of the rows, with any ordinary id for what is learned.
-        embedded: (K, L, W), their embeddings, of which padding and what follows it are used.
-        deep: rows that replace others in the inputs of blocks.
+        embedded: (K, L, W), their embeddings; only those from the padding on are used.
+        deep: rows that replace others in the blocks' inputs.
     """
 
     prefix: Tensor
@@ -49,7 +49,7 @@ class RowsOfPrompts:
         return len(self.prefix) * len(self.suffix)
 
     def of(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (n, L) and embeddings (n, L, W) of the prompts of these numbers (n,), counted image by image."""
+        """Ids (n, L) and embeddings (n, L, W) of the prompts with these indices (n,), counted image by image."""
         image, class_ = numbers // len(self.suffix), numbers % len(self.suffix)
         length = self.tokens.shape[1]
         rows = torch.cat([self.prefix[image], self.suffix[class_]], dim=1)[:, :length]
@@ -119,7 +119,7 @@ class OwnForward:
 
     @contextmanager
     def _embedding_gives(self, rows: Tensor) -> Iterator[None]:
-        """A context in which the token embedding gives `rows` (N, L, W), whatever the ids."""
+        """A context in which the token embedding returns `rows` (N, L, W), whatever the ids."""
 
         def replace(module: nn.Module, given: Any, embedded: Tensor) -> Tensor:
             assert embedded.shape == rows.shape, (embedded.shape, rows.shape)
@@ -133,7 +133,7 @@ class OwnForward:
 
     @contextmanager
     def _without_projection(self) -> Iterator[None]:
-        """A context in which the encoder ends before its last linear step."""
+        """A context in which the encoder stops before its last linear step."""
         name = "proj" if hasattr(self._text, "proj") else "text_projection"
         own = getattr(self._text, name)
         before = own[:-1] if isinstance(own, nn.Sequential) else nn.Identity() if name == "proj" else None

@@ -27,9 +27,9 @@ class PrecomputedBackbone(nn.Module):
         prompts: T lists of K prompts; ``_`` counts as a space.
         scale: exp(logit_scale), a scalar.
         bias: logit_bias; None if the CLIP has none.
-        name: of the CLIP that computed the features; None if unknown.
-        digest, precision: of its weights; "" if unknown.
-        method: the method that asks, for messages.
+        name: name of the CLIP that computed the features; None if unknown.
+        digest, precision: digest and precision of its weights; "" if unknown.
+        method: the method that uses it, for messages.
         source: where the features come from, for messages.
         projection, projection_bias: the image encoder's last linear step, (W, D) and (D,), where it is known.
 

@@ -16,11 +16,11 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 # open_clip draws "random" in training and takes bicubic otherwise.
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
-_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # transformers has Pillow's numbers
+_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}  # transformers uses Pillow's numbers
 _RESIZE_MODES = ("shortest", "squash", "longest")
 # Steps of transformers' image processors. Ours are always RGB, so `do_convert_rgb` changes none.
 _STEPS = {"do_resize", "do_rescale", "do_normalize", "default_to_square"}
-_OPTIONAL_STEPS = {"do_center_crop", "do_convert_rgb"}  # processors save null for those that they lack
+_OPTIONAL_STEPS = {"do_center_crop", "do_convert_rgb"}  # processors save null for steps that they lack
 _OTHER_STEPS = ("rescale_offset", "crop_pct")  # beside every other `do_...`
 
 
@@ -34,7 +34,7 @@ class Preprocessing:
         interpolation: "bicubic" or "bilinear", for resizing.
         resize_mode: "shortest" (the shorter side fits and the rest is cut off), "squash" (both sides fit), "longest"
             (the longer side fits and the rest is filled) or "cover" (shortest, for sides that differ).
-        fill_color: red, green and blue of what is filled, 0 to 255.
+        fill_color: red, green and blue of the filled area, 0 to 255.
     """
 
     size: tuple[int, int]
@@ -77,7 +77,7 @@ def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[in
     """From a ``preprocessor_config.json`` with the defaults of its kind of model; otherwise as for open_clip.
 
     Args:
-        size: of the model's input; the file's own sizes have to lead to it.
+        size: size of the model's input; the file's own sizes must result in it.
     """
     height, width = _pair(size, source)
     _check_steps(config, source)
@@ -108,7 +108,7 @@ def described_by_transformers(config: Mapping[str, Any], size: int | Sequence[in
 
 
 def _check_steps(config: Mapping[str, Any], source: str) -> None:
-    """Refuse steps that the preprocessing here does not have."""
+    """Refuse steps that this preprocessing does not support."""
     named = f"{source}: preprocessor_config.json: "
     for key, value in config.items():
         if key in _STEPS or (key in _OPTIONAL_STEPS and value is not None):
@@ -123,7 +123,7 @@ def _check_steps(config: Mapping[str, Any], source: str) -> None:
 
 
 def _is_square(config: Mapping[str, Any], source: str) -> bool:
-    """Whether both sides are resized, and not the shorter one."""
+    """Whether both sides are resized, not only the shorter one."""
     size = config.get("size")
     if not isinstance(size, Mapping):
         return bool(config.get("default_to_square", not config.get("do_center_crop")))
@@ -135,7 +135,7 @@ def _is_square(config: Mapping[str, Any], source: str) -> bool:
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """(height, width) of a size of transformers'; None if there is none."""
+    """(height, width) of a size as transformers writes it; None if there is none."""
     if isinstance(size, Mapping):
         side = size.get("shortest_edge")
         return (side, side) if side is not None else (size["height"], size["width"])
@@ -150,7 +150,7 @@ def _pair(size: int | Sequence[int], source: str) -> tuple[int, int]:
 
 
 def _channels(value: Any, name: str, source: str, least: float = -1e6, most: float = 1e6) -> tuple[float, ...] | None:
-    """Three numbers, one of which stands for all; None if there are none."""
+    """Three numbers, one per channel; a single number is repeated. None if there are none."""
     if value is None or value == []:
         return None
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * 3

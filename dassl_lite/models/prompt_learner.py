@@ -4,7 +4,7 @@
     middle   [start] [context, first n // 2] [name] [rest of the context] [.] [end]
     front    [start] [name] [context] [.] [end]
 
-[start] and [end] are the special tokens that the backbone's tokenizer puts before and behind a text: CLIP's has one of
+[start] and [end] are the special tokens that the backbone's tokenizer puts before and after a text: CLIP's has one of
 each, SigLIP's no start.
 
 `lay_out` decides where every token stands; `PromptLearner` holds the context and turns it into class features.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 POSITIONS = ("end", "middle", "front")
-STD = 0.02  # of context vectors that start from random numbers
+STD = 0.02  # standard deviation of randomly initialised context vectors
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def lay_out(
         n_ctx: n, unless there are words.
         words: what the context starts from. As in the reference, n is the number of words, not of tokens: if a word
             has several tokens, the last ones stay fixed behind the context.
-        position: of the name: end, middle or front.
+        position: where the name stands: end, middle or front.
         class_specific: every class has its own context, so no vector is shared.
-        fill: there are ``n_ctx`` vectors whatever the words, all tokens of which start the last of them.
+        fill: there are ``n_ctx`` vectors whatever the words, and all tokens of the words initialise the last ones.
         most: n, where it is not the number of words: that many of the words' first tokens are learned.
         tail: what follows the context, with {} for the name; another than the default only if that is at the end.
         node, number: names of the config node with N_CTX and CTX_INIT, and of its key N_CTX, for messages.
@@ -106,7 +106,7 @@ def lay_out(
     if words and not fill:
         n_ctx = most or len(words.split())
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
-    ordinary = _ordinary_id(clip)  # stands where the context is drawn from random numbers
+    ordinary = _ordinary_id(clip)  # placeholder where the context starts from random numbers
     learned = tokenizer.encode(words, after_word=not before) if words else []
     setting = f"{node}." * bool(node) + (
         f"CTX_INIT '{shorten(words, 60)}'" if words and not fill else f"{number} {n_ctx}"
@@ -149,7 +149,7 @@ def lay_out(
 
 
 def _ordinary_id(clip: CLIPBackbone) -> int:
-    """The smallest id that neither the tokenizer nor the text encoder gives a meaning of its own."""
+    """The smallest id without a special meaning to the tokenizer or the text encoder."""
     tokenizer = clip.tokenizer
     framing = {*tokenizer.prefix_ids, *tokenizer.suffix_ids, *tokenizer.final_ids, tokenizer.pad_id}
     special = framing | clip.text.special_ids
@@ -169,7 +169,7 @@ def _behind(clip: CLIPBackbone, text: str, words: str, learned: list[int], befor
 def _arrange(
     start: Tensor, context: Tensor, behind: Tensor, shared: int, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The beginning that prompts have in common, and what follows it for each class, in prompt order.
+    """The prompts' common beginning and each class's remaining rows, in prompt order.
 
     Args:
         start: (1, W), or (0, W) without a start token.
@@ -178,7 +178,7 @@ def _arrange(
         shared, order: as in `PromptLayout`.
 
     Returns:
-        (P, W) or (B, P, W), and (K, S', W); what lies beyond a class's length is meaningless.
+        (P, W) or (B, P, W), and (K, S', W); rows beyond a class's length are meaningless.
     """
     prefix, own = start, context[..., shared:, :]
     if shared:
@@ -218,7 +218,7 @@ class PromptLearner(CosineHead):
     """Cosine logits against the text features of prompts with a learned context.
 
     The state is the context alone, in float32 whatever the precision of the text encoder. The text encoder belongs to
-    ``clip`` and is not part of the module; embeddings of class names are computed for the classes at hand, not saved.
+    ``clip`` and is not part of the module; embeddings of class names are recomputed for the current classes, not saved.
 
     Args:
         clip: provides the text encoder.
@@ -230,7 +230,7 @@ class PromptLearner(CosineHead):
 
     class_rows: tuple[str, ...]
     class_rows_required: bool
-    through_encoder = True  # gradients run through an encoder in the run's precision
+    through_encoder = True  # gradients pass through the encoder in the run's precision
     token_prefix: Tensor
     token_suffix: Tensor
     token_rows: Tensor
@@ -258,7 +258,7 @@ class PromptLearner(CosineHead):
         self.register_buffer("order", layout.order, persistent=False)
         self.register_buffer("token_rows", layout.rows, persistent=False)
         self.class_rows = ("ctx",) if class_specific else ()
-        self.class_rows_required = class_specific  # random vectors of a class that was never trained mean nothing
+        self.class_rows_required = class_specific  # random vectors of an untrained class mean nothing
         self.layout, self.class_specific = layout, class_specific
         self._text, self.chunk, self.checkpoint = clip.text, chunk, checkpoint
 
@@ -291,7 +291,7 @@ class PromptLearner(CosineHead):
         return self.encode(self.ctx)
 
     def step_cost(self, batch_size: int) -> int:
-        """Multiplications of the widest product in the text encoder: a step is many products, each parallel."""
+        """Multiplications in the text encoder's widest product: a step consists of many products, each parallel."""
         layout, width = self.layout, self._text.width
         rows = 1 + layout.shared + sum(layout.lengths) if self._text.is_causal else layout.rows.numel()
         return rows * width * 4 * width

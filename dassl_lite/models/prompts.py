@@ -1,7 +1,7 @@
 """Class weights from prompts: every class name in every template, encoded in batches, averaged per class.
 
-Text states of a frozen CLIP depend only on its weights and the texts, so the functions take a folder (``cache``) to
-keep them in, and runs that share a backbone and prompts encode them once. Pass None where the text encoder is tuned.
+Text states of a frozen CLIP depend only on its weights and the texts, so the functions can keep them in a folder
+(``cache``), and runs that share a backbone and prompts encode them once. Pass None where the text encoder is tuned.
 
 Shapes: N texts, K classes, T templates, W width of the text encoder, D width of the features.
 """
@@ -62,7 +62,7 @@ class TextRows:
         return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
     def float(self) -> TextRows:
-        """The same in float32."""
+        """The same rows in float32."""
         return replace(self, values=self.values.float())
 
     def means(self) -> Tensor:
@@ -87,11 +87,11 @@ def class_texts(
     verbatim: bool = False,
     projected: bool = True,
 ) -> TextRows:
-    """Features of all texts of the classes: of their descriptions if there are any, else of the filled templates.
+    """Features of the classes' texts: their descriptions if there are any, else the filled templates.
 
     Args:
         descriptions: K lists of sentences, one or more each.
-        source: of the descriptions, for errors.
+        source: where the descriptions come from, for errors.
         cache: folder to keep features in.
         verbatim: keep the ``_`` of class names in templates.
         projected: False gives states (N, W) before the text projection.
@@ -161,7 +161,7 @@ def text_states(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = N
 
 
 def _in_parts(encode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """What ``encode`` gives for tokens (N, L), as many at a time as there is memory for."""
+    """The output of ``encode`` for tokens (N, L), as many at a time as fit in memory."""
     found = Halving("encoding texts")(encode, tokens)
     return found[0] if len(found) == 1 else torch.cat(found)
 

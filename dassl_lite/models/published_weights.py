@@ -44,7 +44,7 @@ _UNUSABLE = "delete it to download it again"
 def locate(architecture: str, tag: str) -> Path:
     """The file with open_clip's published weights `architecture:tag`, downloaded if it is not on this machine yet.
 
-    The digest of one that is here is left to `read` or `check`.
+    For a file already here, `read` or `check` compares the digest.
 
     Raises:
         UserError: neither found nor downloaded (says where it looked, where the file is published and where to put
@@ -81,10 +81,10 @@ def locate(architecture: str, tag: str) -> Path:
 
 
 def read(path: Path, architecture: str, tag: str) -> WeightsFile:
-    """The content of the file that `locate` gave; it is read once, for its digest too.
+    """The content of the file from `locate`; it is read only once, digest included.
 
     Raises:
-        UserError: it is broken, or has a wrong digest.
+        UserError: it is broken or has a wrong digest.
     """
     url = _address_of(path, architecture, tag)
     if not (digest := _published_digest(url)):
@@ -100,13 +100,13 @@ def read(path: Path, architecture: str, tag: str) -> WeightsFile:
 
 
 def check(path: Path, architecture: str, tag: str) -> Path:
-    """The file that `locate` gave, if its digest is right; otherwise a UserError."""
+    """The file from `locate`, if its digest is right; otherwise raises a UserError."""
     _check(path, _address_of(path, architecture, tag), _UNUSABLE)
     return path
 
 
 def _address_of(path: Path, architecture: str, tag: str) -> str:
-    """Where a file that `locate` gave is published; "" for one of the hub, whose client has checked it."""
+    """The URL of a file from `locate`; "" for a file from the hub, whose client has checked it."""
     import open_clip
 
     url = str(open_clip.get_pretrained_cfg(architecture, tag).get("url", ""))
@@ -166,7 +166,7 @@ def hub_cached(name: str, filename: str) -> Path | None:
 
 
 def check_hub(repository: str, filename: str) -> None:
-    """Fail fast where another library's client would try long to download what is not on this machine.
+    """Fail fast where another library's client would keep trying to download a file that is not on this machine.
 
     Raises:
         UserError: the hub is unreachable, or does not give the file.

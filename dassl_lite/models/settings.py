@@ -1,4 +1,4 @@
-"""What a backbone's weights were trained with and do not show: preprocessing of images and activation.
+"""Settings that weights were trained with but do not show: image preprocessing and activation.
 
 Published weights have it in open_clip's list. A file of weights may say it, in its metadata or in the
 `open_clip_config.json` beside it; otherwise the published weights of its architecture do, if they agree. If they do
@@ -22,7 +22,7 @@ from dassl_lite.utils.files import read_json
 Settings = Mapping[str, Any]  # open_clip's names: quick_gelu, mean, std, interpolation, resize_mode, fill_color
 
 CONFIG_FILE = "open_clip_config.json"
-# What published weights of one architecture may differ in, and its name for a user.
+# Settings in which published weights of one architecture may differ, and their names for a user.
 _TOLD = {
     "quick_gelu": "activation",
     "mean": "mean",
@@ -34,7 +34,7 @@ _SAID_BY_FILES = (*_TOLD, "fill_color")
 
 
 def of_published(architecture: str, tag: str) -> Settings:
-    """Of published weights; an unknown tag gives the architecture's activation alone."""
+    """Settings of published weights; an unknown tag gives only the architecture's activation."""
     import open_clip
 
     own = bool(open_clip.get_model_config(architecture).get("quick_gelu"))
@@ -43,7 +43,7 @@ def of_published(architecture: str, tag: str) -> Settings:
 
 
 def of_random(architecture: str) -> Settings:
-    """Of random weights: what all published ones have in common, so that timings are of the real images."""
+    """Settings of random weights: those that all published ones share, so that timings use real image sizes."""
     every = _of_all_published(architecture)
     return {key: every[0][key] for key in _TOLD if every and key not in _differing(every)} | {
         "quick_gelu": of_published(architecture, "")["quick_gelu"]
@@ -51,7 +51,7 @@ def of_random(architecture: str) -> Settings:
 
 
 def of_checkpoint(backbone: BackboneName) -> Settings:
-    """Of a file with a named architecture, `ARCHITECTURE:FILE` or `ARCHITECTURE@TAG:FILE`.
+    """Settings of a file with a named architecture, `ARCHITECTURE:FILE` or `ARCHITECTURE@TAG:FILE`.
 
     Raises:
         UserError: the published weights of the architecture differ in what the file does not say.
@@ -64,7 +64,7 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
     if not every:
         return {**of_published(architecture, ""), **said}
     unknown = [key for key in _differing(every) if key not in said]
-    trained = of_published(architecture, "")["quick_gelu"]  # by open_clip from scratch
+    trained = of_published(architecture, "")["quick_gelu"]  # trained by open_clip from scratch
     may_be_other = "quick_gelu" not in (*said, *unknown) and every[0]["quick_gelu"] != trained
     may_be_openais = bool(unknown) and architecture in OPENAI_NAMES.values()
     if may_be_openais or may_be_other:
@@ -83,13 +83,13 @@ def of_checkpoint(backbone: BackboneName) -> Settings:
 
 @lru_cache(maxsize=8)
 def _made_by(file: Path, mtime: int) -> tuple[bool, bool]:
-    """Whether OpenAI's package wrote a file, and whether a training did."""
+    """Whether OpenAI's package wrote a file, and whether a training script did."""
     content = weights_file.outline(file)
     return content.is_openais, content.training
 
 
 def of_openais_layout(backbone: BackboneName, content: WeightsFile) -> Settings:
-    """Of a file in OpenAI's layout with no architecture named. That of open_clip's own CLIP has the same names.
+    """Settings of a file in OpenAI's layout with no architecture named. open_clip's own CLIP has the same tensor names.
 
     Raises:
         UserError: nothing shows that OpenAI's package wrote it.
@@ -121,7 +121,7 @@ def _differing(every: Sequence[Settings]) -> list[str]:
 
 
 def _said_by(file: Path, architecture: str) -> dict[str, Any]:
-    """What the metadata of a file of weights say, else the description beside it."""
+    """The settings in a weights file's metadata, else in the description beside it."""
     import open_clip
 
     said = _said_in(weights_file.metadata_of(file), str(file))
@@ -156,7 +156,7 @@ def _names(keys: Sequence[str]) -> str:
 
 
 def _choices(architecture: str, keys: Sequence[str], file: Path) -> str:
-    """One example of a tag for each combination of what the tags differ in."""
+    """One example tag for each combination of the settings in which the tags differ."""
     import open_clip
 
     groups: dict[str, list[str]] = {}

@@ -35,7 +35,7 @@ _PARTS = {"q": (0, 1), "kv": (1, 3), "qkv": (0, 3)}
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Suffixes that are computed together, as `count` times `length` rows.
+    """Suffixes that are computed together, as `count` x `length` rows.
 
     Attributes:
         visible: None if every suffix fills its rows, else (count, length) bool: True up to its end token.
@@ -125,7 +125,7 @@ class DeepRows:
 
     Attributes:
         rows: block number -> (n, W), the same for all prompts, or (K, n, W).
-        first: position of the first of them in a prompt.
+        first: position of the first replaced row in a prompt.
     """
 
     rows: Mapping[int, Tensor]
@@ -134,17 +134,17 @@ class DeepRows:
     def parting(self, prefix: int, depth: int) -> int:
         """The first of ``depth`` blocks whose rows do not lie within a prefix of so many tokens that all prompts share.
 
-        From there on prompts have nothing more in common than what stands before the replaced rows.
+        From there on, prompts share only what comes before the replaced rows.
         """
         own = [i for i, rows in self.rows.items() if rows.dim() == 3 or self.first + rows.shape[-2] > prefix]
         return min(own, default=depth)
 
     def end(self) -> int:
-        """Position behind the last of them."""
+        """Position after the last replaced row."""
         return self.first + max((rows.shape[-2] for rows in self.rows.values()), default=0)
 
     def of(self, classes: slice | Tensor) -> DeepRows:
-        """Those of some of the classes, in that order."""
+        """The rows of some classes, in that order."""
         return replace(self, rows={i: rows[classes] if rows.dim() == 3 else rows for i, rows in self.rows.items()})
 
     def into(self, number: int, x: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def _tokens(x: Tensor, packed: Pack) -> list[Tensor]:
 
 
 def _seen(visible: Tensor, more: int) -> Tensor:
-    """A rectangle's `visible` with so many tokens before it that are seen."""
+    """A rectangle's `visible`, preceded by so many visible tokens."""
     return nn.functional.pad(visible, (more, 0), value=True)
 
 
@@ -215,7 +215,7 @@ def share_prefixes(prompts: Sequence[tuple[int, ...]], overhead: int) -> list[tu
 
     Args:
         prompts: token ids, each up to and including its end token.
-        overhead: what another group costs, in rows: it needs its own pass through the layers.
+        overhead: cost of another group in rows: it needs its own pass through the layers.
 
     Returns:
         (P, members) per group: the first P tokens of these prompts are equal, and each prompt has more than P.
@@ -229,7 +229,7 @@ def _share(
 ) -> tuple[list[tuple[int, list[int]]], int]:
     """Groups for `members`, in lexicographic order, and their cost in rows.
 
-    Members that continue with the same token are split off where their own groups cost less than leaving them.
+    Members that continue with the same token are split off if that costs less than leaving them together.
     """
     shared = _common_prefix(prompts[members[0]], prompts[members[-1]])
     groups: list[tuple[int, list[int]]] = []
@@ -322,7 +322,7 @@ def suffix_layer(block: ResidualAttentionBlock, x: Tensor, prefix: KeysValues | 
 def last_layer(block: ResidualAttentionBlock, x: Tensor, prefix: KeysValues | None, packed: Pack) -> Tensor:
     """The states (B, n, W) of the end tokens after the last layer.
 
-    The other tokens only serve as keys and values there, so their queries and everything after are skipped.
+    The other tokens only serve as keys and values there, so their queries and all later steps are skipped.
     """
     normed = block.ln_1(x)
     (q,) = project(block.attn, normed[:, packed.ends], "q")
@@ -392,5 +392,5 @@ def _residuals(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Te
 
 
 def _beside(block: nn.Module) -> list[Any]:
-    """The hooks of a block that add something token by token: ``beside(block, x)`` (..., W) for its input (..., W)."""
+    """A block's hooks that add something to each token: ``beside(block, x)`` (..., W) for its input (..., W)."""
     return [hook for hook in block._forward_hooks.values() if hasattr(hook, "beside")]

@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 _PASS_ROWS = {"cpu": 32}
 _BLOCK_ROWS = {"cpu": 16}
 _ROWS_ON_GPU = 4096
-_MAX_ROWS = {"cpu": 16384}  # rows at a time if no chunk size is given; bounds the transient memory
+_MAX_ROWS = {"cpu": 16384}  # rows per chunk if no chunk size is given; limits the transient memory
 _MAX_ROWS_ON_GPU = 262144
 _CHECKPOINT_SHARE = 8  # with checkpointing, memory holds one chunk's activations, so chunks are that much smaller
 _NOTHING_DEEP = DeepRows({})
@@ -55,7 +55,7 @@ class _Pass:
     """Texts that go through the layers together, on the device.
 
     Attributes:
-        prefix: (P,) ids that all of them begin with.
+        prefix: (P,) ids that all texts begin with.
         suffix: (n, S) ids that follow.
         lengths: n numbers: tokens of each suffix up to and including its end token.
     """
@@ -67,7 +67,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Memory:
-    """What suffixes need of their prefix.
+    """What suffixes need from their prefix.
 
     Attributes:
         layers: keys and values in every layer; None where the prefix is empty.
@@ -83,7 +83,7 @@ class _Memory:
 
 
 class Texts:
-    """Texts that are encoded again and again: what depends on their ids alone is found once, and kept on the device.
+    """Texts that are encoded repeatedly: what depends only on their ids is computed once and kept on the device.
 
     Args:
         tokens: (N, L) ids.
@@ -104,8 +104,8 @@ class Texts:
 class TextTower:
     """The text encoder of an open_clip model, whichever of its classes contains it.
 
-    Not a module: it has no parameters of its own and reads the model's, so a module that was replaced there (LoRA),
-    moved or changed takes effect at once.
+    Not a module: it has no parameters of its own and reads the model's, so replacing (LoRA),
+    moving or changing a module takes effect at once.
 
     Args:
         model: open_clip's `CLIP`, `CustomTextCLIP` or `CoCa`.
@@ -142,7 +142,7 @@ class TextTower:
         """Number of blocks that deep prompts can enter.
 
         Raises:
-            UserError: the encoder has none of open_clip's.
+            UserError: the encoder has no blocks of open_clip's.
         """
         if not hasattr(getattr(self._text, "transformer", None), "resblocks"):
             raise UserError("this backbone's text encoder has no blocks of open_clip's, so it takes no deep prompts")
@@ -165,8 +165,8 @@ class TextTower:
     def projection(self) -> Tensor:
         """(W, D), the matrix that maps states to features; the identity if the model has none.
 
-        Of a Hugging Face encoder whose projection has several layers, that of the last one, whose input may have
-        another width than token embeddings.
+        If a Hugging Face encoder's projection has several layers, the matrix of the last one, whose input may
+        be wider or narrower than token embeddings.
         """
         matrix = self._own.projection
         if matrix is None:
@@ -185,7 +185,7 @@ class TextTower:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the layers compute; of a Hugging Face encoder, that of its embeddings."""
+        """The dtype in which the layers compute; for a Hugging Face encoder, the dtype of its embeddings."""
         own = getattr(self._text.transformer, "get_cast_dtype", None)
         return own() if own is not None else self._own.embedding.weight.dtype
 
@@ -220,7 +220,7 @@ class TextTower:
 
     @property
     def special_ids(self) -> set[int]:
-        """Ids that the encoder itself gives a meaning: padding, end of the text."""
+        """Ids with a meaning to the encoder itself: padding, end of the text."""
         config = getattr(self._text, "config", None)
         named = [getattr(self._text, name, None) for name in ("pad_id", "eos_id", "text_eos_id")]
         return {i for i in (*named, getattr(config, "pad_token_id", None)) if i is not None}
@@ -237,7 +237,7 @@ class TextTower:
         """Features (N, D), not normalised, of token ids (N, L).
 
         Args:
-            tokens: the ids, or `Texts` that are encoded again and again.
+            tokens: the ids, or `Texts` that are encoded repeatedly.
             project: False returns the states (N, W) before the text projection.
             projection: (W, D), used instead of the model's own.
             chunk: maximum number of texts at a time; 0 chooses it by memory.
@@ -262,7 +262,7 @@ class TextTower:
         return self.project(ordered, projection) if project else ordered
 
     def _passes(self, tokens: Tensor, sharing: bool) -> tuple[list[_Pass], Tensor]:
-        """The passes through the layers that texts take, and where each text (N,) is found among their results."""
+        """The passes through the layers that texts take, and the position of each text (N,) in their results."""
         prompts = [tuple(row[: end + 1]) for row, end in zip(tokens.tolist(), self.ends(tokens).tolist(), strict=True)]
         groups = [(0, list(range(len(prompts))))]  # without shared prefixes: one pass
         if sharing:
@@ -309,7 +309,7 @@ class TextTower:
             all model parameters that require gradients.
 
         Raises:
-            UserError: a prompt is too long, or this encoder shows no blocks to put deep rows into.
+            UserError: a prompt is too long, or this encoder has no known blocks to put deep rows into.
         """
         sizes = tuple(int(length) for length in lengths)
         self._check(prefix, suffix, sizes, self.context_length if tokens is None else tokens.shape[1])
@@ -365,12 +365,12 @@ class TextTower:
     def _chunk_size(self, rows: int, checkpoint: bool) -> int:
         """Number of classes, of `rows` rows each, to compute at a time."""
         if torch.compiler.is_exporting():
-            return sys.maxsize  # a graph is for any number of images
+            return sys.maxsize  # an exported graph takes any number of images
         fit = _MAX_ROWS.get(self.device.type, _MAX_ROWS_ON_GPU) // (_CHECKPOINT_SHARE if checkpoint else 1)
         return max(1, fit // rows)
 
     def _prefix_memory(self, prefix: Tensor, deep: DeepRows) -> _Memory:
-        """What suffixes need of the prefix (B, P, W)."""
+        """What suffixes need from the prefix (B, P, W)."""
         depth, parted = len(self.blocks), None
         parting = deep.parting(prefix.shape[1], depth)
         x = prefix.to(self.dtype) + self.positions(torch.arange(prefix.shape[1], device=self.device))
@@ -405,8 +405,8 @@ class TextTower:
         """End states (B, K, W) with the model's own transformer.
 
         For layers that were replaced, hooked or built differently, or whose dropout is active (LoRA's in training).
-        Dropout draws its masks chunk by chunk and layer by layer, so another chunk size draws other masks, of the same
-        distribution. Checkpointing replays the same masks, so it changes nothing.
+        Dropout draws its masks chunk by chunk and layer by layer, so another chunk size draws different masks
+        from the same distribution. Checkpointing replays the same masks, so it changes nothing.
         """
         if not self._warned:
             logger.info(

@@ -1,6 +1,6 @@
 """A backbone's tokenizer: texts to token ids, with their lengths checked.
 
-Most backbones have CLIP's own byte-pair encoding; others have one of Hugging Face's, which needs the extra ``hf``.
+Most backbones have CLIP's own byte-pair encoding; others use a Hugging Face tokenizer, which needs the extra ``hf``.
 
 Shapes: N texts, L tokens.
 """
@@ -69,7 +69,7 @@ class Tokenizer:
         """The ids of a text alone, without special tokens.
 
         Args:
-            after_word: as it is written behind another word and a space, which some tokenizers spell differently.
+            after_word: encode the text as it follows another word and a space, which some tokenizers spell differently.
         """
         if not after_word:
             return self._encode([text])[0]
@@ -88,11 +88,11 @@ class Tokenizer:
         return self._ids([self._clean(text) for text in texts], special=False)
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
-        """Of a Hugging Face tokenizer: neither padded nor truncated."""
+        """The ids from a Hugging Face tokenizer, neither padded nor truncated."""
         return self._inner(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
 
     def _clean(self, text: str) -> str:
-        """A text as open_clip's wrapper hands it on."""
+        """A text as cleaned by open_clip's wrapper."""
         from open_clip.tokenizer import SigLipTokenizer, basic_clean, canonicalize_text
 
         if isinstance(self._tokenizer, SigLipTokenizer):
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @cached_property
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The special tokens before and behind a text."""
+        """The special tokens before and after a text."""
         if self._inner is None:
             return (self._tokenizer.sot_token_id,), (self._tokenizer.eot_token_id,)
         inner = self._inner
@@ -137,7 +137,7 @@ class Tokenizer:
 
     @property
     def suffix_ids(self) -> tuple[int, ...]:
-        """The special tokens directly behind a text."""
+        """The special tokens directly after a text."""
         return self._frame[1]
 
     @property
@@ -184,7 +184,7 @@ class _StandIn:
 
     def __init__(self, text: Mapping[str, Any]) -> None:
         vocabulary = int(text.get("vocab_size", 49408))
-        self._words = vocabulary - 3  # beside padding, start and end
+        self._words = vocabulary - 3  # besides padding, start and end
         self.sot_token_id = vocabulary - 2
         self.eot_token_id = int(text.get("eos_id", 2)) if text.get("pool_type") == "eos" else vocabulary - 1
 
@@ -200,9 +200,9 @@ def tokenizer_of(text: Mapping[str, Any], architecture: str, backbone: str, fold
 
     Args:
         text: its description, open_clip's `text_cfg`.
-        architecture: name of a built-in one, or "".
+        architecture: name of a built-in architecture, or "".
         backbone: name of the model, for messages.
-        folder: with a Hugging Face tokenizer's files, in place of the repository that the description names.
+        folder: folder with a Hugging Face tokenizer's files, used instead of the repository that the description names.
 
     Raises:
         UserError: the tokenizer is unavailable, or transformers is not installed.
@@ -242,7 +242,7 @@ def require_text_encoder(text: Mapping[str, Any], backbone: str) -> None:
 
 
 def _require_reachable(name: str, filename: str, problem: str) -> None:
-    """Fail fast for a repository that is neither here nor reachable, for which transformers would try long."""
+    """Fail fast for a repository that is neither here nor reachable; transformers would keep retrying."""
     if Path(name).is_dir():
         return
     try:
@@ -252,7 +252,7 @@ def _require_reachable(name: str, filename: str, problem: str) -> None:
 
 
 def tokenizer_of_random(text: Mapping[str, Any], architecture: str, backbone: str) -> Tokenizer:
-    """As `tokenizer_of`, for random weights: where it is unavailable, ids that mean as little as they do."""
+    """As `tokenizer_of`, for random weights: if the tokenizer is unavailable, ids as meaningless as the weights."""
     try:
         return tokenizer_of(text, architecture, backbone)
     except UserError as error:
@@ -261,7 +261,7 @@ def tokenizer_of_random(text: Mapping[str, Any], architecture: str, backbone: st
 
 
 def is_clips_own(vocabulary: object) -> bool:
-    """Whether a dictionary from words to ids is that of OpenAI's byte pairs."""
+    """Whether a dictionary from words to ids is OpenAI's vocabulary of byte pairs."""
     return vocabulary == _byte_pairs().encoder
 
 
@@ -288,7 +288,7 @@ def _open_clips(**settings: Any) -> SimpleTokenizer:
 
 @lru_cache(maxsize=1)
 def _byte_pairs() -> SimpleTokenizer:
-    """OpenAI's tokenizer, from open_clip's: they differ in how a text spells the special tokens.
+    """OpenAI's tokenizer, made from open_clip's: they differ in how a text spells the special tokens.
 
     Cached, because reading the merges takes a third of a second.
     """

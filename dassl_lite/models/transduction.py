@@ -1,13 +1,13 @@
-"""TransCLIP's mixture: test images, none of them labelled, are classified together.
+"""TransCLIP's mixture: unlabelled test images are classified together.
 
 Paper: Boosting Vision-Language Models with Transduction, https://arxiv.org/abs/2406.01837
 
-Each class is a Gaussian around a mean mu_k, all with one diagonal covariance. Of every image i, z_i are its shares in
+Each class is a Gaussian around a mean mu_k, all with one diagonal covariance. Image i has shares z_i in
 the K classes. They start at a prediction p_i and are improved in turn with the Gaussians:
 
     z_i = normalise(p_i^lambda * exp((loglik_i + NEIGHBOURHOOD * sum_j w_ij z_j) / TEMPERATURE)),   REPEATS times
     mu = normalise(z.T q / n + r * y.T s),   r = gamma * TEMPERATURE / S
-    variance: the same average, of the squared distances to the means
+    variance: the same average over the squared distances to the means
 
 q (n, D) are the images, s (S, D) labelled ones with labels y (S, K), all of length 1; w_ij is the cosine of an image
 and one of its `NEIGHBOURS` nearest, in both directions, so that labels spread. Nothing of size n x n is kept.
@@ -24,8 +24,8 @@ from torch import Tensor
 ITERATIONS, REPEATS, NEIGHBOURS = 10, 5, 3
 TEMPERATURE = 50.0
 NEIGHBOURHOOD = TEMPERATURE / 6
-START_ROWS = 8  # most probable images that a class's mean starts from
-_BYTES = 64 << 20  # of cosines that are in memory at a time
+START_ROWS = 8  # number of most probable images that a class's mean starts from
+_BYTES = 64 << 20  # number of cosines in memory at a time
 _LEAST_VARIANCE = 1e-12
 
 
@@ -35,7 +35,7 @@ class Mixture:
     Args:
         images: q (n, D), of any length.
         logits: (n, K), a prediction: p is their softmax.
-        support: s (S, D), of any length; None: there are no labelled images.
+        support: s (S, D), of any length; None if there are no labelled images.
         targets: y (S, K), one-hot.
         trust: lambda, the exponent of the predictions.
         as_authors: repeat what the authors' code does by mistake: labelled images get the neighbours of the last
@@ -66,7 +66,7 @@ class Mixture:
         self.start()
 
     def start(self) -> None:
-        """Back to the predictions, and to means of the labelled images or of the most probable ones."""
+        """Reset the shares to the predictions, and the means to those of the labelled or the most probable images."""
         self.shares = self.predictions.clone()
         top, rows = self.shares.topk(min(START_ROWS, len(self.shares)), dim=0)  # (8, K)
         means = torch.einsum("rk,rkd->kd", top, self.images[rows])
@@ -87,7 +87,7 @@ class Mixture:
         return self.shares
 
     def assign(self) -> None:
-        """Improve the shares."""
+        """Update the shares."""
         log_likelihood = self.log_likelihood()
         for _ in range(REPEATS):
             scores = log_likelihood + NEIGHBOURHOOD * self.spread()
@@ -98,7 +98,7 @@ class Mixture:
         count, weight = len(self.images), gamma * TEMPERATURE / max(len(self.support), 1)
         sums = self.shares.t() @ self.images / count + weight * self.targets.t() @ self.support
         self.means = F.normalize(sums, dim=-1)
-        # A difference of larger numbers, so it is taken in double precision.
+        # A difference between larger numbers, so it is computed in double precision.
         (squares, of_support), means = self._squares, _exact(self.means)
         masses = _exact(self.shares.mean(dim=0)) + weight * _exact(self.targets.sum(dim=0))
         distances = squares + weight * of_support - 2 * (means * _exact(sums)).sum(dim=0)
@@ -106,7 +106,7 @@ class Mixture:
         self.variance = (distances / masses.sum()).clamp(min=_LEAST_VARIANCE).to(self.images)
 
     def log_likelihood(self) -> Tensor:
-        """Of each image in each class (n, K), up to what all classes have in common."""
+        """Log-likelihood of each image in each class (n, K), up to terms that all classes share."""
         precision = 1 / self.variance
         scaled = self.means * precision
         squares = self.images.square() @ precision
@@ -131,7 +131,7 @@ class Mixture:
         for start in range(0, len(asked), step):
             cosines = asked[start : start + step] @ self.images.t()
             at = torch.arange(start, start + len(cosines), device=cosines.device)
-            if not as_authors:  # an image is no neighbour of its own
+            if not as_authors:  # an image is not its own neighbour
                 of_image = at < count
                 cosines[of_image.nonzero().squeeze(1), at[of_image]] = -torch.inf
                 value, row = cosines.topk(kept, dim=1)
@@ -143,10 +143,10 @@ class Mixture:
 
 
 def log_shares(shares: Tensor) -> Tensor:
-    """Shares (n, K) as logits, whose softmax they are."""
+    """Logits (n, K) whose softmax is the shares."""
     return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In double precision, which not every device has."""
+    """Convert to double precision, on the CPU because not every device has it."""
     return tensor.cpu().double()

@@ -18,7 +18,7 @@ from dassl_lite.utils.errors import UserError, refusing_misfits, shown
 
 KINDS = ("clip", "siglip")
 
-# What config.json leaves out where it is as in transformers' first models.
+# Defaults: config.json omits what is as in transformers' first models.
 _SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "clip": {
@@ -50,7 +50,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-# Of their image processors, where preprocessor_config.json leaves them out.
+# Defaults of their image processors, where preprocessor_config.json omits them.
 _IMAGES: dict[str, dict[str, Any]] = {
     "clip": {"do_center_crop": True, "default_to_square": False, "resample": 3},
     "siglip": {
@@ -58,7 +58,7 @@ _IMAGES: dict[str, dict[str, Any]] = {
         **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     },
 }
-# Whole numbers, and the least that each may be; sides may be a list of two.
+# Integers and their minimum; sides may be a list of two.
 _COUNTS = {"hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1}
 _COUNTS |= {"vocab_size": 1, "max_position_embeddings": 1, "patch_size": 1, "image_size": 1}
 _COUNTS |= {"projection_dim": 1, "projection_size": 1, "eos_token_id": 0}
@@ -79,7 +79,7 @@ class TransformersModel:
         kind: "clip" or "siglip".
         architecture: arguments for `open_clip.CLIP` or `open_clip.CustomTextCLIP`.
         images: its image processor's defaults.
-        trunk: of SigLIP, arguments for timm's VisionTransformer.
+        trunk: for SigLIP, arguments for timm's VisionTransformer.
     """
 
     kind: str
@@ -102,7 +102,7 @@ def described(config: Mapping[str, Any], source: str) -> TransformersModel:
     """Read a config.json.
 
     Raises:
-        UserError: it is of another kind of model, or of one with parts that these here lack; `source` is named.
+        UserError: it describes another kind of model, or one with unsupported parts; `source` is named.
     """
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -131,7 +131,7 @@ def described(config: Mapping[str, Any], source: str) -> TransformersModel:
 
 
 def _check_numbers(part: Mapping[str, Any], keys: tuple[str, ...], prefix: str, source: str) -> None:
-    """Of these keys, refuse what is no number of its kind; `openai_format.check_sizes` refuses the too large."""
+    """Refuse values of these keys that are not valid numbers; `openai_format.check_sizes` refuses too large ones."""
     named = f"backbone '{source}': config.json: {prefix}"
     for key in keys:
         if key not in part:
@@ -146,7 +146,7 @@ def _check_numbers(part: Mapping[str, Any], keys: tuple[str, ...], prefix: str, 
 
 
 def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What both encoders of open_clip's have in common."""
+    """Settings that both of open_clip's encoders share."""
     return {
         "width": config["hidden_size"],
         "layers": config["num_hidden_layers"],
@@ -157,7 +157,7 @@ def _tower(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(config: Mapping[str, Any]) -> float:
-    """Times the width and rounded down, it is the width of the MLP."""
+    """The ratio that, times the width and rounded down, gives the width of the MLP."""
     ratio = config["intermediate_size"] / config["hidden_size"]
     exact = int(config["hidden_size"] * ratio) == config["intermediate_size"]
     return ratio if exact else (config["intermediate_size"] + 0.5) / config["hidden_size"]
@@ -260,7 +260,7 @@ def _build_siglip(model: TransformersModel, state: dict[str, Tensor], dtype: tor
         made = open_clip.CustomTextCLIP(**model.architecture, cast_dtype=dtype if low else None)
         made.visual.trunk = VisionTransformer(num_classes=0, class_token=False, global_pool="map", **model.trunk)
     assert isinstance(made.visual, TimmModel)
-    openai_format.check_fit(made, state, source)  # before memory is taken for what config.json promises
+    openai_format.check_fit(made, state, source)  # before memory is allocated for the sizes in config.json
     made.to_empty(device="cpu")
     made.load_state_dict(state)
     if low:  # as open_clip does with timm's trunks
@@ -367,7 +367,7 @@ class _Converter:
         self._pooling(f"{vision}.head", f"{ours}.attn_pool")
 
     def _pooling(self, theirs: str, ours: str) -> None:
-        """The attention that pools SigLIP's image tokens; timm has its query apart from keys and values."""
+        """The attention that pools SigLIP's image tokens; timm keeps its query apart from keys and values."""
         self.move(f"{theirs}.probe", f"{ours}.latent")
         for part in ("weight", "bias"):
             joined = self.take(f"{theirs}.attention.in_proj_{part}")

@@ -1,9 +1,9 @@
-"""Parameters of a backbone that are trained where they are: those of its layer norms, or its biases (BitFit).
+"""Backbone parameters that are trained in place: its layer norms, or its biases (BitFit).
 
 Papers: BitFit, https://arxiv.org/abs/2106.10199; layer norms, https://arxiv.org/abs/2312.11420
 
-open_clip's blocks, timm's and Hugging Face's are found by the number in a module's name. Outside of them are the norms
-before the first block (``ln_pre``) and behind the last one (``ln_post``, ``ln_final``).
+open_clip's blocks, timm's and Hugging Face's are found by the number in a module's name. Outside blocks are the norms
+before the first block (``ln_pre``) and after the last one (``ln_post``, ``ln_final``).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Place:
 
     Attributes:
         name: in the model, as in its state dict.
-        block: number of the block in its encoder from 0, or of the one that it is in front of.
-        inside: it is in a block, not outside of them.
+        block: number of its block in the encoder, from 0, or of the block that it comes before.
+        inside: whether it is in a block.
         module, leaf: the module that has it, and its name there.
     """
 
@@ -48,8 +48,8 @@ class Place:
 def places(model: Any, kind: str) -> dict[str, list[Place]]:
     """The parameters of a kind ("ln", "bitfit") of each encoder, "text" and "vision".
 
-    Of a linear layer, as of a block's attention, its own bias counts. The bias of `nn.MultiheadAttention`'s joint
-    input projection (``in_proj_bias``) does not, nor do linear layers outside of blocks.
+    A linear layer's own bias counts, also in a block's attention. The bias of `nn.MultiheadAttention`'s joint
+    input projection (``in_proj_bias``) does not, nor do linear layers outside blocks.
     """
     text = text_encoder(model)
     roots = {"text": (text, "" if text is model else "text."), "vision": (model.visual, "visual.")}
@@ -77,12 +77,12 @@ def count_blocks(found: Iterable[Place]) -> int:
 
 
 class TunedParameters(nn.Module):
-    """Some of a model's parameters, under the names that they have there.
+    """Some of a model's parameters, under their names in the model.
 
     They are trained in float32 whatever the model's precision, which sees them rounded to its own.
 
     Args:
-        found: where they are; frozen or not.
+        found: where they are; they may be frozen.
     """
 
     def __init__(self, found: Iterable[Place]) -> None:
@@ -104,7 +104,7 @@ class TunedParameters(nn.Module):
 
     @contextmanager
     def holding(self, values: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-        """A context in which they have other values, by name; None: those with which the model came."""
+        """A context in which they have other values, by name; None: the model's original values."""
         wanted, before = self._start if values is None else values, {}
         for name, parameter in self.named_parameters():
             before[name] = parameter.data
@@ -126,7 +126,7 @@ class _Rounded(nn.Module):
 
 
 def _in_float32(module: nn.Module, leaf: str) -> nn.Parameter:
-    """The module's parameter; if it is of a narrower type, one in float32 that takes its place."""
+    """The module's parameter; if its type is narrower, a float32 replacement."""
     parameter = getattr(module, leaf)
     if parameter.dtype == torch.float32:
         return parameter

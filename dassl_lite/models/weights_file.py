@@ -1,6 +1,6 @@
 """Files of CLIP weights: read without running code, and put into a model of open_clip's.
 
-What a training script, torch.save, TorchScript or safetensors wraps around the tensors is taken off.
+Whatever a training script, torch.save, TorchScript or safetensors wraps around the tensors is removed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dassl_lite.utils.safe_load import is_torchscript, load_file, tensors_of
 
 # Entries of OpenAI's files that describe the model.
 DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
-_SMALL = 1024  # bytes of a tensor that describes the model, at most
-_MOST_BYTES = 8  # of a number
-INDEX_SUFFIX = ".index.json"  # of a file that names the parts of weights that were saved in several
+_SMALL = 1024  # maximum bytes of a tensor that describes the model
+_MOST_BYTES = 8  # maximum bytes of a single number
+INDEX_SUFFIX = ".index.json"  # ending of an index, which names the files of weights that were saved in parts
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class WeightsFile:
         tensors: by name, without a training script's wrapping.
         metadata: of a safetensors file.
         torchscript: whether it is a TorchScript archive, as OpenAI's are.
-        training: whether a training script saved it on its way: an epoch or an optimiser is beside the weights, or they
-            have the names of a model that several processes train.
+        training: whether a training script saved it during training: an epoch or an optimiser is beside the weights, or
+            they have the names of a model that several processes train.
     """
 
     tensors: dict[str, Tensor]
@@ -45,7 +45,7 @@ class WeightsFile:
 
     @property
     def is_openais(self) -> bool:
-        """Whether only OpenAI's package, or one that writes as it does, can have made it."""
+        """Whether only OpenAI's package, or one that writes like it, can have made it."""
         return self.torchscript or any(key in self.tensors for key in DESCRIPTIONS)
 
 
@@ -53,7 +53,7 @@ def read(path: Path, hasher: Any = None) -> WeightsFile:
     """Read safetensors, a TorchScript archive, what torch.save wrote, or the index of several such files.
 
     Args:
-        hasher: an object of hashlib, which gets all bytes of the file; not of an index.
+        hasher: an object of hashlib, which is fed all bytes of the file, but not of an index.
 
     Raises:
         UserError: the file is missing or broken, or holds no dictionary of tensors.
@@ -62,9 +62,9 @@ def read(path: Path, hasher: Any = None) -> WeightsFile:
 
 
 def outline(path: Path) -> WeightsFile:
-    """`read`, without the values of large tensors, which are on the device "meta": it takes no time.
+    """`read`, without the values of large tensors, which are on the device "meta", so it takes no time.
 
-    Those of a safetensors file are float32, whatever they are in the file.
+    Those of a safetensors file are float32, whatever their type in the file.
     """
     return _read(path, None, _SMALL)
 
@@ -90,7 +90,7 @@ def _read(path: Path, hasher: Any, largest: float) -> WeightsFile:
 
 
 def _tensor(file: Any, key: str, largest: float) -> Tensor:
-    """A tensor of a safetensors file; one that may have more bytes than ``largest`` without values."""
+    """A tensor of a safetensors file; without values if it may have more bytes than ``largest``."""
     shape = file.get_slice(key).get_shape() if largest < math.inf else []
     if _MOST_BYTES * math.prod(shape) > largest:
         return torch.empty(shape, device="meta")
@@ -161,7 +161,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> N
             state = convert_to_custom_text_state_dict(state)
         for key in ("logit_scale", "logit_bias"):
             if key in state and getattr(model, key, None) is not None:
-                state[key] = state[key].reshape(getattr(model, key).shape)  # one number, with an axis or without
+                state[key] = state[key].reshape(getattr(model, key).shape)  # one number, with or without an axis
         if getattr(model, "logit_bias", None) is not None:
             state.setdefault("logit_bias", torch.zeros_like(own.logit_bias))
         state.pop("text.transformer.embeddings.position_ids", None)  # older transformers wrote it
