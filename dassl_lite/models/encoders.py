@@ -21,8 +21,8 @@ Part = TypeVar("Part")
 
 def text_encoder(model: Any) -> Any:
     """The module with the text encoder's layers: in open_clip's older class, the model itself."""
-    own = getattr(model, "text", None)
-    return model if own is None else own
+    encoder = getattr(model, "text", None)
+    return model if encoder is None else encoder
 
 
 def transformer_blocks(model: Any) -> dict[str, list[nn.Module]]:

@@ -52,8 +52,8 @@ class Projection(NamedTuple):
 
     def __call__(self, states: Tensor) -> Tensor:
         """Features (..., D) of states (..., W), in the states' type."""
-        found = states @ self.weight.to(states)
-        return found if self.bias is None else found + self.bias.to(states)
+        features = states @ self.weight.to(states)
+        return features if self.bias is None else features + self.bias.to(states)
 
 
 class ImageTower:

@@ -204,10 +204,10 @@ def _is_highest(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.is_cuda or logits.shape[-1] < _FEW:
         return logits.argmax(dim=-1) == labels
     index = labels.expand(len(logits), -1)[..., None]
-    own = logits.gather(-1, index)
+    label_logits = logits.gather(-1, index)
     others = logits.scatter_(-1, index, -torch.inf).amax(dim=-1, keepdim=True)
-    higher = own > others
-    if not (equal := ~(higher | (own < others))).any():
+    higher = label_logits > others
+    if not (equal := ~(higher | (label_logits < others))).any():
         return higher[..., 0]
-    logits.scatter_(-1, index, own)
+    logits.scatter_(-1, index, label_logits)
     return torch.where(equal, logits.argmax(dim=-1, keepdim=True) == index, higher)[..., 0]

@@ -160,9 +160,9 @@ def _behind(clip: CLIPBackbone, text: str, words: str, learned: list[int], befor
     """The ids of "name." as a tokenizer writes them where the name stands: behind the words, whose ids are ``learned``,
     or in front."""
     if words and before:
-        whole = clip.tokenizer.encode(f"{words} {text}")
-        if whole[: len(learned)] == learned:
-            return whole[len(learned) :]
+        ids = clip.tokenizer.encode(f"{words} {text}")
+        if ids[: len(learned)] == learned:
+            return ids[len(learned) :]
     return clip.tokenizer.encode(text, after_word=before > 0)
 
 

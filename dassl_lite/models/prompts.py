@@ -162,8 +162,8 @@ def text_states(clip: CLIPBackbone, texts: Sequence[str], cache: Path | None = N
 
 def _in_parts(encode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
     """The output of ``encode`` for tokens (N, L), as many at a time as fit in memory."""
-    found = Halving("encoding texts")(encode, tokens)
-    return found[0] if len(found) == 1 else torch.cat(found)
+    parts = Halving("encoding texts")(encode, tokens)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cached(

@@ -152,8 +152,8 @@ class DeepRows:
         rows = self.rows.get(number)
         if rows is None:
             return x
-        own = rows.to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([x[:, : self.first], own, x[:, self.first + rows.shape[-2] :]], dim=1)
+        replacing = rows.to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, : self.first], replacing, x[:, self.first + rows.shape[-2] :]], dim=1)
 
     @contextmanager
     def inside(self, transformer: Any) -> Iterator[None]:
@@ -174,8 +174,8 @@ class DeepRows:
 
 def insert_rows(x: Tensor, rows: Tensor, packed: Pack, at: int) -> Tensor:
     """Packed rows ``x`` (B or 1, R, W) with ``rows`` (n, W), or (K, n, W), in place of each suffix's from ``at`` on."""
-    own = rows[packed.classes] if rows.dim() == 3 else rows.expand(len(packed.classes), -1, -1)
-    owns = own.to(x.dtype).split([rectangle.count for rectangle in packed.rectangles])
+    replacing = rows[packed.classes] if rows.dim() == 3 else rows.expand(len(packed.classes), -1, -1)
+    owns = replacing.to(x.dtype).split([rectangle.count for rectangle in packed.rectangles])
     parts = []
     for tokens, new in zip(_tokens(x, packed), owns, strict=True):
         new = new.expand(len(x), -1, -1, -1)

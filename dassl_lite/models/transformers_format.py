@@ -310,8 +310,8 @@ class _Converter:
 
     def layers(self, prefix: str) -> Iterator[str]:
         """The prefixes of an encoder's layers."""
-        found = {key[len(prefix) :].split(".")[0] for key in self.left if key.startswith(prefix)}
-        return (prefix + number for number in sorted(found, key=int))
+        numbers = {key[len(prefix) :].split(".")[0] for key in self.left if key.startswith(prefix)}
+        return (prefix + number for number in sorted(numbers, key=int))
 
     def _joined(self, prefix: str, ours: Callable[[str], str]) -> None:
         """Query, key and value as one matrix and one bias."""

@@ -99,8 +99,8 @@ class TunedParameters(nn.Module):
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether there is a tensor of the same shape for each of them, and no other."""
-        own = {name: parameter.shape for name, parameter in self.named_parameters()}
-        return own == {name: getattr(value, "shape", None) for name, value in values.items()}
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        return shapes == {name: getattr(value, "shape", None) for name, value in values.items()}
 
     @contextmanager
     def holding(self, values: Mapping[str, Tensor] | None = None) -> Iterator[None]:
