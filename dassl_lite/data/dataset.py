@@ -21,7 +21,7 @@ from dassl_lite.utils.seeding import random_streams_kept
 logger = get_logger(__name__)
 
 DATASET_REGISTRY = Registry("dataset")
-_change: Callable[[DatasetBase], None] | None = None  # of every dataset that is built now
+_change: Callable[[DatasetBase], None] | None = None  # applied to every dataset that is built
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def build_dataset(cfg: CfgNode) -> DatasetBase:
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """A context without garbage collection, which would look at a million new Datums again and again."""
+    """Pause garbage collection, which would traverse a million new Datums again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -92,7 +92,7 @@ class DatasetBase:
         domains: names of all domains, for datasets with several.
         template: prompt template, with ``{}`` for the class name.
         ensemble_templates: further templates that the field averages for this dataset (ImageNet's seven).
-        method_templates: names of methods, each with the template that its authors have for this dataset instead.
+        method_templates: pairs of a method and the template that its authors use for this dataset instead.
         fewshot_digest: digest of the few-shot draw in use, "" if all training images are used.
         multi_label: an image has any number of classes; found from the images, unless a subclass declares it.
     """

@@ -28,7 +28,7 @@ class Datum:
     """
 
     __slots__ = ("_classes", "_classid", "_classname", "_domain", "_impath", "_label")
-    _classes: tuple[ClassOf, ...] | None  # None: the one class; kept apart, as most datasets have millions of those
+    _classes: tuple[ClassOf, ...] | None  # None for a single class: most datasets have millions of these
 
     def __init__(
         self,
@@ -135,8 +135,8 @@ def is_multi_label(items: Iterable[Any]) -> bool:
 
 
 class Rows(Sequence[Datum]):
-    """The Datums of the rows of a table, each made when it is asked for: a list of ten million takes gigabytes, and one
-    of 50,000 longer to make than a short training.
+    """The Datums of a table's rows, created on access: a list of ten million takes gigabytes, and creating 50,000
+    takes longer than a short training run.
 
     It compares with lists and adds to them, but cannot be changed.
 
@@ -188,10 +188,10 @@ class Rows(Sequence[Datum]):
 
 
 def of_each_class(items: Iterable[Any]) -> Iterable[Any]:
-    """Items that have all the classes which ``items`` have, in their order.
+    """A subset of ``items``, in the same order, that covers all of their classes.
 
-    Of `Rows` the first of each label; of others all but those of the same class as the one before, which are most in a
-    dataset that is listed by class.
+    For `Rows`, the first of each label; otherwise, only the first of consecutive items with the same class, which
+    removes most of them if the dataset is listed by class.
     """
     return items.first_of_each_label() if isinstance(items, Rows) else _without_repeats(items)
 

@@ -220,7 +220,7 @@ def _find_split_file(dataset: FolderDataset, source: Source | None, report: Repo
     if source and any(file.name == dataset.split_file for file in source.files):
         report.problems.append(f"no split file '{os.path.join(dataset.dataset_dir, dataset.split_file)}'")
         return "missing"
-    return "none yet"  # the first run makes it
+    return "none yet"  # the first run creates it
 
 
 def _build_and_list(dataset_class: Callable[[CfgNode], DatasetBase], cfg: CfgNode, report: Report) -> Split | None:
@@ -239,7 +239,7 @@ def _call(function: Callable[[], T], report: Report) -> T | None:
 
 
 class _ReadOnlySidecarFiles(SidecarFiles):
-    """Finds saved files, and saves none."""
+    """Finds saved files but never saves any."""
 
     def write(self, name: str, writer: Callable[[Path], None]) -> Path | None:
         return None

@@ -6,17 +6,17 @@ consumes no random numbers. Reading a draw from its file consumes no random numb
 
 Where images have several classes, an image counts for each of them and is drawn once. The class with the fewest images
 comes first, and draws as many as it lacks of those that other classes have not drawn. So every class has ``num_shots``
-images, or all it has; one that stands beside rarer ones may have more. As many images with none of the classes, or all
-there are, are drawn last: without them a single class would be trained without negatives. If every drawn image still
-has a certain class, as many without it are drawn as well.
+images, or all it has; a class that occurs together with rarer ones may have more. As many images with none of the
+classes, or all there are, are drawn last: without them a single class would be trained without negatives. If every
+drawn image still has a certain class, as many without it are drawn as well.
 
 CoOp and its forks keep draws as pickles, ``split_fewshot/shot_N-seed_S.pkl``. They are used where our JSON file does
 not exist yet, so a folder that CoOp has used keeps its shots. Such a file is ``{"train": [...], "val": [...]}`` of
 Datum objects with the absolute paths of the machine that wrote it. Only the fields of each Datum are read; anything
 else in the file is refused, and nothing in it is imported or called.
 
-Others publish their draws as lists, an image per line: ``.jsonl`` with an object that has a path and, optionally, a
-label or a class name, or ``.txt`` with a path and, optionally, a label. An image is drawn for the part of the split
+Others publish their draws as lists, with one image per line: ``.jsonl`` with an object that has a path and, optionally,
+a label or a class name, or ``.txt`` with a path and, optionally, a label. An image is drawn for the part of the split
 that it is in, train or val.
 """
 
@@ -44,8 +44,8 @@ from dassl_lite.utils.safe_load import MAX_PICKLE, PICKLE_ERRORS, Inert, unpickl
 logger = get_logger(__name__)
 
 MAX_VAL_SHOTS = 4
-LISTS = (".jsonl", ".txt")  # endings of draws that are lists
-# Keys of a line's object in the lists that are published, in lower case.
+LISTS = (".jsonl", ".txt")  # extensions of draws in list form
+# Keys of the object in a line of published lists, in lower case.
 _PATHS = ("impath", "path", "image_path", "img_path", "image", "img", "filename", "file_name", "file")
 _LABELS = ("label", "target", "class_id", "class_idx", "label_id", "y")
 _CHECK = "Check DATASET.FEWSHOT_FILE."
@@ -60,13 +60,13 @@ class Draw(NamedTuple):
 
 
 def folds_of(labels: Tensor, most: int, seed: int) -> Tensor:
-    """For each image the fold that leaves it out (N,), or -1 for its class's only one.
+    """The fold that holds out each image (N,); -1 for the only image of a class.
 
-    A fold leaves out its share of each class, and never all of a class.
+    A fold holds out its share of each class, but never all of a class.
 
     Args:
         labels: (N,).
-        most: number of folds, unless the largest class has fewer images.
+        most: maximum number of folds; at most as many as the largest class has images.
     """
     draw, found = np.random.default_rng(seed), np.full(len(labels), -1)
     of_class, counts = labels.cpu().numpy(), labels.bincount().cpu().numpy()
@@ -248,7 +248,7 @@ def read_listed_draw(path: Path, image_dir: str, source: Draw, num_shots: int) -
         num_shots: the most training images that a class may have; -1 for any number.
 
     Raises:
-        UserError: the file is not such a list, or does not fit; names the line.
+        UserError: the file is not such a list, or does not fit the split; the message names the line.
     """
     try:
         lines = [line.strip() for line in read_text(path).splitlines()]
@@ -297,7 +297,7 @@ def _by_path(names: set[str], image_dir: str, source: Draw) -> dict[str, tuple[s
 
 
 def _from_json(line: str) -> tuple[str, int | None, str | None]:
-    """Path, label and class name of a line's object."""
+    """Path, label and class name from the JSON object of a line."""
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"a line should be a JSON object with a path, not {shown(line)}")
@@ -313,7 +313,7 @@ def _from_json(line: str) -> tuple[str, int | None, str | None]:
 
 
 def _from_words(line: str) -> tuple[str, int | None, str | None]:
-    """Path and label of a line such as "cat/001.jpg 3"; the path may have blanks."""
+    """Path and label from a line such as "cat/001.jpg 3"; the path may contain spaces."""
     path, _, last = line.rpartition(" ")
     return (path.strip(), int(last), None) if path and last.isdecimal() else (line, None, None)
 
@@ -321,7 +321,7 @@ def _from_words(line: str) -> tuple[str, int | None, str | None]:
 def _listed(
     path: str, label: int | None, name: str | None, known: Mapping[str, tuple[str, Datum]]
 ) -> tuple[str, Datum]:
-    """Part and image of a path, whose label and class name must be these."""
+    """Split part and image for a path; raises if the label or class name differs."""
     parts = _parts(path)
     found = next((one for start in range(len(parts)) if (one := known.get("/".join(parts[start:])))), None)
     if found is None:

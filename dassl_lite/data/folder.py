@@ -70,10 +70,10 @@ class FolderDataset(DatasetBase):
         test_only: there is no training set; the test images define the classes, and shots do not apply (ImageNet's
             variants).
         lists_files: :meth:`load` lists the folders on every run, so there is no need to check that its images exist.
-        checks_itself: :meth:`prepare` finds what is wrong and writes into the cache alone, so the doctor calls it.
+        checks_itself: :meth:`prepare` finds problems and only writes to the cache, so the doctor calls it.
         own_data: the user's own files, not a dataset of the field: nothing is written into their folder unless
             DATASET.SPLITS_IN asks for it.
-        drawn: the pictures are drawn, as those that the demo backbone has learnt from.
+        drawn: the images are drawings like those that the demo backbone was trained on.
         evaluating: the images are only evaluated (``DATASET.TEST_ONLY``).
         sidecar: where the split file and the few-shot draws are kept.
 
@@ -117,7 +117,7 @@ class FolderDataset(DatasetBase):
         if not self.test_only:
             split = self._few_shots(split, cfg)
         if self._new_split is not None:
-            # Only now: both are drawn from one stream, so a run killed in between must make both again.
+            # Saved only now: both come from one random stream, so a run killed in between must make both again.
             self.sidecar.write(self.split_file, partial(save_split, self._new_split, image_dir=self.image_dir))
         split = subsample_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=split.train, val=split.val, test=split.test)
@@ -214,7 +214,7 @@ class FolderDataset(DatasetBase):
 
     @property
     def called(self) -> str:
-        """What the lists come from, for error messages."""
+        """The source of the lists, for error messages."""
         return f"dataset {type(self).__name__}"
 
     def check_split(self, split: Split, on_error: str) -> None:
@@ -270,11 +270,11 @@ class FolderDataset(DatasetBase):
             expected = {"num_shots": num_shots} if num_shots > 0 else {}
             remedy = "Check DATASET.FEWSHOT_FILE." if given else "Delete it to draw again."
             draw = file.load(kept, expected if given else {**expected, "seed": seed}, remedy)
-        if kept is None or (kept.suffix == ".pkl" and not given):  # what is given is not this dataset's own draw
+        if kept is None or (kept.suffix == ".pkl" and not given):  # a given draw is not saved as this dataset's own
             kept = self.sidecar.write(name, lambda path: file.save(draw, num_shots, seed, path))
             if kept is not None:
                 logger.info(f"Saving preprocessed few-shot data to {kept}")
-        check_labels(Split(draw.train, draw.val, []), f"few-shot file '{kept}'")  # those drawn here have all classes
+        check_labels(Split(draw.train, draw.val, []), f"few-shot file '{kept}'")  # draws made here contain all classes
         self.fewshot_digest = draw_digest(draw, self.image_dir)
         return Split(draw.train, split.val if self.val_is_test else draw.val, split.test)
 

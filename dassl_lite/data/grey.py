@@ -22,14 +22,14 @@ logger = get_logger(__name__)
 
 _VALUES, _ENDS = "its values suggest", "are its smallest and largest value"
 _FORMAT, _HEADER = "its format has", "its file says"
-BITS = (8, 12, 16, 24, 31)  # that whole numbers are taken for: the fewest that hold the largest one
+BITS = (8, 12, 16, 24, 31)  # bit depths of integer images: the smallest that holds the largest value is assumed
 _BITS_PER_SAMPLE, _MIN_MAX, _SIGNED_MIN_MAX = 258, (280, 281), (340, 341)  # TIFF tags
 _ROUNDING = 0.1  # floating-point images of 0 to 1 may go a little beyond, say after resizing
 _TOLD = mmap.mmap(-1, 64)  # one byte per kind of range, shared with the worker processes that load images
 
 
 class Range(NamedTuple):
-    """The values that become black and white, and where they come from."""
+    """The values that become black and white, and how they were determined."""
 
     low: float
     high: float
@@ -51,7 +51,7 @@ def tell_dark(image: Image.Image, path: str) -> None:
 
     Args:
         image: the image in RGB.
-        path: of its file.
+        path: of the image file.
     """
     highest = max(high for _, high in image.getextrema())  # type: ignore[misc]
     if highest < 16 and not _TOLD[-1]:
@@ -63,11 +63,11 @@ def tell_dark(image: Image.Image, path: str) -> None:
 
 
 def to_eight_bits(image: Image.Image, path: str) -> Image.Image:
-    """A grey image of more than 8 bits as one of 8; how is logged once for each kind of range.
+    """Convert a grey image of more than 8 bits to 8 bits; each kind of range is logged once.
 
     Args:
         image: of mode I, I;16 or F.
-        path: of its file.
+        path: of the image file.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
     finite = values[np.isfinite(values)]
@@ -84,7 +84,7 @@ def range_of(image: Image.Image, values: NDArray[np.float64], path: str) -> Rang
     Args:
         image: as opened.
         values: its finite values.
-        path: of its file.
+        path: of the image file.
     """
     low, high = float(values.min()), float(values.max())
     said = _said(image, values, path)
@@ -99,7 +99,7 @@ def range_of(image: Image.Image, values: NDArray[np.float64], path: str) -> Rang
 
 
 def _said(image: Image.Image, values: NDArray[np.float64], path: str) -> Range | None:
-    """The range that an image's format or file says; None if it says none."""
+    """The range stated by an image's format or file; None if there is none."""
     if image.format in ("PPM", "JPEG2000") and image.mode != "F":
         return Range(0, 65535, _FORMAT)  # PIL has scaled these to all of the 16 bits
     if image.format == "PNG":

@@ -37,12 +37,12 @@ IMAGE_FORMATS = (
     "TIFF",
     "WEBP",
 )
-_CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # that PIL may have been built without
-HEIF = "HEIF"  # the pictures of phones; PIL learns it from pillow-heif
+_CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # codecs that PIL may have been built without
+HEIF = "HEIF"  # the format of phone cameras; pillow-heif adds it to PIL
 HEIF_EXTENSIONS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 HEIF_REMEDY = "pip install pillow-heif reads them"
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-MAX_FILE = 2 << 30  # bytes of an image file: a sparse one costs nothing to make, and PIL reads what its header says
+MAX_FILE = 2 << 30  # bytes of an image file: sparse files cost nothing, and PIL reads what the header claims
 
 
 class UnreadableImageError(UserError):
@@ -179,7 +179,7 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 
 
 def kind_of(entry: os.DirEntry[str] | Path) -> str:
-    """The kind of a file that is no image or cannot be read, for :func:`describe_kinds`; "" for an image."""
+    """The kind of a file that is not a readable image, for :func:`describe_kinds`; "" for an image."""
     extension = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         return "hidden"
@@ -192,7 +192,7 @@ def kind_of(entry: os.DirEntry[str] | Path) -> str:
 
 @functools.cache
 def usual_endings() -> frozenset[str]:
-    """The endings of images as they are mostly written, all in lower or in upper case."""
+    """Image extensions in their usual spelling, all lower or all upper case."""
     return frozenset(ending for known in image_extensions() for ending in (known, known.upper()))
 
 
@@ -206,6 +206,6 @@ def is_usual_image(entry: os.DirEntry[str]) -> bool:
 
 
 def describe_kinds(kinds: Mapping[str, int]) -> str:
-    """Files that are passed over, by kind: ``12 .heic (pip install pillow-heif reads them), 3 hidden``."""
+    """Skipped files, by kind: ``12 .heic (pip install pillow-heif reads them), 3 hidden``."""
     listed = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     return ", ".join(f"{n:,} {kind}" + (f" ({HEIF_REMEDY})" if kind in HEIF_EXTENSIONS else "") for kind, n in listed)

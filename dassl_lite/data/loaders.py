@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 Item = dict[str, Any]
 Batch = dict[str, Any]
 
-_UNREADABLE = "unreadable"  # key of the unreadable images in a batch on its way from a worker to the loader
+_UNREADABLE = "unreadable"  # key of a batch's unreadable images, between worker and loader
 
 
 class DatasetWrapper(Dataset[Item]):
@@ -47,7 +47,7 @@ class DatasetWrapper(Dataset[Item]):
     of transforms there are ``img``, ``img2``, ...; ``DATALOADER.RETURN_IMG0`` adds ``img0``, which is only resized.
 
     Args:
-        transform: a transform or a list of them; None gives the image as a tensor, of its original size.
+        transform: a transform or a list of them; None returns the image as a tensor in its original size.
         is_train: whether ``K_TRANSFORMS`` applies.
 
     Attributes:
@@ -56,7 +56,7 @@ class DatasetWrapper(Dataset[Item]):
         finish: set if batches have ``img`` as bytes (H, W, 3), for a loader that normalises them with it.
 
     Raises:
-        UnreadableImageError: an image that is asked for cannot be read.
+        UnreadableImageError: a requested image cannot be read.
     """
 
     multi_hot: int = 0
@@ -115,7 +115,7 @@ class DatasetWrapper(Dataset[Item]):
 
     def defer_normalisation(self) -> None:
         """Give batches with ``img`` as bytes, if the transform allows it; `finish` then makes a batch's images."""
-        own = type(self).__getitem__ is not DatasetWrapper.__getitem__  # a subclass may look at the image
+        own = type(self).__getitem__ is not DatasetWrapper.__getitem__  # a subclass may inspect the image
         own = own or type(self)._transform_image is not DatasetWrapper._transform_image
         if not own and self.k_tfm == 1 and (parts := split(self.transform)) is not None:
             self._pixels, self.finish = parts
@@ -164,7 +164,7 @@ def domain_tensor(items: Sequence[Datum]) -> Tensor:
 def _collate(finish: Finish | None, items: Sequence[Item | UnreadableImageError]) -> Batch:
     """A batch of the readable items; the others as (path, reason) under the key ``_UNREADABLE``."""
     readable = [item for item in items if not isinstance(item, UnreadableImageError)]
-    if finish is not None and len({item["img"].dtype for item in readable}) > 1:  # some were no RGB images
+    if finish is not None and len({item["img"].dtype for item in readable}) > 1:  # some images were not RGB
         for item in readable:
             item["img"] = finish(item["img"]) if item["img"].dtype == torch.uint8 else item["img"]
     batch: Batch = default_collate(readable) if readable else {}
@@ -191,7 +191,7 @@ class ImageLoader(DataLoader[Item]):
         options: further arguments of DataLoader.
 
     Attributes:
-        device: where images and labels are wanted; None leaves them on the CPU, as Dassl does. On a GPU, images are
+        device: device for images and labels; None leaves them on the CPU, as Dassl does. On a GPU, images are
             copied without waiting and normalised there.
         keep_empty_batches: return an empty dict for a batch without any readable image, instead of skipping the batch.
         instead: called for each batch with whether images are missing; may return other indices to read instead.

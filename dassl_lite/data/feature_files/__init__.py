@@ -1,7 +1,7 @@
 """Feature files: the image and text features of a dataset as one ``.npz``, to train on without images or CLIP.
 
-``file`` defines the format, and reads and writes it; ``arrays`` checks each array on reading. ``convert`` reads the
-layouts of other laboratories. ``dataset`` makes a feature file a dataset with the same draws and classes as any other.
+``file`` defines the format, and reads and writes it; ``arrays`` checks each array on reading. ``convert`` reads
+layouts that others publish. ``dataset`` makes a feature file a dataset with the same draws and classes as any other.
 """
 
 from dassl_lite.data.feature_files.convert import convert_features, first_of_each_class

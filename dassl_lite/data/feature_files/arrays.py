@@ -23,11 +23,11 @@ from dassl_lite.utils.files import PathLike, open_file
 
 Array = np.ndarray[Any, Any]
 
-_ROWS = 65536  # checked for NaN at a time
-_CHUNK = 1 << 20  # bytes of a checksum at a time
+_ROWS = 65536  # rows checked for NaN at a time
+_CHUNK = 1 << 20  # bytes checksummed at a time
 _LENGTHS = 26  # where a member's local header has the lengths of what follows it
 _GROWTH, _ALLOWANCE = 64, 256 << 20  # bytes that a file may unpack to: per byte of it, and in any case
-_KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
+_KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # compressions that numpy writes
 _ENCRYPTED = 0x1
 BROKEN = (tokenize.TokenError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, *MISFITS)
 
@@ -157,7 +157,7 @@ class Arrays:
             self.refuse(name, f"must be a list of texts, not {_kind(array)}")
         try:
             return tuple(check_name(text) for text in array.tolist())
-        except (ValueError, SystemError) as error:  # code points that are no characters
+        except (ValueError, SystemError) as error:  # code points that are not characters
             self.refuse(name, f"contains something that is not text ({error})")
 
     def text(self, name: str) -> str:

@@ -1,8 +1,8 @@
-"""Convert features from the layouts of other laboratories to our feature files. There are two layouts:
+"""Convert features from layouts that others publish to our feature files. There are two layouts:
 
 a table:   image_features (N, D), labels (N,), suggested_split (N,) with 1 for train, 2 for val and 0 for test
-by split:  train16, val4, test (N, D) and train16_labels, val4_labels, test_labels (N,), with any numbers or none; of
-           several the largest is read; only test is required
+by split:  train16, val4, test (N, D) and train16_labels, val4_labels, test_labels (N,), with any or no numbers; the
+           largest one is read; only test is required
 
 Both have classnames (K,) and text_weights (K, D). If only S of the classes have text weights, they have
 text_subset_labels (S,) and text_subset_weights (S, D) instead, and the other classes are left out. Without either, the

@@ -33,7 +33,7 @@ from dassl_lite.utils.sharing import is_shared, is_unwritten, shared, stamp
 logger = get_logger(__name__)
 
 
-_Read = tuple[FeatureFile, dict[int, torch.Tensor]]  # and tensors over its arrays, by address
+_Read = tuple[FeatureFile, dict[int, torch.Tensor]]  # tensors over its arrays, by address
 
 
 class PrecomputedTransform:
@@ -63,7 +63,7 @@ class FeatureDataset(FolderDataset):
     file: FeatureFile
     rows: Array
     _tensors: dict[int, torch.Tensor]
-    _all_training: list[Datum]  # those that define the classes, before a draw
+    _all_training: list[Datum]  # the images that define the classes, before a draw
 
     @classmethod
     def stated_name(cls, cfg: CfgNode) -> str:
@@ -109,7 +109,7 @@ class FeatureDataset(FolderDataset):
         return self._tensors.setdefault(where, torch.from_numpy(stored))
 
     def holds(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> bool:
-        """Whether the dataset has what `fetch` gives in memory already, so that nothing is copied."""
+        """Whether the result of `fetch` is already in memory, so that nothing is copied."""
         return _is_whole(*self.stored(items, augmented, states))
 
     def stored(self, items: Sequence[Datum], augmented: bool, states: bool = False) -> tuple[Any, Any]:
@@ -122,7 +122,7 @@ class FeatureDataset(FolderDataset):
 
     @property
     def streams(self) -> bool:
-        """Whether rows are read as they are needed, since there may be more than memory holds."""
+        """Whether rows are read on demand, because they may not fit in memory."""
         return isinstance(self.file.parts["test"].views, RowShards)
 
     def _views(self, part: str, augmented: bool, states: bool) -> Array:

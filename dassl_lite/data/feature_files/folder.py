@@ -1,7 +1,7 @@
-"""A feature file as a folder, for more rows than memory holds: ``.npy`` shards of rows, read as they are needed.
+"""A feature file as a folder, for more rows than fit in memory: ``.npy`` shards of rows, read on demand.
 
     features.json             which shards each array has, in order
-    classes.npz               what is not per row: class names, text features and so on, as in a feature file
+    classes.npz               everything else: class names, text features and so on, as in a feature file
     test_features-00000.npy   (n, D) or (V, n, D), floating-point
     test_labels-00000.npy     (n,), whole numbers
 
@@ -34,7 +34,7 @@ _OPEN = 32  # files kept open at a time
 
 
 class _Shard(NamedTuple):
-    """A file of rows: where they begin in it, and in the array."""
+    """A file of rows: where they begin in the file and in the array."""
 
     path: str
     start: int  # bytes
@@ -45,7 +45,7 @@ class _Shard(NamedTuple):
 class RowShards:
     """Rows (V, N, D), or (N, D) if ``views`` is None, in files.
 
-    Behaves as an array in what the readers of feature files ask of one: ``shape``, ``ndim``, ``dtype``, ``len``, an
+    Supports what the readers of feature files need of an array: ``shape``, ``ndim``, ``dtype``, ``len``, an
     index ``None``, and ``numpy.asarray``, which reads all of it.
     """
 
@@ -242,7 +242,7 @@ def open_folder(path: PathLike) -> Iterator[FolderArrays]:
 
 
 def write_manifest(path: PathLike, arrays: Mapping[str, Sequence[str]]) -> None:
-    """Write, last of all, which shards each array has: a folder without it is not complete."""
+    """Write the list of each array's shards, last of all: a folder without it is incomplete."""
     content = {"format": _FORMAT, "version": 1, "arrays": {name: list(files) for name, files in arrays.items()}}
     write_json(content, Path(path) / MANIFEST)
 

@@ -37,16 +37,16 @@ from dassl_lite.utils.files import atomic_path, digest_of, read_json, write_json
 
 UNDER_WAY = "under-way"
 _COPIED = 64 << 20  # bytes copied at a time
-_PIECES, _MOST_ROWS = 64, 65_536  # of a split, about; of a shard, at most
+_PIECES, _MOST_ROWS = 64, 65_536  # approximate number per split; maximum rows per shard
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Images that one process encodes.
+    """The images that one process encodes.
 
     Attributes:
         arrays: the array that the features are a shard of and, if they are stored, that of the states.
-        number: of the shard.
+        number: shard number.
         paths: of the images.
         transform: from a PIL image to a tensor.
         views, seed: V, and the seed of the views.
@@ -67,7 +67,7 @@ class Piece:
 
 
 class Done(NamedTuple):
-    """What became of a piece: why images could not be read, by their numbers in it, and how many were encoded now."""
+    """The outcome of a piece: why images could not be read, by their number in the piece, and how many were encoded."""
 
     piece: str
     errors: dict[int, str]
@@ -75,7 +75,7 @@ class Done(NamedTuple):
 
 
 def rows_of_a_piece(images: int, views: int, batch_size: int, wanted: int = 0) -> int:
-    """How many of a split's images make a piece: whole batches, so that all are as in a split that is not cut.
+    """Number of images in a piece: whole batches, so that batches are the same as in an undivided split.
 
     Args:
         wanted: about how many; 0 chooses a number that does not depend on who does the work.

@@ -1,9 +1,9 @@
 """Layouts: how images are stored on disk, and how that becomes lists of Datums.
 
-There are four kinds: folders with the images of one class each (``class_folders``), a user's folder, whose meaning is
-found out (``own_folder``), a user's CSV table (``table``) and
-publishers' annotation files, as text or MATLAB's .mat (``annotations``). Dataset files call these functions from their
-``load`` or ``make_split``. Nothing here knows a particular dataset or draws shots.
+There are four kinds: folders with the images of one class each (``class_folders``), a user's folder, whose layout is
+detected (``own_folder``), a user's CSV table (``table``), and publishers' annotation files, as text or MATLAB's .mat
+(``annotations``). Dataset files call these functions from their ``load`` or ``make_split``. Nothing here knows a
+particular dataset or draws shots.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _from_folder_name(folder: str) -> ClassFolder:
 
 
 def _from_entry(path: Path, folder: str, entry: object) -> ClassFolder:
-    """A class called as its entry in the JSON file says."""
+    """A class named by its entry in the JSON file."""
     described = entry if isinstance(entry, dict) else {"name": entry}
     name, classid = described.get("name"), described.get("id", folder if WNID.fullmatch(folder) else "")
     try:
@@ -115,7 +115,7 @@ def _read_entries(path: Path, folders: Sequence[str]) -> Mapping[str, object]:
 
 
 def list_images(folder: str) -> Listing:
-    """Images directly in ``folder``, recognised by extension; what is passed over is counted by kind."""
+    """Images directly in ``folder``, recognised by extension; skipped files are counted by kind."""
     files, passed = [], Counter[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -129,7 +129,7 @@ def list_images(folder: str) -> Listing:
 
 
 def no_images(folder: str, passed: Mapping[str, int]) -> str:
-    """The message for a class folder without images, with what it has in their place."""
+    """The message for a class folder without images, with what it contains instead."""
     instead = f" ({describe_kinds(passed)})" if passed else ""
     return f"class folder '{folder}' {f'contains no images{instead}' if os.path.isdir(folder) else 'is missing'}"
 

@@ -1,4 +1,4 @@
-"""A user's folder of images: which of its folders are splits, which are classes, and what is passed over.
+"""A user's folder of images: which of its folders are splits, which are classes, and what is skipped.
 
 Images are found at any depth below a class, and splits by their usual names in any case::
 
@@ -6,7 +6,7 @@ Images are found at any depth below a class, and splits by their usual names in 
     <split>/<class>/**/<image>    split
     <class>/<split>/**/<image>    split
 
-A folder that only contains one other folder, as unpacking an archive leaves it, is passed through.
+If a folder only contains one other folder, as after unpacking an archive, the inner one is used.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Folder:
 
     @property
     def all_passed(self) -> Counter[str]:
-        """What is passed over at any depth."""
+        """Skipped files at any depth."""
         return sum((folder.passed for folder in self.walk()), Counter())
 
 
 @dataclass
 class OwnFolder:
-    """What the folders below a user's folder were taken for.
+    """The interpretation of the folders below a user's folder.
 
     Attributes:
         base: contains the class or split folders: the user's folder, or the only folder in it.
@@ -93,7 +93,7 @@ class OwnFolder:
 
     @property
     def passed(self) -> Counter[str]:
-        """Files below the class folders that are passed over, by kind."""
+        """Skipped files below the class folders, by kind."""
         return sum((folder.all_passed for part in self.parts.values() for folder in part.values()), Counter())
 
     def named(self, *, in_any_split: bool = False) -> list[ClassFolder]:
@@ -107,7 +107,7 @@ class OwnFolder:
         return name_folders(classes, next((file for file in files if file.is_file()), files[0]))
 
     def describe(self) -> str:
-        """In one line: what was taken for what."""
+        """The interpretation in one line."""
         counts = []
         for part, folders in self.parts.items():
             count = count_images(sum(len(folder.images) for folder in folders.values()))
@@ -115,7 +115,7 @@ class OwnFolder:
         return f"'{self.base.path}' is read as {self.layout}/<image>: {len(self.classes)} classes, {', '.join(counts)}"
 
     def remarks(self) -> list[str]:
-        """What is not used, one line each."""
+        """Unused files and folders, one line each."""
         passed = self.passed
         skipped = [f"Skipped in '{self.base.path}': {describe_kinds(passed)}"] if passed else []
         return self.notes + skipped
@@ -145,7 +145,7 @@ class OwnFolder:
 
 
 def read_own_folder(root: str) -> OwnFolder:
-    """Find out what the folders below ``root`` are.
+    """Detect the layout of the folders below ``root``.
 
     Raises:
         UserError: there are no class folders, or the folders mean two things at a time.
@@ -226,11 +226,11 @@ def _splits_first(base: Folder) -> OwnFolder | None:
     filled = {name: folder for name, folder in base.folders.items() if folder.has_images}
     called = _splits_among(base, filled)
     others = sorted(set(filled) - set(called.values()))
-    if not called or (len(called) == 1 and others):  # one class may be called train
+    if not called or (len(called) == 1 and others):  # a class may be called train
         return None
     flat = [name for name in called.values() if not any(f.has_images for f in filled[name].folders.values())]
     if len(flat) == len(called) and (others or len(called) == 1):
-        return None  # classes that are called like splits
+        return None  # classes named like splits
     if flat:
         raise UserError(
             f"'{filled[flat[0]].path}' contains images but no class folders; images should be in "
@@ -275,7 +275,7 @@ def _splits_last(base: Folder) -> OwnFolder | None:
 
 
 def _splits_among(parent: Folder, folders: dict[str, Folder]) -> dict[str, str]:
-    """The folders that are called like splits, by split.
+    """The folders named like splits, by split.
 
     Raises:
         UserError: two of them are the same split.

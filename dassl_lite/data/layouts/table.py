@@ -43,7 +43,7 @@ COLUMNS = {
     "split": ("split", "part", "set"),
     "classid": ("classid", "class_id", "wnid"),
 }
-# Headers that say that a cell has several, of the same columns.
+# Headers of the same columns that indicate several classes per cell.
 PLURALS = {
     "label": ("labels",),
     "classname": ("classnames", "classes", "class_names", "tags"),
@@ -55,7 +55,7 @@ OF_CLASSES = ("label", "classname", "classid")
 # space may be part of a name: a comma separates in a column of several only.
 SEPARATORS = ("|", ";", ",")
 _ANY_SEPARATOR = re.compile("[|;,]")
-LIST = "[]"  # in the place of a separator: the cells have lists
+LIST = "[]"  # used instead of a separator: the cells contain lists
 _LIST_LIKE = re.compile(r"[\[{].*|\([\"'].*|.*[\]}]", re.DOTALL)  # a list, a part of one, or a set or tuple of Python
 _NOTE = re.compile(r"([^\[\]{}\"'][^\[\]{}\"]*[\[{][^\[\]{}\"]*[\]}])+")  # names with a note: seal [animal]
 _WORD = re.compile(r"\[[^\[\]\"',]+\]")  # [background]: beside names without brackets it is a name
@@ -253,7 +253,7 @@ def _from_columns_of_classes(
 
 
 def _refuse_split(path: Path, name: str) -> None:
-    """Raise a UserError if a column of zeros and ones says which split a row is of."""
+    """Raise a UserError if a column of zeros and ones gives the split of each row."""
     if split_called(re.sub(r"^is[_ -]?", "", name, flags=re.IGNORECASE)):
         raise UserError(
             f"the table '{path}' has zeros and ones in a column '{name}', which is not a class; name each row's split "
@@ -262,7 +262,7 @@ def _refuse_split(path: Path, name: str) -> None:
 
 
 def _refuse_misspelt(path: Path, name: str) -> None:
-    """Raise a UserError if a column beside those of zeros and ones is called almost as one of classes."""
+    """Raise a UserError if a column next to those of zeros and ones is named almost like a class column."""
     if meant := nearest(name, _CLASS_HEADERS):
         raise UserError(
             f"the table '{path}' has a column '{name}' (did you mean {meant!r}?) beside columns of zeros and ones; "
@@ -287,7 +287,7 @@ def _single_classes(path: Path, rows: list[TableRow], columns: Mapping[str, int]
         for column in given:
             cell = getattr(row, column)
             if _LIST_LIKE.fullmatch(cell) and not _NOTE.fullmatch(cell):
-                _read_list(row.where, cell)  # one that is malformed must not change how the others are read
+                _read_list(row.where, cell)  # a malformed one must not change how the others are read
     cells = [getattr(row, main) for row in rows]
     separator = _separator_in(cells, several)
     if not several and separator is None:
