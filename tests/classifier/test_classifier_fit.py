@@ -385,8 +385,8 @@ WRONG_QUESTIONS = [
     (lambda c, p: type(c).from_pretrained("./a/b"), "there is no folder './a/b'"),
     (lambda c, p: c.predict(p.paths, on_error="stop"), "on_error"),
     (lambda c, p: c.predict(np.zeros((2, 3))), "width 3"),
-    (lambda c, p: c.predict(np.zeros((2, 3, 4))), "no list of images"),
-    (lambda c, p: c.predict({"a": 1}), "no list of images"),
+    (lambda c, p: c.predict(np.zeros((2, 3, 4))), "not a list of images"),
+    (lambda c, p: c.predict({"a": 1}), "not a list of images"),
     (lambda c, p: c.score(p.paths), "labels, y, are missing"),
     (lambda c, p: c.score(p.paths, ["dog"] * 30), "'dog' is not a class"),
     (lambda c, p: c.score(p.paths, [["circle"]] * 30), "['circle'] is not a class"),
@@ -397,7 +397,7 @@ WRONG_QUESTIONS = [
     (lambda c, p: c.add_class("circle"), "already"),
     (lambda c, p: c.add_class(np.str_("circle")), "a class 'circle' already"),
     (lambda c, p: c.add_class(" "), "' ' is not the name of a class"),
-    (lambda c, p: c.add_class(3), "3 cannot be a label beside"),
+    (lambda c, p: c.add_class(3), "3 cannot be a label: those of the fit"),
     (lambda c, p: c.add_class("star", [drawn("circle", 1)]), "fit again"),
 ]
 

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "whole": (lambda folder: saved(folder, SHARD, np.zeros((7, 8), np.int16)), "floating-point"),
     "escape": (
         lambda folder: edited(folder, lambda m: m["arrays"]["test_features"].append("../x.npy")),
-        "no names of files",
+        "not names of files",
     ),
     "format": (lambda folder: edited(folder, lambda m: m.update(version=9)), "another format or version"),
     "classes": (lambda folder: (folder / CLASSES).unlink(), "No such file"),

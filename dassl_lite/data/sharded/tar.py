@@ -58,7 +58,7 @@ def index_shard(path: str, source: str, columns: Columns) -> tuple[Shard, list[s
         The shard, and what is wrong with it; its sound samples are in the index.
 
     Raises:
-        UserError: it cannot be read, or is no tar file.
+        UserError: it cannot be read, or is not a tar file.
     """
     try:
         status = os.stat(path)
